@@ -1,0 +1,158 @@
+/* Every struct that a map holds. Python's view of them is lb/datapath/layouts.py; the loader turns that
+ * view into static assertions, so a difference is a compile error.
+ *
+ * Addresses and ports are in network byte order everywhere. Everything else is in the CPU's order.
+ * Padding is explicit and always zero: hash maps compare keys by their bytes. */
+#pragma once
+
+enum direction {
+	DIR_FORWARD = 0, /* as the client sends it: client -> VIP */
+	DIR_REPLY = 1,   /* as the backend answers: backend -> client, or -> the address that we SNATed to */
+};
+
+/* A Service address: clusterIP, node address + nodePort, load-balancer or external address. */
+struct vip4_key {
+	__be32 address;
+	__be16 port;
+	u8 protocol;
+	u8 pad;
+};
+
+/* A region of the lookup-table pool; size 0: no backend to offer, the connection is rejected. */
+struct backend_set {
+	u32 offset; /* first row in `tables` */
+	u32 size;   /* rows, a prime */
+};
+
+enum vip_kind {
+	VIP_CLUSTER_IP = 1,
+	VIP_NODE_PORT = 2,
+	VIP_LOAD_BALANCER = 3,
+	VIP_EXTERNAL_IP = 4,
+};
+
+struct vip {
+	u32 service;          /* id of the Service port; names in `services` */
+	u32 affinity_seconds; /* 0: no ClientIP affinity */
+	struct backend_set inside;  /* for clients on this node: pods and host processes */
+	struct backend_set outside; /* for packets that arrive at an uplink */
+	u8 kind;              /* enum vip_kind */
+	u8 pad[3];
+};
+
+enum backend_state {
+	BACKEND_FREE = 0,        /* the slot is unused */
+	BACKEND_ACTIVE = 1,      /* takes new connections */
+	BACKEND_TERMINATING = 2, /* keeps its connections; takes new ones only when a table lists it */
+};
+
+enum backend_flags {
+	BACKEND_LOCAL = 1, /* on this node: reached through the stack, never SNATed but for hairpin */
+};
+
+/* One endpoint of one Service port; two Services that share a pod have a backend each. */
+struct backend4 {
+	__be32 address;
+	__be16 port;
+	u8 state;       /* enum backend_state */
+	u8 flags;       /* enum backend_flags */
+	u32 service;    /* the Service port that owns the slot */
+	u32 generation; /* counts the uses of the slot: a flow of an earlier use does not match */
+	u32 node;       /* name in `nodes` */
+};
+
+struct flow4_key {
+	__be32 src;
+	__be32 dst;
+	__be16 sport;
+	__be16 dport;
+	u8 protocol;
+	u8 direction; /* enum direction */
+	u8 pad[2];
+};
+
+enum flow_state {
+	FLOW_NEW = 0,         /* the client has sent, no reply seen */
+	FLOW_ESTABLISHED = 1, /* both sides have sent */
+	FLOW_CLOSING = 2,     /* one side has sent FIN */
+	FLOW_CLOSED = 3,      /* both sides have sent FIN, or one RST: a new SYN selects afresh */
+};
+
+enum flow_path {
+	PATH_STACK = 0,   /* hand the packet to the kernel's stack */
+	PATH_FORWARD = 1, /* forwarded by us: the far end is another node, or the client behind the uplink */
+	PATH_HAIRPIN = 2, /* back out of the interface it came from: the pod is its own backend */
+};
+
+enum fin_seen {
+	FIN_CLIENT = 1,
+	FIN_BACKEND = 2,
+};
+
+/* One direction of a translated connection. Both directions of a pair carry the same service, backend,
+ * generation, state and fins, and each can be rebuilt from the other. */
+struct flow4 {
+	__be32 src; /* src..dport: what the packet's addresses and ports become */
+	__be32 dst;
+	__be16 sport;
+	__be16 dport;
+	u32 service;
+	u32 backend;
+	u32 generation; /* of the backend slot when the flow was made */
+	u8 state;       /* enum flow_state */
+	u8 fins;        /* enum fin_seen */
+	u8 path;        /* enum flow_path */
+	u8 pad[5];
+	u64 last_seen; /* ns, CLOCK_MONOTONIC; written at most once a second for an established flow */
+};
+
+struct affinity4_key {
+	__be32 client;
+	u32 service;
+};
+
+struct affinity {
+	u64 last_used; /* ns, CLOCK_MONOTONIC: the last new connection */
+	u32 backend;
+	u32 generation;
+};
+
+/* What the node's own address is on an interface: the source address of what we SNAT out of it. */
+struct iface {
+	__be32 source4; /* 0: none */
+	u32 flags;      /* enum iface_flags */
+	u8 source6[16];
+};
+
+enum iface_flags {
+	IFACE_UPLINK = 1,
+	IFACE_TUNNEL = 2,
+};
+
+/* Operator's settings; written by Python, read for flows that change state. */
+struct settings {
+	u64 tcp_syn_ns;         /* a TCP flow without a reply */
+	u64 tcp_established_ns; /* idle */
+	u64 tcp_closing_ns;     /* after the first FIN, and before a port of a closed flow is reused */
+	u64 udp_new_ns;         /* a UDP flow without a reply */
+	u64 udp_ns;             /* idle, replied */
+	__be16 snat_port_min;   /* the reserved range, inclusive */
+	__be16 snat_port_max;
+	u8 pad[4];
+};
+
+/* Names, so that a dump needs nothing but the maps. NUL-terminated, NUL-padded. */
+struct service_name {
+	char namespace[64];
+	char name[64];
+	char port_name[64];
+};
+
+struct node_name {
+	char name[256];
+};
+
+struct counter {
+	u64 packets;
+	u64 bytes;
+};

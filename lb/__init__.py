@@ -1,0 +1,3 @@
+"""An eBPF-assisted load balancer for Kubernetes Services; the command is ``lbctl``."""
+
+__version__ = "0.1.0"

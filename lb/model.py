@@ -1,0 +1,237 @@
+"""What Kubernetes says, in the project's own immutable types.
+
+Only the fields that a Service proxy reads are here. Both sources (manifests, Kubernetes API)
+convert into these types; nothing behind them knows which source it was.
+
+Field meanings follow the Kubernetes API reference (core/v1 Service, Pod, Node and
+discovery.k8s.io/v1 EndpointSlice); defaults that the API server would fill in are filled in
+by the converters, so every value here is final.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from types import MappingProxyType
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+
+class Protocol(enum.IntEnum):
+    """Transport protocols of a Service port; the values are IANA protocol numbers."""
+
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+class ServiceType(enum.StrEnum):
+    """``spec.type`` of a Service."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    LOAD_BALANCER = "LoadBalancer"
+    EXTERNAL_NAME = "ExternalName"
+
+
+class TrafficPolicy(enum.StrEnum):
+    """``spec.internalTrafficPolicy`` and ``spec.externalTrafficPolicy``."""
+
+    CLUSTER = "Cluster"
+    LOCAL = "Local"
+
+
+class TrafficDistribution(enum.StrEnum):
+    """``spec.trafficDistribution``; NONE when it is not set."""
+
+    NONE = ""
+    PREFER_CLOSE = "PreferClose"
+    PREFER_SAME_ZONE = "PreferSameZone"
+    PREFER_SAME_NODE = "PreferSameNode"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectKey:
+    """Namespace and name; a cluster-scoped object has the namespace ``""``."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an object was read: a file with a 1-based line, or an API path with line 0."""
+
+    path: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+
+NOWHERE = Origin("")
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One entry of ``spec.ports``.
+
+    target_port is a number (1 to 65535) or the name of a container port, resolved per endpoint.
+    node_port is 0 when the port has none.
+    """
+
+    name: str
+    protocol: Protocol
+    port: int
+    target_port: int | str
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A core/v1 Service.
+
+    cluster_ips is empty for headless and ExternalName Services. load_balancer_ips holds
+    ``status.loadBalancer.ingress[].ip`` whose ipMode is VIP or unset. affinity_seconds is
+    ``sessionAffinityConfig.clientIP.timeoutSeconds`` (default 10800) when sessionAffinity is
+    ClientIP, else 0. selector is None when the Service has none. created is
+    ``metadata.creationTimestamp`` as ISO 8601 text (sorts by age), ``""`` when unknown.
+    proxied is False when a skip label gives the Service to another proxy.
+    """
+
+    key: ObjectKey
+    type: ServiceType = ServiceType.CLUSTER_IP
+    ports: tuple[ServicePort, ...] = ()
+    cluster_ips: tuple[IPAddress, ...] = ()
+    headless: bool = False
+    external_ips: tuple[IPAddress, ...] = ()
+    load_balancer_ips: tuple[IPAddress, ...] = ()
+    external_name: str = ""
+    selector: Mapping[str, str] | None = None
+    affinity_seconds: int = 0
+    publish_not_ready: bool = False
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    source_ranges: tuple[IPNetwork, ...] = ()
+    health_check_node_port: int = 0
+    distribution: TrafficDistribution = TrafficDistribution.NONE
+    proxied: bool = True
+    created: str = ""
+    labels: Mapping[str, str] = _NO_LABELS
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPort:
+    """One entry of an EndpointSlice's ``ports``: the Service port's name and the real number."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One entry of an EndpointSlice's ``endpoints``.
+
+    ready, serving and terminating are the conditions with the API's defaults applied (ready and
+    serving are true when absent, terminating false). target is ``namespace/name`` of the pod,
+    ``""`` for an endpoint given by hand. hint_zones and hint_nodes are the topology hints.
+    """
+
+    address: IPAddress
+    ready: bool = True
+    serving: bool = True
+    terminating: bool = False
+    node: str = ""
+    zone: str = ""
+    target: str = ""
+    hint_zones: frozenset[str] = frozenset()
+    hint_nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSlice:
+    """A discovery.k8s.io/v1 EndpointSlice; service is the object that its label names."""
+
+    key: ObjectKey
+    service: ObjectKey
+    ports: tuple[EndpointPort, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPort:
+    """A named or unnamed port that a container of a pod declares."""
+
+    name: str
+    protocol: Protocol
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A core/v1 Pod, as far as Services select it.
+
+    ready is the pod's Ready condition; terminating is true once deletionTimestamp is set;
+    finished is true in the phases Succeeded and Failed.
+    """
+
+    key: ObjectKey
+    labels: Mapping[str, str] = _NO_LABELS
+    node: str = ""
+    addresses: tuple[IPAddress, ...] = ()
+    container_ports: tuple[ContainerPort, ...] = ()
+    ready: bool = False
+    terminating: bool = False
+    finished: bool = False
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A core/v1 Node: its InternalIP addresses and its topology labels."""
+
+    name: str
+    addresses: tuple[IPAddress, ...] = ()
+    zone: str = ""
+    terminating: bool = False
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+
+Resource = Service | EndpointSlice | Node
+"""What a source hands on; pods and Endpoints objects have become EndpointSlices by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """A resource was added or changed."""
+
+    resource: Resource
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A resource is gone; a Node's key has the namespace ``""``."""
+
+    kind: type[Service] | type[EndpointSlice] | type[Node]
+    key: ObjectKey
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The source has listed everything once; only now may maps be written."""
+
+    source: str
+
+
+Event = Upsert | Delete | Synced

@@ -1,0 +1,104 @@
+"""What a plan is made of: the desired state of one Service, free of ids and of kernel layouts."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from lb.model import IPAddress, ObjectKey, Protocol
+
+
+class VipKind(enum.StrEnum):
+    """Which field of the Service a VIP comes from."""
+
+    CLUSTER_IP = "clusterIP"
+    NODE_PORT = "nodePort"
+    LOAD_BALANCER = "loadBalancer"
+    EXTERNAL_IP = "externalIP"
+
+
+class BackendState(enum.StrEnum):
+    """Whether a backend takes new connections."""
+
+    ACTIVE = "active"
+    TERMINATING = "terminating"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where the agent stands: everything about the node that a plan depends on.
+
+    node_port_addresses are the addresses on which NodePorts answer, already filtered.
+    """
+
+    node_name: str
+    zone: str = ""
+    node_port_addresses: tuple[IPAddress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VipKey:
+    """A Service address. port is in the CPU's order, 1 to 65535."""
+
+    address: IPAddress
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}/{self.protocol.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Vip:
+    """One VIP of a Service port and the field that it comes from."""
+
+    key: VipKey
+    kind: VipKind
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One endpoint of a Service port. node is ``""`` when the endpoint names none."""
+
+    address: IPAddress
+    port: int
+    node: str
+    local: bool
+    state: BackendState = BackendState.ACTIVE
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What the consistent hash sees: (IP version, address as a number, port); equal on every node."""
+        return (self.address.version, int(self.address), self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class PortPlan:
+    """The desired state of one port of a Service in one address family.
+
+    vips and backends all belong to the family ``version`` (4 or 6) and are sorted. inside and outside are
+    the backends offered to new connections from this node and from outside: subsets of backends, sorted by
+    identity. A backend in neither keeps its established connections only.
+    """
+
+    port_name: str
+    protocol: Protocol
+    version: int
+    affinity_seconds: int
+    vips: tuple[Vip, ...]
+    backends: tuple[Backend, ...]
+    inside: tuple[Backend, ...]
+    outside: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePlan:
+    """The desired state of one Service; no ports when nothing of it belongs in the maps.
+
+    created orders claims on one VIP: the older Service wins (ISO 8601 text, ``""`` sorts last).
+    """
+
+    key: ObjectKey
+    created: str
+    ports: tuple[PortPlan, ...]
