@@ -1,0 +1,480 @@
+"""The bpf() system call, as thin typed functions; nothing here knows what the maps mean.
+
+Keys and values are C-contiguous numpy arrays whose rows are the kernel's bytes. A per-CPU value is one row of
+``value size rounded up to 8`` bytes for each possible CPU (see :func:`possible_cpus`).
+
+Command numbers and attribute layouts are those of ``linux/bpf.h``, which the kernel keeps stable.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.errors import BpfError
+
+Rows = NDArray[Any]
+
+_SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_ENOTSUPP = 524  # the kernel's own "not supported", which some map types give for batch commands
+_MAX_BATCH = 4096
+_NAME_LENGTH = 16  # BPF_OBJ_NAME_LEN, with the NUL
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Command(IntEnum):
+    """enum bpf_cmd, as far as it is used here."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    OBJ_GET_INFO_BY_FD = 15
+    MAP_LOOKUP_BATCH = 24
+    MAP_UPDATE_BATCH = 26
+    MAP_DELETE_BATCH = 27
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type, as far as it is used here."""
+
+    SCHED_CLS = 3
+    XDP = 6
+
+
+class FD:
+    """A file descriptor that is closed with this object.
+
+    subject names the map or the program in error messages.
+    """
+
+    __slots__ = ("_fd", "subject")
+
+    def __init__(self, fd: int, subject: str) -> None:
+        self._fd = fd
+        self.subject = subject
+
+    def fileno(self) -> int:
+        """Return the number; ValueError once closed."""
+        if self._fd < 0:
+            raise ValueError(f"{self.subject}: file descriptor is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """struct bpf_map_info: the shape of a map; sizes in bytes."""
+
+    id: int
+    type: int
+    name: str
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgInfo:
+    """struct bpf_prog_info. tag is the hash of the instructions; load_time is ns since boot."""
+
+    id: int
+    type: int
+    name: str
+    tag: str
+    load_time: int
+    map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """What one run of a program gave: verdict, packet and context after it, ns for each repetition."""
+
+    __test__ = False  # a result, not a pytest class
+
+    retval: int
+    data: bytes
+    duration_ns: int
+    ctx: bytes
+
+
+def _syscall(command: Command, attr: bytearray, subject: str) -> int:
+    """Call bpf(); attr is updated in place.
+
+    Raises
+    ------
+    BpfError: the kernel refused.
+    """
+    machine = platform.machine()
+    if machine not in _SYSCALL_NUMBERS:
+        raise BpfError(command.name, f"{subject} (unknown machine {machine})", errno.ENOSYS)
+    number = ctypes.c_long(_SYSCALL_NUMBERS[machine])
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    while True:
+        result = int(_libc.syscall(number, ctypes.c_long(command), buffer, ctypes.c_long(len(attr))))
+        if result >= 0:
+            return result
+        code = ctypes.get_errno()
+        if code == errno.EINTR and command is Command.PROG_TEST_RUN:
+            continue  # a signal came between two repetitions
+        raise BpfError(command.name, subject, code)
+
+
+def _address(rows: Rows | None) -> int:
+    """Return the address of an array's bytes; 0 for None."""
+    if rows is None:
+        return 0
+    if not rows.flags.c_contiguous:
+        raise ValueError("bpf() needs a C-contiguous array")
+    return int(rows.ctypes.data)
+
+
+def _text(path: Path) -> Rows:
+    return np.frombuffer(os.fsencode(path) + b"\0", dtype="u1")
+
+
+def possible_cpus(text: str | None = None) -> int:
+    """Return how many values a per-CPU map holds for each key: the possible, not the online CPUs.
+
+    text is a CPU list such as ``"0-3,8"``; default: what the kernel says.
+    """
+    if text is None:
+        text = Path("/sys/devices/system/cpu/possible").read_text()
+    last = text.strip().rsplit(",", 1)[-1].rsplit("-", 1)[-1]
+    return int(last) + 1
+
+
+def map_create(
+    map_type: int, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, name: str = ""
+) -> FD:
+    """Create a map; sizes in bytes, flags are BPF_F_*."""
+    attr = bytearray(
+        struct.pack(
+            "=IIIIIII16s",
+            map_type,
+            key_size,
+            value_size,
+            max_entries,
+            flags,
+            0,
+            0,
+            name.encode()[: _NAME_LENGTH - 1],
+        )
+    )
+    return FD(_syscall(Command.MAP_CREATE, attr, f"map {name}"), f"map {name}")
+
+
+def _element(command: Command, fd: FD, key: Rows | None, value: Rows | None, flags: int = 0) -> None:
+    attr = bytearray(struct.pack("=I4xQQQ", fd.fileno(), _address(key), _address(value), flags))
+    _syscall(command, attr, fd.subject)
+
+
+def map_lookup(fd: FD, key: Rows, value: Rows) -> bool:
+    """Read one value into value; return False when the key is not there."""
+    return _unless_missing(lambda: _element(Command.MAP_LOOKUP_ELEM, fd, key, value))
+
+
+def map_update(fd: FD, key: Rows, value: Rows, flags: int = 0) -> None:
+    """Write one entry; flags are BPF_ANY (0), BPF_NOEXIST (1), BPF_EXIST (2)."""
+    _element(Command.MAP_UPDATE_ELEM, fd, key, value, flags)
+
+
+def map_delete(fd: FD, key: Rows) -> bool:
+    """Delete one entry; return False when the key was not there."""
+    return _unless_missing(lambda: _element(Command.MAP_DELETE_ELEM, fd, key, None))
+
+
+def map_next_key(fd: FD, key: Rows | None, next_key: Rows) -> bool:
+    """Write the key after key (None: the first) into next_key; return False at the end."""
+    return _unless_missing(lambda: _element(Command.MAP_GET_NEXT_KEY, fd, key, next_key))
+
+
+def _unless_missing(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except BpfError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True
+
+
+def _no_batch(error: BpfError) -> bool:
+    """Tell whether the kernel or this type of map has no batch commands (Linux before 5.6, some types)."""
+    return error.errno in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP)
+
+
+def _batch(command: Command, fd: FD, attr: bytearray) -> tuple[int, int]:
+    """Run one batch command; return (elements done, errno or 0).
+
+    The kernel reports how far it came also when it fails, but for the errors it finds before it starts.
+    """
+    try:
+        _syscall(command, attr, fd.subject)
+    except BpfError as error:
+        done = int(struct.unpack_from("=I", attr, 32)[0])
+        if _no_batch(error) or error.errno == errno.ENOMEM:
+            done = 0
+        return done, error.errno
+    return int(struct.unpack_from("=I", attr, 32)[0]), 0
+
+
+def map_read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) -> tuple[Rows, Rows]:
+    """Read every entry.
+
+    Returns
+    -------
+    Keys of shape (n,) and dtype keys_type, values of shape (n, row_bytes) and dtype u1. Entries that come
+    or go meanwhile may or may not be among them; none is twice among them.
+    """
+    chunk = min(max(info.max_entries, 1), _MAX_BATCH)
+    keys_done: list[Rows] = []
+    values_done: list[Rows] = []
+    cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")
+    first = True
+    while True:
+        keys = np.zeros(chunk, dtype=keys_type)
+        values = np.zeros((chunk, row_bytes), dtype="u1")
+        attr = bytearray(
+            struct.pack(
+                "=QQQQIIQQ",
+                0 if first else _address(cursors[0]),
+                _address(cursors[1]),
+                _address(keys),
+                _address(values),
+                chunk,
+                fd.fileno(),
+                0,
+                0,
+            )
+        )
+        done, code = _batch(Command.MAP_LOOKUP_BATCH, fd, attr)
+        if code == errno.ENOSPC:  # one hash bucket holds more than the chunk
+            chunk *= 2
+            continue
+        if code not in (0, errno.ENOENT):
+            error = BpfError(Command.MAP_LOOKUP_BATCH.name, fd.subject, code)
+            if first and _no_batch(error):
+                return _read_each(fd, info, keys_type, row_bytes)
+            raise error
+        keys_done.append(keys[:done])
+        values_done.append(values[:done])
+        if code == errno.ENOENT:
+            return np.concatenate(keys_done), np.concatenate(values_done)
+        cursors[0] = cursors[1]
+        first = False
+
+
+def _read_each(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) -> tuple[Rows, Rows]:
+    """Read every entry with one call each.
+
+    The kernel starts again at the first key when the current one has gone, so entries are kept by key and
+    the walk is bounded.
+    """
+    entries: dict[bytes, bytes] = {}
+    key: Rows | None = None
+    for _ in range(4 * info.max_entries):
+        next_key = np.zeros(info.key_size, dtype="u1")
+        if not map_next_key(fd, key, next_key):
+            break
+        value = np.zeros(row_bytes, dtype="u1")
+        if map_lookup(fd, next_key, value):
+            entries[next_key.tobytes()] = value.tobytes()
+        key = next_key
+    keys = np.frombuffer(b"".join(entries), dtype=keys_type)
+    values = np.frombuffer(b"".join(entries.values()), dtype="u1").reshape(len(entries), row_bytes)
+    return keys, values
+
+
+def _write_attr(fd: FD, keys: Rows, values: Rows | None) -> bytearray:
+    return bytearray(
+        struct.pack("=QQQQIIQQ", 0, 0, _address(keys), _address(values), len(keys), fd.fileno(), 0, 0)
+    )
+
+
+def map_update_all(fd: FD, keys: Rows, values: Rows) -> None:
+    """Write len(keys) entries in their order.
+
+    Raises
+    ------
+    BpfError: the kernel refused an entry; those before it have been written.
+    """
+    start = 0
+    while start < len(keys):
+        part = slice(start, start + _MAX_BATCH)
+        done, code = _batch(Command.MAP_UPDATE_BATCH, fd, _write_attr(fd, keys[part], values[part]))
+        start += done
+        if code:
+            error = BpfError(Command.MAP_UPDATE_BATCH.name, fd.subject, code)
+            if not (_no_batch(error) or code == errno.ENOMEM):
+                raise error
+            for key, value in zip(keys[start:], values[start:], strict=True):
+                map_update(fd, np.atleast_1d(key), np.atleast_1d(value))
+            return
+
+
+def map_delete_all(fd: FD, keys: Rows) -> None:
+    """Delete entries; a key that is not there is skipped (the kernel's batch stops at it)."""
+    start = 0
+    while start < len(keys):
+        done, code = _batch(
+            Command.MAP_DELETE_BATCH, fd, _write_attr(fd, keys[start : start + _MAX_BATCH], None)
+        )
+        start += done
+        if code == errno.ENOENT:
+            start += 1
+        elif code:
+            error = BpfError(Command.MAP_DELETE_BATCH.name, fd.subject, code)
+            if not (_no_batch(error) or code == errno.ENOMEM):
+                raise error
+            for key in keys[start:]:
+                map_delete(fd, np.atleast_1d(key))
+            return
+
+
+def obj_pin(fd: FD, path: Path) -> None:
+    """Pin a map or a program at a path of a bpf file system."""
+    text = _text(path)
+    _syscall(Command.OBJ_PIN, bytearray(struct.pack("=QII", _address(text), fd.fileno(), 0)), str(path))
+
+
+def obj_get(path: Path) -> FD:
+    """Open a pinned map or program."""
+    text = _text(path)
+    attr = bytearray(struct.pack("=QII", _address(text), 0, 0))
+    return FD(_syscall(Command.OBJ_GET, attr, str(path)), str(path))
+
+
+def _info(fd: FD, buffer: Rows) -> None:
+    attr = bytearray(struct.pack("=IIQ", fd.fileno(), buffer.nbytes, _address(buffer)))
+    _syscall(Command.OBJ_GET_INFO_BY_FD, attr, fd.subject)
+
+
+def _name(raw: bytes) -> str:
+    return raw.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def map_info(fd: FD) -> MapInfo:
+    """Return a map's shape."""
+    buffer = np.zeros(40, dtype="u1")
+    _info(fd, buffer)
+    kind, ident, key, value, entries, flags, name = struct.unpack("=IIIIII16s", buffer.tobytes())
+    return MapInfo(ident, kind, _name(name), key, value, entries, flags)
+
+
+_PROG_INFO = struct.Struct("=II8sIIQQQIIQ16s")
+
+
+def prog_info(fd: FD) -> ProgInfo:
+    """Return a program's identity and the ids of its maps."""
+    buffer = np.zeros(_PROG_INFO.size, dtype="u1")
+    _info(fd, buffer)
+    count = _PROG_INFO.unpack(buffer.tobytes())[9]
+    ids = np.zeros(max(count, 1), dtype="u4")
+    request = _PROG_INFO.pack(0, 0, b"", 0, 0, 0, 0, 0, 0, count, _address(ids), b"")
+    buffer = np.frombuffer(bytearray(request), dtype="u1")
+    _info(fd, buffer)
+    kind, ident, tag, _, _, _, _, load_time, _, count, _, name = _PROG_INFO.unpack(buffer.tobytes())
+    return ProgInfo(ident, kind, _name(name), tag.hex(), load_time, tuple(int(i) for i in ids[:count]))
+
+
+def prog_test_run(
+    fd: FD, data: bytes, ctx: bytes = b"", *, repeat: int = 1, room: int = 2048, ctx_room: int = 0
+) -> TestRun:
+    """Run a loaded program on a packet, in the caller's network namespace.
+
+    data is the packet from the Ethernet header on; ctx is the struct xdp_md or struct __sk_buff going in (empty:
+    the kernel's defaults), ctx_room the bytes of it to read back. room is for the packet that comes out.
+    With repeat, duration_ns is the mean of that many runs.
+
+    Raises
+    ------
+    BpfError: ENOSPC when room is too small, EINVAL when the packet is shorter than 14 bytes.
+    """
+    data_in = np.frombuffer(data, dtype="u1")
+    data_out = np.zeros(max(room, len(data)), dtype="u1")
+    ctx_in = np.frombuffer(ctx, dtype="u1") if ctx else None
+    ctx_out = np.zeros(ctx_room, dtype="u1") if ctx_room else None
+    attr = bytearray(
+        struct.pack(
+            "=IIIIQQIIIIQQ",
+            fd.fileno(),
+            0,
+            data_in.nbytes,
+            data_out.nbytes,
+            _address(data_in),
+            _address(data_out),
+            repeat,
+            0,
+            len(ctx),
+            ctx_room,
+            _address(ctx_in),
+            _address(ctx_out),
+        )
+    )
+    _syscall(Command.PROG_TEST_RUN, attr, fd.subject)
+    _, retval, _, size, _, _, _, duration, _, ctx_size, _, _ = struct.unpack("=IIIIQQIIIIQQ", attr)
+    # TC and XDP verdicts are small; the kernel returns them as u32, TC_ACT_UNSPEC (-1) included.
+    return TestRun(
+        ctypes.c_int32(retval).value,
+        data_out[:size].tobytes(),
+        duration,
+        ctx_out[:ctx_size].tobytes() if ctx_out is not None else b"",
+    )
+
+
+__all__ = [
+    "FD",
+    "Command",
+    "MapInfo",
+    "ProgInfo",
+    "ProgType",
+    "TestRun",
+    "map_create",
+    "map_delete",
+    "map_delete_all",
+    "map_info",
+    "map_lookup",
+    "map_next_key",
+    "map_read_all",
+    "map_update",
+    "map_update_all",
+    "obj_get",
+    "obj_pin",
+    "possible_cpus",
+    "prog_info",
+    "prog_test_run",
+]

@@ -1,0 +1,161 @@
+"""Open the pinned maps that fit, make the others, and carry over what can be kept.
+
+Two steps, because programs are compiled between them: :func:`open_maps` changes nothing that is pinned,
+:func:`pin_maps` puts the new maps in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lb.config import Limits
+from lb.datapath import bpf, layouts
+from lb.datapath.bpf import FD, MapInfo, Rows
+from lb.datapath.layouts import MapSpec, MapType
+from lb.datapath.pins import Pins
+
+_LOG = logging.getLogger(__name__)
+
+# Maps whose entries name each other by id. When one of them must start empty, ids start anew; then all of
+# them start empty, and so does what the kernel noted by those ids.
+_BY_ID = frozenset({"nodes", "services", "backends4", "tables", "vips4"})
+_NAMING_IDS = frozenset({"flows4", "affinity4"})
+
+
+@dataclass(frozen=True, slots=True)
+class MapSlot:
+    """One map that a build uses.
+
+    pinned: fd is already at its place. source: the pinned map whose entries fd takes over, if any.
+    """
+
+    spec: MapSpec
+    fd: FD
+    pinned: bool
+    source: FD | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    fd: FD
+    info: MapInfo
+    usable: bool
+
+
+def row_bytes(info: MapInfo) -> int:
+    """Return the bytes of one value as bpf() transfers it: per-CPU values are padded to 8 and one per CPU."""
+    if info.type == MapType.PERCPU_ARRAY:
+        return -(-info.value_size // 8) * 8 * bpf.possible_cpus()
+    return info.value_size
+
+
+def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
+    """Read a map as keys of its dtype and values of raw bytes."""
+    info = bpf.map_info(fd)
+    return bpf.map_read_all(fd, info, spec.key, row_bytes(info))
+
+
+def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[MapSlot]:
+    """Return a slot for each map of layouts.MAPS; descriptors close with the stack.
+
+    Raises
+    ------
+    BpfError: a map could not be opened or created.
+    """
+    sizes = limits.as_dict()
+    old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in layouts.MAPS}
+    keep = {name for name, one in old.items() if one is not None and one.usable}
+    if not keep >= _BY_ID:
+        keep -= _BY_ID | _NAMING_IDS
+    slots = []
+    for spec in layouts.MAPS:
+        entries = spec.max_entries(sizes)
+        before = old[spec.name]
+        if before is not None and spec.name in keep and before.info.max_entries == entries:
+            slots.append(MapSlot(spec, before.fd, pinned=True, source=None))
+            continue
+        fd = bpf.map_create(
+            spec.type,
+            spec.key.itemsize,
+            spec.value.itemsize,
+            entries,
+            flags=spec.flags,
+            name=f"lb_{spec.name}",
+        )
+        stack.enter_context(fd)
+        source = before.fd if before is not None and spec.name in keep else None
+        slots.append(MapSlot(spec, fd, pinned=False, source=source))
+        if before is not None and source is None:
+            _LOG.warning("map %s has another shape or room than before: its old contents are lost", spec.name)
+    return slots
+
+
+def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> _Old | None:
+    path = pins.maps / spec.name
+    if not path.exists():
+        return None
+    fd = stack.enter_context(bpf.obj_get(path))
+    info = bpf.map_info(fd)
+    usable = (
+        (pins.shapes / _shape(spec)).is_dir()
+        and (info.type, info.key_size, info.value_size, info.flags)
+        == (spec.type, spec.key.itemsize, spec.value.itemsize, spec.flags)
+        and (info.max_entries <= entries or _fits(fd, spec, entries))
+    )
+    return _Old(fd, info, usable)
+
+
+def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
+    """Tell whether what the map holds fits into a smaller one."""
+    if spec.type is MapType.LRU_HASH:
+        return True  # as ever, the least recently used ones go
+    keys, values = read_rows(fd, spec)
+    if spec.type is MapType.HASH:
+        return len(keys) <= entries
+    return not values[keys >= entries].any()
+
+
+def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
+    """Fill and pin the maps that are not at their place; return the names of those that start empty.
+
+    A pin is replaced by rename, so a reader finds the old map or the new one. A crash in between loses a
+    layout's marker at worst: the map then counts as one of another shape.
+
+    Raises
+    ------
+    BpfError: the kernel refused an entry or a pin.
+    """
+    pins.maps.mkdir(exist_ok=True)
+    pins.shapes.mkdir(exist_ok=True)
+    for slot in slots:
+        if slot.pinned:
+            continue
+        name = slot.spec.name
+        if slot.source is not None:
+            _copy(slot.source, slot.fd, slot.spec)
+        for marker in pins.shapes.glob(f"{name}-*"):
+            marker.rmdir()
+        aside = pins.maps / f"{name}~new"
+        aside.unlink(missing_ok=True)
+        bpf.obj_pin(slot.fd, aside)
+        aside.rename(pins.maps / name)
+        (pins.shapes / _shape(slot.spec)).mkdir()
+    return frozenset(slot.spec.name for slot in slots if not slot.pinned and slot.source is None)
+
+
+def _copy(source: FD, target: FD, spec: MapSpec) -> None:
+    keys, values = read_rows(source, spec)
+    if spec.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
+        inside = keys < bpf.map_info(target).max_entries
+        keys, values = keys[inside], values[inside]
+    bpf.map_update_all(target, keys, values)
+
+
+def _shape(spec: MapSpec) -> str:
+    """Return the name of the marker of a map's layout: the sizes alone would not show a moved field."""
+    layout = f"{spec.key.descr}{spec.value.descr}"
+    return f"{spec.name}-{hashlib.sha256(layout.encode()).hexdigest()[:12]}"

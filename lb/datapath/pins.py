@@ -1,0 +1,152 @@
+"""Where an instance's maps and programs stay when no process holds them.
+
+::
+
+    /sys/fs/bpf/lbctl/<instance>/maps/<map>
+                                /shapes/<map>-<hash>         empty directories: the layout a map was made with
+                                /progs-<fingerprint>/<program>
+
+A bpf file system keeps dots in names for itself, so ``lab.node1`` is the directory ``lab~node1``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lb.errors import BpfError, ConfigError, DatapathError
+
+_LOG = logging.getLogger(__name__)
+BPFFS = Path("/sys/fs/bpf")
+ROOT = BPFFS / "lbctl"
+_INSTANCE = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_PROGS = "progs-"
+_STAGING = "staging-"
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The pin directory of one instance.
+
+    Raises
+    ------
+    ConfigError: the instance's name holds something else than letters, digits, ``_``, ``.`` and ``-``.
+    """
+
+    instance: str
+
+    def __post_init__(self) -> None:
+        if not _INSTANCE.fullmatch(self.instance):
+            raise ConfigError(
+                f"instance {self.instance!r}: give up to 253 letters, digits, '_', '.', '-'; a letter first"
+            )
+
+    @property
+    def base(self) -> Path:
+        """The instance's directory."""
+        return ROOT / self.instance.replace(".", "~")
+
+    @property
+    def maps(self) -> Path:
+        """The directory of pinned maps."""
+        return self.base / "maps"
+
+    @property
+    def shapes(self) -> Path:
+        """The directory whose subdirectories' names tell the layouts of the pinned maps."""
+        return self.base / "shapes"
+
+    def programs(self, fingerprint: str) -> Path:
+        """Return the directory of the programs of one build."""
+        return self.base / f"{_PROGS}{fingerprint}"
+
+    def staging(self, fingerprint: str) -> Path:
+        """Return the directory that is renamed to :meth:`programs` once it is complete."""
+        return self.base / f"{_STAGING}{fingerprint}"
+
+    def builds(self) -> list[Path]:
+        """Return all program directories, half-made ones included."""
+        if not self.base.is_dir():
+            return []
+        return sorted(path for path in self.base.iterdir() if path.name.startswith((_PROGS, _STAGING)))
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from loading or unloading this instance meanwhile."""
+        self.base.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def instances() -> list[str]:
+    """Return the names of all instances with pins on this machine."""
+    if not ROOT.is_dir():
+        return []
+    return sorted(path.name.replace("~", ".") for path in ROOT.iterdir())
+
+
+def is_bpffs(path: Path, mountinfo: str | None = None) -> bool:
+    """Tell whether a bpf file system is mounted right at path. mountinfo: text of /proc/self/mountinfo."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    kinds = [
+        line.split(" - ", 1)[1].split()[0]
+        for line in text.splitlines()
+        if line.split(" ", 5)[4] == str(path) and " - " in line
+    ]
+    return bool(kinds) and kinds[-1] == "bpf"
+
+
+def ensure_bpffs() -> None:
+    """Mount a bpf file system at /sys/fs/bpf unless one is there.
+
+    Raises
+    ------
+    BpfError: it could not be mounted.
+    DatapathError: the kernel offers no place for it.
+    """
+    if is_bpffs(BPFFS):
+        return
+    if not BPFFS.is_dir():
+        raise DatapathError(
+            f"{BPFFS} does not exist: the kernel has no BPF file system, or /sys is not mounted"
+        )
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
+        raise BpfError("mount", str(BPFFS), ctypes.get_errno())
+    _LOG.info("mounted a bpf file system at %s", BPFFS)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory of pins and what is below; nothing happens when it is not there.
+
+    Unpinning a program or map leaves it alive for as long as a hook or a process uses it.
+    """
+    if not path.is_dir():
+        return
+    for child in path.iterdir():
+        if child.is_dir():
+            remove_tree(child)
+        else:
+            child.unlink(missing_ok=True)
+    path.rmdir()
+
+
+def unload(pins: Pins) -> None:
+    """Remove every pin of the instance, and the common parent when no other instance is left."""
+    if not pins.base.is_dir():
+        return
+    with pins.lock():
+        remove_tree(pins.base)
+    with contextlib.suppress(OSError):  # another instance is below
+        ROOT.rmdir()
