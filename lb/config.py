@@ -1,9 +1,19 @@
-"""Settings: their names, units, defaults and meaning. How they are read is in :mod:`lb.cli`."""
+"""Settings: their names, units, defaults, meaning, and what each may hold.
+
+Every field below is one setting, declared once by :func:`setting`. How it is written in a YAML file, in the
+environment and as a flag follows from its place here, see :class:`Setting`; the reading itself is in
+:mod:`lb.cli.settings`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any, get_origin, get_type_hints
 
 
 class UplinkMode(enum.StrEnum):
@@ -15,16 +25,117 @@ class UplinkMode(enum.StrEnum):
     TC = "tc"
 
 
+PRIMARY = "primary"
+"""In node_port_addresses: the primary address of each family on the uplinks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a setting may hold.
+
+    metavar is the unit or the form as shown in help texts. right says in words what would be right. parse
+    turns text into the value and raises ValueError when it cannot.
+    """
+
+    metavar: str
+    right: str
+    parse: Callable[[str], Any]
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(text)
+        return value
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1e9:
+        raise ValueError(text)
+    return value
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    compiled = re.compile(pattern)
+
+    def parse(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _network(text: str) -> str:
+    return str(ip_network(text))
+
+
+def _network_or_primary(text: str) -> str:
+    return PRIMARY if text == PRIMARY else _network(text)
+
+
+def _port_range(text: str) -> str:
+    first, _, last = text.partition("-")
+    if not 1 <= int(first) <= int(last) <= 65535:
+        raise ValueError(text)
+    return text
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    return _matching("|".join(words))
+
+
+_DNS_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+
+ENTRIES = Kind("ENTRIES", "a whole number of entries from 1 to 2147483647", _whole(1, 2**31 - 1))
+SECONDS = Kind("SECONDS", "a number of seconds above 0", _seconds)
+PORT = Kind("PORT", "a port number from 1 to 65535", _whole(1, 65535))
+PORT_RANGE = Kind("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
+NETWORK = Kind("CIDR", "a network such as 10.96.0.0/16, without host bits", _network)
+NETWORK_OR_PRIMARY = Kind(
+    "CIDR", f"a network such as 10.0.0.0/8, without host bits, or the word {PRIMARY}", _network_or_primary
+)
+NODE_NAME = Kind(
+    "NAME",
+    "a node name as Kubernetes takes it: at most 253 lower-case letters, digits, '-' and '.'",
+    _matching(rf"(?=.{{1,253}}$){_DNS_NAME}"),
+)
+INSTANCE = Kind(
+    "NAME",
+    "a directory name: at most 200 letters, digits, '-', '_' and '.', beginning with a letter or digit",
+    _matching(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,199}"),
+)
+INTERFACE = Kind("IFACE", "the name of an interface, at most 15 characters", _matching(r"[^\s/:,]{1,15}"))
+GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"[^\s/,]{1,64}"))
+SOURCE = Kind("SOURCE", "manifests:DIR", _matching(r"manifests:.+"))
+MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
+LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
+FILE = Kind("FILE", "the path of a file", _matching(r".+"))
+
+
+def setting(default: Any, kind: Kind, text: str, *, one: str = "") -> Any:
+    """Declare a setting: its default, what it may hold, and its help text.
+
+    one is the name of a single value of a list, as flags and the environment call it: ``uplink`` for
+    the field ``uplinks``.
+    """
+    return field(default=default, metadata={"kind": kind, "help": text, "one": one})
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Entries of each map that can fill up; a change compiles anew and keeps no flows of a resized map."""
 
-    vips: int = 65_536
-    backends: int = 131_072
-    table_rows: int = 4_194_304
-    flows: int = 262_144
-    affinity: int = 65_536
-    services: int = 65_536
+    vips: int = setting(65_536, ENTRIES, "Service addresses: one for each address, port and protocol")
+    backends: int = setting(131_072, ENTRIES, "endpoints: one for each Service port and endpoint")
+    table_rows: int = setting(4_194_304, ENTRIES, "rows of all consistent-hash tables together, 4 bytes each")
+    flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
+    affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
+    services: int = setting(65_536, ENTRIES, "Service ports")
 
     def as_dict(self) -> dict[str, int]:
         """Return the limits by name, as :meth:`lb.datapath.layouts.MapSpec.max_entries` takes them."""
@@ -35,19 +146,19 @@ class Limits:
 class Timeouts:
     """Seconds after which an idle flow is forgotten; defaults follow Linux' nf_conntrack sysctls."""
 
-    tcp_syn: float = 60
-    tcp_established: float = 86_400
-    tcp_closing: float = 10
-    udp_new: float = 30
-    udp: float = 120
+    tcp_syn: float = setting(60, SECONDS, "a TCP connection without any reply")
+    tcp_established: float = setting(86_400, SECONDS, "an idle TCP connection")
+    tcp_closing: float = setting(10, SECONDS, "a TCP connection after its first FIN")
+    udp_new: float = setting(30, SECONDS, "a UDP flow without any reply")
+    udp: float = setting(120, SECONDS, "an idle UDP flow")
 
 
 @dataclass(frozen=True, slots=True)
 class SnatPorts:
     """The port range, inclusive, that SNAT may use; keep it apart from net.ipv4.ip_local_port_range."""
 
-    first: int = 61_000
-    last: int = 65_535
+    first: int = setting(61_000, PORT, "first port for connections whose backend is on another node")
+    last: int = setting(65_535, PORT, "last of those ports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +167,7 @@ class Config:
 
     Attributes
     ----------
-    sources: one or more of ``manifests:DIR`` (later: ``kubernetes``).
+    sources: one or more of ``manifests:DIR``.
     node_name: this node's name, as pods and endpoints use it.
     instance: name of the pin directory below /sys/fs/bpf/lbctl; default: the node's name.
     uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
@@ -67,16 +178,97 @@ class Config:
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
     """
 
-    sources: tuple[str, ...] = ()
-    node_name: str = ""
-    instance: str = ""
-    uplinks: tuple[str, ...] = ()
-    uplink_mode: UplinkMode = UplinkMode.AUTO
-    tunnels: tuple[str, ...] = ()
-    pod_interfaces: tuple[str, ...] = ()
-    node_port_addresses: tuple[str, ...] = ()
-    service_cidr: str = "10.96.0.0/16"
-    node_port_range: str = "30000-32767"
+    sources: tuple[str, ...] = setting(
+        (), SOURCE, "where Services come from: a directory of Kubernetes manifests, watched", one="source"
+    )
+    node_name: str = setting("", NODE_NAME, "this node's name in pods and endpoints; default: the host name")
+    instance: str = setting(
+        "", INSTANCE, "name of the directory of pins below /sys/fs/bpf/lbctl; default: the node's name"
+    )
+    uplinks: tuple[str, ...] = setting(
+        (),
+        INTERFACE,
+        "interface towards clients and other nodes; default: that of the default route",
+        one="uplink",
+    )
+    uplink_mode: UplinkMode = setting(
+        UplinkMode.AUTO,
+        MODE,
+        "hook of the uplinks: auto, xdp-native, xdp-generic or tc; auto says what it took and why",
+    )
+    tunnels: tuple[str, ...] = setting(
+        (), GLOB, "overlay interface (VXLAN, IPIP) that leads to pods of other nodes", one="tunnel"
+    )
+    pod_interfaces: tuple[str, ...] = setting(
+        (),
+        GLOB,
+        "host ends of pods' interfaces; default: the names that common CNI plugins give",
+        one="pod_interface",
+    )
+    node_port_addresses: tuple[str, ...] = setting(
+        (),
+        NETWORK_OR_PRIMARY,
+        f"networks whose addresses answer on NodePorts; default: {PRIMARY}, the primary address of each"
+        " family on the uplinks",
+        one="node_port_address",
+    )
+    service_cidr: str = setting("10.96.0.0/16", NETWORK, "network for manifests that leave clusterIP out")
+    node_port_range: str = setting("30000-32767", PORT_RANGE, "ports for manifests that leave nodePort out")
+    ready_file: str = setting("", FILE, "written when the first sync is in the kernel, removed on stop")
+    log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     snat_ports: SnatPorts = field(default_factory=SnatPorts)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting, as :func:`settings` finds it.
+
+    path is its place: ``("limits", "flows")`` is ``limits: {flows: …}`` in YAML. many is true for lists: the
+    flag may be repeated, the environment variable separates by commas.
+    """
+
+    path: tuple[str, ...]
+    kind: Kind
+    help: str
+    default: Any
+    many: bool
+    one: str
+
+    @property
+    def name(self) -> str:
+        """The dotted name, ``limits.flows``."""
+        return ".".join(self.path)
+
+    @property
+    def flag(self) -> str:
+        """The flag, ``--limits-flows``."""
+        return "--" + self._single.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, ``LBCTL_LIMITS_FLOWS``."""
+        return "LBCTL_" + self._single.upper()
+
+    @property
+    def _single(self) -> str:
+        return self.one or "_".join(self.path)
+
+
+def settings(cls: type = Config, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Yield every setting of the dataclass and of those nested in it, in their order."""
+    types = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        path = (*prefix, item.name)
+        if dataclasses.is_dataclass(types[item.name]):
+            yield from settings(types[item.name], path)
+            continue
+        yield Setting(
+            path=path,
+            kind=item.metadata["kind"],
+            help=item.metadata["help"],
+            default=item.default,
+            many=get_origin(types[item.name]) is tuple,
+            one=item.metadata["one"],
+        )

@@ -1,0 +1,43 @@
+# make lab    a cluster of network namespaces on this machine, with requests running through it
+# make test   linters and all tests
+# Both install what is missing first and say so; see scripts/setup.
+
+PYTHON := .venv/bin/python
+# Tests and lab load BPF programs and make network namespaces: as root, through sudo when not root.
+# Files that root would leave in the tree are kept out of it.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider
+
+.PHONY: help lab test lint format clean
+
+help:
+	@echo 'make lab     set up, bring up the lab, show Services at work'
+	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
+	@echo 'make lint    set up, run linters only'
+	@echo 'make format  set up, let ruff and clang-format rewrite the sources'
+	@echo 'make clean   remove .venv and caches (first: lbctl lab down)'
+
+lab:
+	@scripts/setup
+	@$(ROOT) .venv/bin/lbctl lab demo
+
+test: lint
+	$(PYTEST) $(PYTEST_ARGS)
+
+lint:
+	@scripts/setup dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $$(find bpf -name '*.[ch]' -not -path 'bpf/include/*')
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format:
+	@scripts/setup dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $$(find bpf -name '*.[ch]' -not -path 'bpf/include/*')
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
