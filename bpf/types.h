@@ -7,7 +7,7 @@
 
 enum direction {
 	DIR_FORWARD = 0, /* as the client sends it: client -> VIP */
-	DIR_REPLY = 1,   /* as the backend answers: backend -> client, or -> the address that we SNATed to */
+	DIR_REPLY = 1,	 /* as the backend answers: backend -> client, or -> the address that we SNATed to */
 };
 
 /* A Service address: clusterIP, node address + nodePort, load-balancer or external address. */
@@ -32,17 +32,17 @@ enum vip_kind {
 };
 
 struct vip {
-	u32 service;          /* id of the Service port; names in `services` */
-	u32 affinity_seconds; /* 0: no ClientIP affinity */
+	u32 service;		    /* id of the Service port; names in `services` */
+	u32 affinity_seconds;	    /* 0: no ClientIP affinity */
 	struct backend_set inside;  /* for clients on this node: pods and host processes */
 	struct backend_set outside; /* for packets that arrive at an uplink */
-	u8 kind;              /* enum vip_kind */
+	u8 kind;		    /* enum vip_kind */
 	u8 pad[3];
 };
 
 enum backend_state {
-	BACKEND_FREE = 0,        /* the slot is unused */
-	BACKEND_ACTIVE = 1,      /* takes new connections */
+	BACKEND_FREE = 0,	 /* the slot is unused */
+	BACKEND_ACTIVE = 1,	 /* takes new connections */
 	BACKEND_TERMINATING = 2, /* keeps its connections; takes new ones only when a table lists it */
 };
 
@@ -54,11 +54,11 @@ enum backend_flags {
 struct backend4 {
 	__be32 address;
 	__be16 port;
-	u8 state;       /* enum backend_state */
-	u8 flags;       /* enum backend_flags */
-	u32 service;    /* the Service port that owns the slot */
+	u8 state;	/* enum backend_state */
+	u8 flags;	/* enum backend_flags */
+	u32 service;	/* the Service port that owns the slot */
 	u32 generation; /* counts the uses of the slot: a flow of an earlier use does not match */
-	u32 node;       /* name in `nodes` */
+	u32 node;	/* name in `nodes` */
 };
 
 struct flow4_key {
@@ -72,14 +72,14 @@ struct flow4_key {
 };
 
 enum flow_state {
-	FLOW_NEW = 0,         /* the client has sent, no reply seen */
+	FLOW_NEW = 0,	      /* the client has sent, no reply seen */
 	FLOW_ESTABLISHED = 1, /* both sides have sent */
 	FLOW_CLOSING = 2,     /* one side has sent FIN */
 	FLOW_CLOSED = 3,      /* both sides have sent FIN, or one RST: a new SYN selects afresh */
 };
 
 enum flow_path {
-	PATH_STACK = 0,   /* hand the packet to the kernel's stack */
+	PATH_STACK = 0,	  /* hand the packet to the kernel's stack */
 	PATH_FORWARD = 1, /* forwarded by us: the far end is another node, or the client behind the uplink */
 	PATH_HAIRPIN = 2, /* back out of the interface it came from: the pod is its own backend */
 };
@@ -99,9 +99,9 @@ struct flow4 {
 	u32 service;
 	u32 backend;
 	u32 generation; /* of the backend slot when the flow was made */
-	u8 state;       /* enum flow_state */
-	u8 fins;        /* enum fin_seen */
-	u8 path;        /* enum flow_path */
+	u8 state;	/* enum flow_state */
+	u8 fins;	/* enum fin_seen */
+	u8 path;	/* enum flow_path */
 	u8 pad[5];
 	u64 last_seen; /* ns, CLOCK_MONOTONIC; written at most once a second for an established flow */
 };
@@ -120,7 +120,7 @@ struct affinity {
 /* What the node's own address is on an interface: the source address of what we SNAT out of it. */
 struct iface {
 	__be32 source4; /* 0: none */
-	u32 flags;      /* enum iface_flags */
+	u32 flags;	/* enum iface_flags */
 	u8 source6[16];
 };
 
@@ -131,12 +131,12 @@ enum iface_flags {
 
 /* Operator's settings; written by Python, read for flows that change state. */
 struct settings {
-	u64 tcp_syn_ns;         /* a TCP flow without a reply */
+	u64 tcp_syn_ns;		/* a TCP flow without a reply */
 	u64 tcp_established_ns; /* idle */
-	u64 tcp_closing_ns;     /* after the first FIN, and before a port of a closed flow is reused */
-	u64 udp_new_ns;         /* a UDP flow without a reply */
-	u64 udp_ns;             /* idle, replied */
-	__be16 snat_port_min;   /* the reserved range, inclusive */
+	u64 tcp_closing_ns;	/* after the first FIN, and before a port of a closed flow is reused */
+	u64 udp_new_ns;		/* a UDP flow without a reply */
+	u64 udp_ns;		/* idle, replied */
+	__be16 snat_port_min;	/* the reserved range, inclusive */
 	__be16 snat_port_max;
 	u8 pad[4];
 };

@@ -232,7 +232,7 @@ MAPS: tuple[MapSpec, ...] = (
     ),
     MapSpec(
         "ifaces", MapType.HASH, ID, IFACE, "Python", "the interface is not used for SNAT, logged",
-        "by ifindex: the node's own address on an interface", fixed=4096, flags=BPF_F_NO_PREALLOC,
+        "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin", fixed=4096, flags=BPF_F_NO_PREALLOC,
     ),
     MapSpec(
         "vips4", MapType.HASH, VIP4_KEY, VIP, "Python", "the Service is refused, logged",

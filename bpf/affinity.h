@@ -1,0 +1,32 @@
+/* ClientIP affinity: a client keeps its backend until affinity_seconds after its last new connection. */
+#pragma once
+#include "backend.h"
+
+/* The client's backend, if it has one that still takes new connections. */
+static __always_inline bool lookup_affinity(const struct vip *vip, const struct tuple *t, u64 now,
+					    struct backend *out)
+{
+	struct affinity4_key key = {.client = t->src.word[0], .service = vip->service};
+	struct affinity *entry = bpf_map_lookup_elem(affinity4, &key);
+
+	if (!entry || now - entry->last_used >= vip->affinity_seconds * NSEC_PER_SEC)
+		return false;
+	if (!read_backend(entry->backend, vip->service, out) || out->generation != entry->generation ||
+	    out->state != BACKEND_ACTIVE)
+		return false;
+	entry->last_used = now;
+	return true;
+}
+
+static __always_inline void remember_affinity(const struct vip *vip, const struct tuple *t, u64 now,
+					      const struct backend *backend)
+{
+	struct affinity4_key key = {.client = t->src.word[0], .service = vip->service};
+	struct affinity entry = {
+	    .last_used = now,
+	    .backend = backend->id,
+	    .generation = backend->generation,
+	};
+
+	bpf_map_update_elem(affinity4, &key, &entry, BPF_ANY);
+}

@@ -1,0 +1,91 @@
+/* Backend selection: a consistent hash into the Service's Maglev table. */
+#pragma once
+#include "service.h"
+
+struct backend {
+	struct addr address;
+	__be16 port;
+	bool local;
+	u8 state;
+	u32 id;
+	u32 service;
+	u32 generation;
+};
+
+static __always_inline u32 rotate_left(u32 word, u32 bits)
+{
+	return (word << bits) | (word >> (32 - bits));
+}
+
+/* Three words to one: the final mix of Bob Jenkins' lookup3 hash. */
+static __always_inline u32 hash_words(u32 a, u32 b, u32 c)
+{
+	a += HASH_SEED;
+	b += HASH_SEED;
+	c += HASH_SEED;
+	c ^= b;
+	c -= rotate_left(b, 14);
+	a ^= c;
+	a -= rotate_left(c, 11);
+	b ^= a;
+	b -= rotate_left(a, 25);
+	c ^= b;
+	c -= rotate_left(b, 16);
+	a ^= c;
+	a -= rotate_left(c, 4);
+	b ^= a;
+	b -= rotate_left(a, 14);
+	c ^= b;
+	c -= rotate_left(b, 24);
+	return c;
+}
+
+/* Hash of a connection, equal on every node: words as they are in the packet. */
+static __always_inline u32 hash_tuple(const struct tuple *t)
+{
+	u32 ports = ((u32)bpf_ntohs(t->sport) << 16) | bpf_ntohs(t->dport);
+
+	return hash_words(bpf_ntohl(t->src.word[0]), bpf_ntohl(t->dst.word[0]) + t->protocol, ports);
+}
+
+/* With affinity only the client counts, so that every VIP and every node choose alike. */
+static __always_inline u32 hash_client(const struct tuple *t)
+{
+	return hash_words(bpf_ntohl(t->src.word[0]), 0, 0);
+}
+
+/* Read slot id; false when it is free or belongs to another Service port. */
+static __always_inline bool read_backend(u32 id, u32 service, struct backend *out)
+{
+	const struct backend4 *slot = bpf_map_lookup_elem(backends4, &id);
+
+	if (!slot || slot->state == BACKEND_FREE || slot->service != service)
+		return false;
+	out->address.word[0] = slot->address;
+	out->port = slot->port;
+	out->local = slot->flags & BACKEND_LOCAL;
+	out->state = slot->state;
+	out->id = id;
+	out->service = service;
+	out->generation = slot->generation;
+	return true;
+}
+
+/* Is the backend of a flow or of an affinity entry still the one that it was? */
+static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
+{
+	const struct backend4 *slot = bpf_map_lookup_elem(backends4, &id);
+
+	return slot && slot->state != BACKEND_FREE && slot->generation == generation &&
+	       slot->service == service;
+}
+
+/* set.size is not 0. */
+static __always_inline bool select_backend(const struct backend_set *set, u32 service, u32 hash,
+					   struct backend *out)
+{
+	u32 row = set->offset + (u32)(((u64)hash * set->size) >> 32);
+	const u32 *id = bpf_map_lookup_elem(tables, &row);
+
+	return id && read_backend(*id, service, out);
+}

@@ -1,0 +1,120 @@
+/* The packet primitives, for XDP. Same names as ctx_tc.h; all that follows is written against them. */
+#pragma once
+#include "csum.h"
+
+typedef struct xdp_md ctx_t;
+
+enum verdict {
+	VERDICT_PASS = XDP_PASS,
+	VERDICT_DROP = XDP_DROP,
+};
+
+static __always_inline void *ctx_data(const ctx_t *ctx)
+{
+	return (void *)(long)ctx->data;
+}
+
+static __always_inline void *ctx_data_end(const ctx_t *ctx)
+{
+	return (void *)(long)ctx->data_end;
+}
+
+/* Frame length in bytes, Ethernet header included. */
+static __always_inline u32 ctx_len(const ctx_t *ctx)
+{
+	return ctx->data_end - ctx->data;
+}
+
+static __always_inline u32 ctx_ifindex(const ctx_t *ctx)
+{
+	return ctx->ingress_ifindex;
+}
+
+/* Make the first len bytes directly readable; false when the packet is shorter. */
+static __always_inline bool ctx_pull(const ctx_t *ctx, u32 len)
+{
+	return ctx_data(ctx) + len <= ctx_data_end(ctx);
+}
+
+/* True when a VLAN tag was taken off the packet and waits in its metadata. */
+static __always_inline bool ctx_vlan(const ctx_t *ctx)
+{
+	return false;
+}
+
+/* Copy len bytes (a constant) at offset off out of the packet; false when out of bounds. */
+static __always_inline bool ctx_load(const ctx_t *ctx, u32 off, void *to, u32 len)
+{
+	void *at = ctx_data(ctx) + off;
+
+	if (at + len > ctx_data_end(ctx))
+		return false;
+	__builtin_memcpy(to, at, len);
+	return true;
+}
+
+/* Copy len bytes (a constant) into the packet at offset off; false when out of bounds. */
+static __always_inline bool ctx_store(const ctx_t *ctx, u32 off, const void *from, u32 len)
+{
+	void *at = ctx_data(ctx) + off;
+
+	if (at + len > ctx_data_end(ctx))
+		return false;
+	__builtin_memcpy(at, from, len);
+	return true;
+}
+
+/* Make the frame len bytes long. Earlier packet pointers are void. */
+static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
+{
+	return bpf_xdp_adjust_tail(ctx, (int)len - (int)ctx_len(ctx)) == 0;
+}
+
+/* Open a gap of len bytes behind the Ethernet header, whose bytes must then be stored anew. */
+static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
+{
+	return bpf_xdp_adjust_head(ctx, -(int)len) == 0;
+}
+
+/* Update the L4 checksum at csum_off by the deltas of the pseudo header and of the rest. */
+static __always_inline bool ctx_update_l4_csum(ctx_t *ctx, u32 csum_off, bool udp, u64 pseudo, u64 rest)
+{
+	__sum16 check;
+
+	if (!ctx_load(ctx, csum_off, &check, sizeof(check)))
+		return false;
+	if (udp && !check)
+		return true; /* RFC 768: the sender made none */
+	check = csum_update(check, pseudo + rest);
+	if (udp && !check)
+		check = 0xffff;
+	return ctx_store(ctx, csum_off, &check, sizeof(check));
+}
+
+/* True when the L4 checksum still awaits completion by the device: never seen by XDP. */
+static __always_inline bool ctx_csum_partial(ctx_t *ctx, u32 csum_off)
+{
+	return false;
+}
+
+static __always_inline int ctx_send_back(ctx_t *ctx)
+{
+	return XDP_TX;
+}
+
+/* XDP can send only out of the interface that the packet came from; everything else is tc's. */
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, bool neighbour_known)
+{
+	return neighbour_known && ifindex == ctx->ingress_ifindex;
+}
+
+static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_known)
+{
+	return XDP_TX;
+}
+
+/* tot_len for bpf_fib_lookup's MTU check: XDP frames have no segmentation offload. */
+static __always_inline u16 ctx_fib_len(u16 ip_len)
+{
+	return ip_len;
+}

@@ -1,0 +1,3 @@
+/* linux/icmp.h asks for linux/if.h, whose real text needs the C library; this is all that it uses. */
+#pragma once
+#define IFNAMSIZ 16
