@@ -1,0 +1,145 @@
+"""From one Service and its EndpointSlices to what belongs in the maps: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from lb.model import Endpoint, EndpointSlice, IPAddress, Service, ServicePort, ServiceType
+from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
+
+_HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
+_Socket = tuple[IPAddress, int]
+
+
+def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: Topology) -> ServicePlan:
+    """Return the desired state of a Service on the node that the topology describes.
+
+    Nothing (a plan without ports) comes of a Service that another proxy has, of a headless one, and of
+    an ExternalName: the last two live in DNS alone.
+
+    Families. A Service is served in the families of its clusterIPs, as kube-proxy does it; addresses of
+    another family, in whatever field, are left out. Each port gives one PortPlan for each family.
+
+    VIPs. Every clusterIP, load-balancer address and external address with the port's number, and every
+    node-port address of the node with the port's node port (types NodePort and LoadBalancer). What two
+    fields or two ports of the Service both claim goes to the first, in that order of fields.
+
+    Backends. An endpoint belongs to a port when its slice has a port of the same name and protocol; the
+    slice's number is where the connection goes, so that a named target port can differ between
+    endpoints. An endpoint that two slices list (as happens while it moves) counts once: as the readier.
+
+    New connections go to the ready endpoints. When there is none they go to those that are serving and
+    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`eligible` says which of them a client on
+    this node and a client from outside may use.
+
+    A terminating endpoint is in state TERMINATING and, unless the rule above chose it, gets no new
+    connections. One that is neither ready nor terminating is no backend.
+    """
+    if not service.proxied or service.headless or service.type is ServiceType.EXTERNAL_NAME:
+        return ServicePlan(service.key, service.created, ())
+    slices = tuple(slices)
+    vips = _vips(service, topology)
+    ports = []
+    for port, port_vips in zip(service.ports, vips, strict=True):
+        for version in sorted({vip.key.address.version for vip in port_vips}):
+            family_vips = [vip for vip in port_vips if vip.key.address.version == version]
+            members = _members(_merge(port, version, slices), topology)
+            ports.append(_plan_port(service, port, family_vips, members))
+    return ServicePlan(service.key, service.created, tuple(ports))
+
+
+class Member(NamedTuple):
+    """One backend of a port and the endpoint that it comes from."""
+
+    backend: Backend
+    endpoint: Endpoint
+
+
+def usable(members: Sequence[Member]) -> tuple[Member, ...]:
+    """Return who takes new connections: the ready ones, else those that are serving and terminating."""
+    ready = tuple(member for member in members if member.endpoint.ready)
+    return ready or tuple(m for m in members if m.endpoint.serving and m.endpoint.terminating)
+
+
+def eligible(members: Sequence[Member]) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
+    """Return who takes new connections from this node, and who takes those from outside.
+
+    With traffic policy Cluster both are all usable backends.
+    """
+    everywhere = usable(members)
+    return everywhere, everywhere
+
+
+def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
+    """Return the VIPs of each port of a Service, in the order of its ports."""
+    node_addresses = topology.node_port_addresses if service.type in _HAVE_NODE_PORTS else ()
+    fields = (
+        (VipKind.CLUSTER_IP, service.cluster_ips),
+        (VipKind.LOAD_BALANCER, service.load_balancer_ips),
+        (VipKind.EXTERNAL_IP, service.external_ips),
+        (VipKind.NODE_PORT, node_addresses),
+    )
+    families = {address.version for address in service.cluster_ips}
+    claimed: set[VipKey] = set()
+    vips: list[list[Vip]] = [[] for _ in service.ports]
+    for kind, addresses in fields:
+        for port, port_vips in zip(service.ports, vips, strict=True):
+            number = port.node_port if kind is VipKind.NODE_PORT else port.port
+            for address in addresses:
+                key = VipKey(address, number, port.protocol)
+                if number and address.version in families and key not in claimed:
+                    claimed.add(key)
+                    port_vips.append(Vip(key, kind))
+    return vips
+
+
+def _merge(port: ServicePort, version: int, slices: Iterable[EndpointSlice]) -> dict[_Socket, Endpoint]:
+    """Return a port's endpoints of one family by address and number; of two reports the readier one."""
+    merged: dict[_Socket, Endpoint] = {}
+    for piece in slices:
+        numbers = [p.port for p in piece.ports if p.name == port.name and p.protocol is port.protocol]
+        for number in numbers:
+            for endpoint in piece.endpoints:
+                socket = (endpoint.address, number)
+                if endpoint.address.version == version and (
+                    socket not in merged or _readiness(endpoint) > _readiness(merged[socket])
+                ):
+                    merged[socket] = endpoint
+    return merged
+
+
+def _readiness(endpoint: Endpoint) -> tuple[bool, bool, bool]:
+    """Return what orders two reports about one endpoint."""
+    return (endpoint.ready, endpoint.serving, endpoint.terminating)
+
+
+def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[Member]:
+    """Return a port's backends with their endpoints, sorted by identity."""
+    members = [Member(_backend(s, endpoint, topology), endpoint) for s, endpoint in endpoints.items()]
+    return sorted(members, key=lambda member: member.backend.identity)
+
+
+def _plan_port(service: Service, port: ServicePort, vips: list[Vip], members: list[Member]) -> PortPlan:
+    """Put one port of a Service in one family together; there is at least one VIP."""
+    inside, outside = eligible(members)
+    return PortPlan(
+        port_name=port.name,
+        protocol=port.protocol,
+        version=vips[0].key.address.version,
+        affinity_seconds=service.affinity_seconds,
+        vips=tuple(sorted(vips, key=lambda vip: (int(vip.key.address), vip.key.port))),
+        backends=tuple(m.backend for m in members if m.endpoint.ready or m.endpoint.terminating),
+        inside=tuple(member.backend for member in inside),
+        outside=tuple(member.backend for member in outside),
+    )
+
+
+def _backend(socket: _Socket, endpoint: Endpoint, topology: Topology) -> Backend:
+    return Backend(
+        address=socket[0],
+        port=socket[1],
+        node=endpoint.node,
+        local=endpoint.node != "" and endpoint.node == topology.node_name,
+        state=BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING,
+    )
