@@ -104,7 +104,12 @@ class CompileError(DatapathError):
 
 
 class AttachError(DatapathError):
-    """A program could not be attached; the message names the interface and the hook."""
+    """A program could not be attached; the message names the interface and the hook.
+
+    errno is the kernel's error number; 0 when the reason is not the kernel's.
+    """
+
+    errno: int = 0
 
 
 class LabError(LbError):

@@ -45,6 +45,7 @@ class Command(IntEnum):
     OBJ_PIN = 6
     OBJ_GET = 7
     PROG_TEST_RUN = 10
+    PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
@@ -378,6 +379,12 @@ def obj_get(path: Path) -> FD:
     return FD(_syscall(Command.OBJ_GET, attr, str(path)), str(path))
 
 
+def prog_by_id(ident: int) -> FD:
+    """Open a loaded program by its id; BpfError with ENOENT when it is gone."""
+    attr = bytearray(struct.pack("=III", ident, 0, 0))
+    return FD(_syscall(Command.PROG_GET_FD_BY_ID, attr, f"program {ident}"), f"program {ident}")
+
+
 def _info(fd: FD, buffer: Rows) -> None:
     attr = bytearray(struct.pack("=IIQ", fd.fileno(), buffer.nbytes, _address(buffer)))
     _syscall(Command.OBJ_GET_INFO_BY_FD, attr, fd.subject)
@@ -416,9 +423,9 @@ def prog_test_run(
 ) -> TestRun:
     """Run a loaded program on a packet, in the caller's network namespace.
 
-    data is the packet from the Ethernet header on; ctx is the struct xdp_md or struct __sk_buff going in (empty:
-    the kernel's defaults), ctx_room the bytes of it to read back. room is for the packet that comes out.
-    With repeat, duration_ns is the mean of that many runs.
+    data is the packet from the Ethernet header on; ctx is the struct xdp_md or struct __sk_buff going in
+    (empty: the kernel's defaults), ctx_room the bytes of it to read back. room is for the packet that comes
+    out. With repeat, duration_ns is the mean of that many runs.
 
     Raises
     ------
@@ -475,6 +482,7 @@ __all__ = [
     "obj_get",
     "obj_pin",
     "possible_cpus",
+    "prog_by_id",
     "prog_info",
     "prog_test_run",
 ]

@@ -5,7 +5,8 @@ agent starts this module, writes one JSON request to its standard input and read
 standard output; what clang and the verifier say goes to standard error.
 
 Request: ``{"bpf_dir", "maps": {name: fd}, "assertions", "pin_dir", "sources": {file: {program: type}}}``; the
-descriptors are inherited, the type is a number of enum bpf_prog_type. Answer: ``{"programs": {name: id}}`` or ``{"error": what failed}``.
+descriptors are inherited, the type is a number of enum bpf_prog_type. Answer: ``{"programs": {name: id}}`` or
+``{"error": what failed}``.
 """
 
 from __future__ import annotations

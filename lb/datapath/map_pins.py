@@ -78,6 +78,7 @@ def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[M
         if before is not None and spec.name in keep and before.info.max_entries == entries:
             slots.append(MapSlot(spec, before.fd, pinned=True, source=None))
             continue
+        sizes_of = (spec.key.itemsize, spec.value.itemsize, entries)
         fd = bpf.map_create(
             spec.type,
             spec.key.itemsize,

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lb.errors import BpfError, ConfigError, DatapathError
+from lb.errors import ConfigError, DatapathError
 
 _LOG = logging.getLogger(__name__)
 BPFFS = Path("/sys/fs/bpf")
@@ -112,8 +112,7 @@ def ensure_bpffs() -> None:
 
     Raises
     ------
-    BpfError: it could not be mounted.
-    DatapathError: the kernel offers no place for it.
+    DatapathError: it could not be mounted, or the kernel offers no place for it.
     """
     if is_bpffs(BPFFS):
         return
@@ -123,7 +122,8 @@ def ensure_bpffs() -> None:
         )
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
-        raise BpfError("mount", str(BPFFS), ctypes.get_errno())
+        reason = os.strerror(ctypes.get_errno())
+        raise DatapathError(f"cannot mount a bpf file system at {BPFFS}: {reason}")
     _LOG.info("mounted a bpf file system at %s", BPFFS)
 
 

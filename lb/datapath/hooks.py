@@ -1,0 +1,275 @@
+"""Which program runs where: the desired hooks of the interfaces, and the kernel brought in step with them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import numpy as np
+
+from lb.config import UplinkMode
+from lb.datapath import bpf, layouts
+from lb.datapath.layouts import IfaceFlag
+from lb.datapath.maps import Maps
+from lb.datapath.netlink import Direction, Interface, Netlink, filters, is_our_xdp
+from lb.errors import AttachError, CapacityError
+
+_LOG = logging.getLogger(__name__)
+_OVERLAYS = frozenset({"vxlan", "geneve"})
+XDP_PROGRAM = "lb_xdp_uplink"
+
+
+class Role(StrEnum):
+    """What an interface is to us."""
+
+    UPLINK = "uplink"
+    TUNNEL = "tunnel"
+    POD = "pod"
+
+
+_OUTWARD = {Direction.INGRESS: "lb_tc_uplink_in", Direction.EGRESS: "lb_tc_uplink_out"}
+TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
+    Role.UPLINK: _OUTWARD,
+    Role.TUNNEL: _OUTWARD,
+    Role.POD: {Direction.INGRESS: "lb_tc_pod_in", Direction.EGRESS: "lb_tc_pod_out"},
+}
+"""The tc programs of each role. ingress is what comes into the node from the interface: for a pod's interface,
+what the pod sends. An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
+
+_FLAGS = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which interfaces have which role: names or globs, as in :class:`lb.config.Config`.
+
+    What is left empty is detected: uplinks are the interfaces of the default routes, tunnels are VXLAN and Geneve
+    devices, pods' interfaces are veths whose other end is in another network namespace.
+    """
+
+    uplinks: tuple[str, ...] = ()
+    tunnels: tuple[str, ...] = ()
+    pod_interfaces: tuple[str, ...] = ()
+
+    def roles(self, interfaces: Sequence[Interface], default_routes: Sequence[int]) -> dict[int, Role]:
+        """Return the role of each interface that has one, by ifindex; uplink goes before tunnel before pod."""
+        found = {}
+        for interface in interfaces:
+            if interface.kind == "loopback":
+                continue
+            if _named(interface, self.uplinks) if self.uplinks else interface.index in default_routes:
+                found[interface.index] = Role.UPLINK
+            elif _named(interface, self.tunnels) if self.tunnels else interface.kind in _OVERLAYS:
+                found[interface.index] = Role.TUNNEL
+            elif (
+                _named(interface, self.pod_interfaces)
+                if self.pod_interfaces
+                else interface.kind == "veth" and interface.foreign_peer
+            ):
+                found[interface.index] = Role.POD
+        return found
+
+
+def _named(interface: Interface, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(interface.name, pattern) for pattern in patterns)
+
+
+def choose_uplink_mode(interface: Interface, wanted: UplinkMode) -> tuple[UplinkMode, str]:
+    """Return the mode to try on an uplink, and why. Only AUTO may fall back to tc when the kernel refuses."""
+    if wanted is not UplinkMode.AUTO:
+        return wanted, "as configured"
+    if interface.kind == "veth":
+        return UplinkMode.TC, "veth: XDP would turn off the peer's segmentation offload"
+    if interface.kind != "physical":
+        return UplinkMode.TC, f"{interface.kind}: a virtual device without a driver that runs XDP"
+    return UplinkMode.XDP_NATIVE, "the driver runs XDP"
+
+
+@dataclass(slots=True)
+class HookReport:
+    """What one sync did: the hooks attached and detached as ``"eth0 tc ingress"``, and what failed."""
+
+    attached: list[str] = field(default_factory=list)
+    detached: list[str] = field(default_factory=list)
+    errors: list[AttachError | CapacityError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One of our programs at a hook, as the kernel tells it: ``hook`` is ``"tc ingress"``, ``"xdp-native"``, …."""
+
+    interface: str
+    ifindex: int
+    hook: str
+    program: str
+    program_id: int
+
+
+class Hooks:
+    """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` map filled.
+
+    Not safe for several threads at once. modes holds, for each uplink by name, its mode and why.
+    """
+
+    def __init__(
+        self, programs: Mapping[str, Path], maps: Maps, selection: Selection, uplink_mode: UplinkMode
+    ) -> None:
+        """Open the pinned programs.
+
+        Raises
+        ------
+        BpfError: a program is not pinned.
+        """
+        self.modes: dict[str, tuple[UplinkMode, str]] = {}
+        self._programs = {name: bpf.obj_get(path) for name, path in programs.items()}
+        self._ids = {name: bpf.prog_info(fd).id for name, fd in self._programs.items()}
+        self._maps = maps
+        self._selection = selection
+        self._wanted_mode = uplink_mode
+        self._done: dict[int, tuple[str, Role | None]] = {}
+
+    def close(self) -> None:
+        """Close the programs; what is attached stays attached."""
+        for fd in self._programs.values():
+            fd.close()
+
+    def sync(self, changed: Set[int] | None = None) -> HookReport:
+        """Bring the kernel in step.
+
+        Interfaces seen for the first time, of another role than before, and those in changed are compared with
+        the kernel; all are when changed is None. One interface's failure does not stop the others; an
+        interface that vanishes meanwhile is no failure.
+        """
+        report = HookReport()
+        with Netlink() as net:
+            interfaces = net.interfaces()
+            roles = self._selection.roles(interfaces, net.default_route_interfaces())
+            self._fill_ifaces(interfaces, roles, report)
+            done: dict[int, tuple[str, Role | None]] = {}
+            for interface in interfaces:
+                role = roles.get(interface.index)
+                state = (interface.name, role)
+                if changed is None or interface.index in changed or self._done.get(interface.index) != state:
+                    try:
+                        self._sync_one(net, interface, role, report)
+                    except AttachError as error:
+                        if error.errno != errno.ENODEV:
+                            report.errors.append(error)
+                        continue
+                done[interface.index] = state
+        self._done = done
+        names = {interface.name for interface in interfaces if interface.index in roles}
+        self.modes = {name: mode for name, mode in self.modes.items() if name in names}
+        return report
+
+    def _sync_one(self, net: Netlink, interface: Interface, role: Role | None, report: HookReport) -> None:
+        if role is None:
+            _detach(net, interface, report)
+            return
+        for direction, program in TC_PROGRAMS[role].items():
+            ours = [one.program_id for one in filters(interface.index, direction) if one.ours]
+            if ours != [self._ids[program]]:
+                net.attach_tc(interface, direction, program, self._programs[program])
+                report.attached.append(f"{interface.name} tc {direction.name.lower()}")
+        if role is Role.UPLINK:
+            self._sync_xdp(net, interface, report)
+        elif net.detach_xdp(interface):
+            report.detached.append(f"{interface.name} XDP")
+
+    def _sync_xdp(self, net: Netlink, interface: Interface, report: HookReport) -> None:
+        mode, why = self.modes.get(interface.name) or choose_uplink_mode(interface, self._wanted_mode)
+        if mode is not UplinkMode.TC:
+            try:
+                if (interface.xdp_id, interface.xdp_mode) != (self._ids[XDP_PROGRAM], mode):
+                    net.attach_xdp(interface, mode, self._programs[XDP_PROGRAM])
+                    report.attached.append(f"{interface.name} {mode.value}")
+            except AttachError as error:
+                if self._wanted_mode is not UplinkMode.AUTO or error.errno == errno.ENODEV:
+                    raise
+                mode, why = UplinkMode.TC, str(error)
+        elif net.detach_xdp(interface):
+            report.detached.append(f"{interface.name} XDP")
+        if self.modes.get(interface.name) != (mode, why):
+            _LOG.info("uplink %s: %s (%s)", interface.name, mode.value, why)
+        self.modes[interface.name] = (mode, why)
+
+    def _fill_ifaces(
+        self, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
+    ) -> None:
+        """Write each interface's source address; an uplink or tunnel without one borrows an uplink's."""
+        uplink_sources = [
+            one.source4 for one in interfaces if roles.get(one.index) is Role.UPLINK and one.source4
+        ]
+        wanted: dict[int, tuple[int, int]] = {}
+        for one in interfaces:
+            role = roles.get(one.index)
+            source: IPv4Address | None = one.source4
+            if source is None and role in _FLAGS and uplink_sources:
+                source = uplink_sources[0]
+            if source is not None or role in _FLAGS:
+                flags = _FLAGS[role] if role in _FLAGS else IfaceFlag(0)
+                wanted[one.index] = (int(source or 0), int(flags))
+        keys, values = self._maps.read("ifaces")
+        present = {
+            int(key): (int(value["source4"]), int(value["flags"]))
+            for key, value in zip(keys, values, strict=True)
+        }
+        gone = sorted(present.keys() - wanted.keys())
+        changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
+        if gone:
+            self._maps.delete("ifaces", np.array(gone, dtype=layouts.ID))
+        if changed:
+            rows = np.zeros(len(changed), dtype=layouts.IFACE)
+            rows["source4"] = [wanted[index][0] for index in changed]
+            rows["flags"] = [wanted[index][1] for index in changed]
+            try:
+                self._maps.update("ifaces", np.array(changed, dtype=layouts.ID), rows)
+            except CapacityError as error:
+                report.errors.append(error)
+
+
+def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:
+    if net.detach_tc(interface):
+        report.detached.append(f"{interface.name} tc")
+    if net.detach_xdp(interface):
+        report.detached.append(f"{interface.name} XDP")
+
+
+def detach_all() -> HookReport:
+    """Remove our programs from every interface of the current network namespace."""
+    report = HookReport()
+    with Netlink() as net:
+        for interface in net.interfaces():
+            try:
+                _detach(net, interface, report)
+            except AttachError as error:
+                if error.errno != errno.ENODEV:
+                    report.errors.append(error)
+    return report
+
+
+def attached() -> list[Attached]:
+    """Return our programs at the hooks of the current network namespace, by ifindex, as the kernel tells it.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused.
+    """
+    found = []
+    with Netlink() as net:
+        for one in net.interfaces():
+            if one.xdp_mode is not None and is_our_xdp(one):
+                found.append(Attached(one.name, one.index, one.xdp_mode.value, XDP_PROGRAM, one.xdp_id))
+            for direction in Direction:
+                found += [
+                    Attached(one.name, one.index, f"tc {direction.name.lower()}", tc.name, tc.program_id)
+                    for tc in filters(one.index, direction)
+                    if tc.ours
+                ]
+    return found

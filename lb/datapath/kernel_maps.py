@@ -1,0 +1,111 @@
+"""The kernel's pinned maps behind the :class:`lb.datapath.maps.Maps` interface."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from lb.datapath import bpf, layouts
+from lb.datapath.bpf import FD, MapInfo
+from lb.datapath.layouts import MAP_SPECS, MapSpec, MapType
+from lb.datapath.map_pins import read_rows, row_bytes
+from lb.datapath.maps import Rows
+from lb.errors import BpfError, CapacityError
+
+_FULL = (errno.E2BIG, errno.ENOSPC)
+
+
+class KernelMaps:
+    """The maps pinned below one directory, opened at first use.
+
+    Several processes may have the same maps open; each call is atomic for one entry, not for all of them.
+    """
+
+    def __init__(self, pin_dir: Path) -> None:
+        self._pin_dir = pin_dir
+        self._open: dict[str, tuple[FD, MapInfo, MapSpec]] = {}
+        self._arrays: dict[str, Rows] = {}
+
+    def close(self) -> None:
+        """Close the maps. Arrays that were handed out stay valid for as long as they are held."""
+        self._arrays.clear()
+        for fd, _, _ in self._open.values():
+            fd.close()
+        self._open.clear()
+
+    def _map(self, name: str) -> tuple[FD, MapInfo, MapSpec]:
+        if name not in self._open:
+            spec = MAP_SPECS[name]
+            fd = bpf.obj_get(self._pin_dir / name)
+            fd.subject = f"map {name}"
+            self._open[name] = (fd, bpf.map_info(fd), spec)
+        return self._open[name]
+
+    def read(self, name: str) -> tuple[Rows, Rows]:
+        """See :meth:`lb.datapath.maps.Maps.read`. An array map's keys are all its indexes."""
+        fd, info, spec = self._map(name)
+        keys, raw = read_rows(fd, spec)
+        if info.type != MapType.PERCPU_ARRAY:
+            return keys, raw.reshape(-1).view(spec.value)
+        by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)[:, :, : spec.value.itemsize]
+        return keys, np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
+
+    def update(self, name: str, keys: Rows, values: Rows) -> None:
+        """See :meth:`lb.datapath.maps.Maps.update`."""
+        fd, info, spec = self._map(name)
+        if len(keys) != len(values):
+            raise ValueError(f"{name}: {len(keys)} keys, {len(values)} values")
+        keys = np.ascontiguousarray(keys, dtype=spec.key)
+        values = np.ascontiguousarray(values, dtype=spec.value)
+        try:
+            bpf.map_update_all(fd, keys, values)
+        except BpfError as error:
+            if error.errno not in _FULL:
+                raise
+            present = self.read(name)[0]
+            wanted = len({key.tobytes() for key in np.concatenate((present, keys))})
+            raise CapacityError(name, info.max_entries, wanted, _setting(spec)) from error
+
+    def delete(self, name: str, keys: Rows) -> None:
+        """See :meth:`lb.datapath.maps.Maps.delete`."""
+        fd, _, spec = self._map(name)
+        bpf.map_delete_all(fd, np.ascontiguousarray(keys, dtype=spec.key))
+
+    def array(self, name: str) -> Rows:
+        """See :meth:`lb.datapath.maps.Maps.array`.
+
+        The kernel pads array elements to 8 bytes, so the rows are strided when the dtype is not.
+        """
+        if name not in self._arrays:
+            fd, info, spec = self._map(name)
+            stride = -(-info.value_size // 8) * 8
+            length = -(-info.max_entries * stride // mmap.PAGESIZE) * mmap.PAGESIZE
+            try:
+                memory = mmap.mmap(fd.fileno(), length)
+            except OSError as error:
+                raise BpfError("mmap", fd.subject, error.errno or errno.EINVAL) from error
+            self._arrays[name] = np.ndarray(info.max_entries, spec.value, buffer=memory, strides=(stride,))
+        return self._arrays[name]
+
+    def capacity(self, name: str) -> int:
+        """See :meth:`lb.datapath.maps.Maps.capacity`."""
+        return self._map(name)[1].max_entries
+
+    def clear(self, name: str) -> None:
+        """Empty a map: delete a hash map's entries, write zeros over an array's."""
+        fd, info, spec = self._map(name)
+        if info.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
+            keys = np.arange(info.max_entries, dtype=layouts.ID)
+            bpf.map_update_all(fd, keys, np.zeros((len(keys), row_bytes(info)), dtype="u1"))
+        else:
+            self.delete(name, self.read(name)[0])
+
+
+def _setting(spec: MapSpec) -> str:
+    return f"limits.{spec.limit}" if spec.limit else f"none: {spec.name} is of fixed size"
+
+
+__all__ = ["KernelMaps"]

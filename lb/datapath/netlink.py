@@ -1,0 +1,407 @@
+"""Interfaces and what is attached to them: rtnetlink, in the network namespace of the calling thread.
+
+pyroute2 speaks for us; where it does not decode what we need (the id of a tc program) or would block a thread
+(events), a few lines read the messages themselves. Layouts: linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from lb.config import UplinkMode
+from lb.datapath import bpf
+from lb.datapath.bpf import FD
+from lb.errors import AttachError, BpfError
+
+TC_PRIORITY = 2
+TC_HANDLE = 0x6C62  # "lb"
+"""Our tc filters: a priority and a handle of our own, so that nobody else's filter is replaced or removed.
+A low priority number runs early: the VIP is gone before other filters look at the packet."""
+
+_ETH_P_ALL = 0x0003
+_ARPHRD_ETHER = 1
+_ARPHRD_LOOPBACK = 772
+_IFF_UP = 1
+_IFA_F_SECONDARY = 1
+_XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
+_OUR_XDP = "lb_xdp"
+
+
+class Direction(IntEnum):
+    """A hook of the clsact qdisc; the value is the parent of its filters."""
+
+    INGRESS = 0xFFFFFFF2
+    EGRESS = 0xFFFFFFF3
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface.
+
+    kind is the kernel's link kind (``"veth"``, ``"vxlan"``, …), ``"loopback"``, or ``"physical"`` for a device
+    with a driver of its own. addresses are in the kernel's order, primary ones first. master is an ifindex, 0
+    for none. foreign_peer: the other end is in another network namespace. xdp_id is the attached XDP
+    program, 0 for none; xdp_mode is how it is attached.
+    """
+
+    index: int
+    name: str
+    kind: str
+    mtu: int = 1500
+    up: bool = True
+    ethernet: bool = True
+    master: int = 0
+    foreign_peer: bool = False
+    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    xdp_id: int = 0
+    xdp_mode: UplinkMode | None = None
+
+    @property
+    def source4(self) -> IPv4Address | None:
+        """The primary IPv4 address that other hosts can reach; None without one."""
+        for address in self.addresses:
+            if isinstance(address, IPv4Interface) and not (address.is_loopback or address.is_link_local):
+                return address.ip
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One tc filter at a clsact hook. program_id is 0 when it is not a BPF filter."""
+
+    priority: int
+    handle: int
+    name: str
+    program_id: int
+
+    @property
+    def ours(self) -> bool:
+        """True for a filter that :meth:`Netlink.attach_tc` made."""
+        return (self.priority, self.handle) == (TC_PRIORITY, TC_HANDLE) and self.name.startswith("lb_tc")
+
+
+class Netlink:
+    """A connection to rtnetlink, bound to the network namespace of the thread that opened it."""
+
+    def __init__(self) -> None:
+        self._route = IPRoute()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._route.close()
+
+    def interfaces(self) -> list[Interface]:
+        """Return all interfaces by ifindex."""
+        addresses: dict[int, list[tuple[bool, IPv4Interface | IPv6Interface]]] = {}
+        for message in self._route.get_addr():
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            secondary = bool(message["flags"] & _IFA_F_SECONDARY)
+            addresses.setdefault(message["index"], []).append(
+                (secondary, ip_interface(f"{text}/{message['prefixlen']}"))
+            )
+        found = []
+        for message in self._route.get_links():
+            own = sorted(addresses.get(message["index"], ()), key=lambda pair: pair[0])
+            found.append(_interface(message, tuple(address for _, address in own)))
+        return sorted(found, key=lambda interface: interface.index)
+
+    def default_route_interfaces(self) -> list[int]:
+        """Return the ifindexes of the default routes, the preferred one first, IPv4 before IPv6."""
+        found: list[tuple[int, int, int]] = []
+        for route in self._route.get_default_routes():
+            hops = [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
+            oif = route.get_attr("RTA_OIF")
+            metric = route.get_attr("RTA_PRIORITY") or 0
+            found += [(route["family"], metric, index) for index in (*hops, *([oif] if oif else ()))]
+        return list(dict.fromkeys(index for _, _, index in sorted(found)))
+
+    def attach_tc(self, interface: Interface, direction: Direction, name: str, program: FD) -> None:
+        """Run the program at a clsact hook, direct-action; an earlier one of ours is replaced atomically.
+
+        Raises
+        ------
+        AttachError: the kernel refused.
+        """
+        try:
+            try:
+                self._route.tc("add", "clsact", interface.index)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
+            self._route.tc(
+                "replace-filter",
+                "bpf",
+                interface.index,
+                handle=TC_HANDLE,
+                parent=int(direction),
+                prio=TC_PRIORITY,
+                protocol=_ETH_P_ALL,
+                fd=program.fileno(),
+                name=name,
+                direct_action=True,
+            )
+        except NetlinkError as error:
+            raise _refused(interface, f"tc {direction.name.lower()}", error) from error
+
+    def detach_tc(self, interface: Interface) -> int:
+        """Remove our filters, and the clsact qdisc when no filter is left; return how many were removed.
+
+        Raises
+        ------
+        AttachError: the kernel refused.
+        """
+        removed = left = 0
+        try:
+            for direction in Direction:
+                for one in filters(interface.index, direction):
+                    if not one.ours:
+                        left += 1
+                        continue
+                    self._route.tc(
+                        "del-filter",
+                        "bpf",
+                        interface.index,
+                        handle=TC_HANDLE,
+                        parent=int(direction),
+                        prio=TC_PRIORITY,
+                        protocol=_ETH_P_ALL,
+                    )
+                    removed += 1
+            if removed and not left:
+                self._route.tc("del", "clsact", interface.index)
+        except NetlinkError as error:
+            raise _refused(interface, "tc", error) from error
+        return removed
+
+    def attach_xdp(self, interface: Interface, mode: UplinkMode, program: FD) -> None:
+        """Run the program at XDP in native or generic mode; an earlier one of ours is replaced.
+
+        In the same mode the replacement is atomic. Between two modes the kernel wants the old one gone first; the
+        tc program serves meanwhile.
+
+        Raises
+        ------
+        AttachError: the kernel or the driver refused, or somebody else's program is there.
+        """
+        if interface.xdp_id and not is_our_xdp(interface):
+            raise AttachError(f"{interface.name}: XDP: another program (id {interface.xdp_id}) is attached")
+        try:
+            if interface.xdp_id and interface.xdp_mode is not mode:
+                self._set_xdp(interface, -1, 0)
+            self._set_xdp(interface, program.fileno(), _XDP_FLAGS[mode])
+        except NetlinkError as error:
+            raise _refused(interface, mode.value, error) from error
+
+    def detach_xdp(self, interface: Interface) -> bool:
+        """Remove our XDP program; return False when none of ours is there.
+
+        Raises
+        ------
+        AttachError: the kernel refused.
+        """
+        if not is_our_xdp(interface):
+            return False
+        try:
+            self._set_xdp(interface, -1, 0)
+        except NetlinkError as error:
+            raise _refused(interface, "XDP", error) from error
+        return True
+
+    def _set_xdp(self, interface: Interface, fd: int, flags: int) -> None:
+        if fd < 0 and interface.xdp_mode is not None:
+            flags = _XDP_FLAGS[interface.xdp_mode]
+        attributes = {"attrs": [("IFLA_XDP_FD", fd), ("IFLA_XDP_FLAGS", flags)]}
+        self._route.link("set", index=interface.index, xdp=attributes)
+
+
+def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...]) -> Interface:
+    """Convert one RTM_NEWLINK message."""
+    info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    if kind is None:
+        kind = "loopback" if message["ifi_type"] == _ARPHRD_LOOPBACK else "physical"
+    xdp = message.get_attr("IFLA_XDP")
+    xdp_id = (xdp.get_attr("IFLA_XDP_PROG_ID") if xdp else None) or 0
+    generic = xdp is not None and xdp.get_attr("IFLA_XDP_SKB_PROG_ID")
+    return Interface(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        kind=kind,
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & _IFF_UP),
+        ethernet=message["ifi_type"] == _ARPHRD_ETHER,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        foreign_peer=message.get_attr("IFLA_LINK_NETNSID") is not None,
+        addresses=addresses,
+        xdp_id=xdp_id,
+        xdp_mode=(UplinkMode.XDP_GENERIC if generic else UplinkMode.XDP_NATIVE) if xdp_id else None,
+    )
+
+
+def _refused(interface: Interface, hook: str, error: NetlinkError) -> AttachError:
+    refused = AttachError(f"{interface.name}: {hook}: {os.strerror(error.code)}")
+    refused.errno = error.code
+    return refused
+
+
+def is_our_xdp(interface: Interface) -> bool:
+    """Tell whether the XDP program on an interface is one of ours, by its name."""
+    if not interface.xdp_id:
+        return False
+    try:
+        with bpf.prog_by_id(interface.xdp_id) as program:
+            return bpf.prog_info(program).name.startswith(_OUR_XDP)
+    except BpfError as error:
+        if error.errno == errno.ENOENT:  # detached meanwhile
+            return False
+        raise
+
+
+# What pyroute2 does not do -------------------------------------------------------------------------------
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_TCMSG = struct.Struct("=B3xiIII")  # family, ifindex, handle, parent, info
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 20, 21, 24, 25
+_RTM_NEWTFILTER, _RTM_GETTFILTER = 44, 46
+_NLM_F_REQUEST_DUMP = 0x301
+_TCA_KIND, _TCA_OPTIONS, _TCA_BPF_NAME, _TCA_BPF_ID = 1, 2, 7, 11
+_RTA_OIF = 4
+_RTMGRP = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
+_EVENT_BUFFER = 1 << 20
+
+
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Split what a netlink socket received into (type, payload)."""
+    while len(data) >= _HEADER.size:
+        length, kind, _, _, _ = _HEADER.unpack_from(data)
+        if not _HEADER.size <= length <= len(data):
+            return
+        yield kind, data[_HEADER.size : length]
+        data = data[-(-length // 4) * 4 :]
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Split a run of netlink attributes; of several with one number the last stays."""
+    found = {}
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if not 4 <= length <= len(data):
+            break
+        found[kind & 0x3FFF] = data[4:length]
+        data = data[-(-length // 4) * 4 :]
+    return found
+
+
+def filters(ifindex: int, direction: Direction) -> list[Filter]:
+    """Return all filters of a clsact hook; none when there is no such qdisc or interface.
+
+    Raises
+    ------
+    AttachError: the kernel refused the question.
+    """
+    body = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, int(direction), 0)
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as link:
+        link.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETTFILTER, _NLM_F_REQUEST_DUMP, 1, 0) + body)
+        found = []
+        while True:
+            for kind, payload in messages(link.recv(1 << 17)):
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code in (errno.ENODEV, errno.EINVAL):
+                        return []
+                    raise AttachError(f"interface {ifindex}: listing tc filters: {os.strerror(code)}")
+                found += _filter(payload)
+
+
+def _filter(payload: bytes) -> list[Filter]:
+    """Convert one RTM_NEWTFILTER message; the kernel also sends one without options for each priority."""
+    _, _, handle, _, info = _TCMSG.unpack_from(payload)
+    attrs = attributes(payload[_TCMSG.size :])
+    if _TCA_OPTIONS not in attrs:
+        return []
+    options = attributes(attrs[_TCA_OPTIONS])
+    if attrs.get(_TCA_KIND, b"").rstrip(b"\0") != b"bpf":
+        return [Filter(info >> 16, handle, "", 0)]
+    name = options.get(_TCA_BPF_NAME, b"").rstrip(b"\0").decode(errors="replace")
+    return [Filter(info >> 16, handle, name, int.from_bytes(options.get(_TCA_BPF_ID, b""), "little"))]
+
+
+def changed_interfaces(data: bytes) -> set[int]:
+    """Return the ifindexes that a run of events is about; 0 for a default route without a single interface.
+
+    Routes other than default ones say nothing about our hooks and are left out.
+    """
+    found = set()
+    for kind, payload in messages(data):
+        if kind in (_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR):
+            found.add(struct.unpack_from("=4xi", payload)[0])
+        elif kind in (_RTM_NEWROUTE, _RTM_DELROUTE) and payload[1] == 0:
+            found.add(int.from_bytes(attributes(payload[12:]).get(_RTA_OIF, b""), "little"))
+    return found
+
+
+class InterfaceWatcher:
+    """Calls back with the ifindexes whose link, addresses or default route changed, many events at a time.
+
+    When the kernel dropped events (ENOBUFS), the callback gets every interface that there is.
+    """
+
+    def __init__(self, changed: Callable[[set[int]], None]) -> None:
+        self._changed = changed
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            socket.NETLINK_ROUTE,
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _EVENT_BUFFER)
+        self._socket.bind((0, _RTMGRP))
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def run(self, stop: threading.Event) -> None:
+        """Watch until stop is set."""
+        while not stop.is_set():
+            self.step(0.5)
+
+    def step(self, timeout: float) -> bool:
+        """Wait up to timeout seconds for events, and hand them on; return whether there were any."""
+        if not select.select([self._socket], [], [], timeout)[0]:
+            return False
+        found: set[int] = set()
+        while True:
+            try:
+                found |= changed_interfaces(self._socket.recv(1 << 17))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                found |= {index for index, _ in socket.if_nameindex()}
+        if found:
+            self._changed(found)
+        return bool(found)
