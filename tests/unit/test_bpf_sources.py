@@ -1,0 +1,99 @@
+"""The C tree keeps what its README promises: every header stands alone, every map is in the table."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lb.datapath import layouts
+from lb.datapath.compile import c_flags
+
+HEADERS = sorted(path.name for path in layouts.BPF_DIR.glob("*.h"))
+NEEDS_CTX = {
+    "parse.h",
+    "service.h",
+    "backend.h",
+    "affinity.h",
+    "conntrack.h",
+    "nat.h",
+    "reply.h",
+    "forward.h",
+    "lb.h",
+}
+
+_COMPILE = """
+import os, sys
+os.environ["BCC_KERNEL_SOURCE"] = sys.argv[1]
+from bcc import BPF
+BPF(text=sys.stdin.read(), cflags=sys.argv[2:])
+"""
+
+
+def compiles(text: str) -> subprocess.CompletedProcess[str]:
+    """Run bcc's clang over text in a process of its own; map descriptors are numbers that nothing loads."""
+    fds = {spec.name: 3 + number for number, spec in enumerate(layouts.MAPS)}
+    flags = c_flags(layouts.BPF_DIR, fds, platform.machine())
+    return subprocess.run(
+        [sys.executable, "-c", _COMPILE, str(layouts.BPF_DIR), *flags],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("ctx", ["ctx_xdp.h", "ctx_tc.h"])
+def test_every_header_compiles_alone(ctx: str) -> None:
+    """A header includes what it needs; those above the hook need one of the two ctx headers first."""
+    for header in HEADERS:
+        prelude = f'#include "{ctx}"\n' if header in NEEDS_CTX else ""
+        result = compiles(f'{prelude}#include "{header}"\n')
+        assert result.returncode == 0, f"{header}: {result.stderr}"
+
+
+def test_a_struct_that_differs_from_its_dtype_does_not_compile() -> None:
+    wrong = layouts.static_assertions().replace("sizeof(struct vip) == 28", "sizeof(struct vip) == 32")
+    assert wrong != layouts.static_assertions()
+    result = compiles(f'#include "types.h"\n{wrong}')
+    assert result.returncode != 0
+    assert "vip: size" in result.stderr
+
+
+def test_readme_lists_every_map() -> None:
+    rows = {
+        name: [cell.strip() for cell in cells.split("|")]
+        for name, cells in re.findall(
+            r"^\| `(\w+)` \|(.*)\|$", (layouts.BPF_DIR / "README.md").read_text(), re.MULTILINE
+        )
+    }
+    kinds = {
+        layouts.MapType.HASH: "hash",
+        layouts.MapType.ARRAY: "array, mmap",
+        layouts.MapType.PERCPU_ARRAY: "per-CPU array",
+        layouts.MapType.LRU_HASH: "LRU hash",
+    }
+    assert list(rows) == [spec.name for spec in layouts.MAPS]
+    for spec in layouts.MAPS:
+        _, kind, writer, _, when_full, purpose = rows[spec.name]
+        assert (kind, writer, when_full, purpose) == (
+            kinds[spec.type],
+            spec.writer,
+            spec.when_full,
+            spec.purpose,
+        )
+
+
+def test_readme_lists_every_file() -> None:
+    text = (layouts.BPF_DIR / "README.md").read_text()
+    for path in Path(layouts.BPF_DIR).glob("*.[ch]"):
+        assert f"`{path.name}`" in text
+
+
+def test_reasons_fit_their_row() -> None:
+    assert len(layouts.REASONS) <= layouts.REASONS_PER_HOOK
+    assert len({name for name, _ in layouts.REASONS}) == len(layouts.REASONS)
