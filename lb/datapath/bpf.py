@@ -28,8 +28,6 @@ from lb.errors import BpfError
 Rows = NDArray[Any]
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-_ENOTSUPP = 524  # the kernel's own "not supported", which some map types give for batch commands
-_MAX_BATCH = 4096
 _NAME_LENGTH = 16  # BPF_OBJ_NAME_LEN, with the NUL
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,7 +130,7 @@ class TestRun:
     ctx: bytes
 
 
-def _syscall(command: Command, attr: bytearray, subject: str) -> int:
+def syscall(command: Command, attr: bytearray, subject: str) -> int:
     """Call bpf(); attr is updated in place.
 
     Raises
@@ -154,7 +152,7 @@ def _syscall(command: Command, attr: bytearray, subject: str) -> int:
         raise BpfError(command.name, subject, code)
 
 
-def _address(rows: Rows | None) -> int:
+def address(rows: Rows | None) -> int:
     """Return the address of an array's bytes; 0 for None."""
     if rows is None:
         return 0
@@ -195,12 +193,12 @@ def map_create(
             name.encode()[: _NAME_LENGTH - 1],
         )
     )
-    return FD(_syscall(Command.MAP_CREATE, attr, f"map {name}"), f"map {name}")
+    return FD(syscall(Command.MAP_CREATE, attr, f"map {name}"), f"map {name}")
 
 
 def _element(command: Command, fd: FD, key: Rows | None, value: Rows | None, flags: int = 0) -> None:
-    attr = bytearray(struct.pack("=I4xQQQ", fd.fileno(), _address(key), _address(value), flags))
-    _syscall(command, attr, fd.subject)
+    attr = bytearray(struct.pack("=I4xQQQ", fd.fileno(), address(key), address(value), flags))
+    syscall(command, attr, fd.subject)
 
 
 def map_lookup(fd: FD, key: Rows, value: Rows) -> bool:
@@ -233,161 +231,28 @@ def _unless_missing(call: Callable[[], None]) -> bool:
     return True
 
 
-def _no_batch(error: BpfError) -> bool:
-    """Tell whether the kernel or this type of map has no batch commands (Linux before 5.6, some types)."""
-    return error.errno in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP)
-
-
-def _batch(command: Command, fd: FD, attr: bytearray) -> tuple[int, int]:
-    """Run one batch command; return (elements done, errno or 0).
-
-    The kernel reports how far it came also when it fails, but for the errors it finds before it starts.
-    """
-    try:
-        _syscall(command, attr, fd.subject)
-    except BpfError as error:
-        done = int(struct.unpack_from("=I", attr, 32)[0])
-        if _no_batch(error) or error.errno == errno.ENOMEM:
-            done = 0
-        return done, error.errno
-    return int(struct.unpack_from("=I", attr, 32)[0]), 0
-
-
-def map_read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) -> tuple[Rows, Rows]:
-    """Read every entry.
-
-    Returns
-    -------
-    Keys of shape (n,) and dtype keys_type, values of shape (n, row_bytes) and dtype u1. Entries that come
-    or go meanwhile may or may not be among them; none is twice among them.
-    """
-    chunk = min(max(info.max_entries, 1), _MAX_BATCH)
-    keys_done: list[Rows] = []
-    values_done: list[Rows] = []
-    cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")
-    first = True
-    while True:
-        keys = np.zeros(chunk, dtype=keys_type)
-        values = np.zeros((chunk, row_bytes), dtype="u1")
-        attr = bytearray(
-            struct.pack(
-                "=QQQQIIQQ",
-                0 if first else _address(cursors[0]),
-                _address(cursors[1]),
-                _address(keys),
-                _address(values),
-                chunk,
-                fd.fileno(),
-                0,
-                0,
-            )
-        )
-        done, code = _batch(Command.MAP_LOOKUP_BATCH, fd, attr)
-        if code == errno.ENOSPC:  # one hash bucket holds more than the chunk
-            chunk *= 2
-            continue
-        if code not in (0, errno.ENOENT):
-            error = BpfError(Command.MAP_LOOKUP_BATCH.name, fd.subject, code)
-            if first and _no_batch(error):
-                return _read_each(fd, info, keys_type, row_bytes)
-            raise error
-        keys_done.append(keys[:done])
-        values_done.append(values[:done])
-        if code == errno.ENOENT:
-            return np.concatenate(keys_done), np.concatenate(values_done)
-        cursors[0] = cursors[1]
-        first = False
-
-
-def _read_each(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) -> tuple[Rows, Rows]:
-    """Read every entry with one call each.
-
-    The kernel starts again at the first key when the current one has gone, so entries are kept by key and
-    the walk is bounded.
-    """
-    entries: dict[bytes, bytes] = {}
-    key: Rows | None = None
-    for _ in range(4 * info.max_entries):
-        next_key = np.zeros(info.key_size, dtype="u1")
-        if not map_next_key(fd, key, next_key):
-            break
-        value = np.zeros(row_bytes, dtype="u1")
-        if map_lookup(fd, next_key, value):
-            entries[next_key.tobytes()] = value.tobytes()
-        key = next_key
-    keys = np.frombuffer(b"".join(entries), dtype=keys_type)
-    values = np.frombuffer(b"".join(entries.values()), dtype="u1").reshape(len(entries), row_bytes)
-    return keys, values
-
-
-def _write_attr(fd: FD, keys: Rows, values: Rows | None) -> bytearray:
-    return bytearray(
-        struct.pack("=QQQQIIQQ", 0, 0, _address(keys), _address(values), len(keys), fd.fileno(), 0, 0)
-    )
-
-
-def map_update_all(fd: FD, keys: Rows, values: Rows) -> None:
-    """Write len(keys) entries in their order.
-
-    Raises
-    ------
-    BpfError: the kernel refused an entry; those before it have been written.
-    """
-    start = 0
-    while start < len(keys):
-        part = slice(start, start + _MAX_BATCH)
-        done, code = _batch(Command.MAP_UPDATE_BATCH, fd, _write_attr(fd, keys[part], values[part]))
-        start += done
-        if code:
-            error = BpfError(Command.MAP_UPDATE_BATCH.name, fd.subject, code)
-            if not (_no_batch(error) or code == errno.ENOMEM):
-                raise error
-            for key, value in zip(keys[start:], values[start:], strict=True):
-                map_update(fd, np.atleast_1d(key), np.atleast_1d(value))
-            return
-
-
-def map_delete_all(fd: FD, keys: Rows) -> None:
-    """Delete entries; a key that is not there is skipped (the kernel's batch stops at it)."""
-    start = 0
-    while start < len(keys):
-        done, code = _batch(
-            Command.MAP_DELETE_BATCH, fd, _write_attr(fd, keys[start : start + _MAX_BATCH], None)
-        )
-        start += done
-        if code == errno.ENOENT:
-            start += 1
-        elif code:
-            error = BpfError(Command.MAP_DELETE_BATCH.name, fd.subject, code)
-            if not (_no_batch(error) or code == errno.ENOMEM):
-                raise error
-            for key in keys[start:]:
-                map_delete(fd, np.atleast_1d(key))
-            return
-
-
 def obj_pin(fd: FD, path: Path) -> None:
     """Pin a map or a program at a path of a bpf file system."""
     text = _text(path)
-    _syscall(Command.OBJ_PIN, bytearray(struct.pack("=QII", _address(text), fd.fileno(), 0)), str(path))
+    syscall(Command.OBJ_PIN, bytearray(struct.pack("=QII", address(text), fd.fileno(), 0)), str(path))
 
 
 def obj_get(path: Path) -> FD:
     """Open a pinned map or program."""
     text = _text(path)
-    attr = bytearray(struct.pack("=QII", _address(text), 0, 0))
-    return FD(_syscall(Command.OBJ_GET, attr, str(path)), str(path))
+    attr = bytearray(struct.pack("=QII", address(text), 0, 0))
+    return FD(syscall(Command.OBJ_GET, attr, str(path)), str(path))
 
 
 def prog_by_id(ident: int) -> FD:
     """Open a loaded program by its id; BpfError with ENOENT when it is gone."""
     attr = bytearray(struct.pack("=III", ident, 0, 0))
-    return FD(_syscall(Command.PROG_GET_FD_BY_ID, attr, f"program {ident}"), f"program {ident}")
+    return FD(syscall(Command.PROG_GET_FD_BY_ID, attr, f"program {ident}"), f"program {ident}")
 
 
 def _info(fd: FD, buffer: Rows) -> None:
-    attr = bytearray(struct.pack("=IIQ", fd.fileno(), buffer.nbytes, _address(buffer)))
-    _syscall(Command.OBJ_GET_INFO_BY_FD, attr, fd.subject)
+    attr = bytearray(struct.pack("=IIQ", fd.fileno(), buffer.nbytes, address(buffer)))
+    syscall(Command.OBJ_GET_INFO_BY_FD, attr, fd.subject)
 
 
 def _name(raw: bytes) -> str:
@@ -411,7 +276,7 @@ def prog_info(fd: FD) -> ProgInfo:
     _info(fd, buffer)
     count = _PROG_INFO.unpack(buffer.tobytes())[9]
     ids = np.zeros(max(count, 1), dtype="u4")
-    request = _PROG_INFO.pack(0, 0, b"", 0, 0, 0, 0, 0, 0, count, _address(ids), b"")
+    request = _PROG_INFO.pack(0, 0, b"", 0, 0, 0, 0, 0, 0, count, address(ids), b"")
     buffer = np.frombuffer(bytearray(request), dtype="u1")
     _info(fd, buffer)
     kind, ident, tag, _, _, _, _, load_time, _, count, _, name = _PROG_INFO.unpack(buffer.tobytes())
@@ -442,17 +307,17 @@ def prog_test_run(
             0,
             data_in.nbytes,
             data_out.nbytes,
-            _address(data_in),
-            _address(data_out),
+            address(data_in),
+            address(data_out),
             repeat,
             0,
             len(ctx),
             ctx_room,
-            _address(ctx_in),
-            _address(ctx_out),
+            address(ctx_in),
+            address(ctx_out),
         )
     )
-    _syscall(Command.PROG_TEST_RUN, attr, fd.subject)
+    syscall(Command.PROG_TEST_RUN, attr, fd.subject)
     _, retval, _, size, _, _, _, duration, _, ctx_size, _, _ = struct.unpack("=IIIIQQIIIIQQ", attr)
     # TC and XDP verdicts are small; the kernel returns them as u32, TC_ACT_UNSPEC (-1) included.
     return TestRun(
@@ -470,19 +335,18 @@ __all__ = [
     "ProgInfo",
     "ProgType",
     "TestRun",
+    "address",
     "map_create",
     "map_delete",
-    "map_delete_all",
     "map_info",
     "map_lookup",
     "map_next_key",
-    "map_read_all",
     "map_update",
-    "map_update_all",
     "obj_get",
     "obj_pin",
     "possible_cpus",
     "prog_by_id",
     "prog_info",
     "prog_test_run",
+    "syscall",
 ]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,8 @@ from lb.config import UplinkMode
 from lb.datapath import bpf, layouts
 from lb.datapath.layouts import IfaceFlag
 from lb.datapath.maps import Maps
-from lb.datapath.netlink import Direction, Interface, Netlink, filters, is_our_xdp
+from lb.datapath.netlink import Interface, Netlink, is_our_xdp
+from lb.datapath.rtnl import Direction, filters
 from lb.errors import AttachError, CapacityError
 
 _LOG = logging.getLogger(__name__)
@@ -39,18 +39,18 @@ TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
     Role.TUNNEL: _OUTWARD,
     Role.POD: {Direction.INGRESS: "lb_tc_pod_in", Direction.EGRESS: "lb_tc_pod_out"},
 }
-"""The tc programs of each role. ingress is what comes into the node from the interface: for a pod's interface,
-what the pod sends. An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
+"""The tc programs of each role. Ingress is what comes into the node from the interface: for a pod, what it sends.
+An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
 
-_FLAGS = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
+_FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which interfaces have which role: names or globs, as in :class:`lb.config.Config`.
 
-    What is left empty is detected: uplinks are the interfaces of the default routes, tunnels are VXLAN and Geneve
-    devices, pods' interfaces are veths whose other end is in another network namespace.
+    What is left empty is detected: uplinks are the interfaces of the default routes, tunnels are VXLAN and
+    Geneve devices, pods' interfaces are veths whose other end is in another network namespace.
     """
 
     uplinks: tuple[str, ...] = ()
@@ -58,7 +58,7 @@ class Selection:
     pod_interfaces: tuple[str, ...] = ()
 
     def roles(self, interfaces: Sequence[Interface], default_routes: Sequence[int]) -> dict[int, Role]:
-        """Return the role of each interface that has one, by ifindex; uplink goes before tunnel before pod."""
+        """Return the role of each interface that has one, by ifindex; uplink before tunnel before pod."""
         found = {}
         for interface in interfaces:
             if interface.kind == "loopback":
@@ -102,7 +102,7 @@ class HookReport:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """One of our programs at a hook, as the kernel tells it: ``hook`` is ``"tc ingress"``, ``"xdp-native"``, …."""
+    """One of our programs at a hook, as the kernel tells it; hook is ``"tc ingress"``, ``"xdp-native"``, …"""
 
     interface: str
     ifindex: int
@@ -142,8 +142,8 @@ class Hooks:
     def sync(self, changed: Set[int] | None = None) -> HookReport:
         """Bring the kernel in step.
 
-        Interfaces seen for the first time, of another role than before, and those in changed are compared with
-        the kernel; all are when changed is None. One interface's failure does not stop the others; an
+        Interfaces seen for the first time, of another role than before, and those in changed are compared
+        with the kernel; all are when changed is None. One interface's failure does not stop the others; an
         interface that vanishes meanwhile is no failure.
         """
         report = HookReport()
@@ -202,19 +202,17 @@ class Hooks:
     def _fill_ifaces(
         self, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
     ) -> None:
-        """Write each interface's source address; an uplink or tunnel without one borrows an uplink's."""
-        uplink_sources = [
-            one.source4 for one in interfaces if roles.get(one.index) is Role.UPLINK and one.source4
-        ]
-        wanted: dict[int, tuple[int, int]] = {}
+        """Write each interface's source address, and under key 0 the node's primary one: the first uplink's.
+
+        An uplink or tunnel without an address uses the primary one.
+        """
+        uplinks = [one.source4 for one in interfaces if roles.get(one.index) is Role.UPLINK and one.source4]
+        primary = int(uplinks[0]) if uplinks else 0
+        wanted = {0: (primary, 0)} if primary else {}
         for one in interfaces:
-            role = roles.get(one.index)
-            source: IPv4Address | None = one.source4
-            if source is None and role in _FLAGS and uplink_sources:
-                source = uplink_sources[0]
-            if source is not None or role in _FLAGS:
-                flags = _FLAGS[role] if role in _FLAGS else IfaceFlag(0)
-                wanted[one.index] = (int(source or 0), int(flags))
+            flags = _FLAGS.get(roles.get(one.index), IfaceFlag(0))
+            if one.source4 is not None or flags:
+                wanted[one.index] = (int(one.source4) if one.source4 else primary, int(flags))
         keys, values = self._maps.read("ifaces")
         present = {
             int(key): (int(value["source4"]), int(value["flags"]))

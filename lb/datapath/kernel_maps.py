@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lb.datapath import bpf, layouts
+from lb.datapath import batch, bpf
 from lb.datapath.bpf import FD, MapInfo
 from lb.datapath.layouts import MAP_SPECS, MapSpec, MapType
 from lb.datapath.map_pins import read_rows, row_bytes
@@ -54,14 +54,19 @@ class KernelMaps:
         return keys, np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
-        """See :meth:`lb.datapath.maps.Maps.update`."""
+        """See :meth:`lb.datapath.maps.Maps.update`; a per-CPU array takes values of shape (entries, CPUs)."""
         fd, info, spec = self._map(name)
         if len(keys) != len(values):
             raise ValueError(f"{name}: {len(keys)} keys, {len(values)} values")
         keys = np.ascontiguousarray(keys, dtype=spec.key)
         values = np.ascontiguousarray(values, dtype=spec.value)
+        if info.type == MapType.PERCPU_ARRAY:
+            raw = np.zeros((len(keys), row_bytes(info)), dtype="u1")
+            by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)
+            by_cpu[:, :, : spec.value.itemsize] = values[:, :, np.newaxis].view("u1")
+            values = raw
         try:
-            bpf.map_update_all(fd, keys, values)
+            batch.update_all(fd, keys, values)
         except BpfError as error:
             if error.errno not in _FULL:
                 raise
@@ -72,7 +77,7 @@ class KernelMaps:
     def delete(self, name: str, keys: Rows) -> None:
         """See :meth:`lb.datapath.maps.Maps.delete`."""
         fd, _, spec = self._map(name)
-        bpf.map_delete_all(fd, np.ascontiguousarray(keys, dtype=spec.key))
+        batch.delete_all(fd, np.ascontiguousarray(keys, dtype=spec.key))
 
     def array(self, name: str) -> Rows:
         """See :meth:`lb.datapath.maps.Maps.array`.
@@ -93,15 +98,6 @@ class KernelMaps:
     def capacity(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.capacity`."""
         return self._map(name)[1].max_entries
-
-    def clear(self, name: str) -> None:
-        """Empty a map: delete a hash map's entries, write zeros over an array's."""
-        fd, info, spec = self._map(name)
-        if info.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
-            keys = np.arange(info.max_entries, dtype=layouts.ID)
-            bpf.map_update_all(fd, keys, np.zeros((len(keys), row_bytes(info)), dtype="u1"))
-        else:
-            self.delete(name, self.read(name)[0])
 
 
 def _setting(spec: MapSpec) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lb.config import Limits
-from lb.datapath import bpf, layouts
+from lb.datapath import batch, bpf, layouts
 from lb.datapath.bpf import FD, MapInfo, Rows
 from lb.datapath.layouts import MapSpec, MapType
 from lb.datapath.pins import Pins
@@ -56,7 +56,7 @@ def row_bytes(info: MapInfo) -> int:
 def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
     """Read a map as keys of its dtype and values of raw bytes."""
     info = bpf.map_info(fd)
-    return bpf.map_read_all(fd, info, spec.key, row_bytes(info))
+    return batch.read_all(fd, info, spec.key, row_bytes(info))
 
 
 def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[MapSlot]:
@@ -78,15 +78,8 @@ def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[M
         if before is not None and spec.name in keep and before.info.max_entries == entries:
             slots.append(MapSlot(spec, before.fd, pinned=True, source=None))
             continue
-        sizes_of = (spec.key.itemsize, spec.value.itemsize, entries)
-        fd = bpf.map_create(
-            spec.type,
-            spec.key.itemsize,
-            spec.value.itemsize,
-            entries,
-            flags=spec.flags,
-            name=f"lb_{spec.name}",
-        )
+        shape = (spec.type, spec.key.itemsize, spec.value.itemsize, entries)
+        fd = bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}")
         stack.enter_context(fd)
         source = before.fd if before is not None and spec.name in keep else None
         slots.append(MapSlot(spec, fd, pinned=False, source=source))
@@ -153,7 +146,7 @@ def _copy(source: FD, target: FD, spec: MapSpec) -> None:
     if spec.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
         inside = keys < bpf.map_info(target).max_entries
         keys, values = keys[inside], values[inside]
-    bpf.map_update_all(target, keys, values)
+    batch.update_all(target, keys, values)
 
 
 def _shape(spec: MapSpec) -> str:
