@@ -1,0 +1,243 @@
+"""The process of a pod: a real HTTP/1.1 server and a UDP echo that say which pod answered on which port.
+
+Run as a script, not imported by the lab: ``python -I -S pod.py NAME ADDRESS PORT…`` where ADDRESS is what to
+listen on and PORT is ``tcp:8080:http-default`` or ``udp:9000:echo``. It takes its own mount and UTS
+namespace, with an empty /var and the pod's name as host name, unless NAME begins with ``host:``. It writes
+``listening`` to stdout when every port is open. Only light modules of the standard library are imported,
+because there may be dozens of pods.
+
+HTTP answers:
+
+=====================  ====================================================================
+``/``, any other path  ``You've hit NAME on PORTNAME``
+``/hostname``          NAME
+``/clientip``          the client's address as the pod sees it
+``/headers``           the request as it came
+``/large?bytes=N``     N bytes, ``x`` each
+``/ready``             200, or 503 while the file /var/unready exists
+POST or PUT, any path  ``NAME received N bytes``
+=====================  ====================================================================
+
+A UDP datagram is answered by ``NAME PORTNAME `` and its own payload. On SIGTERM the pod serves on for a
+second and until no connection is open, so that nothing breaks while the endpoint is being taken out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+UNREADY = "/var/unready"
+_MAX_HEAD = 65536
+_CHUNK = 65536
+_DRAIN_SECONDS = 1.0
+
+
+class BadRequestError(Exception):
+    """The bytes are no request that this server understands; carries the status line."""
+
+
+class Request:
+    """The head of an HTTP request, and the body's length."""
+
+    def __init__(self, head: bytes) -> None:
+        """Parse ``head``, which ends before the empty line; BadRequestError says what is not understood."""
+        lines = head.decode("latin-1").split("\r\n")
+        words = lines[0].split(" ")
+        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+            raise BadRequestError("400 Bad Request")
+        self.method, self.target, self.version = words
+        self.text = head
+        self.headers = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines[1:])
+        }
+        if "transfer-encoding" in self.headers:
+            raise BadRequestError("411 Length Required")
+        length = self.headers.get("content-length", "0")
+        if not length.isdigit():
+            raise BadRequestError("400 Bad Request")
+        self.length = int(length)
+        connection = self.headers.get("connection", "").lower()
+        self.keep_alive = connection != "close" if self.version == "HTTP/1.1" else connection == "keep-alive"
+
+
+def response(status: str, length: int, keep_alive: bool) -> bytes:
+    """Return the head of a response with a body of ``length`` bytes."""
+    connection = "keep-alive" if keep_alive else "close"
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+        f"Connection: {connection}\r\n\r\n"
+    ).encode()
+
+
+class Pod:
+    """The pod's name, and how many connections it has open."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._open = 0
+        self._idle = threading.Condition()
+
+    def answer(self, request: Request, port: str, client: str, received: int) -> tuple[str, bytes | int]:
+        """Return the status and the body; a number stands for that many bytes."""
+        path, _, query = request.target.partition("?")
+        if request.method in ("POST", "PUT"):
+            return "200 OK", f"{self.name} received {received} bytes\n".encode()
+        if request.method not in ("GET", "HEAD"):
+            return "405 Method Not Allowed", b"GET, HEAD, POST, PUT\n"
+        if path == "/hostname":
+            return "200 OK", f"{self.name}\n".encode()
+        if path == "/clientip":
+            return "200 OK", f"{client}\n".encode()
+        if path == "/headers":
+            return "200 OK", request.text + b"\r\n"
+        if path == "/large":
+            count = query.removeprefix("bytes=")
+            if not count.isdigit():
+                return "400 Bad Request", b"give /large?bytes=N\n"
+            return "200 OK", int(count)
+        if path == "/ready" and os.path.exists(UNREADY):
+            return "503 Service Unavailable", b"not ready\n"
+        return "200 OK", f"You've hit {self.name} on {port}\n".encode()
+
+    def serve_tcp(self, listener: socket.socket, port: str) -> None:
+        """Accept for ever, one thread for each connection."""
+        while True:
+            connection, peer = listener.accept()
+            threading.Thread(target=self.converse, args=(connection, peer[0], port), daemon=True).start()
+
+    def converse(self, connection: socket.socket, client: str, port: str) -> None:
+        """Answer the requests of one connection until either side ends it."""
+        with self._idle:
+            self._open += 1
+        try:
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while self._one_request(connection, client, port):
+                    pass
+        except OSError:
+            pass  # the client went away
+        finally:
+            with self._idle:
+                self._open -= 1
+                self._idle.notify_all()
+
+    def _one_request(self, connection: socket.socket, client: str, port: str) -> bool:
+        """Answer one request; return whether another may follow on the connection."""
+        head, rest = _read_head(connection)
+        if not head:
+            return False
+        try:
+            request = Request(head)
+        except BadRequestError as error:
+            connection.sendall(response(str(error), 0, False))
+            return False
+        if request.headers.get("expect", "").lower() == "100-continue":
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if len(rest) > request.length:  # a pipelined request: answer this one and end
+            rest, request.keep_alive = rest[: request.length], False
+        received = len(rest)
+        while received < request.length:
+            data = connection.recv(min(_CHUNK, request.length - received))
+            if not data:
+                return False
+            received += len(data)
+        status, body = self.answer(request, port, client, received)
+        length = body if isinstance(body, int) else len(body)
+        first = response(status, length, request.keep_alive)
+        chunks = iter(()) if request.method == "HEAD" else _chunks(body)
+        connection.sendall(first + next(chunks, b""))
+        for chunk in chunks:
+            connection.sendall(chunk)
+        return request.keep_alive
+
+    def serve_udp(self, channel: socket.socket, port: str) -> None:
+        """Echo for ever."""
+        prefix = f"{self.name} {port} ".encode()
+        while True:
+            data, peer = channel.recvfrom(65535)
+            try:
+                channel.sendto(prefix + data, peer)
+            except OSError:
+                continue  # too long with the prefix, or the peer cannot be reached: it gets no answer
+
+    def drain(self) -> None:
+        """Return once no connection is open."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._open == 0)
+
+
+def _read_head(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the bytes before the empty line and those after it; empty when the client ended first."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        more = connection.recv(_CHUNK)
+        if not more or len(data) > _MAX_HEAD:
+            return b"", b""
+        data += more
+    head, _, rest = data.partition(b"\r\n\r\n")
+    return head, rest
+
+
+def _chunks(body: bytes | int) -> Iterator[bytes]:
+    if isinstance(body, bytes):
+        yield body
+        return
+    while body > 0:
+        yield b"x" * min(body, _CHUNK)
+        body -= _CHUNK
+
+
+def be_a_container(name: str) -> None:
+    """Take a mount namespace with an empty /var of its own, and a UTS namespace with the host name ``name``.
+
+    Mounts stay slaves of the machine's, so that removals there arrive here, and the mounts of network
+    namespaces are left: otherwise this process would keep other pods' namespaces alive.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    clone_newns, clone_newuts, ms_rec, ms_slave, detach = 0x20000, 0x4000000, 0x4000, 1 << 19, 2
+
+    def check(result: int, what: str) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), what)
+
+    check(libc.unshare(clone_newns | clone_newuts), "unshare")
+    check(libc.mount(None, b"/", None, ctypes.c_ulong(ms_rec | ms_slave), None), "mount --make-rslave /")
+    while libc.umount2(b"/run/netns", detach) == 0:
+        pass
+    check(libc.mount(b"tmpfs", b"/var", b"tmpfs", ctypes.c_ulong(0), b"size=4m"), "mount /var")
+    socket.sethostname(name[:64])
+
+
+def main(name: str, address: str, ports: list[str]) -> None:
+    """Open every port, say so, and serve until SIGTERM."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: sigwait below takes it
+    outside = name.startswith("host:")
+    pod = Pod(name.removeprefix("host:"))
+    if not outside:
+        be_a_container(pod.name)
+    for entry in ports:
+        protocol, number, port = entry.split(":")
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        opened = socket.socket(socket.AF_INET, kind)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((address, int(number)))
+        if protocol == "tcp":
+            opened.listen(1024)
+        serve = pod.serve_tcp if protocol == "tcp" else pod.serve_udp
+        threading.Thread(target=serve, args=(opened, port), daemon=True).start()
+    print("listening", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    time.sleep(_DRAIN_SECONDS)
+    pod.drain()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

@@ -1,0 +1,97 @@
+"""Processes that outlive the command that started them: starting, recognising and ending them.
+
+A process is known by its id and its start time, so that a reused id is never taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lb.errors import LabError
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process: its id, and its start in clock ticks after boot (field 22 of /proc/PID/stat, proc(5))."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessRef | None:
+        """Return the process that has this id now; None when there is none or it is a zombie."""
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = text.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else cls(pid, int(fields[19]))
+
+    def alive(self) -> bool:
+        """Tell whether this very process still runs."""
+        return ProcessRef.of(self.pid) == self
+
+
+def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> ProcessRef:
+    """Start a process in a session of its own, adopted by init, with its output appended to log.
+
+    Raises
+    ------
+    LabError: it ended at once, with what it wrote.
+    """
+    script = '"$@" </dev/null >>"$LAB_LOG" 2>&1 & echo $!'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", "setsid", *argv],
+        env={**(os.environ if environ is None else environ), "LAB_LOG": str(log)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = ProcessRef.of(int(done.stdout))
+    if found is None:
+        raise LabError(f"{argv[0]} ended at once: {tail(log)}")
+    return found
+
+
+def tail(log: Path, lines: int = 8) -> str:
+    """Return the last lines of a log file; a note when it is missing or empty."""
+    with contextlib.suppress(FileNotFoundError):
+        text = log.read_text(errors="replace").splitlines()[-lines:]
+        if text:
+            return "\n".join(text)
+    return f"(nothing in {log})"
+
+
+def kill(
+    processes: Iterable[ProcessRef], how: signal.Signals = signal.SIGKILL, within: float = 10.0
+) -> list[ProcessRef]:
+    """Signal the processes and wait until they have ended; return those that have not within so many seconds."""
+    with contextlib.ExitStack() as stack:
+        waiting: dict[int, ProcessRef] = {}
+        for process in processes:
+            try:
+                fd = os.pidfd_open(process.pid)
+            except ProcessLookupError:
+                continue
+            stack.callback(os.close, fd)
+            if process.alive():  # checked after the descriptor is open: it is this very process
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, how)
+                waiting[fd] = process
+        poller = select.poll()
+        for fd in waiting:
+            poller.register(fd, select.POLLIN)
+        deadline = time.monotonic() + within
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            for fd, _ in poller.poll(left * 1000):
+                poller.unregister(fd)
+                del waiting[fd]
+        return list(waiting.values())

@@ -1,0 +1,214 @@
+"""What a lab writes down, before it makes anything, so that ``lab down`` finds all of it after any crash.
+
+::
+
+    /run/lbctl/lab/<id>/
+      lab.json            what was asked for, the phase, and the process that brings it up
+      processes/NAME      pid and start time of the agents, the kubelet and the outside server
+      pods/NS.NAME        each pod: its network namespace, node, address, process
+      cluster/*.yaml      the Node and Pod objects that the agents read
+      log/NAME.log        one log for each process
+      ready/NODE          written by the node's agent when its first sync is in the kernel
+      kubelet.sock        where ``lab pod`` talks to the kubelet
+
+Files appear whole: each is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lb.config import UplinkMode
+from lb.errors import LabError
+from lb.lab.addressing import LabSpec, Overlay
+from lb.lab.processes import ProcessRef
+
+ROOT = Path("/run/lbctl/lab")
+
+
+@dataclass(frozen=True, slots=True)
+class LabRecord:
+    """lab.json; complete is False until ``lab up`` has finished, owner is the process that runs it."""
+
+    spec: LabSpec
+    owner: ProcessRef
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PodRecord:
+    """A pod as ``lab exec`` and ``lab down`` need it; process is None while none runs."""
+
+    namespace: str
+    name: str
+    node: str
+    address: str
+    netns: str
+    interface: str
+    process: ProcessRef | None = None
+
+
+class Store:
+    """The state directory of one lab."""
+
+    def __init__(self, lab: str, root: Path = ROOT) -> None:
+        self.lab = lab
+        self.base = root / lab
+
+    @property
+    def cluster(self) -> Path:
+        """The directory of the objects that the lab's kubelet writes."""
+        return self.base / "cluster"
+
+    @property
+    def socket(self) -> Path:
+        """The kubelet's socket."""
+        return self.base / "kubelet.sock"
+
+    def log(self, name: str) -> Path:
+        """Return the log file of a process."""
+        return self.base / "log" / f"{name}.log"
+
+    def ready_file(self, node: str) -> Path:
+        """Return the file that a node's agent writes once it has synced."""
+        return self.base / "ready" / node
+
+    def exists(self) -> bool:
+        """Tell whether there is a lab, complete or not."""
+        return self.base.is_dir()
+
+    def create(self, record: LabRecord) -> None:
+        """Make the directory with its first record.
+
+        Raises
+        ------
+        LabError: a lab of this id is there already; says in which state.
+        """
+        self.base.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.base.mkdir(mode=0o755)
+        except FileExistsError:
+            raise LabError(self.why_taken()) from None
+        self.write_lab(record)
+        for name in ("processes", "pods", "cluster", "log", "ready"):
+            (self.base / name).mkdir()
+
+    def why_taken(self) -> str:
+        """Return the sentence that tells why no lab of this id can be brought up."""
+        down = f"take it down first: lbctl lab down --id {self.lab}"
+        try:
+            record = self.read_lab()
+        except LabError:
+            return f"lab {self.lab} is half-made, its record is missing or broken; {down}"
+        if record.complete:
+            return f"lab {self.lab} is up already; {down}"
+        if record.owner.alive():
+            return f"lab {self.lab} is being brought up by process {record.owner.pid}"
+        return f"lab {self.lab} is half-made, bringing it up was interrupted; {down}"
+
+    def write_lab(self, record: LabRecord) -> None:
+        """Write lab.json."""
+        self._write(self.base / "lab.json", dataclasses.asdict(record))
+
+    def read_lab(self) -> LabRecord:
+        """Return lab.json.
+
+        Raises
+        ------
+        LabError: there is no such lab, or its record cannot be read.
+        """
+        try:
+            data = json.loads((self.base / "lab.json").read_text())
+            spec = data["spec"]
+            spec["overlay"] = Overlay(spec["overlay"])
+            spec["uplink_mode"] = UplinkMode(spec["uplink_mode"])
+            return LabRecord(LabSpec(**spec), ProcessRef(**data["owner"]), data["complete"])
+        except FileNotFoundError:
+            raise LabError(f"there is no lab {self.lab}; bring one up with: lbctl lab up") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"{self.base / 'lab.json'} cannot be read: {error!r}") from None
+
+    def write_process(self, name: str, process: ProcessRef) -> None:
+        """Note a process of the lab."""
+        self._write(self.base / "processes" / name, dataclasses.asdict(process))
+
+    def process(self, name: str) -> ProcessRef | None:
+        """Return a noted process, whether it lives or not."""
+        data = _read(self.base / "processes" / name)
+        return ProcessRef(**data) if data else None
+
+    def processes(self) -> Iterator[ProcessRef]:
+        """Return every noted process, pods included."""
+        directory = self.base / "processes"
+        names = sorted(os.listdir(directory)) if directory.is_dir() else []
+        found = [self.process(name) for name in names] + [pod.process for pod in self.pods()]
+        return (process for process in found if process)
+
+    def write_pod(self, pod: PodRecord) -> None:
+        """Note a pod."""
+        self._write(self._pod_file(pod.namespace, pod.name), dataclasses.asdict(pod))
+
+    def forget_pod(self, pod: PodRecord) -> None:
+        """Remove the note of a pod of which nothing is left."""
+        self._pod_file(pod.namespace, pod.name).unlink(missing_ok=True)
+
+    def pods(self) -> list[PodRecord]:
+        """Return the noted pods by namespace and name."""
+        directory = self.base / "pods"
+        pods = []
+        for name in sorted(os.listdir(directory)) if directory.is_dir() else ():
+            data = _read(directory / name)
+            if data:
+                process = ProcessRef(**data.pop("process")) if data["process"] else data.pop("process")
+                pods.append(PodRecord(**data, process=process))
+        return pods
+
+    def write_object(self, name: str, text: str) -> None:
+        """Write an object of the cluster as YAML text under this file name."""
+        self._replace(self.cluster / name, text)
+
+    def remove_object(self, name: str) -> None:
+        """Remove an object of the cluster."""
+        (self.cluster / name).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the directory, and the common parents when they are empty."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.base)
+        for parent in (self.base.parent, self.base.parent.parent):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+    def _pod_file(self, namespace: str, name: str) -> Path:
+        return self.base / "pods" / f"{namespace}.{name}"
+
+    def _write(self, path: Path, data: dict[str, Any]) -> None:
+        self._replace(path, json.dumps(data, indent=1))
+
+    def _replace(self, path: Path, text: str) -> None:
+        """Write beside the store's directories, not in them, so that no watcher sees the unfinished file."""
+        draft = self.base / f".{path.name}.tmp"
+        draft.write_text(text)
+        draft.rename(path)
+
+
+def labs(root: Path = ROOT) -> list[str]:
+    """Return the ids of all labs on this machine, half-made ones included."""
+    return sorted(os.listdir(root)) if root.is_dir() else []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a note; empty when it is gone."""
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    return data
