@@ -1,0 +1,128 @@
+"""What one Service's new plan means for the maps: ids and rows allocated, nothing written yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.datapath.layouts import BackendFlag, BackendStateCode
+from lb.datapath.ledger import KIND_CODES, STATE_CODES, Ledger, Port, PortKey, Socket, VipRow
+from lb.datapath.maps import Rows
+from lb.datapath.pools import NO_ROWS, Region
+from lb.errors import LbError
+from lb.model import ObjectKey
+from lb.plan import lookup_table, table_size
+from lb.plan.types import Backend, PortPlan, ServicePlan, VipKey
+
+Sockets = dict[PortKey, set[Socket]]
+
+
+@dataclass(slots=True)
+class Change:
+    """The writes that bring one Service in step with its plan.
+
+    before: the backends that the Service had. wanted: those that it shall have.
+    names: ports that the ``services`` map does not name yet, with (namespace, name, port name).
+    new: rows of ``backends4`` by id, in state FREE; states: the state they and changed ones get.
+    edits: (id, flags, node) of backends that stay. tables: region and its rows.
+    puts, deletes: VIPs. error: what stopped the Service.
+    """
+
+    key: ObjectKey
+    before: Sockets
+    wanted: Sockets = field(default_factory=dict)
+    names: list[tuple[Port, tuple[bytes, bytes, bytes]]] = field(default_factory=list)
+    new: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    edits: list[tuple[int, int, int]] = field(default_factory=list)
+    states: dict[int, int] = field(default_factory=dict)
+    tables: list[tuple[Region, NDArray[np.uint32]]] = field(default_factory=list)
+    puts: dict[VipKey, tuple[Port, VipRow]] = field(default_factory=dict)
+    deletes: dict[VipKey, Port] = field(default_factory=dict)
+    error: LbError | None = None
+
+
+def prepare(ledger: Ledger, slots: Rows, key: ObjectKey, plan: ServicePlan | None) -> Change:
+    """Compare a plan with the ledger and allocate what is missing; None: the Service is gone.
+
+    Ports of IPv6 and ports without a VIP are left out. Ids and rows that were allocated are in the ledger
+    also when the change carries an error. slots is the live ``backends4`` array, which is only read.
+    """
+    ports = ledger.services.setdefault(key, {})
+    change = Change(key, before={port_key: set(port.backends) for port_key, port in ports.items()})
+    desired = {(p.port_name, p.protocol): p for p in plan.ports if p.version == 4 and p.vips} if plan else {}
+    try:
+        for port_key, port_plan in desired.items():
+            if port_key not in ports:
+                names = _names(key, port_plan.port_name)
+                ports[port_key] = Port(ledger.service_ids.allocate())
+                change.names.append((ports[port_key], names))
+            _prepare_port(ledger, slots, change, ports[port_key], port_plan)
+            change.wanted[port_key] = {_socket(backend) for backend in port_plan.backends}
+    except LbError as error:
+        change.error = error
+    for port_key, port in ports.items():
+        if port_key not in desired:
+            change.deletes.update(dict.fromkeys(port.vips, port))
+    return change
+
+
+def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:
+    names = (key.namespace.encode(), key.name.encode(), port_name.encode())
+    if max(map(len, names)) > 63:
+        raise LbError(
+            f"Service {key}, port {port_name!r}: a name of more than 63 bytes has no room in the maps"
+        )
+    return names
+
+
+def _socket(backend: Backend) -> Socket:
+    return (int(backend.address), backend.port)
+
+
+def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan: PortPlan) -> None:
+    kept: list[tuple[int, int, int, int]] = []
+    for backend in plan.backends:
+        socket = _socket(backend)
+        state = STATE_CODES[backend.state]
+        flags = int(BackendFlag.LOCAL) if backend.local else 0
+        node = ledger.nodes.id_of(backend)
+        if socket in port.backends:
+            kept.append((port.backends[socket], state, flags, node))
+        else:
+            slot = port.backends[socket] = ledger.backend_ids.allocate()
+            change.new[slot] = (*socket, int(BackendStateCode.FREE), flags, port.id, 0, node)
+            change.states[slot] = state
+    if kept:
+        _compare(slots, change, np.array(kept, np.uint32))
+    inside = _table(ledger, change, port, plan.inside)
+    outside = _table(ledger, change, port, plan.outside)
+    for vip in plan.vips:
+        row = VipRow(port.id, plan.affinity_seconds, inside, outside, KIND_CODES[vip.kind])
+        if port.vips.get(vip.key) != row:
+            change.puts[vip.key] = (port, row)
+    change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
+
+
+def _compare(slots: Rows, change: Change, kept: NDArray[np.uint32]) -> None:
+    """Note which present backends differ from what is wanted: rows of (id, state, flags, node)."""
+    live = slots[kept[:, 0]]
+    other_state = live["state"] != kept[:, 1]
+    change.states.update(kept[other_state][:, :2].tolist())
+    other_place = (live["flags"] != kept[:, 2]) | (live["node"] != kept[:, 3])
+    change.edits += [(slot, flags, node) for slot, _, flags, node in kept[other_place].tolist()]
+
+
+def _table(ledger: Ledger, change: Change, port: Port, backends: Sequence[Backend]) -> Region:
+    """Return the region with the lookup table of these backends, a new one if the port has none yet."""
+    if not backends:
+        return NO_ROWS
+    ordered = sorted(backends, key=lambda backend: backend.identity)
+    ids = np.array([port.backends[_socket(backend)] for backend in ordered], np.uint32)
+    members = frozenset(ids.tolist())
+    if members not in port.regions:
+        region = port.regions[members] = ledger.rows.allocate(table_size(len(ids)))
+        change.tables.append((region, ids[lookup_table(backend.identity for backend in ordered)]))
+    return port.regions[members]

@@ -1,0 +1,203 @@
+"""What Python knows of the maps that it writes: which ids and rows are whose, and what each VIP holds.
+
+The ledger is never ahead of the kernel: it changes after a write has succeeded. All of it can be read back
+from the maps (:mod:`lb.datapath.recover`), since they carry the names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+import numpy as np
+
+from lb.datapath.layouts import (
+    ID,
+    NODE_NAME,
+    NODE_NONE,
+    NODE_SELF,
+    VIP,
+    VIP4_KEY,
+    BackendStateCode,
+    VipKindCode,
+)
+from lb.datapath.maps import Maps, Rows
+from lb.datapath.pools import IdPool, Region, RowPool
+from lb.errors import CapacityError, LbError
+from lb.model import ObjectKey, Protocol
+from lb.plan.types import Backend, BackendState, VipKey, VipKind
+
+_LOG = logging.getLogger(__name__)
+
+PortKey = tuple[str, Protocol]
+"""A port's name and protocol: unique within a Service, and the same over a restart."""
+
+Socket = tuple[int, int]
+"""Address and port of a backend as numbers in the CPU's order."""
+
+STATE_CODES = {
+    BackendState.ACTIVE: BackendStateCode.ACTIVE,
+    BackendState.TERMINATING: BackendStateCode.TERMINATING,
+}
+KIND_CODES = {kind: VipKindCode[kind.name] for kind in VipKind}
+
+
+class VipRow(NamedTuple):
+    """The value of a VIP in ``vips4``."""
+
+    service: int
+    affinity_seconds: int
+    inside: Region
+    outside: Region
+    kind: int
+
+
+@dataclass(slots=True)
+class Port:
+    """What one Service port has in the maps.
+
+    id: in ``services``; named: whether it is written there.
+    backends: backend id by socket. regions: lookup tables by the set of backend ids in their rows.
+    vips: what the kernel holds; None when a failed write left that in the dark.
+    """
+
+    id: int
+    named: bool = False
+    backends: dict[Socket, int] = field(default_factory=dict)
+    regions: dict[frozenset[int], Region] = field(default_factory=dict)
+    vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
+
+    def unreferenced(self) -> Iterator[tuple[frozenset[int], Region]]:
+        """Yield the lookup tables that no VIP uses; none while a VIP's row is in the dark."""
+        rows = list(self.vips.values())
+        if None in rows:
+            return
+        offsets = {r.offset for row in rows if row for r in (row.inside, row.outside) if r.size}
+        for ids, region in self.regions.items():
+            if region.offset not in offsets:
+                yield ids, region
+
+    def listed(self) -> set[int]:
+        """Return the backend ids in lookup tables."""
+        return set().union(*self.regions)
+
+
+Ports = dict[PortKey, Port]
+
+
+class NodeNames:
+    """The ``nodes`` map. Names serve dumps alone: a name that finds no room, or cannot be written, costs a
+    Service nothing but its backends' node being shown as unknown.
+    """  # noqa: D205
+
+    def __init__(self, maps: Maps, names: Mapping[str, int], own: str | None) -> None:
+        self._maps = maps
+        self._ids = dict(names)
+        self._pool = IdPool("nodes", NODE_NONE + 1, maps.capacity("nodes") - 1, "", self._ids.values())
+        self._own = own
+        self._unwritten: dict[int, str] = {}
+        self.full = False
+
+    def id_of(self, backend: Backend) -> int:
+        """Return the id of a backend's node, a new one if need be."""
+        if backend.local:
+            if self._own != backend.node:
+                self._own = self._unwritten[NODE_SELF] = backend.node
+            return NODE_SELF
+        if not backend.node:
+            return NODE_NONE
+        if backend.node not in self._ids:
+            try:
+                node = self._ids[backend.node] = self._pool.allocate()
+            except CapacityError:
+                self.full = True
+                return NODE_NONE
+            self._unwritten[node] = backend.node
+        return self._ids[backend.node]
+
+    def write(self) -> int:
+        """Write the new names and return how many; those that fail are tried again at the next call."""
+        if not self._unwritten:
+            return 0
+        keys = np.array(list(self._unwritten), ID)
+        values = np.array([(name.encode(),) for name in self._unwritten.values()], NODE_NAME)
+        try:
+            self._maps.update("nodes", keys, values)
+        except LbError as error:
+            _LOG.warning("names of nodes not written: %s", error)
+            return 0
+        self._unwritten.clear()
+        return len(keys)
+
+    def forget_unused(self, used: set[int]) -> None:
+        """Delete the names of nodes that no backend is on any more."""
+        unused = {name: node for name, node in self._ids.items() if node not in used}
+        if unused:
+            self._maps.delete("nodes", np.array(list(unused.values()), ID))
+            self._pool.release(unused.values())
+            for name, node in unused.items():
+                del self._ids[name]
+                self._unwritten.pop(node, None)
+        self.full = False
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything that one node's maps hold, and the pools that the rest comes from.
+
+    owners: the port that a VIP in the kernel belongs to.
+    """
+
+    services: dict[ObjectKey, Ports]
+    owners: dict[VipKey, Port]
+    service_ids: IdPool
+    backend_ids: IdPool
+    rows: RowPool
+    nodes: NodeNames
+
+
+def new_ledger(maps: Maps, services: dict[ObjectKey, Ports], nodes: NodeNames) -> Ledger:
+    """Return the ledger of these Services; what they do not use is free.
+
+    Id 0 stays unused for Service ports and backends, so that a row of zeros never names a real one.
+    """
+    ports = [port for by_key in services.values() for port in by_key.values()]
+    used_backends = (backend for port in ports for backend in port.backends.values())
+    used_regions = (region for port in ports for region in port.regions.values())
+    last_backend = maps.capacity("backends4") - 1
+    return Ledger(
+        services=services,
+        owners={vip: port for port in ports for vip in port.vips},
+        service_ids=IdPool(
+            "services", 1, maps.capacity("services"), "limits.services", (p.id for p in ports)
+        ),
+        backend_ids=IdPool("backends4", 1, last_backend, "limits.backends", used_backends),
+        rows=RowPool("tables", maps.capacity("tables"), "limits.table_rows", used_regions),
+        nodes=nodes,
+    )
+
+
+def vip_keys(vips: Sequence[VipKey]) -> Rows:
+    """Return VIPs of IPv4 as keys of ``vips4``."""
+    return np.array([(int(vip.address), vip.port, vip.protocol, 0) for vip in vips], VIP4_KEY)
+
+
+def vip_values(rows: Sequence[VipRow]) -> Rows:
+    """Return VIPs' rows as values of ``vips4``."""
+    return np.array([(*row, (0, 0, 0)) for row in rows], VIP)
+
+
+def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
+    """Read the ``vips4`` map."""
+    keys, values = maps.read("vips4")
+    return {
+        VipKey(IPv4Address(address), port, Protocol(protocol)): VipRow(
+            service, affinity, Region(*inside), Region(*outside), kind
+        )
+        for (address, port, protocol, _), (service, affinity, inside, outside, kind, _) in zip(
+            keys.tolist(), values.tolist(), strict=True
+        )
+    }

@@ -1,0 +1,101 @@
+"""From the live maps back to the ledger, so that a restarted agent goes on with the ids that flows hold."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from lb.datapath.layouts import ID, NODE_SELF, BackendStateCode
+from lb.datapath.ledger import Ledger, NodeNames, Port, Ports, Socket, new_ledger, read_vips
+from lb.datapath.maps import Maps
+from lb.model import ObjectKey
+from lb.plan import table_size
+
+_NAMELESS = ObjectKey("", "")
+
+
+def read_ledger(maps: Maps) -> Ledger:
+    """Rebuild the ledger and clean away what a crash half-way through a sync has left.
+
+    Writes come in the order names, backends, tables, VIPs, and deletions in reverse. So what no VIP leads
+    to is a leftover: names and backends of ports without VIPs, names of nodes without backends. A VIP whose
+    port has no name of its own can only stem from damage; it is filed under a Service without a name, which
+    no source has, and so goes when the known Services are compared with the source's.
+
+    Raises
+    ------
+    BpfError: the kernel refused a read or a clean-up.
+    """
+    services: dict[ObjectKey, Ports] = defaultdict(dict)
+    names = _service_names(maps)
+    ports: dict[int, Port] = {}
+    for vip, row in read_vips(maps).items():
+        if row.service not in ports:
+            key, port_name = names.get(row.service, (_NAMELESS, ""))
+            if key == _NAMELESS or (port_name, vip.protocol) in services[key]:
+                key, port_name = _NAMELESS, str(row.service)
+            port = ports[row.service] = Port(row.service, named=row.service in names)
+            services[key][port_name, vip.protocol] = port
+        ports[row.service].vips[vip] = row
+    _read_backends(maps, ports)
+    for port in ports.values():
+        _read_regions(maps, port)
+    stray = [service for service in names if service not in ports]
+    if stray:
+        maps.delete("services", np.array(stray, ID))
+    return new_ledger(maps, dict(services), _read_nodes(maps))
+
+
+def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
+    ids, names = maps.read("services")
+    return {
+        service: (ObjectKey(namespace.decode(), name.decode()), port_name.decode())
+        for service, (namespace, name, port_name) in zip(ids.tolist(), names.tolist(), strict=True)
+    }
+
+
+def _read_backends(maps: Maps, ports: dict[int, Port]) -> None:
+    """Give the ports their backends; free the slots that no port has."""
+    slots = maps.array("backends4")
+    used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
+    leftovers = []
+    for backend, slot in zip(used.tolist(), slots[used].tolist(), strict=True):
+        address, number, _, _, service, _, _ = slot
+        socket: Socket = (address, number)
+        if service in ports and socket not in ports[service].backends:
+            ports[service].backends[socket] = backend
+        else:
+            leftovers.append(backend)
+    if leftovers:
+        slots["state"][leftovers] = BackendStateCode.FREE
+
+
+def _read_regions(maps: Maps, port: Port) -> None:
+    """File a port's lookup tables under the backends in their rows."""
+    tables = maps.array("tables")
+    own = set(port.backends.values())
+    regions = {region for row in port.vips.values() if row for region in (row.inside, row.outside)}
+    for region in sorted(regions):
+        if not region.size:
+            continue
+        ids = frozenset(np.unique(tables[region.offset : region.offset + region.size]).tolist())
+        good = ids <= own and region.size == table_size(len(ids)) and ids not in port.regions
+        # A table that is not as it would be made today keeps its rows until its VIPs have a new one; the
+        # negative number keeps it from being taken for the table of its backends.
+        port.regions[ids if good else (ids & own) | {-1 - region.offset}] = region
+
+
+def _read_nodes(maps: Maps) -> NodeNames:
+    ids, rows = maps.read("nodes")
+    by_id = {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+    own = by_id.pop(NODE_SELF, None)
+    nodes = NodeNames(maps, {name: node for node, name in by_id.items()}, own)
+    nodes.forget_unused(nodes_in_use(maps))
+    return nodes
+
+
+def nodes_in_use(maps: Maps) -> set[int]:
+    """Return the node ids of all backends."""
+    slots = maps.array("backends4")
+    return set(np.unique(slots["node"][slots["state"] != BackendStateCode.FREE]).tolist())
