@@ -19,7 +19,9 @@ from types import MappingProxyType
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
-_NO_LABELS: Mapping[str, str] = MappingProxyType({})
+
+def _no_labels() -> Mapping[str, str]:
+    return MappingProxyType({})
 
 
 class Protocol(enum.IntEnum):
@@ -125,7 +127,7 @@ class Service:
     distribution: TrafficDistribution = TrafficDistribution.NONE
     proxied: bool = True
     created: str = ""
-    labels: Mapping[str, str] = _NO_LABELS
+    labels: Mapping[str, str] = field(default_factory=_no_labels)
     origin: Origin = field(default=NOWHERE, compare=False)
 
 
@@ -187,7 +189,7 @@ class Pod:
     """
 
     key: ObjectKey
-    labels: Mapping[str, str] = _NO_LABELS
+    labels: Mapping[str, str] = field(default_factory=_no_labels)
     node: str = ""
     addresses: tuple[IPAddress, ...] = ()
     container_ports: tuple[ContainerPort, ...] = ()
