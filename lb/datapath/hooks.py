@@ -39,7 +39,8 @@ TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
     Role.TUNNEL: _OUTWARD,
     Role.POD: {Direction.INGRESS: "lb_tc_pod_in", Direction.EGRESS: "lb_tc_pod_out"},
 }
-"""The tc programs of each role. Ingress is what comes into the node from the interface: for a pod, what it sends.
+"""The tc programs of each role. Ingress is what comes into the node from the interface.
+
 An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
 
 _FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}

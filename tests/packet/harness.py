@@ -1,0 +1,225 @@
+"""The real programs on a bench: loaded from bpf/, in a network namespace with routes, fed packet by packet."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import struct
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pyroute2 import IPRoute
+
+from lb.config import Limits, SnatPorts, Timeouts
+from lb.datapath import bpf, layouts
+from lb.datapath.hooks import TC_PROGRAMS, XDP_PROGRAM, Role
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.loader import load
+from lb.datapath.netlink import Netlink
+from lb.datapath.pins import Pins, unload
+from lb.datapath.reconcile import Reconciler
+from lb.datapath.rtnl import Direction
+from lb.model import ObjectKey
+from lb.plan.types import ServicePlan
+from tests import packets as p
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+XDP = XDP_PROGRAM
+TC_UPLINK_IN = TC_PROGRAMS[Role.UPLINK][Direction.INGRESS]
+TC_UPLINK_OUT = TC_PROGRAMS[Role.UPLINK][Direction.EGRESS]
+TC_POD_IN = TC_PROGRAMS[Role.POD][Direction.INGRESS]
+TC_POD_OUT = TC_PROGRAMS[Role.POD][Direction.EGRESS]
+OUTSIDE_INGRESS = (XDP, TC_UPLINK_IN)
+
+HOOK_OF = {
+    XDP: "XDP_UPLINK",
+    TC_UPLINK_IN: "TC_UPLINK_IN",
+    TC_UPLINK_OUT: "TC_UPLINK_OUT",
+    TC_POD_IN: "TC_POD_IN",
+    TC_POD_OUT: "TC_POD_OUT",
+}
+
+PASS, DROP, SEND = "pass", "drop", "send"
+_XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
+_TC_VERDICTS = {-1: PASS, 2: DROP, 7: SEND}
+
+
+class NetworkNamespace:
+    """A network namespace without a name: gone when it is closed."""
+
+    def __init__(self) -> None:
+        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            if _libc.unshare(_CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "unshare")
+            self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        finally:
+            _enter(outside)
+            os.close(outside)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Let the calling thread be in the namespace meanwhile."""
+        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _enter(self._fd)
+        try:
+            yield
+        finally:
+            _enter(outside)
+            os.close(outside)
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a packet: verdict is PASS, DROP or SEND; reasons are the counters that moved, by hook."""
+
+    verdict: str
+    packet: bytes
+    reasons: Mapping[tuple[str, str], int]
+
+    @property
+    def reason(self) -> str:
+        """The one reason that was counted."""
+        ((_, reason),) = self.reasons
+        return reason
+
+
+class Datapath:
+    """The loaded programs and their maps, in a namespace that looks like NODE1 of tests/packets.py.
+
+    ``up0`` is the uplink: CLIENT, CLIENT_2 and NODE2 are neighbours there, the pods of NODE2 are behind NODE2.
+    ``pod0`` is the host end of a pod's interface, with the node's own pods behind it.
+    """
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        try:
+            self._set_up()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _set_up(self) -> None:
+        self.pins = Pins(f"test.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        self._stack.callback(unload, self.pins)
+        loaded = load(
+            self.pins, Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
+        )
+        self._programs = {
+            name: self._stack.enter_context(bpf.obj_get(path)) for name, path in loaded.programs.items()
+        }
+        self.maps = KernelMaps(self.pins.maps)
+        self._stack.callback(self.maps.close)
+        self.namespace = NetworkNamespace()
+        self._stack.callback(self.namespace.close)
+        with self.namespace.entered():
+            self.uplink, self.pod = _node1()
+        self._plans: set[ObjectKey] = set()
+        self.reconciler = Reconciler(self.maps, time.monotonic)
+        self.set_up_node()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def set_up_node(self, timeouts: Timeouts | None = None, snat_ports: SnatPorts | None = None) -> None:
+        """Write the settings, and NODE1's addresses for SNAT."""
+        times, ports = timeouts or Timeouts(), snat_ports or SnatPorts()
+        row = self.maps.array("settings")[0:1]
+        for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp"):
+            row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
+        row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
+        ifaces = np.zeros(2, dtype=layouts.IFACE)
+        ifaces["source4"] = _number(p.NODE1)
+        ifaces["flags"] = [0, layouts.IfaceFlag.UPLINK]
+        self.maps.update("ifaces", np.array([0, self.uplink], dtype=layouts.ID), ifaces)
+
+    def run(self, program: str, packet: bytes, *, ifindex: int | None = None) -> Result:
+        """Run one program on one packet; ifindex defaults to the interface that the program belongs to."""
+        if ifindex is None:
+            ifindex = self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
+        before = self.counters()
+        if program == XDP:
+            ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
+        else:
+            ctx = struct.pack("=40xI", ifindex)
+        with self.namespace.entered():
+            run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
+        verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
+        after = self.counters()
+        moved = {
+            key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)
+        }
+        return Result(verdicts[run.retval], run.data, moved)
+
+    def apply(self, *plans: ServicePlan) -> None:
+        """Make these the only Services."""
+        wanted: dict[ObjectKey, ServicePlan | None] = dict.fromkeys(self._plans)
+        wanted.update({plan.key: plan for plan in plans})
+        report = self.reconciler.sync(wanted)
+        assert not report.errors, report.errors
+        self._plans = {plan.key for plan in plans}
+
+    def reset(self) -> None:
+        """Forget flows, affinity and counters, and set the node up as at first."""
+        for name in ("flows4", "affinity4"):
+            self.maps.delete(name, self.maps.read(name)[0])
+        keys, values = self.maps.read("reasons")
+        self.maps.update("reasons", keys, np.zeros_like(values))
+        self.set_up_node()
+
+    def counters(self) -> dict[tuple[str, str], int]:
+        """Return the packets counted so far, by (hook, reason)."""
+        keys, values = self.maps.read("reasons")
+        found = {}
+        packets = values["packets"].sum(axis=1)
+        for index in keys[packets > 0]:
+            hook, reason = divmod(int(index), layouts.REASONS_PER_HOOK)
+            found[layouts.HOOKS[hook][0], layouts.REASONS[reason][0]] = int(packets[index])
+        return found
+
+
+def _number(address: str) -> int:
+    return int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
+
+
+def _node1() -> tuple[int, int]:
+    """Make NODE1's interfaces and routes in the current namespace; return the ifindexes of up0 and pod0."""
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    with IPRoute() as route:
+        for name, mac in (("up0", p.NODE1_MAC), ("pod0", p.POD_GATEWAY_MAC)):
+            route.link("add", ifname=name, kind="veth", address=mac, peer={"ifname": f"{name}-peer"})
+    with Netlink() as net:
+        index = {interface.name: interface.index for interface in net.interfaces()}
+    up, pod = index["up0"], index["pod0"]
+    with IPRoute() as route:
+        for each in index.values():
+            route.link("set", index=each, state="up")
+        route.addr("add", index=up, address=p.NODE1, prefixlen=24)
+        route.addr("add", index=pod, address=p.POD_GATEWAY, prefixlen=32)
+        route.route("add", dst=p.POD_NET, oif=pod)
+        for address, mac in (
+            (p.CLIENT, p.CLIENT_MAC),
+            (p.CLIENT_2, p.CLIENT_MAC),
+            (p.NODE2, p.NODE2_MAC),
+        ):
+            route.neigh("add", dst=address, lladdr=mac, ifindex=up, state="permanent")
+        route.route("add", dst=p.POD_NET_2, gateway=p.NODE2, oif=up)
+    return up, pod
