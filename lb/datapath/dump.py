@@ -1,0 +1,335 @@
+"""What the maps hold, in words: read from the maps alone, never from Python's memory of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from ipaddress import IPv4Address
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.datapath.layouts import (
+    HOOKS,
+    NODE_NONE,
+    REASONS,
+    REASONS_PER_HOOK,
+    BackendFlag,
+    BackendStateCode,
+    Direction,
+    FlowState,
+)
+from lb.datapath.ledger import KIND_CODES, VipRow, read_vips
+from lb.datapath.maps import Maps, Rows
+from lb.model import ObjectKey, Protocol
+from lb.plan.types import VipKey
+
+_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+_FLOW_STATES = {
+    FlowState.NEW: ("syn_sent", "new"),
+    FlowState.ESTABLISHED: ("established", "established"),
+    FlowState.CLOSING: ("closing", "closing"),
+    FlowState.CLOSED: ("closed", "closed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VipBackend:
+    """A backend of a VIP. state: active or terminating. takes_new: some lookup table of the VIP lists it."""
+
+    address: str
+    port: int
+    node: str
+    state: str
+    takes_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VipEntry:
+    """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port."""
+
+    address: str
+    port: int
+    protocol: str
+    service: str
+    port_name: str
+    kind: str
+    affinity_seconds: int
+    backends: tuple[VipBackend, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        for backend in fields["backends"]:
+            del backend["takes_new"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """A slot in use. node is ``""`` when the endpoint names none."""
+
+    id: int
+    address: str
+    port: int
+    node: str
+    local: bool
+    state: str
+    service: str
+    port_name: str
+    generation: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """A connection. snat: what the client's address became, ``""`` (and absent in JSON) when it stayed."""
+
+    protocol: str
+    client: str
+    vip: str
+    backend: str
+    snat: str
+    state: str
+    idle_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        if not self.snat:
+            del fields["snat"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class AffinityEntry:
+    """A client's backend. backend is ``""`` when the entry names one that is gone, and so has no effect."""
+
+    client: str
+    service: str
+    port_name: str
+    backend: str
+    idle_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterEntry:
+    """Packets and bytes that left the data plane by one exit, over all CPUs."""
+
+    hook: str
+    reason: str
+    packets: int
+    bytes: int
+    meaning: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+Entry = VipEntry | BackendEntry | FlowEntry | AffinityEntry | CounterEntry
+Dump = dict[str, Sequence[Entry]]
+"""Entries by section, in the order of :data:`SECTIONS`."""
+
+
+def dump(
+    maps: Maps,
+    now_ns: int,
+    sections: Collection[str] | None = None,
+    service: ObjectKey | None = None,
+) -> Dump:
+    """Read the maps.
+
+    now_ns: CLOCK_MONOTONIC in nanoseconds, from which idle times count. sections: some of :data:`SECTIONS`;
+    None: all. service: only what belongs to this Service; counters belong to none and are given in full.
+    The order is that of addresses and ports as numbers, or of names.
+
+    Raises
+    ------
+    BpfError: a map could not be read.
+    """
+    reader = _Reader(maps, now_ns, service)
+    return {name: read(reader) for name, read in _SECTIONS.items() if sections is None or name in sections}
+
+
+class _Reader:
+    """Reads each map at most once."""
+
+    def __init__(self, maps: Maps, now_ns: int, service: ObjectKey | None) -> None:
+        self._maps = maps
+        self._now_ns = now_ns
+        self._service = str(service) if service else None
+
+    @cached_property
+    def _names(self) -> dict[int, tuple[str, str]]:
+        ids, rows = self._maps.read("services")
+        return {
+            service: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
+            for service, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
+        }
+
+    @cached_property
+    def _nodes(self) -> dict[int, str]:
+        ids, rows = self._maps.read("nodes")
+        return {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+
+    @cached_property
+    def _slots(self) -> Rows:
+        return np.array(self._maps.array("backends4"), subok=False)
+
+    @cached_property
+    def _slots_by_service(self) -> dict[int, list[int]]:
+        by_service: dict[int, list[int]] = {}
+        used = np.flatnonzero(self._slots["state"] != BackendStateCode.FREE)
+        for slot, service in zip(used.tolist(), self._slots["service"][used].tolist(), strict=True):
+            by_service.setdefault(service, []).append(slot)
+        return by_service
+
+    def _name(self, service: int) -> tuple[str, str]:
+        return self._names.get(service, ("unknown", ""))
+
+    def _selected(self, service: int) -> bool:
+        return self._service is None or self._name(service)[0] == self._service
+
+    def _node(self, node: int) -> str:
+        return "" if node == NODE_NONE else self._nodes.get(node, "unknown")
+
+    def _idle(self, then_ns: int) -> float:
+        return round(max(0, self._now_ns - then_ns) / 1e9, 3)
+
+    def vips(self) -> list[VipEntry]:
+        chosen = {vip: row for vip, row in read_vips(self._maps).items() if self._selected(row.service)}
+        return [
+            VipEntry(
+                str(vip.address),
+                vip.port,
+                vip.protocol.name,
+                *self._name(row.service),
+                _KINDS[row.kind],
+                row.affinity_seconds,
+                self._vip_backends(row),
+            )
+            for vip, row in sorted(chosen.items(), key=_vip_order)
+        ]
+
+    def _vip_backends(self, row: VipRow) -> tuple[VipBackend, ...]:
+        tables = self._maps.array("tables")
+        listed: set[int] = set()
+        for offset, size in {row.inside, row.outside}:
+            listed.update(np.unique(tables[offset : offset + size]).tolist())
+        found = []
+        for slot in self._slots_by_service.get(row.service, ()):
+            address, port, state, _, _, _, node = self._slots[slot].item()
+            if slot in listed or state == BackendStateCode.TERMINATING:
+                found.append((address, port, node, state, slot in listed))
+        return tuple(
+            VipBackend(_ip(address), port, self._node(node), BackendStateCode(state).name.lower(), takes_new)
+            for address, port, node, state, takes_new in sorted(found)
+        )
+
+    def backends(self) -> list[BackendEntry]:
+        entries = []
+        for service, slots in self._slots_by_service.items():
+            if not self._selected(service):
+                continue
+            for slot in slots:
+                address, port, state, flags, _, generation, node = self._slots[slot].item()
+                entry = BackendEntry(
+                    slot,
+                    _ip(address),
+                    port,
+                    self._node(node),
+                    bool(flags & BackendFlag.LOCAL),
+                    BackendStateCode(state).name.lower(),
+                    *self._name(service),
+                    generation,
+                )
+                entries.append(((entry.service, entry.port_name, address, port, slot), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def flows(self) -> list[FlowEntry]:
+        keys, values = self._maps.read("flows4")
+        forward = keys["direction"] == Direction.FORWARD
+        entries = []
+        for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
+            src, dst, sport, dport, protocol, *_ = key
+            new_src, new_dst, new_sport, new_dport, service, _, _, state, _, _, _, last_seen = value
+            if not self._selected(service):
+                continue
+            entry = FlowEntry(
+                Protocol(protocol).name,
+                _socket(src, sport),
+                _socket(dst, dport),
+                _socket(new_dst, new_dport),
+                _socket(new_src, new_sport) if (new_src, new_sport) != (src, sport) else "",
+                _FLOW_STATES[FlowState(state)][protocol != Protocol.TCP],
+                self._idle(last_seen),
+            )
+            entries.append(((protocol, src, sport, dst, dport), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def affinity(self) -> list[AffinityEntry]:
+        keys, values = self._maps.read("affinity4")
+        entries = []
+        for (client, service), (last_used, slot, generation) in zip(
+            keys.tolist(), values.tolist(), strict=True
+        ):
+            if not self._selected(service):
+                continue
+            entry = AffinityEntry(
+                _ip(client),
+                *self._name(service),
+                self._affine(service, slot, generation),
+                self._idle(last_used),
+            )
+            entries.append(((entry.service, entry.port_name, client, service), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def _affine(self, service: int, slot: int, generation: int) -> str:
+        address, port, state, _, owner, live_generation, _ = self._slots[slot].item()
+        if state == BackendStateCode.FREE or (owner, live_generation) != (service, generation):
+            return ""
+        return _socket(address, port)
+
+    def counters(self) -> list[CounterEntry]:
+        _, values = self._maps.read("reasons")
+        packets: NDArray[np.uint64] = values["packets"].sum(axis=1)
+        octets: NDArray[np.uint64] = values["bytes"].sum(axis=1)
+        return [
+            CounterEntry(hook, reason, int(packets[row + at]), int(octets[row + at]), meaning)
+            for row, (hook, _) in zip(range(0, len(packets), REASONS_PER_HOOK), HOOKS, strict=True)
+            for at, (reason, meaning) in enumerate(REASONS)
+            if packets[row + at]
+        ]
+
+
+def _ip(address: int) -> str:
+    return str(IPv4Address(address))
+
+
+def _socket(address: int, port: int) -> str:
+    return f"{IPv4Address(address)}:{port}"
+
+
+def _vip_order(item: tuple[VipKey, VipRow]) -> tuple[int, int, int]:
+    vip = item[0]
+    return (int(vip.address), vip.port, vip.protocol)
+
+
+_SECTIONS: dict[str, Callable[[_Reader], Sequence[Entry]]] = {
+    "vips": _Reader.vips,
+    "backends": _Reader.backends,
+    "flows": _Reader.flows,
+    "affinity": _Reader.affinity,
+    "counters": _Reader.counters,
+}
+SECTIONS: tuple[str, ...] = tuple(_SECTIONS)
