@@ -1,0 +1,119 @@
+"""What is known of the cluster: Services, their EndpointSlices, Nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Set
+from dataclasses import dataclass, field
+
+from lb.model import Delete, EndpointSlice, Event, Node, ObjectKey, Resource, Service, Synced, Upsert
+
+__all__ = ["Changes", "ClusterState"]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a batch of events changed.
+
+    Attributes ---------- services: keys of the Services that changed, or whose slices did; also of Services
+    that are not, or no longer,
+        there.
+    nodes: names of the nodes that came, changed or went.
+    synced: this batch completed the first listing of every source.
+    """
+
+    services: set[ObjectKey] = field(default_factory=set)
+    nodes: set[str] = field(default_factory=set)
+    synced: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.nodes or self.synced)
+
+
+class ClusterState:
+    """Applies events and tells what they changed. Not thread-safe: one thread applies and reads.
+
+    sources are the names of those that have to list everything once before :attr:`synced` is true; without
+    any, the first to do so is enough. Applying an object equal to the one that is there is no change.
+    """
+
+    def __init__(self, sources: Collection[str] = ()) -> None:
+        self._awaited = set(sources)
+        self._synced = False
+        self._services: dict[ObjectKey, Service] = {}
+        self._slices: dict[ObjectKey, EndpointSlice] = {}
+        self._by_service: dict[ObjectKey, set[ObjectKey]] = {}
+        self._nodes: dict[str, Node] = {}
+
+    @property
+    def synced(self) -> bool:
+        """Whether every source has listed everything once; only then may maps be written."""
+        return self._synced
+
+    def service(self, key: ObjectKey) -> Service | None:
+        """Return a Service, None when there is none of this name."""
+        return self._services.get(key)
+
+    def slices(self, key: ObjectKey) -> tuple[EndpointSlice, ...]:
+        """Return a Service's slices in the order of their keys; the Service itself need not exist."""
+        return tuple(self._slices[each] for each in sorted(self._by_service.get(key, ())))
+
+    def node(self, name: str) -> Node | None:
+        """Return a node, None when it is unknown."""
+        return self._nodes.get(name)
+
+    def service_keys(self) -> Set[ObjectKey]:
+        """Return the keys of all Services, as a live view."""
+        return self._services.keys()
+
+    def apply(self, events: Iterable[Event]) -> Changes:
+        """Apply events in order."""
+        changes = Changes()
+        for event in events:
+            match event:
+                case Upsert(resource):
+                    self._upsert(resource, changes)
+                case Delete(kind, key):
+                    self._delete(kind, key, changes)
+                case Synced(source):
+                    self._awaited.discard(source)
+                    if not self._awaited and not self._synced:
+                        self._synced = changes.synced = True
+        return changes
+
+    def _upsert(self, resource: Resource, changes: Changes) -> None:
+        match resource:
+            case Service():
+                if self._services.get(resource.key) != resource:
+                    changes.services.add(resource.key)
+                self._services[resource.key] = resource
+            case EndpointSlice():
+                known = self._slices.get(resource.key)
+                if known is not None and known.service != resource.service:
+                    self._drop_slice(known, changes)
+                if known != resource:
+                    changes.services.add(resource.service)
+                self._slices[resource.key] = resource
+                self._by_service.setdefault(resource.service, set()).add(resource.key)
+            case Node():
+                if self._nodes.get(resource.name) != resource:
+                    changes.nodes.add(resource.name)
+                self._nodes[resource.name] = resource
+
+    def _delete(self, kind: type[Resource], key: ObjectKey, changes: Changes) -> None:
+        if kind is Service:
+            if self._services.pop(key, None) is not None:
+                changes.services.add(key)
+        elif kind is EndpointSlice:
+            known = self._slices.get(key)
+            if known is not None:
+                self._drop_slice(known, changes)
+        elif self._nodes.pop(key.name, None) is not None:
+            changes.nodes.add(key.name)
+
+    def _drop_slice(self, known: EndpointSlice, changes: Changes) -> None:
+        changes.services.add(known.service)
+        del self._slices[known.key]
+        keys = self._by_service[known.service]
+        keys.discard(known.key)
+        if not keys:
+            del self._by_service[known.service]

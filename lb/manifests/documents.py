@@ -1,0 +1,190 @@
+"""The text of one file to objects and errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lb.errors import InputError
+from lb.manifests.fields import Field, Fields, Problems
+from lb.manifests.objects import ObjectId, Parsed, origin_of, read_key, read_meta
+from lb.manifests.service import read_service
+from lb.manifests.slices import read_endpoints, read_slice
+from lb.manifests.workloads import read_node, read_pod
+from lb.manifests.yamldoc import Document, Fault, Node, load
+from lb.model import ObjectKey
+
+log = logging.getLogger(__name__)
+
+_API_VERSIONS = {
+    "Service": "v1",
+    "Pod": "v1",
+    "Node": "v1",
+    "Endpoints": "v1",
+    "EndpointSlice": "discovery.k8s.io/v1",
+}
+_TYPE = ("apiVersion", "kind", "metadata")
+_TOP = {
+    "Service": frozenset((*_TYPE, "spec", "status")),
+    "Pod": frozenset((*_TYPE, "spec", "status")),
+    "Node": frozenset((*_TYPE, "spec", "status")),
+    "Endpoints": frozenset((*_TYPE, "subsets")),
+    "EndpointSlice": frozenset((*_TYPE, "addressType", "endpoints", "ports")),
+}
+_LISTS = {"List": "", **{f"{kind}List": kind for kind in _API_VERSIONS}}
+_LIST_TOP = frozenset((*_TYPE, "items"))
+
+
+@dataclass(slots=True)
+class Content:
+    """What a file holds.
+
+    Attributes
+    ----------
+    objects: the good objects.
+    broken: objects that are there but wrong.
+    unnamed: something is wrong of which not even kind and name can be told.
+    errors: everything that is wrong, in the order of the documents.
+    """
+
+    objects: dict[ObjectId, Parsed] = field(default_factory=dict)
+    broken: set[ObjectId] = field(default_factory=set)
+    unnamed: bool = False
+    errors: list[InputError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One object's tree and the faults that the YAML reader found in it; kind is given by a typed list."""
+
+    node: Node
+    faults: tuple[Fault, ...]
+    kind: str = ""
+
+
+def read(path: str, text: str, node_ports: range) -> Content:
+    """Read all documents of a file.
+
+    path is for origins and errors; node_ports are the numbers that an explicit nodePort may have. Kinds
+    that no Service proxy reads are passed over.
+    """
+    content = Content()
+    for document in load(text):
+        for item in _items(path, document, content):
+            _read_item(path, item, node_ports, content)
+    return content
+
+
+def _unusable(content: Content, problems: Problems) -> None:
+    content.unnamed = True
+    content.errors.extend(problems.errors())
+
+
+def _items(path: str, document: Document, content: Content) -> Iterator[_Item]:
+    """Yield a document, or the items of one that is a list."""
+    problems = Problems(path)
+    if document.root is None:
+        for fault in document.faults:
+            problems.note(fault.line, fault.field, fault.message)
+        _unusable(content, problems)
+        return
+    if document.root.kind != "mapping":
+        problems.note(document.root.line, "", f"must be a Kubernetes object, is a {document.root.kind}")
+        _unusable(content, problems)
+        return
+    top = Field(problems, "", document.root.line, document.root).fields()
+    kind = _scalar(top, "kind")
+    if kind not in _LISTS:
+        yield _Item(document.root, document.faults)
+        return
+    problems.object = kind
+    for fault in document.faults:
+        if not fault.field.startswith("items["):
+            problems.note(fault.line, fault.field, fault.message)
+    if _scalar(top, "apiVersion") not in ("v1", _API_VERSIONS.get(_LISTS[kind], "v1")):
+        top["apiVersion"].error(f"must be {_API_VERSIONS.get(_LISTS[kind], 'v1')} for a {kind}")
+    for i, place in enumerate(top.place.fields(_LIST_TOP)["items"].items()):
+        if place.node is None or place.node.kind != "mapping":
+            place.error("must be a Kubernetes object")
+            continue
+        prefix = f"items[{i}]."
+        faults = tuple(
+            Fault(fault.line, fault.field.removeprefix(prefix), fault.message)
+            for fault in document.faults
+            if fault.field.startswith(prefix)
+        )
+        yield _Item(place.node, faults, _LISTS[kind])
+    if problems.noted:
+        _unusable(content, problems)
+
+
+def _scalar(fields: Fields, name: str) -> str:
+    """Return a scalar as it is written, without judging it."""
+    node = fields[name].node
+    return node.text if node is not None else ""
+
+
+def _read_item(path: str, item: _Item, node_ports: range, content: Content) -> None:
+    problems = Problems(path)
+    top = Field(problems, "", item.node.line, item.node).fields()
+    kind = _scalar(top, "kind") or item.kind
+    version = _scalar(top, "apiVersion") or (_API_VERSIONS[item.kind] if item.kind else "")
+    if not _is_ours(top, kind, version):
+        log.debug("%s:%d: %s %s is not read", path, item.node.line, version, kind)
+        return
+    if problems.noted:
+        _unusable(content, problems)
+        return
+    metadata = top["metadata"].fields()
+    key = read_key(metadata, namespaced=kind != "Node")
+    problems.object = f"{kind} {key}" if key.name else kind
+    for fault in item.faults:
+        problems.note(fault.line, fault.field, fault.message)
+    if version != _API_VERSIONS[kind]:
+        top["apiVersion"].error(f"must be {_API_VERSIONS[kind]} for kind {kind}, is {version or 'missing'}")
+    parsed = _convert(kind, key, top.place.fields(_TOP[kind]), node_ports)
+    identity = (kind, key)
+    first = content.objects.get(identity)
+    if first is not None and not problems.noted:
+        problems.note(
+            item.node.line, "", f"is already defined in line {origin_of(first).line}; that one is used"
+        )
+        content.errors.extend(problems.errors())
+    elif problems.noted:
+        content.errors.extend(problems.errors())
+        content.broken.add(identity)
+        content.unnamed |= not key.name
+    else:
+        content.objects[identity] = parsed
+
+
+def _is_ours(top: Fields, kind: str, version: str) -> bool:
+    """Tell the objects to read from those of other kinds; a missing kind is noted and counts as ours.
+
+    A kind of the same name in another API group (Knative has a Service, too) is another kind. The core
+    group has no group name, so a version that is misspelt there is seen, and a retired version of
+    EndpointSlice, too.
+    """
+    if not kind:
+        top["kind"].error("is missing; is this a Kubernetes object?")
+        return True
+    if kind not in _API_VERSIONS:
+        return False
+    group = version.rpartition("/")[0]
+    return group in ("", _API_VERSIONS[kind].rpartition("/")[0])
+
+
+def _convert(kind: str, key: ObjectKey, top: Fields, node_ports: range) -> Parsed:
+    meta = read_meta(top["metadata"].fields(), key, top.place.line, dns_label=kind == "Service")
+    match kind:
+        case "Service":
+            return read_service(top, meta, node_ports)
+        case "Pod":
+            return read_pod(top, meta)
+        case "Node":
+            return read_node(top, meta)
+        case "EndpointSlice":
+            return read_slice(top, meta)
+        case _:
+            return read_endpoints(top, meta)

@@ -1,0 +1,171 @@
+"""Services, pods and hand-made endpoints to EndpointSlices: pure.
+
+In a cluster two controllers do this. The EndpointSlice controller watches Services with a selector and
+writes slices of the pods that it matches; the mirroring controller writes slices for Endpoints objects of
+Services without selector. EndpointSlices made by hand are kept as they are, whether or not the Service has
+a selector.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from lb.manifests.objects import Endpoints, HandAddress
+from lb.model import Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey, Pod, Service, ServiceType
+
+_BOTH = (4, 6)
+
+
+def endpoint_slices(
+    services: Iterable[Service],
+    pods: Iterable[Pod],
+    slices: Iterable[EndpointSlice],
+    endpoints: Iterable[Endpoints],
+    zones: Mapping[str, str],
+) -> list[EndpointSlice]:
+    """Return all slices: those of selectors, mirrors of Endpoints, and slices as they are.
+
+    zones gives each node's zone by the node's name. A mirror exists only beside a Service without selector;
+    an empty selector counts as none. A Service of type ExternalName has no endpoints of its own. Names are
+    deterministic.
+    """
+    index = _PodIndex(pods)
+    by_key = {service.key: service for service in services}
+    result = list(slices)
+    for service in by_key.values():
+        if service.selector and service.type is not ServiceType.EXTERNAL_NAME:
+            matching = index.select(service.key.namespace, service.selector)
+            result.extend(selected_slices(service, matching, zones))
+    for hand_made in endpoints:
+        mirrored_for = by_key.get(hand_made.key)
+        if mirrored_for is not None and not mirrored_for.selector and hand_made.mirrored:
+            result.extend(mirrored_slices(hand_made))
+    return result
+
+
+def selected_slices(service: Service, pods: Iterable[Pod], zones: Mapping[str, str]) -> list[EndpointSlice]:
+    """Return the slices of the pods that a Service's selector matches.
+
+    One slice holds the pods of one address family for which the Service's ports resolve to the same
+    numbers: a targetPort by name may be another number in each pod. A pod that lacks the name is no
+    endpoint of that port. Families are those of the cluster IPs; a headless Service has both.
+
+    A pod counts from when it has an address until its phase is Succeeded or Failed. serving is its Ready
+    condition; ready is serving and not terminating; publishNotReadyAddresses makes every pod ready, also a
+    terminating one.
+    """
+    families = tuple(sorted({address.version for address in service.cluster_ips})) or _BOTH
+    groups: dict[tuple[int, tuple[EndpointPort, ...]], list[Endpoint]] = {}
+    for pod in pods:
+        ports = _resolve_ports(service, pod)
+        if pod.finished or (service.ports and not ports):
+            continue
+        for version in families:
+            address = next((address for address in pod.addresses if address.version == version), None)
+            if address is not None:
+                endpoint = _endpoint(service, pod, address, zones)
+                groups.setdefault((version, ports), []).append(endpoint)
+    return [
+        EndpointSlice(
+            key=_slice_key(service.key, version, ports),
+            service=service.key,
+            ports=ports,
+            endpoints=tuple(sorted(group, key=_order)),
+            origin=service.origin,
+        )
+        for (version, ports), group in groups.items()
+    ]
+
+
+def _resolve_ports(service: Service, pod: Pod) -> tuple[EndpointPort, ...]:
+    result = []
+    for port in service.ports:
+        number: int | None
+        if isinstance(port.target_port, int):
+            number = port.target_port
+        else:
+            wanted = (port.target_port, port.protocol)
+            declared = (
+                declared for declared in pod.container_ports if (declared.name, declared.protocol) == wanted
+            )
+            number = next((container.port for container in declared), None)
+        if number is not None:
+            result.append(EndpointPort(port.name, port.protocol, number))
+    return tuple(result)
+
+
+def _endpoint(service: Service, pod: Pod, address: IPAddress, zones: Mapping[str, str]) -> Endpoint:
+    return Endpoint(
+        address=address,
+        ready=service.publish_not_ready or (pod.ready and not pod.terminating),
+        serving=pod.ready,
+        terminating=pod.terminating,
+        node=pod.node,
+        zone=zones.get(pod.node, ""),
+        target=str(pod.key),
+    )
+
+
+def mirrored_slices(endpoints: Endpoints) -> list[EndpointSlice]:
+    """Return the slices of an Endpoints object: one for each subset and address family.
+
+    Subsets with the same ports share a slice. An address is ready or not; there is nothing between in
+    Endpoints.
+    """
+    groups: dict[tuple[int, tuple[EndpointPort, ...]], dict[HandAddress, None]] = {}
+    for subset in endpoints.subsets:
+        for hand_made in subset.addresses:
+            groups.setdefault((hand_made.address.version, subset.ports), {})[hand_made] = None
+    return [
+        EndpointSlice(
+            key=_slice_key(endpoints.key, version, ports),
+            service=endpoints.key,
+            ports=ports,
+            endpoints=tuple(
+                sorted(
+                    (
+                        Endpoint(
+                            address=each.address,
+                            ready=each.ready,
+                            serving=each.ready,
+                            node=each.node,
+                            target=each.target,
+                        )
+                        for each in group
+                    ),
+                    key=_order,
+                )
+            ),
+            origin=endpoints.origin,
+        )
+        for (version, ports), group in groups.items()
+    ]
+
+
+def _order(endpoint: Endpoint) -> tuple[int, str]:
+    return int(endpoint.address), endpoint.target
+
+
+def _slice_key(service: ObjectKey, version: int, ports: Sequence[EndpointPort]) -> ObjectKey:
+    """Name a slice by what it is: its Service, its family, and a short hash of its ports."""
+    text = ",".join(f"{port.name}/{port.protocol}/{port.port}" for port in ports)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return ObjectKey(service.namespace, f"{service.name}-ipv{version}-{digest}")
+
+
+class _PodIndex:
+    """Pods by label, so that selection costs the pods that share a label and not all there are."""
+
+    def __init__(self, pods: Iterable[Pod]) -> None:
+        self._by_label: dict[tuple[str, str, str], list[Pod]] = {}
+        for pod in pods:
+            for name, value in pod.labels.items():
+                self._by_label.setdefault((pod.key.namespace, name, value), []).append(pod)
+
+    def select(self, namespace: str, selector: Mapping[str, str]) -> Iterator[Pod]:
+        """Yield the namespace's pods that have all labels of a selector, which is not empty."""
+        lists = [self._by_label.get((namespace, *label), []) for label in selector.items()]
+        for pod in min(lists, key=len):
+            if selector.items() <= pod.labels.items():
+                yield pod

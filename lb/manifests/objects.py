@@ -1,0 +1,126 @@
+"""What one manifest object becomes, and the parts that every kind has: apiVersion, metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from lb.manifests import syntax
+from lb.manifests.fields import Field, Fields
+from lb.model import EndpointPort, EndpointSlice, IPAddress, Node, ObjectKey, Origin, Pod, Service
+
+PORT_MIN, PORT_MAX = 1, 65535
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRequest:
+    """A Service as written, before the cluster would have given it addresses and node ports.
+
+    Attributes
+    ----------
+    service: what is written; its cluster_ips, node ports and health_check_node_port may be missing.
+    families: IP versions (4, 6) that it asks for, in order; empty: the cluster's first.
+    prefers_dual: the other family too, if the cluster has one.
+    requires_dual: the other family too, and it is an error if the cluster has none.
+    wants_node_ports: ports without nodePort get one.
+    """
+
+    service: Service
+    families: tuple[int, ...] = ()
+    prefers_dual: bool = False
+    requires_dual: bool = False
+    wants_node_ports: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """One entry of an Endpoints object's ``subsets``; every address has every port."""
+
+    addresses: tuple[HandAddress, ...]
+    ports: tuple[EndpointPort, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandAddress:
+    """One address of a subset; ready tells ``addresses`` from ``notReadyAddresses``."""
+
+    address: IPAddress
+    ready: bool
+    node: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """A core/v1 Endpoints object; mirrored is False when it is marked as not for Services."""
+
+    key: ObjectKey
+    subsets: tuple[Subset, ...] = ()
+    mirrored: bool = True
+    origin: Origin = field(default=Origin(""), compare=False)
+
+
+Parsed = ServiceRequest | Pod | Node | EndpointSlice | Endpoints
+ObjectId = tuple[str, ObjectKey]
+"""Kind and key."""
+
+
+def origin_of(parsed: Parsed) -> Origin:
+    """Return where an object was read."""
+    return parsed.service.origin if isinstance(parsed, ServiceRequest) else parsed.origin
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The metadata that some kind reads; created is UTC as ``2020-01-15T10:20:58Z``, ``""`` when absent."""
+
+    key: ObjectKey
+    origin: Origin
+    labels: Mapping[str, str]
+    annotations: frozenset[str]
+    created: str
+    deleting: bool
+
+
+def read_key(metadata: Fields, *, namespaced: bool) -> ObjectKey:
+    """Read name and namespace, unchecked; a missing namespace of a namespaced kind is ``default``."""
+    namespace = (metadata["namespace"].text() or "default") if namespaced else ""
+    return ObjectKey(namespace, metadata["name"].text())
+
+
+def read_meta(metadata: Fields, key: ObjectKey, line: int, *, dns_label: bool) -> Meta:
+    """Read metadata.
+
+    line is where the object begins. dns_label names the syntax of the kind's names (else DNS subdomain).
+    """
+    name = metadata["name"]
+    if key.name:
+        name.check(syntax.dns_label(key.name) if dns_label else syntax.dns_subdomain(key.name))
+    elif name.node is None or name.node.kind == "string":
+        generated = "; generateName needs an API server" if metadata["generateName"].present else ""
+        name.error(f"is missing{generated}")
+    if key.namespace:
+        metadata["namespace"].check(syntax.dns_label(key.namespace))
+    return Meta(
+        key=key,
+        origin=Origin(metadata.place.problems.path, line),
+        labels=metadata["labels"].string_map(syntax.label_key, syntax.label_value),
+        annotations=frozenset(metadata["annotations"].fields().entries),
+        created=_timestamp(metadata["creationTimestamp"]),
+        deleting=bool(_timestamp(metadata["deletionTimestamp"])),
+    )
+
+
+def _timestamp(place: Field) -> str:
+    text = place.text()
+    if not text:
+        return ""
+    try:
+        when = datetime.fromisoformat(text)
+        if when.tzinfo is not None:
+            return when.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        pass
+    place.error(f"must be a time like 2020-01-15T10:20:58Z (RFC 3339), is {text!r}")
+    return ""

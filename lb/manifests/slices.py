@@ -1,0 +1,165 @@
+"""Hand-made endpoints: discovery.k8s.io/v1 EndpointSlice and core/v1 Endpoints manifests to model objects."""
+
+from __future__ import annotations
+
+import enum
+
+from lb.manifests import syntax
+from lb.manifests.fields import Field, Fields
+from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset
+from lb.manifests.service import read_protocol, required_port
+from lb.model import Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey
+
+SERVICE_LABEL = "kubernetes.io/service-name"
+SKIP_MIRROR_LABEL = "endpointslice.kubernetes.io/skip-mirror"
+LEADER_ANNOTATION = "control-plane.alpha.kubernetes.io/leader"
+
+_TARGET = frozenset(["apiVersion", "fieldPath", "kind", "name", "namespace", "resourceVersion", "uid"])
+_SLICE_PORT = frozenset(["appProtocol", "name", "port", "protocol"])
+_ENDPOINT = frozenset(
+    ["addresses", "conditions", "deprecatedTopology", "hints", "hostname", "nodeName", "targetRef", "zone"]
+)
+_HINT = frozenset(("name",))
+
+
+class _AddressType(enum.StrEnum):
+    UNSET = ""
+    V4 = "IPv4"
+    V6 = "IPv6"
+    FQDN = "FQDN"
+
+
+def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
+    """Read an EndpointSlice.
+
+    Of an endpoint's addresses the first counts, as for kube-proxy: the API gives the others no meaning. A
+    slice of host names (addressType FQDN) has no endpoints here, since no proxy resolves names. A port
+    without number means every port, which no proxy can serve; it is left out.
+    """
+    service = meta.labels.get(SERVICE_LABEL, "")
+    if not service:
+        root["metadata"].fields()["labels"].error(
+            f"needs {SERVICE_LABEL}: without it the slice belongs to no Service"
+        )
+    kind = root["addressType"].choice(_AddressType, _AddressType.UNSET)
+    if not kind:
+        root["addressType"].error("is missing; it must be IPv4, IPv6 or FQDN")
+    endpoints = (_endpoint(place.fields(_ENDPOINT), kind) for place in root["endpoints"].items())
+    return EndpointSlice(
+        key=meta.key,
+        service=ObjectKey(meta.key.namespace, service),
+        ports=_slice_ports(root["ports"]),
+        endpoints=tuple(endpoint for endpoint in endpoints if endpoint is not None),
+        origin=meta.origin,
+    )
+
+
+def _slice_ports(ports: Field) -> tuple[EndpointPort, ...]:
+    result: list[EndpointPort] = []
+    names: set[str] = set()
+    for place in ports.items():
+        entry = place.fields(_SLICE_PORT)
+        name = _distinct_name(entry["name"], names)
+        protocol = read_protocol(entry["protocol"])
+        if entry["port"].present:
+            result.append(EndpointPort(name, protocol, required_port(entry["port"])))
+    return tuple(result)
+
+
+def _distinct_name(place: Field, names: set[str]) -> str:
+    name = place.text()
+    if name:
+        place.check(syntax.dns_label(name))
+    if name in names and (name or not place.present):
+        place.error(
+            f"{name!r} is the name of an earlier port, too" if name else "is required for several ports"
+        )
+    names.add(name)
+    return name
+
+
+def _endpoint(entry: Fields, kind: _AddressType) -> Endpoint | None:
+    conditions = entry["conditions"].fields(frozenset(("ready", "serving", "terminating")))
+    hints = entry["hints"].fields(frozenset(("forNodes", "forZones")))
+    addresses = _endpoint_addresses(entry["addresses"], kind)
+    if not addresses:
+        return None
+    return Endpoint(
+        address=addresses[0],
+        ready=conditions["ready"].flag() or not conditions["ready"].present,
+        serving=conditions["serving"].flag() or not conditions["serving"].present,
+        terminating=conditions["terminating"].flag(),
+        node=entry["nodeName"].text(),
+        zone=entry["zone"].text(),
+        target=_target(entry),
+        hint_zones=_hint_names(hints["forZones"]),
+        hint_nodes=_hint_names(hints["forNodes"]),
+    )
+
+
+def _endpoint_addresses(places: Field, kind: _AddressType) -> list[IPAddress]:
+    items = places.items()
+    if not items:
+        places.error("needs an address")
+    result = []
+    for place in items:
+        if kind is _AddressType.FQDN:
+            place.check(syntax.dns_subdomain(place.text().removesuffix(".")))
+        elif (address := read_address(place)) is not None:
+            if kind and address.version != (4 if kind is _AddressType.V4 else 6):
+                place.error(f"must be of the addressType {kind}, is {address}")
+            result.append(address)
+    return result
+
+
+def read_address(place: Field) -> IPAddress | None:
+    """Read an address that packets are sent to."""
+    address = place.address()
+    return address if address is not None and place.check(syntax.endpoint_address(address)) else None
+
+
+def _hint_names(hints: Field) -> frozenset[str]:
+    return frozenset(place.fields(_HINT)["name"].text() for place in hints.items())
+
+
+def _target(entry: Fields) -> str:
+    target = entry["targetRef"].fields(_TARGET)
+    if target["kind"].text() != "Pod":
+        return ""
+    return f"{target['namespace'].text()}/{target['name'].text()}"
+
+
+def read_endpoints(root: Fields, meta: Meta) -> Endpoints:
+    """Read an Endpoints object; it belongs to the Service of its own name."""
+    subsets = []
+    for place in root["subsets"].items():
+        subset = place.fields(frozenset(("addresses", "notReadyAddresses", "ports")))
+        if not subset["addresses"].items() and not subset["notReadyAddresses"].items():
+            place.error("needs addresses or notReadyAddresses")
+        addresses = (
+            *_hand_addresses(subset["addresses"], ready=True),
+            *_hand_addresses(subset["notReadyAddresses"], ready=False),
+        )
+        subsets.append(Subset(addresses, _subset_ports(subset["ports"])))
+    skipped = meta.labels.get(SKIP_MIRROR_LABEL) == "true" or LEADER_ANNOTATION in meta.annotations
+    return Endpoints(meta.key, tuple(subsets), mirrored=not skipped, origin=meta.origin)
+
+
+def _hand_addresses(places: Field, *, ready: bool) -> tuple[HandAddress, ...]:
+    result = []
+    for place in places.items():
+        entry = place.fields(frozenset(("hostname", "ip", "nodeName", "targetRef")))
+        address = read_address(entry["ip"])
+        if address is not None:
+            result.append(HandAddress(address, ready, entry["nodeName"].text(), _target(entry)))
+    return tuple(result)
+
+
+def _subset_ports(ports: Field) -> tuple[EndpointPort, ...]:
+    names: set[str] = set()
+    result = []
+    for place in ports.items():
+        entry = place.fields(_SLICE_PORT)
+        name = _distinct_name(entry["name"], names)
+        result.append(EndpointPort(name, read_protocol(entry["protocol"]), required_port(entry["port"])))
+    return tuple(result)

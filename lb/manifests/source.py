@@ -1,0 +1,193 @@
+"""A folder of manifests as a source of Services, EndpointSlices and Nodes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import watchfiles
+
+from lb.errors import ConfigError, InputError
+from lb.manifests.cluster import ResourceId, assemble
+from lb.manifests.complete import Pools
+from lb.manifests.library import Library
+from lb.manifests.objects import Parsed, ServiceRequest
+from lb.model import Delete, Event, Resource, Service, Synced, Upsert
+
+log = logging.getLogger(__name__)
+logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every notice
+
+QUIET_MS = 20
+"""A change is read once its folder has been quiet for so long: few half-written files are seen."""
+BUSY_MS = 400
+"""A folder that is never quiet is read all the same, this often."""
+TICK_MS = 100
+"""How often it is checked that the watched folders are still those of that name."""
+RESCAN_SECONDS = 2.0
+"""How often the folders are looked at without a notice, for file systems that give none."""
+
+
+class ManifestSource:
+    """Reads folders of manifests and follows their changes.
+
+    report is called with every error, once for as long as it stands unchanged. clock gives seconds since
+    the epoch.
+
+    Raises
+    ------
+    ConfigError: a directory is none, or service_cidr or node_port_range is malformed.
+    """
+
+    name = "manifests"
+
+    def __init__(
+        self,
+        directories: Sequence[Path],
+        *,
+        service_cidr: str,
+        node_port_range: str,
+        report: Callable[[InputError], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        for directory in directories:
+            if not directory.is_dir():
+                raise ConfigError(f"source manifests:{directory}: there is no such directory")
+        self._directories = tuple(directories)
+        self._pools = Pools.parse(service_cidr, node_port_range)
+        self._report = report
+        self._library = Library(self._directories, self._pools.node_ports, clock)
+        self._emitted: dict[ResourceId, Resource] = {}
+        self._reported: set[str] = set()
+        self._given: set[str] = set()
+        self._synced = False
+
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
+        """Emit what the folders hold, then Synced, then every change, until stop is set."""
+        due = 0.0
+        for noticed in self._notices(stop):
+            now = time.monotonic()
+            if noticed or now >= due:
+                due = now + RESCAN_SECONDS
+                events = self.scan()
+                if events:
+                    emit(events)
+
+    def scan(self) -> list[Event]:
+        """Look at the folders and return what changed since last time; the first time ends with Synced."""
+        if not self._library.refresh() and self._synced:
+            return []
+        objects, errors = self._library.contents()
+        resources, more = assemble(objects, self._pools)
+        self._report_new([*errors, *more])
+        self._log_given(objects, resources)
+        events: list[Event] = [Delete(kind, key) for kind, key in self._emitted.keys() - resources.keys()]
+        events.extend(
+            Upsert(resource)
+            for identity, resource in resources.items()
+            if self._emitted.get(identity) != resource
+        )
+        self._emitted = resources
+        if not self._synced:
+            self._synced = True
+            events.append(Synced(self.name))
+        return events
+
+    def _report_new(self, errors: Iterable[InputError]) -> None:
+        standing = {str(error): error for error in errors}
+        for text, error in standing.items():
+            if text not in self._reported:
+                self._report(error)
+        self._reported = set(standing)
+
+    def _log_given(self, objects: Iterable[Parsed], resources: dict[ResourceId, Resource]) -> None:
+        given: set[str] = set()
+        for parsed in objects:
+            if isinstance(parsed, ServiceRequest):
+                complete = resources.get((Service, parsed.service.key))
+                if isinstance(complete, Service) and complete is not parsed.service:
+                    given.add(_given(parsed.service, complete))
+        for text in sorted(given - self._given):
+            log.info("%s", text)
+        self._given = given
+
+    def _notices(self, stop: threading.Event) -> Iterator[bool]:
+        """Yield True whenever files may have changed, and False as time goes by, until stop is set.
+
+        The first True comes when the watch is set up, so no change falls between the two. A folder that is
+        removed, or replaced by another of its name, takes its watch with it: then the watch is set up anew.
+        """
+        complaint = ""
+        while not stop.is_set():
+            watched = _identities(self._directories)
+            try:
+                yield from _watch(watched, self._directories, stop)
+            except FileNotFoundError:
+                stop.wait(TICK_MS / 1000)
+            except (OSError, RuntimeError) as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log.warning(
+                        "folders cannot be watched, looking every %g s instead: %s", RESCAN_SECONDS, error
+                    )
+                stop.wait(RESCAN_SECONDS)
+                yield True
+
+
+_Identity = tuple[int, int]
+
+
+def _identities(directories: Iterable[Path]) -> dict[Path, _Identity]:
+    """Return device and inode of those directories that exist."""
+    result = {}
+    for directory in directories:
+        try:
+            status = os.stat(directory)
+        except OSError:
+            continue
+        result[directory] = (status.st_dev, status.st_ino)
+    return result
+
+
+def _watch(
+    watched: dict[Path, _Identity], directories: Sequence[Path], stop: threading.Event
+) -> Iterator[bool]:
+    """Yield True for changes and False at ticks, until the watch is no longer that of the directories.
+
+    Notices are not filtered by name: a ConfigMap volume changes by moving a hidden link.
+
+    Raises
+    ------
+    OSError, RuntimeError: the watch cannot be set up; FileNotFoundError when a directory went away.
+    """
+    roots = {str(directory.absolute()) for directory in watched}
+    fresh = True
+    for changes in watchfiles.watch(
+        *watched,
+        watch_filter=None,
+        debounce=BUSY_MS,
+        step=QUIET_MS,
+        rust_timeout=TICK_MS,
+        yield_on_timeout=True,
+        stop_event=stop,
+        raise_interrupt=False,
+    ):
+        yield fresh or bool(changes)
+        fresh = False
+        replaced = any(change is watchfiles.Change.deleted and path in roots for change, path in changes)
+        if replaced or _identities(directories) != watched:
+            return
+
+
+def _given(written: Service, complete: Service) -> str:
+    """Say what a Service got that its manifest does not name."""
+    parts = [f"clusterIP {ip}" for ip in complete.cluster_ips if ip not in written.cluster_ips]
+    for before, after in zip(written.ports, complete.ports, strict=True):
+        if before != after:
+            parts.append(f"nodePort {after.node_port} for {after.name or after.port}/{after.protocol.name}")
+    if complete.health_check_node_port != written.health_check_node_port:
+        parts.append(f"healthCheckNodePort {complete.health_check_node_port}")
+    return f"Service {complete.key} is given {', '.join(parts)}"

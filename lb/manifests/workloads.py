@@ -1,0 +1,83 @@
+"""Pod and Node manifests to model objects.
+
+Only what Service selection reads is looked at: a pod's spec has hundreds of other fields, and they are none
+of our business.
+"""
+
+from __future__ import annotations
+
+from lb.manifests import syntax
+from lb.manifests.fields import Field, Fields
+from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta
+from lb.manifests.service import read_protocol
+from lb.model import ContainerPort, IPAddress, Node, Pod
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
+
+def read_pod(root: Fields, meta: Meta) -> Pod:
+    """Read a Pod; one without an address yet has no addresses."""
+    spec = root["spec"].fields()
+    status = root["status"].fields()
+    return Pod(
+        key=meta.key,
+        labels=meta.labels,
+        node=spec["nodeName"].text(),
+        addresses=_pod_addresses(status),
+        container_ports=_container_ports(spec),
+        ready=_is_ready(status["conditions"]),
+        terminating=meta.deleting,
+        finished=status["phase"].text() in ("Succeeded", "Failed"),
+        origin=meta.origin,
+    )
+
+
+def _pod_addresses(status: Fields) -> tuple[IPAddress, ...]:
+    places = [item.fields()["ip"] for item in status["podIPs"].items()]
+    if not places and status["podIP"].text():
+        places = [status["podIP"]]
+    addresses = (place.address() for place in places)
+    return tuple(address for address in addresses if address is not None)
+
+
+def _container_ports(spec: Fields) -> tuple[ContainerPort, ...]:
+    """Return the ports of the containers, then of the sidecars (init containers that are always restarted).
+
+    That is the order in which a port's name is looked up; the first one counts.
+    """
+    containers = [place.fields() for place in spec["containers"].items()]
+    sidecars = (place.fields() for place in spec["initContainers"].items())
+    containers.extend(sidecar for sidecar in sidecars if sidecar["restartPolicy"].text() == "Always")
+    return tuple(_container_port(port) for container in containers for port in container["ports"].items())
+
+
+def _container_port(place: Field) -> ContainerPort:
+    entry = place.fields(frozenset(["containerPort", "hostIP", "hostPort", "name", "protocol"]))
+    name = entry["name"].text()
+    if name:
+        entry["name"].check(syntax.port_name(name))
+    number = entry["containerPort"]
+    if not number.present:
+        number.error("is missing")
+    return ContainerPort(name, read_protocol(entry["protocol"]), number.number(PORT_MIN, PORT_MAX))
+
+
+def _is_ready(conditions: Field) -> bool:
+    entries = [place.fields() for place in conditions.items()]
+    return any(entry["type"].text() == "Ready" and entry["status"].text() == "True" for entry in entries)
+
+
+def read_node(root: Fields, meta: Meta) -> Node:
+    """Read a Node; its zone is a label."""
+    addresses = []
+    for place in root["status"].fields()["addresses"].items():
+        entry = place.fields()
+        if entry["type"].text() == "InternalIP" and (address := entry["address"].address()) is not None:
+            addresses.append(address)
+    return Node(
+        name=meta.key.name,
+        addresses=tuple(addresses),
+        zone=meta.labels.get(ZONE_LABEL, ""),
+        terminating=meta.deleting,
+        origin=meta.origin,
+    )

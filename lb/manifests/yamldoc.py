@@ -1,0 +1,265 @@
+"""YAML text to trees of nodes that remember their line.
+
+PyYAML's loaders build plain values and forget where they stood, and its composer has no bound on nesting (a
+file of 100,000 opening brackets ends the process). So the trees are built here, from libyaml's event
+stream.
+
+Scalars resolve as in Kubernetes' own reader (YAML 1.1 with Go's rules), because a manifest has to mean here
+what it means to the API server: ``yes``, ``on`` and ``y`` are booleans, ``010`` is eight, ``1e3`` is a
+number, but dates and ``12:30`` are strings. JSON is read as the YAML that it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+
+MAX_DEPTH = 100
+"""Levels of nesting that a document may have; Kubernetes' own types need fewer than twenty."""
+
+MAX_DIGITS = 64
+"""Longer whole numbers count as ``float``: no field takes one, and Python does not convert very long ones."""
+
+Kind = Literal["mapping", "list", "string", "number", "float", "boolean", "null"]
+
+_NULL = frozenset(("", "~", "null", "Null", "NULL"))
+_TRUE = frozenset(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"))
+_FALSE = frozenset(("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"))
+_NUMBER = re.compile(r"[-+]?(0b[01][01_]*|0o?[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|0|[1-9][0-9_]*)")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+_SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
+_NO_DOCUMENT = re.compile(r"(?:[ \t]*(?:[#%][^\n]*)?\r?(?:\n|\Z))*")
+
+
+@dataclass(slots=True)
+class Node:
+    """One YAML value.
+
+    Attributes
+    ----------
+    kind: what the value is; ``float`` is every number that is not a whole one in its spelling.
+    line: 1-based line where it begins.
+    text: a scalar as it is written, without quotes.
+    items: the values of a list.
+    entries: the values of a mapping by key, with the line of the key.
+    """
+
+    kind: Kind
+    line: int
+    text: str = ""
+    items: list[Node] = field(default_factory=list)
+    entries: dict[str, tuple[int, Node]] = field(default_factory=dict)
+
+    def as_int(self) -> int:
+        """Return the value of a ``number``: decimal, 0x, 0b, 0o, or octal after a bare leading zero."""
+        text = self.text.replace("_", "")
+        digits = text.lstrip("+-")
+        if len(digits) > 1 and digits[0] == "0" and digits[1].isdigit():
+            return int(text, 8)
+        return int(text, 0)
+
+    def as_bool(self) -> bool:
+        """Return the value of a ``boolean``."""
+        return self.text in _TRUE
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a text: 1-based line, dotted field (``""`` when unknown), words."""
+
+    line: int
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document: its tree, or None when it does not parse, and its faults (then exactly one)."""
+
+    root: Node | None
+    faults: tuple[Fault, ...] = ()
+
+
+def child_path(path: str, key: str) -> str:
+    """Return the dotted path of a mapping's entry; a key that holds dots or slashes is put in brackets."""
+    if not re.fullmatch(r"[\w-]+", key):
+        return f"{path}[{key!r}]"
+    return f"{path}.{key}" if path else key
+
+
+def load(text: str) -> Iterator[Document]:
+    """Yield the documents of a text in order; empty ones are left out.
+
+    Documents are cut at lines that begin with ``---``, as kubectl does it, and parsed one by one: a
+    document that does not parse leaves the others of its file readable.
+    """
+    if text.lstrip().startswith("{"):
+        text = text.replace(
+            "\t", " "
+        )  # JSON indented by tabs, which libyaml refuses; a JSON string holds none
+    cuts = [0, *(match.start() for match in _SEPARATOR.finditer(text)), len(text)]
+    line = 0
+    for begin, end in itertools.pairwise(cuts):
+        chunk = text[begin:end]
+        if not _NO_DOCUMENT.fullmatch(chunk):
+            yield from _parse(chunk, line)
+        line += chunk.count("\n")
+
+
+def _parse(chunk: str, offset: int) -> Iterator[Document]:
+    composer = _Composer(offset)
+    try:
+        for event in yaml.parse(chunk, Loader=yaml.CSafeLoader):
+            if composer.take(event) and composer.root is not None and composer.root.kind != "null":
+                yield Document(composer.root, tuple(composer.faults))
+    except _UnreadableError as error:
+        yield Document(None, (error.fault,))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = mark.line if mark is not None else 0
+        words = f"{error.problem}, {error.context}" if error.context else str(error.problem)
+        if "\t" in _indentation(chunk, at):
+            words = "a tab indents this line; YAML allows spaces only"
+        yield Document(None, (Fault(offset + at + 1, "", f"does not parse as YAML: {words}"),))
+    except yaml.reader.ReaderError as error:
+        at = chunk.count("\n", 0, error.position)
+        yield Document(None, (Fault(offset + at + 1, "", f"does not parse as YAML: {error.reason}"),))
+
+
+def _indentation(chunk: str, line: int) -> str:
+    lines = chunk.split("\n")
+    if line >= len(lines):
+        return ""
+    return lines[line][: len(lines[line]) - len(lines[line].lstrip())]
+
+
+class _UnreadableError(Exception):
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection that is being read; in a mapping, key is the one that waits for its value."""
+
+    node: Node
+    path: str
+    key: tuple[int, str] | None = None
+    merged: list[Node] = field(default_factory=list)
+
+
+class _Composer:
+    """Builds the tree of one document after the other from parser events."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._begin()
+
+    def _begin(self) -> None:
+        self.root: Node | None = None
+        self.faults: list[Fault] = []
+        self._stack: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+
+    def take(self, event: yaml.Event) -> bool:
+        """Take the next event; return True when it ended a document."""
+        mark = event.start_mark
+        line = (mark.line if mark is not None else 0) + self._offset + 1
+        if isinstance(event, yaml.DocumentStartEvent):
+            self._begin()
+        elif isinstance(event, yaml.ScalarEvent):
+            self._place(event, Node(_scalar_kind(event), line, event.value))
+        elif isinstance(event, yaml.MappingStartEvent):
+            self._open(event, Node("mapping", line))
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._open(event, Node("list", line))
+        elif isinstance(event, yaml.AliasEvent):
+            self._alias(event.anchor, line)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._close()
+        return isinstance(event, yaml.DocumentEndEvent)
+
+    def _alias(self, anchor: str | None, line: int) -> None:
+        node = self._anchors.get(anchor or "")
+        if node is None:
+            raise _UnreadableError(
+                Fault(line, "", f"*{anchor} refers to an anchor that is not defined above it")
+            )
+        if any(node is level.node for level in self._stack):
+            raise _UnreadableError(Fault(line, "", f"*{anchor} refers to a value that contains it"))
+        self._attach(node)
+
+    def _place(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: Node) -> None:
+        if event.anchor:
+            self._anchors[event.anchor] = node
+        self._attach(node)
+
+    def _open(self, event: yaml.CollectionStartEvent, node: Node) -> None:
+        if len(self._stack) == MAX_DEPTH:
+            raise _UnreadableError(Fault(node.line, "", f"nested deeper than {MAX_DEPTH} levels"))
+        path = ""
+        if self._stack:
+            above = self._stack[-1]
+            if above.node.kind == "list":
+                path = f"{above.path}[{len(above.node.items)}]"
+            elif above.key is not None:
+                path = child_path(above.path, above.key[1])
+        self._place(event, node)
+        self._stack.append(_Open(node, path))
+
+    def _attach(self, node: Node) -> None:
+        if not self._stack:
+            self.root = node
+            return
+        level = self._stack[-1]
+        if level.node.kind == "list":
+            level.node.items.append(node)
+        elif level.key is None:
+            if node.kind in ("mapping", "list"):
+                raise _UnreadableError(Fault(node.line, level.path, f"a {node.kind} cannot be a key"))
+            level.key = (node.line, node.text)
+        else:
+            self._entry(level, level.key, node)
+            level.key = None
+
+    def _entry(self, level: _Open, key: tuple[int, str], node: Node) -> None:
+        line, name = key
+        if name == "<<":
+            level.merged.extend(node.items if node.kind == "list" else (node,))
+            return
+        first = level.node.entries.get(name)
+        if first is not None:
+            self.faults.append(
+                Fault(line, child_path(level.path, name), f"given twice; first in line {first[0]}")
+            )
+            return
+        level.node.entries[name] = (line, node)
+
+    def _close(self) -> None:
+        level = self._stack.pop()
+        for node in level.merged:
+            for name, entry in node.entries.items():
+                level.node.entries.setdefault(name, entry)
+
+
+def _scalar_kind(event: yaml.ScalarEvent) -> Kind:
+    if event.tag == "tag:yaml.org,2002:str":
+        return "string"
+    if event.tag is None and not event.implicit[0]:  # quoted, or a block scalar
+        return "string"
+    text = event.value
+    if text in _NULL:
+        return "null"
+    if text in _TRUE or text in _FALSE:
+        return "boolean"
+    if _NUMBER.fullmatch(text) and len(text) < MAX_DIGITS:
+        return "number"
+    return "float" if _FLOAT.fullmatch(text) else "string"
