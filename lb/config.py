@@ -171,8 +171,8 @@ class Config:
     node_name: this node's name, as pods and endpoints use it.
     instance: name of the pin directory below /sys/fs/bpf/lbctl; default: the node's name.
     uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
-    tunnels: overlay interfaces (vxlan, ipip) that lead to pods of other nodes; globs.
-    pod_interfaces: globs of the host ends of pods' interfaces.
+    tunnels: globs of overlay interfaces that lead to pods of other nodes; empty: VXLAN and Geneve devices.
+    pod_interfaces: globs of the host ends of pods' interfaces; empty: veths with an end elsewhere.
     node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
         of each family.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
@@ -197,12 +197,15 @@ class Config:
         "hook of the uplinks: auto, xdp-native, xdp-generic or tc; auto says what it took and why",
     )
     tunnels: tuple[str, ...] = setting(
-        (), GLOB, "overlay interface (VXLAN, IPIP) that leads to pods of other nodes", one="tunnel"
+        (),
+        GLOB,
+        "overlay interface that leads to pods of other nodes; default: every VXLAN and Geneve device",
+        one="tunnel",
     )
     pod_interfaces: tuple[str, ...] = setting(
         (),
         GLOB,
-        "host ends of pods' interfaces; default: the names that common CNI plugins give",
+        "host ends of pods' interfaces; default: every veth whose other end is in another network namespace",
         one="pod_interface",
     )
     node_port_addresses: tuple[str, ...] = setting(

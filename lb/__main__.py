@@ -1,0 +1,7 @@
+"""``python -m lb`` is ``lbctl``."""
+
+import sys
+
+from lb.cli import entry
+
+sys.exit(entry())

@@ -1,0 +1,330 @@
+"""The agent: what Kubernetes says goes in at one end, the kernel's maps come out at the other.
+
+``source threads → inbox → ClusterState → plan_service → Claims → Reconciler → maps``
+
+One thread does all the work, so nothing here needs a lock. Sources and the interface watcher have threads of
+their own and only put messages into the inbox. :func:`lb.serve.serve` builds the parts and runs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from lb.datapath.reconcile import SyncReport
+from lb.errors import LbError
+from lb.model import Event, Node, ObjectKey
+from lb.plan import Claims, Conflict, plan_service
+from lb.plan.types import ServicePlan, Topology
+from lb.state import ClusterState
+
+_log = logging.getLogger(__name__)
+
+GATHER_SECONDS = 0.005
+"""How long a burst is gathered after its first message, so that it costs one sync."""
+TIDY_SECONDS = 30.0
+"""How often flows and affinity entries whose time is over are deleted."""
+
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacesChanged:
+    """Links, addresses or default routes of these interfaces (by ifindex) have changed."""
+
+    indexes: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A thread ended by an exception: the agent must not go on as if nothing were."""
+
+    what: str
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave; the data plane stays."""
+
+
+Message = Sequence[Event] | InterfacesChanged | Failed | Stop
+Inbox = queue.SimpleQueue[Message]
+
+
+class Surroundings(Protocol):
+    """The kernel around the agent; :mod:`lb.serve` has the real one."""
+
+    def topology(self, node: Node | None) -> Topology:
+        """Return where the agent stands; node is what Kubernetes says of it, None while that is unknown."""
+        ...
+
+    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
+        """Attach programs to the interfaces (by ifindex; None: all) and return what failed."""
+        ...
+
+    def tidy(self) -> None:
+        """Delete flows and affinity entries whose time is over."""
+        ...
+
+
+class Syncer(Protocol):
+    """What the agent uses of :class:`lb.datapath.reconcile.Reconciler`."""
+
+    def known(self) -> set[ObjectKey]:
+        """Return the Services that have something in the maps."""
+        ...
+
+    def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+        """Write what differs; a Service's failure is in the report and stops no other."""
+        ...
+
+
+@dataclass(slots=True)
+class _Failure:
+    message: str
+    attempts: int
+    due: float
+
+
+class Retries(Generic[K]):
+    """What failed and when to try again: after 1 s, then after twice as long each time, up to a minute."""
+
+    FIRST_SECONDS = 1.0
+    MOST_SECONDS = 60.0
+
+    def __init__(self) -> None:
+        self._failures: dict[K, _Failure] = {}
+
+    def failed(self, key: K, message: str, now: float) -> bool:
+        """Note a failure; return True when it is news: the first one, or another than last time."""
+        before = self._failures.get(key)
+        attempts = before.attempts + 1 if before else 1
+        wait = min(self.FIRST_SECONDS * 2.0 ** min(attempts - 1, 10), self.MOST_SECONDS)
+        self._failures[key] = _Failure(message, attempts, now + wait)
+        return before is None or before.message != message
+
+    def succeeded(self, key: K) -> bool:
+        """Note a success; return True when it had failed before."""
+        return self._failures.pop(key, None) is not None
+
+    def due(self, now: float) -> set[K]:
+        """Return what is to be tried again now."""
+        return {key for key, failure in self._failures.items() if failure.due <= now}
+
+    def next_due(self) -> float:
+        """Return the time of the next retry; infinity when nothing has failed."""
+        return min((failure.due for failure in self._failures.values()), default=math.inf)
+
+    def messages(self) -> list[str]:
+        """Return the present failures, sorted."""
+        return sorted(failure.message for failure in self._failures.values())
+
+
+class Agent:
+    """The main loop of a node.
+
+    Parameters
+    ----------
+    inbox: where sources and watchers put their messages.
+    node_name: the Node object of this name is about us.
+    serving: the maps in the kernel hold what an earlier agent wrote, so programs may be attached at once;
+        otherwise they are attached after the first sync, and what ran before serves until then.
+    synced: called after the first sync and after every later one.
+    clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        state: ClusterState,
+        node_name: str,
+        surroundings: Surroundings,
+        reconciler: Syncer,
+        serving: bool,
+        synced: Callable[[Agent], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stopping = False
+        self._inbox = inbox
+        self._state = state
+        self._node_name = node_name
+        self._surroundings = surroundings
+        self._reconciler = reconciler
+        self._synced = synced
+        self._clock = clock
+        self._claims = Claims()
+        self._conflicts: set[Conflict] = set()
+        self._services = Retries[ObjectKey]()
+        self._hooks = Retries[str]()
+        self._dirty: set[ObjectKey] = set()
+        self._topology: Topology | None = None
+        self._topology_is_old = True
+        self._first_sync = True
+        self._attached = serving
+        self._tidy_due = clock() + TIDY_SECONDS
+        if serving:
+            self._attach(None)
+
+    def run(self) -> None:
+        """Work until :class:`Stop` comes.
+
+        Raises
+        ------
+        LbError: a source failed for good, or the kernel refused the maps as a whole.
+        """
+        while not self.stopping:
+            self.step()
+
+    def step(self) -> None:
+        """Wait for something to do, and do it.
+
+        Raises
+        ------
+        LbError: a source failed for good, or the kernel refused the maps as a whole.
+        """
+        self._take(self._gather())
+        if self.stopping:
+            return
+        now = self._clock()
+        if self._attached and self._hooks.due(now):
+            self._attach(None)
+        if self._state.synced:
+            self._look_around()
+            self._dirty |= self._services.due(now)
+            if self._first_sync:
+                self._dirty |= self._reconciler.known()
+            if self._dirty or self._first_sync:
+                self._sync()
+        if now >= self._tidy_due and not self._first_sync:
+            self._surroundings.tidy()
+            self._tidy_due = now + TIDY_SECONDS
+
+    def problems(self) -> list[str]:
+        """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
+        conflicts = sorted(str(conflict) for conflict in self._conflicts)
+        return [*self._services.messages(), *self._hooks.messages(), *conflicts]
+
+    def service_count(self) -> int:
+        """Return how many Services the sources have told of."""
+        return len(set(self._state.service_keys()))
+
+    def _gather(self) -> list[Message]:
+        """Return the messages of one burst; none when it is time for something else."""
+        now = self._clock()
+        due = min(self._tidy_due, self._services.next_due(), self._hooks.next_due())
+        try:
+            messages = [self._inbox.get(timeout=max(0.0, due - now))]
+        except queue.Empty:
+            return []
+        end = self._clock() + GATHER_SECONDS
+        while (rest := end - self._clock()) > 0:
+            try:
+                messages.append(self._inbox.get(timeout=rest))
+            except queue.Empty:
+                break
+        return messages
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        """Note what the messages say."""
+        events: list[Event] = []
+        interfaces: frozenset[int] = frozenset()
+        for message in messages:
+            if isinstance(message, Stop):
+                self.stopping = True
+            elif isinstance(message, Failed):
+                raise LbError(f"{message.what} failed: {message.error}") from message.error
+            elif isinstance(message, InterfacesChanged):
+                interfaces |= message.indexes
+            else:
+                events += message
+        if events:
+            changes = self._state.apply(events)
+            self._dirty |= changes.services
+            self._topology_is_old |= self._node_name in changes.nodes
+        if interfaces:
+            self._topology_is_old = True
+            if self._attached:
+                self._attach(interfaces)
+
+    def _attach(self, changed: frozenset[int] | None) -> None:
+        """Bring hooks in step; what fails is logged once and tried again later."""
+        now = self._clock()
+        problems = self._surroundings.attach(changed)
+        for problem in problems:
+            if self._hooks.failed(problem, problem, now):
+                _log.error("%s", problem)
+        if changed is None:  # only then everything was tried
+            for problem in set(self._hooks.messages()) - set(problems):
+                self._hooks.succeeded(problem)
+
+    def _look_around(self) -> None:
+        """See where we stand; when that has changed, every Service is planned anew."""
+        if not self._topology_is_old:
+            return
+        self._topology_is_old = False
+        topology = self._surroundings.topology(self._state.node(self._node_name))
+        if topology != self._topology:
+            _log.info(
+                "node %s: zone %s, NodePorts on %s",
+                topology.node_name,
+                topology.zone or "unknown",
+                ", ".join(map(str, topology.node_port_addresses)) or "no address",
+            )
+            self._topology = topology
+            self._dirty |= set(self._state.service_keys())
+
+    def _sync(self) -> None:
+        """Plan the dirty Services and bring the maps in step."""
+        dirty, self._dirty = self._dirty, set()
+        now = self._clock()
+        plans: dict[ObjectKey, ServicePlan | None] = {}
+        failed: dict[ObjectKey, Exception] = {}
+        for key in sorted(dirty):
+            try:
+                plans[key] = self._plan(key)
+            except Exception as error:  # a bug that one Service meets must not cost the others
+                failed[key] = error
+        decision = self._claims.update(plans)
+        self._log_conflicts()
+        report = self._reconciler.sync(decision.plans)
+        failed |= report.errors
+        _log.debug("%d Services planned, %d map entries written", len(plans), report.writes)
+        for key, error in failed.items():
+            self._service_failed(key, error, now)
+        for key in decision.plans.keys() - failed.keys():
+            if self._services.succeeded(key):
+                _log.info("service %s: no longer failing", key)
+        if not self._attached:
+            self._attached = True
+            self._attach(None)
+        self._first_sync = False
+        self._synced(self)
+
+    def _plan(self, key: ObjectKey) -> ServicePlan | None:
+        service = self._state.service(key)
+        if service is None:
+            return None
+        assert self._topology is not None
+        return plan_service(service, self._state.slices(key), self._topology)
+
+    def _service_failed(self, key: ObjectKey, error: Exception, now: float) -> None:
+        problem = str(error) if isinstance(error, LbError) else f"{type(error).__name__}: {error}"
+        message = f"service {key}: {problem}"
+        if self._services.failed(key, message, now):
+            _log.error("%s", message)
+            _log.debug("service %s", key, exc_info=error)
+
+    def _log_conflicts(self) -> None:
+        conflicts = set(self._claims.conflicts())
+        for conflict in sorted(conflicts - self._conflicts, key=str):
+            _log.warning("%s", conflict)
+        for conflict in sorted(self._conflicts - conflicts, key=str):
+            _log.info("no longer: %s", conflict)
+        self._conflicts = conflicts

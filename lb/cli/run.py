@@ -1,0 +1,60 @@
+"""``lbctl run``: the agent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import TextIO
+
+from lb.cli import settings
+from lb.serve import serve
+
+_DESCRIPTION = """\
+Run the agent of this node: watch Services, keep the kernel's maps in step, attach programs to interfaces.
+It runs in the foreground, logs to stderr, and stops on SIGTERM or SIGINT. The data plane goes on without it;
+'lbctl unload' removes the data plane.
+
+A setting may stand in a YAML file (--config), in the environment, or be a flag; the later of these wins.
+"""
+
+_EPILOG = """\
+example:
+  lbctl run --source manifests:/etc/lbctl/manifests --node-name node1 --uplink eth0
+
+the same as a file, for lbctl run --config FILE; nested settings are indented, lists may be lists:
+  sources: [manifests:/etc/lbctl/manifests]
+  node_name: node1
+  uplinks: [eth0]
+  limits:
+    flows: 1000000
+  timeouts:
+    udp: 60
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "run",
+        help="run the agent of this node",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    settings.add_flags(parser)
+    parser.set_defaults(handler=_run)
+
+
+def _run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
+    handler = logging.StreamHandler(err)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        config = settings.read(args, os.environ)
+        root.setLevel(config.log_level.upper())
+        serve(config)
+    finally:
+        root.removeHandler(handler)
+    return 0

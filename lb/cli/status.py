@@ -1,0 +1,185 @@
+"""``lbctl status``: the data plane as the kernel has it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import numpy as np
+
+from lb.cli import instances
+from lb.cli.tables import table
+from lb.datapath import bpf, hooks, layouts
+from lb.datapath.hooks import XDP_PROGRAM
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import BackendStateCode, MapType
+from lb.datapath.maps import Maps
+from lb.datapath.pins import Pins
+from lb.rundir import RunDir
+
+_DESCRIPTION = """\
+Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
+agent lives. Only the reasons, the problems and the time of the last sync are the agent's own notes.
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "status",
+        help="show hooks, programs, map fill and the agent",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    instances.add_flags(parser)
+    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    parser.set_defaults(handler=_status)
+
+
+def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    name = instances.choose(args)
+    status = collect(name, RunDir(name))
+    if args.output == "json":
+        json.dump(status, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render(status))
+    return 0
+
+
+def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
+    """Return the status as the JSON form has it.
+
+    Raises
+    ------
+    BpfError: the kernel refused to show a map, a program or a hook.
+    """
+    pins = Pins(name)
+    notes = run_dir.notes()
+    holder = run_dir.holder()
+    programs = _programs(pins)
+    maps = KernelMaps(pins.maps)
+    try:
+        fill = map_fill(maps)
+    finally:
+        maps.close()
+    return {
+        "instance": name,
+        "node": notes.get("node"),
+        "agent": {
+            "running": holder is not None,
+            "pid": holder,
+            "started": notes.get("started"),
+            "last_sync": notes.get("last_sync"),
+            "services": notes.get("services"),
+            "problems": notes.get("problems", []),
+        },
+        "hooks_elsewhere": run_dir.elsewhere() or None,
+        "hooks": _hooks(programs, notes.get("uplink_modes", {})),
+        "programs": programs,
+        "maps": fill,
+    }
+
+
+def _programs(pins: Pins) -> list[dict[str, Any]]:
+    found = []
+    for build in pins.builds():
+        for path in sorted(build.iterdir()):
+            with bpf.obj_get(path) as program:
+                info = bpf.prog_info(program)
+            found.append(
+                {
+                    "name": path.name,
+                    "id": info.id,
+                    "tag": info.tag,
+                    "loaded": _since_boot(info.load_time),
+                    "build": build.name,
+                }
+            )
+    return found
+
+
+def _since_boot(nanoseconds: int) -> str:
+    """Return a time of CLOCK_BOOTTIME as ISO 8601 text in UTC."""
+    ago = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - nanoseconds) / 1e9
+    moment = datetime.datetime.fromtimestamp(time.time() - ago, datetime.UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def _hooks(programs: Sequence[dict[str, Any]], modes: dict[str, Any]) -> list[dict[str, Any]]:
+    ours = {program["id"] for program in programs}
+    rows = []
+    for one in hooks.attached():
+        if one.program_id not in ours:
+            continue
+        mode, why = modes.get(one.interface, ("", ""))
+        explained = one.program == XDP_PROGRAM or (mode == "tc" and one.hook == "tc ingress")
+        rows.append(
+            {
+                "interface": one.interface,
+                "hook": one.hook,
+                "program": one.program,
+                "program_id": one.program_id,
+                "why": why if explained else "",
+            }
+        )
+    return rows
+
+
+def map_fill(maps: Maps) -> list[dict[str, Any]]:
+    """Return name, entries, capacity and what happens when it is full, for each map that can fill up."""
+    rows = []
+    for spec in layouts.MAPS:
+        if spec.type in (MapType.HASH, MapType.LRU_HASH):
+            entries = len(maps.read(spec.name)[0])
+        elif spec.name == "backends4":
+            entries = int(np.count_nonzero(maps.array("backends4")["state"] != BackendStateCode.FREE))
+        elif spec.name == "tables":
+            entries = _table_rows(maps)
+        else:
+            continue
+        rows.append(
+            {
+                "name": spec.name,
+                "entries": entries,
+                "capacity": maps.capacity(spec.name),
+                "when_full": spec.when_full,
+            }
+        )
+    return rows
+
+
+def _table_rows(maps: Maps) -> int:
+    """Return how many rows of the pool the VIPs use; several VIPs may share a region."""
+    _, vips = maps.read("vips4")
+    regions = {
+        (int(region["offset"]), int(region["size"]))
+        for side in ("inside", "outside")
+        for region in vips[side]
+    }
+    return sum(size for _, size in regions)
+
+
+def render(status: dict[str, Any]) -> str:
+    """Return the table form."""
+    agent = status["agent"]
+    running = f"running, pid {agent['pid']}" if agent["running"] else "not running; the data plane carries on"
+    lines = [f"instance {status['instance']}, agent {running}"]
+    if agent["last_sync"]:
+        lines.append(f"last sync {agent['last_sync']}, {agent['services']} Services")
+    lines += [f"problem: {problem}" for problem in agent["problems"]]
+    lines.append("")
+    if status["hooks_elsewhere"]:
+        lines.append(f"its interfaces are in another network namespace: {status['hooks_elsewhere']}")
+    sections = (
+        ("hooks", ("interface", "hook", "program", "program_id", "why")),
+        ("programs", ("name", "id", "tag", "loaded", "build")),
+        ("maps", ("name", "entries", "capacity", "when_full")),
+    )
+    text = "\n".join(lines) + "\n"
+    blocks = [table(columns, [[row[c] for c in columns] for row in status[key]]) for key, columns in sections]
+    return text + "\n".join(blocks)

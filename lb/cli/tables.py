@@ -1,0 +1,22 @@
+"""Columns of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a header and rows, each column as wide as its widest cell; numbers are set flush right."""
+    head = [column.upper().replace("_", " ") for column in columns]
+    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    right = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(columns))]
+    lines = []
+    for line in cells:
+        parts = (
+            text.rjust(width) if flush else text.ljust(width)
+            for text, width, flush in zip(line, widths, right, strict=True)
+        )
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,57 @@
+"""``lbctl unload``: the data plane goes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TextIO
+
+from lb.cli import instances
+from lb.datapath import hooks, pins
+from lb.datapath.pins import Pins
+from lb.errors import LbError
+from lb.rundir import RunDir
+
+_DESCRIPTION = """\
+Remove the programs from all interfaces of this network namespace, the pinned maps and programs of the
+instance, and the agent's files. Connections through Services break. Done already is no error.
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "unload",
+        help="remove every trace of the data plane",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    instances.add_flags(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="also while the agent runs, which is not stopped"
+    )
+    parser.set_defaults(handler=_unload)
+
+
+def _unload(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    name = args.instance or (instances.choose(args) if args.node or pins.instances() else "")
+    with contextlib.ExitStack() as stack:
+        if name and not args.force:
+            run_dir = RunDir(name)
+            elsewhere = run_dir.elsewhere()
+            if elsewhere:
+                raise LbError(
+                    f"instance {name} has its programs on interfaces of another network namespace: unload it"
+                    f" there ({elsewhere}), or use --force when that is gone"
+                )
+            stack.enter_context(run_dir.lock())
+        report = hooks.detach_all()
+        if name:
+            pins.unload(Pins(name))
+            RunDir(name).remove()
+    for what in report.detached:
+        print(f"detached: {what}", file=out)
+    print(f"unloaded: {name or 'nothing was pinned'}", file=out)
+    if report.errors:
+        raise LbError("; ".join(str(error) for error in report.errors))
+    return 0

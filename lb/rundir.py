@@ -1,0 +1,129 @@
+"""What an agent leaves in /run/lbctl: a lock that tells whether it lives, and notes about what it did.
+
+::
+
+    /run/lbctl/<instance>.lock   held by flock for as long as the agent lives; holds its pid
+    /run/lbctl/<instance>.json   the agent's notes: why a hook has its mode, when it last synced
+
+The maps and hooks themselves are the truth; the notes only explain them. Both files are safe against SIGKILL:
+the kernel drops the lock with the process, and notes are replaced by rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lb.errors import LbError
+
+ROOT = Path("/run/lbctl")
+
+
+def network_namespace() -> int:
+    """Return the number of this process's network namespace: the inode of /proc/self/ns/net."""
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The run files of one instance."""
+
+    instance: str
+    root: Path = ROOT
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock's file."""
+        return self.root / f"{self.instance}.lock"
+
+    @property
+    def notes_path(self) -> Path:
+        """The notes' file."""
+        return self.root / f"{self.instance}.json"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one that works on this instance.
+
+        Raises
+        ------
+        LbError: another process holds the lock, or the directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            fd = self._locked()
+        except OSError as error:
+            raise LbError(f"{error.filename or self.lock_path}: {error.strerror}") from error
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(fd)
+
+    def _locked(self) -> int:
+        """Return the lock file's descriptor, locked; opens anew when :meth:`remove` came in between."""
+        while True:
+            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), self.lock_path.stat()):
+                    return fd
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                holder = os.pread(fd, 32, 0).decode() or "unknown"
+                os.close(fd)
+                raise LbError(
+                    f"instance {self.instance}: in use by process {holder}, which holds {self.lock_path};"
+                    " stop it first, or choose another --instance"
+                ) from None
+            os.close(fd)
+
+    def holder(self) -> int | None:
+        """Return the pid of the process that holds the lock, None when there is none."""
+        try:
+            fd = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(fd, 32, 0) or b"0")
+        finally:
+            os.close(fd)
+        return None
+
+    def write_notes(self, notes: Mapping[str, Any]) -> None:
+        """Replace the notes."""
+        aside = self.notes_path.with_suffix(".json.new")
+        aside.write_text(json.dumps(notes, indent=1) + "\n")
+        aside.rename(self.notes_path)
+
+    def notes(self) -> dict[str, Any]:
+        """Return the notes; empty when there are none."""
+        try:
+            found: dict[str, Any] = json.loads(self.notes_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
+
+    def elsewhere(self) -> str:
+        """Return how to get to the agent's network namespace; ``""`` when this is it, or nothing is known."""
+        notes = self.notes()
+        if notes.get("network_namespace", network_namespace()) == network_namespace():
+            return ""
+        return f"nsenter --net=/proc/{notes.get('pid')}/ns/net lbctl … --instance {self.instance}"
+
+    def remove(self) -> None:
+        """Remove the instance's files, and the directory when it was the last one's."""
+        for path in (self.notes_path, self.notes_path.with_suffix(".json.new"), self.lock_path):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another instance has files there
+            self.root.rmdir()

@@ -1,0 +1,342 @@
+"""``lbctl run``: complete the settings, build the agent's parts, let it work, leave the data plane be."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Protocol
+
+import lb
+from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
+from lb.config import NODE_NAME, PRIMARY, Config
+from lb.datapath import loader
+from lb.datapath.hooks import Hooks, Role, Selection
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.loader import Loaded
+from lb.datapath.maps import Maps
+from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
+from lb.datapath.pins import Pins
+from lb.datapath.reconcile import Reconciler
+from lb.datapath.sweep import sweep
+from lb.errors import ConfigError, InputError
+from lb.manifests import ManifestSource
+from lb.model import Event, IPAddress, Node
+from lb.plan.types import Topology
+from lb.rundir import RunDir, network_namespace
+from lb.state import ClusterState
+
+_log = logging.getLogger(__name__)
+
+_JOIN_SECONDS = 2.0
+
+
+class Source(Protocol):
+    """What tells of Services, endpoints and nodes; runs in a thread of its own."""
+
+    name: str
+
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
+        """Emit events, :class:`lb.model.Synced` after the first listing, until stop is set."""
+        ...
+
+
+def serve(config: Config) -> None:
+    """Run the agent until SIGTERM or SIGINT; the data plane goes on without it.
+
+    Raises
+    ------
+    ConfigError: a setting is missing or does not fit this node.
+    LbError: another agent runs for the instance, or the kernel or a source failed.
+    """
+    config = complete(config)
+    source = build_source(config)
+    run_dir = RunDir(config.instance)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_dir.lock())
+        if config.ready_file:
+            ready = Path(config.ready_file)
+            ready.unlink(missing_ok=True)
+            stack.callback(ready.unlink, missing_ok=True)
+        inbox: Inbox = queue.SimpleQueue()
+        stack.enter_context(_signals(inbox))
+        agent = startup(config, source, run_dir, inbox, stack)
+        agent.run()
+        _log.info("stopping; the data plane stays as it is")
+
+
+def complete(config: Config) -> Config:
+    """Return the settings with node name and instance filled in.
+
+    Raises
+    ------
+    ConfigError: no source is given, or the host name is no node name.
+    """
+    if not config.sources:
+        raise ConfigError("setting sources: none given; say where Services come from: --source manifests:DIR")
+    node_name = config.node_name
+    if not node_name:
+        node_name = socket.gethostname().lower()
+        try:
+            NODE_NAME.parse(node_name)
+        except ValueError:
+            raise ConfigError(
+                f"setting node_name: not given, and the host name {node_name!r} is not {NODE_NAME.right}"
+            ) from None
+        _log.info("node name: %s, from the host name", node_name)
+    return replace(config, node_name=node_name, instance=config.instance or node_name)
+
+
+def startup(
+    config: Config,
+    source: Source,
+    run_dir: RunDir,
+    inbox: Inbox,
+    stack: contextlib.ExitStack,
+) -> Agent:
+    """Load programs and maps, read what the maps hold, start the threads; stack takes what is to be closed.
+
+    Raises
+    ------
+    LbError: see :func:`serve`.
+    """
+    pins = Pins(config.instance)
+    loaded = loader.load(pins, config.limits)
+    _log.info(
+        "programs %s: %s",
+        loaded.fingerprint,
+        "compiled" if loaded.compiled else "as pinned, nothing to compile",
+    )
+    maps = KernelMaps(pins.maps)
+    stack.callback(maps.close)
+    write_settings(maps, config)
+    reconciler = Reconciler(maps, time.monotonic)
+    reconciler.recover()
+    surroundings = KernelSurroundings(config, pins, loaded, maps)
+    stack.callback(surroundings.close)
+    notes = Notes(run_dir, config, loaded, surroundings)
+    # Listen before looking: what changes in between is seen twice, not never.
+    watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
+    stack.callback(watcher.close)
+    agent = Agent(
+        inbox=inbox,
+        state=ClusterState(),
+        node_name=config.node_name,
+        surroundings=surroundings,
+        reconciler=reconciler,
+        serving="vips4" not in loaded.fresh,
+        synced=notes.synced,
+    )
+    stack.enter_context(
+        _threads(
+            inbox,
+            {
+                f"source {source.name}": lambda stop: source.run(inbox.put, stop),
+                "interface watcher": watcher.run,
+            },
+        )
+    )
+    return agent
+
+
+def build_source(config: Config) -> Source:
+    """Return the source that the settings name.
+
+    Raises
+    ------
+    ConfigError: a directory of manifests does not exist.
+    """
+    directories = [Path(source.removeprefix("manifests:")) for source in config.sources]
+    for directory in directories:
+        if not directory.is_dir():
+            raise ConfigError(f"setting sources: manifests:{directory}: no such directory")
+    return ManifestSource(
+        directories,
+        service_cidr=config.service_cidr,
+        node_port_range=config.node_port_range,
+        report=_report_input,
+    )
+
+
+def _report_input(error: InputError) -> None:
+    _log.error("%s", error)
+
+
+def write_settings(maps: Maps, config: Config) -> None:
+    """Write timeouts (nanoseconds) and the SNAT port range where the programs read them."""
+    row = maps.array("settings")[:1]
+    for name in config.timeouts.__slots__:
+        row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
+    row["snat_port_min"] = config.snat_ports.first
+    row["snat_port_max"] = config.snat_ports.last
+
+
+def node_port_addresses(
+    interfaces: Sequence[Interface], uplinks: Sequence[str], wanted: Sequence[str]
+) -> tuple[IPAddress, ...]:
+    """Return the node's addresses on which NodePorts answer, sorted.
+
+    By default, and for the word ``primary``, the first address of each family on the uplinks; for each
+    network in wanted all addresses of any interface in it. Loopback and link-local addresses never count:
+    no packet from outside reaches them. (kube-proxy's ``--nodeport-addresses`` has the same forms.)
+    """
+    networks = [ip_network(text) for text in wanted if text != PRIMARY]
+    found: set[IPAddress] = set()
+    primaries: dict[int, IPAddress] = {}
+    for interface in sorted(
+        interfaces, key=lambda one: uplinks.index(one.name) if one.name in uplinks else -1
+    ):
+        for address in interface.addresses:
+            if address.ip.is_loopback or address.ip.is_link_local:
+                continue
+            if interface.name in uplinks:
+                primaries.setdefault(address.version, address.ip)
+            if any(address.ip in network for network in networks):
+                found.add(address.ip)
+    if not wanted or PRIMARY in wanted:
+        found |= set(primaries.values())
+    return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
+
+
+class KernelSurroundings:
+    """The node's interfaces and the programs on them: :class:`lb.agent.Surroundings`."""
+
+    def __init__(self, config: Config, pins: Pins, loaded: Loaded, maps: Maps) -> None:
+        self._config = config
+        self._pins = pins
+        self._loaded = loaded
+        self._maps = maps
+        self._selection = Selection(config.uplinks, config.tunnels, config.pod_interfaces)
+        self._hooks = Hooks(loaded.programs, maps, self._selection, config.uplink_mode)
+        self._roles: dict[str, Role] = {}
+        self._pruned = False
+
+    def close(self) -> None:
+        """Close the programs; what is attached stays attached."""
+        self._hooks.close()
+
+    def topology(self, node: Node | None) -> Topology:
+        """See :class:`lb.agent.Surroundings`."""
+        with Netlink() as net:
+            interfaces = net.interfaces()
+            roles = self._selection.roles(interfaces, net.default_route_interfaces())
+        uplinks = [one.name for one in interfaces if roles.get(one.index) is Role.UPLINK]
+        return Topology(
+            node_name=self._config.node_name,
+            zone=node.zone if node else "",
+            node_port_addresses=node_port_addresses(interfaces, uplinks, self._config.node_port_addresses),
+        )
+
+    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
+        """See :class:`lb.agent.Surroundings`."""
+        report = self._hooks.sync(changed)
+        for what in report.attached:
+            _log.info("attached: %s", what)
+        for what in report.detached:
+            _log.info("detached: %s", what)
+        if not self._pruned and not report.errors:
+            loader.prune(self._pins, self._loaded)
+            self._pruned = True
+        return [str(error) for error in report.errors]
+
+    def tidy(self) -> None:
+        """See :class:`lb.agent.Surroundings`."""
+        swept = sweep(self._maps, time.monotonic_ns())
+        _log.debug("forgot %d flow entries and %d clients", swept.flows, swept.affinity)
+
+    def modes(self) -> dict[str, tuple[str, str]]:
+        """Return each uplink's mode and why."""
+        return {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
+
+
+class Notes:
+    """Tells others how the agent is doing: the ready file and /run/lbctl/INSTANCE.json."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: Config,
+        loaded: Loaded,
+        surroundings: KernelSurroundings,
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._loaded = loaded
+        self._surroundings = surroundings
+        self._ready = Path(config.ready_file) if config.ready_file else None
+        self._started = _now()
+
+    def synced(self, agent: Agent) -> None:
+        """Write the notes; after the first sync also the ready file."""
+        self._run_dir.write_notes(
+            {
+                "version": lb.__version__,
+                "instance": self._config.instance,
+                "node": self._config.node_name,
+                "pid": os.getpid(),
+                "network_namespace": network_namespace(),
+                "started": self._started,
+                "last_sync": _now(),
+                "services": agent.service_count(),
+                "problems": agent.problems(),
+                "uplink_modes": self._surroundings.modes(),
+                "programs": self._loaded.fingerprint,
+            }
+        )
+        if self._ready:
+            self._ready.write_text(f"{os.getpid()}\n")
+            self._ready = None
+            _log.info("ready: %d Services are in the maps", agent.service_count())
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _signals(inbox: Inbox) -> Iterator[None]:
+    """Turn SIGTERM and SIGINT into :class:`Stop`."""
+    before = {
+        number: signal.signal(number, lambda _number, _frame: inbox.put(Stop()))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _threads(inbox: Inbox, bodies: dict[str, Callable[[threading.Event], None]]) -> Iterator[None]:
+    """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
+    stop = threading.Event()
+
+    def guarded(name: str, body: Callable[[threading.Event], None]) -> None:
+        try:
+            body(stop)
+        except Exception as error:
+            _log.debug("%s", name, exc_info=True)
+            inbox.put(Failed(name, error))
+
+    threads = [
+        threading.Thread(target=guarded, args=item, name=item[0], daemon=True) for item in bodies.items()
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(_JOIN_SECONDS)

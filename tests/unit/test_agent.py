@@ -1,0 +1,360 @@
+"""The main loop: one step at a time, with fake maps, a fake clock and the events that a source would send."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from lb.agent import TIDY_SECONDS, Agent, Failed, Inbox, InterfacesChanged, Retries, Stop
+from lb.config import Limits
+from lb.datapath.maps import FakeMaps
+from lb.datapath.reconcile import Reconciler, SyncReport
+from lb.errors import LbError
+from lb.model import (
+    Delete,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Node,
+    ObjectKey,
+    Protocol,
+    Service,
+    ServicePort,
+    ServiceType,
+    Synced,
+    Upsert,
+)
+from lb.plan import plan_service
+from lb.plan.types import ServicePlan, Topology
+from lb.state import ClusterState
+
+NODE = "node1"
+NODE_ADDRESS = ip_address("192.0.2.11")
+WEB = ObjectKey("default", "web")
+DNS = ObjectKey("kube-system", "dns")
+SYNCED = Synced("test")
+
+
+def service(key: ObjectKey, address: str, *, node_port: int = 0, created: str = "") -> Service:
+    return Service(
+        key,
+        type=ServiceType.NODE_PORT if node_port else ServiceType.CLUSTER_IP,
+        ports=(ServicePort("http", Protocol.TCP, 80, 8080, node_port),),
+        cluster_ips=(ip_address(address),),
+        created=created,
+    )
+
+
+def endpoints(key: ObjectKey, *addresses: str) -> EndpointSlice:
+    return EndpointSlice(
+        ObjectKey(key.namespace, f"{key.name}-1"),
+        key,
+        (EndpointPort("http", Protocol.TCP, 8080),),
+        tuple(Endpoint(ip_address(address), node=NODE) for address in addresses),
+    )
+
+
+WEB_SERVICE = service(WEB, "10.96.0.1")
+DNS_SERVICE = service(DNS, "10.96.0.2")
+
+
+class FakeSurroundings:
+    """A node whose topology and whose attach failures the test sets; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.addresses = (NODE_ADDRESS,)
+        self.problems: list[str] = []
+        self.attached: list[frozenset[int] | None] = []
+        self.tidied = 0
+
+    def topology(self, node: Node | None) -> Topology:
+        return Topology(NODE, node.zone if node else "", self.addresses)
+
+    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
+        self.attached.append(changed)
+        return list(self.problems)
+
+    def tidy(self) -> None:
+        self.tidied += 1
+
+
+class CountingReconciler(Reconciler):
+    """The real one; notes which Services each sync was given."""
+
+    syncs: list[set[ObjectKey]]
+
+    def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+        self.syncs.append(set(plans))
+        return super().sync(plans)
+
+
+class Bench:
+    """An agent on a bench: everything around it is fake, but state, plan and reconciler are real."""
+
+    def __init__(self, maps: FakeMaps | None = None, *, serving: bool = True) -> None:
+        self.now = 1000.0
+        self.maps = maps or FakeMaps(Limits(backends=64, table_rows=65536, vips=64, services=64))
+        self.surroundings = FakeSurroundings()
+        self.inbox: Inbox = queue.SimpleQueue()
+        self.reconciler = CountingReconciler(self.maps, self.clock, settle=lambda: None)
+        self.reconciler.syncs = []
+        self.reconciler.recover()
+        self.synced: list[list[str]] = []
+        self.agent = Agent(
+            inbox=self.inbox,
+            state=ClusterState(),
+            node_name=NODE,
+            surroundings=self.surroundings,
+            reconciler=self.reconciler,
+            serving=serving,
+            synced=lambda agent: self.synced.append(agent.problems()),
+            clock=self.clock,
+        )
+
+    def clock(self) -> float:
+        # The time passes while somebody looks at the clock: gathering ends without a real wait.
+        self.now += 0.001
+        return self.now
+
+    def tell(self, *messages: object) -> None:
+        """Put the messages into the inbox, each event in a batch of its own, and let the agent step once."""
+        for message in messages:
+            known = isinstance(message, InterfacesChanged | Failed | Stop)
+            self.inbox.put(message if known else [message])  # type: ignore[list-item]
+        self.agent.step()
+
+    def vips(self) -> set[str]:
+        keys, _ = self.maps.read("vips4")
+        return {str(ip_address(int(key["address"]))) for key in keys}
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_nothing_is_written_before_the_source_has_listed_everything(bench: Bench) -> None:
+    bench.maps.writes.clear()
+    bench.tell(Upsert(WEB_SERVICE))
+    assert (bench.maps.writes, bench.synced) == ([], [])
+    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
+    assert bench.vips() == {"10.96.0.1"}
+    assert bench.synced == [[]]
+
+
+def test_a_burst_is_one_sync(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
+    assert bench.reconciler.syncs == [{WEB, DNS}]
+
+
+def test_gathering_ends_although_messages_keep_coming() -> None:
+    bench = Bench()
+
+    class Endless(queue.SimpleQueue):  # type: ignore[type-arg]
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            return [Upsert(WEB_SERVICE)]
+
+    bench.agent._inbox = Endless()
+    bench.agent.step()
+    bench.agent._inbox = bench.inbox
+    bench.tell(SYNCED)
+    assert bench.vips() == {"10.96.0.1"}
+
+
+def test_only_what_changed_is_planned_again(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+    bench.tell(Upsert(endpoints(DNS, "10.0.0.9")))
+    assert bench.reconciler.syncs[1:] == [{DNS}]
+
+
+def test_a_deleted_service_leaves_the_maps(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+    bench.tell(Delete(Service, WEB))
+    assert bench.vips() == {"10.96.0.2"}
+
+
+def test_services_that_vanished_while_no_agent_ran_leave_the_maps(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+    after = Bench(bench.maps)
+    assert after.vips() == {"10.96.0.1", "10.96.0.2"}
+    after.tell(Upsert(DNS_SERVICE), SYNCED)
+    assert after.vips() == {"10.96.0.2"}
+
+
+def test_a_restart_with_the_same_services_writes_nothing(bench: Bench) -> None:
+    events = (Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2")), SYNCED)
+    bench.tell(*events)
+    bench.maps.writes.clear()
+    after = Bench(bench.maps)
+    after.tell(*events)
+    assert after.maps.writes == []
+    assert after.synced == [[]]
+
+
+def test_a_service_that_fails_costs_no_other_and_is_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.maps = FakeMaps(Limits(backends=2, table_rows=65536, vips=64, services=64))
+    bench = Bench(bench.maps)
+    many = endpoints(WEB, *(f"10.0.0.{number}" for number in range(1, 9)))
+    bench.tell(Upsert(WEB_SERVICE), Upsert(many), Upsert(DNS_SERVICE), SYNCED)
+    assert bench.vips() == {"10.96.0.2"}
+    assert len(bench.synced[0]) == 1
+    assert bench.synced[0][0].startswith("service default/web: backends")
+    for _ in range(5):
+        bench.now += Retries.MOST_SECONDS
+        bench.agent.step()
+    assert len(bench.reconciler.syncs) == 6
+    assert caplog.text.count("service default/web: backends") == 1
+
+
+def test_a_service_that_failed_is_tried_again_and_its_recovery_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.maps.fail("vips4", times=2)
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    assert bench.vips() == set()
+    bench.now += Retries.FIRST_SECONDS
+    bench.agent.step()
+    assert bench.vips() == {"10.96.0.1"}
+    assert "service default/web: no longer failing" in caplog.text
+    assert bench.synced[-1] == []
+
+
+def test_a_bug_that_one_service_meets_costs_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def buggy(one: Service, slices: Sequence[EndpointSlice], topology: Topology) -> ServicePlan:
+        if one.key == WEB:
+            raise ZeroDivisionError("oops")
+        return plan_service(one, slices, topology)
+
+    monkeypatch.setattr("lb.agent.plan_service", buggy)
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+    assert bench.vips() == {"10.96.0.2"}
+    assert bench.synced == [["service default/web: ZeroDivisionError: oops"]]
+    monkeypatch.undo()
+    bench.now += Retries.FIRST_SECONDS
+    bench.agent.step()
+    assert bench.vips() == {"10.96.0.1", "10.96.0.2"}
+
+
+def test_a_conflict_is_logged_once_and_again_when_it_is_over(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    younger = service(DNS, "10.96.0.1", created="2026-01-02T00:00:00Z")
+    older = replace(WEB_SERVICE, created="2026-01-01T00:00:00Z")
+    bench.tell(Upsert(younger), Upsert(older), SYNCED)
+    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
+    said = "10.96.0.1:80/TCP belongs to the older Service default/web; kube-system/dns claims it too"
+    assert caplog.text.count(said) == 1
+    assert bench.synced[-1] == [said]
+    bench.tell(Delete(Service, WEB))
+    assert f"no longer: {said}" in caplog.text
+    assert (bench.vips(), bench.synced[-1]) == ({"10.96.0.1"}, [])
+
+
+def test_new_addresses_of_the_node_reach_every_service(bench: Bench) -> None:
+    bench.tell(Upsert(service(WEB, "10.96.0.1", node_port=30080)), Upsert(DNS_SERVICE), SYNCED)
+    assert bench.vips() == {"10.96.0.1", "10.96.0.2", str(NODE_ADDRESS)}
+    bench.surroundings.addresses = (ip_address("192.0.2.12"),)
+    bench.tell(InterfacesChanged(frozenset({2})))
+    assert bench.vips() == {"10.96.0.1", "10.96.0.2", "192.0.2.12"}
+    assert bench.surroundings.attached == [None, frozenset({2})]
+
+
+def test_interface_events_that_change_no_address_plan_nothing(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.tell(InterfacesChanged(frozenset({7})), InterfacesChanged(frozenset({8})))
+    assert len(bench.reconciler.syncs) == 1
+    assert bench.surroundings.attached[-1] == frozenset({7, 8})
+
+
+def test_another_zone_of_this_node_plans_everything_and_of_another_node_nothing(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+    bench.tell(Upsert(Node("node2", zone="b")))
+    bench.tell(Upsert(Node(NODE, zone="a")))
+    assert [keys for keys in bench.reconciler.syncs[1:] if keys] == [{WEB, DNS}]
+
+
+def test_empty_maps_serve_nobody_so_programs_wait_for_the_first_sync() -> None:
+    bench = Bench(serving=False)
+    bench.tell(Upsert(WEB_SERVICE), InterfacesChanged(frozenset({2})))
+    assert bench.surroundings.attached == []
+    bench.tell(SYNCED)
+    assert bench.surroundings.attached == [None]
+    assert bench.vips() == {"10.96.0.1"}
+
+
+def test_the_first_sync_is_told_even_without_any_service(bench: Bench) -> None:
+    bench.tell(SYNCED)
+    assert bench.synced == [[]]
+
+
+def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.surroundings.problems = ["eth0: xdp-native: Device or resource busy"]
+    bench.tell(InterfacesChanged(frozenset({2})), SYNCED)
+    bench.now += Retries.FIRST_SECONDS
+    bench.agent.step()
+    assert caplog.text.count("eth0: xdp-native") == 1
+    bench.tell(Upsert(WEB_SERVICE))
+    assert bench.synced[-1] == ["eth0: xdp-native: Device or resource busy"]
+    bench.surroundings.problems = []
+    bench.now += Retries.MOST_SECONDS
+    bench.agent.step()
+    assert bench.agent.problems() == []
+    tries = len(bench.surroundings.attached)
+    bench.tell(Upsert(DNS_SERVICE))
+    assert len(bench.surroundings.attached) == tries
+
+
+def test_what_has_run_out_is_deleted_now_and_then(bench: Bench) -> None:
+    bench.tell(SYNCED)
+    bench.now += TIDY_SECONDS
+    bench.agent.step()
+    assert bench.surroundings.tidied == 1
+    bench.tell(Upsert(WEB_SERVICE))
+    assert bench.surroundings.tidied == 1
+
+
+def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:
+    bench.tell(SYNCED)
+    bench.maps.writes.clear()
+    for message in ([Upsert(WEB_SERVICE)], Stop()):
+        bench.inbox.put(message)
+    bench.agent.run()
+    assert bench.maps.writes == []
+    assert bench.agent.stopping
+
+
+def test_a_source_that_fails_ends_the_agent_with_its_words(bench: Bench) -> None:
+    with pytest.raises(LbError, match=r"^source manifests failed: the disk is gone$"):
+        bench.tell(Failed("source manifests", OSError("the disk is gone")))
+
+
+def test_retries_wait_longer_each_time_up_to_a_minute() -> None:
+    retries = Retries[str]()
+    waits = []
+    for _ in range(9):
+        retries.failed("x", "why", 0.0)
+        waits.append(retries.next_due())
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert (retries.due(59.9), retries.due(60.0)) == (set(), {"x"})
+    assert retries.succeeded("x")
+    assert not retries.succeeded("x")
+    assert retries.next_due() == float("inf")
+
+
+@pytest.mark.parametrize(("messages", "news"), [(("a", "a"), False), (("a", "b"), True)])
+def test_only_another_failure_is_news(messages: tuple[str, str], news: bool) -> None:
+    retries = Retries[str]()
+    assert retries.failed("x", messages[0], 0.0)
+    assert retries.failed("x", messages[1], 1.0) is news

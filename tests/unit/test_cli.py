@@ -1,0 +1,303 @@
+"""The command line: parsing, exit codes, choosing an instance, printing."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import subprocess
+import sys
+from ipaddress import ip_interface
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lb
+from lb.cli import instances, main, status
+from lb.cli.tables import table
+from lb.config import Config, SnatPorts, Timeouts
+from lb.datapath import layouts
+from lb.datapath.layouts import BackendStateCode
+from lb.datapath.maps import FakeMaps
+from lb.datapath.netlink import Interface
+from lb.errors import ConfigError, LbError
+from lb.rundir import RunDir
+from lb.serve import complete, node_port_addresses, write_settings
+
+
+def run(*argv: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    return main(argv, out=out, err=err), out.getvalue(), err.getvalue()
+
+
+def test_version() -> None:
+    assert run("version") == (0, f"lbctl {lb.__version__}\n", "")
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["maps"], ["run", "--nonsense"], ["status", "-o", "xml"]])
+def test_wrong_usage_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: lbctl")
+
+
+def test_an_error_is_exit_code_1_and_one_line() -> None:
+    code, out, err = run("run", "--source", "nowhere")
+    assert (code, out) == (1, "")
+    assert err == "lbctl: flag --source: setting sources: 'nowhere' is not manifests:DIR\n"
+
+
+def test_run_without_a_source_says_what_is_missing() -> None:
+    assert run("run", "--node-name", "n1")[2] == (
+        "lbctl: setting sources: none given; say where Services come from: --source manifests:DIR\n"
+    )
+
+
+def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    code, _, err = run("run", "--source", f"manifests:{tmp_path}/none")
+    assert (code, err) == (1, f"lbctl: setting sources: manifests:{tmp_path}/none: no such directory\n")
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {"run", "status", "maps", "unload", "version"} <= set(commands)
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+
+
+def test_maps_list_has_every_map() -> None:
+    code, out, _ = run("maps", "list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [spec.name for spec in layouts.MAPS]
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "lb", "maps", "list"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+# Instances -----------------------------------------------------------------------------------------------
+
+LAB = ["demo.node1", "demo.node2", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "existing", "chosen"),
+    [
+        ({"instance": "plain"}, LAB, "plain"),
+        ({"node": "plain"}, LAB, "plain"),
+        ({"node": "node1"}, LAB, "demo.node1"),
+        ({"node": "a.b"}, ["a.b", "lab.a.b"], "a.b"),
+        ({}, ["only"], "only"),
+    ],
+)
+def test_choosing_an_instance(flags: dict[str, str], existing: list[str], chosen: str) -> None:
+    args = argparse.Namespace(**({"instance": None, "node": None} | flags))
+    assert instances.choose(args, existing) == chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "existing", "words"),
+    [
+        ({}, LAB, "more than one instance fits.*there are: demo.node1, demo.node2, plain"),
+        ({}, [], "no such instance; nothing of lbctl is pinned"),
+        ({"node": "node1"}, ["a.node1", "b.node1"], "--node node1: more than one"),
+        ({"node": "ode1"}, LAB, "--node ode1: no such instance; there are: demo.node1"),
+        ({"instance": "node1"}, LAB, "--instance node1: no such instance"),
+    ],
+)
+def test_an_instance_that_cannot_be_chosen(flags: dict[str, str], existing: list[str], words: str) -> None:
+    args = argparse.Namespace(**({"instance": None, "node": None} | flags))
+    with pytest.raises(ConfigError, match=words):
+        instances.choose(args, existing)
+
+
+# Run files -----------------------------------------------------------------------------------------------
+
+
+def test_an_instance_is_locked_by_one_process_and_free_when_it_ends(tmp_path: Path) -> None:
+    run_dir = RunDir("n1", tmp_path)
+    assert run_dir.holder() is None
+    with run_dir.lock():
+        assert run_dir.holder() == os.getpid()
+        with (
+            pytest.raises(LbError, match=f"instance n1: in use by process {os.getpid()}"),
+            RunDir("n1", tmp_path).lock(),
+        ):
+            pass
+        with RunDir("n2", tmp_path).lock():
+            pass
+    assert run_dir.holder() is None
+    with run_dir.lock():
+        assert run_dir.holder() == os.getpid()
+
+
+def test_a_lock_is_free_after_its_process_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from lb.rundir import RunDir\n"
+        "with RunDir('n1', pathlib.Path(sys.argv[1])).lock():\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"locked\n"
+        assert RunDir("n1", tmp_path).holder() == child.pid
+        child.kill()
+        child.wait()
+    assert RunDir("n1", tmp_path).holder() is None
+    with RunDir("n1", tmp_path).lock():
+        pass
+
+
+def test_removing_run_files_while_locked_does_not_let_two_in(tmp_path: Path) -> None:
+    run_dir = RunDir("n1", tmp_path)
+    with run_dir.lock():
+        run_dir.remove()
+        assert list(tmp_path.parent.glob("n1*")) == []
+    with run_dir.lock():
+        assert run_dir.holder() == os.getpid()
+
+
+def test_notes_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    run_dir = RunDir("n1", tmp_path)
+    assert run_dir.notes() == {}
+    run_dir.write_notes({"a": 1})
+    run_dir.write_notes({"b": 2})
+    assert run_dir.notes() == {"b": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["n1.json"]
+
+
+def test_notes_tell_when_the_interfaces_are_elsewhere(tmp_path: Path) -> None:
+    run_dir = RunDir("n1", tmp_path)
+    assert run_dir.elsewhere() == ""
+    run_dir.write_notes({"network_namespace": 1, "pid": 77})
+    assert run_dir.elsewhere() == "nsenter --net=/proc/77/ns/net lbctl … --instance n1"
+
+
+# Status --------------------------------------------------------------------------------------------------
+
+
+def test_map_fill_counts_what_is_used() -> None:
+    maps = FakeMaps()
+    maps.array("backends4")["state"][[1, 2, 9]] = BackendStateCode.ACTIVE
+    keys = np.zeros(3, layouts.VIP4_KEY)
+    keys["address"] = [1, 2, 3]
+    vips = np.zeros(3, layouts.VIP)
+    vips["inside"]["offset"] = vips["outside"]["offset"] = [0, 0, 251]
+    vips["inside"]["size"] = vips["outside"]["size"] = [251, 251, 1009]
+    maps.update("vips4", keys, vips)
+    fill = {row["name"]: (row["entries"], row["capacity"]) for row in status.map_fill(maps)}
+    assert fill == {
+        "ifaces": (0, 4096),
+        "vips4": (3, 65536),
+        "backends4": (3, 131072),
+        "tables": (1260, 4194304),
+        "flows4": (0, 262144),
+        "affinity4": (0, 65536),
+        "services": (0, 65536),
+        "nodes": (0, 16384),
+    }
+
+
+def test_status_as_text() -> None:
+    hook = {"interface": "eth0", "hook": "tc ingress", "program": "lb_tc_uplink_in", "program_id": 7}
+    text = status.render(
+        {
+            "instance": "n1",
+            "agent": {
+                "running": False,
+                "pid": None,
+                "last_sync": "2026-01-01T00:00:00+00:00",
+                "services": 2,
+                "problems": ["service default/web: no room"],
+            },
+            "hooks_elsewhere": None,
+            "hooks": [{**hook, "why": "veth: XDP would turn off offload"}],
+            "programs": [],
+            "maps": [{"name": "vips4", "entries": 3, "capacity": 64, "when_full": "refused"}],
+        }
+    )
+    assert text == (
+        "instance n1, agent not running; the data plane carries on\n"
+        "last sync 2026-01-01T00:00:00+00:00, 2 Services\n"
+        "problem: service default/web: no room\n"
+        "\n"
+        "INTERFACE  HOOK        PROGRAM          PROGRAM ID  WHY\n"
+        "eth0       tc ingress  lb_tc_uplink_in           7  veth: XDP would turn off offload\n"
+        "\n"
+        "NAME  ID  TAG  LOADED  BUILD\n"
+        "\n"
+        "NAME   ENTRIES  CAPACITY  WHEN FULL\n"
+        "vips4        3        64  refused\n"
+    )
+
+
+def test_a_table_sets_numbers_flush_right() -> None:
+    assert table(("a", "b"), [("x", 1), ("long", 100)]) == "A       B\nx       1\nlong  100\n"
+
+
+# Start ---------------------------------------------------------------------------------------------------
+
+
+def test_settings_reach_the_kernel_in_its_units() -> None:
+    maps = FakeMaps()
+    write_settings(maps, Config(timeouts=Timeouts(udp=0.5), snat_ports=SnatPorts(60000, 60001)))
+    row = maps.read("settings")[1][0]
+    assert int(row["tcp_established_ns"]) == 86_400_000_000_000
+    assert int(row["udp_ns"]) == 500_000_000
+    assert row["snat_port_min"].tobytes() + row["snat_port_max"].tobytes() == bytes.fromhex("ea60 ea61")
+
+
+def test_node_name_and_instance_default_to_the_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "Worker-7")
+    config = complete(Config(sources=("manifests:/m",)))
+    assert (config.node_name, config.instance) == ("worker-7", "worker-7")
+    config = complete(Config(sources=("manifests:/m",), node_name="n1"))
+    assert (config.node_name, config.instance) == ("n1", "n1")
+    monkeypatch.setattr("socket.gethostname", lambda: "my_host")
+    with pytest.raises(ConfigError, match="host name 'my_host' is not a node name"):
+        complete(Config(sources=("manifests:/m",)))
+
+
+def interface(index: int, name: str, *addresses: str) -> Interface:
+    return Interface(index, name, "physical", addresses=tuple(ip_interface(text) for text in addresses))
+
+
+LO = interface(1, "lo", "127.0.0.1/8", "::1/128")
+ETH0 = interface(2, "eth0", "169.254.9.9/16", "192.0.2.1/24", "192.0.2.7/24", "fe80::1/64", "2001:db8::1/64")
+ETH1 = interface(3, "eth1", "198.51.100.1/24")
+
+
+@pytest.mark.parametrize(
+    ("uplinks", "wanted", "expected"),
+    [
+        (["eth0"], [], ["192.0.2.1", "2001:db8::1"]),
+        (["eth0"], ["primary"], ["192.0.2.1", "2001:db8::1"]),
+        (["eth0", "eth1"], [], ["192.0.2.1", "2001:db8::1"]),
+        (["eth1"], [], ["198.51.100.1"]),
+        ([], [], []),
+        (["eth0"], ["198.51.100.0/24"], ["198.51.100.1"]),
+        (["eth0"], ["0.0.0.0/0"], ["192.0.2.1", "192.0.2.7", "198.51.100.1"]),
+        (["eth0"], ["primary", "192.0.2.4/30"], ["192.0.2.1", "192.0.2.7", "2001:db8::1"]),
+        (["eth0"], ["::/0"], ["2001:db8::1"]),
+        (["eth0"], ["203.0.113.0/24"], []),
+    ],
+)
+def test_addresses_on_which_node_ports_answer(
+    uplinks: list[str], wanted: list[str], expected: list[str]
+) -> None:
+    assert [str(ip) for ip in node_port_addresses([LO, ETH0, ETH1], uplinks, wanted)] == expected
