@@ -130,7 +130,7 @@ def startup(
     stack.callback(watcher.close)
     agent = Agent(
         inbox=inbox,
-        state=ClusterState(),
+        state=ClusterState([source.name]),
         node_name=config.node_name,
         surroundings=surroundings,
         reconciler=reconciler,
@@ -296,7 +296,7 @@ class Notes:
         if self._ready:
             self._ready.write_text(f"{os.getpid()}\n")
             self._ready = None
-            _log.info("ready: %d Services are in the maps", agent.service_count())
+            _log.info("ready, number of Services: %d", agent.service_count())
 
 
 def _now() -> str:

@@ -6,7 +6,7 @@ import argparse
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy as np
@@ -16,7 +16,7 @@ from lb.cli.tables import table
 from lb.datapath import bpf, hooks, layouts
 from lb.datapath.hooks import XDP_PROGRAM
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BackendStateCode, MapType
+from lb.datapath.layouts import BackendStateCode, IfaceFlag, MapType
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
 from lb.rundir import RunDir
@@ -65,6 +65,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     maps = KernelMaps(pins.maps)
     try:
         fill = map_fill(maps)
+        hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {}))
     finally:
         maps.close()
     return {
@@ -79,7 +80,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
             "problems": notes.get("problems", []),
         },
         "hooks_elsewhere": run_dir.elsewhere() or None,
-        "hooks": _hooks(programs, notes.get("uplink_modes", {})),
+        "hooks": hook_rows,
         "programs": programs,
         "maps": fill,
     }
@@ -110,7 +111,19 @@ def _since_boot(nanoseconds: int) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _hooks(programs: Sequence[dict[str, Any]], modes: dict[str, Any]) -> list[dict[str, Any]]:
+def roles(maps: Maps) -> dict[int, str]:
+    """Return the role of each uplink and tunnel, by ifindex, as the programs see it; all others are pods'."""
+    keys, values = maps.read("ifaces")
+    return {
+        index: "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
+        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True)
+        if flags
+    }
+
+
+def _hooks(
+    programs: Sequence[dict[str, Any]], by_index: Mapping[int, str], modes: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     ours = {program["id"] for program in programs}
     rows = []
     for one in hooks.attached():
@@ -121,6 +134,7 @@ def _hooks(programs: Sequence[dict[str, Any]], modes: dict[str, Any]) -> list[di
         rows.append(
             {
                 "interface": one.interface,
+                "role": by_index.get(one.ifindex, "pod"),
                 "hook": one.hook,
                 "program": one.program,
                 "program_id": one.program_id,
@@ -176,7 +190,7 @@ def render(status: dict[str, Any]) -> str:
     if status["hooks_elsewhere"]:
         lines.append(f"its interfaces are in another network namespace: {status['hooks_elsewhere']}")
     sections = (
-        ("hooks", ("interface", "hook", "program", "program_id", "why")),
+        ("hooks", ("interface", "role", "hook", "program", "program_id", "why")),
         ("programs", ("name", "id", "tag", "loaded", "build")),
         ("maps", ("name", "entries", "capacity", "when_full")),
     )

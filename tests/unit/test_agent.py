@@ -20,6 +20,7 @@ from lb.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Event,
     Node,
     ObjectKey,
     Protocol,
@@ -121,11 +122,13 @@ class Bench:
         self.now += 0.001
         return self.now
 
-    def tell(self, *messages: object) -> None:
+    def tell(self, *messages: Event | InterfacesChanged | Failed | Stop) -> None:
         """Put the messages into the inbox, each event in a batch of its own, and let the agent step once."""
         for message in messages:
-            known = isinstance(message, InterfacesChanged | Failed | Stop)
-            self.inbox.put(message if known else [message])  # type: ignore[list-item]
+            if isinstance(message, InterfacesChanged | Failed | Stop):
+                self.inbox.put(message)
+            else:
+                self.inbox.put([message])
         self.agent.step()
 
     def vips(self) -> set[str]:

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 import lb
-from lb.cli import instances, main, status
+from lb.cli import instances, main
+from lb.cli.status import map_fill, render, roles
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath import layouts
-from lb.datapath.layouts import BackendStateCode
+from lb.datapath.layouts import BackendStateCode, IfaceFlag
 from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
 from lb.errors import ConfigError, LbError
@@ -57,7 +58,7 @@ def test_run_without_a_source_says_what_is_missing() -> None:
 
 
 def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    code, _, err = run("run", "--source", f"manifests:{tmp_path}/none")
+    code, _, err = run("run", "--node-name", "n1", "--source", f"manifests:{tmp_path}/none")
     assert (code, err) == (1, f"lbctl: setting sources: manifests:{tmp_path}/none: no such directory\n")
 
 
@@ -200,7 +201,7 @@ def test_map_fill_counts_what_is_used() -> None:
     vips["inside"]["offset"] = vips["outside"]["offset"] = [0, 0, 251]
     vips["inside"]["size"] = vips["outside"]["size"] = [251, 251, 1009]
     maps.update("vips4", keys, vips)
-    fill = {row["name"]: (row["entries"], row["capacity"]) for row in status.map_fill(maps)}
+    fill = {row["name"]: (row["entries"], row["capacity"]) for row in map_fill(maps)}
     assert fill == {
         "ifaces": (0, 4096),
         "vips4": (3, 65536),
@@ -213,9 +214,23 @@ def test_map_fill_counts_what_is_used() -> None:
     }
 
 
+def test_roles_are_those_that_the_programs_see() -> None:
+    maps = FakeMaps()
+    rows = np.zeros(3, layouts.IFACE)
+    rows["flags"] = [0, IfaceFlag.UPLINK, IfaceFlag.TUNNEL]
+    maps.update("ifaces", np.array([0, 2, 5], layouts.ID), rows)
+    assert roles(maps) == {2: "uplink", 5: "tunnel"}
+
+
 def test_status_as_text() -> None:
-    hook = {"interface": "eth0", "hook": "tc ingress", "program": "lb_tc_uplink_in", "program_id": 7}
-    text = status.render(
+    hook = {
+        "interface": "eth0",
+        "role": "uplink",
+        "hook": "tc ingress",
+        "program": "lb_tc_uplink_in",
+        "program_id": 7,
+    }
+    text = render(
         {
             "instance": "n1",
             "agent": {
@@ -236,8 +251,8 @@ def test_status_as_text() -> None:
         "last sync 2026-01-01T00:00:00+00:00, 2 Services\n"
         "problem: service default/web: no room\n"
         "\n"
-        "INTERFACE  HOOK        PROGRAM          PROGRAM ID  WHY\n"
-        "eth0       tc ingress  lb_tc_uplink_in           7  veth: XDP would turn off offload\n"
+        "INTERFACE  ROLE    HOOK        PROGRAM          PROGRAM ID  WHY\n"
+        "eth0       uplink  tc ingress  lb_tc_uplink_in           7  veth: XDP would turn off offload\n"
         "\n"
         "NAME  ID  TAG  LOADED  BUILD\n"
         "\n"
@@ -256,9 +271,9 @@ def test_a_table_sets_numbers_flush_right() -> None:
 def test_settings_reach_the_kernel_in_its_units() -> None:
     maps = FakeMaps()
     write_settings(maps, Config(timeouts=Timeouts(udp=0.5), snat_ports=SnatPorts(60000, 60001)))
-    row = maps.read("settings")[1][0]
-    assert int(row["tcp_established_ns"]) == 86_400_000_000_000
-    assert int(row["udp_ns"]) == 500_000_000
+    row = maps.read("settings")[1]
+    assert int(row["tcp_established_ns"][0]) == 86_400_000_000_000
+    assert int(row["udp_ns"][0]) == 500_000_000
     assert row["snat_port_min"].tobytes() + row["snat_port_max"].tobytes() == bytes.fromhex("ea60 ea61")
 
 
