@@ -8,7 +8,7 @@
                                                           │ .11           │ .12
                                               <id>-node1: eth0   <id>-node2: eth0
                                                 │ pod-…  │ pod-…          │ pod-…
-                                             10.244.1.2  10.244.1.3    10.244.2.2      (namespaces <id>-<pod>)
+                                             10.244.1.2  10.244.1.3    10.244.2.2  (namespaces <id>-pod-<pod>)
 
 Labs never share a namespace or a pin, so all of them use these same addresses.
 """
@@ -119,7 +119,7 @@ class LabSpec:
 
     def pod_namespace(self, namespace: str, pod: str) -> str:
         """Return the network namespace of a pod; ``@`` cannot occur in Kubernetes names."""
-        return f"{self.id}-{pod}" if namespace == "default" else f"{self.id}-{pod}@{namespace}"
+        return f"{self.id}-pod-{pod}" if namespace == "default" else f"{self.id}-pod-{pod}@{namespace}"
 
 
 def check_id(lab: str) -> None:
@@ -130,9 +130,7 @@ def check_id(lab: str) -> None:
     LabError: says what an id may be.
     """
     if not _ID.fullmatch(lab):
-        raise LabError(
-            f"--id {lab!r}: give up to 16 lower-case letters and digits, a letter first, no hyphen"
-        )
+        raise LabError(f"--id {lab!r}: up to 16 lower-case letters and digits, a letter first, no hyphen")
 
 
 def node_number(node: str) -> int:

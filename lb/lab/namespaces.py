@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-from pyroute2 import IPRoute
 
 from lb.errors import LabError
 
@@ -35,6 +34,19 @@ def _check(result: int, what: str) -> None:
 def _mount(source: str, target: str, flags: int) -> int:
     result: int = _libc.mount(source.encode(), target.encode(), b"none", ctypes.c_ulong(flags), None)
     return result
+
+
+def check_machine() -> None:
+    """Refuse what cannot work.
+
+    Raises
+    ------
+    LabError: not root, or nsenter is missing.
+    """
+    if os.geteuid() != 0:
+        raise LabError("a lab is made of network namespaces, which needs root: use sudo")
+    if shutil.which("nsenter") is None:
+        raise LabError("nsenter is missing: install the package util-linux")
 
 
 def path(name: str) -> Path:
@@ -148,9 +160,20 @@ def _enter(name: str) -> None:
 
 @contextlib.contextmanager
 def netlink(name: str) -> Iterator[Any]:
-    """Give a pyroute2 IPRoute of the namespace, with the calling thread inside it meanwhile."""
-    with inside(name), IPRoute() as route:
-        yield route
+    """Give a pyroute2 IPRoute of the namespace, with the calling thread inside it meanwhile.
+
+    Raises
+    ------
+    LabError: the kernel refused what was asked through it.
+    """
+    from pyroute2 import IPRoute  # noqa: PLC0415 - takes 0.1 s, and most commands need none
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+    try:
+        with inside(name), IPRoute() as route:
+            yield route
+    except (NetlinkError, OSError) as error:
+        raise LabError(f"network namespace {name}: {error}") from error
 
 
 def command(name: str, argv: Sequence[str], *, pid: int = 0) -> list[str]:

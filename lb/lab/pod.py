@@ -88,24 +88,28 @@ class Pod:
     def answer(self, request: Request, port: str, client: str, received: int) -> tuple[str, bytes | int]:
         """Return the status and the body; a number stands for that many bytes."""
         path, _, query = request.target.partition("?")
+        count = query.removeprefix("bytes=")
+        status = "200 OK"
+        body: bytes | int
         if request.method in ("POST", "PUT"):
-            return "200 OK", f"{self.name} received {received} bytes\n".encode()
-        if request.method not in ("GET", "HEAD"):
-            return "405 Method Not Allowed", b"GET, HEAD, POST, PUT\n"
-        if path == "/hostname":
-            return "200 OK", f"{self.name}\n".encode()
-        if path == "/clientip":
-            return "200 OK", f"{client}\n".encode()
-        if path == "/headers":
-            return "200 OK", request.text + b"\r\n"
-        if path == "/large":
-            count = query.removeprefix("bytes=")
-            if not count.isdigit():
-                return "400 Bad Request", b"give /large?bytes=N\n"
-            return "200 OK", int(count)
-        if path == "/ready" and os.path.exists(UNREADY):
-            return "503 Service Unavailable", b"not ready\n"
-        return "200 OK", f"You've hit {self.name} on {port}\n".encode()
+            body = f"{self.name} received {received} bytes\n".encode()
+        elif request.method not in ("GET", "HEAD"):
+            status, body = "405 Method Not Allowed", b"GET, HEAD, POST, PUT\n"
+        elif path == "/hostname":
+            body = f"{self.name}\n".encode()
+        elif path == "/clientip":
+            body = f"{client}\n".encode()
+        elif path == "/headers":
+            body = request.text + b"\r\n"
+        elif path == "/large" and count.isdigit():
+            body = int(count)
+        elif path == "/large":
+            status, body = "400 Bad Request", b"give /large?bytes=N\n"
+        elif path == "/ready" and os.path.exists(UNREADY):
+            status, body = "503 Service Unavailable", b"not ready\n"
+        else:
+            body = f"You've hit {self.name} on {port}\n".encode()
+        return status, body
 
     def serve_tcp(self, listener: socket.socket, port: str) -> None:
         """Accept for ever, one thread for each connection."""

@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb.lab import namespaces
+from lb.manifests.fields import Field
+
+_LONG = 2**31 - 1
 
 
 class ProbeKind(enum.StrEnum):
@@ -43,65 +46,47 @@ class Probe:
     failure_threshold: int = 3
 
 
-@dataclass(eq=False)
-class ProbeError(Exception):
-    """A probe cannot be run as written; field is the path below ``readinessProbe``, with its dot."""
+def read_probe(place: Field, ports: Mapping[str, int]) -> Probe:
+    """Return the probe that a manifest describes; ports gives the container's named ports.
 
-    field: str
-    message: str
-
-
-def parse_probe(raw: Mapping[str, Any], ports: Mapping[str, int]) -> Probe:
-    """Return the probe that the mapping describes; ports gives the container's named ports.
-
-    Raises
-    ------
-    ProbeError: names the field.
+    What is wrong is noted at its field; the result is of no use then.
     """
-    kinds = [kind for kind in ProbeKind if raw.get(kind) is not None]
-    if len(kinds) != 1:
-        other = "grpc is not played by the lab" if raw.get("grpc") is not None else "give exactly one"
-        raise ProbeError("", f"has {len(kinds)} of httpGet, tcpSocket, exec; {other}")
-    kind = kinds[0]
-    action = raw[kind]
-    if not isinstance(action, Mapping):
-        raise ProbeError(f".{kind}", "must be a mapping")
-    times = {
-        "initial_delay": _seconds(raw, "initialDelaySeconds", 0, 0),
-        "period": _seconds(raw, "periodSeconds", 10, 1),
-        "timeout": _seconds(raw, "timeoutSeconds", 1, 1),
-        "success_threshold": _seconds(raw, "successThreshold", 1, 1),
-        "failure_threshold": _seconds(raw, "failureThreshold", 3, 1),
+    fields = place.fields()
+    times: dict[str, Any] = {
+        "initial_delay": fields["initialDelaySeconds"].number(0, _LONG, default=0),
+        "period": fields["periodSeconds"].number(1, _LONG, default=10),
+        "timeout": fields["timeoutSeconds"].number(1, _LONG, default=1),
+        "success_threshold": fields["successThreshold"].number(1, _LONG, default=1),
+        "failure_threshold": fields["failureThreshold"].number(1, _LONG, default=3),
     }
-    if kind is ProbeKind.EXEC:
-        command = action.get("command")
-        if not isinstance(command, list) or not command or not all(isinstance(word, str) for word in command):
-            raise ProbeError(".exec.command", "must be a list of strings")
-        return Probe(kind, command=tuple(command), **times)
-    port = _port(action.get("port"), ports, f".{kind}.port")
-    if kind is ProbeKind.TCP:
-        return Probe(kind, port, **times)
-    if action.get("scheme", "HTTP") != "HTTP":
-        raise ProbeError(".httpGet.scheme", "the pods of the lab speak HTTP only")
-    headers = tuple((str(item["name"]), str(item["value"])) for item in action.get("httpHeaders") or ())
-    return Probe(kind, port, str(action.get("path") or "/"), headers, **times)
+    kinds = [kind for kind in ProbeKind if fields[kind].present]
+    if len(kinds) != 1:
+        place.error("must have one of httpGet, tcpSocket, exec; the lab plays no other")
+        return Probe(ProbeKind.TCP)
+    action = fields[kinds[0]].fields()
+    if kinds[0] is ProbeKind.EXEC:
+        command = tuple(word.text() for word in action["command"].items())
+        if not command:
+            action["command"].error("is missing or empty")
+        return Probe(ProbeKind.EXEC, command=command, **times)
+    port = _read_port(action["port"], ports)
+    if kinds[0] is ProbeKind.TCP:
+        return Probe(ProbeKind.TCP, port, **times)
+    if action["scheme"].text("HTTP") != "HTTP":
+        action["scheme"].error("must be HTTP: the pods of the lab speak no TLS")
+    entries = [header.fields() for header in action["httpHeaders"].items()]
+    headers = tuple((entry["name"].text(), entry["value"].text()) for entry in entries)
+    return Probe(ProbeKind.HTTP, port, action["path"].text("/") or "/", headers, **times)
 
 
-def _seconds(raw: Mapping[str, Any], name: str, default: int, least: int) -> int:
-    value = raw.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ProbeError(f".{name}", f"is {value!r}, must be a whole number, {least} or more")
-    return value
-
-
-def _port(value: Any, ports: Mapping[str, int], where: str) -> int:
-    if isinstance(value, str) and value in ports:
-        return ports[value]
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535:
-        return value
-    raise ProbeError(where, f"is {value!r}, must be 1 to 65535 or the name of a port of this container")
+def _read_port(place: Field, ports: Mapping[str, int]) -> int:
+    if place.node is None or place.node.kind != "string":
+        if not place.present:
+            place.error("is missing")
+        return place.number(1, 65535)
+    if place.text() not in ports:
+        place.error(f"{place.text()!r} is not the name of a port of this container")
+    return ports.get(place.text(), 0)
 
 
 class ProbeState:
@@ -159,7 +144,7 @@ async def _network(probe: Probe, node: str, address: str) -> str:
         while b"\r\n" not in answer and (more := await loop.sock_recv(asking, 4096)):
             answer += more
     status = answer.partition(b"\r\n")[0].decode("latin-1")
-    code = (status.split(" ") + [""])[1]
+    code = status.partition(" ")[2].partition(" ")[0]
     return "" if code.isdigit() and 200 <= int(code) < 400 else f"HTTP answer {status!r}"
 
 

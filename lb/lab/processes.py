@@ -73,7 +73,7 @@ def tail(log: Path, lines: int = 8) -> str:
 def kill(
     processes: Iterable[ProcessRef], how: signal.Signals = signal.SIGKILL, within: float = 10.0
 ) -> list[ProcessRef]:
-    """Signal the processes and wait until they have ended; return those that have not within so many seconds."""
+    """Signal the processes and wait for their end; return those that still run after so many seconds."""
     with contextlib.ExitStack() as stack:
         waiting: dict[int, ProcessRef] = {}
         for process in processes:

@@ -10,13 +10,11 @@ import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from ctypes import addressof, create_string_buffer
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
-
-from pyroute2.netlink.exceptions import NetlinkError
 
 from lb.config import UplinkMode
 from lb.errors import LabError
@@ -72,11 +70,11 @@ def build(spec: LabSpec) -> None:
 
     Raises
     ------
-    LabError: names the step that the kernel refused.
+    LabError: names the namespace and what the kernel refused.
     """
     for name in spec.namespaces:
         namespaces.create(name)
-    with _step("bridge", spec.switch) as switch:
+    with namespaces.netlink(spec.switch) as switch:
         _settings(_QUIET)
         switch.link("add", ifname=_BRIDGE, kind="bridge")
         switch.link("set", index=_index(switch, _BRIDGE), state="up")
@@ -88,16 +86,6 @@ def build(spec: LabSpec) -> None:
     _set_up_client(spec)
     for node in spec.node_names:
         _set_up_node(spec, node)
-
-
-@contextlib.contextmanager
-def _step(what: str, namespace: str) -> Iterator[Any]:
-    """Give the namespace's netlink and name the step in the error if the kernel refuses something."""
-    try:
-        with namespaces.netlink(namespace) as route:
-            yield route
-    except (NetlinkError, OSError) as error:
-        raise LabError(f"{what} in namespace {namespace}: {error}") from error
 
 
 def _index(route: Any, name: str) -> int:
@@ -146,8 +134,8 @@ def _add_address(route: Any, index: int, address: IPv4Address, length: int) -> N
 
 
 def _set_up_client(spec: LabSpec) -> None:
-    """The client is a host outside of the cluster: all that it knows is that node1 is its router."""
-    with _step("client", spec.client) as route:
+    """Make the client a host outside of the cluster: all that it knows is that node1 is its router."""
+    with namespaces.netlink(spec.client) as route:
         _settings(_HOST_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
@@ -157,7 +145,7 @@ def _set_up_client(spec: LabSpec) -> None:
 
 
 def _set_up_node(spec: LabSpec, node: str) -> None:
-    with _step(node, spec.namespace(node)) as route:
+    with namespaces.netlink(spec.namespace(node)) as route:
         _settings(_NODE_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
@@ -203,18 +191,18 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
 
     Raises
     ------
-    LabError: names the step that the kernel refused.
+    LabError: names the namespace and what the kernel refused.
     """
     mtu = TUNNEL_MTU if spec.overlay is Overlay.VXLAN else MTU
     namespaces.create(pod.netns)
     with (
-        _step(pod.interface, spec.namespace(pod.node)) as node,
+        namespaces.netlink(spec.namespace(pod.node)) as node,
         open(namespaces.path(pod.netns), "rb") as target,
     ):
         peer = {"ifname": UPLINK, "net_ns_fd": target.fileno(), "mtu": mtu}
         node.link("add", ifname=pod.interface, kind="veth", address=POD_GATEWAY_MAC, mtu=mtu, peer=peer)
         host_end = _up(node, pod.interface)
-    with _step(pod.name, pod.netns) as route:
+    with namespaces.netlink(pod.netns) as route:
         _settings(_HOST_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
@@ -223,7 +211,7 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
         route.neigh("add", dst=gateway, lladdr=POD_GATEWAY_MAC, ifindex=uplink, state=_PERMANENT)
         route.route("add", dst=f"{gateway}/32", oif=uplink, scope="link")
         route.route("add", dst="default", gateway=gateway, oif=uplink)
-    with _step(pod.interface, spec.namespace(pod.node)) as node:
+    with namespaces.netlink(spec.namespace(pod.node)) as node:
         source = str(node_address(pod.node))
         node.route("add", dst=f"{pod.address}/32", oif=host_end, scope="link", prefsrc=source)
 
@@ -232,7 +220,7 @@ def remove_pod(spec: LabSpec, pod: PodRecord) -> None:
     """Remove the pod's interface and namespace, as far as they exist."""
     with (
         contextlib.suppress(LabError),  # the node is gone, or the interface was never made
-        _step(pod.interface, spec.namespace(pod.node)) as node,
+        namespaces.netlink(spec.namespace(pod.node)) as node,
     ):
         node.link("del", index=_index(node, pod.interface))
     namespaces.delete(pod.netns)

@@ -1,0 +1,274 @@
+"""``lbctl lab``: a cluster of network namespaces to try things in."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, TextIO
+
+import lb
+from lb.cli.tables import table
+from lb.config import UplinkMode
+from lb.errors import LabError
+from lb.lab.addressing import LabSpec, Overlay, check_id
+from lb.lab.demo import show
+from lb.lab.lab import Lab
+from lb.lab.removal import down
+from lb.lab.store import Store, labs
+
+DEFAULT_ID = "lab"
+EXAMPLES = Path(lb.__file__).resolve().parents[1] / "examples"
+
+_DESCRIPTION = """\
+A lab is a small cluster on this machine: an outside client and nodes on one switched segment, pods
+behind their nodes, all in network namespaces. Each node runs its own agent; the lab itself plays
+kubelet: it starts the pods of the manifests, probes them, and writes their status.
+
+Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/lbctl, and processes.
+`lbctl lab down` removes all of it.
+"""
+
+_NEXT = """\
+lab {id} is up: {nodes} nodes, {pods} pods
+
+try:
+  lbctl lab status{flag}
+  lbctl lab exec{flag} client -- curl -s http://192.168.77.11:30123/
+  lbctl lab exec{flag} {pod} -- curl -s http://10.66.13.240/
+  lbctl lab pod{flag} unready {pod}
+  lbctl lab demo{flag}
+  lbctl maps dump --instance {id}.node1
+take it down:
+  lbctl lab down{flag}
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``lab`` and its commands."""
+    lab = commands.add_parser(
+        "lab",
+        help="a cluster of network namespaces on this machine",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = lab.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    up = _command(actions, "up", _up, "bring a lab up")
+    _add_spec(up)
+    status = _command(actions, "status", _status, "what a lab consists of and what of it runs")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    execute = _command(actions, "exec", _exec, "run a command at the client, on a node or in a pod")
+    execute.add_argument("where", metavar="WHERE", help="client, switch, node1 …, or a pod's name")
+    execute.add_argument(
+        "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="command and arguments"
+    )
+    pod = _command(actions, "pod", _pod, "make a pod ready or not ready, or kill it")
+    pod.add_argument(
+        "action", choices=("ready", "unready", "kill"), help="returns when the pod's object says so"
+    )
+    pod.add_argument("name", metavar="NAME", help="the pod, as NAME or NAMESPACE/NAME")
+    agent = _command(actions, "agent", _agent, "start, stop (SIGTERM) or kill (SIGKILL) the agent of a node")
+    agent.add_argument(
+        "action", choices=("start", "stop", "kill"), help="start returns when the agent has synced"
+    )
+    agent.add_argument("node", metavar="NODE", help="node1 …")
+    demo = _command(actions, "demo", _demo, "show requests being spread, and the maps that do it")
+    _add_spec(demo)
+    demo.add_argument(
+        "--keep", action=argparse.BooleanOptionalAction, default=True, help="leave the lab up (default)"
+    )
+    remove = _command(actions, "down", _down, "remove a lab with all that belongs to it, half-made ones too")
+    remove.add_argument("--all", action="store_true", help="all labs of this machine")
+
+
+def _command(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Any, text: str
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.add_argument("--id", default=DEFAULT_ID, help=f"the lab's id (default {DEFAULT_ID})")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _add_spec(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="number of nodes (default 2)")
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="pods of every ReplicaSet and Deployment, instead of the manifests'",
+    )
+    parser.add_argument(
+        "--manifests",
+        type=Path,
+        default=EXAMPLES,
+        metavar="DIR",
+        help=f"directory of manifests (default {EXAMPLES})",
+    )
+    parser.add_argument(
+        "--overlay",
+        type=Overlay,
+        choices=list(Overlay),
+        default=Overlay.NONE,
+        help="pod network between nodes",
+    )
+    parser.add_argument(
+        "--uplink-mode",
+        type=UplinkMode,
+        choices=list(UplinkMode),
+        default=UplinkMode.AUTO,
+        help="hook of the nodes' uplinks (default auto)",
+    )
+    parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
+
+
+def _spec(args: argparse.Namespace) -> LabSpec:
+    return LabSpec(
+        id=args.id,
+        manifests=str(args.manifests.resolve()),
+        nodes=args.nodes,
+        replicas=args.replicas,
+        overlay=args.overlay,
+        uplink_mode=args.uplink_mode,
+        agents=args.agents,
+    )
+
+
+def _flag(lab: str) -> str:
+    return "" if lab == DEFAULT_ID else f" --id {lab}"
+
+
+def _up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    lab = Lab.up(_spec(args), lambda line: print(line, file=out, flush=True))
+    pods = lab.pods()
+    print(
+        "\n"
+        + _NEXT.format(
+            id=args.id,
+            nodes=args.nodes,
+            pods=len(pods),
+            flag=_flag(args.id),
+            pod=pods[0]["name"] if pods else "POD",
+        ),
+        file=out,
+        end="",
+    )
+    return 0
+
+
+def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    status = Lab.open(args.id).status()
+    if args.json:
+        print(json.dumps(status, indent=2), file=out)
+    else:
+        print(_status_text(status), file=out)
+    return 0
+
+
+def _status_text(status: dict[str, Any]) -> str:
+    def running(process: dict[str, Any]) -> str:
+        return f"runs, process {process['pid']}" if process["running"] else "does not run"
+
+    lines = [
+        f"lab {status['id']}: overlay {status['overlay']}, uplink mode {status['uplink_mode']}",
+        f"manifests  {status['manifests']}",
+        f"state      {status['state']}",
+        f"client     {status['client']['namespace']}, {status['client']['addresses'][0]}",
+        f"outside    {status['outside_server']}, HTTP on port 80, UDP echo on port 9000",
+        f"kubelet    {running(status['kubelet'])}",
+        "",
+    ]
+    nodes = [
+        [
+            node["name"],
+            node["address"],
+            running(node["agent"]),
+            "synced" if node["agent"]["ready"] else "not synced",
+        ]
+        for node in status["nodes"]
+    ]
+    pods = [
+        [
+            f"{pod['namespace']}/{pod['name']}",
+            pod["node"],
+            pod["address"],
+            {True: "ready", False: "not ready", None: "unknown"}[pod.get("ready")],
+            pod.get("restarts", "-"),
+            pod.get("message", ""),
+        ]
+        for pod in status["pods"]
+    ]
+    lines.append(table(("node", "address", "agent", "sync"), nodes))
+    lines.append(table(("pod", "node", "address", "ready", "restarts", "message"), pods))
+    lines += [f"manifest error: {error}" for error in status["errors"]]
+    return "\n".join(lines).rstrip()
+
+
+def _exec(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise LabError("lab exec: give a command after --")
+    argv = Lab.open(args.id).command(args.where, command)
+    out.flush()
+    try:
+        streams: dict[str, Any] = {"stdout": out.fileno(), "stderr": err.fileno()}
+    except io.UnsupportedOperation:  # the caller collects the output
+        streams = {"capture_output": True, "text": True}
+    done = subprocess.run(argv, check=False, **streams)
+    if "text" in streams:
+        out.write(done.stdout)
+        err.write(done.stderr)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def _pod(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    answer = Lab.open(args.id).ask_kubelet(args.action, pod=args.name)
+    if args.action == "kill":
+        successors = ", ".join(answer["replaced_by"]) or "nothing"
+        print(f"pod {args.name} killed; {successors} takes its place", file=out)
+    else:
+        print(f"pod {args.name} is {'ready' if args.action == 'ready' else 'not ready'}", file=out)
+    return 0
+
+
+def _agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    lab = Lab.open(args.id)
+    if args.action == "start":
+        lab.start_agent(args.node)
+        lab.wait_agent(args.node)
+        print(f"the agent of {args.node} runs and has synced", file=out)
+    else:
+        lab.stop_agent(args.node, signal.SIGTERM if args.action == "stop" else signal.SIGKILL)
+        print(f"the agent of {args.node} has ended", file=out)
+    return 0
+
+
+def _demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    def report(line: str) -> None:
+        print(line, file=out, flush=True)
+
+    lab = Lab.open(args.id) if Store(args.id).exists() else Lab.up(_spec(args), report)
+    try:
+        show(lab, report)
+    finally:
+        if not args.keep:
+            down(args.id, report)
+    if args.keep:
+        pods = lab.pods()
+        fields = {"id": args.id, "nodes": lab.spec.nodes, "pods": len(pods), "flag": _flag(args.id)}
+        print("\n" + _NEXT.format(**fields, pod=pods[0]["name"] if pods else "POD"), file=out, end="")
+    return 0
+
+
+def _down(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    ids = labs() if args.all else [args.id]
+    for lab in ids:
+        check_id(lab)
+        down(lab, lambda line: print(line, file=out, flush=True))
+        print(f"lab {lab} is gone", file=out)
+    if not ids:
+        print("there is no lab", file=out)
+    return 0

@@ -1,0 +1,335 @@
+"""Bringing a lab up and using it; :mod:`lb.lab.removal` takes it down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lb.datapath.pins import Pins
+from lb.errors import LabError
+from lb.lab import namespaces, pod, topology
+from lb.lab.addressing import (
+    CLIENTS,
+    OUTSIDE_SERVER,
+    POD_INTERFACES,
+    SERVICE_CIDR,
+    TUNNEL,
+    UPLINK,
+    LabSpec,
+    Overlay,
+    node_address,
+)
+from lb.lab.processes import ProcessRef, kill, spawn, tail
+from lb.lab.removal import Report, down
+from lb.lab.store import LabRecord, PodRecord, Store
+
+_POLL_SECONDS = 0.02
+_START_SECONDS = 60.0
+OUTSIDE_PORTS = ("tcp:80:http", "udp:9000:echo")
+
+
+class Lab:
+    """A lab that is up, or is being brought up."""
+
+    def __init__(self, store: Store, spec: LabSpec) -> None:
+        self.store, self.spec = store, spec
+
+    @classmethod
+    def open(cls, lab: str) -> Lab:
+        """Return the lab of this id.
+
+        Raises
+        ------
+        LabError: there is none, or it is half-made.
+        """
+        store = Store(lab)
+        record = store.read_lab()
+        if not record.complete:
+            raise LabError(store.why_taken())
+        return cls(store, record.spec)
+
+    # --- using it -----------------------------------------------------------------------------------------
+
+    def command(self, where: str, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs argv at a place: ``client``, ``switch``, ``node1`` or a pod's name.
+
+        Raises
+        ------
+        LabError: there is no such place, or the pod's process does not run.
+        """
+        if where in ("client", "switch", *self.spec.node_names):
+            return namespaces.command(self.spec.namespace(where), argv)
+        found = self.find_pod(where)
+        if found.process is None or not found.process.alive():
+            raise LabError(f"pod {where}: its process does not run")
+        return namespaces.command(found.netns, argv, pid=found.process.pid)
+
+    def find_pod(self, name: str) -> PodRecord:
+        """Return the record of the pod called NAME or NAMESPACE/NAME.
+
+        Raises
+        ------
+        LabError: there is none, or several namespaces have one.
+        """
+        found = [each for each in self.store.pods() if name in (each.name, f"{each.namespace}/{each.name}")]
+        if len(found) == 1:
+            return found[0]
+        places = ", ".join(("client", *self.spec.node_names, *(each.name for each in self.store.pods())))
+        raise LabError(
+            f"{'no place' if not found else 'more than one pod'} is called {name}; there are {places}"
+        )
+
+    def run(self, where: str, argv: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command at a place as subprocess.run does, by default with its output captured as text."""
+        given: dict[str, Any] = {"text": True, "check": False, **options}
+        if "stdout" not in options:
+            given.setdefault("capture_output", True)
+        done: subprocess.CompletedProcess[str] = subprocess.run(self.command(where, argv), **given)  # noqa: PLW1510
+        return done
+
+    def ask_kubelet(self, what: str, *, timeout: float = 60.0, **details: Any) -> dict[str, Any]:
+        """Send the kubelet a request of :mod:`lb.lab.kubelet` and return its answer.
+
+        Raises
+        ------
+        LabError: the kubelet does not answer, or says what could not be done.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+                line.settimeout(timeout)
+                line.connect(str(self.store.socket))
+                line.sendall(json.dumps({"do": what, **details}).encode() + b"\n")
+                with line.makefile("rb") as stream:
+                    answer: dict[str, Any] = json.loads(stream.readline())
+        except (OSError, ValueError) as error:
+            log = self.store.log("kubelet")
+            raise LabError(
+                f"the kubelet of lab {self.spec.id} does not answer ({error}); see {log}"
+            ) from error
+        if "error" in answer:
+            raise LabError(answer["error"])
+        return answer
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Return the pods as the kubelet lists them: namespace, name, node, address, phase, ready, …"""
+        found: list[dict[str, Any]] = self.ask_kubelet("list")["pods"]
+        return found
+
+    def wait_ready(self, seconds: float = 30.0) -> list[dict[str, Any]]:
+        """Wait until every pod is ready, at most so long; return the pods that are not."""
+        listing = self.ask_kubelet("wait", seconds=seconds, timeout=seconds + 10)
+        return [each for each in listing["pods"] if not each["ready"]]
+
+    # --- agents -------------------------------------------------------------------------------------------
+
+    def agent_command(self, node: str) -> list[str]:
+        """Return the command of a node's agent, without the entering of the node."""
+        spec, store = self.spec, self.store
+        flags = {
+            "--node-name": node,
+            "--instance": spec.instance(node),
+            "--uplink": UPLINK,
+            "--uplink-mode": str(spec.uplink_mode),
+            "--pod-interface": POD_INTERFACES,
+            "--service-cidr": str(SERVICE_CIDR),
+            "--ready-file": str(store.ready_file(node)),
+        }
+        if spec.overlay is Overlay.VXLAN:
+            flags["--tunnel"] = TUNNEL
+        sources = [f"--source=manifests:{directory}" for directory in (spec.manifests, store.cluster)]
+        rest = [f"{flag}={value}" for flag, value in flags.items()]
+        return [sys.executable, "-m", "lb", "run", *sources, *rest]
+
+    def start_agent(self, node: str) -> None:
+        """Start a node's agent without waiting for it.
+
+        Raises
+        ------
+        LabError: there is no such node, or its agent runs already.
+        """
+        self._check_node(node)
+        running = self.store.process(node)
+        if running and running.alive():
+            raise LabError(f"the agent of {node} runs already, process {running.pid}")
+        self.store.ready_file(node).unlink(missing_ok=True)
+        argv = namespaces.command(self.spec.namespace(node), self.agent_command(node))
+        self.store.write_process(node, spawn(argv, self.store.log(node), _environment()))
+
+    def wait_agent(self, node: str, seconds: float = _START_SECONDS) -> None:
+        """Wait until the node's agent has brought everything into the kernel once.
+
+        Raises
+        ------
+        LabError: it ended, or it took longer; carries the end of its log.
+        """
+        process = self.store.process(node)
+        _wait_for(
+            f"the agent of {node}",
+            self.store.ready_file(node).exists,
+            lambda: process is not None and process.alive(),
+            self.store.log(node),
+            seconds,
+        )
+
+    def stop_agent(self, node: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """Signal a node's agent and wait until it has ended; pins and hooks stay.
+
+        Raises
+        ------
+        LabError: there is no such node, its agent does not run, or it does not end.
+        """
+        self._check_node(node)
+        process = self.store.process(node)
+        if process is None or not process.alive():
+            raise LabError(f"the agent of {node} does not run")
+        if kill([process], how):
+            raise LabError(f"the agent of {node}, process {process.pid}, does not end")
+
+    def _check_node(self, node: str) -> None:
+        if node not in self.spec.node_names:
+            raise LabError(f"lab {self.spec.id} has no node {node}, only {', '.join(self.spec.node_names)}")
+
+    # --- status -------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what the lab consists of and what of it runs."""
+        kubelet = _process_status(self.store.process("kubelet"))
+        listing: dict[str, Any] = {
+            "pods": [dataclasses.asdict(each) for each in self.store.pods()],
+            "errors": [],
+        }
+        if kubelet["running"]:
+            listing = self.ask_kubelet("list")
+        nodes = [
+            {
+                "name": node,
+                "address": str(node_address(node)),
+                "namespace": self.spec.namespace(node),
+                "agent": {
+                    **_process_status(self.store.process(node)),
+                    "ready": self.store.ready_file(node).exists(),
+                    "log": str(self.store.log(node)),
+                },
+                "pins": str(Pins(self.spec.instance(node)).base),
+            }
+            for node in self.spec.node_names
+        ]
+        return {
+            "id": self.spec.id,
+            "manifests": self.spec.manifests,
+            "overlay": str(self.spec.overlay),
+            "uplink_mode": str(self.spec.uplink_mode),
+            "state": str(self.store.base),
+            "client": {"namespace": self.spec.client, "addresses": [str(address) for address in CLIENTS]},
+            "outside_server": str(OUTSIDE_SERVER),
+            "kubelet": {**kubelet, "log": str(self.store.log("kubelet"))},
+            "nodes": nodes,
+            **listing,
+        }
+
+    # --- bringing it up -----------------------------------------------------------------------------------
+
+    @classmethod
+    def up(cls, spec: LabSpec, report: Report, pods_within: float = 30.0) -> Lab:
+        """Bring a lab up and return it once its pods are ready and its agents have synced.
+
+        Pods that are not ready within so many seconds are reported, and no error: a manifest may want that.
+        If anything fails, what was made is removed.
+
+        Raises
+        ------
+        LabError: a lab of this id exists, a namespace's name is taken, or a step failed.
+        """
+        namespaces.check_machine()
+        if not Path(spec.manifests).is_dir():
+            raise LabError(f"--manifests {spec.manifests}: there is no such directory")
+        own = ProcessRef.of(os.getpid())
+        assert own is not None
+        store = Store(spec.id)
+        if not store.exists():
+            for name in filter(namespaces.exists, spec.namespaces):
+                raise LabError(
+                    f"a network namespace {name} exists already and is no lab's; choose another --id"
+                )
+        store.create(LabRecord(spec, own))
+        lab = cls(store, spec)
+        try:
+            lab._bring_up(report, pods_within)
+        except BaseException:
+            report("failed: removing what was made")
+            down(spec.id, lambda _line: None)
+            raise
+        store.write_lab(LabRecord(spec, own, complete=True))
+        return lab
+
+    def _bring_up(self, report: Report, pods_within: float) -> None:
+        spec, store = self.spec, self.store
+        overlay = "VXLAN overlay" if spec.overlay is Overlay.VXLAN else "routed"
+        report(f"network: switch, client {CLIENTS[0]}, {spec.nodes} nodes; pods {overlay}")
+        topology.build(spec)
+        argv = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(pod.__file__),
+            "host:outside",
+            str(OUTSIDE_SERVER),
+            *OUTSIDE_PORTS,
+        ]
+        store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))
+        report(f"pods: of the manifests in {spec.manifests}")
+        kubelet = spawn(
+            [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), _environment()
+        )
+        store.write_process("kubelet", kubelet)
+        _wait_for("the kubelet", store.socket.exists, kubelet.alive, store.log("kubelet"))
+        waiting = self.wait_ready(pods_within)
+        listing = self.ask_kubelet("list")
+        for error in listing["errors"]:
+            report(f"  manifest error: {error}")
+        report(f"  {len(listing['pods']) - len(waiting)} of {len(listing['pods'])} ready")
+        for each in waiting:
+            report(f"  not ready: {each['name']}: {each['message'] or each['phase']}")
+        if spec.agents:
+            report("agents: compiling and loading programs, one agent for each node")
+            for node in spec.node_names:
+                self.start_agent(node)
+            for node in spec.node_names:
+                self.wait_agent(node)
+
+
+def _process_status(process: ProcessRef | None) -> dict[str, Any]:
+    running = process is not None and process.alive()
+    return {"pid": process.pid if process and running else None, "running": running}
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the lab's own processes: this package importable, no lbctl setting in it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LBCTL_")}
+    package_root = str(Path(__file__).resolve().parents[2])
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH", ""))))}
+
+
+def _wait_for(
+    what: str,
+    done: Callable[[], bool],
+    alive: Callable[[], bool],
+    log: Path,
+    seconds: float = _START_SECONDS,
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if not alive():
+            raise LabError(f"{what} ended; the end of its log {log}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise LabError(f"{what} is not ready after {seconds:g} s; the end of its log {log}:\n{tail(log)}")
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,256 @@
+"""One pod: its network, its process, its readiness."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lb.errors import LabError
+from lb.lab import namespaces, pod, probes, topology
+from lb.lab.addressing import LabSpec
+from lb.lab.objects import pod_object, to_yaml
+from lb.lab.processes import ProcessRef, kill
+from lb.lab.store import PodRecord, Store
+from lb.lab.workloads import Workload
+from lb.model import ObjectKey
+
+READY = "/var/ready"
+"""A file that ``lab pod ready`` makes and ``lab pod unready`` removes, for exec probes of manifests."""
+
+_log = logging.getLogger(__name__)
+
+
+def backoff(restarts: int) -> float:
+    """Return the seconds to wait before the n-th restart: the first is at once, later ones 1, 2, 4 … 10."""
+    return 0.0 if restarts <= 1 else float(min(10, 2 ** (restarts - 2)))
+
+
+class PodRuntime:
+    """A pod from its namespace to its removal.
+
+    ready says what its Pod object says. changed is called after every write of that object. now gives RFC
+    3339 times.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        spec: LabSpec,
+        record: PodRecord,
+        workload: Workload,
+        *,
+        changed: Callable[[], None],
+        now: Callable[[], str],
+    ) -> None:
+        self.record = record
+        self.workload = workload
+        self.phase = "Pending"
+        self.restarts = 0
+        self.message = ""
+        self._store, self._spec = store, spec
+        self._changed, self._now = changed, now
+        self._created = now()
+        self._deleted = ""
+        self._address = ""
+        self._held = False
+        self._running = False
+        self._process: asyncio.subprocess.Process | None = None
+        self._network: asyncio.Future[None] | None = None
+        self._states = [probes.ProbeState(probe) for probe in workload.probes]
+        self._published = ""
+
+    @property
+    def key(self) -> ObjectKey:
+        """Namespace and name."""
+        return ObjectKey(self.record.namespace, self.record.name)
+
+    @property
+    def ready(self) -> bool:
+        """The Ready condition: the process listens, is not held unready, and every probe has succeeded."""
+        return self._running and not self._held and all(state.ready for state in self._states)
+
+    @property
+    def terminating(self) -> bool:
+        """Whether the pod has been told to end."""
+        return bool(self._deleted)
+
+    def publish(self) -> None:
+        """Write the Pod object if it has changed."""
+        text = to_yaml(
+            pod_object(
+                self.key,
+                self.workload,
+                self.record.node,
+                self._address,
+                phase=self.phase,
+                ready=self.ready,
+                restarts=self.restarts,
+                created=self._created,
+                deleted=self._deleted,
+            )
+        )
+        if text != self._published:
+            self._published = text
+            self._store.write_object(self._file, text)
+            self._changed()
+
+    @property
+    def _file(self) -> str:
+        return f"pod.{self.record.namespace}.{self.record.name}.yaml"
+
+    async def run(self) -> None:
+        """Make the network, then keep the process running; returns when it ended and must stay so."""
+        self._store.write_pod(self.record)  # before anything of it exists
+        self.publish()
+        self._network = asyncio.ensure_future(asyncio.to_thread(topology.add_pod, self._spec, self.record))
+        await asyncio.shield(self._network)  # a thread cannot be cancelled: destroy() waits for it
+        self._address = self.record.address
+        while True:
+            code = await self._run_process()
+            self._running = False
+            if self.terminating:
+                return
+            if not self.workload.restart:
+                self.phase = "Succeeded" if code == 0 else "Failed"
+                self.publish()
+                return
+            self.restarts += 1
+            self.message = f"process ended with code {code}"
+            self.publish()
+            await asyncio.sleep(backoff(self.restarts))
+
+    async def _run_process(self) -> int:
+        """Start the process, probe it while it runs, and return its exit code."""
+        argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, self.record.address]
+        with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *namespaces.command(self.record.netns, [*argv, *self.workload.listen()]),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._process = process
+        self._note_process(ProcessRef.of(process.pid))
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            assert process.stdout is not None
+            if await process.stdout.readline():
+                self._held = False
+                self._states = [probes.ProbeState(probe) for probe in self.workload.probes]
+                self._running = True
+                self.phase = "Running"
+                self.message = ""
+                self.publish()
+                tasks = [asyncio.create_task(self._probe(number)) for number in range(len(self._states))]
+            return await process.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            self._process = None
+            self._note_process(None)
+
+    def _note_process(self, process: ProcessRef | None) -> None:
+        self.record = replace(self.record, process=process)
+        self._store.write_pod(self.record)
+
+    async def _probe(self, number: int) -> None:
+        """Run one probe for as long as the process lives."""
+        probe = self.workload.probes[number]
+        await asyncio.sleep(probe.initial_delay)
+        while True:
+            await self._attempt(number)
+            await asyncio.sleep(probe.period)
+
+    async def _attempt(self, number: int) -> None:
+        """Run a probe once and publish what comes of it."""
+        state = self._states[number]
+        if self._inside(pod.UNREADY).exists():
+            failure = f"{pod.UNREADY} exists"
+        else:
+            enter = namespaces.command(self.record.netns, [], pid=self._pid)
+            node = self._spec.namespace(self.record.node)
+            failure = await probes.attempt(self.workload.probes[number], node, self.record.address, enter)
+        self.message = f"readiness probe failed: {failure}" if failure else ""
+        if state.record(not failure):
+            _log.info("pod %s: probe %s", self.key, self.message or "succeeded")
+            self.publish()
+
+    @property
+    def _pid(self) -> int:
+        return self.record.process.pid if self.record.process else 0
+
+    def _inside(self, path: str) -> Path:
+        """Return the way from outside to a file of the pod."""
+        return Path(f"/proc/{self._pid}/root{path}")
+
+    async def set_ready(self, wanted: bool) -> None:
+        """Make the pod ready or not, and return when its object says so.
+
+        The file /var/unready makes every probe fail, and /var/ready comes and goes for probes that look for
+        it. Probes are then run at once, as often as their thresholds ask, instead of at their period. The
+        condition of a pod without probes is set directly.
+
+        Raises
+        ------
+        LabError: the pod's process does not run, or its own probe still fails.
+        """
+        if not self._running:
+            raise LabError(f"pod {self.key}: its process does not run")
+        self._inside(pod.UNREADY if not wanted else READY).touch()
+        self._inside(READY if not wanted else pod.UNREADY).unlink(missing_ok=True)
+        self._held = not wanted and not self._states
+        self.publish()
+        thresholds = (
+            probe.success_threshold if wanted else probe.failure_threshold for probe in self.workload.probes
+        )
+        for _ in range(max(thresholds, default=0)):
+            if self.ready is wanted:
+                return
+            await asyncio.gather(*(self._attempt(number) for number in range(len(self._states))))
+        if self.ready is not wanted:
+            raise LabError(f"pod {self.key} is {'ready' if self.ready else 'not ready'}: {self.message}")
+
+    async def end(self, task: asyncio.Task[None]) -> None:
+        """End the pod as a deletion does: terminating, SIGTERM, after the grace period SIGKILL."""
+        self._deleted = self._now()
+        self.publish()
+        if self._process:
+            self._process.terminate()
+            await asyncio.wait({task}, timeout=self.workload.grace)
+        await self.destroy(task)
+
+    async def destroy(self, task: asyncio.Task[None]) -> None:
+        """Kill the pod's processes and remove its object and its network; task is that of :meth:`run`."""
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+        if self._network:
+            await asyncio.wait({self._network})
+        self._running = False
+        await asyncio.to_thread(kill_all, self.record.netns)
+        self._store.remove_object(self._file)
+        await asyncio.to_thread(topology.remove_pod, self._spec, self.record)
+        self._store.forget_pod(self.record)
+        self._changed()
+
+
+def kill_all(netns: str) -> None:
+    """Kill every process in the namespace, and those that they start meanwhile.
+
+    Raises
+    ------
+    LabError: a process does not end.
+    """
+    for _ in itertools.repeat(None, 20):
+        found = [ref for pid in namespaces.pids(netns) if (ref := ProcessRef.of(pid))]
+        if not found:
+            return
+        kill(found, within=1.0)
+    raise LabError(f"processes in namespace {netns} do not end: {sorted(namespaces.pids(netns))}")
