@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 import lb
-from lb.cli import maps, run, status, unload
+from lb.cli import lab, maps, run, status, unload
 from lb.errors import LbError
 
 _DESCRIPTION = """\
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         prog="lbctl", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, status, maps, unload):
+    for group in (run, status, maps, unload, lab):
         group.register(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)
