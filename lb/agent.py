@@ -296,8 +296,8 @@ class Agent:
         report = self._reconciler.sync(decision.plans)
         failed |= report.errors
         _log.debug("%d Services planned, %d map entries written", len(plans), report.writes)
-        for key, error in failed.items():
-            self._service_failed(key, error, now)
+        for key, problem in failed.items():
+            self._service_failed(key, problem, now)
         for key in decision.plans.keys() - failed.keys():
             if self._services.succeeded(key):
                 _log.info("service %s: no longer failing", key)
@@ -315,8 +315,7 @@ class Agent:
         return plan_service(service, self._state.slices(key), self._topology)
 
     def _service_failed(self, key: ObjectKey, error: Exception, now: float) -> None:
-        problem = str(error) if isinstance(error, LbError) else f"{type(error).__name__}: {error}"
-        message = f"service {key}: {problem}"
+        message = f"service {key}: {'' if isinstance(error, LbError) else f'{type(error).__name__}: '}{error}"
         if self._services.failed(key, message, now):
             _log.error("%s", message)
             _log.debug("service %s", key, exc_info=error)

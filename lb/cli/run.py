@@ -49,12 +49,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     handler = logging.StreamHandler(err)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger()
-    root.addHandler(handler)
+    ours = logging.getLogger("lb")  # what libraries have to say at these levels is not for operators
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
     try:
         config = settings.read(args, os.environ)
-        root.setLevel(config.log_level.upper())
+        ours.setLevel(config.log_level.upper())
         serve(config)
     finally:
-        root.removeHandler(handler)
+        ours.removeHandler(handler)
     return 0

@@ -220,9 +220,10 @@ def test_a_service_that_failed_is_tried_again_and_its_recovery_told(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    bench.maps.fail("vips4", times=2)
+    bench.maps.fail("vips4", times=1000)
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
     assert bench.vips() == set()
+    bench.maps.fail("vips4", times=0)
     bench.now += Retries.FIRST_SECONDS
     bench.agent.step()
     assert bench.vips() == {"10.96.0.1"}
