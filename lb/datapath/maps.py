@@ -6,6 +6,8 @@ Keys and values are numpy arrays of the dtypes in :mod:`lb.datapath.layouts`, on
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,12 +62,14 @@ class FakeMaps:
 
     writes: one ``(operation, map, entries)`` for each write, in order. The operation is ``"update"``,
         ``"delete"`` or ``"store"`` (an assignment to an array). Clear it as you like.
+    before_write: called before each write, to look at the maps at that instant or to raise.
     """
 
     CPUS = 2
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.writes: list[tuple[str, str, int]] = []
+        self.before_write: Callable[[], None] = lambda: None
         self._sizes = (limits or Limits()).as_dict()
         self._hashes: dict[str, dict[bytes, bytes]] = {}
         self._arrays: dict[str, Rows] = {}
@@ -73,7 +77,7 @@ class FakeMaps:
         for spec in MAPS:
             if spec.type is MapType.ARRAY:
                 rows = np.zeros(self.capacity(spec.name), spec.value).view(_RecordedArray)
-                rows.record = (self.writes, spec.name)
+                rows.record = partial(self._note, "store", spec.name)
                 self._arrays[spec.name] = rows
             elif spec.type is MapType.PERCPU_ARRAY:
                 self._arrays[spec.name] = np.zeros((self.capacity(spec.name), self.CPUS), spec.value)
@@ -99,7 +103,7 @@ class FakeMaps:
         spec = MAP_SPECS[name]
         keys, values = _checked(spec, keys, values)
         self._fail_if_told("update", name)
-        self.writes.append(("update", name, len(keys)))
+        self._note("update", name, len(keys))
         if spec.type is MapType.PERCPU_ARRAY:
             self._arrays[name][keys] = values
             return
@@ -116,7 +120,7 @@ class FakeMaps:
         """See :meth:`Maps.delete`."""
         keys, _ = _checked(MAP_SPECS[name], keys, keys)
         self._fail_if_told("delete", name)
-        self.writes.append(("delete", name, len(keys)))
+        self._note("delete", name, len(keys))
         for key in keys:
             self._hashes[name].pop(key.tobytes(), None)
 
@@ -128,6 +132,10 @@ class FakeMaps:
         """See :meth:`Maps.capacity`."""
         return MAP_SPECS[name].max_entries(self._sizes)
 
+    def _note(self, operation: str, name: str, entries: int) -> None:
+        self.before_write()
+        self.writes.append((operation, name, entries))
+
     def _fail_if_told(self, operation: str, name: str) -> None:
         left = self._failures.get((operation, name), 0)
         if left:
@@ -136,17 +144,16 @@ class FakeMaps:
 
 
 class _RecordedArray(np.ndarray[Any, Any]):
-    """An array that notes each assignment to it, or to a view of it, in the list of writes."""
+    """An array that tells of each assignment to it, or to a view of it; not of those to a copy."""
 
-    record: tuple[list[tuple[str, str, int]], str] | None = None
+    record: Callable[[int], None] | None = None
 
     def __array_finalize__(self, base: object) -> None:
         self.record = getattr(base, "record", None)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.record is not None and self.base is not None:
-            writes, name = self.record
-            writes.append(("store", name, int(np.size(self[key]))))
+            self.record(int(np.size(self[key])))
         super().__setitem__(key, value)
 
 

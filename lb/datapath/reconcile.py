@@ -167,14 +167,17 @@ class Reconciler:
         left = [change for change in changes if change.error is None]
         try:
             write(left)
-        except LbError:
+        except LbError as error:
             for change in left:
                 undo(change)
+            if len(left) == 1:
+                left[0].error = error
+                return
             for change in left:
                 try:
                     write([change])
-                except LbError as error:
-                    change.error = error
+                except LbError as its_error:
+                    change.error = its_error
                     undo(change)
 
     def _write_names(self, changes: Sequence[Change]) -> None:

@@ -1,0 +1,113 @@
+"""Balance, disruption and agreement of the lookup tables."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.plan.maglev import ROWS_PER_BACKEND, Identity, lookup_table, table_size
+
+identities = st.tuples(st.just(4), st.integers(1, 2**32 - 1), st.integers(1, 65535))
+some = st.sets(identities, min_size=1, max_size=40)
+
+
+def pods(count: int) -> list[Identity]:
+    return [(4, 0x0A00_0000 + i, 8080) for i in range(count)]
+
+
+def choices(backends: list[Identity]) -> list[Identity]:
+    """What each row stands for."""
+    ordered = sorted(backends)
+    return [ordered[index] for index in lookup_table(backends)]
+
+
+@pytest.mark.parametrize(
+    ("backends", "size"),
+    [(0, 0), (1, 1), (2, 251), (3, 509), (5, 509), (6, 1021), (10, 1021), (11, 2039), (1000, 131071)],
+)
+def test_table_size_grows_in_steps(backends: int, size: int) -> None:
+    assert table_size(backends) == size
+
+
+def test_sizes_are_primes_so_that_every_skip_visits_every_row() -> None:
+    for size in {table_size(n) for n in range(2, 30_000)}:
+        assert all(size % divisor for divisor in range(2, int(size**0.5) + 1)), size
+
+
+def test_too_many_backends_are_refused() -> None:
+    with pytest.raises(ValueError, match="3000000 backends"):
+        table_size(3_000_000)
+
+
+@given(some)
+def test_shares_differ_by_one_row_at_most(backends: set[Identity]) -> None:
+    table = lookup_table(backends)
+    assert table.dtype == np.uint32
+    assert len(table) == table_size(len(backends))
+    shares = np.bincount(table, minlength=len(backends))
+    assert len(shares) == len(backends)
+    assert shares.max() - shares.min() <= 1
+    assert len(backends) == 1 or shares.min() >= ROWS_PER_BACKEND
+
+
+@given(some, st.randoms())
+def test_order_and_repetition_do_not_matter(backends: set[Identity], random: Random) -> None:
+    shuffled = [*backends, *backends]
+    random.shuffle(shuffled)
+    assert np.array_equal(lookup_table(shuffled), lookup_table(sorted(backends)))
+
+
+@settings(max_examples=30)
+@given(st.sets(identities, min_size=7, max_size=10), st.data())
+def test_only_the_share_of_a_backend_that_goes_changes_hands(
+    backends: set[Identity], data: st.DataObject
+) -> None:
+    gone = data.draw(st.sampled_from(sorted(backends)))
+    before, after = choices(sorted(backends)), choices(sorted(backends - {gone}))
+    assert len(before) == len(after)
+    moved = sum(old not in (gone, new) for old, new in zip(before, after, strict=True))
+    assert gone not in after
+    assert moved / len(before) < 0.10
+
+
+def test_disruption_of_a_hundred_backends_on_average() -> None:
+    backends = pods(100)
+    before = choices(backends)
+    moved = 0
+    for gone in backends[:5]:
+        after = choices([b for b in backends if b != gone])
+        moved += sum(old not in (gone, new) for old, new in zip(before, after, strict=True))
+    assert moved / 5 / len(before) < 0.02
+
+
+def test_the_same_table_for_ever() -> None:
+    """Nodes of different versions must agree; if this fails, the hash has changed."""
+    assert lookup_table(pods(3))[:16].tolist() == [1, 1, 0, 1, 1, 1, 1, 0, 2, 1, 1, 1, 1, 1, 1, 0]
+    assert lookup_table([(6, 1 << 100, 443), (6, 2, 443)])[:16].tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        1,
+    ]
+
+
+def test_families_and_ports_are_different_backends() -> None:
+    one, two = lookup_table([(4, 1, 80), (4, 2, 80)]), lookup_table([(4, 1, 81), (4, 2, 80)])
+    assert not np.array_equal(one, two)
+    assert not np.array_equal(one, lookup_table([(6, 1, 80), (6, 2, 80)]))

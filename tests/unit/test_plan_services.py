@@ -1,0 +1,248 @@
+"""plan_service against the rows of the Service contract that the plan decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ObjectKey,
+    Protocol,
+    Service,
+    ServicePort,
+    ServiceType,
+)
+from lb.plan import plan_service
+from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, VipKind
+
+TCP, UDP = Protocol.TCP, Protocol.UDP
+KEY = ObjectKey("default", "web")
+CLUSTER_IP = ip_address("10.96.0.10")
+CLUSTER_IP6 = ip_address("fd00::10")
+NODE_ADDRESS = ip_address("192.0.2.1")
+EXTERNAL = ip_address("203.0.113.7")
+TOPOLOGY = Topology("node1", node_port_addresses=(NODE_ADDRESS, ip_address("2001:db8::1")))
+HTTP = ServicePort("http", TCP, 80, 8080, node_port=30080)
+WEB = Service(KEY, ports=(HTTP,), cluster_ips=(CLUSTER_IP,))
+
+READY_LOCAL = Endpoint(ip_address("10.0.1.1"), node="node1")
+READY_REMOTE = Endpoint(ip_address("10.0.2.1"), node="node2")
+UNREADY = Endpoint(ip_address("10.0.1.2"), ready=False, serving=False)
+SERVING = Endpoint(ip_address("10.0.1.3"), ready=False, serving=True, terminating=True)
+DYING = Endpoint(ip_address("10.0.1.4"), ready=False, serving=False, terminating=True)
+
+
+def piece(
+    *endpoints: Endpoint,
+    ports: tuple[EndpointPort, ...] = (EndpointPort("http", TCP, 8080),),
+    name: str = "a",
+) -> EndpointSlice:
+    return EndpointSlice(ObjectKey("default", f"web-{name}"), KEY, ports, endpoints)
+
+
+def only(plan: ServicePlan) -> PortPlan:
+    assert len(plan.ports) == 1
+    return plan.ports[0]
+
+
+def vips(port: PortPlan) -> list[tuple[str, VipKind]]:
+    return [(f"{vip.key.address}:{vip.key.port}", vip.kind) for vip in port.vips]
+
+
+def sockets(backends: tuple[Backend, ...]) -> list[str]:
+    return [f"{b.address}:{b.port}" for b in backends]
+
+
+def test_cluster_ip() -> None:
+    plan = plan_service(replace(WEB, created="2024"), [piece(READY_REMOTE, READY_LOCAL)], TOPOLOGY)
+    port = only(plan)
+    assert (plan.key, plan.created) == (KEY, "2024")
+    assert (port.port_name, port.protocol, port.version, port.affinity_seconds) == ("http", TCP, 4, 0)
+    assert vips(port) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
+    local = Backend(READY_LOCAL.address, 8080, "node1", local=True)
+    remote = Backend(READY_REMOTE.address, 8080, "node2", local=False)
+    assert port.backends == port.inside == port.outside == (local, remote)
+
+
+def test_multi_port_same_number_for_tcp_and_udp() -> None:
+    dns = replace(WEB, ports=(ServicePort("dns", UDP, 53, 5353), ServicePort("dns-tcp", TCP, 53, 5300)))
+    ports = (EndpointPort("dns", UDP, 5353), EndpointPort("dns-tcp", TCP, 5300))
+    plan = plan_service(dns, [piece(READY_LOCAL, ports=ports)], TOPOLOGY)
+    assert [(p.protocol, vips(p), sockets(p.inside)) for p in plan.ports] == [
+        (UDP, [("10.96.0.10:53", VipKind.CLUSTER_IP)], ["10.0.1.1:5353"]),
+        (TCP, [("10.96.0.10:53", VipKind.CLUSTER_IP)], ["10.0.1.1:5300"]),
+    ]
+
+
+def test_a_port_of_the_same_name_but_another_protocol_is_another_port() -> None:
+    assert (
+        only(
+            plan_service(WEB, [piece(READY_LOCAL, ports=(EndpointPort("http", UDP, 1),))], TOPOLOGY)
+        ).backends
+        == ()
+    )
+
+
+def test_named_target_port_differs_between_endpoints() -> None:
+    other = piece(READY_REMOTE, ports=(EndpointPort("http", TCP, 9090),), name="b")
+    assert sockets(only(plan_service(WEB, [piece(READY_LOCAL), other], TOPOLOGY)).inside) == [
+        "10.0.1.1:8080",
+        "10.0.2.1:9090",
+    ]
+
+
+@pytest.mark.parametrize("kind", [ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER])
+def test_node_port(kind: ServiceType) -> None:
+    assert vips(only(plan_service(replace(WEB, type=kind), [], TOPOLOGY))) == [
+        ("10.96.0.10:80", VipKind.CLUSTER_IP),
+        ("192.0.2.1:30080", VipKind.NODE_PORT),
+    ]
+
+
+def test_node_port_only_when_there_is_one() -> None:
+    without = replace(WEB, type=ServiceType.LOAD_BALANCER, ports=(replace(HTTP, node_port=0),))
+    assert vips(only(plan_service(without, [], TOPOLOGY))) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
+    assert vips(only(plan_service(WEB, [], TOPOLOGY))) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
+
+
+def test_load_balancer_and_external_ips() -> None:
+    service = replace(
+        WEB,
+        load_balancer_ips=(ip_address("198.51.100.1"), EXTERNAL),
+        external_ips=(EXTERNAL, ip_address("203.0.113.8")),
+    )
+    assert vips(only(plan_service(service, [], TOPOLOGY))) == [
+        ("10.96.0.10:80", VipKind.CLUSTER_IP),
+        ("198.51.100.1:80", VipKind.LOAD_BALANCER),
+        ("203.0.113.7:80", VipKind.LOAD_BALANCER),
+        ("203.0.113.8:80", VipKind.EXTERNAL_IP),
+    ]
+
+
+def test_two_ports_of_a_service_never_share_a_vip() -> None:
+    """externalIP of the node, with a port number that is another port's node port."""
+    service = replace(
+        WEB,
+        type=ServiceType.NODE_PORT,
+        external_ips=(NODE_ADDRESS,),
+        ports=(HTTP, ServicePort("alt", TCP, 30080, 8081, node_port=30081)),
+    )
+    plan = plan_service(service, [], TOPOLOGY)
+    keys = [vip.key for port in plan.ports for vip in port.vips]
+    assert len(keys) == len(set(keys))
+    assert ("192.0.2.1:30080", VipKind.EXTERNAL_IP) in vips(plan.ports[1])
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        replace(WEB, headless=True, cluster_ips=()),
+        Service(KEY, type=ServiceType.EXTERNAL_NAME, external_name="example.org", ports=(HTTP,)),
+        replace(WEB, proxied=False),
+        replace(WEB, cluster_ips=(), external_ips=(EXTERNAL,)),
+        replace(WEB, ports=()),
+    ],
+    ids=["headless", "external-name", "skip-labels", "no-cluster-ip", "no-port"],
+)
+def test_nothing_of_it_belongs_in_the_maps(service: Service) -> None:
+    assert plan_service(service, [piece(READY_LOCAL)], TOPOLOGY) == ServicePlan(KEY, "", ())
+
+
+def test_selectorless_endpoint_without_a_node_is_not_local() -> None:
+    plan = plan_service(WEB, [piece(Endpoint(ip_address("192.0.2.50")))], Topology(""))
+    assert only(plan).inside == (Backend(ip_address("192.0.2.50"), 8080, "", local=False),)
+
+
+def test_readiness() -> None:
+    port = only(plan_service(WEB, [piece(READY_LOCAL, UNREADY)], TOPOLOGY))
+    assert sockets(port.backends) == sockets(port.inside) == ["10.0.1.1:8080"]
+
+
+def test_no_endpoint_leaves_a_vip_to_reject_with() -> None:
+    port = only(plan_service(WEB, [piece(UNREADY)], TOPOLOGY))
+    assert vips(port) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
+    assert port.backends == port.inside == port.outside == ()
+
+
+def test_terminating_keeps_its_connections_only() -> None:
+    port = only(plan_service(WEB, [piece(SERVING, DYING, READY_LOCAL)], TOPOLOGY))
+    assert sockets(port.inside) == sockets(port.outside) == ["10.0.1.1:8080"]
+    assert [(str(b.address), b.state) for b in port.backends] == [
+        ("10.0.1.1", BackendState.ACTIVE),
+        ("10.0.1.3", BackendState.TERMINATING),
+        ("10.0.1.4", BackendState.TERMINATING),
+    ]
+
+
+def test_terminating_carries_new_connections_when_no_endpoint_is_ready() -> None:
+    port = only(plan_service(WEB, [piece(SERVING, DYING, UNREADY)], TOPOLOGY))
+    assert sockets(port.inside) == sockets(port.outside) == ["10.0.1.3:8080"]
+    assert port.inside[0].state is BackendState.TERMINATING
+    assert sockets(port.backends) == ["10.0.1.3:8080", "10.0.1.4:8080"]
+
+
+@pytest.mark.parametrize("worse", [UNREADY, SERVING, DYING])
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_endpoint_in_two_slices_counts_once_as_the_readier(worse: Endpoint, flip: bool) -> None:
+    slices = [piece(READY_LOCAL), piece(replace(worse, address=READY_LOCAL.address), name="b")]
+    port = only(plan_service(WEB, slices[::-1] if flip else slices, TOPOLOGY))
+    assert port.backends == (Backend(READY_LOCAL.address, 8080, "node1", local=True),)
+
+
+def test_affinity() -> None:
+    assert only(plan_service(replace(WEB, affinity_seconds=10800), [], TOPOLOGY)).affinity_seconds == 10800
+
+
+def test_each_family_has_its_own_plan() -> None:
+    dual = replace(WEB, type=ServiceType.NODE_PORT, cluster_ips=(CLUSTER_IP6, CLUSTER_IP))
+    six = Endpoint(ip_address("fd00::1:1"))
+    plan = plan_service(dual, [piece(READY_LOCAL), piece(six, name="six")], TOPOLOGY)
+    assert [(p.version, vips(p), sockets(p.inside)) for p in plan.ports] == [
+        (
+            4,
+            [("10.96.0.10:80", VipKind.CLUSTER_IP), ("192.0.2.1:30080", VipKind.NODE_PORT)],
+            ["10.0.1.1:8080"],
+        ),
+        (
+            6,
+            [("2001:db8::1:30080", VipKind.NODE_PORT), ("fd00::10:80", VipKind.CLUSTER_IP)],
+            ["fd00::1:1:8080"],
+        ),
+    ]
+
+
+def test_a_family_without_cluster_ip_is_not_served() -> None:
+    service = replace(WEB, type=ServiceType.NODE_PORT, external_ips=(ip_address("2001:db8::7"),))
+    assert {vip.key.address.version for vip in only(plan_service(service, [], TOPOLOGY)).vips} == {4}
+
+
+endpoints = st.builds(
+    lambda last, ready, serving, terminating, node: Endpoint(
+        ip_address(f"10.0.0.{last}"), ready=ready, serving=serving, terminating=terminating, node=node
+    ),
+    st.integers(1, 6),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "node1", "node2"]),
+)
+
+
+@given(st.lists(st.lists(endpoints, max_size=5), max_size=3))
+def test_sets_are_sorted_subsets_without_duplicates(groups: list[list[Endpoint]]) -> None:
+    slices = [piece(*group, name=str(index)) for index, group in enumerate(groups)]
+    port = only(plan_service(WEB, slices, TOPOLOGY))
+    identities = [b.identity for b in port.backends]
+    assert identities == sorted(set(identities))
+    assert set(port.inside) | set(port.outside) <= set(port.backends)
+    ready = {e.address for group in groups for e in group if e.ready}
+    fallback = {e.address for group in groups for e in group if e.serving and e.terminating}
+    assert {b.address for b in port.inside} == (ready or fallback)
+    assert list(port.inside) == [b for b in port.backends if b in port.inside]

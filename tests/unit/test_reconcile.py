@@ -1,0 +1,315 @@
+"""The reconciler against fake maps: what it writes, in which order, and what it does when a write fails."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lb.config import Limits
+from lb.datapath.layouts import NODE_NONE, NODE_SELF, BackendStateCode
+from lb.datapath.ledger import read_vips
+from lb.errors import BpfError, CapacityError
+from lb.plan import lookup_table
+from lb.plan.types import ServicePlan
+from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
+from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, web
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_new_service_is_written_from_the_names_to_the_vip(bench: Bench) -> None:
+    plan = service_plan("web", port_plan([VIP], [backend(A, NODE), backend(B, "node2")], affinity_seconds=60))
+    assert bench.apply(plan) == [
+        ("update", "services"),
+        ("update", "nodes"),
+        ("store", "backends4"),
+        ("store", "backends4"),
+        ("store", "tables"),
+        ("update", "vips4"),
+    ]
+    row = bench.row()
+    assert (row.affinity_seconds, row.inside.size) == (60, 251)
+    assert row.inside == row.outside
+    table = lookup_table(b.identity for b in plan.ports[0].inside)
+    expected = [(int(b.address), b.port) for b in plan.ports[0].inside]
+    assert bench.choices(row.inside) == [expected[index] for index in table]
+    assert bench.slot(A)["node"] == NODE_SELF
+    assert bench.slot(A)["flags"] == 1
+    assert bench.slot(B)["flags"] == 0
+    assert bench.slot(A)["generation"] == 1
+    assert bench.slot(A)["service"] == row.service > 0
+    assert bench.reconciler.known() == {plan.key}
+
+
+def test_one_call_for_each_map_however_many_services(bench: Bench) -> None:
+    plans = [service_plan(f"s{n}", port_plan([f"10.96.1.{n}:80"], [f"10.0.1.{n}:80"])) for n in range(1, 50)]
+    writes = bench.apply(*plans)
+    assert [write for write in writes if write[0] == "update"] == [
+        ("update", "services"),
+        ("update", "vips4"),
+    ]
+
+
+def test_the_same_plan_again_writes_nothing(bench: Bench) -> None:
+    bench.apply(web(A, B))
+    assert bench.apply(web(A, B)) == []
+    assert bench.reconciler.sync({}).writes == 0
+
+
+def test_two_vips_and_both_sides_share_one_table(bench: Bench) -> None:
+    bench.apply(web(A, B, vips=(VIP, OTHER_VIP)))
+    assert bench.row().inside == bench.row().outside == bench.row(OTHER_VIP).inside
+
+
+def test_sides_with_different_backends_have_tables_of_their_own(bench: Bench) -> None:
+    plan = port_plan([VIP], [A, B])
+    bench.apply(service_plan("web", replace(plan, outside=plan.inside[:1])))
+    assert len(set(bench.choices(bench.row().inside))) == 2
+    assert bench.choices(bench.row().outside) == [(int(backend(A).address), 8080)]
+
+
+def test_no_backend_is_a_vip_with_empty_sets(bench: Bench) -> None:
+    bench.apply(web())
+    assert bench.row().inside == bench.row().outside == (0, 0)
+
+
+def test_a_changed_set_gets_a_new_table_and_the_vip_one_update(bench: Bench) -> None:
+    bench.apply(web(A, B))
+    old = bench.row()
+    rows = bench.choices(old.inside)
+    assert bench.apply(web(A, C)) == [
+        ("store", "backends4"),
+        ("store", "backends4"),
+        ("store", "tables"),
+        ("update", "vips4"),
+        ("store", "backends4"),
+    ]
+    assert bench.row().inside.offset != old.inside.offset
+    assert bench.choices(old.inside) == rows
+
+
+def test_freed_rows_rest_before_they_are_used_again() -> None:
+    bench = Bench(SMALL)
+    bench.apply(web(A, B))
+    first = bench.row().inside
+    for text in (C, B, C):  # 251 rows each: the pool of 1100 is used up by what rests
+        bench.apply(web(A, text))
+    report = bench.reconciler.sync({web().key: web(A, B)})
+    assert isinstance(report.errors[web().key], CapacityError)
+    bench.wait()
+    bench.apply()
+    assert bench.row().inside == first
+
+
+def test_slots_are_reused_with_the_next_generation() -> None:
+    bench = Bench(SMALL)
+    generations = []
+    for number in range(1, 20):
+        bench.apply(web(f"10.0.1.{number}:80"))
+        generations.append(int(bench.slot(f"10.0.1.{number}:80")["generation"]))
+        bench.wait()
+    assert generations == sorted(generations)
+    assert generations[-1] == 3  # seven slots for nineteen uses
+
+
+def test_settles_only_before_a_backend_goes_that_a_packet_may_have_chosen(bench: Bench) -> None:
+    bench.apply(web(A, B))
+    bench.apply(web(A, draining=(B,)))
+    bench.apply(web(A))
+    assert bench.settled == []
+    bench.apply(web(B))
+    assert [write[:2] for write in bench.settled[0]][-1] == ("update", "vips4")
+    assert bench.maps.writes[-1][:2] == ("store", "backends4")
+
+
+def test_state_and_place_change_in_the_slot(bench: Bench) -> None:
+    bench.apply(web(A, B))
+    generation = int(bench.slot(B)["generation"])
+    bench.apply(web(A, draining=(B,)))
+    assert bench.slot(B)["state"] == BackendStateCode.TERMINATING
+    moved = backend(B, NODE)
+    assert bench.apply(service_plan("web", port_plan([VIP], [A, moved]))) == [
+        ("update", "nodes"),
+        ("store", "backends4"),  # flags
+        ("store", "backends4"),  # node
+        ("store", "backends4"),  # state
+        ("store", "tables"),
+        ("update", "vips4"),
+    ]
+    slot = bench.slot(B)
+    assert slot["state"] == BackendStateCode.ACTIVE
+    assert slot["flags"] == 1
+    assert slot["generation"] == generation
+
+
+def test_affinity_alone_is_one_update(bench: Bench) -> None:
+    bench.apply(web(A))
+    assert bench.apply(service_plan("web", port_plan([VIP], [A], affinity_seconds=9))) == [
+        ("update", "vips4")
+    ]
+
+
+def test_deletion_goes_the_other_way_and_leaves_nothing(bench: Bench) -> None:
+    bench.apply(web(A, B))
+    bench.maps.writes.clear()
+    bench.reconciler.sync({web().key: None})
+    assert [write[:2] for write in bench.maps.writes] == [
+        ("delete", "vips4"),
+        ("store", "backends4"),
+        ("delete", "services"),
+    ]
+    assert bench.reconciler.known() == set()
+    assert not bench.maps.array("backends4")["state"].any()
+
+
+@pytest.mark.parametrize("nothing", [service_plan("web"), web(A, vips=())], ids=["headless", "no vip left"])
+def test_a_plan_without_vips_has_nothing_in_the_maps(bench: Bench, nothing: ServicePlan) -> None:
+    assert bench.apply(nothing) == []
+    bench.apply(web(A))
+    bench.apply(nothing)
+    assert bench.reconciler.known() == set()
+
+
+def test_a_vip_changes_hands_in_one_update_without_a_gap(bench: Bench) -> None:
+    bench.apply(web(A, vips=(VIP, OTHER_VIP)))
+    heir = service_plan("heir", port_plan([VIP], [B]))
+    writes = bench.apply(web(A, vips=(OTHER_VIP,)), heir)
+    assert ("delete", "vips4") not in writes
+    assert bench.choices(bench.row().inside) == [(int(backend(B).address), 8080)]
+    bench.reconciler.sync({web().key: None})
+    assert list(read_vips(bench.maps)) == [vip_key(VIP)]
+
+
+def test_ipv6_is_left_out_and_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    six = replace(port_plan(["[fd00::1]:80"], ["[fd00::2]:80"]), version=6)
+    with caplog.at_level(logging.INFO):
+        bench.apply(service_plan("dual", six), service_plan("dual2", six))
+        bench.apply(service_plan("dual", port_plan([VIP], [A]), six))
+    assert [record.message for record in caplog.records] == [
+        "Service default/dual: IPv6 is not translated yet; this is said once"
+    ]
+    assert list(read_vips(bench.maps)) == [vip_key(VIP)]
+
+
+def test_a_name_too_long_is_refused(bench: Bench) -> None:
+    plan = service_plan("n" * 64, port_plan([VIP], [A]))
+    report = bench.reconciler.sync({plan.key: plan})
+    assert "more than 63 bytes" in str(report.errors[plan.key])
+    assert bench.reconciler.known() == set()
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "resource"),
+    [
+        (replace(SMALL, vips=1), "vips4"),
+        (replace(SMALL, backends=3), "backends4"),
+        (replace(SMALL, table_rows=300), "tables"),
+        (replace(SMALL, services=1), "services"),
+    ],
+)
+def test_a_full_map_costs_one_service_and_leaves_no_trace_of_it(limits: Limits, resource: str) -> None:
+    bench = Bench(limits)
+    first = web(A, B)
+    second = service_plan("second", port_plan([OTHER_VIP], [A, B]))
+    bench.apply(first)
+    third = service_plan("third", port_plan([], []))
+    report = bench.reconciler.sync({second.key: second, third.key: third})
+    error = report.errors[second.key]
+    assert isinstance(error, CapacityError)
+    assert error.resource == resource
+    assert report.errors.keys() == bench.reconciler.retry == {second.key}
+    assert bench.reconciler.known() == {first.key}
+    assert list(read_vips(bench.maps)) == [vip_key(VIP)]
+    assert len(bench.maps.read("services")[0]) == 1
+    assert np.count_nonzero(bench.maps.array("backends4")["state"]) == 2
+    bench.reconciler.sync({first.key: None})
+    bench.wait()
+    assert not bench.reconciler.sync({}).errors
+    assert bench.reconciler.retry == frozenset()
+    assert bench.reconciler.known() == {second.key}
+
+
+def test_a_full_vip_map_takes_back_the_vips_that_fitted() -> None:
+    bench = Bench(replace(SMALL, vips=3))
+    bench.apply(web(A))
+    wide = service_plan("wide", port_plan(["10.96.0.7:80", "10.96.0.8:80", "10.96.0.9:80"], [A]))
+    report = bench.reconciler.sync({wide.key: wide})
+    assert isinstance(report.errors[wide.key], CapacityError)
+    assert list(read_vips(bench.maps)) == [vip_key(VIP)]
+
+
+@pytest.mark.parametrize("name", ["services", "vips4"])
+def test_a_refused_write_is_tried_service_by_service(bench: Bench, name: str) -> None:
+    plans = [web(A), service_plan("b", port_plan([OTHER_VIP], [B]))]
+    bench.maps.fail(name, times=2)
+    report = bench.reconciler.sync({plan.key: plan for plan in plans})
+    assert report.errors.keys() == {plans[0].key}
+    assert isinstance(report.errors[plans[0].key], BpfError)
+    assert bench.reconciler.known() == {plans[1].key}
+    assert bench.apply() != []
+    assert bench.reconciler.known() == {plans[0].key, plans[1].key}
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["undone", "undoing refused too"])
+def test_a_refused_change_keeps_what_was(bench: Bench, times: int) -> None:
+    bench.apply(web(A, B))
+    before = bench.row()
+    bench.maps.fail("vips4", times)
+    report = bench.reconciler.sync({web().key: web(A, C)})
+    assert report.errors.keys() == {web().key}
+    assert bench.row() == before
+    assert {address for address, _ in bench.choices(before.inside)} == {
+        int(backend(A).address),
+        int(backend(B).address),
+    }
+    assert bench.slot(B)["state"] == BackendStateCode.ACTIVE
+    bench.wait()
+    bench.apply()
+    assert len(set(bench.choices(bench.row().inside))) == 2
+    assert bench.slot(C)["state"] == BackendStateCode.ACTIVE
+
+
+def test_a_refused_deletion_is_tried_again(bench: Bench) -> None:
+    bench.apply(web(A))
+    bench.maps.fail("vips4", operation="delete")
+    assert bench.reconciler.sync({web().key: None}).errors.keys() == {web().key}
+    assert bench.slot(A)["state"] == BackendStateCode.ACTIVE
+    bench.maps.fail("services", operation="delete")
+    assert bench.reconciler.sync({}).errors.keys() == {web().key}
+    assert bench.reconciler.known() == {web().key}
+    assert not bench.reconciler.sync({}).errors
+    assert bench.reconciler.known() == set()
+    assert len(bench.maps.read("services")[0]) == 0
+
+
+def test_names_of_nodes_are_not_worth_a_service(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.maps.fail("nodes")
+    plan = service_plan("web", port_plan([VIP], [backend(A, "node2")]))
+    bench.apply(plan)
+    assert "names of nodes not written" in caplog.text
+    assert bench.apply() == [("update", "nodes")]
+
+
+def test_node_names_that_nobody_needs_make_room(bench: Bench) -> None:
+    """The map holds 16384 names, two of them reserved."""
+
+    def plan(turn: int) -> ServicePlan:
+        nodes = (backend(f"10.{turn}.{n >> 8}.{n & 255}:80", f"node-{turn}-{n}") for n in range(8200))
+        return service_plan("web", port_plan([VIP], [A], draining=nodes))
+
+    bench.apply(plan(0))
+    bench.apply(plan(1))
+    last = "10.1.32.7:80"
+    assert bench.slot(last)["node"] == NODE_NONE
+    bench.apply(plan(1))
+    names = dict(zip(*(rows.tolist() for rows in bench.maps.read("nodes")), strict=True))
+    assert names[int(bench.slot(last)["node"])] == (b"node-1-8199",)

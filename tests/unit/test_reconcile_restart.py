@@ -1,0 +1,170 @@
+"""The reconciler over restarts, crashes, and any history of plans and failures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.config import Limits
+from lb.datapath.ledger import VipRow, read_vips
+from lb.datapath.maps import FakeMaps
+from lb.datapath.reconcile import QUARANTINE_SECONDS
+from lb.plan import Claims
+from lb.plan.types import ServicePlan, VipKey
+from tests.unit.plan_builders import NODE, backend, port_plan, service_plan
+from tests.unit.reconcile_bench import OTHER_VIP, VIP, A, B, Bench, C, Plans, check, web
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
+    plans = [
+        service_plan(
+            "web", port_plan([VIP, OTHER_VIP], [backend(A, NODE), backend(B, "node2")], draining=[C])
+        ),
+        service_plan("empty", port_plan(["10.96.0.3:80"], [])),
+    ]
+    bench.apply(*plans)
+    ids = bench.row().service, int(bench.slot(A)["generation"])
+    bench.start()
+    assert bench.reconciler.known() == {plan.key for plan in plans}
+    assert bench.apply(*plans) == []
+    assert (bench.row().service, int(bench.slot(A)["generation"])) == ids
+    bench.apply(web(A, C))
+    assert bench.row().service == ids[0]
+
+
+WRITES_OF_THAT_SYNC = 10
+
+
+class CrashError(Exception):
+    """The agent is killed."""
+
+
+@pytest.mark.parametrize("writes", range(WRITES_OF_THAT_SYNC + 1))
+def test_a_crash_anywhere_is_cleaned_up(bench: Bench, writes: int) -> None:
+    """The agent dies before the nth write of a sync that adds one Service, changes one and deletes one."""
+    gone = service_plan("gone", port_plan(["10.96.0.3:80"], [A, C]))
+    added = service_plan("added", port_plan(["10.96.0.4:80"], [backend(A, NODE), backend(B, "node2")]))
+    plans: Plans = {web().key: web(A, C), gone.key: None, added.key: added}
+    bench.apply(web(A, B), gone)
+    bench.maps.writes.clear()
+
+    def die() -> None:
+        check(bench.maps)
+        if len(bench.maps.writes) == writes:
+            raise CrashError
+
+    bench.maps.before_write = die
+    if writes < WRITES_OF_THAT_SYNC:
+        with pytest.raises(CrashError):
+            bench.reconciler.sync(plans)
+    else:
+        bench.reconciler.sync(plans)
+        assert len(bench.maps.writes) == WRITES_OF_THAT_SYNC
+    bench.maps.before_write = lambda: check(bench.maps)
+    bench.start()
+    assert not bench.reconciler.sync(plans).errors
+    check(bench.maps, exact=[web(A, C), added])
+    bench.start()
+    assert bench.reconciler.sync(plans).writes == 0
+
+
+def test_damage_is_repaired(bench: Bench) -> None:
+    """A VIP whose port has no name, a slot used twice, rows that name no backend."""
+    bench.apply(web(A, B), service_plan("nameless", port_plan([OTHER_VIP], [A])))
+    nameless = bench.row(OTHER_VIP)
+    maps = bench.maps
+    maps.delete("services", np.array([nameless.service], "u4"))
+    slots = maps.array("backends4")
+    slots[100] = slots[int(maps.array("tables")[bench.row().inside.offset])]
+    maps.array("tables")[bench.row().inside.offset] = 99
+    bench.start()
+    strangers = bench.reconciler.known() - {web().key}
+    assert len(strangers) == 1
+    report = bench.reconciler.sync({web().key: web(A, B), **dict.fromkeys(strangers)})
+    assert not report.errors
+    check(maps, exact=[web(A, B)])
+
+
+class InFlight:
+    """Packets that read a VIP at some instant of a sync, and go on to read its table at any later one."""
+
+    def __init__(self, maps: FakeMaps) -> None:
+        self._maps = maps
+        self._seen: dict[tuple[VipKey, VipRow], list[tuple[int, int, int]]] = {}
+
+    def look(self) -> None:
+        check(self._maps)
+        for vip, row in read_vips(self._maps).items():
+            self._seen.setdefault((vip, row), self._backends(row))
+        for (_, row), backends in self._seen.items():
+            assert self._backends(row) == backends
+
+    def _backends(self, row: VipRow) -> list[tuple[int, int, int]]:
+        slots = self._maps.array("backends4")
+        tables = self._maps.array("tables")
+        regions = (row.inside, row.outside)
+        ids = np.concatenate([tables[region.offset : region.offset + region.size] for region in regions])
+        return slots[["address", "port", "service"]][ids].tolist()  # type: ignore[no-any-return]
+
+
+vip_texts = st.sets(st.sampled_from([VIP, OTHER_VIP, "192.0.2.1:80"]), max_size=2)
+backend_texts = st.sets(st.sampled_from([A, B, C, "10.0.1.4:80"]), max_size=3)
+
+
+@st.composite
+def service_plans(draw: st.DrawFn) -> ServicePlan:
+    offered, affinity = draw(backend_texts), draw(st.sampled_from([0, 60]))
+    draining = draw(backend_texts) - offered
+    ports = [port_plan(draw(vip_texts), offered, draining=draining, affinity_seconds=affinity)]
+    if draw(st.booleans()):
+        ports.append(port_plan([f"10.96.9.{draw(st.integers(1, 2))}:443"], draw(backend_texts), name="https"))
+    return service_plan(draw(st.sampled_from(["one", "two", "three"])), *ports)
+
+
+failures = st.tuples(
+    st.sampled_from(
+        [("update", "vips4"), ("delete", "vips4"), ("update", "services"), ("delete", "services")]
+    ),
+    st.integers(1, 5),
+)
+plan_batches = st.lists(st.tuples(service_plans(), st.booleans()), max_size=3)
+Step = tuple[list[tuple[ServicePlan, bool]], tuple[tuple[str, str], int] | None, bool, bool]
+histories = st.lists(st.tuples(plan_batches, st.none() | failures, st.booleans(), st.booleans()), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(histories)
+def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None:
+    """A step: plans (or deletions), a failure to inject, whether time passes, whether the agent restarts."""
+    bench = Bench(Limits(vips=16, backends=32, table_rows=12_000, flows=16, affinity=16, services=16))
+    claims = Claims()
+    wanted: Plans = {}
+    for batch, failure, wait, restart in history:
+        plans = claims.update({plan.key: plan if there else None for plan, there in batch}).plans
+        wanted |= plans
+        if failure:
+            (operation, name), times = failure
+            bench.maps.fail(name, times, operation)
+        bench.maps.before_write = InFlight(bench.maps).look
+        bench.maps.before_write()
+        report = bench.reconciler.sync(plans)
+        assert report.errors.keys() == bench.reconciler.retry
+        for _ in range(6):
+            if not bench.reconciler.retry:
+                break
+            bench.wait()
+            bench.maps.before_write = InFlight(bench.maps).look
+            bench.reconciler.sync({})
+        assert not bench.reconciler.retry
+        check(bench.maps, exact=[plan for plan in wanted.values() if plan])
+        bench.clock.now += QUARANTINE_SECONDS if wait else 0
+        if restart:
+            bench.start()
+            assert bench.reconciler.sync(wanted).writes == 0
