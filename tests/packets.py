@@ -1,7 +1,7 @@
 """Packets for rows: built by Scapy, named by role, compared byte for byte.
 
-The node is ``NODE1``. ``CLIENT`` and ``NODE2`` are on its uplink's segment; the pods of NODE2 are behind NODE2,
-its own behind their interfaces.
+The node is ``NODE1``. ``CLIENT`` and ``NODE2`` are on its uplink's segment; the pods of NODE2 are behind
+NODE2, its own behind their interfaces.
 """
 
 from __future__ import annotations
@@ -28,13 +28,18 @@ BACKEND_LOCAL = "10.0.1.5"
 BACKEND_LOCAL_2 = "10.0.1.6"
 BACKEND_REMOTE = "10.0.2.5"
 BACKEND_REMOTE_2 = "10.0.2.6"
-BACKEND_UNROUTED = "10.9.9.9"
+BACKEND_UNROUTED = "10.9.9.9"  # behind a route of the kind "blackhole"
+SILENT_NEIGHBOUR = "192.0.2.77"  # on the uplink's segment, its MAC address unknown
+UPLINK_2_ADDRESS = "192.0.3.1"
+BEHIND_UPLINK_2 = "192.0.3.9"
 
 CLIENT_MAC = "02:00:00:00:00:50"
 NODE1_MAC = "02:00:00:00:00:01"
 NODE2_MAC = "02:00:00:00:00:02"
 POD_MAC = "02:00:00:00:01:07"
 POD_GATEWAY_MAC = "02:00:00:00:01:01"
+UPLINK_2_MAC = "02:00:00:00:03:01"
+UPLINK_2_PEER_MAC = "02:00:00:00:03:09"
 
 CLIENT_PORT = 40_000
 PAYLOAD = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n!"  # of odd length: checksums must pad
@@ -95,7 +100,7 @@ def rebuilt(
     dst: tuple[str, int] | None = None,
     ttl: int | None = None,
 ) -> bytes:
-    """Return the frame with other addresses and its checksums computed from scratch; a UDP checksum of 0 stays."""
+    """Return the frame with other addresses and checksums made from scratch; a UDP checksum of 0 stays."""
     packet = Ether(frame)
     ip, l4 = packet[IP], packet[IP].payload
     if link is not None:
@@ -120,9 +125,8 @@ def reset_for(frame: bytes) -> bytes:
         answer = TCP(sport=segment.dport, dport=segment.sport, flags="R", seq=segment.ack, ack=0, window=0)
     else:
         length = len(segment.payload) + ("S" in segment.flags) + ("F" in segment.flags)
-        answer = TCP(
-            sport=segment.dport, dport=segment.sport, flags="RA", seq=0, ack=segment.seq + length, window=0
-        )
+        next_seq = (segment.seq + length) % 2**32
+        answer = TCP(sport=segment.dport, dport=segment.sport, flags="RA", seq=0, ack=next_seq, window=0)
     header = IP(src=ip.dst, dst=ip.src, ttl=64, id=0, flags="DF")
     return bytes(Ether(src=packet.dst, dst=packet.src) / header / answer)
 
@@ -144,9 +148,11 @@ def difference(got: bytes, want: bytes) -> str:
     if len(got) != len(want):
         lines.append(f"length: got {len(got)}, want {len(want)}")
     got_fields, want_fields = _fields(got), _fields(want)
-    for name in dict.fromkeys((*want_fields, *got_fields)):
-        if got_fields.get(name) != want_fields.get(name):
-            lines.append(f"{name}: got {got_fields.get(name)!r}, want {want_fields.get(name)!r}")
+    lines += [
+        f"{name}: got {got_fields.get(name)!r}, want {want_fields.get(name)!r}"
+        for name in dict.fromkeys((*want_fields, *got_fields))
+        if got_fields.get(name) != want_fields.get(name)
+    ]
     offsets = [at for at, (a, b) in enumerate(zip(got, want, strict=False)) if a != b]
     lines.append(f"bytes that differ, by offset: {offsets}")
     lines.append(f"got  {got.hex(' ', 4)}")

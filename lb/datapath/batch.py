@@ -60,7 +60,7 @@ def read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) ->
     cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")
     first = True
     while True:
-        keys = np.zeros(chunk, dtype=keys_type)
+        keys = np.zeros((chunk, info.key_size), dtype="u1")  # bytes: joining typed rows would swap theirs
         values = np.zeros((chunk, row_bytes), dtype="u1")
         attr = bytearray(
             struct.pack(
@@ -87,7 +87,7 @@ def read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) ->
         keys_done.append(keys[:done])
         values_done.append(values[:done])
         if code == errno.ENOENT:
-            return np.concatenate(keys_done), np.concatenate(values_done)
+            return np.concatenate(keys_done).reshape(-1).view(keys_type), np.concatenate(values_done)
         cursors[0] = cursors[1]
         first = False
 

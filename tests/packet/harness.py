@@ -1,4 +1,4 @@
-"""The real programs on a bench: loaded from bpf/, in a network namespace with routes, fed packet by packet."""
+"""The real programs on a bench: loaded from bpf/, in a network namespace with routes, fed by the packet."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def _enter(fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a packet: verdict is PASS, DROP or SEND; reasons are the counters that moved, by hook."""
+    """What became of a packet: verdict is PASS, DROP or SEND, reasons are the counters that moved."""
 
     verdict: str
     packet: bytes
@@ -105,8 +106,9 @@ class Result:
 class Datapath:
     """The loaded programs and their maps, in a namespace that looks like NODE1 of tests/packets.py.
 
-    ``up0`` is the uplink: CLIENT, CLIENT_2 and NODE2 are neighbours there, the pods of NODE2 are behind NODE2.
-    ``pod0`` is the host end of a pod's interface, with the node's own pods behind it.
+    ``up0`` is the uplink: CLIENT, CLIENT_2 and NODE2 are neighbours there, the pods of NODE2 are behind
+    NODE2. ``up1`` is another uplink. ``pod0`` is the host end of a pod's interface, with the node's own pods
+    behind it.
     """
 
     def __init__(self) -> None:
@@ -131,7 +133,7 @@ class Datapath:
         self.namespace = NetworkNamespace()
         self._stack.callback(self.namespace.close)
         with self.namespace.entered():
-            self.uplink, self.pod = _node1()
+            self.uplink, self.uplink_2, self.pod = _node1()
         self._plans: set[ObjectKey] = set()
         self.reconciler = Reconciler(self.maps, time.monotonic)
         self.set_up_node()
@@ -146,10 +148,10 @@ class Datapath:
         for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp"):
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
-        ifaces = np.zeros(2, dtype=layouts.IFACE)
-        ifaces["source4"] = _number(p.NODE1)
-        ifaces["flags"] = [0, layouts.IfaceFlag.UPLINK]
-        self.maps.update("ifaces", np.array([0, self.uplink], dtype=layouts.ID), ifaces)
+        ifaces = np.zeros(3, dtype=layouts.IFACE)
+        ifaces["source4"] = [int(IPv4Address(text)) for text in (p.NODE1, p.NODE1, p.UPLINK_2_ADDRESS)]
+        ifaces["flags"] = [0, layouts.IfaceFlag.UPLINK, layouts.IfaceFlag.UPLINK]
+        self.maps.update("ifaces", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
 
     def run(self, program: str, packet: bytes, *, ifindex: int | None = None) -> Result:
         """Run one program on one packet; ifindex defaults to the interface that the program belongs to."""
@@ -196,30 +198,29 @@ class Datapath:
         return found
 
 
-def _number(address: str) -> int:
-    return int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
-
-
-def _node1() -> tuple[int, int]:
-    """Make NODE1's interfaces and routes in the current namespace; return the ifindexes of up0 and pod0."""
+def _node1() -> tuple[int, int, int]:
+    """Make NODE1's interfaces and routes in the current namespace; return the ifindexes of up0, up1, pod0."""
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     with IPRoute() as route:
-        for name, mac in (("up0", p.NODE1_MAC), ("pod0", p.POD_GATEWAY_MAC)):
+        for name, mac in (("up0", p.NODE1_MAC), ("up1", p.UPLINK_2_MAC), ("pod0", p.POD_GATEWAY_MAC)):
             route.link("add", ifname=name, kind="veth", address=mac, peer={"ifname": f"{name}-peer"})
     with Netlink() as net:
         index = {interface.name: interface.index for interface in net.interfaces()}
-    up, pod = index["up0"], index["pod0"]
+    up, up_2, pod = index["up0"], index["up1"], index["pod0"]
     with IPRoute() as route:
         for each in index.values():
             route.link("set", index=each, state="up")
         route.addr("add", index=up, address=p.NODE1, prefixlen=24)
+        route.addr("add", index=up_2, address=p.UPLINK_2_ADDRESS, prefixlen=24)
         route.addr("add", index=pod, address=p.POD_GATEWAY, prefixlen=32)
         route.route("add", dst=p.POD_NET, oif=pod)
-        for address, mac in (
-            (p.CLIENT, p.CLIENT_MAC),
-            (p.CLIENT_2, p.CLIENT_MAC),
-            (p.NODE2, p.NODE2_MAC),
+        for port, address, mac in (
+            (up, p.CLIENT, p.CLIENT_MAC),
+            (up, p.CLIENT_2, p.CLIENT_MAC),
+            (up, p.NODE2, p.NODE2_MAC),
+            (up_2, p.BEHIND_UPLINK_2, p.UPLINK_2_PEER_MAC),
         ):
-            route.neigh("add", dst=address, lladdr=mac, ifindex=up, state="permanent")
+            route.neigh("add", dst=address, lladdr=mac, ifindex=port, state="permanent")
+        route.route("add", dst=f"{p.BACKEND_UNROUTED}/32", type="blackhole")
         route.route("add", dst=p.POD_NET_2, gateway=p.NODE2, oif=up)
-    return up, pod
+    return up, up_2, pod
