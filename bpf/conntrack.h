@@ -83,13 +83,6 @@ static __always_inline int store_flow(const struct tuple *t, u8 direction, const
 	return bpf_map_update_elem(flows4, &key, &value, flags);
 }
 
-static __always_inline void delete_flow(const struct tuple *t, u8 direction)
-{
-	struct flow4_key key = flow4_key(t, direction);
-
-	bpf_map_delete_elem(flows4, &key);
-}
-
 /* The tuple of the same connection's packets the other way. */
 static __always_inline struct tuple reverse(const struct tuple *t)
 {
@@ -108,6 +101,22 @@ static __always_inline bool same_tuple(const struct tuple *a, const struct tuple
 {
 	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
 	       a->dport == b->dport && a->protocol == b->protocol;
+}
+
+static __always_inline void delete_flow(const struct tuple *t, u8 direction)
+{
+	struct flow4_key key = flow4_key(t, direction);
+
+	bpf_map_delete_elem(flows4, &key);
+}
+
+/* Delete the entry of t unless it has come to mean another connection. */
+static __always_inline void delete_flow_to(const struct tuple *t, u8 direction, const struct tuple *to)
+{
+	struct flow flow;
+
+	if (lookup_flow(t, direction, &flow) && same_tuple(&flow.to, to))
+		delete_flow(t, direction);
 }
 
 static __always_inline u64 idle_limit(const struct flow *flow, const struct settings *settings)
@@ -182,6 +191,16 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	store_flow(&other_from, other_direction, &other, BPF_ANY);
 }
 
+/* The flow of from is over but its client begins anew: the old backend's replies are not the new
+ * connection's. */
+static __always_inline void forget_flow(const struct tuple *from, const struct flow *flow)
+{
+	struct tuple reply = reverse(&flow->to), to = reverse(from);
+
+	delete_flow(from, DIR_FORWARD);
+	delete_flow_to(&reply, DIR_REPLY, &to);
+}
+
 /* Claim the reply entry for flow->to, which names the translated packet. False: somebody else's live flow has
  * it. An own leftover or a dead flow is replaced, the dead flow as a pair. */
 static __always_inline bool claim_reply(const struct tuple *from, const struct flow *flow, u64 now,
@@ -198,9 +217,11 @@ static __always_inline bool claim_reply(const struct tuple *from, const struct f
 		return false;
 	holder_from = reverse(&holder.to);
 	if (!same_tuple(&holder_from, from)) {
+		struct tuple holder_to = reverse(&key);
+
 		if (!expired(&holder, now, settings))
 			return false;
-		delete_flow(&holder_from, DIR_FORWARD);
+		delete_flow_to(&holder_from, DIR_FORWARD, &holder_to);
 	}
 	return store_flow(&key, DIR_REPLY, &reply, BPF_ANY) == 0;
 }

@@ -29,7 +29,7 @@ struct decision {
 
 enum route_result {
 	ROUTE_FOUND,
-	ROUTE_STACK, /* the kernel would not forward it: an address of this node, or no route at all */
+	ROUTE_STACK, /* the kernel would not forward it: an address of this node */
 	ROUTE_NONE,
 	ROUTE_TOO_BIG,
 };

@@ -172,10 +172,14 @@ static __always_inline void decide_ingress(ctx_t *ctx, const struct packet *pkt,
 	if (likely(!vip))
 		return;
 	now = bpf_ktime_get_ns();
-	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &flow) && flow_usable(pkt, &flow, now, settings))
-		decide_flow(ctx, pkt, DIR_FORWARD, &flow, now, REASON_FLOW_HIT, d);
-	else
-		decide_new(ctx, pkt, vip, side, now, settings, d);
+	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &flow)) {
+		if (flow_usable(pkt, &flow, now, settings)) {
+			decide_flow(ctx, pkt, DIR_FORWARD, &flow, now, REASON_FLOW_HIT, d);
+			return;
+		}
+		forget_flow(&pkt->tuple, &flow);
+	}
+	decide_new(ctx, pkt, vip, side, now, settings, d);
 }
 
 /* A packet that leaves towards a client: to a pod, or out of an uplink or a tunnel. */

@@ -82,6 +82,7 @@ class Flow:
     backend_side: Tuple5
     service: str
     backend: ModelBackend
+    incarnation: int  # of the backend, which may go and come back
     path: str  # stack | forward | hairpin
     state: str = "new"  # new | established | closing | closed
     fins: frozenset[str] = frozenset()
@@ -118,7 +119,7 @@ class World:
     timeouts: Timeouts
     neighbours: Mapping[IPv4Network, str]  # network -> MAC of the next hop, out of the uplink
     vips: dict[tuple[IPv4Address, int, Protocol], ModelVip] = field(default_factory=dict)
-    backends: set[tuple[str, ModelBackend]] = field(default_factory=set)  # alive, by Service port
+    backends: dict[tuple[str, ModelBackend], int] = field(default_factory=dict)  # alive: which time
 
     def next_hop(self, address: IPv4Address) -> str | None:
         return next((mac for network, mac in self.neighbours.items() if address in network), None)
@@ -132,7 +133,7 @@ class Model:
         self.now = 0.0
         self.by_client: dict[Tuple5, Flow] = {}
         self.by_backend: dict[Tuple5, Flow] = {}  # keyed by the reply's tuple
-        self.affinity: dict[tuple[IPv4Address, str], tuple[ModelBackend, float]] = {}
+        self.affinity: dict[tuple[IPv4Address, str], tuple[ModelBackend, int, float]] = {}
 
     def ingress(self, frame: bytes, side: str, chosen_port: Callable[[], int]) -> Expected:
         """A frame that enters from a pod (side "inside") or an uplink ("outside").
@@ -151,6 +152,8 @@ class Model:
         flow = self.by_client.get(t)
         if flow and self._usable(packet, flow):
             return self._known(packet, flow, "client", "FLOW_HIT")
+        if flow:
+            self._forget(flow)
         return self._new(packet, t, vip, side, chosen_port)
 
     def egress(self, frame: bytes) -> Expected:
@@ -167,7 +170,7 @@ class Model:
                 return True
             if flow.state == "closed":
                 return False
-        alive = (flow.service, flow.backend) in self.world.backends
+        alive = self.world.backends.get((flow.service, flow.backend)) == flow.incarnation
         return alive and not self._expired(flow)
 
     def _expired(self, flow: Flow) -> bool:
@@ -214,14 +217,17 @@ class Model:
     def _pick(self, t: Tuple5, vip: ModelVip) -> ModelBackend:
         if not vip.affinity_seconds:
             return vip.rows[t.hash() * len(vip.rows) >> 32]
-        backend, last = self.affinity.get((t.src, vip.service), (None, 0.0))
+        kept = self.affinity.get((t.src, vip.service))
         if (
-            backend is None
-            or self.now - last >= vip.affinity_seconds
-            or (vip.service, backend) not in self.world.backends
+            kept is not None
+            and self.now - kept[2] < vip.affinity_seconds
+            and self.world.backends.get((vip.service, kept[0])) == kept[1]
         ):
+            backend = kept[0]
+        else:
             backend = vip.rows[hash_words(int(t.src), 0, 0) * len(vip.rows) >> 32]
-        self.affinity[t.src, vip.service] = (backend, self.now)
+        incarnation = self.world.backends[vip.service, backend]
+        self.affinity[t.src, vip.service] = (backend, incarnation, self.now)
         return backend
 
     def _new(
@@ -233,7 +239,9 @@ class Model:
         source, path, reason = t.src, "stack", "NEW_LOCAL" if backend.local else "NEW_REMOTE"
         if side == "inside" and backend.address == t.src:
             source, path, reason = self.world.node_address, "hairpin", "NEW_HAIRPIN"
-        elif side == "outside" and not backend.local and self.world.next_hop(backend.address):
+        elif side == "outside" and not backend.local:
+            if self.world.next_hop(backend.address) is None:
+                return Expected("drop", None, "NO_ROUTE")
             source, path = self.world.node_address, "forward"
         to = Tuple5(source, backend.address, t.sport, backend.port, t.protocol)
         holder = self.by_backend.get(to.reversed())
@@ -246,10 +254,8 @@ class Model:
                 assert self._expired(holder), f"{to} is shared with the live flow of {holder.client_side}"
         if holder is not None:
             self._forget(holder)
-        old = self.by_client.get(t)
-        if old is not None:
-            del self.by_client[t]  # its reply entry stays until somebody wants the tuple
-        flow = Flow(t, to, vip.service, backend, path, last_seen=self.now)
+        incarnation = self.world.backends[vip.service, backend]
+        flow = Flow(t, to, vip.service, backend, incarnation, path, last_seen=self.now)
         if TCP in packet and not packet[TCP].flags.S:
             flow.state = "established"
         self._advance(packet, "client", flow)
