@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import struct
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -28,9 +27,7 @@ from lb.datapath.rtnl import Direction
 from lb.model import ObjectKey
 from lb.plan.types import ServicePlan
 from tests import packets as p
-
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+from tests.namespaces import NetworkNamespace
 
 XDP = XDP_PROGRAM
 TC_UPLINK_IN = TC_PROGRAMS[Role.UPLINK][Direction.INGRESS]
@@ -50,42 +47,6 @@ HOOK_OF = {
 PASS, DROP, SEND = "pass", "drop", "send"
 _XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
 _TC_VERDICTS = {-1: PASS, 2: DROP, 7: SEND}
-
-
-class NetworkNamespace:
-    """A network namespace without a name: gone when it is closed."""
-
-    def __init__(self) -> None:
-        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        try:
-            if _libc.unshare(_CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "unshare")
-            self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        finally:
-            _enter(outside)
-            os.close(outside)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Let the calling thread be in the namespace meanwhile."""
-        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        _enter(self._fd)
-        try:
-            yield
-        finally:
-            _enter(outside)
-            os.close(outside)
-
-
-def _enter(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from scapy.layers.l2 import Ether
 
 from lb.config import SnatPorts, Timeouts
 from lb.datapath import layouts
@@ -29,8 +30,8 @@ from tests.packet.harness import Datapath
 from tests.packet.reference import Model, ModelBackend, ModelVip, World
 from tests.packets import difference
 
-# Time passes in steps of TICK; every timeout lies half a step from the next multiple, so that the second that a
-# run takes, and the second by which last_seen may lag, change nothing.
+# Time passes in steps of TICK; every timeout lies half a step from the next multiple, so that the seconds that
+# a run takes, and the second by which last_seen may lag, change nothing.
 TICK = 7
 TIMEOUTS = Timeouts(tcp_syn=59.5, tcp_established=5001.5, tcp_closing=10.5, udp_new=31.5, udp=122.5)
 AFFINITY_SECONDS = 45
@@ -185,7 +186,7 @@ class Machine(RuleBasedStateMachine):
             self.enters(program if flow.path == "forward" else harness.TC_POD_IN, frame)
 
     def enters(self, program: str, frame: bytes) -> None:
-        t = reference.tuple_of(harness_parse(frame))
+        t = reference.tuple_of(Ether(frame))
         result = self.datapath.run(program, frame)
         side = "inside" if program == harness.TC_POD_IN else "outside"
         expected = self.model.ingress(frame, side, lambda: self.chosen_port(t))
@@ -244,11 +245,6 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.datapath.apply()
-
-
-def harness_parse(frame: bytes) -> Any:
-    """Return the frame as Scapy sees it."""
-    return p.Ether(frame)
 
 
 def plan(name: str, address: str, spec: dict[str, Any], backends: list[Backend]) -> ServicePlan:
