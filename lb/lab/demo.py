@@ -16,6 +16,8 @@ from lb.lab.removal import Report
 A_POD = "a pod"
 """As a row's place: the first ready pod."""
 
+_SHOWN_LINES = 16
+
 _UDP_CLIENT = """\
 import socket, sys
 for number in range(int(sys.argv[3])):
@@ -60,7 +62,9 @@ class Row:
 
 ROWS = (
     Row("clusterIP from a pod, ClientIP affinity", A_POD, "10.66.13.240", 80, "10.66.13.240", sticky=True),
-    Row("its second port, same pod", A_POD, "10.66.13.240", 90, "10.66.13.240", sticky=True),
+    Row(
+        "its second port, with an affinity of its own", A_POD, "10.66.13.240", 90, "10.66.13.240", sticky=True
+    ),
     Row(
         "affinity: another client, from outside",
         "client",
@@ -115,16 +119,20 @@ def show(lab: Lab, report: Report) -> None:
         elif row.sticky and len(answers) > 1:
             failed.append(f"{row.title}: {len(answers)} pods answered, one was expected")
     if lab.spec.agents:
-        for form in ("table", "ipvsadm"):
-            _dump(lab, form, report)
+        for what in (["vips"], ["affinity"], ["flows"], ["-o", "ipvsadm"]):
+            _dump(lab, what, report)
     if failed:
         raise LabError("not as it should be: " + "; ".join(failed))
 
 
-def _dump(lab: Lab, form: str, report: Report) -> None:
-    command = ["maps", "dump", "--instance", lab.spec.instance("node1"), "-o", form]
+def _dump(lab: Lab, what: list[str], report: Report) -> None:
+    """Print the beginning of what node1's kernel holds."""
+    command = ["maps", "dump", "--instance", lab.spec.instance("node1"), *what]
     report("")
     report(f"$ lbctl {' '.join(command)}")
     done = subprocess.run([sys.executable, "-m", "lb", *command], capture_output=True, text=True, check=False)
-    for line in (done.stdout + done.stderr).splitlines():
+    lines = (done.stdout + done.stderr).splitlines()
+    for line in lines[:_SHOWN_LINES]:
         report(f"  {line}")
+    if len(lines) > _SHOWN_LINES:
+        report(f"  … and {len(lines) - _SHOWN_LINES} lines more")

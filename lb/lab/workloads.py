@@ -144,7 +144,7 @@ def read_workload(root: Node, problems: Problems) -> Workload | None:
     top = Field(problems, "", root.line, root).fields()
     metadata = top["metadata"].fields()
     key = read_key(metadata, namespaced=True)
-    problems.object = f"{kind} {key}"
+    problems.object = f"{kind} {key}" if key.name else kind
     if _text(root, "apiVersion") not in _API_VERSIONS[kind]:
         top["apiVersion"].error(f"must be one of {', '.join(_API_VERSIONS[kind])} for kind {kind}")
     meta = read_meta(metadata, key, root.line, dns_label=False)
