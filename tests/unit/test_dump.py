@@ -1,0 +1,273 @@
+"""The dump and its three forms; the reconciler fills Python's maps, and the tests those of the kernel."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lb.datapath.dump import SECTIONS, dump
+from lb.datapath.layouts import (
+    AFFINITY,
+    AFFINITY4_KEY,
+    COUNTER,
+    FLOW4,
+    FLOW4_KEY,
+    HOOKS,
+    ID,
+    REASONS,
+    REASONS_PER_HOOK,
+    Direction,
+    FlowState,
+)
+from lb.datapath.maps import FakeMaps
+from lb.datapath.render import as_ipvsadm, as_json, as_table
+from lb.model import ObjectKey, Protocol
+from lb.plan.types import BackendState, VipKind
+from tests.unit.plan_builders import NODE, backend, port_plan, service_plan
+from tests.unit.reconcile_bench import Bench
+
+SECOND = 1_000_000_000
+NOW = 1_000 * SECOND
+TCP, UDP = Protocol.TCP, Protocol.UDP
+WEB = service_plan(
+    "web",
+    port_plan(
+        ["10.66.13.240:80", "9.9.9.9:80"],
+        [backend("10.0.2.10:8080", "node2"), backend("10.0.1.9:8080", NODE)],
+        draining=[backend("10.0.2.11:8080", "node2", BackendState.TERMINATING)],
+        affinity_seconds=10800,
+    ),
+)
+DNS = service_plan(
+    "dns", port_plan(["10.66.0.53:53"], ["192.0.2.53:53"], name="dns", protocol=UDP, kind=VipKind.EXTERNAL_IP)
+)
+EMPTY = service_plan("empty", port_plan(["10.66.0.9:80"], [], kind=VipKind.LOAD_BALANCER))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    bench = Bench()
+    bench.apply(WEB, DNS, EMPTY)
+    return bench
+
+
+def shown(maps: FakeMaps, *sections: str, service: str = "") -> dict[str, list[dict[str, Any]]]:
+    key = ObjectKey(*service.split("/")) if service else None
+    found: dict[str, list[dict[str, Any]]] = json.loads(as_json(dump(maps, NOW, sections or None, key)))
+    return found
+
+
+def number(address: str) -> int:
+    return int(backend(f"{address}:1").address)
+
+
+def add_flow(
+    bench: Bench,
+    client: str,
+    vip: str,
+    to: str,
+    *,
+    source: str = "",
+    protocol: Protocol = TCP,
+    state: FlowState = FlowState.ESTABLISHED,
+    idle: float = 0,
+    direction: Direction = Direction.FORWARD,
+) -> None:
+    """Add one direction of a connection, as the kernel notes it."""
+    ends = [(number(a), int(p)) for a, p in (text.split(":") for text in (client, vip, source or client, to))]
+    (src, sport), (dst, dport), (new_src, new_sport), (new_dst, new_dport) = ends
+    key = np.zeros(1, FLOW4_KEY)
+    key[0] = (src, dst, sport, dport, protocol, direction, (0, 0))
+    value = np.zeros(1, FLOW4)
+    service = int(bench.row(vip).service) if protocol is TCP else 0
+    last_seen = NOW - int(idle * SECOND)
+    value[0] = (
+        *(new_src, new_dst, new_sport, new_dport),
+        *(service, 1, 1, state, 0, 0, (0,) * 5, last_seen),
+    )
+    bench.maps.update("flows4", key, value)
+
+
+def add_affinity(bench: Bench, client: str, slot: int, generation: int) -> None:
+    key = np.array([(number(client), bench.row("9.9.9.9:80").service)], AFFINITY4_KEY)
+    bench.maps.update("affinity4", key, np.array([(NOW - 90 * SECOND, slot, generation)], AFFINITY))
+
+
+def test_vips_are_in_the_order_of_numbers_with_their_backends(bench: Bench) -> None:
+    vips = shown(bench.maps, "vips")["vips"]
+    assert [(vip["address"], vip["protocol"], vip["service"], vip["kind"]) for vip in vips] == [
+        ("9.9.9.9", "TCP", "default/web", "clusterIP"),
+        ("10.66.0.9", "TCP", "default/empty", "loadBalancer"),
+        ("10.66.0.53", "UDP", "default/dns", "externalIP"),
+        ("10.66.13.240", "TCP", "default/web", "clusterIP"),
+    ]
+    assert vips[1]["backends"] == []
+    assert vips[3] == {
+        "address": "10.66.13.240",
+        "port": 80,
+        "protocol": "TCP",
+        "service": "default/web",
+        "port_name": "http",
+        "kind": "clusterIP",
+        "affinity_seconds": 10800,
+        "backends": [
+            {"address": "10.0.1.9", "port": 8080, "node": "node1", "state": "active"},
+            {"address": "10.0.2.10", "port": 8080, "node": "node2", "state": "active"},
+            {"address": "10.0.2.11", "port": 8080, "node": "node2", "state": "terminating"},
+        ],
+    }
+    assert vips[2]["backends"][0]["node"] == ""
+
+
+def test_backends(bench: Bench) -> None:
+    backends = shown(bench.maps, "backends")["backends"]
+    assert [(b["service"], b["address"], b["local"], b["generation"]) for b in backends] == [
+        ("default/dns", "192.0.2.53", False, 1),
+        ("default/web", "10.0.1.9", True, 1),
+        ("default/web", "10.0.2.10", False, 1),
+        ("default/web", "10.0.2.11", False, 1),
+    ]
+    assert len({b["id"] for b in backends}) == 4
+
+
+@pytest.mark.parametrize(
+    ("protocol", "state", "word"),
+    [
+        (TCP, FlowState.NEW, "syn_sent"),
+        (TCP, FlowState.ESTABLISHED, "established"),
+        (TCP, FlowState.CLOSING, "closing"),
+        (TCP, FlowState.CLOSED, "closed"),
+        (UDP, FlowState.NEW, "new"),
+        (UDP, FlowState.ESTABLISHED, "established"),
+    ],
+)
+def test_flow_states_have_the_words_of_their_protocol(
+    bench: Bench, protocol: Protocol, state: FlowState, word: str
+) -> None:
+    client, vip, to = "192.0.2.7:40000", "9.9.9.9:80", "10.0.1.9:8080"
+    add_flow(bench, client, vip, to, protocol=protocol, state=state, idle=1.5)
+    assert shown(bench.maps, "flows")["flows"] == [
+        {
+            "protocol": protocol.name,
+            "client": client,
+            "vip": vip,
+            "backend": to,
+            "state": word,
+            "idle_seconds": 1.5,
+        }
+    ]
+
+
+def test_flows_show_snat_and_only_the_clients_direction(bench: Bench) -> None:
+    add_flow(bench, "192.0.2.7:9999", "9.9.9.9:80", "10.0.2.10:8080", source="192.0.2.1:61000")
+    add_flow(bench, "10.0.2.10:8080", "9.9.9.9:80", "192.0.2.7:9999", direction=Direction.REPLY)
+    add_flow(bench, "20.0.0.1:5", "9.9.9.9:80", "10.0.1.9:8080")
+    add_flow(bench, "20.0.0.1:40", "9.9.9.9:80", "10.0.1.9:8080")
+    flows = shown(bench.maps, "flows")["flows"]
+    assert [flow["client"] for flow in flows] == ["20.0.0.1:5", "20.0.0.1:40", "192.0.2.7:9999"]
+    assert [flow.get("snat") for flow in flows] == [None, None, "192.0.2.1:61000"]
+
+
+def test_affinity_names_the_backend_while_it_lives(bench: Bench) -> None:
+    slot = int(bench.maps.array("tables")[bench.row("9.9.9.9:80").inside.offset])
+    add_affinity(bench, "192.0.2.7", slot, 1)
+    add_affinity(bench, "20.0.0.1", slot, 2)  # an earlier or later use of the slot
+    add_affinity(bench, "3.3.3.3", 77, 1)  # a free slot
+    at = bench.maps.array("backends4")[slot]
+    head = {"service": "default/web", "port_name": "http"}
+    assert shown(bench.maps, "affinity")["affinity"] == [
+        {"client": "3.3.3.3", **head, "backend": "", "idle_seconds": 90.0},
+        {"client": "20.0.0.1", **head, "backend": "", "idle_seconds": 90.0},
+        {
+            "client": "192.0.2.7",
+            **head,
+            "backend": f"{backend('0.0.0.0:1').address + int(at['address'])}:8080",
+            "idle_seconds": 90.0,
+        },
+    ]
+
+
+def test_counters_that_are_not_zero_over_all_cpus(bench: Bench) -> None:
+    hook, reason = len(HOOKS) - 1, len(REASONS) - 1
+    values = np.array([[(3, 300), (4, 44)]], COUNTER)
+    bench.maps.update("reasons", np.array([hook * REASONS_PER_HOOK + reason], ID), values)
+    assert shown(bench.maps, "counters")["counters"] == [
+        {
+            "hook": HOOKS[hook][0],
+            "reason": REASONS[reason][0],
+            "packets": 7,
+            "bytes": 344,
+            "meaning": REASONS[reason][1],
+        }
+    ]
+
+
+def test_sections_and_service_filter(bench: Bench) -> None:
+    add_flow(bench, "192.0.2.7:40000", "9.9.9.9:80", "10.0.1.9:8080")
+    add_affinity(bench, "192.0.2.7", 1, 1)
+    assert tuple(shown(bench.maps)) == SECTIONS == ("vips", "backends", "flows", "affinity", "counters")
+    web = shown(bench.maps, service="default/web")
+    assert [len(web[name]) for name in SECTIONS] == [2, 3, 1, 1, 0]
+    dns = shown(bench.maps, service="default/dns")
+    assert [len(dns[name]) for name in SECTIONS] == [1, 1, 0, 0, 0]
+    assert list(shown(bench.maps, "flows", "vips")) == ["vips", "flows"]
+
+
+def test_names_that_are_missing_are_said_to_be_unknown(bench: Bench) -> None:
+    for name in ("services", "nodes"):
+        bench.maps.delete(name, bench.maps.read(name)[0])
+    vip = shown(bench.maps, "vips")["vips"][0]
+    assert vip["service"] == "unknown"
+    assert vip["backends"][0]["node"] == "unknown"
+
+
+def test_a_backend_that_takes_over_as_the_last_one_has_weight(bench: Bench) -> None:
+    last = backend("10.0.2.11:8080", "node2", BackendState.TERMINATING)
+    bench.apply(service_plan("web", port_plan(["10.66.13.240:80"], [last])))
+    assert as_ipvsadm(dump(bench.maps, NOW, ["vips"], WEB.key)) == (
+        "-A -t 10.66.13.240:80 -s mh\n-a -t 10.66.13.240:80 -r 10.0.2.11:8080 -m -w 1\n"
+    )
+
+
+def test_ipvsadm_form_can_be_grepped_for_the_address(bench: Bench) -> None:
+    text = as_ipvsadm(dump(bench.maps, NOW))
+    assert [line for line in text.splitlines() if "10.66.13.240" in line] == [
+        "-A -t 10.66.13.240:80 -s mh -p 10800",
+        "-a -t 10.66.13.240:80 -r 10.0.1.9:8080 -m -w 1",
+        "-a -t 10.66.13.240:80 -r 10.0.2.10:8080 -m -w 1",
+        "-a -t 10.66.13.240:80 -r 10.0.2.11:8080 -m -w 0",
+    ]
+    assert "-A -u 10.66.0.53:53 -s mh\n-a -u 10.66.0.53:53 -r 192.0.2.53:53 -m -w 1\n" in text
+
+
+def test_table_form(bench: Bench) -> None:
+    add_flow(bench, "192.0.2.7:40000", "9.9.9.9:80", "10.0.1.9:8080", idle=2.25)
+    assert as_table(dump(bench.maps, NOW, ["vips", "flows"], WEB.key)) == (
+        "vips\n"
+        "VIP              PROTOCOL  KIND       SERVICE      PORT NAME  AFFINITY"
+        "  BACKEND         NODE   STATE\n"
+        + "".join(
+            f"{vip:<15}  TCP       clusterIP  default/web  http       10800s    {rest}\n"
+            for vip in ("9.9.9.9:80", "10.66.13.240:80")
+            for rest in (
+                "10.0.1.9:8080   node1  active",
+                "10.0.2.10:8080  node2  active",
+                "10.0.2.11:8080  node2  terminating",
+            )
+        )
+        + "\nflows\n"
+        "PROTOCOL  CLIENT           VIP         BACKEND        SNAT  STATE        IDLE\n"
+        "TCP       192.0.2.7:40000  9.9.9.9:80  10.0.1.9:8080  -     established  2.2s\n"
+    )
+
+
+def test_empty_maps_are_empty_sections() -> None:
+    maps = FakeMaps()
+    assert shown(maps) == {name: [] for name in SECTIONS}
+    assert as_ipvsadm(dump(maps, NOW)) == ""
+    assert as_table(dump(maps, NOW, ["affinity"])) == (
+        "affinity\nCLIENT  SERVICE  PORT NAME  BACKEND  IDLE\n"
+    )
