@@ -30,8 +30,8 @@ from tests.packet.harness import Datapath
 from tests.packet.reference import Model, ModelBackend, ModelVip, World
 from tests.packets import difference
 
-# Time passes in steps of TICK; every timeout lies half a step from the next multiple, so that the seconds that
-# a run takes, and the second by which last_seen may lag, change nothing.
+# Time passes in steps of TICK; every timeout lies half a step from the next multiple, so that neither the
+# seconds of a run nor the second by which last_seen may lag change anything.
 TICK = 7
 TIMEOUTS = Timeouts(tcp_syn=59.5, tcp_established=5001.5, tcp_closing=10.5, udp_new=31.5, udp=122.5)
 AFFINITY_SECONDS = 45
