@@ -25,16 +25,16 @@ def place(claimants: Iterable[str], taken: Collection[int], bands: Sequence[rang
     bands are the numbers to give, the first band until it is full, then the next; taken ones are never given.
     A claimant that is missing in the result found no number left.
     """
-    free = {band: len(band) - sum(1 for number in taken if number in band) for band in bands}
+    free = {band: _size(band) - sum(1 for number in taken if number in band) for band in bands}
     used = set(taken)
     result: dict[str, int] = {}
     for claimant in sorted(claimants):
         band = next((band for band in bands if free[band] > 0), None)
         if band is None:
             break
-        at = int.from_bytes(hashlib.blake2b(claimant.encode(), digest_size=8).digest()) % len(band)
+        at = int.from_bytes(hashlib.blake2b(claimant.encode(), digest_size=8).digest()) % _size(band)
         while band[at] in used:
-            at = (at + 1) % len(band)
+            at = (at + 1) % _size(band)
         free[band] -= 1
         used.add(band[at])
         result[claimant] = band[at]
@@ -57,10 +57,14 @@ def port_bands(ports: range) -> list[range]:
     return _bands(ports.start, ports.stop, ports.start + _low_end(len(ports), 32, 128))
 
 
+def _size(band: range) -> int:
+    return band.stop - band.start  # len() cannot count an IPv6 network
+
+
 def _low_end(size: int, share: int, most: int) -> int:
     return 0 if size <= 16 else min(max(16, size // share), most)
 
 
 def _bands(first: int, end: int, split: int) -> list[range]:
     split = min(max(first, split), end)
-    return [band for band in (range(split, end), range(first, split)) if len(band)]
+    return [band for band in (range(split, end), range(first, split)) if band]

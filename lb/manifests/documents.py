@@ -108,6 +108,9 @@ def _items(path: str, document: Document, content: Content) -> Iterator[_Item]:
         if place.node is None or place.node.kind != "mapping":
             place.error("must be a Kubernetes object")
             continue
+        if _scalar(place.fields(), "kind") in _LISTS:
+            place.error("is a list within a list, which is not read")
+            continue
         prefix = f"items[{i}]."
         faults = tuple(
             Fault(fault.line, fault.field.removeprefix(prefix), fault.message)

@@ -28,6 +28,7 @@ _A = {
     "float": "a number with a fraction or exponent",
     "boolean": "a boolean",
     "null": "null",
+    "merge": "a merge key",
 }
 
 
@@ -47,8 +48,9 @@ class Problems:
     noted: list[tuple[int, str, str]] = field(default_factory=list)
 
     def note(self, line: int, where: str, message: str) -> None:
-        """Note an error; the same one twice (a node used through an anchor) counts once."""
-        if (line, where, message) not in self.noted:
+        """Note an error, unless there is one for the same field or for one that holds it."""
+        wrong = (field for _, field, _ in self.noted)
+        if not any(where == field or where.startswith((f"{field}.", f"{field}[")) for field in wrong):
             self.noted.append((line, where, message))
 
     def errors(self) -> list[InputError]:
@@ -133,8 +135,7 @@ class Field:
         """Return an IP address; None when it is absent or wrong."""
         text = self.text()
         if not text:
-            if self.node is None or self.node.kind == "string":
-                self.error("must be an IP address, is missing")
+            self.error("must be an IP address, is missing")
             return None
         try:
             return ipaddress.ip_address(text)

@@ -97,7 +97,7 @@ def read_meta(metadata: Fields, key: ObjectKey, line: int, *, dns_label: bool) -
     name = metadata["name"]
     if key.name:
         name.check(syntax.dns_label(key.name) if dns_label else syntax.dns_subdomain(key.name))
-    elif name.node is None or name.node.kind == "string":
+    else:
         generated = "; generateName needs an API server" if metadata["generateName"].present else ""
         name.error(f"is missing{generated}")
     if key.namespace:

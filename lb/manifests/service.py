@@ -129,11 +129,11 @@ def _ports(spec: Fields, kind: ServiceType, node_ports: range, *, headless: bool
     for place in places:
         entry = place.fields(_PORT)
         port = _port(entry, node_ports)
-        if len(places) > 1 and not port.name and not entry["name"].present:
+        if len(places) > 1 and not port.name:
             entry["name"].error("is required when a Service has several ports")
         if port.name and any(port.name == other.name for other in ports):
             entry["name"].error(f"{port.name!r} is the name of an earlier port, too")
-        if port.port and any((port.protocol, port.port) == (other.protocol, other.port) for other in ports):
+        if any((port.protocol, port.port) == (other.protocol, other.port) for other in ports):
             entry["port"].error(f"{port.port}/{port.protocol.name} is there twice")
         if port.node_port:
             if kind not in _EXPOSED:

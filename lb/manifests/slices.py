@@ -70,7 +70,7 @@ def _distinct_name(place: Field, names: set[str]) -> str:
     name = place.text()
     if name:
         place.check(syntax.dns_label(name))
-    if name in names and (name or not place.present):
+    if name in names:
         place.error(
             f"{name!r} is the name of an earlier port, too" if name else "is required for several ports"
         )

@@ -25,11 +25,15 @@ MAX_DEPTH = 100
 MAX_DIGITS = 64
 """Longer whole numbers count as ``float``: no field takes one, and Python does not convert very long ones."""
 
-Kind = Literal["mapping", "list", "string", "number", "float", "boolean", "null"]
+Kind = Literal["mapping", "list", "string", "number", "float", "boolean", "null", "merge"]
 
-_NULL = frozenset(("", "~", "null", "Null", "NULL"))
 _TRUE = frozenset(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"))
 _FALSE = frozenset(("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"))
+_WORDS: dict[str, Kind] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), "null"),
+    **dict.fromkeys(_TRUE | _FALSE, "boolean"),
+    "<<": "merge",
+}
 _NUMBER = re.compile(r"[-+]?(0b[01][01_]*|0o?[0-7][0-7_]*|0x[0-9a-fA-F][0-9a-fA-F_]*|0|[1-9][0-9_]*)")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -44,7 +48,8 @@ class Node:
 
     Attributes
     ----------
-    kind: what the value is; ``float`` is every number that is not a whole one in its spelling.
+    kind: what the value is; ``float`` is every number that is not a whole one in its spelling, ``merge`` the
+        unquoted key ``<<``, which takes over the entries of other mappings.
     line: 1-based line where it begins.
     text: a scalar as it is written, without quotes.
     items: the values of a list.
@@ -152,7 +157,7 @@ class _Open:
 
     node: Node
     path: str
-    key: tuple[int, str] | None = None
+    key: Node | None = None
     merged: list[Node] = field(default_factory=list)
 
 
@@ -190,9 +195,7 @@ class _Composer:
     def _alias(self, anchor: str | None, line: int) -> None:
         node = self._anchors.get(anchor or "")
         if node is None:
-            raise _UnreadableError(
-                Fault(line, "", f"*{anchor} refers to an anchor that is not defined above it")
-            )
+            raise _UnreadableError(Fault(line, "", f"*{anchor} refers to no anchor above it"))
         if any(node is level.node for level in self._stack):
             raise _UnreadableError(Fault(line, "", f"*{anchor} refers to a value that contains it"))
         self._attach(node)
@@ -211,7 +214,7 @@ class _Composer:
             if above.node.kind == "list":
                 path = f"{above.path}[{len(above.node.items)}]"
             elif above.key is not None:
-                path = child_path(above.path, above.key[1])
+                path = child_path(above.path, above.key.text)
         self._place(event, node)
         self._stack.append(_Open(node, path))
 
@@ -225,15 +228,15 @@ class _Composer:
         elif level.key is None:
             if node.kind in ("mapping", "list"):
                 raise _UnreadableError(Fault(node.line, level.path, f"a {node.kind} cannot be a key"))
-            level.key = (node.line, node.text)
+            level.key = node
         else:
             self._entry(level, level.key, node)
             level.key = None
 
-    def _entry(self, level: _Open, key: tuple[int, str], node: Node) -> None:
-        line, name = key
-        if name == "<<":
-            level.merged.extend(node.items if node.kind == "list" else (node,))
+    def _entry(self, level: _Open, key: Node, node: Node) -> None:
+        line, name = key.line, key.text
+        if key.kind == "merge":
+            level.merged.append(node)
             return
         first = level.node.entries.get(name)
         if first is not None:
@@ -245,21 +248,23 @@ class _Composer:
 
     def _close(self) -> None:
         level = self._stack.pop()
-        for node in level.merged:
-            for name, entry in node.entries.items():
-                level.node.entries.setdefault(name, entry)
+        for merged in level.merged:
+            for node in merged.items if merged.kind == "list" else (merged,):
+                if node.kind != "mapping":
+                    self.faults.append(
+                        Fault(node.line, child_path(level.path, "<<"), "only mappings can be merged")
+                    )
+                for name, entry in node.entries.items():
+                    level.node.entries.setdefault(name, entry)
 
 
 def _scalar_kind(event: yaml.ScalarEvent) -> Kind:
-    if event.tag == "tag:yaml.org,2002:str":
-        return "string"
-    if event.tag is None and not event.implicit[0]:  # quoted, or a block scalar
+    quoted = event.tag is None and not event.implicit[0]  # in quotes, or a block scalar
+    if quoted or event.tag == "tag:yaml.org,2002:str":
         return "string"
     text = event.value
-    if text in _NULL:
-        return "null"
-    if text in _TRUE or text in _FALSE:
-        return "boolean"
+    if text in _WORDS:
+        return _WORDS[text]
     if _NUMBER.fullmatch(text) and len(text) < MAX_DIGITS:
         return "number"
     return "float" if _FLOAT.fullmatch(text) else "string"

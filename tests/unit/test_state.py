@@ -1,0 +1,137 @@
+"""ClusterState: what a batch of events changed, and which slices a Service has."""
+
+from __future__ import annotations
+
+import dataclasses
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.model import Delete, Endpoint, EndpointSlice, Event, Node, ObjectKey, Origin, Service, Synced, Upsert
+from lb.state import Changes, ClusterState
+
+WEB = ObjectKey("default", "web")
+DNS = ObjectKey("default", "dns")
+SERVICE = Service(WEB)
+SLICE = EndpointSlice(ObjectKey("default", "web-1"), WEB, endpoints=(Endpoint(ip_address("10.0.0.1")),))
+NODE = Node("node1", zone="z1")
+
+
+def test_a_service_comes_changes_and_goes() -> None:
+    state = ClusterState()
+    assert state.apply([Upsert(SERVICE)]) == Changes(services={WEB})
+    assert state.service(WEB) == SERVICE
+    assert set(state.service_keys()) == {WEB}
+    changed = dataclasses.replace(SERVICE, affinity_seconds=5)
+    assert state.apply([Upsert(changed)]) == Changes(services={WEB})
+    assert state.service(WEB) == changed
+    assert state.apply([Delete(Service, WEB)]) == Changes(services={WEB})
+    assert state.service(WEB) is None
+    assert set(state.service_keys()) == set()
+
+
+def test_equal_objects_and_unknown_deletions_are_no_change() -> None:
+    state = ClusterState()
+    state.apply([Upsert(SERVICE), Upsert(SLICE), Upsert(NODE)])
+    moved = dataclasses.replace(SERVICE, origin=Origin("other.yaml", 7))
+    again = state.apply([Upsert(moved), Upsert(SLICE), Upsert(NODE)])
+    assert not again
+    found = state.service(WEB)
+    assert found is not None
+    assert found.origin == Origin("other.yaml", 7)
+    gone = state.apply(
+        [Delete(Service, DNS), Delete(EndpointSlice, DNS), Delete(Node, ObjectKey("", "none"))]
+    )
+    assert not gone
+
+
+def test_a_slice_changes_its_service_also_before_that_is_there() -> None:
+    state = ClusterState()
+    assert state.apply([Upsert(SLICE)]) == Changes(services={WEB})
+    assert state.slices(WEB) == (SLICE,)
+    assert state.service(WEB) is None
+    assert state.apply([Delete(EndpointSlice, SLICE.key)]) == Changes(services={WEB})
+    assert state.slices(WEB) == ()
+
+
+def test_a_slice_that_moves_changes_both_services() -> None:
+    state = ClusterState()
+    state.apply([Upsert(SLICE)])
+    moved = dataclasses.replace(SLICE, service=DNS)
+    assert state.apply([Upsert(moved)]) == Changes(services={WEB, DNS})
+    assert state.slices(WEB) == ()
+    assert state.slices(DNS) == (moved,)
+
+
+def test_slices_come_in_the_order_of_their_names() -> None:
+    state = ClusterState()
+    slices = [dataclasses.replace(SLICE, key=ObjectKey("default", name)) for name in ("c", "a", "b")]
+    state.apply([Upsert(each) for each in slices])
+    assert [each.key.name for each in state.slices(WEB)] == ["a", "b", "c"]
+
+
+def test_nodes() -> None:
+    state = ClusterState()
+    assert state.apply([Upsert(NODE)]) == Changes(nodes={"node1"})
+    assert state.node("node1") == NODE
+    assert state.apply([Upsert(Node("node1", zone="z2"))]) == Changes(nodes={"node1"})
+    assert state.apply([Delete(Node, ObjectKey("", "node1"))]) == Changes(nodes={"node1"})
+    assert state.node("node1") is None
+
+
+def test_synced_by_any_source_or_by_all_that_are_awaited() -> None:
+    anyone = ClusterState()
+    told = [
+        anyone.synced,
+        anyone.apply([Synced("manifests")]),
+        anyone.synced,
+        anyone.apply([Synced("manifests")]),
+    ]
+    assert told == [False, Changes(synced=True), True, Changes()]
+
+    both = ClusterState(["manifests", "kubernetes"])
+    told = [both.apply([Synced("manifests")]), both.synced, both.apply([Synced("kubernetes")]), both.synced]
+    assert told == [Changes(), False, Changes(synced=True), True]
+
+
+NAMES = st.sampled_from("abc")
+KEYS = NAMES.map(lambda name: ObjectKey("default", name))
+SLICES = st.builds(
+    EndpointSlice, KEYS, KEYS, endpoints=st.sampled_from([(), (Endpoint(ip_address("10.0.0.1")),)])
+)
+SERVICES = st.builds(Service, KEYS, affinity_seconds=st.sampled_from([0, 1]))
+EVENTS = st.lists(
+    st.builds(Upsert, SLICES | SERVICES) | st.builds(Delete, st.sampled_from([Service, EndpointSlice]), KEYS),
+    max_size=30,
+)
+
+
+@given(st.lists(EVENTS, max_size=4))
+def test_the_index_and_the_changes_are_those_of_a_plain_model(batches: list[list[Event]]) -> None:
+    state = ClusterState()
+    services: dict[ObjectKey, Service] = {}
+    slices: dict[ObjectKey, EndpointSlice] = {}
+
+    def seen(key: ObjectKey) -> tuple[Service | None, tuple[EndpointSlice, ...]]:
+        mine = (each for _, each in sorted(slices.items()) if each.service == key)
+        return services.get(key), tuple(mine)
+
+    keys = [ObjectKey("default", name) for name in "abc"]
+    for batch in batches:
+        before = {key: seen(key) for key in keys}
+        for event in batch:
+            match event:
+                case Upsert(Service() as service):
+                    services[service.key] = service
+                case Upsert(EndpointSlice() as one):
+                    slices[one.key] = one
+                case Delete(kind, key) if kind is Service:
+                    services.pop(key, None)
+                case Delete(_, key):
+                    slices.pop(key, None)
+        changes = state.apply(batch)
+        assert {key for key in keys if before[key] != seen(key)} <= changes.services
+        for key in keys:
+            assert (state.service(key), state.slices(key)) == seen(key)
+        assert set(state.service_keys()) == services.keys()
