@@ -1,0 +1,386 @@
+"""Loading, reusing, replacing and removing maps and programs. Needs root; compiles small programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lb.config import Limits
+from lb.datapath import bpf, layouts, loader, map_pins
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import FLOW4, FLOW4_KEY, MAP_SPECS, VIP, VIP4_KEY
+from lb.datapath.loader import Loaded, fingerprint, useful_lines
+from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
+from lb.errors import CompileError, ConfigError
+from tests.unit.pins_bench import LIMITS, TINY, XDP_SOURCE, own_pins, pin_empty_maps, tiny_tree
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def pins() -> Iterator[Pins]:
+    with own_pins() as own:
+        yield own
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return tiny_tree(tmp_path)
+
+
+def load(pins: Pins, tree: Path, limits: Limits = LIMITS) -> Loaded:
+    return loader.load(pins, limits, bpf_dir=tree, programs=TINY)
+
+
+def map_ids(pins: Pins) -> dict[str, int]:
+    found = {}
+    for path in pins.maps.iterdir():
+        with bpf.obj_get(path) as fd:
+            found[path.name] = bpf.map_info(fd).id
+    return found
+
+
+def verdict(loaded: Loaded) -> int:
+    with bpf.obj_get(loaded.programs["lb_xdp_tiny"]) as fd:
+        return bpf.prog_test_run(fd, bytes(64)).retval
+
+
+def set_udp_ns(pins: Pins, value: int) -> None:
+    maps = KernelMaps(pins.maps)
+    maps.array("settings")["udp_ns"] = value
+    maps.close()
+
+
+def test_programs_run_on_the_pinned_maps(pins: Pins, tree: Path) -> None:
+    loaded = load(pins, tree)
+    assert (loaded.compiled, loaded.fresh) == (True, frozenset(MAP_SPECS))
+    assert set(map_ids(pins)) == set(MAP_SPECS)
+    for name, path in loaded.programs.items():
+        with bpf.obj_get(path) as fd:
+            info = bpf.prog_info(fd)
+        assert (info.name, info.id, info.type) == (name, loaded.ids[name], TINY[name][1])
+        assert len(info.tag) == 16
+        assert info.load_time > 0
+        assert set(info.map_ids) <= set(map_ids(pins).values())
+    assert verdict(loaded) == 2
+    set_udp_ns(pins, 7)
+    assert verdict(loaded) == 1
+
+
+def test_a_restart_compiles_nothing(pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(pins, tree)
+    before = map_ids(pins)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a child was started"))
+    again = load(pins, tree)
+    assert again == replace(first, compiled=False, fresh=frozenset())
+    assert map_ids(pins) == before
+
+
+def test_loading_does_not_import_bcc(pins: Pins, tree: Path) -> None:
+    """The agent must not carry clang: checked in a process of its own."""
+    code = (
+        "import sys; from pathlib import Path;"
+        "from lb.datapath import loader; from lb.datapath.pins import Pins;"
+        "from tests.unit.pins_bench import LIMITS, TINY;"
+        f"loaded = loader.load(Pins({pins.instance!r}), LIMITS, bpf_dir=Path({str(tree)!r}), programs=TINY);"
+        "assert loaded.compiled; assert not [name for name in sys.modules if name.startswith('bcc')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_no_kernel_headers_are_needed(pins: Pins, tree: Path) -> None:
+    """In a mount namespace where the usual places of kernel headers are empty."""
+    code = (
+        "from pathlib import Path; from lb.datapath import loader; from lb.datapath.pins import Pins;"
+        "from tests.unit.pins_bench import LIMITS, TINY; import os;"
+        "assert not Path('/lib/modules', os.uname().release, 'build').exists();"
+        "assert not any(Path('/usr/src').iterdir());"
+        f"loader.load(Pins({pins.instance!r}), LIMITS, bpf_dir=Path({str(tree)!r}), programs=TINY)"
+    )
+    hide = (
+        "for place in /lib/modules /usr/src; do if [ -d $place ]; then mount -t tmpfs none $place; fi; done"
+    )
+    environment = {name: text for name, text in os.environ.items() if name != "BCC_KERNEL_SOURCE"}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", f'{hide}; exec "$@"', "sh", sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kernel headers" not in done.stdout + done.stderr
+
+
+def test_changed_source(pins: Pins, tree: Path) -> None:
+    first = load(pins, tree)
+    before = map_ids(pins)
+    (tree / "xdp_tiny.c").write_text(XDP_SOURCE.replace("== 7", "== 8"))
+    second = load(pins, tree)
+    assert second.compiled
+    assert second.fresh == frozenset()
+    assert second.fingerprint != first.fingerprint
+    assert set(second.ids.values()).isdisjoint(first.ids.values())
+    assert map_ids(pins) == before
+    assert [path.name for path in pins.builds()] == sorted(
+        f"progs-{one.fingerprint}" for one in (first, second)
+    )
+    loader.prune(pins, second)
+    assert [path.name for path in pins.builds()] == [f"progs-{second.fingerprint}"]
+    assert verdict(second) == 2
+
+
+def test_the_way_back_needs_no_compile_before_pruning(pins: Pins, tree: Path) -> None:
+    first = load(pins, tree)
+    (tree / "xdp_tiny.c").write_text(XDP_SOURCE.replace("== 7", "== 8"))
+    load(pins, tree)
+    (tree / "xdp_tiny.c").write_text(XDP_SOURCE)
+    again = load(pins, tree)
+    assert (again.compiled, again.ids) == (False, first.ids)
+
+
+def test_incomplete_build_is_made_again(pins: Pins, tree: Path) -> None:
+    first = load(pins, tree)
+    first.programs["lb_tc_tiny"].unlink()
+    pins.staging("0" * 16).mkdir()  # as a crash half-way would leave it
+    again = load(pins, tree)
+    assert again.compiled
+    assert all(path.exists() for path in again.programs.values())
+    loader.prune(pins, again)
+    assert pins.builds() == [pins.programs(again.fingerprint)]
+
+
+def test_clang_refuses(pins: Pins, tree: Path) -> None:
+    good = load(pins, tree)
+    before = map_ids(pins)
+    (tree / "tc_tiny.c").write_text(
+        '#include "maps.h"\nint lb_tc_tiny(void *ctx)\n{\n\treturn nonsense;\n}\n'
+    )
+    with pytest.raises(CompileError) as caught:
+        load(pins, tree, replace(LIMITS, flows=512))
+    assert "tc_tiny.c:4:9: error: use of undeclared identifier 'nonsense'" in str(caught.value)
+    assert "return nonsense;" in str(caught.value)
+    assert map_ids(pins) == before
+    assert pins.builds() == [pins.programs(good.fingerprint)]
+
+
+def test_the_verifier_refuses(pins: Pins, tree: Path) -> None:
+    body = (
+        "struct vip4_key key = {}; struct vip *vip = bpf_map_lookup_elem(vips4, &key); return vip->service;"
+    )
+    (tree / "xdp_tiny.c").write_text(
+        f'#include "maps.h"\nint lb_xdp_tiny(struct xdp_md *ctx)\n{{\n\t{body}\n}}\n'
+    )
+    with pytest.raises(CompileError) as caught:
+        load(pins, tree)
+    assert "Failed to load BPF program b'lb_xdp_tiny': Permission denied" in str(caught.value)
+    assert "invalid mem access 'map_value_or_null'" in str(caught.value)
+    assert pins.builds() == []
+
+
+def test_structs_that_differ_from_python(pins: Pins, tree: Path) -> None:
+    types = tree / "types.h"
+    text = types.read_text()
+    types.write_text(
+        text.replace("struct affinity4_key {\n\t__be32 client;", "struct affinity4_key {\n\tu64 client;")
+    )
+    assert types.read_text() != text
+    with pytest.raises(CompileError, match=r"affinity4_key: size"):
+        load(pins, tree)
+
+
+def test_missing_program(pins: Pins, tree: Path) -> None:
+    (tree / "tc_tiny.c").write_text(
+        '#include "maps.h"\nint another(struct __sk_buff *ctx)\n{\n\treturn 0;\n}\n'
+    )
+    with pytest.raises(CompileError, match="Unknown program b'lb_tc_tiny'"):
+        load(pins, tree)
+
+
+def test_child_that_dies(pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(CompileError, match="ended with code 1"):
+        load(pins, tree)
+    assert pins.builds() == []
+
+
+def test_two_at_once(pins: Pins, tree: Path) -> None:
+    loaded: list[Loaded] = []
+    threads = [threading.Thread(target=lambda: loaded.append(load(pins, tree))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(one.compiled for one in loaded) == [False, True]
+    assert loaded[0].ids == loaded[1].ids
+
+
+@pytest.mark.parametrize("change", ["source", "header", "limits", "bcc", "kernel", "layouts"])
+def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(LIMITS, tree)
+    assert before == fingerprint(LIMITS, tree)
+    limits = LIMITS
+    if change == "source":
+        (tree / "tc_tiny.c").write_text("")
+    elif change == "header":
+        (tree / "include" / "linux" / "log2.h").write_text("")
+    elif change == "limits":
+        limits = replace(LIMITS, vips=65)
+    elif change == "bcc":
+        monkeypatch.setattr(loader, "_bcc_version", lambda: "another")
+    elif change == "kernel":
+        monkeypatch.setattr("platform.release", lambda: "0.0.1")
+    else:
+        monkeypatch.setattr(layouts, "static_assertions", lambda: "another")
+    assert fingerprint(limits, tree) != before
+
+
+def fill(pins: Pins, flows: int, vips: int) -> None:
+    maps = KernelMaps(pins.maps)
+    keys, values = np.zeros(vips, VIP4_KEY), np.zeros(vips, VIP)
+    keys["address"] = np.arange(vips) + 1
+    maps.update("vips4", keys, values)
+    keys, values = np.zeros(flows, FLOW4_KEY), np.zeros(flows, FLOW4)
+    keys["src"] = np.arange(flows) + 1
+    values["backend"] = np.arange(flows)
+    maps.update("flows4", keys, values)
+    maps.array("tables")[:10] = np.arange(10)
+    maps.array("backends4")["generation"][:5] = 9
+    maps.close()
+
+
+def count(pins: Pins, name: str) -> int:
+    maps = KernelMaps(pins.maps)
+    try:
+        return len(maps.read(name)[0])
+    finally:
+        maps.close()
+
+
+def test_larger_maps_keep_their_entries(pins: Pins) -> None:
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    before = map_ids(pins)
+    larger = replace(LIMITS, flows=1024, vips=128, table_rows=4096, backends=128)
+    assert pin_empty_maps(pins, larger) == frozenset()
+    after = map_ids(pins)
+    changed = {name for name, ident in before.items() if after[name] != ident}
+    assert changed == {"flows4", "vips4", "tables", "backends4"}
+    assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
+    maps = KernelMaps(pins.maps)
+    assert maps.array("tables")[:11].tolist() == [*range(10), 0]
+    assert maps.array("backends4")["generation"][:6].tolist() == [9] * 5 + [0]
+    assert maps.capacity("tables") == 4096
+    maps.close()
+
+
+def test_smaller_maps_keep_entries_that_fit(pins: Pins) -> None:
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    assert pin_empty_maps(pins, replace(LIMITS, vips=10, table_rows=10, backends=5)) == frozenset()
+    assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [replace(LIMITS, vips=9), replace(LIMITS, table_rows=9), replace(LIMITS, backends=4)],
+    ids=["vips", "tables", "backends"],
+)
+def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogCaptureFixture) -> None:
+    """What names things by id starts empty together: an old id must not meet a new owner."""
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    with caplog.at_level(logging.WARNING):
+        fresh = pin_empty_maps(pins, limits)
+    assert fresh == {"nodes", "services", "backends4", "tables", "vips4", "flows4", "affinity4"}
+    assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 0)
+    assert {record.args for record in caplog.records} == {(name,) for name in fresh}
+    assert "its old contents are lost" in caplog.text
+
+
+def test_flows_of_another_layout(pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sizes are the same, a field has moved: only the layout's marker tells."""
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    spec = MAP_SPECS["flows4"]
+    moved = np.dtype([("all", f"V{spec.value.itemsize}")])
+    other = tuple(replace(one, value=moved) if one.name == "flows4" else one for one in layouts.MAPS)
+    monkeypatch.setattr(layouts, "MAPS", other)
+    assert pin_empty_maps(pins) == {"flows4"}
+    assert count(pins, "vips4") == 10
+    assert pin_empty_maps(pins) == frozenset()
+
+
+def test_a_crash_between_pin_and_marker_counts_as_another_layout(pins: Pins) -> None:
+    pin_empty_maps(pins)
+    next(pins.shapes.glob("reasons-*")).rmdir()
+    assert pin_empty_maps(pins) == {"reasons"}
+
+
+def test_opening_changes_nothing(pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+    pin_empty_maps(pins)
+    before = map_ids(pins)
+    monkeypatch.setattr(map_pins, "_copy", lambda *_: pytest.fail("copied"))
+    with pytest.raises(pytest.fail.Exception):
+        pin_empty_maps(pins, replace(LIMITS, flows=512))
+    assert map_ids(pins) == before
+
+
+def test_unload_removes_this_instance_only(pins: Pins, tree: Path) -> None:
+    load(pins, tree)
+    with own_pins() as other:
+        pin_empty_maps(other)
+        assert {pins.instance, other.instance} <= set(instances())
+        unload(pins)
+        assert not pins.base.exists()
+        assert pins.instance not in instances()
+        assert set(map_ids(other)) == set(MAP_SPECS)
+        unload(pins)  # once more: nothing to do
+    assert not other.base.exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".x", "-x", "a b", "ü", "x" * 254])
+def test_instance_names_that_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="instance"):
+        Pins(name)
+
+
+def test_dots_in_instance_names() -> None:
+    assert Pins("lab.node1.example").base.name == "lab~node1~example"
+
+
+@pytest.mark.parametrize(
+    ("mountinfo", "mounted"),
+    [
+        ("", False),
+        ("26 20 0:21 / /sys/fs/bpf rw - bpf bpf rw,mode=700\n", True),
+        ("26 20 0:21 / /sys/fs/bpf rw shared:9 - bpf none rw\n", True),
+        ("26 20 0:21 / /sys/fs/bpf rw - tmpfs none rw\n", False),
+        ("26 20 0:21 / /sys/fs/bpf rw - tmpfs none rw\n27 26 0:22 / /sys/fs/bpf rw - bpf bpf rw\n", True),
+        ("26 20 0:21 / /sys/fs/bpf/x rw - bpf bpf rw\n", False),
+    ],
+)
+def test_is_bpffs(mountinfo: str, mounted: bool) -> None:
+    assert is_bpffs(BPFFS, mountinfo) is mounted
+
+
+def test_useful_lines() -> None:
+    noise = "".join(f"{number}: (b7) r0 = 0\n" for number in range(100))
+    verifier = useful_lines(f"\0a.c\n\0b.c\nbpf: Failed to load program: Permission denied\n{noise}")
+    assert verifier.splitlines()[-1] == "99: (b7) r0 = 0"
+    assert len(verifier.splitlines()) == 40
+    clang = useful_lines(
+        "\0a.c\n/virtual/main.c:3:1: warning: w\n  old\n  ^\n"
+        "/virtual/main.c:9:2: error: e\n  new\n  ^\n1 error generated.\n"
+    )
+    assert clang.splitlines() == ["a.c:9:2: error: e", "  new", "  ^"]
