@@ -39,5 +39,5 @@ format:
 	.venv/bin/clang-format -i $$(find bpf -name '*.[ch]' -not -path 'bpf/include/*')
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	$(ROOT) rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	$(ROOT) find . -name __pycache__ -prune -exec rm -rf {} +

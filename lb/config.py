@@ -128,7 +128,7 @@ def setting(default: Any, kind: Kind, text: str, *, one: str = "") -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Entries of each map that can fill up; a change compiles anew and keeps no flows of a resized map."""
+    """Entries of each map that can fill up. A change compiles anew; what still fits is carried over."""
 
     vips: int = setting(65_536, ENTRIES, "Service addresses: one for each address, port and protocol")
     backends: int = setting(131_072, ENTRIES, "endpoints: one for each Service port and endpoint")
@@ -144,7 +144,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds after which an idle flow is forgotten; defaults follow Linux' nf_conntrack sysctls."""
+    """Seconds after which an idle flow is forgotten; defaults follow nf_conntrack as kube-proxy sets it."""
 
     tcp_syn: float = setting(60, SECONDS, "a TCP connection without any reply")
     tcp_established: float = setting(86_400, SECONDS, "an idle TCP connection")

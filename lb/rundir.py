@@ -53,13 +53,11 @@ class RunDir:
 
         Raises
         ------
-        LbError: another process holds the lock, or the directory cannot be written.
+        LbError: another process holds the lock.
+        PermissionError: not root.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            fd = self._locked()
-        except OSError as error:
-            raise LbError(f"{error.filename or self.lock_path}: {error.strerror}") from error
+        self.root.mkdir(parents=True, exist_ok=True)
+        fd = self._locked()
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)

@@ -69,7 +69,7 @@ def serve(config: Config) -> None:
             ready.unlink(missing_ok=True)
             stack.callback(ready.unlink, missing_ok=True)
         inbox: Inbox = queue.SimpleQueue()
-        stack.enter_context(_signals(inbox))
+        stack.enter_context(stop_signals(inbox))
         agent = startup(config, source, run_dir, inbox, stack)
         agent.run()
         _log.info("stopping; the data plane stays as it is")
@@ -138,7 +138,7 @@ def startup(
         synced=notes.synced,
     )
     stack.enter_context(
-        _threads(
+        threads(
             inbox,
             {
                 f"source {source.name}": lambda stop: source.run(inbox.put, stop),
@@ -304,7 +304,7 @@ def _now() -> str:
 
 
 @contextlib.contextmanager
-def _signals(inbox: Inbox) -> Iterator[None]:
+def stop_signals(inbox: Inbox) -> Iterator[None]:
     """Turn SIGTERM and SIGINT into :class:`Stop`."""
     before = {
         number: signal.signal(number, lambda _number, _frame: inbox.put(Stop()))
@@ -318,7 +318,7 @@ def _signals(inbox: Inbox) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(inbox: Inbox, bodies: dict[str, Callable[[threading.Event], None]]) -> Iterator[None]:
+def threads(inbox: Inbox, bodies: dict[str, Callable[[threading.Event], None]]) -> Iterator[None]:
     """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
     stop = threading.Event()
 
@@ -329,14 +329,14 @@ def _threads(inbox: Inbox, bodies: dict[str, Callable[[threading.Event], None]])
             _log.debug("%s", name, exc_info=True)
             inbox.put(Failed(name, error))
 
-    threads = [
+    running = [
         threading.Thread(target=guarded, args=item, name=item[0], daemon=True) for item in bodies.items()
     ]
-    for thread in threads:
+    for thread in running:
         thread.start()
     try:
         yield
     finally:
         stop.set()
-        for thread in threads:
+        for thread in running:
             thread.join(_JOIN_SECONDS)

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     except LbError as error:
         print(f"lbctl: {error}", file=err)
         return 1
+    except PermissionError as error:
+        print(f"lbctl: {error.filename}: {error.strerror}; lbctl needs root", file=err)
+        return 1
     return code
 
 

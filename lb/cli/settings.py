@@ -68,7 +68,9 @@ def _help(item: Setting) -> str:
     notes = []
     if item.default not in ("", ()):
         notes.append(f"default {item.default}")
-    notes.append(f"env {item.variable}{', comma-separated; may be repeated' if item.many else ''}")
+    if item.many:
+        notes.append("may be repeated")
+    notes.append(f"env {item.variable}{', comma-separated' if item.many else ''}")
     return f"{item.help} [{'; '.join(notes)}]".replace("%", "%%")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import queue
 import re
+import signal
 import subprocess
 import sys
+import threading
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 
 import lb
+from lb.agent import Failed, Inbox, Stop
 from lb.cli import instances, main
 from lb.cli.status import map_fill, render, roles
 from lb.cli.tables import table
@@ -25,7 +29,7 @@ from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
 from lb.errors import ConfigError, LbError
 from lb.rundir import RunDir
-from lb.serve import complete, node_port_addresses, write_settings
+from lb.serve import complete, node_port_addresses, stop_signals, threads, write_settings
 
 
 def run(*argv: str) -> tuple[int, str, str]:
@@ -62,6 +66,15 @@ def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert (code, err) == (1, f"lbctl: setting sources: manifests:{tmp_path}/none: no such directory\n")
 
 
+def test_without_root_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> list[str]:
+        raise PermissionError(13, "Permission denied", "/sys/fs/bpf/lbctl")
+
+    monkeypatch.setattr("lb.datapath.pins.instances", refuse)
+    said = "lbctl: /sys/fs/bpf/lbctl: Permission denied; lbctl needs root\n"
+    assert run("status") == run("maps", "dump") == run("unload") == (1, "", said)
+
+
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -92,6 +105,26 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 # Instances -----------------------------------------------------------------------------------------------
 
 LAB = ["demo.node1", "demo.node2", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["maps", "dump", "flow"],
+            "maps dump: no section flow; there are: vips, backends, flows, affinity, counters",
+        ),
+        (["maps", "dump", "flows", "-o", "ipvsadm"], "no section flows with -o ipvsadm; there are: vips"),
+        (
+            ["maps", "dump", "--service", "web"],
+            "--service web: must be NAMESPACE/NAME, for example default/web",
+        ),
+    ],
+)
+def test_a_dump_that_cannot_be_asked_for(argv: list[str], words: str) -> None:
+    code, out, err = run(*argv)
+    assert (code, out) == (1, "")
+    assert words in err
 
 
 @pytest.mark.parametrize(
@@ -295,6 +328,35 @@ def interface(index: int, name: str, *addresses: str) -> Interface:
 LO = interface(1, "lo", "127.0.0.1/8", "::1/128")
 ETH0 = interface(2, "eth0", "169.254.9.9/16", "192.0.2.1/24", "192.0.2.7/24", "fe80::1/64", "2001:db8::1/64")
 ETH1 = interface(3, "eth1", "198.51.100.1/24")
+
+
+def test_signals_become_stop_and_handlers_come_back() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stop_signals(inbox):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert [inbox.get(timeout=5), inbox.get(timeout=5)] == [Stop(), Stop()]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_thread_that_fails_tells_the_agent_and_the_others_end_with_the_context() -> None:
+    inbox: Inbox = queue.SimpleQueue()
+    ended = threading.Event()
+
+    def fails(_stop: threading.Event) -> None:
+        raise OSError("the disk is gone")
+
+    def waits(stop: threading.Event) -> None:
+        stop.wait()
+        ended.set()
+
+    with threads(inbox, {"source x": fails, "watcher": waits}):
+        message = inbox.get(timeout=5)
+        assert isinstance(message, Failed)
+        assert (message.what, str(message.error)) == ("source x", "the disk is gone")
+        assert not ended.is_set()
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize(
