@@ -1,0 +1,66 @@
+"""Labs for the tests that send real traffic: fixtures ``lab`` (with agents) and ``make_lab``.
+
+Every lab has an id of its own and is gone afterwards, whatever the test did to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.lab.addressing import LabSpec
+from lb.lab.lab import Lab
+from lb.lab.removal import down
+from lb.lab.store import Store
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+MakeLab = Callable[..., Lab]
+_numbers = itertools.count()
+
+
+def fresh_id() -> str:
+    """Return an id that no other lab of this machine has."""
+    return f"t{os.getpid()}x{next(_numbers)}"
+
+
+def silent(_line: str) -> None:
+    """Take a line of progress."""
+
+
+def remove(lab: str) -> None:
+    """Take a lab down if there is any of it."""
+    if Store(lab).exists():
+        down(lab, silent)
+
+
+@pytest.fixture(scope="session")
+def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
+    """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec.
+
+    Without manifests the lab has a copy of the examples, which a test may edit.
+    """
+    made = []
+
+    def make(manifests: Path | None = None, **fields: Any) -> Lab:
+        if manifests is None:
+            manifests = tmp_path_factory.mktemp("manifests") / "m"
+            shutil.copytree(EXAMPLES, manifests)
+        spec = LabSpec(id=fresh_id(), manifests=str(manifests), **fields)
+        made.append(spec.id)
+        return Lab.up(spec, silent)
+
+    yield make
+    for lab in made:
+        remove(lab)
+
+
+@pytest.fixture(scope="session")
+def lab(make_lab: MakeLab) -> Lab:
+    """A lab of two nodes with agents, running the examples. Leave its pods ready and its agents running."""
+    return make_lab()

@@ -1,0 +1,164 @@
+"""Labs come and go: nothing is left, also after a crash, and two labs never meet."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.datapath.pins import Pins
+from lb.errors import LabError
+from lb.lab import namespaces
+from lb.lab.addressing import LabSpec
+from lb.lab.lab import Lab
+from lb.lab.processes import ProcessRef
+from lb.lab.removal import down
+from lb.lab.store import Store, labs
+from lb.rundir import RunDir
+from tests.netns.conftest import EXAMPLES, MakeLab, fresh_id, remove, silent
+
+DIES = """\
+import os, signal, sys
+from lb.lab.addressing import LabSpec
+from lb.lab.lab import Lab
+
+def report(line):
+    if line.strip().startswith(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Lab.up(LabSpec(sys.argv[1], sys.argv[2]), report)
+"""
+
+
+@pytest.fixture
+def lab_id() -> Iterator[str]:
+    lab = fresh_id()
+    yield lab
+    remove(lab)
+
+
+def left_of(lab: str) -> list[str]:
+    """Return everything on the machine that belongs to a lab."""
+    found = [f"namespace {path.name}" for path in namespaces.DIRECTORY.glob(f"{lab}-*")]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found += [f"mount {line}" for line in mounts if f"/{lab}-" in line or f"/{lab}/" in line]
+    found += [f"directory {lab}"] if lab in labs() else []
+    for node in ("node1", "node2"):
+        instance = f"{lab}.{node}"
+        found += [f"pins {instance}"] if Pins(instance).base.exists() else []
+        found += [f"notes {instance}"] if RunDir(instance).lock_path.exists() else []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            ours = entry.name != str(os.getpid()) and any(lab == word or f"/{lab}/" in word for word in words)
+            if ours and ProcessRef.of(int(entry.name)):
+                found.append(f"process {entry.name}: {' '.join(words)}")
+    return found
+
+
+def test_down_leaves_nothing(lab_id: str) -> None:
+    Lab.up(LabSpec(lab_id, str(EXAMPLES), nodes=1), silent)
+    assert len(left_of(lab_id)) >= 10, "the search does not find what a lab has"
+    down(lab_id, silent)
+    assert left_of(lab_id) == []
+
+
+@pytest.mark.parametrize("moment", ["network", "pods", "3 of 3 ready", "agents"])
+def test_down_leaves_nothing_after_up_was_killed(lab_id: str, moment: str) -> None:
+    dead = subprocess.run([sys.executable, "-c", DIES, lab_id, str(EXAMPLES), moment], check=False)
+    assert dead.returncode == -signal.SIGKILL
+    with pytest.raises(LabError, match=f"lab {lab_id} is half-made.*lbctl lab down --id {lab_id}"):
+        Lab.up(LabSpec(lab_id, str(EXAMPLES)), silent)
+    with pytest.raises(LabError, match="half-made"):
+        Lab.open(lab_id)
+    down(lab_id, silent)
+    assert left_of(lab_id) == []
+
+
+def test_down_leaves_nothing_after_the_kubelet_was_killed(make_lab: MakeLab) -> None:
+    lab = make_lab(agents=False)
+    kubelet = lab.store.process("kubelet")
+    assert kubelet is not None
+    os.kill(kubelet.pid, signal.SIGKILL)
+    with pytest.raises(LabError, match="does not answer"):
+        lab.ask_kubelet("list")
+    status = lab.status()
+    assert (status["kubelet"]["running"], len(status["pods"])) == (False, 3)
+    down(lab.spec.id, silent)
+    assert left_of(lab.spec.id) == []
+
+
+def test_down_ends_what_people_left_running_inside(make_lab: MakeLab) -> None:
+    lab = make_lab(agents=False)
+    pod = lab.pods()[0]["name"]
+    strays = [subprocess.Popen(lab.command(where, ["sleep", "1000"])) for where in ("node2", pod)]
+    down(lab.spec.id, silent)
+    assert [stray.wait(timeout=10) for stray in strays] == [-signal.SIGKILL] * 2
+
+
+def test_an_id_is_taken_once(make_lab: MakeLab) -> None:
+    lab = make_lab(agents=False)
+    with pytest.raises(LabError, match="is up already"):
+        Lab.up(lab.spec, silent)
+    assert lab.wait_ready() == []
+
+
+def test_what_is_not_the_labs_is_not_touched(lab_id: str) -> None:
+    foreign = f"{lab_id}-node1"
+    namespaces.create(foreign)
+    try:
+        with pytest.raises(LabError, match=f"{foreign} exists already"):
+            Lab.up(LabSpec(lab_id, str(EXAMPLES)), silent)
+        assert namespaces.exists(foreign)
+        assert not Store(lab_id).exists()
+    finally:
+        namespaces.delete(foreign)
+
+
+def test_a_failed_start_says_why_and_leaves_nothing(lab_id: str, tmp_path: Path) -> None:
+    lines: list[str] = []
+    for name in EXAMPLES.glob("*.yaml"):
+        (tmp_path / name.name).symlink_to(name)
+    spec = LabSpec(lab_id, str(tmp_path))
+    original = Lab.agent_command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "agent_command", lambda self, node: [*original(self, node), "--no-such-flag"])
+        with pytest.raises(LabError, match=r"(?s)the agent of node1 ended.*--no-such-flag"):
+            Lab.up(spec, lines.append)
+    assert lines[-1] == "failed: removing what was made"
+    assert left_of(lab_id) == []
+
+
+def test_two_labs_side_by_side(make_lab: MakeLab) -> None:
+    one, two = make_lab(agents=False, replicas=1), make_lab(agents=False, replicas=1)
+    [here], [there] = one.pods(), two.pods()
+    assert here["address"] == there["address"] == "10.244.1.2"
+    for lab, pod in ((one, here), (two, there)):
+        answer = lab.run("client", ["curl", "-sS", "-m", "5", f"http://{pod['address']}:8080/hostname"])
+        assert answer.stdout == f"{pod['name']}\n", answer.stderr
+    down(one.spec.id, silent)
+    answer = two.run("client", ["curl", "-sS", "-m", "5", f"http://{there['address']}:8080/hostname"])
+    assert answer.stdout == f"{there['name']}\n", answer.stderr
+
+
+def test_there_is_no_such_lab() -> None:
+    with pytest.raises(LabError, match="there is no lab nosuch"):
+        down("nosuch", silent)
+    with pytest.raises(LabError, match="there is no lab nosuch"):
+        Lab.open("nosuch")
+
+
+def test_an_agent_can_be_killed_and_started_again(make_lab: MakeLab) -> None:
+    lab = make_lab(replicas=1, nodes=1)
+    lab.stop_agent("node1", signal.SIGKILL)
+    agent = lab.status()["nodes"][0]["agent"]
+    assert not agent["running"]
+    assert Pins(lab.spec.instance("node1")).base.exists()
+    lab.start_agent("node1")
+    lab.wait_agent("node1")
+    with pytest.raises(LabError, match="the agent of node1 runs already"):
+        lab.start_agent("node1")
