@@ -127,6 +127,7 @@ class Machine(RuleBasedStateMachine):
             values[field] -= np.uint64(seconds * 10**9)
             self.datapath.maps.update(name, keys, values)
         self.model.now += seconds
+        self.datapath.skew += seconds  # freed backend slots come into use again
 
     @rule(
         outside=st.booleans(),
