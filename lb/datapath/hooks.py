@@ -133,6 +133,7 @@ class Hooks:
         self._maps = maps
         self._selection = selection
         self._wanted_mode = uplink_mode
+        self._default_routes: list[int] = []
         self._done: dict[int, tuple[str, Role | None]] = {}
 
     def close(self) -> None:
@@ -150,7 +151,9 @@ class Hooks:
         report = HookReport()
         with Netlink() as net:
             interfaces = net.interfaces()
-            roles = self._selection.roles(interfaces, net.default_route_interfaces())
+            # A default route that comes back in a moment must not cost an uplink its programs.
+            self._default_routes = net.default_route_interfaces() or self._default_routes
+            roles = self._selection.roles(interfaces, self._default_routes)
             self._fill_ifaces(interfaces, roles, report)
             done: dict[int, tuple[str, Role | None]] = {}
             for interface in interfaces:

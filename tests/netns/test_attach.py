@@ -1,0 +1,520 @@
+"""Hooks on real interfaces, each test in a network namespace of its own. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_interface
+from pathlib import Path
+
+import pytest
+from pyroute2 import IPRoute
+
+from lb.config import UplinkMode
+from lb.datapath import bpf, hooks, loader
+from lb.datapath.bpf import ProgType
+from lb.datapath.hooks import HookReport, Hooks, Role, Selection, attached, choose_uplink_mode, detach_all
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.loader import Loaded
+from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
+from lb.datapath.pins import Pins, unload
+from lb.datapath.rtnl import TC_HANDLE, Direction, Filter, filters
+from lb.errors import AttachError, BpfError
+from tests.namespaces import NetworkNamespace
+from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
+
+NODE, NODE_SECOND, PEER = "192.0.2.1", "192.0.2.9", "192.0.2.2"
+TC_NAMES = sorted(name for name, (_, kind) in loader.PROGRAMS.items() if kind is ProgType.SCHED_CLS)
+PASS_ALL = "int {name}({ctx} *ctx)\n{{\n\treturn {verdict};\n}}\n"
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with the real programs' names and nothing in them: attaching is what is tested."""
+    tree = tiny_tree(tmp_path_factory.mktemp("tree"))
+    tc = "".join(PASS_ALL.format(name=name, ctx="struct __sk_buff", verdict=-1) for name in TC_NAMES)
+    xdp = PASS_ALL.format(name="lb_xdp_uplink", ctx="struct xdp_md", verdict="XDP_PASS")
+    (tree / "tc_lb.c").write_text(f'#include "maps.h"\n{tc}')
+    (tree / "xdp_lb.c").write_text(f'#include "maps.h"\n{xdp}')
+    return tree
+
+
+@pytest.fixture(scope="module")
+def pins() -> Iterator[Pins]:
+    with own_pins() as own:
+        yield own
+
+
+@pytest.fixture(scope="module")
+def loaded(pins: Pins, tree: Path) -> Loaded:
+    """The programs, built once: each test attaches them in a namespace of its own."""
+    return loader.load(pins, LIMITS, bpf_dir=tree)
+
+
+@pytest.fixture
+def maps(pins: Pins, loaded: Loaded) -> Iterator[KernelMaps]:
+    maps = KernelMaps(pins.maps)
+    maps.delete("ifaces", maps.read("ifaces")[0])
+    yield maps
+    maps.close()
+
+
+@pytest.fixture
+def another(tree: Path, tmp_path: Path) -> Path:
+    """A copy of the tree whose programs differ from the first one's."""
+    copy = tmp_path / "bpf"
+    shutil.copytree(tree, copy)
+    for source in ("tc_lb.c", "xdp_lb.c"):
+        text = (copy / source).read_text()
+        changed = text.replace("return", "int result =").replace(";\n}", ";\n\treturn result;\n}")
+        (copy / source).write_text(changed)
+    return copy
+
+
+@pytest.fixture
+def pods() -> Iterator[NetworkNamespace]:
+    """Where the other ends of pods' interfaces are."""
+    namespace = NetworkNamespace()
+    yield namespace
+    namespace.close()
+
+
+@pytest.fixture
+def route(pods: NetworkNamespace) -> Iterator[IPRoute]:
+    """A node: ``up0`` with the default route, ``vx0``, a pod's ``pod1`` and a bystander, ``br0``."""
+    namespace = NetworkNamespace()
+    with namespace.entered(), IPRoute() as route:
+        route.link("set", index=1, state="up")
+        route.link("add", ifname="up0", kind="veth", peer={"ifname": "up0-peer"})
+        route.link("add", ifname="br0", kind="bridge")
+        up = index_of("up0")
+        route.link("add", ifname="vx0", kind="vxlan", vxlan_id=7, vxlan_link=up, vxlan_port=4789)
+        for name in ("up0", "up0-peer", "vx0", "br0"):
+            route.link("set", index=index_of(name), state="up")
+        route.addr("add", index=up, address=NODE, prefixlen=24)
+        route.addr("add", index=up, address=NODE_SECOND, prefixlen=24)
+        route.addr("add", index=index_of("br0"), address="198.51.100.1", prefixlen=24)
+        route.route("add", dst="0.0.0.0/0", gateway=PEER)
+        add_pod(route, "pod1", pods)
+        yield route
+    namespace.close()
+
+
+def add_pod(route: IPRoute, name: str, pods: NetworkNamespace) -> None:
+    peer = {"ifname": f"{name}-eth0", "net_ns_fd": pods.fileno()}
+    route.link("add", ifname=name, kind="veth", peer=peer)
+    route.link("set", index=index_of(name), state="up")
+
+
+def index_of(name: str) -> int:
+    return socket.if_nametoindex(name)
+
+
+def by_name() -> dict[str, Interface]:
+    with Netlink() as net:
+        return {interface.name: interface for interface in net.interfaces()}
+
+
+@contextlib.contextmanager
+def hooked(
+    loaded: Loaded,
+    maps: KernelMaps,
+    mode: UplinkMode = UplinkMode.AUTO,
+    selection: Selection | None = None,
+) -> Iterator[Hooks]:
+    hooks_ = Hooks(loaded.programs, maps, selection or Selection(), mode)
+    try:
+        yield hooks_
+    finally:
+        hooks_.close()
+
+
+def shape() -> set[tuple[str, str, str]]:
+    return {(one.interface, one.hook, one.program) for one in attached()}
+
+
+UPLINK = {("up0", "tc ingress", "lb_tc_uplink_in"), ("up0", "tc egress", "lb_tc_uplink_out")}
+TUNNEL = {("vx0", "tc ingress", "lb_tc_uplink_in"), ("vx0", "tc egress", "lb_tc_uplink_out")}
+POD = {("pod1", "tc ingress", "lb_tc_pod_in"), ("pod1", "tc egress", "lb_tc_pod_out")}
+
+
+def test_interfaces(route: IPRoute) -> None:
+    found = by_name()
+    up = found["up0"]
+    assert (up.kind, up.up, up.ethernet, up.foreign_peer, up.xdp_id, up.mtu) == (
+        "veth", True, True, False, 0, 1500,
+    )  # fmt: skip
+    four = [address for address in up.addresses if address.version == 4]
+    assert four == [ip_interface(f"{NODE}/24"), ip_interface(f"{NODE_SECOND}/24")]
+    assert up.source4 == IPv4Address(NODE)
+    assert (found["pod1"].foreign_peer, found["pod1"].source4) == (True, None)
+    assert {name: found[name].kind for name in ("lo", "vx0", "br0")} == {
+        "lo": "loopback", "vx0": "vxlan", "br0": "bridge",
+    }  # fmt: skip
+    route.link("set", index=index_of("up0-peer"), master=index_of("br0"))
+    assert by_name()["up0-peer"].master == index_of("br0")
+
+
+def test_default_routes(route: IPRoute) -> None:
+    with Netlink() as net:
+        assert net.default_route_interfaces() == [index_of("up0")]
+        route.route("add", dst="0.0.0.0/0", oif=index_of("br0"), priority=5)
+        assert net.default_route_interfaces() == [index_of("up0"), index_of("br0")]
+        route.route("del", dst="0.0.0.0/0", gateway=PEER)
+        route.route("del", dst="0.0.0.0/0", oif=index_of("br0"), priority=5)
+        hops = [{"gateway": PEER, "hops": 1}, {"oif": index_of("br0"), "hops": 1}]
+        route.route("add", dst="0.0.0.0/0", multipath=hops)
+        assert set(net.default_route_interfaces()) == {index_of("up0"), index_of("br0")}
+
+
+def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    with hooked(loaded, maps) as own:
+        report = own.sync()
+        assert shape() == UPLINK | TUNNEL | POD
+        assert {one.program: one.program_id for one in attached()} == {
+            name: ident for name, ident in loaded.ids.items() if name in TC_NAMES
+        }
+        assert (len(report.attached), report.detached, report.errors) == (6, [], [])
+        assert own.modes == {
+            "up0": (UplinkMode.TC, "veth: XDP would turn off the peer's segmentation offload")
+        }
+        assert own.sync() == HookReport()
+
+
+def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    def rows() -> dict[int, tuple[str, int]]:
+        keys, values = maps.read("ifaces")
+        return {
+            int(key): (str(IPv4Address(int(row["source4"]))), int(row["flags"]))
+            for key, row in zip(keys, values, strict=True)
+        }
+
+    up, tunnel, bridge = index_of("up0"), index_of("vx0"), index_of("br0")
+    with hooked(loaded, maps) as own:
+        own.sync()
+        want = {0: (NODE, 0), up: (NODE, 1), tunnel: (NODE, 2), bridge: ("198.51.100.1", 0)}
+        assert rows() == want
+        route.addr("add", index=tunnel, address="10.0.9.1", prefixlen=32)
+        route.link("del", index=bridge)
+        own.sync({tunnel, bridge})
+        assert rows() == {0: (NODE, 0), up: (NODE, 1), tunnel: ("10.0.9.1", 2)}
+        Path("/proc/sys/net/ipv4/conf/up0/promote_secondaries").write_text("1")
+        route.addr("del", index=up, address=NODE, prefixlen=24)
+        own.sync({up})
+        assert rows() == {0: (NODE_SECOND, 0), up: (NODE_SECOND, 1), tunnel: ("10.0.9.1", 2)}
+
+
+def test_a_lost_default_route_loses_no_uplink(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    """A DHCP lease that is renewed takes the route away for a moment."""
+    with hooked(loaded, maps) as own:
+        own.sync()
+        route.route("del", dst="0.0.0.0/0", gateway=PEER)
+        assert own.sync() == HookReport()
+        assert shape() >= UPLINK
+        route.route("add", dst="0.0.0.0/0", oif=index_of("br0"))
+        assert sorted(own.sync().detached) == ["up0 tc"]
+        assert ("br0", "tc ingress", "lb_tc_uplink_in") in shape()
+
+
+def test_a_new_interface_gets_its_programs_by_its_event(
+    route: IPRoute, pods: NetworkNamespace, loaded: Loaded, maps: KernelMaps
+) -> None:
+    reports: list[HookReport] = []
+    with hooked(loaded, maps) as own:
+        own.sync()
+        watcher = InterfaceWatcher(lambda changed: reports.append(own.sync(changed)))
+        with contextlib.closing(watcher):
+            add_pod(route, "pod2", pods)
+            assert watcher.step(5)
+            hook_names = {(hook, program) for name, hook, program in shape() if name == "pod2"}
+            assert hook_names == {(hook, program) for _, hook, program in POD}
+            route.link("del", index=index_of("pod2"))
+            while any(name == "pod2" for name, _, _ in shape()):
+                assert watcher.step(5)
+    assert not any(report.errors for report in reports)
+
+
+def test_watcher_thread_stops(route: IPRoute, pods: NetworkNamespace) -> None:
+    seen: set[int] = set()
+    stop, told = threading.Event(), threading.Event()
+
+    def changed(indexes: set[int]) -> None:
+        seen.update(indexes)
+        told.set()
+
+    with contextlib.closing(InterfaceWatcher(changed)) as watcher:
+        thread = threading.Thread(target=watcher.run, args=(stop,))
+        thread.start()
+        add_pod(route, "pod2", pods)
+        index = index_of("pod2")
+        assert told.wait(5)
+        stop.set()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert index in seen
+
+
+def test_dropped_events_mean_everything(route: IPRoute) -> None:
+    seen: set[int] = set()
+    with contextlib.closing(InterfaceWatcher(seen.update)) as watcher:
+        watcher._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for state in ("down", "up") * 10:
+            route.link("set", index=index_of("br0"), state=state)
+        assert watcher.step(5)
+    assert seen == {index for index, _ in socket.if_nameindex()}
+
+
+def test_a_restart_keeps_what_is_attached(
+    route: IPRoute, pins: Pins, tree: Path, loaded: Loaded, maps: KernelMaps
+) -> None:
+    with hooked(loaded, maps) as own:
+        own.sync()
+    before = attached()
+    again = loader.load(pins, LIMITS, bpf_dir=tree)
+    assert not again.compiled
+    with hooked(again, maps) as own:
+        assert own.sync() == HookReport()
+    assert attached() == before
+
+
+@pytest.mark.parametrize("mode", [UplinkMode.TC, UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC])
+def test_new_programs_take_over(
+    route: IPRoute, pins: Pins, another: Path, loaded: Loaded, maps: KernelMaps, mode: UplinkMode
+) -> None:
+    with hooked(loaded, maps, mode) as own:
+        own.sync()
+    before = shape()
+    upgraded = loader.load(pins, LIMITS, bpf_dir=another)
+    assert set(upgraded.ids.values()).isdisjoint(loaded.ids.values())
+    with hooked(upgraded, maps, mode) as own:
+        report = own.sync()
+    assert report.errors == []
+    assert shape() == before
+    assert {one.program_id for one in attached()} <= set(upgraded.ids.values())
+    assert all(len(filters(index_of("up0"), direction)) == 1 for direction in Direction)
+    loader.prune(pins, loaded)  # what is attached outlives its pins
+    assert pins.builds() == [pins.programs(loaded.fingerprint)]
+    assert shape() == before
+
+
+@pytest.mark.parametrize("mode", [UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC])
+def test_xdp_on_the_uplink(route: IPRoute, loaded: Loaded, maps: KernelMaps, mode: UplinkMode) -> None:
+    xdp = {("up0", mode.value, "lb_xdp_uplink")}
+    with hooked(loaded, maps, mode) as own:
+        assert own.sync().errors == []
+        assert own.modes == {"up0": (mode, "as configured")}
+        assert shape() == UPLINK | TUNNEL | POD | xdp  # tc is the second stage
+        assert own.sync() == HookReport()
+    other = UplinkMode.XDP_GENERIC if mode is UplinkMode.XDP_NATIVE else UplinkMode.XDP_NATIVE
+    with hooked(loaded, maps, other) as own:
+        assert own.sync().attached == [f"up0 {other.value}"]
+        assert shape() == UPLINK | TUNNEL | POD | {("up0", other.value, "lb_xdp_uplink")}
+    with hooked(loaded, maps, UplinkMode.TC) as own:
+        assert own.sync().detached == ["up0 XDP"]
+        assert shape() == UPLINK | TUNNEL | POD
+
+
+def test_a_driver_without_xdp_falls_back_to_tc(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bridge has no native XDP: stands for a physical card whose driver has none."""
+    selection = Selection(uplinks=("br0",))
+    with hooked(loaded, maps, UplinkMode.XDP_NATIVE, selection) as own:
+        (error,) = own.sync().errors
+        assert "br0: xdp-native: Operation not supported" in str(error)
+    monkeypatch.setattr(hooks, "choose_uplink_mode", lambda *_: (UplinkMode.XDP_NATIVE, "to be tried"))
+    with hooked(loaded, maps, UplinkMode.AUTO, selection) as own:
+        assert own.sync().errors == []
+        mode, why = own.modes["br0"]
+        assert (mode, why) == (UplinkMode.TC, "br0: xdp-native: Operation not supported")
+        assert own.sync() == HookReport()
+    assert ("br0", "tc ingress", "lb_tc_uplink_in") in shape()
+
+
+def attach_stranger(route: IPRoute, ifindex: int, loaded: Loaded) -> Filter:
+    """Attach a filter as another project would, and return it."""
+    with contextlib.suppress(Exception):
+        route.tc("add", "clsact", ifindex)
+    with bpf.obj_get(loaded.programs["lb_tc_pod_in"]) as fd:
+        route.tc(
+            "add-filter", "bpf", ifindex, handle=1, parent=int(Direction.INGRESS), prio=1,
+            fd=fd.fileno(), name="cil_from_netdev", direct_action=True,
+        )  # fmt: skip
+    (found,) = [one for one in filters(ifindex, Direction.INGRESS) if not one.ours]
+    return found
+
+
+def qdiscs(route: IPRoute, ifindex: int) -> set[str]:
+    return {message.get_attr("TCA_KIND") for message in route.get_qdiscs(index=ifindex)}
+
+
+def test_detaching_and_unloading_leaves_nothing(route: IPRoute, tree: Path) -> None:
+    with own_pins() as pins:
+        loaded = loader.load(pins, LIMITS, bpf_dir=tree)
+        maps = KernelMaps(pins.maps)
+        with hooked(loaded, maps, UplinkMode.XDP_NATIVE) as own:
+            own.sync()
+        maps.close()
+        report = detach_all()
+        unload(pins)
+        assert not pins.base.exists()
+    assert report.errors == []
+    assert sorted(report.detached) == ["pod1 tc", "up0 XDP", "up0 tc", "vx0 tc"]
+    assert attached() == []
+    for name, interface in by_name().items():
+        assert interface.xdp_id == 0
+        assert "clsact" not in qdiscs(route, index_of(name))
+    assert detach_all() == HookReport()
+    for ident in loaded.ids.values():
+        wait_until_gone(ident)
+
+
+def wait_until_gone(program_id: int) -> None:
+    """Wait until the kernel has freed a program, which it does some time after its last use."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            bpf.prog_by_id(program_id).close()
+        except BpfError:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"program {program_id} is still there")
+
+
+def test_filters_of_others_are_left_alone(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    up = index_of("up0")
+    stranger = attach_stranger(route, up, loaded)
+    route.tc("add", "clsact", index_of("vx0"))
+    with hooked(loaded, maps) as own:
+        assert own.sync().errors == []
+        assert stranger in filters(up, Direction.INGRESS)
+        assert [one.handle for one in filters(up, Direction.INGRESS)] == [1, TC_HANDLE]
+        assert own.sync() == HookReport()
+    detach_all()
+    assert filters(up, Direction.INGRESS) == [stranger]
+    assert filters(up, Direction.EGRESS) == []
+    assert "clsact" in qdiscs(route, up)
+
+
+@pytest.mark.parametrize("mode", [UplinkMode.XDP_NATIVE, UplinkMode.AUTO])
+def test_xdp_of_others_is_left_alone(
+    route: IPRoute, tree: Path, tmp_path: Path, loaded: Loaded, maps: KernelMaps, mode: UplinkMode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    strange_tree = shutil.copytree(tree, tmp_path / "bpf")
+    path = strange_tree / "xdp_lb.c"
+    path.write_text(path.read_text().replace("lb_xdp_uplink", "katran"))
+    with own_pins() as others:
+        programs = {"katran": ("xdp_lb.c", ProgType.XDP)}
+        strange = loader.load(others, LIMITS, bpf_dir=strange_tree, programs=programs)
+        with bpf.obj_get(strange.programs["katran"]) as fd:
+            attributes = {"attrs": [("IFLA_XDP_FD", fd.fileno()), ("IFLA_XDP_FLAGS", 4)]}
+            route.link("set", index=index_of("up0"), xdp=attributes)
+        ident = strange.ids["katran"]
+    monkeypatch.setattr(hooks, "choose_uplink_mode", lambda *_: (UplinkMode.XDP_NATIVE, "as a physical card"))
+    says = f"up0: XDP: another program (id {ident}) is attached"
+    with hooked(loaded, maps, mode) as own:
+        report = own.sync()
+        if mode is UplinkMode.AUTO:
+            assert own.modes["up0"] == (UplinkMode.TC, says)
+            assert report.errors == []
+        else:
+            assert [str(error) for error in report.errors] == [says]
+        assert shape() >= UPLINK
+    detach_all()
+    assert by_name()["up0"].xdp_id == ident
+
+
+def test_what_has_lost_its_role_is_detached(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    with hooked(loaded, maps) as own:
+        own.sync()
+    with hooked(loaded, maps, selection=Selection(pod_interfaces=("none*",), tunnels=("none*",))) as own:
+        assert sorted(own.sync().detached) == ["pod1 tc", "vx0 tc"]
+    assert shape() == UPLINK
+
+
+def test_what_somebody_removed_comes_back(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    with hooked(loaded, maps) as own:
+        own.sync()
+        route.tc("del", "clsact", index_of("pod1"))
+        assert own.sync().attached == ["pod1 tc ingress", "pod1 tc egress"]
+    assert shape() >= POD
+
+
+def test_an_interface_that_vanishes_meanwhile(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Netlink.interfaces
+
+    def and_one_gone(net: Netlink) -> list[Interface]:
+        found = real(net)
+        return [*found, replace(found[-1], index=4000, name="ghost", kind="veth", foreign_peer=True)]
+
+    monkeypatch.setattr(Netlink, "interfaces", and_one_gone)
+    with hooked(loaded, maps) as own:
+        assert own.sync().errors == []
+    assert shape() == UPLINK | TUNNEL | POD
+
+
+def test_attach_error_names_interface_and_hook(route: IPRoute, loaded: Loaded) -> None:
+    up = by_name()["up0"]
+    with (
+        Netlink() as net,
+        bpf.obj_get(loaded.programs["lb_xdp_uplink"]) as xdp_program,
+        pytest.raises(AttachError, match="up0: tc ingress: Invalid argument"),
+    ):
+        net.attach_tc(up, Direction.INGRESS, "lb_tc_x", xdp_program)
+
+
+def interface(index: int, name: str, kind: str = "veth", *, foreign: bool = False) -> Interface:
+    return Interface(index, name, kind, foreign_peer=foreign)
+
+
+INTERFACES = [
+    interface(1, "lo", "loopback"),
+    interface(2, "eth0", "physical"),
+    interface(3, "eth1", "physical"),
+    interface(4, "flannel.1", "vxlan"),
+    interface(5, "veth12", foreign=True),
+    interface(6, "veth-local"),
+    interface(7, "cali99", foreign=True),
+    interface(8, "tunl0", "ipip"),
+]
+
+
+@pytest.mark.parametrize(
+    ("selection", "roles"),
+    [
+        (Selection(), {2: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD}),
+        (Selection(uplinks=("eth1",)), {3: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD}),
+        (Selection(tunnels=("tunl0",)), {2: Role.UPLINK, 5: Role.POD, 7: Role.POD, 8: Role.TUNNEL}),
+        (Selection(pod_interfaces=("cali*",)), {2: Role.UPLINK, 4: Role.TUNNEL, 7: Role.POD}),
+        (
+            Selection(uplinks=("eth*",), tunnels=("fl*",), pod_interfaces=("*",)),
+            {2: Role.UPLINK, 3: Role.UPLINK, 4: Role.TUNNEL, **dict.fromkeys((5, 6, 7, 8), Role.POD)},
+        ),
+    ],
+)
+def test_roles(selection: Selection, roles: dict[int, Role]) -> None:
+    assert selection.roles(INTERFACES, [2]) == roles
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "mode", "why"),
+    [
+        ("physical", UplinkMode.AUTO, UplinkMode.XDP_NATIVE, "the driver runs XDP"),
+        ("veth", UplinkMode.AUTO, UplinkMode.TC, "veth: XDP would turn off"),
+        ("bond", UplinkMode.AUTO, UplinkMode.TC, "bond: a virtual device"),
+        ("veth", UplinkMode.XDP_NATIVE, UplinkMode.XDP_NATIVE, "as configured"),
+        ("physical", UplinkMode.TC, UplinkMode.TC, "as configured"),
+    ],
+)
+def test_uplink_mode(kind: str, wanted: UplinkMode, mode: UplinkMode, why: str) -> None:
+    chosen, reason = choose_uplink_mode(interface(2, "eth0", kind), wanted)
+    assert chosen is mode
+    assert reason.startswith(why)
