@@ -195,7 +195,7 @@ def _with_ports(
             number = placed[port.protocol].get(_port_claim(service, port), 0)
             if not number:
                 raise _NothingLeftError(f"spec.ports[{i}].nodePort", exhausted)
-        ports.append(dataclasses.replace(port, node_port=number))
+        ports.append(port if number == port.node_port else dataclasses.replace(port, node_port=number))
     health = service.health_check_node_port
     if _checks_health(service) and not health:
         health = placed[Protocol.TCP].get(_health_claim(service), 0)

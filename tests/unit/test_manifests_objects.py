@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import textwrap
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lb.manifests.documents import Content, read
 from lb.manifests.objects import Endpoints, HandAddress, Parsed, Subset
@@ -506,3 +512,83 @@ def test_json() -> None:
     assert len(objects(text % "80")) == 1
     (error,) = read_text(text % '"80"').errors
     assert (error.line, error.field) == (5, "spec.ports[0].port")
+
+
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: edge, namespace: shop, creationTimestamp: "2020-01-15T10:20:58Z", labels: {app: edge}}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.7.7
+  clusterIPs: [10.96.7.7, "fd00:96::7"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  externalIPs: [192.0.2.9]
+  loadBalancerSourceRanges: [10.0.0.0/8]
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30999
+  trafficDistribution: PreferClose
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
+  selector: {app: edge}
+  ports: [{name: a, port: 53, protocol: UDP, targetPort: dns, nodePort: 30053}, {name: b, port: 80}]
+status: {loadBalancer: {ingress: [{ip: 203.0.113.5, ipMode: VIP}, {hostname: edge.example.net}]}}
+"""
+WHOLE = [
+    yaml.safe_load(text.replace("2021-03-26T03:15:18Z", "null")) for text in (POD, SLICE, ENDPOINTS, SERVICE)
+]
+ANYTHING: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        None,
+        True,
+        False,
+        0,
+        -1,
+        65536,
+        10**30,
+        1.5,
+        "",
+        "x",
+        "80",
+        "None",
+        "10.0.0.1",
+        "::1",
+        "A_b",
+        [],
+        {},
+        [[]],
+        [{}],
+    ]
+) | st.recursive(
+    st.text(max_size=3), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner)
+)
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    found = [path]
+    entries = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    for name, inner in entries:
+        found += places(inner, (*path, name))
+    return found
+
+
+@given(st.data())
+def test_whatever_is_in_a_field_it_is_an_error_or_it_is_right(data: st.DataObject) -> None:
+    document = copy.deepcopy(data.draw(st.sampled_from(WHOLE)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, last = data.draw(st.sampled_from(places(document)[1:]))
+        holder = document
+        for name in path:
+            holder = holder[name]
+        holder[last] = copy.deepcopy(data.draw(ANYTHING))
+    content = read(PATH, json.dumps(document), range(30000, 32768))
+    assert all(error.line == 1 and error.message for error in content.errors)
+    assert not (content.objects and content.errors)
+
+
+def test_those_documents_are_right_before_they_are_changed() -> None:
+    for document in WHOLE:
+        assert len(objects(json.dumps(document))) == 1
