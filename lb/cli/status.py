@@ -188,7 +188,7 @@ def render(status: dict[str, Any]) -> str:
     lines += [f"problem: {problem}" for problem in agent["problems"]]
     lines.append("")
     if status["hooks_elsewhere"]:
-        lines.append(f"its interfaces are in another network namespace: {status['hooks_elsewhere']}")
+        lines += [f"its hooks are in another network namespace: {status['hooks_elsewhere']}", ""]
     sections = (
         ("hooks", ("interface", "role", "hook", "program", "program_id", "why")),
         ("programs", ("name", "id", "tag", "loaded", "build")),

@@ -20,7 +20,8 @@ import pytest
 import lb
 from lb.agent import Failed, Inbox, Stop
 from lb.cli import instances, main
-from lb.cli.status import map_fill, render, roles
+from lb.cli.status import map_fill, roles
+from lb.cli.status import render as status_text
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath import layouts
@@ -263,7 +264,7 @@ def test_status_as_text() -> None:
         "program": "lb_tc_uplink_in",
         "program_id": 7,
     }
-    text = render(
+    text = status_text(
         {
             "instance": "n1",
             "agent": {
@@ -291,6 +292,15 @@ def test_status_as_text() -> None:
         "\n"
         "NAME   ENTRIES  CAPACITY  WHEN FULL\n"
         "vips4        3        64  refused\n"
+    )
+
+
+def test_status_from_another_network_namespace_says_where_the_hooks_are() -> None:
+    agent = {"running": True, "pid": 77, "last_sync": None, "problems": []}
+    parts = {"hooks": [], "programs": [], "maps": []}
+    text = status_text({"instance": "n1", "agent": agent, "hooks_elsewhere": "nsenter …", **parts})
+    assert text.startswith(
+        "instance n1, agent running, pid 77\n\nits hooks are in another network namespace: nsenter …\n\n"
     )
 
 
