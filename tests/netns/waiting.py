@@ -1,0 +1,29 @@
+"""Looking at a lab: what its maps hold, and waiting for what it does."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lb.cli import main
+from lb.lab.lab import Lab
+
+
+def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Wait until done() is true; fail with what was waited for."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.02)
+
+
+def dumped(lab: Lab, node: str, *options: str) -> dict[str, Any]:
+    """Return a node's ``lbctl maps dump -o json``."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["maps", "dump", "-o", "json", "--instance", lab.spec.instance(node), *options]
+    assert main(argv, out=out, err=err) == 0, err.getvalue()
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
