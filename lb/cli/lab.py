@@ -203,7 +203,7 @@ def _status_text(status: dict[str, Any]) -> str:
     ]
     lines.append(table(("node", "address", "agent", "sync"), nodes))
     lines.append(table(("pod", "node", "address", "ready", "restarts", "message"), pods))
-    lines += [f"manifest error: {error}" for error in status["errors"]]
+    lines += [f"error: {error}" for error in status["errors"]]
     return "\n".join(lines).rstrip()
 
 

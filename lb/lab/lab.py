@@ -202,13 +202,13 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """Return what the lab consists of and what of it runs."""
-        kubelet = _process_status(self.store.process("kubelet"))
-        listing: dict[str, Any] = {
-            "pods": [dataclasses.asdict(each) for each in self.store.pods()],
-            "errors": [],
-        }
-        if kubelet["running"]:
+        try:
             listing = self.ask_kubelet("list")
+        except LabError as error:
+            listing = {
+                "pods": [dataclasses.asdict(each) for each in self.store.pods()],
+                "errors": [str(error)],
+            }
         nodes = [
             {
                 "name": node,
@@ -231,7 +231,10 @@ class Lab:
             "state": str(self.store.base),
             "client": {"namespace": self.spec.client, "addresses": [str(address) for address in CLIENTS]},
             "outside_server": str(OUTSIDE_SERVER),
-            "kubelet": {**kubelet, "log": str(self.store.log("kubelet"))},
+            "kubelet": {
+                **_process_status(self.store.process("kubelet")),
+                "log": str(self.store.log("kubelet")),
+            },
             "nodes": nodes,
             **listing,
         }

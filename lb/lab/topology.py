@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.config import UplinkMode
+from lb.datapath.bpf import FD, Command, ProgType, syscall
 from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import (
@@ -45,7 +46,8 @@ _PERMANENT = 0x80  # NUD_PERMANENT of linux/neighbour.h
 _ONLINK = 0x4  # RTNH_F_ONLINK of linux/rtnetlink.h
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
-_ETHTOOL_SGRO = 0x2C
+_XDP_FLAGS_DRV_MODE = 0x4
+_XDP_PASS = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
 
 _QUIET = {
     # IPv4 only for now; without this each interface sends router solicitations and neighbour probes.
@@ -82,7 +84,9 @@ def build(spec: LabSpec) -> None:
         for node in spec.node_names:
             _plug(switch, node, spec.namespace(node), node_mac(node))
             if spec.uplink_mode in (UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC):
-                _suit_xdp(node)
+                _fill_in_checksums(node)
+            if spec.uplink_mode is UplinkMode.XDP_NATIVE:
+                _take_back(switch, node)
     _set_up_client(spec)
     for node in spec.node_names:
         _set_up_node(spec, node)
@@ -103,17 +107,33 @@ def _plug(switch: Any, port: str, namespace: str, mac: str) -> None:
     switch.link("set", index=_index(switch, port), master=_index(switch, _BRIDGE), state="up")
 
 
-def _suit_xdp(port: str) -> None:
-    """Make a switch port a peer that XDP on the other end of the veth pair can work with.
+def _fill_in_checksums(port: str) -> None:
+    """Turn off a switch port's transmit checksum offload.
 
-    Transmit checksum offload off: XDP would otherwise see packets whose checksums are still to be filled
-    in. Generic receive offload on: only a peer that polls (NAPI) takes what XDP_TX sends back.
+    XDP at the other end of the veth pair would otherwise see packets whose checksums are still to be filled
+    in: a veth leaves that to a device that such packets never reach.
     """
-    for command, on in ((_ETHTOOL_STXCSUM, 0), (_ETHTOOL_SGRO, 1)):
-        value = create_string_buffer(struct.pack("=II", command, on))
-        request = struct.pack("16sP", port.encode(), addressof(value))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+    value = create_string_buffer(struct.pack("=II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sP", port.encode(), addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+
+
+def _take_back(switch: Any, port: str) -> None:
+    """Attach a program to a switch port that passes every packet.
+
+    A veth wakes its peer for what XDP_TX sends back only if the peer has an XDP program, too; without one
+    those packets wait in a ring that nobody reads. A network card has no such condition.
+    """
+    license_text, code = create_string_buffer(b"GPL"), create_string_buffer(_XDP_PASS)
+    attributes = struct.pack(
+        "=IIQQ", ProgType.XDP, len(_XDP_PASS) // 8, addressof(code), addressof(license_text)
+    )
+    with FD(
+        syscall(Command.PROG_LOAD, bytearray(attributes), "program xdp_pass"), "program xdp_pass"
+    ) as program:
+        wanted = [("IFLA_XDP_FD", program.fileno()), ("IFLA_XDP_FLAGS", _XDP_FLAGS_DRV_MODE)]
+        switch.link("set", index=_index(switch, port), xdp={"attrs": wanted})
 
 
 def _settings(values: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import LabSpec
 from lb.lab.lab import Lab
-from lb.lab.processes import ProcessRef
+from lb.lab.processes import ProcessRef, kill
 from lb.lab.removal import down
 from lb.lab.store import Store, labs
 from lb.rundir import RunDir
@@ -83,11 +83,12 @@ def test_down_leaves_nothing_after_the_kubelet_was_killed(make_lab: MakeLab) -> 
     lab = make_lab(agents=False)
     kubelet = lab.store.process("kubelet")
     assert kubelet is not None
-    os.kill(kubelet.pid, signal.SIGKILL)
+    assert kill([kubelet]) == []
     with pytest.raises(LabError, match="does not answer"):
         lab.ask_kubelet("list")
     status = lab.status()
     assert (status["kubelet"]["running"], len(status["pods"])) == (False, 3)
+    assert "does not answer" in status["errors"][0]
     down(lab.spec.id, silent)
     assert left_of(lab.spec.id) == []
 
@@ -130,6 +131,16 @@ def test_a_failed_start_says_why_and_leaves_nothing(lab_id: str, tmp_path: Path)
         with pytest.raises(LabError, match=r"(?s)the agent of node1 ended.*--no-such-flag"):
             Lab.up(spec, lines.append)
     assert lines[-1] == "failed: removing what was made"
+    assert left_of(lab_id) == []
+
+
+def test_an_interrupted_start_leaves_nothing(lab_id: str) -> None:
+    def interrupt(line: str) -> None:
+        if line.startswith("pods"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Lab.up(LabSpec(lab_id, str(EXAMPLES)), interrupt)
     assert left_of(lab_id) == []
 
 
