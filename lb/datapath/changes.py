@@ -55,9 +55,10 @@ def prepare(ledger: Ledger, slots: Rows, key: ObjectKey, plan: ServicePlan | Non
     desired = {(p.port_name, p.protocol): p for p in plan.ports if p.version == 4 and p.vips} if plan else {}
     try:
         for port_key, port_plan in desired.items():
+            names = _names(key, port_plan.port_name)
             if port_key not in ports:
-                names = _names(key, port_plan.port_name)
                 ports[port_key] = Port(ledger.service_ids.allocate())
+            if not ports[port_key].named:
                 change.names.append((ports[port_key], names))
             _prepare_port(ledger, slots, change, ports[port_key], port_plan)
             change.wanted[port_key] = {_socket(backend) for backend in port_plan.backends}

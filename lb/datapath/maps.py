@@ -108,10 +108,10 @@ class FakeMaps:
             self._arrays[name][keys] = values
             return
         entries = self._hashes[name]
-        for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+        for key, value in zip(keys, values, strict=True):
             if key.tobytes() not in entries and len(entries) == self.capacity(name):
                 if spec.type is not MapType.LRU_HASH:
-                    wanted = len(entries) + len(keys) - index
+                    wanted = len(entries.keys() | {each.tobytes() for each in keys})
                     raise CapacityError(name, self.capacity(name), wanted, f"limits.{spec.limit}")
                 del entries[next(iter(entries))]
             entries[key.tobytes()] = value.tobytes()

@@ -30,7 +30,8 @@ def read_ledger(maps: Maps) -> Ledger:
     services: dict[ObjectKey, Ports] = defaultdict(dict)
     names = _service_names(maps)
     ports: dict[int, Port] = {}
-    for vip, row in read_vips(maps).items():
+    # The kernel's order is any; by ids, a restart on equal maps always goes on in the same way.
+    for vip, row in sorted(read_vips(maps).items(), key=lambda item: (item[1].service, str(item[0]))):
         if row.service not in ports:
             key, port_name = names.get(row.service, (_NAMELESS, ""))
             if key == _NAMELESS or (port_name, vip.protocol) in services[key]:

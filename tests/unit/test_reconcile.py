@@ -15,7 +15,7 @@ from lb.errors import BpfError, CapacityError
 from lb.plan import lookup_table
 from lb.plan.types import ServicePlan
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
-from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, web
+from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, check, web
 
 
 @pytest.fixture
@@ -289,6 +289,18 @@ def test_a_refused_deletion_is_tried_again(bench: Bench) -> None:
     assert not bench.reconciler.sync({}).errors
     assert bench.reconciler.known() == set()
     assert len(bench.maps.read("services")[0]) == 0
+
+
+def test_a_port_left_over_from_a_failure_gets_its_name_at_the_next_try(bench: Bench) -> None:
+    """The new port's name is refused, and so is the clean-up that would have dropped the port."""
+    bench.apply(service_plan("web", port_plan([OTHER_VIP], [], name="old")))
+    moved, heir = web(A), service_plan("heir", port_plan([OTHER_VIP], []))
+    bench.maps.fail("services", times=2)
+    bench.maps.fail("services", operation="delete")
+    report = bench.reconciler.sync({moved.key: moved, heir.key: heir})
+    assert report.errors.keys() == {moved.key}
+    bench.apply()
+    check(bench.maps, exact=[moved, heir])
 
 
 def test_names_of_nodes_are_not_worth_a_service(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

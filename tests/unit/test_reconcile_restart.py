@@ -156,7 +156,7 @@ def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None
         bench.maps.before_write()
         report = bench.reconciler.sync(plans)
         assert report.errors.keys() == bench.reconciler.retry
-        for _ in range(6):
+        for _ in range(12):
             if not bench.reconciler.retry:
                 break
             bench.wait()

@@ -1,0 +1,92 @@
+"""The fake maps against the kernel's: one history, the same contents and the same errors. Needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from lb.datapath.dump import dump
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import MAP_SPECS
+from lb.datapath.map_pins import open_maps, pin_maps
+from lb.datapath.maps import FakeMaps, Maps
+from lb.datapath.pins import Pins, unload
+from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
+from lb.datapath.render import as_json
+from tests.unit.plan_builders import port_plan, service_plan
+from tests.unit.reconcile_bench import OTHER_VIP, SMALL, A, B, Clock
+from tests.unit.test_reconcile_restart import Step, histories
+
+LIMITS = replace(SMALL, vips=3, backends=12, table_rows=2600, services=3)
+
+
+@pytest.fixture(scope="module")
+def kernel_maps() -> Iterator[KernelMaps]:
+    pins = Pins(f"test.reconcile-{os.getpid()}")
+    with contextlib.ExitStack() as stack:
+        stack.callback(unload, pins)
+        pins.base.mkdir(parents=True)
+        pin_maps(pins, open_maps(pins, LIMITS, stack))
+        maps = KernelMaps(pins.maps)
+        stack.callback(maps.close)
+        yield maps
+
+
+def clear(maps: KernelMaps) -> None:
+    """Empty what Python writes."""
+    for name in ("vips4", "services", "nodes"):
+        maps.delete(name, maps.read(name)[0])
+    for name in ("backends4", "tables"):
+        maps.array(name)[:] = np.zeros(1, MAP_SPECS[name].value)
+
+
+class Twin:
+    """Reconcilers that get the same plans, one on each kind of maps."""
+
+    def __init__(self, *maps: Maps) -> None:
+        self.maps = maps
+        self.clock = Clock()
+        self.reconcilers: list[Reconciler] = []
+        self.start()
+
+    def start(self) -> None:
+        self.reconcilers = [Reconciler(maps, self.clock, lambda: None) for maps in self.maps]
+        for reconciler in self.reconcilers:
+            reconciler.recover()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(histories)
+def test_fake_and_kernel_maps_agree(kernel_maps: KernelMaps, history: list[Step]) -> None:
+    """Also when maps are full: the limits are tight."""
+    clear(kernel_maps)
+    twin = Twin(kernel_maps, FakeMaps(LIMITS))
+    for batch, _, wait, restart in history:
+        plans = {plan.key: plan if there else None for plan, there in batch}
+        kernel, fake = (reconciler.sync(plans) for reconciler in twin.reconcilers)
+        assert {key: str(error) for key, error in kernel.errors.items()} == {
+            key: str(error) for key, error in fake.errors.items()
+        }
+        assert kernel.writes == fake.writes
+        texts = {as_json(dump(maps, 0, ["vips", "backends"])) for maps in twin.maps}
+        assert len(texts) == 1
+        twin.clock.now += QUARANTINE_SECONDS if wait else 0
+        if restart and not kernel.errors:
+            twin.start()
+
+
+def test_a_sync_waits_for_packets_on_their_way(kernel_maps: KernelMaps) -> None:
+    """With the real grace period: a backend that a table listed is freed only after it."""
+    clear(kernel_maps)
+    reconciler = Reconciler(kernel_maps, Clock())
+    reconciler.recover()
+    for backends in ([A, B], [A]):
+        plan = service_plan("web", port_plan([OTHER_VIP], backends))
+        assert not reconciler.sync({plan.key: plan}).errors
+    assert "10.0.1.2" not in as_json(dump(kernel_maps, 0))
