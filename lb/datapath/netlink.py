@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from lb.config import UplinkMode
 from lb.datapath import bpf
 from lb.datapath.bpf import FD
-from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters
+from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
 
 _ETH_P_ALL = 0x0003
@@ -178,9 +178,9 @@ class Netlink:
             raise AttachError(f"{interface.name}: XDP: another program (id {interface.xdp_id}) is attached")
         try:
             if interface.xdp_id and interface.xdp_mode is not mode:
-                self._set_xdp(interface, -1, 0)
-            self._set_xdp(interface, program.fileno(), _XDP_FLAGS[mode])
-        except NetlinkError as error:
+                _remove_xdp(interface)
+            set_xdp(interface.index, program.fileno(), _XDP_FLAGS[mode])
+        except OSError as error:
             raise _refused(interface, mode.value, error) from error
 
     def detach_xdp(self, interface: Interface) -> bool:
@@ -193,16 +193,10 @@ class Netlink:
         if not is_our_xdp(interface):
             return False
         try:
-            self._set_xdp(interface, -1, 0)
-        except NetlinkError as error:
+            _remove_xdp(interface)
+        except OSError as error:
             raise _refused(interface, "XDP", error) from error
         return True
-
-    def _set_xdp(self, interface: Interface, fd: int, flags: int) -> None:
-        if fd < 0 and interface.xdp_mode is not None:
-            flags = _XDP_FLAGS[interface.xdp_mode]
-        attributes = {"attrs": [("IFLA_XDP_FD", fd), ("IFLA_XDP_FLAGS", flags)]}
-        self._route.link("set", index=interface.index, xdp=attributes)
 
 
 def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...]) -> Interface:
@@ -229,9 +223,18 @@ def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...
     )
 
 
-def _refused(interface: Interface, hook: str, error: NetlinkError) -> AttachError:
-    refused = AttachError(f"{interface.name}: {hook}: {os.strerror(error.code)}")
-    refused.errno = error.code
+def _remove_xdp(interface: Interface) -> None:
+    if interface.xdp_mode is not None:
+        set_xdp(interface.index, -1, _XDP_FLAGS[interface.xdp_mode])
+
+
+def _refused(interface: Interface, hook: str, error: NetlinkError | OSError) -> AttachError:
+    if isinstance(error, OSError):
+        code, text = error.errno or 0, error.strerror
+    else:
+        code, text = error.code, os.strerror(error.code)
+    refused = AttachError(f"{interface.name}: {hook}: {text}")
+    refused.errno = code
     return refused
 
 
