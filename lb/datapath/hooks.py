@@ -206,16 +206,18 @@ class Hooks:
     def _fill_ifaces(
         self, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
     ) -> None:
-        """Write each interface's source address, and under key 0 the node's primary one: the first uplink's.
+        """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
-        An uplink or tunnel without an address uses the primary one.
+        The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
+        interface is there: the answer to a packet that we SNATed has to come in by one of our ingress hooks
+        that undo it.
         """
         uplinks = [one.source4 for one in interfaces if roles.get(one.index) is Role.UPLINK and one.source4]
         primary = int(uplinks[0]) if uplinks else 0
         wanted = {0: (primary, 0)} if primary else {}
         for one in interfaces:
-            flags = _FLAGS.get(roles.get(one.index), IfaceFlag(0))
-            if one.source4 is not None or flags:
+            flags = _FLAGS.get(roles.get(one.index))
+            if flags:
                 wanted[one.index] = (int(one.source4) if one.source4 else primary, int(flags))
         keys, values = self._maps.read("ifaces")
         present = {

@@ -197,8 +197,7 @@ def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None
     up, tunnel, bridge = index_of("up0"), index_of("vx0"), index_of("br0")
     with hooked(loaded, maps) as own:
         own.sync()
-        want = {0: (NODE, 0), up: (NODE, 1), tunnel: (NODE, 2), bridge: ("198.51.100.1", 0)}
-        assert rows() == want
+        assert rows() == {0: (NODE, 0), up: (NODE, 1), tunnel: (NODE, 2)}, "the bridge is no way out"
         route.addr("add", index=tunnel, address="10.0.9.1", prefixlen=32)
         route.link("del", index=bridge)
         own.sync({tunnel, bridge})
