@@ -1,0 +1,7 @@
+"""The Kubernetes API as a source, and Events back to it."""
+
+from lb.kube.client import Access, ApiError, Client, from_kubeconfig, in_cluster
+from lb.kube.reflector import Health
+from lb.kube.source import KubernetesSource
+
+__all__ = ["Access", "ApiError", "Client", "Health", "KubernetesSource", "from_kubeconfig", "in_cluster"]

@@ -1,0 +1,393 @@
+"""Requests to the API server: configuration, authentication and TLS by the kubernetes package, raw bytes out.
+
+Of that package only the configuration loaders and the urllib3 pool are used. Its model objects cost ten times
+the time and memory of what we need, and its watch hides the errors that a reflector has to tell apart.
+
+Credentials that change. The files that a configuration came from (kubeconfig, token, certificates) are looked
+at before every request; when one has changed, everything is loaded anew. So it is after an answer 401 and
+after a failed TLS handshake: an exec plugin then runs again. A running watch keeps its connection; it ends
+within minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+import urllib3
+from kubernetes.client import Configuration
+from kubernetes.client.rest import RESTClientObject
+from kubernetes.config import ConfigException, incluster_config, kube_config
+
+import lb
+from lb.errors import ConfigError, LbError
+
+_log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 75.0
+"""How long an answer may keep silent: the API server itself gives up after 60 s (its --request-timeout)."""
+RETRY_AFTER_MOST = 60.0
+"""A Retry-After above this counts as this: no server may put the agent to sleep for hours."""
+_ERROR_BODY_MOST = 65_536
+_READ_BYTES = 262_144
+
+
+class ApiError(LbError):
+    """The API server refused, or did not answer; it is worth trying again.
+
+    Attributes
+    ----------
+    status: HTTP status, or the code of an ERROR event; 0 when there was no answer.
+    retry_after: seconds that the server asks for; 0 when it does not.
+    expired: the resourceVersion or continue token of the request is of no use any more; list anew.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 0, retry_after: float = 0.0, expired: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.expired = expired
+
+
+class SilenceError(ApiError):
+    """A stream said nothing for as long as was agreed."""
+
+
+class _Cause(msgspec.Struct, gc=False):
+    reason: str | None = None
+
+
+class _Details(msgspec.Struct, gc=False):
+    causes: list[_Cause] | None = None
+    retry_after_seconds: float | None = msgspec.field(name="retryAfterSeconds", default=None)
+
+
+class _Status(msgspec.Struct, gc=False):
+    message: str | None = None
+    reason: str | None = None
+    code: int | None = None
+    details: _Details | None = None
+
+
+_STATUS = msgspec.json.Decoder(_Status)
+
+
+def status_error(what: str, body: bytes | msgspec.Raw, *, status: int = 0, retry_after: str = "") -> ApiError:
+    """Return the error that a Status object tells of; body may be anything, a proxy's page for instance.
+
+    Expired are 410 Gone; 400 and 422, which mean that the server cannot read our resourceVersion; and "too
+    large resource version", which a server says that was restored from a backup or lags behind the one we
+    knew. retry_after is the header's text; its form as a date is not used by Kubernetes and counts as absent.
+    """
+    try:
+        told = _STATUS.decode(body)
+    except msgspec.DecodeError:
+        told = _Status()
+    code = status or told.code or 0
+    details = told.details or _Details()
+    wait = float(retry_after) if retry_after.isdecimal() else details.retry_after_seconds or 0.0
+    too_large = any(cause.reason == "ResourceVersionTooLarge" for cause in details.causes or ())
+    words = told.message or told.reason or "no reason given"
+    return ApiError(
+        f"{what}: {code} {words}",
+        status=code,
+        retry_after=min(wait, RETRY_AFTER_MOST),
+        expired=code in (400, 410, 422) or too_large,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A way to the API server.
+
+    Attributes
+    ----------
+    configuration: where, and with which credentials.
+    files: what it was read from; when one changes, it is to be loaded again.
+    """
+
+    configuration: Configuration
+    files: tuple[str, ...] = ()
+
+
+def in_cluster(
+    token: str = incluster_config.SERVICE_TOKEN_FILENAME,
+    authority: str = incluster_config.SERVICE_CERT_FILENAME,
+    environ: Mapping[str, str] = os.environ,
+) -> Access:
+    """Return the access of a pod's service account.
+
+    The address is that of the environment (KUBERNETES_SERVICE_HOST, _PORT). It is a Service's own address:
+    where lbctl is the only one to serve it, set the two variables to an address of the API server itself, or
+    a starting node cannot reach it.
+
+    Raises
+    ------
+    ConfigError: this is no pod, or its token cannot be read.
+    """
+    configuration = _configuration()
+    loader = incluster_config.InClusterConfigLoader(
+        token, authority, try_refresh_token=False, environ=environ
+    )
+    try:
+        loader.load_and_set(configuration)
+        configuration.api_key["BearerToken"] = _bearer(token)
+    except (ConfigException, OSError) as error:
+        raise ConfigError(
+            f"access as a pod of the cluster: {error}; elsewhere use --kubeconfig FILE"
+        ) from error
+    return Access(configuration, (token, authority))
+
+
+def from_kubeconfig(path: str = "", context: str = "") -> Access:
+    """Return the access that a context of a kubeconfig file gives.
+
+    Without path it is the files of the variable KUBECONFIG, or ~/.kube/config; without context the current
+    one.
+
+    Raises
+    ------
+    ConfigError: the file or the context is missing or wrong, or an exec plugin gave no credentials.
+    """
+    place = path or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
+    configuration = _configuration()
+    try:
+        merged = kube_config.KubeConfigMerger(place)
+        if merged.config is None:
+            raise ConfigError(f"kubeconfig {place}: there is no such file, or nothing in it")
+        kube_config.KubeConfigLoader(
+            merged.config, active_context=context or None, config_base_path=None
+        ).load_and_set(configuration)
+        user = _user(merged.config, context)
+        token_file = user.get("tokenFile", "")
+        if token_file:
+            # client-go reads this file again and again, and prefers it to a token given directly
+            configuration.api_key["BearerToken"] = _bearer(token_file)
+    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"kubeconfig {place}: {error}") from error
+    if "exec" in user and not configuration.api_key and not configuration.cert_file:
+        raise ConfigError(
+            f"kubeconfig {place}: the plugin {user['exec'].get('command')!r} gave no credentials"
+        )
+    files = (
+        *(os.path.expanduser(part) for part in place.split(kube_config.ENV_KUBECONFIG_PATH_SEPARATOR)),
+        token_file,
+        configuration.ssl_ca_cert,
+        configuration.cert_file,
+        configuration.key_file,
+    )
+    return Access(configuration, tuple(file for file in files if file))
+
+
+def _configuration() -> Configuration:
+    configuration = Configuration()
+    configuration.keep_alive = True  # TCP probes find a dead peer in a minute where a watch would wait
+    return configuration
+
+
+def _bearer(token_file: str) -> str:
+    with open(token_file, encoding="ascii") as stream:
+        token = stream.read().strip()
+    if not token:
+        raise ConfigException(f"token file {token_file} is empty")
+    return f"Bearer {token}"
+
+
+def _user(config: Any, context: str) -> dict[str, Any]:
+    """Return the user entry of a context, its tokenFile as an absolute path."""
+    chosen = config["contexts"].get_with_name(context or config["current-context"])["context"]
+    name = chosen.safe_get("user")
+    entry = config["users"].get_with_name(name, safe=True) if name and config.safe_get("users") else None
+    if entry is None:
+        return {}
+    user = dict(entry["user"].value)
+    if user.get("tokenFile"):
+        user["tokenFile"] = os.path.join(os.path.dirname(os.path.abspath(entry.path)), user["tokenFile"])
+    return user
+
+
+class Response:
+    """A successful answer. Reading raises :class:`ApiError` when the connection breaks."""
+
+    def __init__(self, raw: urllib3.BaseHTTPResponse, what: str) -> None:
+        self._raw = raw
+        self._what = what
+
+    def body(self) -> bytes:
+        """Return all of it, uncompressed."""
+        with _as_api_error(self._what):
+            body = self._raw.read(decode_content=True)
+            self._raw.release_conn()
+            return body
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield bytes as they come until the server ends the answer.
+
+        Raises
+        ------
+        SilenceError: nothing came for as long as the request agreed.
+        """
+        while True:
+            with _as_api_error(self._what):
+                data = self._raw.read1(_READ_BYTES)
+            if not data:
+                self._raw.release_conn()
+                return
+            yield data
+
+    def abort(self) -> None:
+        """Make a read that waits in another thread return."""
+        with contextlib.suppress(ValueError, RuntimeError, OSError):  # it is over already
+            self._raw.shutdown()
+
+    def close(self) -> None:
+        """Close the connection unless the whole answer was read."""
+        self._raw.close()
+
+
+@contextlib.contextmanager
+def _as_api_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise SilenceError(f"{what}: the server keeps silent") from error
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        # ValueError: a token that no header can hold, a connection shut by abort()
+        words = error.args[0] if error.args and isinstance(error.args[0], str) else error
+        raise ApiError(f"{what}: {words}") from error
+
+
+class Client:
+    """Sends requests as ``lbctl/VERSION``; usable from several threads.
+
+    load gives the access, at once and again whenever credentials have to be renewed.
+
+    Raises
+    ------
+    ConfigError: there is no access to begin with. Later failures to load are logged; the old access is kept.
+    """
+
+    def __init__(self, load: Callable[[], Access]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._line = _Line(load())
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        *,
+        body: object = None,
+        content_type: str = "application/json",
+        silence: float = ANSWER_SECONDS,
+        compress: bool = False,
+    ) -> Response:
+        """Return the answer to a request when its status is 2xx.
+
+        body is sent as JSON. silence is how long, in seconds, the server may say nothing, at any time.
+
+        Raises
+        ------
+        ApiError: anything else.
+        """
+        what = f"{method} {path}"
+        line, authorization = self._current()
+        headers = {"User-Agent": f"lbctl/{lb.__version__}", "Accept": "application/json"}
+        headers["Accept-Encoding"] = "gzip" if compress else "identity"
+        if authorization:
+            headers["Authorization"] = authorization
+        if body is not None:
+            headers["Content-Type"] = content_type
+        try:
+            with _as_api_error(what):
+                raw = line.pool.request(
+                    method,
+                    line.host + path + ("?" + urlencode(query) if query else ""),
+                    headers=headers,
+                    body=None if body is None else msgspec.json.encode(body),
+                    timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=silence),
+                    retries=False,
+                    preload_content=False,
+                )
+        except ApiError as error:
+            if isinstance(error.__cause__, urllib3.exceptions.SSLError):
+                self._renew(line)
+            raise
+        if 200 <= raw.status < 300:
+            return Response(raw, what)
+        told = b""
+        with contextlib.suppress(ApiError), _as_api_error(what):
+            told = raw.read(_ERROR_BODY_MOST, decode_content=True)
+        raw.close()
+        if raw.status == 401:
+            self._renew(line)
+        raise status_error(what, told, status=raw.status, retry_after=raw.headers.get("Retry-After", ""))
+
+    def _current(self) -> tuple[_Line, str]:
+        """Return the present connection pool and what goes into the header Authorization."""
+        with self._lock:
+            if self._line.files != _signatures(self._line.access):
+                self._reload()
+            return self._line, self._line.authorization()
+
+    def _renew(self, used: _Line) -> None:
+        """Load everything again, unless another thread did since."""
+        with self._lock:
+            if self._line is used:
+                self._reload()
+
+    def _reload(self) -> None:
+        try:
+            line = _Line(self._load())
+        except ConfigError as error:
+            _log.warning("credentials stay as they were: %s", error)
+            return
+        self._line.pool.clear()
+        self._line = line
+        _log.info("credentials for %s loaded again", line.host)
+
+
+class _Line:
+    """One access and the connections made with it."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.files = _signatures(access)
+        self.host = access.configuration.host.rstrip("/")
+        self.pool = RESTClientObject(access.configuration).pool_manager
+
+    def authorization(self) -> str:
+        """Return the header's value; an exec plugin whose token runs out is run again for it.
+
+        Raises
+        ------
+        ApiError: the token could not be renewed.
+        """
+        try:
+            setting = self.access.configuration.auth_settings().get("BearerToken")
+        except Exception as error:  # the package lets through whatever its ways to renew a token raise
+            raise ApiError(f"credentials for {self.host}: {error}") from error
+        return (setting and setting["value"]) or ""
+
+
+def _signatures(access: Access) -> tuple[tuple[int, int, int] | None, ...]:
+    return tuple(_signature(file) for file in access.files)
+
+
+def _signature(file: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

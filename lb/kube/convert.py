@@ -1,0 +1,330 @@
+"""From API objects to the model: pure functions.
+
+The API server has validated what it serves and filled in defaults, so the rules of manifests are not repeated
+here. What is refused is what could not be acted on. Where an old object holds what today's validation would
+refuse but kube-proxy accepts (leading zeros in IPv4 addresses, host bits in source ranges), so do we.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
+from typing import Generic, TypeVar
+
+import msgspec
+
+from lb.errors import InputError
+from lb.kube.decode import (
+    ApiObject,
+    EndpointEntry,
+    Metadata,
+    NodeObject,
+    ServiceObject,
+    ServicePortEntry,
+    SliceObject,
+    TargetRef,
+    complaint,
+)
+from lb.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    IPAddress,
+    IPNetwork,
+    Node,
+    ObjectKey,
+    Origin,
+    Protocol,
+    Resource,
+    Service,
+    ServicePort,
+    ServiceType,
+    TrafficDistribution,
+    TrafficPolicy,
+)
+
+AFFINITY_DEFAULT = 10_800
+"""Seconds of ClientIP affinity when the Service names none."""
+
+
+class FieldError(ValueError):
+    """A field's value cannot be acted on; field is its dotted path."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def service(item: ServiceObject, origin: Origin) -> Service:
+    """Return the model's Service.
+
+    The labels that give a Service to another proxy are the list's selector, so proxied is always True here;
+    labels stay empty, since nothing reads them. A trafficDistribution that is not known counts as none: the
+    API makes it a preference that a proxy need not follow.
+
+    Raises
+    ------
+    FieldError: an address or network is none.
+    """
+    meta, spec = item.metadata, item.spec
+    kind = spec.type or ServiceType.CLUSTER_IP
+    claimed = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
+    headless = claimed[:1] == ("None",)
+    addressed = not headless and kind is not ServiceType.EXTERNAL_NAME
+    return Service(
+        key=_key(meta),
+        type=kind,
+        ports=tuple(map(_service_port, spec.ports or ())),
+        cluster_ips=_addresses("spec.clusterIPs", claimed) if addressed else (),
+        headless=headless,
+        external_ips=_addresses("spec.externalIPs", spec.external_ips or ()),
+        load_balancer_ips=_load_balancer_ips(item) if kind is ServiceType.LOAD_BALANCER else (),
+        external_name=(spec.external_name or "") if kind is ServiceType.EXTERNAL_NAME else "",
+        selector=spec.selector or None,
+        affinity_seconds=_affinity_seconds(item),
+        publish_not_ready=bool(spec.publish_not_ready_addresses),
+        internal_policy=spec.internal_traffic_policy or TrafficPolicy.CLUSTER,
+        external_policy=spec.external_traffic_policy or TrafficPolicy.CLUSTER,
+        source_ranges=tuple(
+            _network(f"spec.loadBalancerSourceRanges[{i}]", text)
+            for i, text in enumerate(spec.load_balancer_source_ranges or ())
+        ),
+        health_check_node_port=spec.health_check_node_port or 0,
+        distribution=_distribution(spec.traffic_distribution or ""),
+        created=meta.creation_timestamp or "",
+        origin=origin,
+    )
+
+
+def _service_port(entry: ServicePortEntry) -> ServicePort:
+    return ServicePort(
+        name=sys.intern(entry.name or ""),
+        protocol=Protocol[entry.protocol or "TCP"],
+        port=entry.port,
+        target_port=entry.target_port or entry.port,
+        node_port=entry.node_port or 0,
+    )
+
+
+def _load_balancer_ips(item: ServiceObject) -> tuple[IPAddress, ...]:
+    """Return the addresses whose ipMode is VIP or unset; those of a Proxy are not for us to take."""
+    balancer = item.status.load_balancer if item.status else None
+    return tuple(
+        _address(f"status.loadBalancer.ingress[{i}].ip", entry.ip)
+        for i, entry in enumerate((balancer and balancer.ingress) or ())
+        if entry.ip and entry.ip_mode != "Proxy"
+    )
+
+
+def _affinity_seconds(item: ServiceObject) -> int:
+    if item.spec.session_affinity != "ClientIP":
+        return 0
+    config = item.spec.session_affinity_config
+    return (config and config.client_ip and config.client_ip.timeout_seconds) or AFFINITY_DEFAULT
+
+
+def _distribution(text: str) -> TrafficDistribution:
+    try:
+        return TrafficDistribution(text)
+    except ValueError:
+        return TrafficDistribution.NONE
+
+
+def endpoint_slice(item: SliceObject, origin: Origin) -> EndpointSlice:
+    """Return the model's EndpointSlice.
+
+    Of an endpoint's addresses the first counts, the API gives the others no meaning. A slice of host names
+    (addressType FQDN) has no endpoints here, since no proxy resolves names; a port without number, which
+    would mean every port, is left out. Conditions that are absent have the API's defaults: ready, serving,
+    not terminating.
+
+    Raises
+    ------
+    FieldError: an address is none, or the slice names no Service.
+    """
+    label = item.metadata.labels and item.metadata.labels.service
+    if not label:
+        raise FieldError("metadata.labels", "kubernetes.io/service-name is missing: whose slice is it?")
+    addressable = item.endpoints if item.address_type != "FQDN" else None
+    key = _key(item.metadata)
+    return EndpointSlice(
+        key=key,
+        service=ObjectKey(key.namespace, label),
+        ports=tuple(
+            EndpointPort(sys.intern(port.name or ""), Protocol[port.protocol or "TCP"], port.port)
+            for port in item.ports or ()
+            if port.port is not None
+        ),
+        endpoints=tuple(_endpoint(i, entry) for i, entry in enumerate(addressable or ())),
+        origin=origin,
+    )
+
+
+def _endpoint(index: int, entry: EndpointEntry) -> Endpoint:
+    conditions, hints = entry.conditions, entry.hints
+    try:
+        address = _parse_address(entry.addresses[0])
+    except AddressValueError as error:
+        raise FieldError(f"endpoints[{index}].addresses[0]", f"must be an IP address: {error}") from error
+    return Endpoint(
+        address=address,
+        ready=conditions is None or conditions.ready is not False,
+        serving=conditions is None or conditions.serving is not False,
+        terminating=conditions is not None and conditions.terminating is True,
+        node=sys.intern(entry.node_name or ""),
+        zone=sys.intern(entry.zone or ""),
+        target=_target(entry.target_ref) if entry.target_ref else "",
+        hint_zones=_names(tuple(hint.name for hint in hints.for_zones or ())) if hints else frozenset(),
+        hint_nodes=_names(tuple(hint.name for hint in hints.for_nodes or ())) if hints else frozenset(),
+    )
+
+
+def _target(reference: TargetRef) -> str:
+    return f"{reference.namespace or ''}/{reference.name or ''}" if reference.kind == "Pod" else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(names: tuple[str, ...]) -> frozenset[str]:
+    """Return one set for all endpoints with the same hints: there are as many sets as zones or nodes."""
+    return frozenset(map(sys.intern, names))
+
+
+def node(item: NodeObject, origin: Origin) -> Node:
+    """Return the model's Node; it is terminating once it has a deletionTimestamp.
+
+    Raises
+    ------
+    FieldError: an InternalIP is no address.
+    """
+    listed = (item.status and item.status.addresses) or ()
+    return Node(
+        name=item.metadata.name,
+        addresses=tuple(
+            _address(f"status.addresses[{i}].address", entry.address)
+            for i, entry in enumerate(listed)
+            if entry.type == "InternalIP"
+        ),
+        zone=(item.metadata.labels and item.metadata.labels.zone) or "",
+        terminating=item.metadata.deletion_timestamp is not None,
+        origin=origin,
+    )
+
+
+def _key(meta: Metadata) -> ObjectKey:
+    return ObjectKey(sys.intern(meta.namespace), meta.name)
+
+
+def _addresses(field: str, texts: Iterable[str]) -> tuple[IPAddress, ...]:
+    return tuple(_address(f"{field}[{i}]", text) for i, text in enumerate(texts))
+
+
+def _address(field: str, text: str) -> IPAddress:
+    try:
+        return _parse_address(text)
+    except AddressValueError as error:
+        raise FieldError(field, f"must be an IP address: {error}") from error
+
+
+def _parse_address(text: str) -> IPAddress:
+    if ":" in text:
+        address = IPv6Address(text)
+        return address.ipv4_mapped or address
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        return IPv4Address(".".join(part.lstrip("0") or "0" for part in text.split(".")))
+
+
+def _network(field: str, text: str) -> IPNetwork:
+    host, slash, length = text.strip().partition("/")
+    try:
+        if not slash:
+            raise ValueError(f"{text!r} has no prefix length")
+        return ip_network(f"{_parse_address(host)}/{length}", strict=False)
+    except ValueError as error:
+        raise FieldError(field, f"must be a network such as 10.0.0.0/8: {error}") from error
+
+
+S = TypeVar("S", bound=ApiObject)
+R = TypeVar("R", bound=Resource)
+Kind = type[Service] | type[EndpointSlice] | type[Node]
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Generic[R]):
+    """One object as read. resource is None when it cannot be used, and error says why."""
+
+    key: ObjectKey
+    uid: str
+    version: str
+    resource: R | None
+    error: InputError | None = None
+
+
+class Reader(Generic[S, R]):
+    """Reads the objects of one kind.
+
+    Attributes
+    ----------
+    model: what they become; its name is the kind's.
+    path: the path of all of them, ``/api/v1/services``.
+    """
+
+    def __init__(self, model: Kind, path: str, struct: type[S], convert: Callable[[S, Origin], R]) -> None:
+        self.model = model
+        self.path = path
+        self._struct = struct
+        self._decoder = msgspec.json.Decoder(struct)
+        self._convert = convert
+
+    def read(self, body: bytes | msgspec.Raw) -> Item[R]:
+        """Read one object, whatever it is like.
+
+        Raises
+        ------
+        msgspec.DecodeError: it has not even a name.
+        """
+        meta: Metadata
+        try:
+            decoded = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            meta = _ANY.decode(body).metadata
+            return self._refused(meta, *complaint(body, self._struct, error))
+        meta = decoded.metadata
+        try:
+            resource = self._convert(decoded, Origin(self.path_of(meta)))
+        except FieldError as error:
+            return self._refused(meta, error.field, str(error))
+        return Item(_key(meta), meta.uid, meta.resource_version, resource)
+
+    def version(self, body: bytes | msgspec.Raw) -> str:
+        """Return an object's resourceVersion.
+
+        Raises
+        ------
+        msgspec.DecodeError: it has none.
+        """
+        return _ANY.decode(body).metadata.resource_version
+
+    def path_of(self, meta: Metadata) -> str:
+        """Return the API path of an object."""
+        group, _, plural = self.path.rpartition("/")
+        namespace = f"/namespaces/{meta.namespace}" if meta.namespace else ""
+        return f"{group}{namespace}/{plural}/{meta.name}"
+
+    def _refused(self, meta: Metadata, field: str, message: str) -> Item[R]:
+        key = _key(meta)
+        error = InputError(self.path_of(meta), 0, f"{self.model.__name__} {key}", field, message)
+        return Item(key, meta.uid, meta.resource_version, None, error)
+
+
+_ANY = msgspec.json.Decoder(ApiObject)
+
+SERVICES = Reader(Service, "/api/v1/services", ServiceObject, service)
+ENDPOINT_SLICES = Reader(
+    EndpointSlice, "/apis/discovery.k8s.io/v1/endpointslices", SliceObject, endpoint_slice
+)
+NODES = Reader(Node, "/api/v1/nodes", NodeObject, node)

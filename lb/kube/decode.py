@@ -1,0 +1,272 @@
+"""The fields of API objects that a Service proxy reads, for msgspec; everything else is skipped unread.
+
+Names and meanings are those of the Kubernetes API reference: core/v1 Service and Node, discovery.k8s.io/v1
+EndpointSlice. The API server writes an absent list or map as null, so everything optional may be None.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from lb.model import ServiceType, TrafficPolicy
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+PortOrNone = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+"""0 is how the API says "not set"."""
+ProtocolName = Literal["TCP", "UDP", "SCTP"]
+
+
+class _Object(msgspec.Struct, gc=False, rename="camel"):
+    """Base of all of them. gc=False: they never form a cycle, and the collector need not look at them."""
+
+
+class Metadata(_Object):
+    """``metadata`` of any object."""
+
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+
+class ApiObject(_Object):
+    """Any object; used itself where only the name is wanted, because something else is wrong."""
+
+    metadata: Metadata
+
+
+class ServicePortEntry(_Object):
+    """``spec.ports[]``."""
+
+    port: Port
+    name: str | None = None
+    protocol: ProtocolName | None = None
+    target_port: PortOrNone | str | None = None
+    node_port: PortOrNone | None = None
+
+
+class ClientIpConfig(_Object):
+    """``spec.sessionAffinityConfig.clientIP``."""
+
+    timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] | None = None
+
+
+class AffinityConfig(_Object):
+    """``spec.sessionAffinityConfig``."""
+
+    client_ip: ClientIpConfig | None = msgspec.field(name="clientIP", default=None)
+
+
+class ServiceSpec(_Object):
+    """``spec`` of a Service."""
+
+    type: ServiceType | None = None
+    ports: tuple[ServicePortEntry, ...] | None = None
+    cluster_ip: str | None = msgspec.field(name="clusterIP", default=None)
+    cluster_ips: tuple[str, ...] | None = msgspec.field(name="clusterIPs", default=None)
+    external_ips: tuple[str, ...] | None = msgspec.field(name="externalIPs", default=None)
+    external_name: str | None = None
+    selector: dict[str, str] | None = None
+    session_affinity: Literal["", "None", "ClientIP"] | None = None
+    session_affinity_config: AffinityConfig | None = None
+    publish_not_ready_addresses: bool | None = None
+    internal_traffic_policy: TrafficPolicy | None = None
+    external_traffic_policy: TrafficPolicy | None = None
+    load_balancer_source_ranges: tuple[str, ...] | None = None
+    health_check_node_port: PortOrNone | None = None
+    traffic_distribution: str | None = None
+
+
+class Ingress(_Object):
+    """``status.loadBalancer.ingress[]``."""
+
+    ip: str | None = None
+    ip_mode: Literal["VIP", "Proxy"] | None = None
+
+
+class LoadBalancerStatus(_Object):
+    """``status.loadBalancer``."""
+
+    ingress: tuple[Ingress, ...] | None = None
+
+
+class ServiceStatus(_Object):
+    """``status`` of a Service."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+
+class ServiceObject(ApiObject):
+    """A core/v1 Service."""
+
+    spec: ServiceSpec
+    status: ServiceStatus | None = None
+
+
+class SliceLabels(_Object):
+    """The label of an EndpointSlice that says whose it is."""
+
+    service: str | None = msgspec.field(name="kubernetes.io/service-name", default=None)
+
+
+class SliceMetadata(Metadata):
+    """``metadata`` of an EndpointSlice."""
+
+    labels: SliceLabels | None = None
+
+
+class SlicePort(_Object):
+    """``ports[]`` of an EndpointSlice; without a number it means every port."""
+
+    name: str | None = None
+    protocol: ProtocolName | None = None
+    port: Port | None = None
+
+
+class Conditions(_Object):
+    """``endpoints[].conditions``."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(_Object):
+    """``endpoints[].hints.forZones[]`` and ``forNodes[]``."""
+
+    name: str
+
+
+class Hints(_Object):
+    """``endpoints[].hints``."""
+
+    for_zones: tuple[Hint, ...] | None = None
+    for_nodes: tuple[Hint, ...] | None = None
+
+
+class TargetRef(_Object):
+    """``endpoints[].targetRef``."""
+
+    kind: str | None = None
+    namespace: str | None = None
+    name: str | None = None
+
+
+class EndpointEntry(_Object):
+    """``endpoints[]`` of an EndpointSlice."""
+
+    addresses: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    conditions: Conditions | None = None
+    node_name: str | None = None
+    zone: str | None = None
+    target_ref: TargetRef | None = None
+    hints: Hints | None = None
+
+
+class SliceObject(ApiObject):
+    """A discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: SliceMetadata
+    address_type: Literal["IPv4", "IPv6", "FQDN"]
+    endpoints: tuple[EndpointEntry, ...] | None = None
+    ports: tuple[SlicePort, ...] | None = None
+
+
+class NodeLabels(_Object):
+    """The label of a Node that names its zone."""
+
+    zone: str | None = msgspec.field(name="topology.kubernetes.io/zone", default=None)
+
+
+class NodeMetadata(Metadata):
+    """``metadata`` of a Node."""
+
+    labels: NodeLabels | None = None
+
+
+class NodeAddress(_Object):
+    """``status.addresses[]``."""
+
+    type: str
+    address: str
+
+
+class NodeStatus(_Object):
+    """``status`` of a Node."""
+
+    addresses: tuple[NodeAddress, ...] | None = None
+
+
+class NodeObject(ApiObject):
+    """A core/v1 Node."""
+
+    metadata: NodeMetadata
+    status: NodeStatus | None = None
+
+
+class ListMetadata(_Object):
+    """``metadata`` of a list; continue is the token of its next page."""
+
+    resource_version: str = ""
+    continue_: str | None = msgspec.field(name="continue", default=None)
+
+
+class ObjectList(_Object):
+    """One page of a list; the items are decoded one by one, so that a broken one costs no other."""
+
+    metadata: ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class WatchEvent(_Object):
+    """One line of a watch."""
+
+    type: str
+    object: msgspec.Raw
+
+
+S = TypeVar("S")
+
+
+def complaint(body: bytes | msgspec.Raw, wanted: type[S], error: msgspec.DecodeError) -> tuple[str, str]:
+    """Return (field, message) of what msgspec refused, ``("spec.ports[2].port", "Expected `int`")``.
+
+    msgspec leaves out the index of a list's entry; it is found by trying the entries one by one.
+    """
+    message, _, path = str(error).partition(" - at `$")
+    parts = path.rstrip("`").removeprefix(".").split("[...]")
+    try:
+        tree = msgspec.json.decode(body)
+        return _with_indexes(tree, parts, wanted), message
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return "[...]".join(parts), message
+
+
+def _with_indexes(tree: Any, parts: list[str], wanted: type[S]) -> str:
+    """Reduce each list (or map) on the path to its first refused entry, and name that one's place."""
+    where, above = "", tree
+    for part in parts[:-1]:
+        *names, last = part.removeprefix(".").split(".")
+        for name in names:
+            above = above[name]
+        entries = above[last]
+        keyed = isinstance(entries, dict)
+        for key, entry in entries.items() if keyed else enumerate(entries):
+            above[last] = {key: entry} if keyed else [entry]
+            if _refused(tree, wanted):
+                where += f"{part}[{key}]"
+                above = entry
+                break
+    return where + parts[-1]
+
+
+def _refused(tree: Any, wanted: type[S]) -> bool:
+    try:
+        msgspec.convert(tree, wanted)
+    except msgspec.ValidationError:
+        return True
+    return False

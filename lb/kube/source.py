@@ -1,0 +1,165 @@
+"""The Kubernetes API as a source of Services, EndpointSlices and the node itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lb.errors import InputError
+from lb.kube.client import Client
+from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, Kind, R
+from lb.kube.events import EventWriter, Notice
+from lb.kube.handover import HOLD_SECONDS, Handover
+from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
+from lb.kube.timing import Timing
+from lb.model import Event, ObjectKey, Synced
+
+_log = logging.getLogger(__name__)
+
+NOT_OURS = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+"""Labels that give a Service, and the slices that carry its labels, to another proxy; kube-proxy's
+selectors."""
+_TICK_SECONDS = 0.2
+_JOIN_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one reflector found, or how it failed."""
+
+    resource: str
+    events: Sequence[Event] = ()
+    listed: bool = False
+    failure: BaseException | None = None
+
+
+class KubernetesSource:
+    """Follows the API server; see :mod:`lb.kube.reflector` for how.
+
+    Of Services it reads all that are not headless (they are DNS alone) and not another proxy's; of
+    EndpointSlices those that belong to a Service; of Nodes only the one of this name, since the zones of the
+    others are in the slices.
+
+    Parameters
+    ----------
+    client: how to reach the API server.
+    node_name: the Node that is about us.
+    report: called with every object that cannot be used, once for as long as it stands; from several threads.
+    timing, hold_seconds, silence: for tests.
+    """
+
+    name = "kubernetes"
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        node_name: str,
+        report: Callable[[InputError], None],
+        timing: Timing | None = None,
+        hold_seconds: float = HOLD_SECONDS,
+        silence: float = SILENCE_SECONDS,
+    ) -> None:
+        self._client = client
+        self._report = report
+        self._timing = timing or Timing()
+        self._silence = silence
+        self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        self._handover = Handover(self._timing.clock, hold_seconds)
+        self._events = EventWriter(client, node_name, self._timing)
+        self._services = self._reflector(Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None"))
+        self._slices = self._reflector(
+            Selection(ENDPOINT_SLICES, labels=f"kubernetes.io/service-name,{NOT_OURS}")
+        )
+        self._nodes = self._reflector(Selection(NODES, fields=f"metadata.name={node_name}"))
+        self._waiting_for = {each.resource for each in self._reflectors}
+
+    @property
+    def _reflectors(self) -> tuple[Reflector[Any], ...]:
+        return (self._services, self._slices, self._nodes)
+
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
+        """Emit what is there, Synced once all three kinds were listed, then changes, until stop is set."""
+        with self._threads():
+            while not stop.is_set():
+                self._turn(emit)
+
+    def health(self) -> tuple[Health, ...]:
+        """Return how far each kind is in step; may be called from any thread, at any time."""
+        return tuple(each.health() for each in self._reflectors)
+
+    def announce(self, kind: Kind, key: ObjectKey, *, reason: str, action: str, note: str) -> None:
+        """Write a Warning Event on an object, soon; never waits, never fails, from any thread."""
+        uid = next((each.uid(key) for each in self._reflectors if each.kind is kind), "")
+        self._events.publish(Notice(kind, key, uid, reason, action, note))
+
+    def _reflector(self, selection: Selection[R]) -> Reflector[R]:
+        kind = selection.reader.model
+        resource = selection.reader.path.rpartition("/")[2]
+
+        def deliver(events: Sequence[Event], listed: bool) -> None:
+            self._inbox.put(_Batch(resource, events, listed))
+
+        def report(error: InputError, key: ObjectKey, uid: str) -> None:
+            self._report(error)
+            note = f"{error.field}: {error.message}" if error.field else error.message
+            self._events.publish(Notice(kind, key, uid, "Unusable", "KeepLastGood", note))
+
+        return Reflector(self._client, selection, deliver, report, timing=self._timing, silence=self._silence)
+
+    def _turn(self, emit: Callable[[Sequence[Event]], None]) -> None:
+        """Wait for something to emit, a short while, and emit it."""
+        wait = min(self._handover.next_due() - self._timing.clock(), _TICK_SECONDS)
+        batches: list[_Batch] = []
+        with contextlib.suppress(queue.Empty):
+            batches.append(self._inbox.get(timeout=max(wait, 0.0)))
+        batches.extend(self._inbox.get() for _ in range(self._inbox.qsize()))
+        events = self._handover.apply([event for batch in batches for event in batch.events])
+        events += self._handover.due()
+        for batch in batches:
+            if batch.failure is not None:
+                raise batch.failure
+            if batch.listed and batch.resource in self._waiting_for:
+                self._waiting_for.discard(batch.resource)
+                if not self._waiting_for:
+                    events.append(Synced(self.name))
+        if events:
+            emit(events)
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Run reflectors and the event writer until the context ends."""
+        halt = threading.Event()
+        workers: tuple[Reflector[Any] | EventWriter, ...] = (*self._reflectors, self._events)
+
+        def guarded(worker: Reflector[Any] | EventWriter) -> None:
+            try:
+                worker.run(halt)
+            except Exception as error:
+                if worker is self._events:
+                    _log.exception("no more Events will be written")
+                else:
+                    self._inbox.put(_Batch("", failure=error))
+
+        threads = [
+            threading.Thread(
+                target=guarded, args=(worker,), name=f"kubernetes {worker.resource}", daemon=True
+            )
+            for worker in workers
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            halt.set()
+            for worker in workers:
+                worker.interrupt()
+            # One that waits for an answer to begin ends with that, or with the process.
+            for thread in threads:
+                thread.join(_JOIN_SECONDS)

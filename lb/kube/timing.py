@@ -1,0 +1,56 @@
+"""Time and chance, so that tests can put their own in; and how long to wait after failures."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FIRST_SECONDS = 0.5
+MOST_SECONDS = 30.0
+"""Waits grow from the one to the other by doubling; each is then stretched by up to its own length, so that
+the nodes of a cluster do not come back in step."""
+HEALTHY_SECONDS = 30.0
+"""Without failure for so long after a wait, the waits begin anew."""
+
+
+def _wait(stop: threading.Event, seconds: float) -> None:
+    stop.wait(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where time and chance come from.
+
+    Attributes
+    ----------
+    clock: seconds, monotonic.
+    random: a number from 0 up to but not 1.
+    wait: return after so many seconds, or at once when the event is set.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    random: Callable[[], float] = random.random
+    wait: Callable[[threading.Event, float], None] = _wait
+
+
+class Backoff:
+    """How long to wait after one failure after another."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._failures = 0
+        self._resumed = 0.0
+
+    def next(self, at_least: float = 0.0) -> float:
+        """Return the seconds to wait after a failure; at_least is what the server asks for."""
+        now = self._timing.clock()
+        if now - self._resumed > HEALTHY_SECONDS:
+            self._failures = 0
+        seconds = min(FIRST_SECONDS * 2.0 ** min(self._failures, 16), MOST_SECONDS)
+        self._failures += 1
+        seconds = max(seconds, at_least) + seconds * self._timing.random()
+        self._resumed = now + seconds
+        return seconds

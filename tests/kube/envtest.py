@@ -1,0 +1,255 @@
+"""A real kube-apiserver with its etcd on loopback, for the tests that also run against the double.
+
+The binaries are found as envtest (kubernetes-sigs/controller-runtime) finds them: in the folder that the
+variable KUBEBUILDER_ASSETS names. No controllers run, so a test makes its EndpointSlices itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import urllib3
+import yaml
+from kubernetes.client import Configuration
+
+from lb.kube import Access, Client
+from tests.kube.certificates import issue, make_authority, make_key
+from tests.kube.double import resource_of
+from tests.kube.objects import NAMESPACE, Object
+
+BINARIES = ("etcd", "kube-apiserver")
+RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
+START_SECONDS = 60.0
+SERVICE_NETWORKS = "10.96.0.0/16"
+_ADMIN = "admin-of-the-tests"
+_RESOURCES = {
+    "ServiceAccount": "serviceaccounts",
+    "ClusterRole": "clusterroles",
+    "ClusterRoleBinding": "clusterrolebindings",
+    "Namespace": "namespaces",
+}
+
+
+def why_not() -> str:
+    """Return why there is no real API server to test with, ``""`` when there is one."""
+    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
+    if not folder:
+        return "no real API server: KUBEBUILDER_ASSETS does not name a folder with kube-apiserver and etcd"
+    missing = [name for name in BINARIES if not os.access(Path(folder) / name, os.X_OK)]
+    return (
+        f"no real API server: {' and '.join(missing)} missing in KUBEBUILDER_ASSETS={folder}"
+        if missing
+        else ""
+    )
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class ApiServer:
+    """etcd and kube-apiserver in a folder of their own; a context manager that ends both.
+
+    It is a :class:`tests.kube.harness.Cluster`. Clients get a token of the service account that
+    deploy/rbac.yaml makes, so that whatever the ClusterRole lacks fails.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._assets = Path(os.environ["KUBEBUILDER_ASSETS"])
+        self._etcd_port, self._etcd_peer_port, self._port = _free_port(), _free_port(), _free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._made: list[Object] = []
+        self._pool = urllib3.PoolManager(cert_reqs=ssl.CERT_NONE)
+        self._url = f"https://127.0.0.1:{self._port}"
+
+    def __enter__(self) -> ApiServer:
+        try:
+            self._prepare()
+            self._start_etcd()
+            self.restart()
+            self._apply_rbac()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes.values()):
+            _end(process)
+
+    # cluster
+
+    def client(self) -> Client:
+        """See Cluster."""
+        path = "/api/v1/namespaces/kube-system/serviceaccounts/lbctl/token"
+        made = self.call(
+            "POST", path, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        )
+        token = made["status"]["token"]
+
+        def load() -> Access:
+            configuration = Configuration(host=self._url, api_key={"BearerToken": f"Bearer {token}"})
+            configuration.ssl_ca_cert = str(self._folder / "ca.crt")
+            return Access(configuration)
+
+        return Client(load)
+
+    def put(self, item: Object) -> Object:
+        """See Cluster."""
+        path = _path(item)
+        query = "?fieldManager=tests&force=true"
+        stored = self.call("PATCH", path + query, {k: v for k, v in item.items() if k != "status"})
+        self._made.append(item)
+        if "status" in item:
+            stored = self.call(
+                "PATCH", f"{path}/status{query}", {k: v for k, v in item.items() if k != "spec"}
+            )
+        return stored
+
+    def remove(self, item: Object) -> None:
+        """See Cluster."""
+        self.call("DELETE", _path(item))
+
+    def written_events(self) -> Sequence[Object]:
+        """See Cluster."""
+        items = self.call("GET", f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events")["items"]
+        return list(items)
+
+    def clean(self) -> None:
+        """Remove what a test made."""
+        for item in self._made:
+            with contextlib.suppress(LookupError):
+                self.remove(item)
+        self._made.clear()
+        self.call("DELETE", f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events")
+
+    def stop(self) -> None:
+        """See Cluster."""
+        _end(self._processes["kube-apiserver"])
+
+    def restart(self) -> None:
+        """See Cluster."""
+        self._start_api_server()
+        self._await("kube-apiserver", f"{self._url}/readyz")
+
+    def call(self, method: str, path: str, body: Object | None = None) -> Any:
+        """Send a request as an administrator and return the answer.
+
+        Raises
+        ------
+        LookupError: there is no such object.
+        """
+        kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        answer = self._pool.request(
+            method,
+            self._url + path,
+            headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
+            body=None if body is None else json.dumps(body),
+        )
+        if answer.status == 404:
+            raise LookupError(path)
+        assert 200 <= answer.status < 300, (method, path, answer.status, answer.data)
+        return answer.json()
+
+    # start and end
+
+    def _prepare(self) -> None:
+        """Make a CA, the server's certificate, the key that signs service account tokens, and an admin's
+        token."""
+        f = self._folder
+        make_authority(f)
+        issue(f, "apiserver")
+        make_key(f / "sa.key")
+        (f / "tokens.csv").write_text(f"{_ADMIN},admin,admin-uid,system:masters\n")
+
+    def _start_etcd(self) -> None:
+        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
+        self._start(
+            "etcd",
+            f"--data-dir={self._folder / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+        )
+        self._await("etcd", f"{client}/health")
+
+    def _start_api_server(self) -> None:
+        f = self._folder
+        self._start(
+            "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            # The advertised address is written to the EndpointSlice of the Service "kubernetes", which may
+            # not be a loopback one.
+            "--endpoint-reconciler-type=none",
+            f"--secure-port={self._port}",
+            f"--cert-dir={f}",
+            f"--tls-cert-file={f / 'apiserver.crt'}",
+            f"--tls-private-key-file={f / 'apiserver.key'}",
+            f"--service-cluster-ip-range={SERVICE_NETWORKS}",
+            f"--service-account-issuer={self._url}/",
+            f"--service-account-key-file={f / 'sa.key'}",
+            f"--service-account-signing-key-file={f / 'sa.key'}",
+            f"--token-auth-file={f / 'tokens.csv'}",
+            "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount",
+        )
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [str(self._assets / name), *arguments], cwd=self._folder, stdout=log, stderr=log
+            )
+
+    def _await(self, name: str, url: str) -> None:
+        """Wait until a process answers 200; it offers nothing else to wait for."""
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self._processes[name].poll() is None:
+            with contextlib.suppress(urllib3.exceptions.HTTPError):
+                headers = {"Authorization": f"Bearer {_ADMIN}"} if url.startswith("https") else {}
+                if self._pool.request("GET", url, headers=headers, retries=False, timeout=2.0).status == 200:
+                    return
+            time.sleep(0.1)
+        tail = (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]
+        raise AssertionError(f"{name} did not become ready in {START_SECONDS:g} s:\n{tail}")
+
+    def _apply_rbac(self) -> None:
+        namespaces = (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            for name in ("kube-system", NAMESPACE)
+        )
+        for item in (*namespaces, *yaml.safe_load_all(RBAC.read_text())):
+            self.call("PATCH", f"{_path(item)}?fieldManager=tests&force=true", item)
+
+
+def _path(item: Object) -> str:
+    prefix = "/api/" if "/" not in item["apiVersion"] else "/apis/"
+    meta = item["metadata"]
+    namespace = f"/namespaces/{meta['namespace']}" if meta.get("namespace") else ""
+    resource = _RESOURCES.get(item["kind"]) or resource_of(item)
+    return f"{prefix}{item['apiVersion']}{namespace}/{resource}/{meta['name']}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

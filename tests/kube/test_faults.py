@@ -1,0 +1,372 @@
+"""Everything that can go wrong between the source and the API server; the double does it on command."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lb.kube import reflector
+from tests.kube import double as doubles
+from tests.kube.double import ApiDouble, Disturbance, Fault
+from tests.kube.harness import Running, client_of, running
+from tests.kube.objects import (
+    BACKEND_A,
+    BACKEND_B,
+    NODE,
+    Object,
+    endpoint,
+    endpoint_slice,
+    node,
+    service,
+)
+
+ALL = ("services", "endpointslices", "nodes")
+
+
+def fill(double: ApiDouble) -> None:
+    """Put a Service with an endpoint and the node there."""
+    double.put(service())
+    double.put(endpoint_slice("web-1", endpoint(BACKEND_A)))
+    double.put(node())
+
+
+def settle(run: Running, double: ApiDouble) -> None:
+    """Wait until the source is synced and watches everything."""
+    run.wait(lambda: run.synced and double.watching(*ALL))
+
+
+DISTURBANCES: dict[str, Disturbance] = {
+    "ends in time": doubles.end,
+    "is reset": doubles.reset,
+    "ends within a line": doubles.half_line(doubles.end),
+    "is reset within an object": doubles.half_line(doubles.reset),
+    "has an ERROR event 410": doubles.error_event(410, "Expired"),
+    "has an ERROR event 500": doubles.error_event(500, "InternalError"),
+}
+
+
+@pytest.mark.parametrize("what", DISTURBANCES)
+def test_a_watch_that(what: str, double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        before = len(run.events)
+        double.disturb("services", DISTURBANCES[what])
+        run.wait(lambda: len(double.asked("watch", "services")) == 2)
+        double.put(service("new", "10.96.0.11"))
+        run.wait(lambda: run.service("new"))
+        assert len(run.events) == before + 1, "what was known is not told again"
+        run.wait(lambda: not run.source.health()[0].error)
+
+
+def test_a_watch_that_falls_silent_is_begun_again(double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double), silence=0.3) as run:
+        settle(run, double)
+        silent = set(double.watches)
+        double.disturb("services", doubles.silent)
+        double.put(service("new", "10.96.0.11"))
+        run.wait(lambda: run.service("new"))
+        assert silent
+        assert run.deletes() == []
+        assert run.waits.seconds == [], "silence is no failure of the server"
+
+
+ANSWERS: dict[str, Fault] = {
+    "500": doubles.answer(500),
+    "503 with Retry-After": doubles.answer(503, "ServiceUnavailable", retry_after="7"),
+    "429 with Retry-After": doubles.answer(429, "TooManyRequests", retry_after="7"),
+    "403": doubles.answer(403, "Forbidden"),
+    "a page of a proxy": doubles.garbage(b"<html>Bad gateway</html>"),
+    "nothing in 200": doubles.garbage(b""),
+    "an object that is no list": doubles.garbage(b'{"kind": "Status", "metadata": {}}'),
+    "no answer": doubles.drop,
+    "half a list": doubles.truncated,
+}
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_list_that_fails_with(what: str, double: ApiDouble) -> None:
+    fill(double)
+    double.fault("list", "services", ANSWERS[what], times=3)
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.synced)
+        assert run.services() == {"web"}
+        assert len(double.asked("list", "services")) == 4
+        assert len(run.waits.seconds) == 3
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_relist_that_fails_deletes_nothing(what: str, double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.fault("list", "services", ANSWERS[what], times=3)
+        double.put(service("new", "10.96.0.11"))
+        run.wait(lambda: run.service("new"))
+        double.compact()
+        double.disturb("services", doubles.error_event(410, "Expired"))
+        run.wait(lambda: len(double.asked("list", "services")) == 5)
+        run.wait(lambda: double.watching("services"))
+        assert run.deletes() == []
+        assert run.services() == {"web", "new"}
+
+
+def test_waits_grow_and_retry_after_is_kept(double: ApiDouble) -> None:
+    double.fault("list", "services", doubles.answer(500), times=3)
+    double.fault("list", "services", doubles.answer(429, "TooManyRequests", retry_after="7"))
+    double.fault("list", "services", doubles.answer(429, "TooManyRequests", retry_after="86400"))
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.synced)
+        # 0.5 s, doubled each time, stretched by half of it (random is 0.5 here)
+        assert run.waits.seconds == [0.75, 1.5, 3.0, 7.0 + 2.0, 60.0 + 4.0]
+
+
+def test_410_as_a_status_means_a_new_list_of_which_only_differences_are_told(double: ApiDouble) -> None:
+    fill(double)
+    double.put(service("gone", "10.96.0.11"))
+    double.put(service("other", "10.96.0.12"))
+    with running(client_of(double)) as run:
+        settle(run, double)
+        before = len(run.events)
+        double.fault("watch", "services", doubles.drop, times=50)
+        double.disturb("services", doubles.reset)
+        run.wait(lambda: len(double.asked("watch", "services")) > 1)
+        double.remove(service("gone"))
+        double.put(service("new", "10.96.0.13"))
+        double.put(service("other", "10.96.0.14"))
+        double.compact()
+        run.wait(lambda: run.service("new") and not run.service("gone"))
+        told = [str(event) for event in run.events[before:]]
+        assert len(told) == 3, told
+        assert run.services() == {"web", "new", "other"}
+        assert len(double.asked("list", "services")) == 2
+
+
+def test_a_version_from_the_future_means_a_new_list(double: ApiDouble) -> None:
+    """The API server was restored from a backup: its versions begin again below ours."""
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.disturb("services", doubles.end)
+        double.fault("watch", "services", doubles.answer(504, "Timeout", causes=("ResourceVersionTooLarge",)))
+        run.wait(lambda: len(double.asked("list", "services")) == 2)
+        run.wait(lambda: double.watching("services"))
+        assert run.deletes() == []
+
+
+def test_a_watch_goes_on_from_the_version_of_the_last_bookmark(double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.put(node("node2"))  # versions are the cluster's, and go on without this resource
+        double.disturb("services", doubles.bookmark)
+        run.wait(lambda: run.source.health()[0].resource_version == str(double.version))
+        double.compact()
+        double.disturb("services", doubles.end)
+        run.wait(lambda: len(double.asked("watch", "services")) == 2)
+        assert double.asked("watch", "services")[1].query["resourceVersion"] == str(double.version)
+        assert len(double.asked("list", "services")) == 1
+
+
+def test_a_continue_token_that_expires_means_the_whole_list_in_one_piece(double: ApiDouble) -> None:
+    for i in range(1100):
+        double.put(service(f"web-{i:04}", f"10.96.{i // 250}.{1 + i % 250}"))
+
+    def expire_then(answer: Fault) -> Fault:
+        def fault(handler: doubles.Handler) -> None:
+            answer(handler)
+            double.remove(service("web-0000"))
+            double.compact()
+
+        return fault
+
+    def page(handler: doubles.Handler) -> None:
+        handler.send_json(200, double.page(handler.request_))
+
+    double.fault("list", "services", expire_then(page))
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.synced)
+        first, second, last = double.asked("list", "services")
+        assert "continue" not in first.query
+        assert "continue" in second.query
+        assert "limit" not in last.query
+        assert "continue" not in last.query
+        assert run.services() == {f"web-{i:04}" for i in range(1, 1100)}
+        assert run.deletes() == []
+
+
+def test_the_lists_and_watches_that_are_asked_for(double: ApiDouble) -> None:
+    with running(client_of(double)) as run:
+        settle(run, double)
+    (listed,) = double.asked("list", "endpointslices")
+    assert listed.query == {
+        "limit": "500",
+        "labelSelector": "kubernetes.io/service-name,"
+        "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless",
+    }
+    assert listed.headers["User-Agent"].startswith("lbctl/")
+    (watched,) = double.asked("watch", "nodes")
+    assert watched.query == {
+        "watch": "1",
+        "allowWatchBookmarks": "true",
+        "resourceVersion": "1000",
+        "timeoutSeconds": "450",
+        "fieldSelector": f"metadata.name={NODE}",
+    }
+
+
+def test_a_server_that_ends_watches_at_once_is_not_stormed(double: ApiDouble) -> None:
+    double.fault("watch", "services", doubles.stream(), times=5)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        run.wait(lambda: len(double.asked("watch", "services")) == 6)
+        assert run.waits.seconds == [0.75, 1.5, 3.0, 6.0, 12.0]
+        assert len(double.asked("list", "services")) == 1
+
+
+def test_a_line_that_is_no_event_means_a_new_list(double: ApiDouble) -> None:
+    fill(double)
+    double.fault("watch", "services", doubles.stream(b"<html>\n"))
+    with running(client_of(double)) as run:
+        run.wait(lambda: len(double.asked("list", "services")) == 2)
+        settle(run, double)
+        assert run.deletes() == []
+
+
+def test_events_before_a_failure_in_one_chunk_are_kept(double: ApiDouble) -> None:
+    item: Object = service("early", "10.96.0.11")
+    item["metadata"]["resourceVersion"] = "1000"
+    line = json.dumps({"type": "ADDED", "object": item}).encode()
+    double.fault("watch", "services", doubles.stream(line + b'\n{"type":"ERR'))
+    double.fault("watch", "services", doubles.hang)
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.service("early"))
+        double.released.set()
+
+
+def test_an_event_in_many_chunks_is_one_event(double: ApiDouble) -> None:
+    item: Object = service("slow", "10.96.0.11")
+    item["metadata"]["resourceVersion"] = "1000"
+    line = json.dumps({"type": "ADDED", "object": item}).encode() + b"\n"
+    double.fault("watch", "services", doubles.stream(*(line[i : i + 7] for i in range(0, len(line), 7))))
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.service("slow"))
+
+
+def test_a_server_that_does_not_answer_shows_in_health_and_harms_nothing(
+    double: ApiDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "ANSWER_SECONDS", 0.2)
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        contact = run.source.health()[0].contact
+        double.fault("list", "services", doubles.hang, times=3)
+        double.compact()
+        double.disturb("services", doubles.error_event(410, "Expired"))
+        run.wait(lambda: run.source.health()[0].failures == 3)
+        health = run.source.health()[0]
+        assert "silent" in health.error
+        assert (health.resource, health.objects, health.resource_version) == ("services", 1, "")
+        assert contact is not None
+        assert health.contact is not None
+        assert run.deletes() == []
+        run.wait(lambda: not run.source.health()[0].error)
+        assert run.services() == {"web"}
+
+
+def broken_service() -> Object:
+    """Return a Service whose second port is no number."""
+    ports: list[dict[str, Any]] = [{"name": "http", "port": 80}, {"name": "metrics", "port": "many"}]
+    return service(ports=ports)
+
+
+BROKEN: dict[str, tuple[Callable[[], Object], str, str]] = {
+    "a type": (broken_service, "Service shop/web: spec.ports[1].port", "Expected `int`, got `str`"),
+    "a range": (
+        lambda: service(ports=[{"port": 70000}]),
+        "Service shop/web: spec.ports[0].port",
+        "Expected `int` <= 65535",
+    ),
+    "a choice": (lambda: service(type="Magic"), "Service shop/web: spec.type", "Invalid enum value 'Magic'"),
+    "an address": (
+        lambda: service(externalIPs=["192.0.2.1", "nowhere"]),
+        "Service shop/web: spec.externalIPs[1]",
+        "must be an IP address",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_object_that_is_wrong_in(what: str, double: ApiDouble) -> None:
+    make, where, message = BROKEN[what]
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        good = run.service()
+        double.put(make())
+        double.put(service("other", "10.96.0.11"))
+        run.wait(lambda: run.service("other"))
+        assert run.service() == good, "the last good version stays"
+        (error,) = run.errors
+        assert str(error).startswith(f"/api/v1/namespaces/shop/services/web: {where}: {message}")
+        run.wait(lambda: double.objects["events"])
+        (event,) = double.objects["events"].values()
+        assert event["regarding"]["uid"] == double.objects["services"]["shop", "web"]["metadata"]["uid"]
+        assert run.source.health()[0].broken == 1
+
+        double.compact()
+        double.disturb("services", doubles.error_event(410, "Expired"))
+        run.wait(lambda: len(double.asked("list", "services")) == 2)
+        run.wait(lambda: double.watching("services"))
+        assert run.service() == good, "a new list does not delete it"
+        assert len(run.errors) == 1, "reported once for as long as it stands"
+
+        double.put(service(sessionAffinity="ClientIP"))
+        run.wait(lambda: (web := run.service()) and web.affinity_seconds == 10_800)
+        assert run.source.health()[0].broken == 0
+        double.put(make())
+        run.wait(lambda: len(run.errors) == 2)
+        double.remove(make())
+        run.wait(lambda: run.service() is None)
+
+
+def test_a_list_with_a_broken_object_has_all_others(double: ApiDouble) -> None:
+    fill(double)
+    double.put(endpoint_slice("web-2", endpoint("not-an-address")))
+    double.put(endpoint_slice("web-3", endpoint(BACKEND_B)))
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.synced)
+        assert run.endpoints() == {BACKEND_A, BACKEND_B}
+        assert [error.field for error in run.errors] == ["endpoints[0].addresses[0]"]
+
+
+def test_stopping_does_not_wait_for_the_server(double: ApiDouble) -> None:
+    before = set(threading.enumerate())
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.disturb("services", doubles.silent)
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not {name for name in left if name.startswith("kubernetes")}
+
+
+def test_a_burst_is_a_handful_of_batches(double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        before = run.batches
+        pieces = [
+            endpoint_slice(f"burst-{i}", endpoint(f"10.0.{i >> 8}.{i & 255}"), of=f"web-{i}")
+            for i in range(5000)
+        ]
+        with double.changed:  # the watch sees them all at once
+            for piece in pieces:
+                double.put(piece)
+        run.wait(lambda: len(run.resources) == 5000 + 3)
+        assert run.batches - before < 500
