@@ -58,4 +58,5 @@ def _run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
         serve(config)
     finally:
         ours.removeHandler(handler)
+        ours.setLevel(logging.NOTSET)
     return 0
