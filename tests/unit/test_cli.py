@@ -13,6 +13,7 @@ import sys
 import threading
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,8 +297,8 @@ def test_status_as_text() -> None:
 
 
 def test_status_from_another_network_namespace_says_where_the_hooks_are() -> None:
-    agent = {"running": True, "pid": 77, "last_sync": None, "problems": []}
-    parts = {"hooks": [], "programs": [], "maps": []}
+    agent: dict[str, Any] = {"running": True, "pid": 77, "last_sync": None, "problems": []}
+    parts: dict[str, Any] = {"hooks": [], "programs": [], "maps": []}
     text = status_text({"instance": "n1", "agent": agent, "hooks_elsewhere": "nsenter …", **parts})
     assert text.startswith(
         "instance n1, agent running, pid 77\n\nits hooks are in another network namespace: nsenter …\n\n"
