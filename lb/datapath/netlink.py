@@ -10,14 +10,14 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface
 from types import TracebackType
 from typing import Any, Self
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from lb.config import UplinkMode
 from lb.datapath import bpf
@@ -32,6 +32,7 @@ _IFF_UP = 1
 _IFA_F_SECONDARY = 1
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
 _OUR_XDP = "lb_xdp"
+_DUMP_TRIES = 10
 _RTMGRP = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _EVENT_BUFFER = 1 << 20
 
@@ -82,16 +83,21 @@ class Netlink:
         self._route.close()
 
     def interfaces(self) -> list[Interface]:
-        """Return all interfaces by ifindex."""
+        """Return all interfaces by ifindex.
+
+        Raises
+        ------
+        AttachError: the kernel refused to list them.
+        """
         addresses: dict[int, list[tuple[bool, IPv4Interface | IPv6Interface]]] = {}
-        for message in self._route.get_addr():
+        for message in _dump(self._route.get_addr):
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             secondary = bool(message["flags"] & _IFA_F_SECONDARY)
             addresses.setdefault(message["index"], []).append(
                 (secondary, ip_interface(f"{text}/{message['prefixlen']}"))
             )
         found = []
-        for message in self._route.get_links():
+        for message in _dump(self._route.get_links):
             own = sorted(addresses.get(message["index"], ()), key=lambda pair: pair[0])
             found.append(_interface(message, tuple(address for _, address in own)))
         return sorted(found, key=lambda interface: interface.index)
@@ -99,7 +105,7 @@ class Netlink:
     def default_route_interfaces(self) -> list[int]:
         """Return the ifindexes of the default routes, the preferred one first, IPv4 before IPv6."""
         found: list[tuple[int, int, int]] = []
-        for route in self._route.get_default_routes():
+        for route in _dump(self._route.get_default_routes):
             hops = [hop["oif"] for hop in route.get_attr("RTA_MULTIPATH") or ()]
             oif = route.get_attr("RTA_OIF")
             metric = route.get_attr("RTA_PRIORITY") or 0
@@ -197,6 +203,18 @@ class Netlink:
         except OSError as error:
             raise _refused(interface, "XDP", error) from error
         return True
+
+
+def _dump(request: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Return a whole listing; start again when something changed in the middle of it."""
+    for _ in range(_DUMP_TRIES):
+        try:
+            return list(request())
+        except NetlinkDumpInterrupted:
+            continue
+        except NetlinkError as error:
+            raise AttachError(f"listing interfaces and routes: {os.strerror(error.code)}") from error
+    raise AttachError("listing interfaces and routes: they change faster than they can be listed")
 
 
 def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...]) -> Interface:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from lb.config import UplinkMode
-from lb.datapath import bpf, hooks, loader
+from lb.datapath import bpf, hooks, loader, netlink
 from lb.datapath.bpf import ProgType
 from lb.datapath.hooks import HookReport, Hooks, Role, Selection, attached, choose_uplink_mode, detach_all
 from lb.datapath.kernel_maps import KernelMaps
@@ -158,6 +159,21 @@ def test_interfaces(route: IPRoute) -> None:
     }  # fmt: skip
     route.link("set", index=index_of("up0-peer"), master=index_of("br0"))
     assert by_name()["up0-peer"].master == index_of("br0")
+
+
+def test_a_listing_that_is_interrupted_starts_again() -> None:
+    answers = [NetlinkDumpInterrupted(), NetlinkDumpInterrupted(), [1, 2]]
+
+    def listing() -> list[int]:
+        answer = answers.pop(0)
+        if isinstance(answer, NetlinkDumpInterrupted):
+            raise answer
+        return answer
+
+    assert netlink._dump(listing) == [1, 2]
+    answers = [NetlinkDumpInterrupted() for _ in range(100)]
+    with pytest.raises(AttachError, match="change faster"):
+        netlink._dump(listing)
 
 
 def test_default_routes(route: IPRoute) -> None:
