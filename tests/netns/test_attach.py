@@ -162,11 +162,12 @@ def test_interfaces(route: IPRoute) -> None:
 
 
 def test_a_listing_that_is_interrupted_starts_again() -> None:
+    answers: list[NetlinkDumpInterrupted | list[int]]
     answers = [NetlinkDumpInterrupted(), NetlinkDumpInterrupted(), [1, 2]]
 
     def listing() -> list[int]:
         answer = answers.pop(0)
-        if isinstance(answer, NetlinkDumpInterrupted):
+        if not isinstance(answer, list):
             raise answer
         return answer
 
