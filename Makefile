@@ -6,7 +6,8 @@ PYTHON := .venv/bin/python
 # Tests and lab load BPF programs and make network namespaces: as root, through sudo when not root.
 # Files that root would leave in the tree are kept out of it.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider
+# Four processes also on two cores: much of the time goes into waiting for packets and probes.
+PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
 .PHONY: help lab test lint format clean
 
