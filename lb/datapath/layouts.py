@@ -232,7 +232,8 @@ MAPS: tuple[MapSpec, ...] = (
     ),
     MapSpec(
         "ifaces", MapType.HASH, ID, IFACE, "Python", "the interface is not used for SNAT, logged",
-        "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin", fixed=4096, flags=BPF_F_NO_PREALLOC,
+        "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin",
+        fixed=4096, flags=BPF_F_NO_PREALLOC,
     ),
     MapSpec(
         "vips4", MapType.HASH, VIP4_KEY, VIP, "Python", "the Service is refused, logged",
@@ -251,12 +252,12 @@ MAPS: tuple[MapSpec, ...] = (
         "conntrack: one entry for each direction of a translated connection", limit="flows",
     ),
     MapSpec(
-        "affinity4", MapType.LRU_HASH, AFFINITY4_KEY, AFFINITY, "kernel", "the least recently used client goes",
-        "ClientIP affinity: the backend that a client keeps", limit="affinity",
+        "affinity4", MapType.LRU_HASH, AFFINITY4_KEY, AFFINITY, "kernel",
+        "the least recently used client goes", "ClientIP affinity: the backend that a client keeps", limit="affinity",
     ),
     MapSpec(
-        "reasons", MapType.PERCPU_ARRAY, ID, COUNTER, "kernel", "fixed", "packets and bytes by hook and reason",
-        fixed=REASONS_PER_HOOK * len(HOOKS),
+        "reasons", MapType.PERCPU_ARRAY, ID, COUNTER, "kernel", "fixed",
+        "packets and bytes by hook and reason", fixed=REASONS_PER_HOOK * len(HOOKS),
     ),
     MapSpec(
         "services", MapType.HASH, ID, SERVICE_NAME, "Python", "the Service is refused, logged",

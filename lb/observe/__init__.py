@@ -1,0 +1,1 @@
+"""Metrics, traces and explanations of what the data plane does: later work."""
