@@ -1,0 +1,1 @@
+"""The kernel side: maps and their layouts, the loader, hooks, reconciliation and dumps."""

@@ -253,7 +253,8 @@ MAPS: tuple[MapSpec, ...] = (
     ),
     MapSpec(
         "affinity4", MapType.LRU_HASH, AFFINITY4_KEY, AFFINITY, "kernel",
-        "the least recently used client goes", "ClientIP affinity: the backend that a client keeps", limit="affinity",
+        "the least recently used client goes", "ClientIP affinity: the backend that a client keeps",
+        limit="affinity",
     ),
     MapSpec(
         "reasons", MapType.PERCPU_ARRAY, ID, COUNTER, "kernel", "fixed",
