@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from lb.datapath.reconcile import SyncReport
-from lb.errors import LbError
-from lb.model import Event, Node, ObjectKey
-from lb.plan import Claims, Conflict, plan_service
+from lb.errors import CapacityError, LbError
+from lb.model import Event, Node, ObjectKey, Service
+from lb.plan import Claims, Conflict, plan_service, unsupported
 from lb.plan.types import ServicePlan, Topology
 from lb.state import ClusterState
 
@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.005
 """How long a burst is gathered after its first message, so that it costs one sync."""
+BEAT_SECONDS = 5.0
+"""How often others are told how the agent is doing."""
 TIDY_SECONDS = 30.0
 """How often flows and affinity entries whose time is over are deleted."""
 
@@ -85,6 +87,15 @@ class Syncer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What whoever looks at a Service should know: reason and action are CamelCase words for machines."""
+
+    reason: str
+    action: str
+    text: str
+
+
 @dataclass(slots=True)
 class _Failure:
     message: str
@@ -135,7 +146,9 @@ class Agent:
     node_name: the Node object of this name is about us.
     serving: the maps in the kernel hold what an earlier agent wrote, so programs may be attached at once;
         otherwise they are attached after the first sync, and what ran before serves until then.
-    synced: called after the first sync and after every later one.
+    announce: called once for everything that an operator should see at the Service itself.
+    synced: called after every sync.
+    beat: called every BEAT_SECONDS.
     clock: seconds, monotonic.
     """
 
@@ -148,7 +161,9 @@ class Agent:
         surroundings: Surroundings,
         reconciler: Syncer,
         serving: bool,
+        announce: Callable[[ObjectKey, Announcement], None],
         synced: Callable[[Agent], None],
+        beat: Callable[[Agent], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopping = False
@@ -157,7 +172,9 @@ class Agent:
         self._node_name = node_name
         self._surroundings = surroundings
         self._reconciler = reconciler
+        self._announce = announce
         self._synced = synced
+        self._beat = beat
         self._clock = clock
         self._claims = Claims()
         self._conflicts: set[Conflict] = set()
@@ -168,6 +185,8 @@ class Agent:
         self._topology_is_old = True
         self._first_sync = True
         self._attached = serving
+        self._unsupported: dict[ObjectKey, tuple[str, ...]] = {}
+        self._beat_due = clock() + BEAT_SECONDS
         self._tidy_due = clock() + TIDY_SECONDS
         if serving:
             self._attach(None)
@@ -202,6 +221,9 @@ class Agent:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
                 self._sync()
+        if now >= self._beat_due:
+            self._beat(self)
+            self._beat_due = now + BEAT_SECONDS
         if now >= self._tidy_due and not self._first_sync:
             self._surroundings.tidy()
             self._tidy_due = now + TIDY_SECONDS
@@ -218,7 +240,7 @@ class Agent:
     def _gather(self) -> list[Message]:
         """Return the messages of one burst; none when it is time for something else."""
         now = self._clock()
-        due = min(self._tidy_due, self._services.next_due(), self._hooks.next_due())
+        due = min(self._beat_due, self._tidy_due, self._services.next_due(), self._hooks.next_due())
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:
@@ -310,20 +332,36 @@ class Agent:
     def _plan(self, key: ObjectKey) -> ServicePlan | None:
         service = self._state.service(key)
         if service is None:
+            self._unsupported.pop(key, None)
             return None
+        self._tell_unsupported(service)
         assert self._topology is not None
         return plan_service(service, self._state.slices(key), self._topology)
+
+    def _tell_unsupported(self, service: Service) -> None:
+        """Say once what a Service asks for and does not get."""
+        found = unsupported(service)
+        for text in sorted(set(found) - set(self._unsupported.get(service.key, ()))):
+            _log.warning("service %s: %s", service.key, text)
+            self._announce(service.key, Announcement("UnsupportedField", "Ignore", text))
+        if found:
+            self._unsupported[service.key] = found
+        else:
+            self._unsupported.pop(service.key, None)
 
     def _service_failed(self, key: ObjectKey, error: Exception, now: float) -> None:
         message = f"service {key}: {'' if isinstance(error, LbError) else f'{type(error).__name__}: '}{error}"
         if self._services.failed(key, message, now):
             _log.error("%s", message)
             _log.debug("service %s", key, exc_info=error)
+            reason = "MapFull" if isinstance(error, CapacityError) else "NotProgrammed"
+            self._announce(key, Announcement(reason, "KeepLastGood", str(error)))
 
     def _log_conflicts(self) -> None:
         conflicts = set(self._claims.conflicts())
         for conflict in sorted(conflicts - self._conflicts, key=str):
             _log.warning("%s", conflict)
+            self._announce(conflict.loser, Announcement("VIPConflict", "ServeOlder", str(conflict)))
         for conflict in sorted(self._conflicts - conflicts, key=str):
             _log.info("no longer: %s", conflict)
         self._conflicts = conflicts

@@ -111,9 +111,10 @@ INSTANCE = Kind(
 )
 INTERFACE = Kind("IFACE", "the name of an interface, at most 15 characters", _matching(r"[^\s/:,]{1,15}"))
 GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"[^\s/,]{1,64}"))
-SOURCE = Kind("SOURCE", "manifests:DIR", _matching(r"manifests:.+"))
+SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
 MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
+CONTEXT = Kind("NAME", "the name of a context", _matching(r".+"))
 FILE = Kind("FILE", "the path of a file", _matching(r".+"))
 
 
@@ -167,7 +168,8 @@ class Config:
 
     Attributes
     ----------
-    sources: one or more of ``manifests:DIR``.
+    sources: one or more of ``manifests:DIR``, or ``kubernetes`` alone.
+    kubeconfig, context: how to reach the Kubernetes API; both empty: as a pod, with its service account.
     node_name: this node's name, as pods and endpoints use it.
     instance: name of the pin directory below /sys/fs/bpf/lbctl; default: the node's name.
     uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
@@ -179,8 +181,15 @@ class Config:
     """
 
     sources: tuple[str, ...] = setting(
-        (), SOURCE, "where Services come from: a directory of Kubernetes manifests, watched", one="source"
+        (),
+        SOURCE,
+        "where Services come from: a directory of Kubernetes manifests, watched, or the Kubernetes API",
+        one="source",
     )
+    kubeconfig: str = setting(
+        "", FILE, "kubeconfig file for the Kubernetes API; default: the pod's service account"
+    )
+    context: str = setting("", CONTEXT, "context in the kubeconfig; default: its current one")
     node_name: str = setting("", NODE_NAME, "this node's name in pods and endpoints; default: the host name")
     instance: str = setting(
         "", INSTANCE, "name of the directory of pins below /sys/fs/bpf/lbctl; default: the node's name"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lb
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
@@ -31,13 +31,17 @@ from lb.datapath.reconcile import Reconciler
 from lb.datapath.sweep import sweep
 from lb.errors import ConfigError, InputError
 from lb.manifests import ManifestSource
-from lb.model import Event, IPAddress, Node
+from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir, network_namespace
 from lb.state import ClusterState
 
+if TYPE_CHECKING:
+    from lb.kube.reflector import Health
+
 _log = logging.getLogger(__name__)
 
+KUBERNETES = "kubernetes"
 _JOIN_SECONDS = 2.0
 
 
@@ -45,6 +49,14 @@ class Source(Protocol):
     """What tells of Services, endpoints and nodes; runs in a thread of its own."""
 
     name: str
+
+    def health(self) -> Sequence[Health]:
+        """Return how far each kind of object is in step; empty for a source that is never out of step."""
+        ...
+
+    def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
+        """Tell whoever looks at the Service in the source what is wrong; never waits, never fails."""
+        ...
 
     def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
         """Emit events, :class:`lb.model.Synced` after the first listing, until stop is set."""
@@ -83,7 +95,10 @@ def complete(config: Config) -> Config:
     ConfigError: no source is given, or the host name is no node name.
     """
     if not config.sources:
-        raise ConfigError("setting sources: none given; say where Services come from: --source manifests:DIR")
+        raise ConfigError(
+            "setting sources: none given; say where Services come from:"
+            " --source manifests:DIR or --source kubernetes"
+        )
     node_name = config.node_name
     if not node_name:
         node_name = socket.gethostname().lower()
@@ -124,7 +139,7 @@ def startup(
     reconciler.recover()
     surroundings = KernelSurroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
-    notes = Notes(run_dir, config, loaded, surroundings)
+    notes = Notes(run_dir, config, loaded, surroundings, source)
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
     stack.callback(watcher.close)
@@ -135,7 +150,11 @@ def startup(
         surroundings=surroundings,
         reconciler=reconciler,
         serving="vips4" not in loaded.fresh,
+        announce=lambda key, note: source.announce(
+            key, reason=note.reason, action=note.action, note=note.text
+        ),
         synced=notes.synced,
+        beat=notes.write,
     )
     stack.enter_context(
         threads(
@@ -154,8 +173,15 @@ def build_source(config: Config) -> Source:
 
     Raises
     ------
-    ConfigError: a directory of manifests does not exist.
+    ConfigError: a directory of manifests does not exist, the sources do not go together, or there is no
+        access to the Kubernetes API.
     """
+    if KUBERNETES in config.sources:
+        if len(config.sources) > 1:
+            raise ConfigError(f"setting sources: {KUBERNETES} and another; it must be the only one")
+        return _kubernetes(config)
+    if config.kubeconfig or config.context:
+        raise ConfigError(f"settings kubeconfig and context: they need --source {KUBERNETES}")
     directories = [Path(source.removeprefix("manifests:")) for source in config.sources]
     for directory in directories:
         if not directory.is_dir():
@@ -166,6 +192,17 @@ def build_source(config: Config) -> Source:
         node_port_range=config.node_port_range,
         report=_report_input,
     )
+
+
+def _kubernetes(config: Config) -> Source:
+    """Return the Kubernetes API as the source."""
+    from lb.kube import client, source  # noqa: PLC0415  (large; an agent of manifests does without)
+
+    if config.kubeconfig or config.context:
+        access = client.Client(lambda: client.from_kubeconfig(config.kubeconfig, config.context))
+    else:
+        access = client.Client(client.in_cluster)
+    return source.KubernetesSource(access, node_name=config.node_name, report=_report_input)
 
 
 def _report_input(error: InputError) -> None:
@@ -268,16 +305,28 @@ class Notes:
         config: Config,
         loaded: Loaded,
         surroundings: KernelSurroundings,
+        source: Source,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
         self._loaded = loaded
         self._surroundings = surroundings
+        self._source = source
         self._ready = Path(config.ready_file) if config.ready_file else None
-        self._started = _now()
+        self._started = _time_text(time.time())
+        self._last_sync: str | None = None
 
     def synced(self, agent: Agent) -> None:
-        """Write the notes; after the first sync also the ready file."""
+        """Note the time; after the first sync write the notes, and then the ready file."""
+        self._last_sync = _time_text(time.time())
+        if self._ready:
+            self.write(agent)
+            self._ready.write_text(f"{os.getpid()}\n")
+            self._ready = None
+            _log.info("ready, number of Services: %d", agent.service_count())
+
+    def write(self, agent: Agent) -> None:
+        """Write the notes."""
         self._run_dir.write_notes(
             {
                 "version": lb.__version__,
@@ -286,21 +335,34 @@ class Notes:
                 "pid": os.getpid(),
                 "network_namespace": network_namespace(),
                 "started": self._started,
-                "last_sync": _now(),
+                "last_sync": self._last_sync,
                 "services": agent.service_count(),
                 "problems": agent.problems(),
                 "uplink_modes": self._surroundings.modes(),
                 "programs": self._loaded.fingerprint,
+                "source": [_health_note(each) for each in self._source.health()],
             }
         )
-        if self._ready:
-            self._ready.write_text(f"{os.getpid()}\n")
-            self._ready = None
-            _log.info("ready, number of Services: %d", agent.service_count())
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+def _health_note(health: Health) -> dict[str, Any]:
+    """Return how far one kind of object is in step, with the time of day of the last contact."""
+    contact = None if health.contact is None else time.time() - (time.monotonic() - health.contact)
+    return {
+        "resource": health.resource,
+        "listed": health.listed,
+        "contact": None if contact is None else _time_text(contact),
+        "resource_version": health.resource_version,
+        "error": health.error,
+        "failures": health.failures,
+        "objects": health.objects,
+        "unusable": health.broken,
+    }
+
+
+def _time_text(seconds: float) -> str:
+    """Return a time since the epoch as ISO 8601 text in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from lb.rundir import RunDir
 
 _DESCRIPTION = """\
 Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
-agent lives. Only the reasons, the problems and the time of the last sync are the agent's own notes.
+agent lives. Only the reasons, the problems, the time of the last sync and how far the source is in step are
+the agent's own notes, at most five seconds old.
 """
 
 
@@ -79,6 +80,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
             "services": notes.get("services"),
             "problems": notes.get("problems", []),
         },
+        "source": notes.get("source", []),
         "hooks_elsewhere": run_dir.elsewhere() or None,
         "hooks": hook_rows,
         "programs": programs,
@@ -178,6 +180,18 @@ def _table_rows(maps: Maps) -> int:
     return sum(size for _, size in regions)
 
 
+def _source_line(one: Mapping[str, Any]) -> str:
+    """Return how far one kind of object is in step with the Kubernetes API."""
+    if one["contact"] is None:
+        heard = "never heard of"
+    else:
+        ago = time.time() - datetime.datetime.fromisoformat(one["contact"]).timestamp()
+        heard = f"last word {max(ago, 0):.0f} s ago"
+    state = f"failed {one['failures']} times: {one['error']}" if one["error"] else "in step"
+    unusable = f", {one['unusable']} unusable" if one["unusable"] else ""
+    return f"{one['resource']}: {one['objects']} known{unusable}, {heard}, {state}"
+
+
 def render(status: dict[str, Any]) -> str:
     """Return the table form."""
     agent = status["agent"]
@@ -185,6 +199,7 @@ def render(status: dict[str, Any]) -> str:
     lines = [f"instance {status['instance']}, agent {running}"]
     if agent["last_sync"]:
         lines.append(f"last sync {agent['last_sync']}, {agent['services']} Services")
+    lines += [_source_line(one) for one in status["source"]]
     lines += [f"problem: {problem}" for problem in agent["problems"]]
     lines.append("")
     if status["hooks_elsewhere"]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from lb.errors import InputError
 from lb.kube.client import Client
-from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, Kind, R
+from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
 from lb.kube.handover import HOLD_SECONDS, Handover
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Timing
-from lb.model import Event, ObjectKey, Synced
+from lb.model import Event, ObjectKey, Service, Synced
 
 _log = logging.getLogger(__name__)
 
@@ -93,10 +93,10 @@ class KubernetesSource:
         """Return how far each kind is in step; may be called from any thread, at any time."""
         return tuple(each.health() for each in self._reflectors)
 
-    def announce(self, kind: Kind, key: ObjectKey, *, reason: str, action: str, note: str) -> None:
-        """Write a Warning Event on an object, soon; never waits, never fails, from any thread."""
-        uid = next((each.uid(key) for each in self._reflectors if each.kind is kind), "")
-        self._events.publish(Notice(kind, key, uid, reason, action, note))
+    def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
+        """Write a Warning Event on a Service, soon; never waits, never fails, from any thread."""
+        uid = self._services.uid(service)
+        self._events.publish(Notice(Service, service, uid, reason, action, note))
 
     def _reflector(self, selection: Selection[R]) -> Reflector[R]:
         kind = selection.reader.model

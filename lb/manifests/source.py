@@ -16,7 +16,7 @@ from lb.manifests.cluster import ResourceId, assemble
 from lb.manifests.complete import Pools
 from lb.manifests.library import Library
 from lb.manifests.objects import Parsed, ServiceRequest
-from lb.model import Delete, Event, Resource, Service, Synced, Upsert
+from lb.model import Delete, Event, ObjectKey, Resource, Service, Synced, Upsert
 
 log = logging.getLogger(__name__)
 logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every notice
@@ -64,6 +64,13 @@ class ManifestSource:
         self._reported: set[str] = set()
         self._given: set[str] = set()
         self._synced = False
+
+    def health(self) -> tuple[()]:
+        """Return nothing: a folder is never out of reach, and its faults are reported."""
+        return ()
+
+    def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
+        """Do nothing: the log has it, and manifests are nobody's to write to."""
 
     def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
         """Emit what the folders hold, then Synced, then every change, until stop is set."""

@@ -149,7 +149,6 @@ def test_an_event_on_a_service_names_it_by_uid(cluster: Cluster) -> None:
         run.wait(run.service)
         for _ in range(3):
             run.source.announce(
-                Service,
                 ObjectKey(NAMESPACE, "web"),
                 reason="Conflict",
                 action="SkipAddress",

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.agent import TIDY_SECONDS, Agent, Failed, Inbox, InterfacesChanged, Retries, Stop
+from lb.agent import BEAT_SECONDS, TIDY_SECONDS, Agent, Failed, Inbox, InterfacesChanged, Retries, Stop
 from lb.config import Limits
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import Reconciler, SyncReport
@@ -28,6 +28,7 @@ from lb.model import (
     ServicePort,
     ServiceType,
     Synced,
+    TrafficPolicy,
     Upsert,
 )
 from lb.plan import plan_service
@@ -106,6 +107,8 @@ class Bench:
         self.reconciler.syncs = []
         self.reconciler.recover()
         self.synced: list[list[str]] = []
+        self.beats: list[list[str]] = []
+        self.announced: list[tuple[str, str]] = []
         self.agent = Agent(
             inbox=self.inbox,
             state=ClusterState(),
@@ -113,7 +116,9 @@ class Bench:
             surroundings=self.surroundings,
             reconciler=self.reconciler,
             serving=serving,
+            announce=lambda key, note: self.announced.append((str(key), note.reason)),
             synced=lambda agent: self.synced.append(agent.problems()),
+            beat=lambda agent: self.beats.append(agent.problems()),
             clock=self.clock,
         )
 
@@ -214,6 +219,7 @@ def test_a_service_that_fails_costs_no_other_and_is_logged_once(
         bench.agent.step()
     assert len(bench.reconciler.syncs) == 6
     assert caplog.text.count("service default/web: backends") == 1
+    assert bench.announced == [("default/web", "MapFull")]
 
 
 def test_a_service_that_failed_is_tried_again_and_its_recovery_told(
@@ -260,9 +266,30 @@ def test_a_conflict_is_logged_once_and_again_when_it_is_over(
     said = "10.96.0.1:80/TCP belongs to the older Service default/web; kube-system/dns claims it too"
     assert caplog.text.count(said) == 1
     assert bench.synced[-1] == [said]
+    assert bench.announced == [("kube-system/dns", "VIPConflict")]
     bench.tell(Delete(Service, WEB))
     assert f"no longer: {said}" in caplog.text
     assert (bench.vips(), bench.synced[-1]) == ({"10.96.0.1"}, [])
+
+
+def test_what_is_not_honoured_is_said_once_and_again_when_it_comes_back(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    local = replace(WEB_SERVICE, internal_policy=TrafficPolicy.LOCAL)
+    bench.tell(Upsert(local), SYNCED)
+    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
+    assert caplog.text.count("service default/web: spec.internalTrafficPolicy: Local is not honoured") == 1
+    bench.tell(Upsert(WEB_SERVICE))
+    bench.tell(Upsert(local))
+    assert bench.announced == [("default/web", "UnsupportedField")] * 2
+
+
+def test_others_are_told_how_it_goes_before_and_after_the_first_sync(bench: Bench) -> None:
+    for expected in (1, 2):
+        bench.now += BEAT_SECONDS
+        bench.agent.step()
+        assert len(bench.beats) == expected
+        bench.tell(SYNCED)
 
 
 def test_new_addresses_of_the_node_reach_every_service(bench: Bench) -> None:

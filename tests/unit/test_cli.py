@@ -54,18 +54,40 @@ def test_wrong_usage_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixtu
 def test_an_error_is_exit_code_1_and_one_line() -> None:
     code, out, err = run("run", "--source", "nowhere")
     assert (code, out) == (1, "")
-    assert err == "lbctl: flag --source: setting sources: 'nowhere' is not manifests:DIR\n"
+    assert err == "lbctl: flag --source: setting sources: 'nowhere' is not manifests:DIR or kubernetes\n"
 
 
 def test_run_without_a_source_says_what_is_missing() -> None:
     assert run("run", "--node-name", "n1")[2] == (
-        "lbctl: setting sources: none given; say where Services come from: --source manifests:DIR\n"
+        "lbctl: setting sources: none given; say where Services come from:"
+        " --source manifests:DIR or --source kubernetes\n"
     )
 
 
 def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:
     code, _, err = run("run", "--node-name", "n1", "--source", f"manifests:{tmp_path}/none")
     assert (code, err) == (1, f"lbctl: setting sources: manifests:{tmp_path}/none: no such directory\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--source", "kubernetes", "--source", "manifests:/"), "it must be the only one"),
+        (("--source", "manifests:/", "--kubeconfig", "/k"), "they need --source kubernetes"),
+        (
+            ("--source", "kubernetes", "--kubeconfig", "/nowhere/k"),
+            "kubeconfig /nowhere/k: there is no such file",
+        ),
+        (("--source", "kubernetes"), "access as a pod of the cluster"),
+    ],
+)
+def test_run_refuses_sources_that_cannot_be(
+    flags: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    code, _, err = run("run", "--node-name", "n1", *flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert words in err
 
 
 def test_without_root_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,15 +297,35 @@ def test_status_as_text() -> None:
                 "services": 2,
                 "problems": ["service default/web: no room"],
             },
+            "source": [
+                {
+                    "resource": "services",
+                    "objects": 12,
+                    "unusable": 1,
+                    "contact": "2020-01-01T00:00:00+00:00",
+                    "failures": 3,
+                    "error": "GET /api/v1/services: 500 oops",
+                },
+                {
+                    "resource": "nodes",
+                    "objects": 0,
+                    "unusable": 0,
+                    "contact": None,
+                    "failures": 0,
+                    "error": "",
+                },
+            ],
             "hooks_elsewhere": None,
             "hooks": [{**hook, "why": "veth: XDP would turn off offload"}],
             "programs": [],
             "maps": [{"name": "vips4", "entries": 3, "capacity": 64, "when_full": "refused"}],
         }
     )
-    assert text == (
+    assert re.sub(r"\d+ s ago", "N s ago", text) == (
         "instance n1, agent not running; the data plane carries on\n"
         "last sync 2026-01-01T00:00:00+00:00, 2 Services\n"
+        "services: 12 known, 1 unusable, last word N s ago, failed 3 times: GET /api/v1/services: 500 oops\n"
+        "nodes: 0 known, never heard of, in step\n"
         "problem: service default/web: no room\n"
         "\n"
         "INTERFACE  ROLE    HOOK        PROGRAM          PROGRAM ID  WHY\n"
@@ -299,7 +341,9 @@ def test_status_as_text() -> None:
 def test_status_from_another_network_namespace_says_where_the_hooks_are() -> None:
     agent: dict[str, Any] = {"running": True, "pid": 77, "last_sync": None, "problems": []}
     parts: dict[str, Any] = {"hooks": [], "programs": [], "maps": []}
-    text = status_text({"instance": "n1", "agent": agent, "hooks_elsewhere": "nsenter …", **parts})
+    text = status_text(
+        {"instance": "n1", "agent": agent, "source": [], "hooks_elsewhere": "nsenter …", **parts}
+    )
     assert text.startswith(
         "instance n1, agent running, pid 77\n\nits hooks are in another network namespace: nsenter …\n\n"
     )

@@ -1,0 +1,31 @@
+"""What a Service may ask for and the data plane does not do yet: said, never silently ignored."""
+
+from __future__ import annotations
+
+from lb.model import Protocol, Service, TrafficDistribution, TrafficPolicy
+
+
+def unsupported(service: Service) -> tuple[str, ...]:
+    """Return, for each such field, its dotted path and what happens instead; empty when all is well.
+
+    The meaning of the fields is that of the Kubernetes API reference, core/v1 ServiceSpec.
+    """
+    if not service.proxied or not (service.cluster_ips or service.external_ips or service.load_balancer_ips):
+        return ()
+    found = [
+        f"spec.ports[{index}].protocol: SCTP is not translated; the port is not served"
+        for index, port in enumerate(service.ports)
+        if port.protocol is Protocol.SCTP
+    ]
+    addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
+    if any(address.version == 6 for address in addresses):
+        found.append("IPv6 addresses: IPv6 is not translated; only the IPv4 addresses are served")
+    if service.internal_policy is TrafficPolicy.LOCAL:
+        found.append("spec.internalTrafficPolicy: Local is not honoured; every endpoint gets traffic")
+    if service.external_policy is TrafficPolicy.LOCAL:
+        found.append("spec.externalTrafficPolicy: Local is not honoured; every endpoint gets traffic")
+    if service.source_ranges:
+        found.append("spec.loadBalancerSourceRanges: not honoured; every client is let in")
+    if service.distribution is not TrafficDistribution.NONE:
+        found.append("spec.trafficDistribution: not honoured; every endpoint gets traffic")
+    return tuple(found)
