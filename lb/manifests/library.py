@@ -8,7 +8,9 @@ The rules:
 - A broken object, or a file that does not parse, leaves what was good as it was. A removed file takes its
   objects with it. A folder that is missing or unreadable, or a file that is unreadable, is a fault, not a
   removal.
-- An object in two files: the first path in sort order has it; a good version goes before a kept one.
+- An object in two files of a folder is an error: the first path in sort order has it. Of two folders the
+  later one has it, and that is none: so a folder of what is wanted (Pods) and one of what has come of it (the
+  same Pods with their status) go together. A good version goes before a kept one.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Library:
 
     def __init__(self, directories: Sequence[Path], node_ports: range, clock: Callable[[], float]) -> None:
         self._directories = directories
+        self._prefixes = [os.path.join(directory, "") for directory in directories]
         self._node_ports = node_ports
         self._clock = clock
         self._files: dict[str, _File] = {}
@@ -106,16 +109,23 @@ class Library:
         errors = [*self._faults]
         for path in sorted(self._files):
             errors.extend(self._files[path].errors)
+        rank = {path: self._rank(path) for path in self._files}
+        in_order = sorted(self._files, key=lambda path: (-rank[path], path))
         for wanted_kept in (False, True):
-            for path in sorted(self._files):
+            for path in in_order:
                 file = self._files[path]
                 for identity, parsed in file.objects.items():
                     if (identity in file.kept) is not wanted_kept:
                         continue
                     first = chosen.setdefault(identity, parsed)
-                    if first is not parsed and not wanted_kept:
+                    same_folder = rank[origin_of(first).path] == rank[path]
+                    if first is not parsed and same_folder and not wanted_kept:
                         errors.append(_duplicate(identity, parsed, first))
         return list(chosen.values()), errors
+
+    def _rank(self, path: str) -> int:
+        """Return which of the folders the file is in: the number of the last one that holds it."""
+        return max(i for i, prefix in enumerate(self._prefixes) if path.startswith(prefix))
 
 
 def _duplicate(identity: ObjectId, parsed: Parsed, first: Parsed) -> InputError:

@@ -338,6 +338,19 @@ def test_one_object_in_two_files(folder: Folder) -> None:
     assert folder.new_reports() == []
 
 
+@pytest.mark.parametrize("later", ["a", "z"])
+def test_one_object_in_two_folders_is_the_later_folders(tmp_path: Path, later: str) -> None:
+    for name in ("m", later):
+        (tmp_path / name).mkdir()
+    folder = Folder(tmp_path / "m", [tmp_path / later])
+    folder.write("b.yaml", service("web", 80))
+    folder.write(f"../{later}/c.yaml", service("web", 81))
+    assert folder.ports() == {"web": 81}
+    (tmp_path / later / "c.yaml").unlink()
+    assert folder.ports() == {"web": 80}
+    assert folder.reports == []
+
+
 def test_a_good_definition_goes_before_a_kept_one(folder: Folder) -> None:
     folder.write("a.yaml", service("web", 80))
     folder.scan()
