@@ -142,12 +142,16 @@ def _read_item(path: str, item: _Item, node_ports: range, content: Content) -> N
     metadata = top["metadata"].fields()
     key = read_key(metadata, namespaced=kind != "Node")
     problems.object = f"{kind} {key}" if key.name else kind
+    identity = (kind, key)
+    _note_lost_indentation(top, _TOP[kind])
+    if problems.noted:
+        _broken(content, identity, problems)
+        return
     for fault in item.faults:
         problems.note(fault.line, fault.field, fault.message)
     if version != _API_VERSIONS[kind]:
         top["apiVersion"].error(f"must be {_API_VERSIONS[kind]} for kind {kind}, is {version or 'missing'}")
     parsed = _convert(kind, key, top.place.fields(_TOP[kind]), node_ports)
-    identity = (kind, key)
     first = content.objects.get(identity)
     if first is not None and not problems.noted:
         problems.note(
@@ -155,11 +159,25 @@ def _read_item(path: str, item: _Item, node_ports: range, content: Content) -> N
         )
         content.errors.extend(problems.errors())
     elif problems.noted:
-        content.errors.extend(problems.errors())
-        content.broken.add(identity)
-        content.unnamed |= not key.name
+        _broken(content, identity, problems)
     else:
         content.objects[identity] = parsed
+
+
+def _broken(content: Content, identity: ObjectId, problems: Problems) -> None:
+    content.errors.extend(problems.errors())
+    content.broken.add(identity)
+    content.unnamed |= not identity[1].name
+
+
+def _note_lost_indentation(top: Fields, known: frozenset[str]) -> None:
+    """Note as one mistake, not as one for each field, that what belongs below a field stands beside it."""
+    strays = [name for name in top.entries if name not in known]
+    for name in ("metadata", "spec"):
+        if name in known & top.entries.keys() and not top[name].present and strays:
+            shown = ", ".join(strays[:3]) + (", …" if strays[3:] else "")
+            top[name].error(f"is empty, and {shown} stand beside it; has the text lost its indentation?")
+            return
 
 
 def _is_ours(top: Fields, kind: str, version: str) -> bool:

@@ -506,6 +506,22 @@ def test_the_first_of_two_definitions_in_a_file_counts() -> None:
     assert str(error) == f"{PATH}:6: Pod default/a: is already defined in line 1; that one is used"
 
 
+def test_lost_indentation_is_one_mistake() -> None:
+    flat = "apiVersion: v1\nkind: Service\nmetadata:\nname: web\nlabels:\napp: web\nspec:\ntype: NodePort\n"
+    (error,) = read_text(flat).errors
+    assert (error.line, error.field) == (3, "metadata")
+    assert error.message == (
+        "is empty, and name, labels, app, … stand beside it; has the text lost its indentation?"
+    )
+
+    half = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\nports:\n- port: 80\n"
+    content = read_text(half)
+    words = "is empty, and ports stand beside it; has the text lost its indentation?"
+    assert [str(error) for error in content.errors] == [f"{PATH}:4: Service default/web: spec: {words}"]
+    assert content.broken == {("Service", ObjectKey("default", "web"))}
+    assert not content.unnamed
+
+
 def test_json() -> None:
     head = '{\n\t"apiVersion": "v1",\n\t"kind": "Service",\n\t"metadata": {"name": "a"},\n'
     text = head + '\t"spec": {"ports": [{"port": %s}]}\n}\n'
