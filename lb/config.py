@@ -133,7 +133,11 @@ class Limits:
 
     vips: int = setting(65_536, ENTRIES, "Service addresses: one for each address, port and protocol")
     backends: int = setting(131_072, ENTRIES, "endpoints: one for each Service port and endpoint")
-    table_rows: int = setting(4_194_304, ENTRIES, "rows of all consistent-hash tables together, 4 bytes each")
+    table_rows: int = setting(
+        8_388_608,
+        ENTRIES,
+        "rows of all consistent-hash tables together, 8 bytes each; a port takes 100 to 200 for each endpoint",
+    )
     flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
     affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
     services: int = setting(65_536, ENTRIES, "Service ports")

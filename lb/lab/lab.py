@@ -34,6 +34,7 @@ from lb.lab.store import LabRecord, PodRecord, Store
 
 _POLL_SECONDS = 0.02
 _START_SECONDS = 60.0
+_TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
 OUTSIDE_PORTS = ("tcp:80:http", "udp:9000:echo")
 
 
@@ -141,6 +142,7 @@ class Lab:
             "--uplink-mode": str(spec.uplink_mode),
             "--pod-interface": POD_INTERFACES,
             "--service-cidr": str(SERVICE_CIDR),
+            "--limits-table-rows": str(_TABLE_ROWS),
             "--ready-file": str(store.ready_file(node)),
         }
         if spec.overlay is Overlay.VXLAN:
