@@ -13,6 +13,9 @@ from lb.model import ObjectKey
 ZONES = ("zone-a", "zone-b")
 """Nodes are spread over these zones in turn."""
 
+IMAGE = "lab"
+"""No image is pulled: every pod runs the lab's own server."""
+
 
 def node_object(node: str, created: str) -> dict[str, Any]:
     """Return the Node object of a node of the lab; created is an RFC 3339 time."""
@@ -71,21 +74,54 @@ def pod_object(
         }
         for port in workload.ports
     ]
-    status: dict[str, Any] = {
-        "phase": phase,
-        "hostIP": str(node_address(node)),
-        "conditions": [_condition("PodScheduled", True), _condition("Ready", ready)],
-        "containerStatuses": [{"name": "lab", "ready": ready, "restartCount": restarts}],
-    }
-    if address:
-        status |= {"podIP": address, "podIPs": [{"ip": address}]}
+    first, *others = workload.containers
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": {"nodeName": node, "containers": [{"name": "lab", "image": "lab", "ports": ports}]},
-        "status": status,
+        "spec": {
+            "nodeName": node,
+            "containers": [
+                {"name": first, "image": IMAGE, "ports": ports},
+                *({"name": name, "image": IMAGE} for name in others),
+            ],
+        },
+        "status": pod_status(workload, node, address, phase=phase, ready=ready, restarts=restarts),
     }
+
+
+def pod_status(
+    workload: Workload, node: str, address: str, *, phase: str, ready: bool, restarts: int
+) -> dict[str, Any]:
+    """Return the status of a pod, as the kubelet reports it; see :func:`pod_object`."""
+    state = {"Pending": "waiting", "Running": "running"}.get(phase, "terminated")
+    detail = {"waiting": {"reason": "ContainerCreating"}, "running": {}}
+    finished = {"exitCode": 0 if phase == "Succeeded" else 1}
+    status: dict[str, Any] = {
+        "phase": phase,
+        "hostIP": str(node_address(node)),
+        "hostIPs": [{"ip": str(node_address(node))}],
+        "conditions": [
+            _condition("PodScheduled", True),
+            _condition("Initialized", True),
+            _condition("ContainersReady", ready),
+            _condition("Ready", ready),
+        ],
+        "containerStatuses": [
+            {
+                "name": name,
+                "image": IMAGE,
+                "imageID": "",
+                "ready": ready,
+                "restartCount": restarts,
+                "state": {state: detail.get(state, finished)},
+            }
+            for name in workload.containers
+        ],
+    }
+    if address:
+        status |= {"podIP": address, "podIPs": [{"ip": address}]}
+    return status
 
 
 def _condition(kind: str, true: bool) -> dict[str, str]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from lb.errors import LabError
 from lb.lab import namespaces, pod, probes, topology
@@ -31,6 +32,49 @@ def backoff(restarts: int) -> float:
     return 0.0 if restarts <= 1 else float(min(10, 2 ** (restarts - 2)))
 
 
+class Outlet(Protocol):
+    """Where Pod objects are written for the agents to read."""
+
+    def write(self, key: ObjectKey, pod: dict[str, Any]) -> None:
+        """Have the object written, soon if not at once."""
+        ...
+
+    async def written(self, key: ObjectKey) -> None:
+        """Return when the last write of the pod is done.
+
+        Raises
+        ------
+        LabError: it cannot be done.
+        """
+        ...
+
+    def remove(self, key: ObjectKey) -> None:
+        """Forget the pod, and remove its object if nobody else does."""
+        ...
+
+
+class FileOutlet:
+    """Writes Pod objects as the files that agents read beside the manifests."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def write(self, key: ObjectKey, pod: dict[str, Any]) -> None:
+        """See :class:`Outlet`."""
+        self._store.write_object(_file(key), to_yaml(pod))
+
+    async def written(self, key: ObjectKey) -> None:
+        """See :class:`Outlet`."""
+
+    def remove(self, key: ObjectKey) -> None:
+        """See :class:`Outlet`."""
+        self._store.remove_object(_file(key))
+
+
+def _file(key: ObjectKey) -> str:
+    return f"pod.{key.namespace}.{key.name}.yaml"
+
+
 class PodRuntime:
     """A pod from its namespace to its removal.
 
@@ -42,6 +86,7 @@ class PodRuntime:
         self,
         store: Store,
         spec: LabSpec,
+        outlet: Outlet,
         record: PodRecord,
         workload: Workload,
         *,
@@ -53,7 +98,7 @@ class PodRuntime:
         self.phase = "Pending"
         self.restarts = 0
         self.message = ""
-        self._store, self._spec = store, spec
+        self._store, self._spec, self._outlet = store, spec, outlet
         self._changed, self._now = changed, now
         self._created = now()
         self._deleted = ""
@@ -63,7 +108,7 @@ class PodRuntime:
         self._process: asyncio.subprocess.Process | None = None
         self._network: asyncio.Future[None] | None = None
         self._states = [probes.ProbeState(probe) for probe in workload.probes]
-        self._published = ""
+        self._published: dict[str, Any] = {}
 
     @property
     def key(self) -> ObjectKey:
@@ -82,27 +127,21 @@ class PodRuntime:
 
     def publish(self) -> None:
         """Write the Pod object if it has changed."""
-        text = to_yaml(
-            pod_object(
-                self.key,
-                self.workload,
-                self.record.node,
-                self._address,
-                phase=self.phase,
-                ready=self.ready,
-                restarts=self.restarts,
-                created=self._created,
-                deleted=self._deleted,
-            )
+        manifest = pod_object(
+            self.key,
+            self.workload,
+            self.record.node,
+            self._address,
+            phase=self.phase,
+            ready=self.ready,
+            restarts=self.restarts,
+            created=self._created,
+            deleted=self._deleted,
         )
-        if text != self._published:
-            self._published = text
-            self._store.write_object(self._file, text)
+        if manifest != self._published:
+            self._published = manifest
+            self._outlet.write(self.key, manifest)
             self._changed()
-
-    @property
-    def _file(self) -> str:
-        return f"pod.{self.record.namespace}.{self.record.name}.yaml"
 
     async def run(self) -> None:
         """Make the network, then keep the process running; returns when it ended and must stay so."""
@@ -212,10 +251,11 @@ class PodRuntime:
         )
         for _ in range(max(thresholds, default=0)):
             if self.ready is wanted:
-                return
+                break
             await asyncio.gather(*(self._attempt(number) for number in range(len(self._states))))
         if self.ready is not wanted:
             raise LabError(f"pod {self.key} is {'ready' if self.ready else 'not ready'}: {self.message}")
+        await self._outlet.written(self.key)
 
     async def end(self, task: asyncio.Task[None]) -> None:
         """End the pod as a deletion does: terminating, SIGTERM, after the grace period SIGKILL."""
@@ -235,7 +275,7 @@ class PodRuntime:
             await asyncio.wait({self._network})
         self._running = False
         await asyncio.to_thread(kill_all, self.record.netns)
-        self._store.remove_object(self._file)
+        self._outlet.remove(self.key)
         await asyncio.to_thread(topology.remove_pod, self._spec, self.record)
         self._store.forget_pod(self.record)
         self._changed()

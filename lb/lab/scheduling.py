@@ -60,13 +60,18 @@ def plan_pods(
         if workload.kind == "Pod" and key in gone:
             continue
         for _ in range(workload.replicas - len(mine)):
-            node = workload.node or min(nodes, key=lambda name: (share[name], load[name], nodes.index(name)))
+            node = workload.node or least_loaded(nodes, share, load)
             name = _new_key(workload, taken, draw)
             taken.add(name)
             share[node] += 1
             load[node] += 1
             start.append(Start(name, node, workload))
     return start, stop
+
+
+def least_loaded(nodes: Sequence[str], share: Mapping[str, int], load: Mapping[str, int]) -> str:
+    """Return the node with the fewest pods of a workload (share), then the fewest at all (load)."""
+    return min(nodes, key=lambda name: (share.get(name, 0), load.get(name, 0), nodes.index(name)))
 
 
 def _surplus(pods: list[Placed], replicas: int) -> list[Placed]:

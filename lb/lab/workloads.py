@@ -42,6 +42,7 @@ class Workload:
     Attributes
     ----------
     labels: the pod's.
+    containers: their names; of all of them the lab makes one process.
     ports: the container ports; name is ``""`` when the manifest gives none.
     probes: the containers' readiness probes.
     node: where the pod must run; empty when anywhere.
@@ -53,6 +54,7 @@ class Workload:
     key: ObjectKey
     replicas: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
+    containers: tuple[str, ...] = ("lab",)
     ports: tuple[ContainerPort, ...] = ()
     probes: tuple[Probe, ...] = ()
     node: str = ""
@@ -192,6 +194,7 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
         key=key,
         replicas=replicas,
         labels=labels,
+        containers=tuple(container.fields()["name"].text() or "lab" for container in containers),
         ports=tuple(ports),
         probes=tuple(probes),
         node=spec["nodeName"].text(),
