@@ -201,6 +201,23 @@ static __always_inline void forget_flow(const struct tuple *from, const struct f
 	delete_flow_to(&reply, DIR_REPLY, &to);
 }
 
+/* A backend's SYN-ACK when the flow of its tuple is closed accepts another connection: one that the client,
+ * from the same port, opened to the backend itself. Through the VIP it would have made a new flow. */
+static __always_inline bool accepts_another(const struct packet *pkt, const struct flow *reply)
+{
+	return reply->state == FLOW_CLOSED && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
+/* Forget the closed flow whose reply entry is that of reply_from, so that the other connection's packets are
+ * left alone. */
+static __always_inline void forget_closed(const struct tuple *reply_from, const struct flow *reply)
+{
+	struct tuple from = reverse(&reply->to), to = reverse(reply_from);
+
+	delete_flow(reply_from, DIR_REPLY);
+	delete_flow_to(&from, DIR_FORWARD, &to);
+}
+
 /* Claim the reply entry for flow->to, which names the translated packet. False: somebody else's live flow has
  * it. An own leftover or a dead flow is replaced, the dead flow as a pair. */
 static __always_inline bool claim_reply(const struct tuple *from, const struct flow *flow, u64 now,

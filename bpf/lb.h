@@ -188,7 +188,11 @@ static __always_inline void decide_egress(ctx_t *ctx, const struct packet *pkt, 
 	struct flow flow;
 
 	decide(d, ACTION_PASS, REASON_NOT_VIP);
-	if (unlikely(lookup_flow(&pkt->tuple, DIR_REPLY, &flow)) && flow.path == PATH_STACK)
+	if (likely(!lookup_flow(&pkt->tuple, DIR_REPLY, &flow)) || flow.path != PATH_STACK)
+		return;
+	if (accepts_another(pkt, &flow))
+		forget_closed(&pkt->tuple, &flow);
+	else
 		decide_flow(ctx, pkt, DIR_REPLY, &flow, bpf_ktime_get_ns(), REASON_REPLY, d);
 }
 

@@ -162,6 +162,9 @@ class Model:
         flow = self.by_backend.get(tuple_of(packet))
         if flow is None or flow.path != "stack":
             return Expected("pass", frame, "NOT_VIP")
+        if flow.state == "closed" and TCP in packet and packet[TCP].flags.S and packet[TCP].flags.A:
+            self._forget(flow)
+            return Expected("pass", frame, "NOT_VIP")
         return self._known(packet, flow, "backend", "REPLY")
 
     def _usable(self, packet: Packet, flow: Flow) -> bool:

@@ -135,6 +135,25 @@ def test_another_syn_on_one_five_tuple(
     assert send(web, "S") == reason
 
 
+@pytest.mark.parametrize("closing", [["answer FA", "send FA"], ["send R"], ["answer RA"]], ids=str)
+def test_a_direct_connection_from_the_port_of_a_closed_one(web: Datapath, closing: list[str]) -> None:
+    """The client may use its port again, for a connection to the backend itself: that one is left alone."""
+    send(web)
+    answer(web, "SA")
+    for segment in closing:
+        who, flags = segment.split()
+        (send if who == "send" else answer)(web, flags)
+    assert answer(web, "A") == "REPLY"
+    for flags in ("SA", "A", "FA"):
+        frame = p.tcp(p.TO_CLIENT, LOCAL, CLIENT, flags)
+        result = web.run(TC_UPLINK_OUT, frame)
+        assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
+        p.assert_same(result.packet, frame)
+    assert len(web.maps.read("flows4")[0]) == 0
+    assert send(web) == "NEW_LOCAL"
+    assert answer(web, "SA") == "REPLY"
+
+
 def test_a_data_segment_keeps_its_backend_however_idle(web: Datapath) -> None:
     web.set_up_node(TIMES)
     send(web)
