@@ -22,6 +22,7 @@ from urllib.parse import urlencode
 
 import msgspec
 import urllib3
+import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException, incluster_config, kube_config
@@ -173,7 +174,8 @@ def from_kubeconfig(path: str = "", context: str = "") -> Access:
         if token_file:
             # client-go reads this file again and again, and prefers it to a token given directly
             configuration.api_key["BearerToken"] = _bearer(token_file)
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+            configuration.refresh_api_key_hook = None
+    except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"kubeconfig {place}: {error}") from error
     if "exec" in user and not configuration.api_key and not configuration.cert_file:
         raise ConfigError(

@@ -106,6 +106,11 @@ class EventWriter:
         self._told: OrderedDict[Notice, _Told] = OrderedDict()
         self._allowance, self._allowed_at = float(BURST), timing.clock()
 
+    @property
+    def waiting(self) -> int:
+        """How many notices wait to be sent, the one that is being sent not among them."""
+        return self._queue.qsize()
+
     def publish(self, notice: Notice) -> None:
         """Note what is to be told; returns at once, whatever the state of the API."""
         with self._lock:

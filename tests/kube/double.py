@@ -13,6 +13,7 @@ import base64
 import bisect
 import contextlib
 import copy
+import functools
 import json
 import re
 import socket
@@ -90,6 +91,8 @@ class ApiDouble:
         self.released = threading.Event()
         """Set when hanging requests are to end."""
         self.page_most = 500
+        self.accepted = 0
+        """Connections so far."""
         self._faults: list[tuple[str, str, Fault]] = []
         self._snapshots: dict[str, tuple[int, list[Object]]] = {}
         self._connections: set[socket.socket] = set()
@@ -241,6 +244,7 @@ class ApiDouble:
         """Remember a connection, to close it at the end."""
         with self.changed:
             self._connections.add(connection)
+            self.accepted += 1
 
     def untrack(self, connection: socket.socket) -> None:
         """Forget a connection that is closed."""
@@ -420,11 +424,7 @@ class Handler(BaseHTTPRequestHandler):
         double, query = self.double, self.request_.query
         while True:
             with double.changed:
-                double.changed.wait_for(
-                    lambda seen=version: (
-                        watch.commands or double.released.is_set() or self._later(watch, seen)
-                    )
-                )
+                double.changed.wait_for(functools.partial(self._is_awaited, watch, version))
                 if double.released.is_set():
                     return
                 changes = self._later(watch, version)
@@ -435,6 +435,9 @@ class Handler(BaseHTTPRequestHandler):
                     self.send_event(*event)
             if command is not None and not command(self):
                 return
+
+    def _is_awaited(self, watch: Watch, version: int) -> bool:
+        return bool(watch.commands or self.double.released.is_set() or self._later(watch, version))
 
     def _later(self, watch: Watch, version: int) -> list[_Change]:
         history = self.double.history[watch.resource]

@@ -110,7 +110,7 @@ class ApiServer:
         """See Cluster."""
         path = _path(item)
         query = "?fieldManager=tests&force=true"
-        stored = self.call("PATCH", path + query, {k: v for k, v in item.items() if k != "status"})
+        stored: Object = self.call("PATCH", path + query, {k: v for k, v in item.items() if k != "status"})
         self._made.append(item)
         if "status" in item:
             stored = self.call(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from lb.model import ObjectKey, Service, Synced
+from lb.model import ObjectKey, Synced
 from tests.kube.harness import Cluster, running
 from tests.kube.objects import (
     BACKEND_A,

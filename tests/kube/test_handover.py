@@ -1,0 +1,162 @@
+"""Endpoints that move between slices, step by step with a clock of the test's own."""
+
+from __future__ import annotations
+
+import math
+from ipaddress import ip_address
+
+from lb.kube.handover import Handover
+from lb.model import (
+    Delete,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    Event,
+    ObjectKey,
+    Protocol,
+    Service,
+    Upsert,
+)
+
+WEB = ObjectKey("shop", "web")
+HTTP = (EndpointPort("http", Protocol.TCP, 8080),)
+HOLD = 0.1
+
+
+def piece(name: str, *hosts: int | Endpoint, ports: tuple[EndpointPort, ...] = HTTP) -> EndpointSlice:
+    """Return a slice of web; endpoints are ready ones by the last byte of their address."""
+    endpoints = tuple(
+        host if isinstance(host, Endpoint) else Endpoint(ip_address(f"10.0.0.{host}")) for host in hosts
+    )
+    return EndpointSlice(ObjectKey("shop", name), WEB, ports, endpoints)
+
+
+def gone(name: str) -> Delete:
+    return Delete(EndpointSlice, ObjectKey("shop", name))
+
+
+class Bench:
+    """A Handover, its clock, and what the plan would see."""
+
+    def __init__(self, *pieces: EndpointSlice) -> None:
+        self.now = 0.0
+        self.handover = Handover(lambda: self.now, HOLD)
+        self.slices: dict[ObjectKey, EndpointSlice] = {}
+        self.apply(*map(Upsert, pieces))
+
+    def apply(self, *events: Event) -> list[set[int]]:
+        """Apply events; return the hosts that are to be seen after each that is told."""
+        return self._take(self.handover.apply(events))
+
+    def at(self, now: float) -> list[set[int]]:
+        """Let the clock be at now; return as apply does."""
+        self.now = now
+        return self._take(self.handover.due())
+
+    def _take(self, events: list[Event]) -> list[set[int]]:
+        seen = []
+        for event in events:
+            if isinstance(event, Upsert):
+                assert isinstance(event.resource, EndpointSlice)
+                self.slices[event.resource.key] = event.resource
+            elif isinstance(event, Delete):
+                del self.slices[event.key]
+            seen.append(self.hosts())
+        return seen
+
+    def hosts(self) -> set[int]:
+        return {int(e.address) & 255 for each in self.slices.values() for e in each.endpoints}
+
+
+def test_loses_then_gains() -> None:
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
+    assert bench.apply(Upsert(piece("a", 1))) == [{1, 2, 3}]
+    assert bench.apply(Upsert(piece("b", 2, 3))) == [{1, 2, 3}, {1, 2, 3}]
+    assert bench.slices == {each.key: each for each in (piece("a", 1), piece("b", 2, 3))}
+    assert bench.handover.next_due() == math.inf
+
+
+def test_gains_then_loses() -> None:
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
+    assert bench.apply(Upsert(piece("b", 2, 3))) == [{1, 2, 3}]
+    assert bench.apply(Upsert(piece("a", 1))) == [{1, 2, 3}]
+    assert bench.handover.next_due() == math.inf
+
+
+def test_a_slice_is_deleted_then_another_made() -> None:
+    bench = Bench(piece("a", 1, 2))
+    assert bench.apply(gone("a")) == [{1, 2}]
+    assert bench.apply(Upsert(piece("b", 1, 2))) == [{1, 2}, {1, 2}]
+    assert set(bench.slices) == {ObjectKey("shop", "b")}
+
+
+def test_both_in_one_batch_are_told_gains_first() -> None:
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
+    assert bench.apply(gone("a"), Upsert(piece("b", 1, 2, 3))) == [{1, 2, 3}, {1, 2, 3}]
+
+
+def test_what_nobody_takes_up_goes_after_the_hold() -> None:
+    bench = Bench(piece("a", 1, 2))
+    bench.apply(Upsert(piece("a", 1)))
+    assert bench.handover.next_due() == HOLD
+    assert bench.at(HOLD / 2) == []
+    assert bench.at(HOLD) == [{1}]
+    assert bench.slices == {ObjectKey("shop", "a"): piece("a", 1)}
+
+
+def test_a_deleted_slice_goes_after_the_hold() -> None:
+    bench = Bench(piece("a", 1))
+    bench.apply(gone("a"))
+    assert bench.hosts() == {1}
+    assert bench.at(HOLD) == [set()]
+    assert bench.slices == {}
+
+
+def test_each_endpoint_has_its_own_time() -> None:
+    bench = Bench(piece("a", 1, 2, 3))
+    bench.apply(Upsert(piece("a", 1, 2)))
+    bench.now = 0.06
+    bench.apply(Upsert(piece("a", 1)))
+    assert bench.at(HOLD) == [{1, 2}]
+    assert bench.at(0.06 + HOLD) == [{1}]
+
+
+def test_an_endpoint_that_comes_back_is_held_no_longer() -> None:
+    bench = Bench(piece("a", 1, 2))
+    bench.apply(Upsert(piece("a", 1)))
+    bench.apply(Upsert(piece("a", 1, 2)))
+    assert bench.slices == {ObjectKey("shop", "a"): piece("a", 1, 2)}
+    assert bench.handover.next_due() == math.inf
+
+
+def test_conditions_change_at_once() -> None:
+    bench = Bench(piece("a", 1))
+    unready = Endpoint(ip_address("10.0.0.1"), ready=False, terminating=True)
+    bench.apply(Upsert(piece("a", unready)))
+    assert bench.slices == {ObjectKey("shop", "a"): piece("a", unready)}
+
+
+def test_an_endpoint_that_takes_no_connections_goes_at_once() -> None:
+    dead = Endpoint(ip_address("10.0.0.2"), ready=False, serving=False, terminating=True)
+    bench = Bench(piece("a", 1, dead))
+    assert bench.apply(Upsert(piece("a", 1))) == [{1}]
+
+
+def test_the_same_address_with_another_port_is_another_endpoint() -> None:
+    bench = Bench(piece("a", 1, 2), piece("b", 2, ports=(EndpointPort("http", Protocol.TCP, 9090),)))
+    bench.apply(Upsert(piece("a", 1)))
+    assert [len(each.endpoints) for each in bench.slices.values()] == [2, 1]
+
+
+def test_a_slice_whose_ports_change_holds_nothing() -> None:
+    bench = Bench(piece("a", 1, 2))
+    other = piece("a", 1, ports=(EndpointPort("http", Protocol.TCP, 9090),))
+    bench.apply(Upsert(other))
+    assert bench.slices == {other.key: other}
+
+
+def test_everything_else_passes_first() -> None:
+    bench = Handover(lambda: 0.0, HOLD)
+    service = Upsert(Service(WEB))
+    a = Upsert(piece("a", 1))
+    assert bench.apply([a, service, Delete(Service, WEB)]) == [service, Delete(Service, WEB), a]
