@@ -7,16 +7,16 @@ import datetime
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TextIO
-
-import numpy as np
 
 from lb.cli import instances
 from lb.cli.tables import table
-from lb.datapath import bpf, hooks, layouts
+from lb.datapath import bpf, hooks
+from lb.datapath.fill import map_fill
 from lb.datapath.hooks import XDP_PROGRAM
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BackendStateCode, IfaceFlag, MapType
+from lb.datapath.layouts import IfaceFlag
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
 from lb.rundir import RunDir
@@ -65,7 +65,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     programs = _programs(pins)
     maps = KernelMaps(pins.maps)
     try:
-        fill = map_fill(maps)
+        fill = [asdict(each) for each in map_fill(maps)]
         hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {}))
     finally:
         maps.close()
@@ -144,40 +144,6 @@ def _hooks(
             }
         )
     return rows
-
-
-def map_fill(maps: Maps) -> list[dict[str, Any]]:
-    """Return name, entries, capacity and what happens when it is full, for each map that can fill up."""
-    rows = []
-    for spec in layouts.MAPS:
-        if spec.type in (MapType.HASH, MapType.LRU_HASH):
-            entries = len(maps.read(spec.name)[0])
-        elif spec.name == "backends4":
-            entries = int(np.count_nonzero(maps.array("backends4")["state"] != BackendStateCode.FREE))
-        elif spec.name == "tables":
-            entries = _table_rows(maps)
-        else:
-            continue
-        rows.append(
-            {
-                "name": spec.name,
-                "entries": entries,
-                "capacity": maps.capacity(spec.name),
-                "when_full": spec.when_full,
-            }
-        )
-    return rows
-
-
-def _table_rows(maps: Maps) -> int:
-    """Return how many rows of the pool the VIPs use; several VIPs may share a region."""
-    _, vips = maps.read("vips4")
-    regions = {
-        (int(region["offset"]), int(region["size"]))
-        for side in ("inside", "outside")
-        for region in vips[side]
-    }
-    return sum(size for _, size in regions)
 
 
 def _source_line(one: Mapping[str, Any]) -> str:

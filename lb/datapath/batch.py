@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,18 @@ def read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) ->
     Keys of shape (n,) and dtype keys_type, values of shape (n, row_bytes) and dtype u1. Entries that come
     or go meanwhile may or may not be among them; none is twice among them.
     """
+    keys, values = zip(*_chunks(fd, info, row_bytes), strict=True)
+    return np.concatenate(keys).reshape(-1).view(keys_type), np.concatenate(values)
+
+
+def count_all(fd: FD, info: MapInfo, row_bytes: int) -> int:
+    """Count the entries of a hash map as :func:`read_all` finds them, in memory for one chunk of them."""
+    return sum(len(keys) for keys, _ in _chunks(fd, info, row_bytes))
+
+
+def _chunks(fd: FD, info: MapInfo, row_bytes: int) -> Iterator[tuple[Rows, Rows]]:
+    """Yield all entries in one or more chunks, keys and values as bytes of shape (n, size)."""
     chunk = min(max(info.max_entries, 1), _MAX_BATCH)
-    keys_done: list[Rows] = []
-    values_done: list[Rows] = []
     cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")
     first = True
     while True:
@@ -82,17 +92,17 @@ def read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) ->
         if code not in (0, errno.ENOENT):
             error = BpfError(Command.MAP_LOOKUP_BATCH.name, fd.subject, code)
             if first and _no_batch(error):
-                return _read_each(fd, info, keys_type, row_bytes)
+                yield _read_each(fd, info, row_bytes)
+                return
             raise error
-        keys_done.append(keys[:done])
-        values_done.append(values[:done])
+        yield keys[:done], values[:done]
         if code == errno.ENOENT:
-            return np.concatenate(keys_done).reshape(-1).view(keys_type), np.concatenate(values_done)
+            return
         cursors[0] = cursors[1]
         first = False
 
 
-def _read_each(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) -> tuple[Rows, Rows]:
+def _read_each(fd: FD, info: MapInfo, row_bytes: int) -> tuple[Rows, Rows]:
     """Read every entry with one call each.
 
     The kernel starts again at the first key when the current one has gone, so entries are kept by key and
@@ -108,7 +118,7 @@ def _read_each(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) 
         if map_lookup(fd, next_key, value):
             entries[next_key.tobytes()] = value.tobytes()
         key = next_key
-    keys = np.frombuffer(b"".join(entries), dtype=keys_type)
+    keys = np.frombuffer(b"".join(entries), dtype="u1").reshape(len(entries), info.key_size)
     values = np.frombuffer(b"".join(entries.values()), dtype="u1").reshape(len(entries), row_bytes)
     return keys, values
 

@@ -301,15 +301,24 @@ class _Reader:
         return _socket(address, port)
 
     def counters(self) -> list[CounterEntry]:
-        _, values = self._maps.read("reasons")
-        packets: NDArray[np.uint64] = values["packets"].sum(axis=1)
-        octets: NDArray[np.uint64] = values["bytes"].sum(axis=1)
-        return [
-            CounterEntry(hook, reason, int(packets[row + at]), int(octets[row + at]), meaning)
-            for row, (hook, _) in zip(range(0, len(packets), REASONS_PER_HOOK), HOOKS, strict=True)
-            for at, (reason, meaning) in enumerate(REASONS)
-            if packets[row + at]
-        ]
+        return [entry for entry in counters(self._maps) if entry.packets]
+
+
+def counters(maps: Maps) -> list[CounterEntry]:
+    """Return every hook's counter of every reason, also those that no packet has left by.
+
+    Raises
+    ------
+    BpfError: the map could not be read.
+    """
+    _, values = maps.read("reasons")
+    packets: NDArray[np.uint64] = values["packets"].sum(axis=1)
+    octets: NDArray[np.uint64] = values["bytes"].sum(axis=1)
+    return [
+        CounterEntry(hook, reason, int(packets[row + at]), int(octets[row + at]), meaning)
+        for row, (hook, _) in zip(range(0, len(packets), REASONS_PER_HOOK), HOOKS, strict=True)
+        for at, (reason, meaning) in enumerate(REASONS)
+    ]
 
 
 def _ip(address: int) -> str:

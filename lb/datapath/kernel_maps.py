@@ -53,6 +53,11 @@ class KernelMaps:
         by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)[:, :, : spec.value.itemsize]
         return keys, np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
 
+    def count(self, name: str) -> int:
+        """See :meth:`lb.datapath.maps.Maps.count`."""
+        fd, info, _ = self._map(name)
+        return batch.count_all(fd, info, row_bytes(info))
+
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """See :meth:`lb.datapath.maps.Maps.update`; a per-CPU array takes values of shape (entries, CPUs)."""
         fd, info, spec = self._map(name)

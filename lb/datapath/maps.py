@@ -34,6 +34,15 @@ class Maps(Protocol):
         """
         ...
 
+    def count(self, name: str) -> int:
+        """Return how many entries a hash map has; what comes or goes meanwhile may or may not count.
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        ...
+
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """Write entries of a hash map; keys and values have the same length. Existing keys are replaced.
 
@@ -97,6 +106,11 @@ class FakeMaps:
         entries = self._hashes[name]
         keys, values = bytearray().join(entries), bytearray().join(entries.values())
         return np.frombuffer(keys, spec.key), np.frombuffer(values, spec.value)
+
+    def count(self, name: str) -> int:
+        """See :meth:`Maps.count`."""
+        self._fail_if_told("read", name)
+        return len(self._hashes[name])
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """See :meth:`Maps.update`; a per-CPU array takes values of the shape (entries, CPUs)."""

@@ -103,6 +103,7 @@ def test_many_entries(batched: str, count: int, kind: MapType) -> None:
         info = bpf.map_info(fd)
         batch.update_all(fd, keys, values)
         found, rows = batch.read_all(fd, info, U4, 8)
+        assert batch.count_all(fd, info, 8) == count
         order = np.argsort(found)
         assert found[order].tolist() == keys.tolist()
         assert rows.reshape(-1).view(U8)[order].tolist() == values.tolist()

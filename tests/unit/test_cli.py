@@ -21,11 +21,12 @@ import pytest
 import lb
 from lb.agent import Failed, Inbox, Stop
 from lb.cli import instances, main
-from lb.cli.status import map_fill, roles
 from lb.cli.status import render as status_text
+from lb.cli.status import roles
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath import layouts
+from lb.datapath.fill import map_fill
 from lb.datapath.layouts import BackendStateCode, IfaceFlag
 from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
@@ -258,7 +259,7 @@ def test_map_fill_counts_what_is_used() -> None:
     vips["inside"]["offset"] = vips["outside"]["offset"] = [0, 0, 251]
     vips["inside"]["size"] = vips["outside"]["size"] = [251, 251, 1009]
     maps.update("vips4", keys, vips)
-    fill = {row["name"]: (row["entries"], row["capacity"]) for row in map_fill(maps)}
+    fill = {row.name: (row.entries, row.capacity) for row in map_fill(maps)}
     assert fill == {
         "ifaces": (0, 4096),
         "vips4": (3, 65536),

@@ -50,6 +50,12 @@ def test_read_what_was_written(maps: Maps) -> None:
     assert entries(maps, "vips4") == {k.tobytes(): v.tobytes() for k, v in zip(keys, values, strict=True)}
 
 
+def test_count(maps: Maps) -> None:
+    assert maps.count("vips4") == 0
+    maps.update("vips4", *vips(10))
+    assert maps.count("vips4") == 10
+
+
 def test_an_update_replaces(maps: Maps) -> None:
     maps.update("vips4", *vips(4, service=1))
     keys, values = vips(2, service=2)

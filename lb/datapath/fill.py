@@ -1,0 +1,50 @@
+"""How full the maps are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lb.datapath import layouts
+from lb.datapath.layouts import BackendStateCode, MapType
+from lb.datapath.maps import Maps
+
+
+@dataclass(frozen=True, slots=True)
+class MapFill:
+    """A map that can fill up. entries: those in use. when_full: what happens then, in words."""
+
+    name: str
+    entries: int
+    capacity: int
+    when_full: str
+
+
+def map_fill(maps: Maps) -> list[MapFill]:
+    """Return the fill of each map that can fill up, in the order of :data:`lb.datapath.layouts.MAPS`.
+
+    Raises
+    ------
+    BpfError: the kernel refused to show a map.
+    """
+    rows = []
+    for spec in layouts.MAPS:
+        if spec.type in (MapType.HASH, MapType.LRU_HASH):
+            entries = maps.count(spec.name)
+        elif spec.name == "backends4":
+            entries = int(np.count_nonzero(maps.array("backends4")["state"] != BackendStateCode.FREE))
+        elif spec.name == "tables":
+            entries = _table_rows(maps)
+        else:
+            continue
+        rows.append(MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full))
+    return rows
+
+
+def _table_rows(maps: Maps) -> int:
+    """Return how many rows of the pool the VIPs use; several VIPs may share a region."""
+    _, vips = maps.read("vips4")
+    sides = np.concatenate((vips["inside"], vips["outside"]))
+    regions = np.unique(sides["offset"].astype("u8") << np.uint64(32) | sides["size"])
+    return int((regions & np.uint64(0xFFFF_FFFF)).sum())
