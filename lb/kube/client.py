@@ -29,6 +29,7 @@ from kubernetes.config import ConfigException, incluster_config, kube_config
 
 import lb
 from lb.errors import ConfigError, LbError
+from lb.kube.decode import UNREADABLE
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def status_error(what: str, body: bytes | msgspec.Raw, *, status: int = 0, retry
     """
     try:
         told = _STATUS.decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         told = _Status()
     code = status or told.code or 0
     details = told.details or _Details()

@@ -18,6 +18,7 @@ import msgspec
 
 from lb.errors import InputError
 from lb.kube.decode import (
+    UNREADABLE,
     ApiObject,
     EndpointEntry,
     Metadata,
@@ -281,17 +282,15 @@ class Reader(Generic[S, R]):
         self._convert = convert
 
     def read(self, body: bytes | msgspec.Raw) -> Item[R]:
-        """Read one object, whatever it is like.
-
-        Raises
-        ------
-        msgspec.DecodeError: it has not even a name.
-        """
+        """Read one object, whatever it is like; what has not even a name has an empty one."""
         meta: Metadata
         try:
             decoded = self._decoder.decode(body)
-        except msgspec.ValidationError as error:
-            meta = _ANY.decode(body).metadata
+        except UNREADABLE as error:
+            try:
+                meta = _ANY.decode(body).metadata
+            except UNREADABLE:
+                meta = Metadata()
             return self._refused(meta, *complaint(body, self._struct, error))
         meta = decoded.metadata
         try:
@@ -305,7 +304,7 @@ class Reader(Generic[S, R]):
 
         Raises
         ------
-        msgspec.DecodeError: it has none.
+        one of UNREADABLE: it has none.
         """
         return _ANY.decode(body).metadata.resource_version
 

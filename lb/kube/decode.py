@@ -12,6 +12,9 @@ import msgspec
 
 from lb.model import ServiceType, TrafficPolicy
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises: wrong JSON or a wrong type, bytes that are no UTF-8, a depth that nobody needs."""
+
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 PortOrNone = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 """0 is how the API says "not set"."""
@@ -232,7 +235,7 @@ class WatchEvent(_Object):
 S = TypeVar("S")
 
 
-def complaint(body: bytes | msgspec.Raw, wanted: type[S], error: msgspec.DecodeError) -> tuple[str, str]:
+def complaint(body: bytes | msgspec.Raw, wanted: type[S], error: Exception) -> tuple[str, str]:
     """Return (field, message) of what msgspec refused, ``("spec.ports[2].port", "Expected `int`")``.
 
     msgspec leaves out the index of a list's entry; it is found by trying the entries one by one.
@@ -242,7 +245,7 @@ def complaint(body: bytes | msgspec.Raw, wanted: type[S], error: msgspec.DecodeE
     try:
         tree = msgspec.json.decode(body)
         return _with_indexes(tree, parts, wanted), message
-    except (msgspec.DecodeError, LookupError, TypeError):
+    except (*UNREADABLE, LookupError, TypeError):
         return "[...]".join(parts), message
 
 

@@ -32,7 +32,7 @@ import msgspec
 from lb.errors import InputError
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
 from lb.kube.convert import Item, Kind, R, Reader
-from lb.kube.decode import ObjectList, WatchEvent
+from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
 from lb.kube.timing import Backoff, Timing
 from lb.model import Delete, Event, ObjectKey, Upsert
 
@@ -190,8 +190,8 @@ class Reflector(Generic[R]):
         except _ContinueExpiredError:
             listing, version = self._pages(stop, 0)
         events: list[Event] = []
-        for key, item in listing.items():
-            self._take(key, item, events)
+        for item in listing.values():
+            self._take(item, events)
         for key in self._store.keys() - listing.keys():
             self._drop(key, events)
         for key in self._broken.keys() - listing.keys():
@@ -212,7 +212,7 @@ class Reflector(Generic[R]):
                     raise _ContinueExpiredError from error
                 raise
             for raw in page.items or ():
-                item = self._read(raw)
+                item: Item[R] = self._reader.read(raw)
                 listing[item.key] = item
             if not page.metadata.continue_:
                 return listing, page.metadata.resource_version
@@ -225,19 +225,11 @@ class Reflector(Generic[R]):
         self._contact = self._timing.clock()
         try:
             page = _LIST.decode(body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(f"GET {path}: no list but {body[:40]!r}: {error}") from error
         if not page.metadata.resource_version:
             raise ApiError(f"GET {path}: a list without resourceVersion")
         return page
-
-    def _read(self, raw: bytes | msgspec.Raw) -> Item[R]:
-        try:
-            return self._reader.read(raw)
-        except msgspec.DecodeError as error:
-            raise ApiError(
-                f"GET {self._reader.path}: an object without name: {error}", expired=True
-            ) from error
 
     def _watch(self, stop: threading.Event) -> None:
         least, most = WATCH_SECONDS
@@ -287,23 +279,24 @@ class Reflector(Generic[R]):
             if event.type == "BOOKMARK":
                 self._version = self._reader.version(event.object) or self._version
                 return
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise ApiError(
                 f"GET {self._reader.path}: no watch event but {line[:40]!r}", expired=True
             ) from error
         if event.type == "ERROR":
             raise status_error(f"GET {self._reader.path}: watch", event.object)
-        item = self._read(event.object)
+        item: Item[R] = self._reader.read(event.object)
         if event.type == "DELETED":
             self._drop(item.key, events)
             self._broken.pop(item.key, None)
         elif event.type in ("ADDED", "MODIFIED"):
-            self._take(item.key, item, events)
+            self._take(item, events)
         else:
             _log.debug("%s: event of unknown type %r", self.resource, event.type)
         self._version = item.version or self._version
 
-    def _take(self, key: ObjectKey, item: Item[R], events: list[Event]) -> None:
+    def _take(self, item: Item[R], events: list[Event]) -> None:
+        key = item.key
         if item.resource is None:
             assert item.error is not None
             if self._broken.get(key) != str(item.error):

@@ -14,6 +14,7 @@ import bisect
 import contextlib
 import copy
 import functools
+import gzip
 import json
 import re
 import socket
@@ -22,22 +23,42 @@ import struct
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-Object = dict[str, Any]
+from tests.kube.rules import (
+    KINDS,
+    Change,
+    Object,
+    StatusError,
+    api_version,
+    check_event,
+    event_of,
+    resource_of,
+    selects,
+)
+
+__all__ = [
+    "KINDS",
+    "ApiDouble",
+    "Disturbance",
+    "Fault",
+    "Handler",
+    "Key",
+    "Object",
+    "Request",
+    "StatusError",
+    "Watch",
+    "api_version",
+    "resource_of",
+]
+
 Key = tuple[str, str]
 
-KINDS = {
-    "services": ("", "v1", "Service"),
-    "nodes": ("", "v1", "Node"),
-    "endpointslices": ("discovery.k8s.io", "v1", "EndpointSlice"),
-    "events": ("events.k8s.io", "v1", "Event"),
-}
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
 )
@@ -52,13 +73,6 @@ class Request:
     resource: str
     query: dict[str, str]
     headers: dict[str, str]
-
-
-@dataclass
-class _Change:
-    version: int
-    before: Object | None
-    after: Object | None
 
 
 @dataclass(eq=False)
@@ -83,7 +97,7 @@ class ApiDouble:
         self.oldest = 1000
         """Watches from before this version get 410."""
         self.objects: dict[str, dict[Key, Object]] = {resource: {} for resource in KINDS}
-        self.history: dict[str, list[_Change]] = {resource: [] for resource in KINDS}
+        self.history: dict[str, list[Change]] = {resource: [] for resource in KINDS}
         self.requests: list[Request] = []
         self.tokens: set[str] | None = None
         """Bearer tokens that are admitted; None: all."""
@@ -148,7 +162,7 @@ class ApiDouble:
             meta["uid"] = before["metadata"]["uid"] if before else str(uuid.uuid4())
             meta.setdefault("creationTimestamp", "2020-01-15T10:20:58Z")
             self.objects[resource][key] = item
-            self.history[resource].append(_Change(self.version, before, item))
+            self.history[resource].append(Change(self.version, before, item))
             self.changed.notify_all()
         return item
 
@@ -161,7 +175,7 @@ class ApiDouble:
             self.version += 1
             gone = copy.deepcopy(before)
             gone["metadata"]["resourceVersion"] = str(self.version)
-            self.history[resource].append(_Change(self.version, gone, None))
+            self.history[resource].append(Change(self.version, gone, None))
             self.changed.notify_all()
 
     def compact(self) -> None:
@@ -250,23 +264,6 @@ class ApiDouble:
         """Forget a connection that is closed."""
         with self.changed:
             self._connections.discard(connection)
-
-
-class StatusError(Exception):
-    """Ends a request with a Status object."""
-
-    def __init__(self, code: int, reason: str, message: str, causes: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.body = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "status": "Failure",
-            "message": message,
-            "reason": reason,
-            "code": code,
-            "details": {"causes": [{"reason": cause} for cause in causes]},
-        }
-        self.code = code
 
 
 class _Server(ThreadingTCPServer):
@@ -366,9 +363,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_bytes(code, json.dumps(body).encode(), headers)
 
     def send_bytes(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        """Send a whole answer."""
+        """Send a whole answer; compressed, as the API server does it, when it is long."""
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        if len(body) > 128 * 1024 and "gzip" in self.headers.get("Accept-Encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            body = gzip.compress(body, 1)
         self.send_response(code)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -439,7 +440,7 @@ class Handler(BaseHTTPRequestHandler):
     def _is_awaited(self, watch: Watch, version: int) -> bool:
         return bool(watch.commands or self.double.released.is_set() or self._later(watch, version))
 
-    def _later(self, watch: Watch, version: int) -> list[_Change]:
+    def _later(self, watch: Watch, version: int) -> list[Change]:
         history = self.double.history[watch.resource]
         return history[bisect.bisect_right(history, version, key=lambda change: change.version) :]
 
@@ -457,183 +458,3 @@ class Handler(BaseHTTPRequestHandler):
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.request.close()
-
-
-def api_version(group: str, version: str) -> str:
-    """Return an object's apiVersion."""
-    return f"{group}/{version}" if group else version
-
-
-def resource_of(item: Object) -> str:
-    """Return the resource, ``services``, of an object."""
-    return next(resource for resource, (_, _, kind) in KINDS.items() if kind == item["kind"])
-
-
-def event_of(query: dict[str, str], change: _Change) -> tuple[str, Object] | None:
-    """Return type and object of the watch event that a change is to a watch with selectors; None for none."""
-    was = change.before is not None and selects(query, change.before)
-    is_now = change.after is not None and selects(query, change.after)
-    if is_now:
-        return ("MODIFIED" if was else "ADDED"), cast("Object", change.after)
-    if not was:
-        return None
-    gone = copy.deepcopy(cast("Object", change.before))
-    gone["metadata"]["resourceVersion"] = str(change.version)
-    return "DELETED", gone
-
-
-def selects(query: dict[str, str], item: Object) -> bool:
-    """Return whether the label and field selectors of a request select an object."""
-    labels = item["metadata"].get("labels") or {}
-    return all(_label_matches(term, labels) for term in _terms(query, "labelSelector")) and all(
-        _field_matches(term, item) for term in _terms(query, "fieldSelector")
-    )
-
-
-def _terms(query: dict[str, str], name: str) -> Iterator[str]:
-    return (term for term in query.get(name, "").split(",") if term)
-
-
-def _label_matches(term: str, labels: dict[str, str]) -> bool:
-    if term.startswith("!"):
-        return term[1:] not in labels
-    if "=" in term:
-        name, _, value = term.partition("=")
-        return (labels.get(name.rstrip("!")) == value) is not name.endswith("!")
-    return term in labels
-
-
-def _field_matches(term: str, item: Object) -> bool:
-    name, _, value = term.partition("=")
-    supported = {"metadata.name", "metadata.namespace"}
-    if item["kind"] == "Service":
-        supported |= {"spec.clusterIP", "spec.type"}
-    if name.rstrip("!") not in supported:
-        raise StatusError(400, "BadRequest", f"field label not supported: {name}")
-    found: Any = item
-    for part in name.rstrip("!").split("."):
-        found = found.get(part, "")
-    return (found == value) is not name.endswith("!")
-
-
-def check_event(event: Object) -> None:
-    """Refuse what the API server's validation of events.k8s.io/v1 refuses."""
-    required = (
-        "eventTime",
-        "reportingController",
-        "reportingInstance",
-        "action",
-        "reason",
-        "type",
-        "regarding",
-    )
-    missing = [name for name in required if not event.get(name)]
-    limits = {"reportingInstance": 128, "action": 128, "reason": 128, "note": 1024}
-    long = [name for name, most in limits.items() if len(event.get(name, "").encode()) > most]
-    series = event.get("series")
-    if missing or long or (series and (series["count"] < 2 or not series["lastObservedTime"])):
-        raise StatusError(422, "Invalid", f"missing {missing}, too long {long}, series {series}")
-
-
-# faults: answers to requests
-
-
-def answer(
-    code: int, reason: str = "InternalError", retry_after: str = "", causes: tuple[str, ...] = ()
-) -> Fault:
-    """Answer with a Status."""
-
-    def fault(handler: Handler) -> None:
-        headers = {"Retry-After": retry_after} if retry_after else {}
-        handler.send_json(code, StatusError(code, reason, f"{reason} on command", causes).body, headers)
-
-    return fault
-
-
-def garbage(body: bytes) -> Fault:
-    """Answer 200 with anything."""
-    return lambda handler: handler.send_bytes(200, body)
-
-
-def hang(handler: Handler) -> None:
-    """Do not answer until the double is released."""
-    handler.double.released.wait()
-    handler.close_connection = True
-
-
-def drop(handler: Handler) -> None:
-    """Break the connection without an answer."""
-    handler.reset()
-
-
-def truncated(handler: Handler) -> None:
-    """Send half of a list, then break the connection."""
-    body = json.dumps(handler.double.page(handler.request_)).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body[: len(body) // 2])
-    handler.reset()
-
-
-def stream(*chunks: bytes) -> Fault:
-    """Answer a watch with these bytes, then end it properly."""
-
-    def fault(handler: Handler) -> None:
-        handler.begin_stream()
-        for chunk in (*chunks, b""):
-            handler.send_chunk(chunk)
-
-    return fault
-
-
-# disturbances: what happens to open watches
-
-
-def end(handler: Handler) -> bool:
-    """End a watch as when its time is over."""
-    handler.send_chunk(b"")
-    return False
-
-
-def reset(handler: Handler) -> bool:
-    """Break a watch's connection."""
-    handler.reset()
-    return False
-
-
-def half_line(then: Disturbance) -> Disturbance:
-    """Send half of an event, then do something else."""
-
-    def disturbance(handler: Handler) -> bool:
-        handler.send_chunk(b'{"type":"ADDED","object":{"metadata":{"name":"ha')
-        return then(handler)
-
-    return disturbance
-
-
-def error_event(code: int, reason: str) -> Disturbance:
-    """Send an ERROR event, and end the watch as the API server does."""
-
-    def disturbance(handler: Handler) -> bool:
-        handler.send_event("ERROR", StatusError(code, reason, f"{reason} on command").body)
-        handler.send_chunk(b"")
-        return False
-
-    return disturbance
-
-
-def silent(handler: Handler) -> bool:
-    """Keep the connection and say nothing more."""
-    hang(handler)
-    return False
-
-
-def bookmark(handler: Handler) -> bool:
-    """Send a bookmark with the present version."""
-    group, version, kind = KINDS[handler.request_.resource]
-    meta = {"resourceVersion": str(handler.double.version), "creationTimestamp": None}
-    handler.send_event(
-        "BOOKMARK", {"kind": kind, "apiVersion": api_version(group, version), "metadata": meta}
-    )
-    return True

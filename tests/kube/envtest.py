@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ from kubernetes.client import Configuration
 
 from lb.kube import Access, Client
 from tests.kube.certificates import issue, make_authority, make_key
-from tests.kube.double import resource_of
 from tests.kube.objects import NAMESPACE, Object
+from tests.kube.rules import resource_of
 
 BINARIES = ("etcd", "kube-apiserver")
 RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
@@ -71,7 +70,7 @@ class ApiServer:
         self._etcd_port, self._etcd_peer_port, self._port = _free_port(), _free_port(), _free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._made: list[Object] = []
-        self._pool = urllib3.PoolManager(cert_reqs=ssl.CERT_NONE)
+        self._pool = urllib3.PoolManager(ca_certs=str(folder / "ca.crt"))
         self._url = f"https://127.0.0.1:{self._port}"
 
     def __enter__(self) -> ApiServer:
@@ -147,17 +146,24 @@ class ApiServer:
     def call(self, method: str, path: str, body: Object | None = None) -> Any:
         """Send a request as an administrator and return the answer.
 
+        A server that has just begun refuses for a while (it has no Service network yet); it is asked again.
+
         Raises
         ------
         LookupError: there is no such object.
         """
         kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
-        answer = self._pool.request(
-            method,
-            self._url + path,
-            headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
-            body=None if body is None else json.dumps(body),
-        )
+        end = time.monotonic() + START_SECONDS
+        while True:
+            answer = self._pool.request(
+                method,
+                self._url + path,
+                headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
+                body=None if body is None else json.dumps(body),
+            )
+            if answer.status not in (429, 500, 503) or time.monotonic() > end:
+                break
+            time.sleep(0.1)
         if answer.status == 404:
             raise LookupError(path)
         assert 200 <= answer.status < 300, (method, path, answer.status, answer.data)

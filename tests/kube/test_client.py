@@ -16,7 +16,7 @@ import yaml
 import lb
 from lb.errors import ConfigError
 from lb.kube import ApiError, Client, from_kubeconfig, in_cluster
-from tests.kube import double as doubles
+from tests.kube import faults
 from tests.kube.certificates import issue, make_authority
 from tests.kube.double import ApiDouble
 from tests.kube.harness import client_of, running
@@ -225,7 +225,7 @@ def test_a_kubeconfig_with(what: str, tmp_path: Path) -> None:
 
 
 def test_an_error_carries_the_servers_words(double: ApiDouble) -> None:
-    double.fault("list", "services", doubles.answer(403, "Forbidden"))
+    double.fault("list", "services", faults.answer(403, "Forbidden"))
     with pytest.raises(ApiError) as caught:
         lists(client_of(double))
     assert str(caught.value) == "GET /api/v1/services: 403 Forbidden on command"

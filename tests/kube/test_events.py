@@ -13,7 +13,7 @@ from lb.kube import events
 from lb.kube.events import EventWriter, Notice
 from lb.kube.timing import Timing
 from lb.model import Node, ObjectKey, Service
-from tests.kube import double as doubles
+from tests.kube import faults
 from tests.kube.double import ApiDouble
 from tests.kube.harness import Waits, client_of
 from tests.kube.objects import NAMESPACE, NODE, Object
@@ -130,10 +130,10 @@ def test_a_failure_is_tried_again_a_few_times_then_logged(
     double: ApiDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench(double)
-    double.fault("create", "events", doubles.answer(500), times=events.TRIES - 1)
+    double.fault("create", "events", faults.answer(500), times=events.TRIES - 1)
     bench.tell(notice())
     assert len(bench.written()) == 1
-    double.fault("create", "events", doubles.answer(500), times=events.TRIES)
+    double.fault("create", "events", faults.answer(500), times=events.TRIES)
     with caplog.at_level(logging.WARNING):
         bench.tell(notice("another"))
     assert "event Conflict on Service shop/web not written" in caplog.text
@@ -144,7 +144,7 @@ def test_a_failure_is_tried_again_a_few_times_then_logged(
 
 def test_a_refusal_is_not_tried_again(double: ApiDouble, caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(double)
-    double.fault("create", "events", doubles.answer(403, "Forbidden"), times=9)
+    double.fault("create", "events", faults.answer(403, "Forbidden"), times=9)
     bench.tell(notice())
     assert len(double.asked("create", "events")) == 1
     assert "403" in caplog.text

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lb.kube import reflector
-from tests.kube import double as doubles
-from tests.kube.double import ApiDouble, Disturbance, Fault
+from tests.kube import faults
+from tests.kube.certificates import issue, make_authority
+from tests.kube.double import ApiDouble, Disturbance, Fault, Handler
 from tests.kube.harness import Running, client_of, running
 from tests.kube.objects import (
     BACKEND_A,
@@ -40,12 +43,12 @@ def settle(run: Running, double: ApiDouble) -> None:
 
 
 DISTURBANCES: dict[str, Disturbance] = {
-    "ends in time": doubles.end,
-    "is reset": doubles.reset,
-    "ends within a line": doubles.half_line(doubles.end),
-    "is reset within an object": doubles.half_line(doubles.reset),
-    "has an ERROR event 410": doubles.error_event(410, "Expired"),
-    "has an ERROR event 500": doubles.error_event(500, "InternalError"),
+    "ends in time": faults.end,
+    "is reset": faults.reset,
+    "ends within a line": faults.half_line(faults.end),
+    "is reset within an object": faults.half_line(faults.reset),
+    "has an ERROR event 410": faults.error_event(410, "Expired"),
+    "has an ERROR event 500": faults.error_event(500, "InternalError"),
 }
 
 
@@ -68,7 +71,7 @@ def test_a_watch_that_falls_silent_is_begun_again(double: ApiDouble) -> None:
     with running(client_of(double), silence=0.3) as run:
         settle(run, double)
         silent = set(double.watches)
-        double.disturb("services", doubles.silent)
+        double.disturb("services", faults.silent)
         double.put(service("new", "10.96.0.11"))
         run.wait(lambda: run.service("new"))
         assert silent
@@ -77,15 +80,15 @@ def test_a_watch_that_falls_silent_is_begun_again(double: ApiDouble) -> None:
 
 
 ANSWERS: dict[str, Fault] = {
-    "500": doubles.answer(500),
-    "503 with Retry-After": doubles.answer(503, "ServiceUnavailable", retry_after="7"),
-    "429 with Retry-After": doubles.answer(429, "TooManyRequests", retry_after="7"),
-    "403": doubles.answer(403, "Forbidden"),
-    "a page of a proxy": doubles.garbage(b"<html>Bad gateway</html>"),
-    "nothing in 200": doubles.garbage(b""),
-    "an object that is no list": doubles.garbage(b'{"kind": "Status", "metadata": {}}'),
-    "no answer": doubles.drop,
-    "half a list": doubles.truncated,
+    "500": faults.answer(500),
+    "503 with Retry-After": faults.answer(503, "ServiceUnavailable", retry_after="7"),
+    "429 with Retry-After": faults.answer(429, "TooManyRequests", retry_after="7"),
+    "403": faults.answer(403, "Forbidden"),
+    "a page of a proxy": faults.garbage(b"<html>Bad gateway</html>"),
+    "nothing in 200": faults.garbage(b""),
+    "an object that is no list": faults.garbage(b'{"kind": "Status", "metadata": {}}'),
+    "no answer": faults.drop,
+    "half a list": faults.truncated,
 }
 
 
@@ -109,7 +112,7 @@ def test_a_relist_that_fails_deletes_nothing(what: str, double: ApiDouble) -> No
         double.put(service("new", "10.96.0.11"))
         run.wait(lambda: run.service("new"))
         double.compact()
-        double.disturb("services", doubles.error_event(410, "Expired"))
+        double.disturb("services", faults.error_event(410, "Expired"))
         run.wait(lambda: len(double.asked("list", "services")) == 5)
         run.wait(lambda: double.watching("services"))
         assert run.deletes() == []
@@ -117,9 +120,9 @@ def test_a_relist_that_fails_deletes_nothing(what: str, double: ApiDouble) -> No
 
 
 def test_waits_grow_and_retry_after_is_kept(double: ApiDouble) -> None:
-    double.fault("list", "services", doubles.answer(500), times=3)
-    double.fault("list", "services", doubles.answer(429, "TooManyRequests", retry_after="7"))
-    double.fault("list", "services", doubles.answer(429, "TooManyRequests", retry_after="86400"))
+    double.fault("list", "services", faults.answer(500), times=3)
+    double.fault("list", "services", faults.answer(429, "TooManyRequests", retry_after="7"))
+    double.fault("list", "services", faults.answer(429, "TooManyRequests", retry_after="86400"))
     with running(client_of(double)) as run:
         run.wait(lambda: run.synced)
         # 0.5 s, doubled each time, stretched by half of it (random is 0.5 here)
@@ -133,8 +136,8 @@ def test_410_as_a_status_means_a_new_list_of_which_only_differences_are_told(dou
     with running(client_of(double)) as run:
         settle(run, double)
         before = len(run.events)
-        double.fault("watch", "services", doubles.drop, times=50)
-        double.disturb("services", doubles.reset)
+        double.fault("watch", "services", faults.drop, times=50)
+        double.disturb("services", faults.reset)
         run.wait(lambda: len(double.asked("watch", "services")) > 1)
         double.remove(service("gone"))
         double.put(service("new", "10.96.0.13"))
@@ -152,8 +155,8 @@ def test_a_version_from_the_future_means_a_new_list(double: ApiDouble) -> None:
     fill(double)
     with running(client_of(double)) as run:
         settle(run, double)
-        double.disturb("services", doubles.end)
-        double.fault("watch", "services", doubles.answer(504, "Timeout", causes=("ResourceVersionTooLarge",)))
+        double.disturb("services", faults.end)
+        double.fault("watch", "services", faults.answer(504, "Timeout", causes=("ResourceVersionTooLarge",)))
         run.wait(lambda: len(double.asked("list", "services")) == 2)
         run.wait(lambda: double.watching("services"))
         assert run.deletes() == []
@@ -164,10 +167,10 @@ def test_a_watch_goes_on_from_the_version_of_the_last_bookmark(double: ApiDouble
     with running(client_of(double)) as run:
         settle(run, double)
         double.put(node("node2"))  # versions are the cluster's, and go on without this resource
-        double.disturb("services", doubles.bookmark)
+        double.disturb("services", faults.bookmark)
         run.wait(lambda: run.source.health()[0].resource_version == str(double.version))
         double.compact()
-        double.disturb("services", doubles.end)
+        double.disturb("services", faults.end)
         run.wait(lambda: len(double.asked("watch", "services")) == 2)
         assert double.asked("watch", "services")[1].query["resourceVersion"] == str(double.version)
         assert len(double.asked("list", "services")) == 1
@@ -178,14 +181,14 @@ def test_a_continue_token_that_expires_means_the_whole_list_in_one_piece(double:
         double.put(service(f"web-{i:04}", f"10.96.{i // 250}.{1 + i % 250}"))
 
     def expire_then(answer: Fault) -> Fault:
-        def fault(handler: doubles.Handler) -> None:
+        def fault(handler: Handler) -> None:
             answer(handler)
             double.remove(service("web-0000"))
             double.compact()
 
         return fault
 
-    def page(handler: doubles.Handler) -> None:
+    def page(handler: Handler) -> None:
         handler.send_json(200, double.page(handler.request_))
 
     double.fault("list", "services", expire_then(page))
@@ -221,7 +224,7 @@ def test_the_lists_and_watches_that_are_asked_for(double: ApiDouble) -> None:
 
 
 def test_a_server_that_ends_watches_at_once_is_not_stormed(double: ApiDouble) -> None:
-    double.fault("watch", "services", doubles.stream(), times=5)
+    double.fault("watch", "services", faults.stream(), times=5)
     with running(client_of(double)) as run:
         settle(run, double)
         run.wait(lambda: len(double.asked("watch", "services")) == 6)
@@ -231,7 +234,7 @@ def test_a_server_that_ends_watches_at_once_is_not_stormed(double: ApiDouble) ->
 
 def test_a_line_that_is_no_event_means_a_new_list(double: ApiDouble) -> None:
     fill(double)
-    double.fault("watch", "services", doubles.stream(b"<html>\n"))
+    double.fault("watch", "services", faults.stream(b"<html>\n"))
     with running(client_of(double)) as run:
         run.wait(lambda: len(double.asked("list", "services")) == 2)
         settle(run, double)
@@ -242,8 +245,8 @@ def test_events_before_a_failure_in_one_chunk_are_kept(double: ApiDouble) -> Non
     item: Object = service("early", "10.96.0.11")
     item["metadata"]["resourceVersion"] = "1000"
     line = json.dumps({"type": "ADDED", "object": item}).encode()
-    double.fault("watch", "services", doubles.stream(line + b'\n{"type":"ERR'))
-    double.fault("watch", "services", doubles.hang)
+    double.fault("watch", "services", faults.stream(line + b'\n{"type":"ERR'))
+    double.fault("watch", "services", faults.hang)
     with running(client_of(double)) as run:
         run.wait(lambda: run.service("early"))
         double.released.set()
@@ -253,7 +256,7 @@ def test_an_event_in_many_chunks_is_one_event(double: ApiDouble) -> None:
     item: Object = service("slow", "10.96.0.11")
     item["metadata"]["resourceVersion"] = "1000"
     line = json.dumps({"type": "ADDED", "object": item}).encode() + b"\n"
-    double.fault("watch", "services", doubles.stream(*(line[i : i + 7] for i in range(0, len(line), 7))))
+    double.fault("watch", "services", faults.stream(*(line[i : i + 7] for i in range(0, len(line), 7))))
     with running(client_of(double)) as run:
         run.wait(lambda: run.service("slow"))
 
@@ -266,9 +269,9 @@ def test_a_server_that_does_not_answer_shows_in_health_and_harms_nothing(
     with running(client_of(double)) as run:
         settle(run, double)
         contact = run.source.health()[0].contact
-        double.fault("list", "services", doubles.hang, times=3)
+        double.fault("list", "services", faults.hang, times=3)
         double.compact()
-        double.disturb("services", doubles.error_event(410, "Expired"))
+        double.disturb("services", faults.error_event(410, "Expired"))
         run.wait(lambda: run.source.health()[0].failures == 3)
         health = run.source.health()[0]
         assert "silent" in health.error
@@ -321,7 +324,7 @@ def test_an_object_that_is_wrong_in(what: str, double: ApiDouble) -> None:
         assert run.source.health()[0].broken == 1
 
         double.compact()
-        double.disturb("services", doubles.error_event(410, "Expired"))
+        double.disturb("services", faults.error_event(410, "Expired"))
         run.wait(lambda: len(double.asked("list", "services")) == 2)
         run.wait(lambda: double.watching("services"))
         assert run.service() == good, "a new list does not delete it"
@@ -334,6 +337,33 @@ def test_an_object_that_is_wrong_in(what: str, double: ApiDouble) -> None:
         run.wait(lambda: len(run.errors) == 2)
         double.remove(make())
         run.wait(lambda: run.service() is None)
+
+
+def test_bytes_that_are_no_utf_8_harm_no_other_object(double: ApiDouble) -> None:
+    fill(double)
+    broken = json.dumps(service("other", selector={"app": "X"})).encode().replace(b"X", b"\xff")
+    good = json.dumps(service()).encode()
+    body = b'{"metadata": {"resourceVersion": "1000"}, "items": [' + broken + b", " + good + b"]}"
+    double.fault("list", "services", faults.garbage(body))
+    with running(client_of(double)) as run:
+        run.wait(lambda: run.synced)
+        assert run.services() == {"web"}
+        (error,) = run.errors
+        assert "Service shop/other: 'utf-8' codec can't decode" in str(error)
+
+
+def test_an_object_without_a_name_harms_no_other(double: ApiDouble) -> None:
+    fill(double)
+    item = json.dumps({"type": "ADDED", "object": {"kind": "Service", "spec": {}}}).encode()
+    double.fault("watch", "services", faults.stream(item + b"\n"))
+    nameless = {"metadata": {"resourceVersion": "1"}, "items": [{"spec": {}}, service()]}
+    double.fault("list", "services", faults.garbage(json.dumps(nameless).encode()))
+    with running(client_of(double)) as run:
+        settle(run, double)
+        assert run.services() == {"web"}
+        assert [error.field or error.message for error in run.errors] == [
+            "Object missing required field `metadata`"
+        ]
 
 
 def test_a_list_with_a_broken_object_has_all_others(double: ApiDouble) -> None:
@@ -351,9 +381,25 @@ def test_stopping_does_not_wait_for_the_server(double: ApiDouble) -> None:
     fill(double)
     with running(client_of(double)) as run:
         settle(run, double)
-        double.disturb("services", doubles.silent)
-    left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert not {name for name in left if name.startswith("kubernetes")}
+        double.disturb("services", faults.silent)
+    assert source_threads(before) == set()
+
+
+def test_stopping_does_not_wait_for_the_server_behind_tls(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*issue(tmp_path, "apiserver"))
+    before = set(threading.enumerate())
+    with ApiDouble(context) as double:
+        with running(client_of(double, ssl_ca_cert=str(tmp_path / "ca.crt"))) as run:
+            settle(run, double)
+        assert source_threads(before) == set()
+
+
+def source_threads(before: set[threading.Thread]) -> set[str]:
+    """Return the names of the source's threads that began since and still run."""
+    names = {thread.name for thread in set(threading.enumerate()) - before}
+    return {name for name in names if name.startswith("kubernetes ")}
 
 
 def test_a_burst_is_a_handful_of_batches(double: ApiDouble) -> None:

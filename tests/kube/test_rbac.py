@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lb.model import ObjectKey
-from tests.kube import double as doubles
+from tests.kube import faults
 from tests.kube.double import ApiDouble
 from tests.kube.envtest import RBAC
 from tests.kube.harness import client_of, running
@@ -37,7 +37,7 @@ def test_the_role_allows_exactly_the_requests_that_are_made(double: ApiDouble, m
     with running(client_of(double)) as run:
         run.wait(lambda: run.synced and double.watching("services", "endpointslices", "nodes"))
         double.compact()
-        double.disturb("services", doubles.error_event(410, "Expired"))
+        double.disturb("services", faults.error_event(410, "Expired"))
         run.wait(lambda: len(double.asked("list", "services")) == 2)
 
         def recur() -> object:
