@@ -7,6 +7,7 @@ import io
 import json
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from lb.cli.tables import table
 from lb.config import UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import LabSpec, Overlay, check_id
+from lb.lab.apiserver import VARIABLE, find, kubectl
 from lb.lab.demo import show
 from lb.lab.lab import Lab
 from lb.lab.removal import down
@@ -28,7 +30,11 @@ A lab is a small cluster on this machine: an outside client and nodes on one swi
 behind their nodes, all in network namespaces. Each node runs its own agent; the lab itself plays
 kubelet: it starts the pods of the manifests, probes them, and writes their status.
 
-Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/lbctl, and processes.
+With --kubernetes the lab lives from a real API server: the manifests are applied to it at the start, and from
+then on kubectl is how to change things, with the kubeconfig that is printed.
+
+Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/lbctl, and processes; with
+--kubernetes also a port on the machine's loopback that leads to its API server.
 `lbctl lab down` removes all of it.
 """
 
@@ -42,8 +48,13 @@ try:
   lbctl lab pod{flag} unready {pod}
   lbctl lab demo{flag}
   lbctl maps dump --instance {id}.node1
-take it down:
+{kubectl}take it down:
   lbctl lab down{flag}
+"""
+
+_KUBECTL = """\
+  export KUBECONFIG={kubeconfig}
+  {kubectl} get nodes,services,pods
 """
 
 
@@ -61,7 +72,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     status = _command(actions, "status", _status, "what a lab consists of and what of it runs")
     status.add_argument("--json", action="store_true", help="print JSON")
     execute = _command(actions, "exec", _exec, "run a command at the client, on a node or in a pod")
-    execute.add_argument("where", metavar="WHERE", help="client, switch, node1 …, or a pod's name")
+    execute.add_argument("where", metavar="WHERE", help="client, switch, api, node1 …, or a pod's name")
     execute.add_argument(
         "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="command and arguments"
     )
@@ -75,6 +86,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "action", choices=("start", "stop", "kill"), help="start returns when the agent has synced"
     )
     agent.add_argument("node", metavar="NODE", help="node1 …")
+    api = _command(actions, "api", _api, "start, stop (SIGTERM) or kill (SIGKILL) the API server")
+    api.add_argument("action", choices=("start", "stop", "kill"), help="start returns when it is ready")
     demo = _command(actions, "demo", _demo, "show requests being spread, and the maps that do it")
     _add_spec(demo)
     demo.add_argument(
@@ -122,6 +135,11 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
         default=UplinkMode.AUTO,
         help="hook of the nodes' uplinks (default auto)",
     )
+    parser.add_argument(
+        "--kubernetes",
+        action="store_true",
+        help=f"live from an API server; {VARIABLE} names the folder with etcd and kube-apiserver",
+    )
     parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
 
 
@@ -134,6 +152,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         overlay=args.overlay,
         uplink_mode=args.uplink_mode,
         agents=args.agents,
+        kubernetes=str(find()) if args.kubernetes else "",
     )
 
 
@@ -143,20 +162,22 @@ def _flag(lab: str) -> str:
 
 def _up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     lab = Lab.up(_spec(args), lambda line: print(line, file=out, flush=True))
-    pods = lab.pods()
-    print(
-        "\n"
-        + _NEXT.format(
-            id=args.id,
-            nodes=args.nodes,
-            pods=len(pods),
-            flag=_flag(args.id),
-            pod=pods[0]["name"] if pods else "POD",
-        ),
-        file=out,
-        end="",
-    )
+    print("\n" + _next(lab), file=out, end="")
     return 0
+
+
+def _next(lab: Lab) -> str:
+    """Return what to do with a lab that is up."""
+    pods, spec = lab.pods(), lab.spec
+    fields = {"kubeconfig": lab.store.kubeconfig, "kubectl": kubectl(spec.kubernetes)}
+    return _NEXT.format(
+        id=spec.id,
+        nodes=spec.nodes,
+        pods=len(pods),
+        flag=_flag(spec.id),
+        pod=pods[0]["name"] if pods else "POD",
+        kubectl=_KUBECTL.format(**fields) if spec.kubernetes else "",
+    )
 
 
 def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -181,6 +202,8 @@ def _status_text(status: dict[str, Any]) -> str:
         f"kubelet    {running(status['kubelet'])}",
         "",
     ]
+    if "kubernetes" in status:
+        lines[-1:] = [*_kubernetes_text(status["kubernetes"], running), ""]
     nodes = [
         [
             node["name"],
@@ -205,6 +228,15 @@ def _status_text(status: dict[str, Any]) -> str:
     lines.append(table(("pod", "node", "address", "ready", "restarts", "message"), pods))
     lines += [f"error: {error}" for error in status["errors"]]
     return "\n".join(lines).rstrip()
+
+
+def _kubernetes_text(kubernetes: dict[str, Any], running: Callable[[dict[str, Any]], str]) -> list[str]:
+    return [
+        f"API server {'ready' if kubernetes['ready'] else 'not ready'}, {kubernetes['url']} in the lab",
+        f"kubeconfig {kubernetes['kubeconfig']}",
+        *(f"           {name} {running(each)}" for name, each in kubernetes["processes"].items()),
+        f"           EndpointSlices and the pods of ReplicaSets are made by {kubernetes['controllers']}",
+    ]
 
 
 def _exec(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
@@ -246,6 +278,17 @@ def _agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
+def _api(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    host = Lab.open(args.id).api_host()
+    if args.action == "start":
+        host.start()
+        print("the API server is ready", file=out)
+    else:
+        host.stop(signal.SIGTERM if args.action == "stop" else signal.SIGKILL)
+        print("the API server has ended", file=out)
+    return 0
+
+
 def _demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     def report(line: str) -> None:
         print(line, file=out, flush=True)
@@ -257,9 +300,7 @@ def _demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         if not args.keep:
             down(args.id, report)
     if args.keep:
-        pods = lab.pods()
-        fields = {"id": args.id, "nodes": lab.spec.nodes, "pods": len(pods), "flag": _flag(args.id)}
-        print("\n" + _NEXT.format(**fields, pod=pods[0]["name"] if pods else "POD"), file=out, end="")
+        print("\n" + _next(lab), file=out, end="")
     return 0
 
 

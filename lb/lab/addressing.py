@@ -10,7 +10,8 @@
                                                 │ pod-…  │ pod-…          │ pod-…
                                              10.244.1.2  10.244.1.3    10.244.2.2  (namespaces <id>-pod-<pod>)
 
-Labs never share a namespace or a pin, so all of them use these same addresses.
+With an API server, ``<id>-api`` is one more host on the segment, at .2. Labs never share a namespace or a
+pin, so all of them use these same addresses.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ CLIENTS = tuple(SEGMENT[100 + number] for number in range(10))
 
 OUTSIDE_SERVER = SEGMENT[200]
 """An HTTP server on port 80 and a UDP echo on port 9000 outside the cluster."""
+
+API_SERVER = SEGMENT[2]
+API_PORT = 6443
 
 UPLINK = "eth0"
 POD_INTERFACES = "pod-*"
@@ -68,6 +72,8 @@ class LabSpec:
     manifests: absolute path of the directory of manifests.
     replicas: replaces ``spec.replicas`` of every ReplicaSet and Deployment; None leaves them.
     agents: whether each node runs an agent.
+    kubernetes: absolute path of the folder of an API server's binaries, which then is what the lab lives
+        from; ``""``: it lives from the manifests themselves.
 
     Raises
     ------
@@ -81,6 +87,7 @@ class LabSpec:
     overlay: Overlay = Overlay.NONE
     uplink_mode: UplinkMode = UplinkMode.AUTO
     agents: bool = True
+    kubernetes: str = ""
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -95,6 +102,11 @@ class LabSpec:
         return f"{self.id}-client"
 
     @property
+    def api(self) -> str:
+        """The API server's namespace, if there is one."""
+        return f"{self.id}-api"
+
+    @property
     def switch(self) -> str:
         """The namespace of the bridge that is the segment."""
         return f"{self.id}-switch"
@@ -107,7 +119,8 @@ class LabSpec:
     @property
     def namespaces(self) -> tuple[str, ...]:
         """The namespaces that exist from the start; those of pods come and go."""
-        return (self.switch, self.client, *(self.namespace(node) for node in self.node_names))
+        api = (self.api,) if self.kubernetes else ()
+        return (self.switch, self.client, *api, *(self.namespace(node) for node in self.node_names))
 
     def namespace(self, node: str) -> str:
         """Return the namespace of a node."""

@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from watchfiles import awatch
 
@@ -29,6 +30,9 @@ from lb.lab.scheduling import Placed, Start, plan_pods
 from lb.lab.store import Store
 from lb.lab.workloads import Workload, read_file
 from lb.model import ObjectKey
+
+if TYPE_CHECKING:
+    from lb.lab.cluster import ClusterKubelet
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _log = logging.getLogger(__name__)
@@ -123,7 +127,19 @@ class Kubelet(Pods):
 async def _serve(store: Store) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await Kubelet(store, store.read_lab().spec).run(stop)
+    spec = store.read_lab().spec
+    if spec.kubernetes:
+        await _cluster_kubelet(store, spec).run(stop)
+    else:
+        await Kubelet(store, spec).run(stop)
+
+
+def _cluster_kubelet(store: Store, spec: LabSpec) -> ClusterKubelet:
+    from lb.lab.apihost import ApiHost  # noqa: PLC0415 - large, and needed only here
+    from lb.lab.cluster import ClusterKubelet  # noqa: PLC0415
+
+    host = ApiHost(store, spec)
+    return ClusterKubelet(store, spec, host.api(), with_controllers=host.plane.has_controllers)
 
 
 def main(lab: str) -> None:

@@ -9,10 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lb.datapath.pins import Pins
 from lb.errors import LabError
@@ -28,13 +27,14 @@ from lb.lab.addressing import (
     Overlay,
     node_address,
 )
-from lb.lab.processes import ProcessRef, kill, spawn, tail
+from lb.lab.processes import START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
 from lb.lab.removal import Report, down
 from lb.lab.store import LabRecord, PodRecord, Store
 
-_POLL_SECONDS = 0.02
-_START_SECONDS = 60.0
 _TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
+if TYPE_CHECKING:
+    from lb.lab.apihost import ApiHost
+
 OUTSIDE_PORTS = ("tcp:80:http", "udp:9000:echo")
 
 
@@ -67,12 +67,16 @@ class Lab:
         ------
         LabError: there is no such place, or the pod's process does not run.
         """
-        if where in ("client", "switch", *self.spec.node_names):
+        if where in (*self._hosts, *self.spec.node_names):
             return namespaces.command(self.spec.namespace(where), argv)
         found = self.find_pod(where)
         if found.process is None or not found.process.alive():
             raise LabError(f"pod {where}: its process does not run")
         return namespaces.command(found.netns, argv, pid=found.process.pid)
+
+    @property
+    def _hosts(self) -> tuple[str, ...]:
+        return ("client", "switch", *(("api",) if self.spec.kubernetes else ()))
 
     def find_pod(self, name: str) -> PodRecord:
         """Return the record of the pod called NAME or NAMESPACE/NAME.
@@ -84,7 +88,8 @@ class Lab:
         found = [each for each in self.store.pods() if name in (each.name, f"{each.namespace}/{each.name}")]
         if len(found) == 1:
             return found[0]
-        places = ", ".join(("client", *self.spec.node_names, *(each.name for each in self.store.pods())))
+        names = (*self._hosts, *self.spec.node_names, *(each.name for each in self.store.pods()))
+        places = ", ".join(name for name in names if name != "switch")
         raise LabError(
             f"{'no place' if not found else 'more than one pod'} is called {name}; there are {places}"
         )
@@ -130,6 +135,21 @@ class Lab:
         listing = self.ask_kubelet("wait", seconds=seconds, timeout=seconds + 10)
         return [each for each in listing["pods"] if not each["ready"]]
 
+    # --- API server -----------------------------------------------------------------------------------------
+
+    def api_host(self) -> ApiHost:
+        """Return the host of the lab's API server.
+
+        Raises
+        ------
+        LabError: the lab has none.
+        """
+        from lb.lab.apihost import ApiHost  # noqa: PLC0415 - large, and most labs do without
+
+        if not self.spec.kubernetes:
+            raise LabError(f"lab {self.spec.id} has no API server: it was not brought up with --kubernetes")
+        return ApiHost(self.store, self.spec)
+
     # --- agents -------------------------------------------------------------------------------------------
 
     def agent_command(self, node: str) -> list[str]:
@@ -147,7 +167,10 @@ class Lab:
         }
         if spec.overlay is Overlay.VXLAN:
             flags["--tunnel"] = TUNNEL
-        sources = [f"--source=manifests:{directory}" for directory in (spec.manifests, store.cluster)]
+        if spec.kubernetes:
+            sources = ["--source=kubernetes", f"--kubeconfig={store.agent_kubeconfig}"]
+        else:
+            sources = [f"--source=manifests:{directory}" for directory in (spec.manifests, store.cluster)]
         rest = [f"{flag}={value}" for flag, value in flags.items()]
         return [sys.executable, "-m", "lb", "run", *sources, *rest]
 
@@ -164,9 +187,9 @@ class Lab:
             raise LabError(f"the agent of {node} runs already, process {running.pid}")
         self.store.ready_file(node).unlink(missing_ok=True)
         argv = namespaces.command(self.spec.namespace(node), self.agent_command(node))
-        self.store.write_process(node, spawn(argv, self.store.log(node), _environment()))
+        self.store.write_process(node, spawn(argv, self.store.log(node), environment()))
 
-    def wait_agent(self, node: str, seconds: float = _START_SECONDS) -> None:
+    def wait_agent(self, node: str, seconds: float = START_SECONDS) -> None:
         """Wait until the node's agent has brought everything into the kernel once.
 
         Raises
@@ -174,13 +197,8 @@ class Lab:
         LabError: it ended, or it took longer; carries the end of its log.
         """
         process = self.store.process(node)
-        _wait_for(
-            f"the agent of {node}",
-            self.store.ready_file(node).exists,
-            lambda: process is not None and process.alive(),
-            self.store.log(node),
-            seconds,
-        )
+        ready = self.store.ready_file(node).exists
+        wait_for(f"the agent of {node}", ready, process, self.store.log(node), seconds)
 
     def stop_agent(self, node: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Signal a node's agent and wait until it has ended; pins and hooks stay.
@@ -231,6 +249,7 @@ class Lab:
             "overlay": str(self.spec.overlay),
             "uplink_mode": str(self.spec.uplink_mode),
             "state": str(self.store.base),
+            **({"kubernetes": self.api_host().status()} if self.spec.kubernetes else {}),
             "client": {"namespace": self.spec.client, "addresses": [str(address) for address in CLIENTS]},
             "outside_server": str(OUTSIDE_SERVER),
             "kubelet": {
@@ -291,12 +310,14 @@ class Lab:
             *OUTSIDE_PORTS,
         ]
         store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))
+        if spec.kubernetes:
+            self._bring_up_api(report)
         report(f"pods: of the manifests in {spec.manifests}")
         kubelet = spawn(
-            [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), _environment()
+            [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), environment()
         )
         store.write_process("kubelet", kubelet)
-        _wait_for("the kubelet", store.socket.exists, kubelet.alive, store.log("kubelet"))
+        wait_for("the kubelet", store.socket.exists, kubelet, store.log("kubelet"))
         waiting = self.wait_ready(pods_within)
         listing = self.ask_kubelet("list")
         for error in listing["errors"]:
@@ -311,30 +332,18 @@ class Lab:
             for node in spec.node_names:
                 self.wait_agent(node)
 
+    def _bring_up_api(self, report: Report) -> None:
+        from lb.lab.apply import apply  # noqa: PLC0415 - see api_host
+
+        report(f"API server: etcd and kube-apiserver of {self.spec.kubernetes}")
+        host = self.api_host()
+        host.bring_up()
+        if not host.plane.has_controllers:
+            report("  no kube-controller-manager there: the lab makes pods and EndpointSlices itself")
+        for error in apply(host.api(START_SECONDS), Path(self.spec.manifests), self.spec.replicas):
+            report(f"  manifest error: {error}")
+
 
 def _process_status(process: ProcessRef | None) -> dict[str, Any]:
     running = process is not None and process.alive()
     return {"pid": process.pid if process and running else None, "running": running}
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the lab's own processes: this package importable, no lbctl setting in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LBCTL_")}
-    package_root = str(Path(__file__).resolve().parents[2])
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH", ""))))}
-
-
-def _wait_for(
-    what: str,
-    done: Callable[[], bool],
-    alive: Callable[[], bool],
-    log: Path,
-    seconds: float = _START_SECONDS,
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        if not alive():
-            raise LabError(f"{what} ended; the end of its log {log}:\n{tail(log)}")
-        if time.monotonic() > deadline:
-            raise LabError(f"{what} is not ready after {seconds:g} s; the end of its log {log}:\n{tail(log)}")
-        time.sleep(_POLL_SECONDS)

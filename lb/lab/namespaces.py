@@ -134,7 +134,7 @@ def inside(name: str) -> Iterator[None]:
     """
     home = os.open(_own_namespace(), os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _enter(name)
+        enter(name)
         try:
             yield
         finally:
@@ -143,11 +143,13 @@ def inside(name: str) -> Iterator[None]:
         os.close(home)
 
 
-def _own_namespace() -> str:
-    return f"/proc/self/task/{threading.get_native_id()}/ns/net"
+def enter(name: str) -> None:
+    """Move the calling thread into the namespace for good.
 
-
-def _enter(name: str) -> None:
+    Raises
+    ------
+    LabError: there is no such namespace, or the kernel refuses.
+    """
     try:
         there = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -156,6 +158,10 @@ def _enter(name: str) -> None:
         _check(_libc.setns(there, _CLONE_NEWNET), f"enter network namespace {name}")
     finally:
         os.close(there)
+
+
+def _own_namespace() -> str:
+    return f"/proc/self/task/{threading.get_native_id()}/ns/net"
 
 
 @contextlib.contextmanager

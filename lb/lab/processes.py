@@ -11,11 +11,14 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lb.errors import LabError
+
+_POLL_SECONDS = 0.02
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,42 @@ def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = No
     if found is None:
         raise LabError(f"{argv[0]} ended at once: {tail(log)}")
     return found
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the lab's own processes: this package importable, no setting for it.
+
+    Nor is there any for a proxy: what they talk to is in the lab.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LBCTL_", "ETCD_")) and not name.lower().endswith("_proxy")
+    }
+    package_root = str(Path(__file__).resolve().parents[2])
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH", ""))))}
+
+
+def wait_for(
+    what: str,
+    done: Callable[[], bool],
+    process: ProcessRef | None,
+    log: Path,
+    seconds: float = START_SECONDS,
+) -> None:
+    """Wait until done() is true.
+
+    Raises
+    ------
+    LabError: the process ended, or it took longer; carries the end of its log.
+    """
+    deadline = time.monotonic() + seconds
+    while not done():
+        if process is None or not process.alive():
+            raise LabError(f"{what} ended; the end of its log {log}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise LabError(f"{what} is not ready after {seconds:g} s; the end of its log {log}:\n{tail(log)}")
+        time.sleep(_POLL_SECONDS)
 
 
 def tail(log: Path, lines: int = 8) -> str:

@@ -10,6 +10,8 @@
       log/NAME.log        one log for each process
       ready/NODE          written by the node's agent when its first sync is in the kernel
       kubelet.sock        where ``lab pod`` talks to the kubelet
+      kubeconfig          an administrator's, for use on the machine; only with an API server
+      api/                its keys, certificates and data, the agents' kubeconfig, the machine's port to it
 
 Files appear whole: each is written beside its place and renamed.
 """
@@ -72,6 +74,32 @@ class Store:
     def socket(self) -> Path:
         """The kubelet's socket."""
         return self.base / "kubelet.sock"
+
+    @property
+    def api(self) -> Path:
+        """The directory of the API server; it is there only if the lab has one."""
+        return self.base / "api"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The kubeconfig for use on the machine."""
+        return self.base / "kubeconfig"
+
+    @property
+    def agent_kubeconfig(self) -> Path:
+        """The kubeconfig of the agents, for use inside the nodes."""
+        return self.api / "agent.kubeconfig"
+
+    def write_port(self, port: int) -> None:
+        """Note the port of the machine's loopback that leads to the API server."""
+        self._replace(self.api / "port", str(port))
+
+    def port(self) -> int:
+        """Return that port; 0 while there is none."""
+        try:
+            return int((self.api / "port").read_text())
+        except FileNotFoundError:
+            return 0
 
     def log(self, name: str) -> Path:
         """Return the log file of a process."""

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ctypes import addressof, create_string_buffer
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -21,6 +21,7 @@ from lb.datapath.bpf import FD, Command, ProgType, syscall
 from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import (
+    API_SERVER,
     CLIENTS,
     MTU,
     OUTSIDE_SERVER,
@@ -68,7 +69,7 @@ _HOST_SETTINGS = {**_QUIET, "ipv4/conf/all/accept_redirects": "0", "ipv4/conf/de
 
 
 def build(spec: LabSpec) -> None:
-    """Make the switch, the client and the nodes with their routes.
+    """Make the switch, the client, the API server's host if asked for, and the nodes with their routes.
 
     Raises
     ------
@@ -81,13 +82,17 @@ def build(spec: LabSpec) -> None:
         switch.link("add", ifname=_BRIDGE, kind="bridge")
         switch.link("set", index=_index(switch, _BRIDGE), state="up")
         _plug(switch, "client", spec.client, "02:77:00:00:00:64")
+        if spec.kubernetes:
+            _plug(switch, "api", spec.api, "02:77:00:00:00:fe")
         for node in spec.node_names:
             _plug(switch, node, spec.namespace(node), node_mac(node))
             if spec.uplink_mode in (UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC):
                 _fill_in_checksums(node)
             if spec.uplink_mode is UplinkMode.XDP_NATIVE:
                 _take_back(switch, node)
-    _set_up_client(spec)
+    _set_up_host(spec.client, (*CLIENTS, OUTSIDE_SERVER))
+    if spec.kubernetes:
+        _set_up_host(spec.api, (API_SERVER,))
     for node in spec.node_names:
         _set_up_node(spec, node)
 
@@ -153,13 +158,13 @@ def _add_address(route: Any, index: int, address: IPv4Address, length: int) -> N
     route.addr("add", index=index, address=str(address), prefixlen=length)
 
 
-def _set_up_client(spec: LabSpec) -> None:
-    """Make the client a host outside of the cluster: all that it knows is that node1 is its router."""
-    with namespaces.netlink(spec.client) as route:
+def _set_up_host(namespace: str, addresses: Iterable[IPv4Address]) -> None:
+    """Make a namespace a host outside of the cluster: all that it knows is that node1 is its router."""
+    with namespaces.netlink(namespace) as route:
         _settings(_HOST_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
-        for address in (*CLIENTS, OUTSIDE_SERVER):
+        for address in addresses:
             _add_address(route, uplink, address, on_segment(address).network.prefixlen)
         route.route("add", dst="default", gateway=str(node_address("node1")))
 

@@ -1,0 +1,153 @@
+"""The host of a lab's API server: etcd, the API server, its controllers, and the machine's way to them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lb.errors import LabError
+from lb.kube.client import ApiError, Client, from_kubeconfig
+from lb.lab import namespaces
+from lb.lab.addressing import API_PORT, API_SERVER, SERVICE_CIDR, LabSpec
+from lb.lab.api import Api
+from lb.lab.apiserver import ControlPlane, write_kubeconfig, write_private
+from lb.lab.apply import make_namespace
+from lb.lab.processes import START_SECONDS, environment, kill, spawn, wait_for
+from lb.lab.store import Store
+from lb.model import ObjectKey
+
+ETCD, SERVER, CONTROLLERS, FORWARDER = "etcd", "kube-apiserver", "kube-controller-manager", "forwarder"
+RBAC = Path(__file__).resolve().parents[2] / "deploy" / "rbac.yaml"
+AGENT = ObjectKey("kube-system", "lbctl")
+"""The agents' service account, as RBAC makes it."""
+
+_TOKEN_SECONDS = 365 * 86_400
+
+
+class ApiHost:
+    """The processes in the namespace of the API server, and what they need."""
+
+    def __init__(self, store: Store, spec: LabSpec) -> None:
+        self._store, self._spec = store, spec
+        self.plane = ControlPlane(
+            assets=Path(spec.kubernetes),
+            folder=store.api,
+            address=str(API_SERVER),
+            port=API_PORT,
+            service_network=SERVICE_CIDR,
+        )
+
+    def api(self, patience: float = 0.0) -> Api:
+        """Return the API as an administrator has it on the machine; for patience see :class:`Api`."""
+        return Api(Client(lambda: from_kubeconfig(str(self._store.kubeconfig))), patience)
+
+    def bring_up(self) -> None:
+        """Make keys, start everything and give the agents their account; the namespace is there already.
+
+        Raises
+        ------
+        LabError: a process ended or is not ready in time, with the end of its log; openssl is missing.
+        ApiError: the API server refuses what it is asked first.
+        """
+        store, plane = self._store, self.plane
+        plane.make_keys()
+        self._spawn(FORWARDER, [sys.executable, "-m", "lb.lab.forward", self._spec.id], enter=False)
+        self._wait("the forwarder to the API server", FORWARDER, lambda: store.port() > 0)
+        write_kubeconfig(store.kubeconfig, plane.admin_kubeconfig(f"https://127.0.0.1:{store.port()}"))
+        write_kubeconfig(self._inner_kubeconfig, plane.admin_kubeconfig(plane.url))
+        self.start()
+        self._admit_agents()
+        if plane.has_controllers:
+            self._spawn(CONTROLLERS, plane.controllers(self._inner_kubeconfig))
+
+    @property
+    def _inner_kubeconfig(self) -> Path:
+        """An administrator's kubeconfig for use inside of the lab."""
+        return self._store.api / "inner.kubeconfig"
+
+    def start(self) -> None:
+        """Start what does not run of etcd and the API server, and wait until they are ready.
+
+        Raises
+        ------
+        LabError: one of them ended or is not ready in time; carries the end of its log.
+        """
+        if not self._runs(ETCD):
+            self._spawn(ETCD, self.plane.etcd())
+        self._wait("etcd", ETCD, self._etcd_is_healthy)
+        if not self._runs(SERVER):
+            self._spawn(SERVER, self.plane.api_server())
+        self._wait("the API server", SERVER, self.api().ready)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """Signal the API server and wait until it has ended; etcd keeps the objects.
+
+        Raises
+        ------
+        LabError: it does not run, or does not end.
+        """
+        process = self._store.process(SERVER)
+        if process is None or not process.alive():
+            raise LabError("the API server does not run")
+        if kill([process], how, within=70.0):  # it lets requests end, for up to 60 s
+            raise LabError(f"the API server, process {process.pid}, does not end")
+
+    def status(self) -> dict[str, Any]:
+        """Return what runs, whether the API server is ready, and how to reach it."""
+        processes = {}
+        for name in (ETCD, SERVER, CONTROLLERS, FORWARDER):
+            process = self._store.process(name)
+            if process is not None:
+                log = str(self._store.log(name))
+                processes[name] = {"pid": process.pid, "running": process.alive(), "log": log}
+        ready = False
+        with contextlib.suppress(LabError, ApiError):
+            ready = self._runs(SERVER) and self.api().ready()
+        return {
+            "ready": ready,
+            "kubeconfig": str(self._store.kubeconfig),
+            "url": self.plane.url,
+            "from_the_machine": f"https://127.0.0.1:{self._store.port()}",
+            "controllers": CONTROLLERS if self.plane.has_controllers else "the lab",
+            "processes": processes,
+        }
+
+    def _admit_agents(self) -> None:
+        """Make the agents' service account with its rights, and a kubeconfig with its token."""
+        api = self.api(START_SECONDS)
+        for name in ("default", AGENT.namespace):
+            make_namespace(api, name)  # the API server makes both by itself, but later
+        for item in yaml.safe_load_all(RBAC.read_text()):
+            api.apply(api.resource(item["apiVersion"], item["kind"]), item)
+        token = self._store.api / "agent.token"
+        write_private(token, api.token(AGENT, _TOKEN_SECONDS))
+        config = self.plane.token_kubeconfig(self.plane.url, AGENT.name, token)
+        write_kubeconfig(self._store.agent_kubeconfig, config)
+
+    def _runs(self, name: str) -> bool:
+        process = self._store.process(name)
+        return process is not None and process.alive()
+
+    def _spawn(self, name: str, argv: list[str], *, enter: bool = True) -> None:
+        inside = namespaces.command(self._spec.api, argv) if enter else argv
+        self._store.write_process(name, spawn(inside, self._store.log(name), environment()))
+
+    def _wait(self, what: str, name: str, done: Any) -> None:
+        wait_for(what, done, self._store.process(name), self._store.log(name))
+
+    def _etcd_is_healthy(self) -> bool:
+        """Ask etcd, which only its own host can reach."""
+        with namespaces.inside(self._spec.api), contextlib.suppress(OSError, http.client.HTTPException):
+            line = http.client.HTTPConnection("127.0.0.1", self.plane.etcd_port, timeout=2.0)
+            try:
+                line.request("GET", "/health")
+                return line.getresponse().status == 200
+            finally:
+                line.close()
+        return False

@@ -1,0 +1,466 @@
+"""A double of an API server that a whole cluster can live from, and of the programs that make one.
+
+:class:`ClusterDouble` is :class:`tests.kube.double.ApiDouble` with the kinds and requests that the lab and
+kubectl need besides: get, create, server-side apply, merge patches, the subresources status, scale, binding
+and token, graceful deletion, discovery, client certificates, and RBAC for service accounts.
+:func:`make_assets` fills a folder as KUBEBUILDER_ASSETS names one: its ``etcd`` keeps what its
+``kube-apiserver`` holds, so that the latter can be killed and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import http.client
+import ipaddress
+import json
+import re
+import secrets
+import signal
+import ssl
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.kube import double
+from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
+
+_RBAC = "rbac.authorization.k8s.io"
+KINDS.update(
+    {
+        "pods": ("", "v1", "Pod"),
+        "endpoints": ("", "v1", "Endpoints"),
+        "namespaces": ("", "v1", "Namespace"),
+        "serviceaccounts": ("", "v1", "ServiceAccount"),
+        "replicasets": ("apps", "v1", "ReplicaSet"),
+        "deployments": ("apps", "v1", "Deployment"),
+        "clusterroles": (_RBAC, "v1", "ClusterRole"),
+        "clusterrolebindings": (_RBAC, "v1", "ClusterRoleBinding"),
+    }
+)
+_CLUSTER_WIDE = ("nodes", "namespaces", "clusterroles", "clusterrolebindings")
+_SHORT = {"replicasets": ["rs"], "deployments": ["deploy"], "services": ["svc"], "pods": ["po"]}
+_OBJECT = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
+    r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[a-z]+))?)?"
+)
+
+
+class ClusterDouble(ApiDouble):
+    """The server; services is the network of Service addresses, store the URL of what keeps the objects."""
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        services: str = "10.66.0.0/16",
+        store: str = "",
+    ) -> None:
+        self.issued: dict[str, str] = {}
+        """User by token."""
+        self.services = ipaddress.ip_network(services)
+        self._address = address
+        self._store = store
+        super().__init__(tls)
+        if store:
+            self._load()
+
+    def _start(self) -> None:
+        host, port = self._address
+        self._server = double._Server((host, self._port or port), self, self._tls)
+        self._server.RequestHandlerClass = ClusterHandler
+        self._port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+
+    def put(self, item: Object) -> Object:
+        """See the base class; the generation rises with the spec."""
+        resource = double.resource_of(item)
+        item = copy.deepcopy(item)
+        meta = item["metadata"]
+        with self.changed:
+            before = self.objects[resource].get((meta.get("namespace", ""), meta["name"]))
+            if "spec" in item:
+                old = before or {"metadata": {}}
+                generation = old["metadata"].get("generation", 0)
+                meta["generation"] = generation + (old.get("spec") != item["spec"])
+            stored = super().put(item)
+            self._save()
+        return stored
+
+    def remove(self, item: Object) -> None:
+        """See the base class."""
+        with self.changed:
+            super().remove(item)
+            self._save()
+
+    def _save(self) -> None:
+        if self._store:
+            kept = {resource: list(known.values()) for resource, known in self.objects.items()}
+            state = {"version": self.version, "objects": kept, "issued": self.issued}
+            self._ask("PUT", json.dumps(state))
+
+    def _load(self) -> None:
+        state = json.loads(self._ask("GET") or "{}")
+        with self.changed:
+            self.version = self.oldest = state.get("version", self.version)
+            self.issued = state.get("issued", {})
+            for resource, items in state.get("objects", {}).items():
+                self.objects[resource] = {
+                    (item["metadata"].get("namespace", ""), item["metadata"]["name"]): item for item in items
+                }
+
+    def _ask(self, method: str, body: str | None = None) -> bytes:
+        where = urlsplit(self._store)
+        line = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
+        try:
+            line.request(method, "/state", body)
+            return line.getresponse().read()
+        finally:
+            line.close()
+
+
+class ClusterHandler(Handler):
+    """One connection."""
+
+    @property
+    def double(self) -> ClusterDouble:
+        """See the base class."""
+        assert isinstance(self.server.double, ClusterDouble)
+        return self.server.double
+
+    def do_GET(self) -> None:  # noqa: N802
+        path = urlsplit(self.path).path
+        if path in ("/readyz", "/healthz", "/livez"):
+            self.send_bytes(200, b"ok", {"Content-Type": "text/plain"})
+        elif (answer := discovery(path)) is not None:
+            self.send_json(200, answer)
+        else:
+            match = _OBJECT.fullmatch(path)
+            named = match is not None and match["name"]
+            self._answer("watch" if "watch" in self._query() else "get" if named else "list")
+
+    def do_PUT(self) -> None:  # noqa: N802
+        self._answer("update")
+
+    def do_DELETE(self) -> None:  # noqa: N802
+        self._answer("delete")
+
+    def _answer(self, verb: str) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        match = _OBJECT.fullmatch(urlsplit(self.path).path)
+        if match is None or match["resource"] not in KINDS:
+            self.send_json(404, StatusError(404, "NotFound", f"no path {self.path}").body)
+            return
+        resource, self._sub = match["resource"], match["sub"] or ""
+        self.request_ = Request(verb, match["group"] or "", resource, self._query(), dict(self.headers))
+        with self.double.changed:
+            self.double.requests.append(self.request_)
+            fault = self.double.take_fault(verb, resource)
+        if fault is not None:
+            fault(self)
+            return
+        namespace = "" if resource in _CLUSTER_WIDE else match["namespace"] or ""
+        try:
+            self._admit()
+            if verb == "watch":
+                self._watch()
+            elif verb == "list":
+                self.send_json(200, self._page(namespace))
+            else:
+                self._change((namespace, match["name"] or ""), json.loads(body) if body else {})
+        except StatusError as status:
+            self.send_json(status.code, status.body)
+
+    def _page(self, namespace: str) -> Object:
+        page = self.double.page(self.request_)
+        page["items"] = [
+            item for item in page["items"] if namespace in ("", item["metadata"].get("namespace", ""))
+        ]
+        return page
+
+    # authentication and authorisation
+
+    def _admit(self) -> None:
+        super()._admit()
+        if not isinstance(self.connection, ssl.SSLSocket):
+            return
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self.connection.getpeercert():
+            return  # the CA signs for administrators only
+        user = self.double.issued.get(token)
+        if user is None:
+            raise StatusError(401, "Unauthorized", "Unauthorized")
+        wanted = (self.request_.group, self.request_.resource, self.request_.verb)
+        with self.double.changed:
+            roles = list(self.double.objects["clusterroles"].values())
+        if not any(
+            wanted[0] in rule["apiGroups"] and wanted[1] in rule["resources"] and wanted[2] in rule["verbs"]
+            for role in roles
+            for rule in role["rules"]
+        ):
+            raise StatusError(403, "Forbidden", f"{user} may not {' '.join(wanted)}")
+
+    # objects
+
+    def _change(self, key: Key, body: Object) -> None:
+        resource, verb = self.request_.resource, self.request_.verb
+        with self.double.changed:
+            stored = self.double.objects[resource]
+            known = stored.get(key)
+            if verb == "create" and not self._sub:
+                key = (key[0], body["metadata"]["name"])
+                if key in stored:
+                    raise StatusError(409, "AlreadyExists", "already exists")
+                self.send_json(201, self._store(key, {n: v for n, v in body.items() if n != "status"}))
+            elif verb == "patch" and self.headers["Content-Type"] == "application/apply-patch+yaml":
+                if not self.request_.query.get("fieldManager"):
+                    raise StatusError(400, "BadRequest", "fieldManager is required for apply patch")
+                self.send_json(200 if known else 201, self._merge(key, known, body))
+            elif known is None:
+                raise StatusError(404, "NotFound", f"{resource} {key[1]} not found")
+            elif verb == "delete":
+                self._delete(known, body)
+            elif self._sub == "scale":
+                self._scale(key, known, body)
+            elif self._sub == "binding":
+                self._bind(key, known, body)
+            elif self._sub == "token":
+                token = secrets.token_hex(16)
+                self.double.issued[token] = f"system:serviceaccount:{key[0]}:{key[1]}"
+                self.send_json(201, {**body, "status": {"token": token}})
+            elif verb == "get":
+                self.send_json(200, known)
+            elif verb == "patch" and self.headers["Content-Type"] == "application/merge-patch+json":
+                self.send_json(200, self._merge(key, known, body))
+            else:
+                raise StatusError(415, "UnsupportedMediaType", f"{verb} {self.headers['Content-Type']}")
+
+    def _merge(self, key: Key, known: Object | None, body: Object) -> Object:
+        if known is None and self._sub:
+            raise StatusError(404, "NotFound", f"{self.request_.resource} {key[1]} not found")
+        uid = body.get("metadata", {}).get("uid")
+        if known is not None and uid not in (None, known["metadata"]["uid"]):
+            raise StatusError(409, "Conflict", "Precondition failed: UID in precondition")
+        if self._sub == "status":
+            changed = {"status": body.get("status", {})}
+        else:
+            changed = {name: value for name, value in body.items() if name != "status"}
+        return self._store(key, merged(known or {}, changed))
+
+    def _store(self, key: Key, item: Object) -> Object:
+        """Validate, fill in defaults and store."""
+        group, version, kind = KINDS[self.request_.resource]
+        if (item.get("apiVersion"), item.get("kind")) != (api_version(group, version), kind):
+            raise StatusError(400, "BadRequest", f"not a {kind} of {api_version(group, version)}")
+        item["metadata"] = {**item["metadata"], "name": key[1], **({"namespace": key[0]} if key[0] else {})}
+        namespaces = self.double.objects["namespaces"]
+        if key[0] and ("", key[0]) not in namespaces:
+            raise StatusError(404, "NotFound", f'namespaces "{key[0]}" not found')
+        if kind == "Service":
+            self._complete_service(item)
+        if kind == "Pod":
+            check_pod(item)
+            item.setdefault("status", {"phase": "Pending"})
+        if kind == "EndpointSlice":
+            check_slice(item)
+        return self.double.put(item)
+
+    def _complete_service(self, item: Object) -> None:
+        spec = item["spec"]
+        spec.setdefault("type", "ClusterIP")
+        for port in spec.get("ports", ()):
+            port.setdefault("protocol", "TCP")
+            port.setdefault("targetPort", port["port"])
+        if spec["type"] == "ExternalName" or spec.get("clusterIP") == "None":
+            return
+        services = self.double.objects["services"].values()
+        taken = {each["spec"].get("clusterIP") for each in services}
+        free = (str(address) for address in self.double.services.hosts() if str(address) not in taken)
+        address = spec.setdefault("clusterIP", next(free))
+        if ipaddress.ip_address(address) not in self.double.services:
+            raise StatusError(422, "Invalid", f"spec.clusterIPs: {address} is not in {self.double.services}")
+        spec["clusterIPs"] = [address]
+
+    def _delete(self, known: Object, options: Object) -> None:
+        uid = options.get("preconditions", {}).get("uid")
+        if uid not in (None, known["metadata"]["uid"]):
+            raise StatusError(409, "Conflict", "Precondition failed: UID in precondition")
+        spec = known.get("spec") or {}
+        grace = options.get("gracePeriodSeconds")
+        if grace is None:
+            grace = spec.get("terminationGracePeriodSeconds", 30)
+        if known["kind"] == "Pod" and spec.get("nodeName") and grace:
+            if "deletionTimestamp" not in known["metadata"]:
+                dying = copy.deepcopy(known)
+                dying["metadata"] |= {
+                    "deletionTimestamp": "2020-01-15T10:20:59Z",
+                    "deletionGracePeriodSeconds": grace,
+                }
+                known = self.double.put(dying)
+        else:
+            self.double.remove(known)
+        self.send_json(200, known)
+
+    def _scale(self, key: Key, known: Object, body: Object) -> None:
+        if self.request_.verb != "get":
+            changed = copy.deepcopy(known)
+            changed["spec"]["replicas"] = body["spec"].get("replicas", 0)
+            known = self.double.put(changed)
+        meta = {name: known["metadata"].get(name) for name in ("name", "namespace", "uid", "resourceVersion")}
+        scale = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": meta}
+        count = known["spec"].get("replicas", 1)
+        self.send_json(200, {**scale, "spec": {"replicas": count}, "status": {"replicas": count}})
+
+    def _bind(self, key: Key, known: Object, body: Object) -> None:
+        if known["spec"].get("nodeName"):
+            raise StatusError(409, "Conflict", f"pod {key[1]} is already assigned to a node")
+        bound = copy.deepcopy(known)
+        bound["spec"]["nodeName"] = body["target"]["name"]
+        self.double.put(bound)
+        self.send_json(201, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Return an object after a merge patch (RFC 7386)."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return copy.deepcopy(new)
+    result = {name: value for name, value in old.items() if new.get(name, "") is not None}
+    for name, value in new.items():
+        if value is not None:
+            result[name] = merged(old.get(name), value)
+    return result
+
+
+def check_pod(item: Object) -> None:
+    """Refuse what the API server's validation of pods refuses."""
+    spec = item["spec"]
+    if not spec.get("containers") or any(not each.get("name") for each in spec["containers"]):
+        raise StatusError(422, "Invalid", "spec.containers: Required value")
+    for owner in item["metadata"].get("ownerReferences", ()):
+        if not all(owner.get(name) for name in ("apiVersion", "kind", "name", "uid")):
+            raise StatusError(422, "Invalid", "metadata.ownerReferences: Required value")
+    status = item.get("status") or {}
+    if status.get("podIPs") and status["podIPs"][0]["ip"] != status.get("podIP"):
+        raise StatusError(422, "Invalid", "status.podIPs: does not match podIP")
+
+
+def check_slice(item: Object) -> None:
+    """Refuse what the API server's validation of EndpointSlices refuses."""
+    families = {"IPv4": 4, "IPv6": 6}
+    for endpoint in item["endpoints"]:
+        for address in endpoint["addresses"]:
+            if ipaddress.ip_address(address).version != families[item["addressType"]]:
+                raise StatusError(422, "Invalid", f"endpoints.addresses: {address}")
+    names = [port.get("name", "") for port in item["ports"]]
+    if len(set(names)) != len(names):
+        raise StatusError(422, "Invalid", "ports.name: Duplicate value")
+
+
+def discovery(path: str) -> Object | None:
+    """Return the answer to a request of what there is; None when it is another request."""
+    groups = sorted({group for group, _, _ in KINDS.values() if group})
+    if path == "/version":
+        return {"major": "1", "minor": "36", "gitVersion": "v1.36.0-double"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": []}
+    if path == "/apis":
+        listed = [
+            {
+                "name": group,
+                "versions": [{"groupVersion": f"{group}/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": f"{group}/v1", "version": "v1"},
+            }
+            for group in groups
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": listed}
+    version = path.removeprefix("/apis/" if path.startswith("/apis/") else "/api/")
+    if version not in ("v1", *(f"{group}/v1" for group in groups)):
+        return None
+    verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+    resources = []
+    for name, (group, number, kind) in KINDS.items():
+        if api_version(group, number) == version:
+            namespaced = name not in _CLUSTER_WIDE
+            entry = {"name": name, "singularName": kind.lower(), "namespaced": namespaced, "kind": kind}
+            resources.append({**entry, "verbs": verbs, "shortNames": _SHORT.get(name, [])})
+            if group == "apps":
+                scale = {"group": "autoscaling", "version": "v1", "kind": "Scale"}
+                resources.append(
+                    {**entry, **scale, "name": f"{name}/scale", "verbs": ["get", "patch", "update"]}
+                )
+    return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+
+
+# programs
+
+
+def make_assets(folder: Path, *, broken: str = "") -> Path:
+    """Fill a folder with programs that stand in for etcd and kube-apiserver; broken names one that fails."""
+    folder.mkdir(exist_ok=True)
+    for name in ("etcd", "kube-apiserver"):
+        command = f'exec {sys.executable} -m tests.cluster_double {name} "$@"'
+        if name == broken:
+            command = "echo unknown flag: --no-such-flag >&2; exit 1"
+        (folder / name).write_text(f"#!/bin/sh\n{command}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def _etcd(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="etcd", allow_abbrev=False)
+    for name in ("data-dir", "listen-client-urls", "advertise-client-urls", "listen-peer-urls"):
+        parser.add_argument(f"--{name}", required=True)
+    for name in ("initial-advertise-peer-urls", "initial-cluster"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--unsafe-no-fsync", action="store_true")
+    state = [b""]
+
+    class Keeper(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._reply(b'{"health":"true"}' if self.path == "/health" else state[0])
+
+        def do_PUT(self) -> None:
+            state[0] = self.rfile.read(int(self.headers["Content-Length"]))
+            self._reply(b"")
+
+        def _reply(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    where = urlsplit(parser.parse_args(arguments).listen_client_urls)
+    ThreadingHTTPServer((where.hostname or "", where.port or 0), Keeper).serve_forever()
+
+
+def _api_server(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="kube-apiserver", allow_abbrev=False)
+    for name in (
+        *("etcd-servers", "bind-address", "advertise-address", "endpoint-reconciler-type", "secure-port"),
+        *("cert-dir", "tls-cert-file", "tls-private-key-file", "client-ca-file", "service-cluster-ip-range"),
+        *("service-account-issuer", "service-account-key-file", "service-account-signing-key-file"),
+        *("authorization-mode", "disable-admission-plugins"),
+    ):
+        parser.add_argument(f"--{name}", required=True)
+    args = parser.parse_args(arguments)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(args.tls_cert_file, args.tls_private_key_file)
+    tls.load_verify_locations(args.client_ca_file)
+    tls.verify_mode = ssl.CERT_OPTIONAL
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    address = (args.bind_address, int(args.secure_port))
+    with ClusterDouble(tls, address, args.service_cluster_ip_range, args.etcd_servers):
+        signal.sigwait({signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        {"etcd": _etcd, "kube-apiserver": _api_server}[sys.argv[1]](sys.argv[2:])
