@@ -120,6 +120,9 @@ class Retries(Generic[K]):
         self._failures[key] = _Failure(message, attempts, now + wait)
         return before is None or before.message != message
 
+    def __len__(self) -> int:
+        return len(self._failures)
+
     def succeeded(self, key: K) -> bool:
         """Note a success; return True when it had failed before."""
         return self._failures.pop(key, None) is not None
@@ -150,6 +153,11 @@ class Agent:
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
     clock: seconds, monotonic.
+
+    Attributes
+    ----------
+    stopping: it was told to stop.
+    sync_seconds: how long the last sync took, from planning to the last write; 0 before the first.
     """
 
     def __init__(
@@ -167,6 +175,7 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopping = False
+        self.sync_seconds = 0.0
         self._inbox = inbox
         self._state = state
         self._node_name = node_name
@@ -233,9 +242,13 @@ class Agent:
         conflicts = sorted(str(conflict) for conflict in self._conflicts)
         return [*self._services.messages(), *self._hooks.messages(), *conflicts]
 
+    def problem_counts(self) -> dict[str, int]:
+        """Return how many problems there are, by kind; may be called from any thread."""
+        return {"service": len(self._services), "hook": len(self._hooks), "conflict": len(self._conflicts)}
+
     def service_count(self) -> int:
-        """Return how many Services the sources have told of."""
-        return len(set(self._state.service_keys()))
+        """Return how many Services the sources have told of; may be called from any thread."""
+        return len(self._state.service_keys())
 
     def _gather(self) -> list[Message]:
         """Return the messages of one burst; none when it is time for something else."""
@@ -316,6 +329,7 @@ class Agent:
         decision = self._claims.update(plans)
         self._log_conflicts()
         report = self._reconciler.sync(decision.plans)
+        self.sync_seconds = self._clock() - now
         failed |= report.errors
         _log.debug("%d Services planned, %d map entries written", len(plans), report.writes)
         for key, problem in failed.items():

@@ -12,7 +12,7 @@ import enum
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, get_origin, get_type_hints
 
 
@@ -85,6 +85,30 @@ def _port_range(text: str) -> str:
     return text
 
 
+OFF = "off"
+
+
+def split_address(text: str) -> tuple[str, int] | None:
+    """Return IP address and port of ``127.0.0.1:10249`` or ``[::1]:10249``; None for ``off`` and for nothing.
+
+    Raises
+    ------
+    ValueError: it is none of these.
+    """
+    if text in ("", OFF):
+        return None
+    host, _, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if (ip_address(bare).version == 6) != (bare != host) or not 1 <= int(port) <= 65535:
+        raise ValueError(text)
+    return bare, int(port)
+
+
+def _listen_address(text: str) -> str:
+    split_address(text)
+    return text
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     return _matching("|".join(words))
 
@@ -114,6 +138,9 @@ GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"
 SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
 MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
+LISTEN_ADDRESS = Kind(
+    "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
+)
 CONTEXT = Kind("NAME", "the name of a context", _matching(r".+"))
 FILE = Kind("FILE", "the path of a file", _matching(r".+"))
 
@@ -182,6 +209,7 @@ class Config:
     node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
         of each family.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
+    metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
     """
 
     sources: tuple[str, ...] = setting(
@@ -231,6 +259,11 @@ class Config:
     service_cidr: str = setting("10.96.0.0/16", NETWORK, "network for manifests that leave clusterIP out")
     node_port_range: str = setting("30000-32767", PORT_RANGE, "ports for manifests that leave nodePort out")
     ready_file: str = setting("", FILE, "written when the first sync is in the kernel, removed on stop")
+    metrics_address: str = setting(
+        "127.0.0.1:10249",
+        LISTEN_ADDRESS,
+        f"where GET /metrics is answered, for Prometheus: an IP address and a port, or {OFF}",
+    )
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lb
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
-from lb.config import NODE_NAME, PRIMARY, Config
+from lb.config import NODE_NAME, PRIMARY, Config, split_address
 from lb.datapath import loader
 from lb.datapath.hooks import Hooks, Role, Selection
 from lb.datapath.kernel_maps import KernelMaps
@@ -143,6 +143,12 @@ def startup(
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
     stack.callback(watcher.close)
+    after_sync: list[Callable[[Agent], None]] = [notes.synced]
+
+    def synced(agent: Agent) -> None:
+        for tell in after_sync:
+            tell(agent)
+
     agent = Agent(
         inbox=inbox,
         state=ClusterState([source.name]),
@@ -153,18 +159,28 @@ def startup(
         announce=lambda key, note: source.announce(
             key, reason=note.reason, action=note.action, note=note.text
         ),
-        synced=notes.synced,
+        synced=synced,
         beat=notes.write,
     )
-    stack.enter_context(
-        threads(
-            inbox,
-            {
-                f"source {source.name}": lambda stop: source.run(inbox.put, stop),
-                "interface watcher": watcher.run,
-            },
-        )
-    )
+    bodies: dict[str, Callable[[threading.Event], None]] = {
+        f"source {source.name}": lambda stop: source.run(inbox.put, stop),
+        "interface watcher": watcher.run,
+    }
+    if address := split_address(config.metrics_address):
+        from lb.observe import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
+        from lb.observe.endpoint import Endpoint  # noqa: PLC0415
+
+        syncs = metrics.Syncs()
+        after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
+        parts: dict[str, metrics.Part] = {
+            "build": lambda: metrics.build_metrics(lb.__version__, loaded.fingerprint),
+            "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
+            "syncs": syncs.metrics,
+            "source": lambda: metrics.source_metrics(source.health()),
+            "maps": lambda: metrics.map_metrics(lambda: contextlib.closing(KernelMaps(pins.maps))),
+        }
+        bodies["metrics"] = Endpoint(*address, metrics.Metrics(parts)).run
+    stack.enter_context(threads(inbox, bodies))
     return agent
 
 

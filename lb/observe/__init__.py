@@ -1,1 +1,1 @@
-"""Metrics, traces and explanations of what the data plane does: later work."""
+"""What the data plane and the agent do, for those who look: metrics. Traces and explanations: later work."""

@@ -329,6 +329,29 @@ def test_the_first_sync_is_told_even_without_any_service(bench: Bench) -> None:
     assert bench.synced == [[]]
 
 
+def test_problems_and_services_are_counted() -> None:
+    bench = Bench()
+    bench.surroundings.problems = ["eth0: xdp-native: Device or resource busy"]
+    bench.maps.fail("vips4", times=1000)
+    bench.tell(
+        InterfacesChanged(frozenset({2})), Upsert(WEB_SERVICE), Upsert(service(DNS, "10.96.0.1")), SYNCED
+    )
+    assert bench.agent.service_count() == 2
+    assert bench.agent.problem_counts() == {"service": 1, "hook": 1, "conflict": 1}
+    assert len(bench.agent.problems()) == 3
+
+
+def test_the_time_of_a_sync_is_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+        bench.now += 0.25
+        return Reconciler.sync(bench.reconciler, plans)
+
+    monkeypatch.setattr(bench.reconciler, "sync", slow)
+    assert bench.agent.sync_seconds == 0
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    assert 0.25 < bench.agent.sync_seconds < 0.3
+
+
 def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.surroundings.problems = ["eth0: xdp-native: Device or resource busy"]

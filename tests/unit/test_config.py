@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lb.cli import settings
-from lb.config import Config, Limits, UplinkMode
+from lb.config import Config, Limits, UplinkMode, split_address
 from lb.config import settings as all_settings
 from lb.errors import ConfigError
 
@@ -151,3 +151,26 @@ def test_every_setting_has_help_a_unit_and_its_variable(capsys: pytest.CaptureFi
         assert f"env {item.variable}" in text
         if item.default not in ("", ()):
             assert f"default {item.default}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:10249", ("127.0.0.1", 10249)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:10249", ("::1", 10249)),
+        ("off", None),
+        ("", None),
+    ],
+)
+def test_an_address_to_listen_on(text: str, address: tuple[str, int] | None) -> None:
+    config = settings.read(parse("--metrics-address", text), {})
+    assert split_address(config.metrics_address) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["10249", ":10249", "localhost:1", "127.0.0.1", "::1:1", "[127.0.0.1]:1", "127.0.0.1:0"]
+)
+def test_no_address_to_listen_on(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"flag --metrics-address: .* is not an IP address and a port"):
+        settings.read(parse("--metrics-address", text), {})
