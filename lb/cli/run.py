@@ -19,10 +19,11 @@ A setting may stand in a YAML file (--config), in the environment, or be a flag;
 """
 
 _EPILOG = """\
-example:
+examples:
+  lbctl run --source kubernetes --node-name node1 --uplink eth0
   lbctl run --source manifests:/etc/lbctl/manifests --node-name node1 --uplink eth0
 
-the same as a file, for lbctl run --config FILE; nested settings are indented, lists may be lists:
+the latter as a file, for lbctl run --config FILE; nested settings are indented, lists may be lists:
   sources: [manifests:/etc/lbctl/manifests]
   node_name: node1
   uplinks: [eth0]
