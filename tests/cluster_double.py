@@ -4,12 +4,14 @@
 kubectl need besides: get, create, server-side apply, merge patches, the subresources status, scale, binding
 and token, graceful deletion, discovery, client certificates, and RBAC for service accounts.
 :func:`make_assets` fills a folder as KUBEBUILDER_ASSETS names one: its ``etcd`` keeps what its
-``kube-apiserver`` holds, so that the latter can be killed and started again.
+``kube-apiserver`` holds, so that the latter can be killed and started again. Its ``kube-controller-manager``
+does what the lab does without one, but gives pods no node.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import copy
 import http.client
@@ -26,6 +28,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lb.kube import Client, from_kubeconfig
+from lb.lab import controllers
+from lb.lab.addressing import LabSpec
+from lb.lab.api import Api
+from lb.lab.cluster import ClusterKubelet
+from lb.lab.store import Store
+from lb.lab.watch import Follower
+from lb.model import ObjectKey
 from tests.kube import double
 from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
 
@@ -399,10 +409,10 @@ def discovery(path: str) -> Object | None:
 # programs
 
 
-def make_assets(folder: Path, *, broken: str = "") -> Path:
-    """Fill a folder with programs that stand in for etcd and kube-apiserver; broken names one that fails."""
+def make_assets(folder: Path, *, controllers: bool = False, broken: str = "") -> Path:
+    """Fill a folder with programs that stand in for the real ones; broken names one that fails."""
     folder.mkdir(exist_ok=True)
-    for name in ("etcd", "kube-apiserver"):
+    for name in ("etcd", "kube-apiserver", *(("kube-controller-manager",) if controllers else ())):
         command = f'exec {sys.executable} -m tests.cluster_double {name} "$@"'
         if name == broken:
             command = "echo unknown flag: --no-such-flag >&2; exit 1"
@@ -461,6 +471,40 @@ def _api_server(arguments: list[str]) -> None:
         signal.sigwait({signal.SIGTERM})
 
 
+class _Controllers(ClusterKubelet):
+    """The controllers' part of the lab's kubelet alone."""
+
+    async def work(self, api: Api) -> None:
+        loop = asyncio.get_running_loop()
+        for resource in self._resources:
+            follower = Follower(api, resource, lambda change: loop.call_soon_threadsafe(self._learn, change))
+            threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
+        await self._work()
+
+    async def reconcile(self) -> None:
+        await self._control([])
+        await self._write_slices([])
+
+
+def _controllers(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="kube-controller-manager", allow_abbrev=False)
+    for name in ("kubeconfig", "controllers", "leader-elect", "bind-address"):
+        parser.add_argument(f"--{name}", required=True)
+    kubeconfig = parser.parse_args(arguments).kubeconfig
+    original = controllers.pod_of
+
+    def pod_of(owner: controllers.Owner, key: ObjectKey, node: str) -> Object:
+        pod = original(owner, key, node)
+        del pod["spec"]["nodeName"]
+        return pod
+
+    controllers.pod_of = pod_of
+    api = Api(Client(lambda: from_kubeconfig(kubeconfig)))
+    lab = LabSpec("fake", "/", nodes=1)
+    asyncio.run(_Controllers(Store("fake"), lab, api, with_controllers=False).work(api))
+
+
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        {"etcd": _etcd, "kube-apiserver": _api_server}[sys.argv[1]](sys.argv[2:])
+        programs = {"etcd": _etcd, "kube-apiserver": _api_server, "kube-controller-manager": _controllers}
+        programs[sys.argv[1]](sys.argv[2:])

@@ -1,0 +1,363 @@
+"""A lab that lives from an API server: everything but the binaries is real, and they are where there are any.
+
+With the variable KUBEBUILDER_ASSETS the same tests run against the kube-apiserver that it leads to.
+"""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.cli import main
+from lb.errors import LabError
+from lb.lab import apiserver
+from lb.lab.addressing import LabSpec
+from lb.lab.api import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Api, Object, gone
+from lb.lab.lab import Lab
+from lb.lab.processes import ProcessRef, kill
+from lb.lab.removal import down
+from lb.lab.store import Store
+from lb.model import ObjectKey
+from tests.cluster_double import make_assets
+from tests.netns.conftest import EXAMPLES, MakeLab, fresh_id, remove, silent
+from tests.netns.test_lab_life import left_of
+from tests.netns.waiting import dumped, eventually
+
+KUBIA = ObjectKey("default", "kubia")
+NODE_PORT = "http://192.168.77.12:30123/"
+MERGE = "application/merge-patch+json"
+
+
+@pytest.fixture(scope="module", params=["double", "double with controllers", "kube-apiserver"])
+def kube(request: pytest.FixtureRequest, make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A lab with agents; leave its ReplicaSet kubia with three ready pods."""
+    if request.param == "kube-apiserver":
+        try:
+            assets = apiserver.find()
+        except LabError as error:
+            pytest.skip(str(error))
+    else:
+        folder = tmp_path_factory.mktemp("kubebuilder") / "assets"
+        assets = make_assets(folder, controllers="controllers" in request.param)
+    return make_lab(kubernetes=str(assets))
+
+
+@pytest.fixture
+def api(kube: Lab) -> Api:
+    return kube.api_host().api(patience=20)
+
+
+def get(api: Api, path: str) -> Object:
+    return api.send("GET", path)
+
+
+def scale(api: Api, replicas: int, key: ObjectKey = KUBIA) -> None:
+    body = {"spec": {"replicas": replicas}}
+    api.send("PATCH", f"{REPLICA_SETS.object(key)}/scale", body=body, content_type=MERGE)
+
+
+def kubia(kube: Lab) -> list[dict[str, Any]]:
+    return [each for each in kube.pods() if each["name"].startswith("kubia-") and each["phase"] == "Running"]
+
+
+def ready(kube: Lab, count: int) -> bool:
+    return [each["ready"] for each in kubia(kube)] == [True] * count
+
+
+def backends(kube: Lab, node: str = "node1") -> set[str]:
+    """Return the pods that a node's kernel has behind the NodePort Service."""
+    [vip] = [each for each in dumped(kube, node, "vips")["vips"] if each["address"] == "10.66.5.6"]
+    return {backend["address"] for backend in vip["backends"]}
+
+
+def answers(kube: Lab, count: int = 12) -> Counter[str]:
+    script = f"for i in $(seq {count}); do curl -sS -m 5 {NODE_PORT}; done"
+    done = kube.run("client", ["sh", "-c", script])
+    assert done.stdout.count("\n") == count, done.stderr
+    return Counter(line.split()[2] for line in done.stdout.splitlines())
+
+
+def test_the_manifests_are_in_the_api_with_their_status(api: Api) -> None:
+    services = {each["metadata"]["name"]: each for each in get(api, SERVICES.path)["items"]}
+    assert services["kubia"]["spec"]["clusterIP"] == "10.66.13.240"
+    assert services["kubia-loadbalancer"]["status"]["loadBalancer"]["ingress"][0]["ip"] == "203.0.113.22"
+    nodes = {each["metadata"]["name"]: each for each in get(api, NODES.path)["items"]}
+    assert nodes["node2"]["metadata"]["labels"]["topology.kubernetes.io/zone"] == "zone-b"
+    address = {"type": "InternalIP", "address": "192.168.77.12"}
+    assert address in nodes["node2"]["status"]["addresses"]
+
+
+def test_pods_are_spread_and_report_their_status(kube: Lab, api: Api) -> None:
+    assert ready(kube, 3)
+    assert sorted(Counter(each["node"] for each in kubia(kube)).values()) == [1, 2]
+    for each in kubia(kube):
+        pod = get(api, PODS.object(ObjectKey("default", each["name"])))
+        assert pod["spec"]["nodeName"] == each["node"]
+        assert pod["status"]["podIP"] == each["address"]
+        assert {c["type"]: c["status"] for c in pod["status"]["conditions"]}["Ready"] == "True"
+        assert pod["metadata"]["ownerReferences"][0]["kind"] == "ReplicaSet"
+    status = get(api, REPLICA_SETS.object(KUBIA))["status"]
+    assert (status["replicas"], status["readyReplicas"]) == (3, 3)
+
+
+def test_traffic_reaches_the_pods(kube: Lab) -> None:
+    eventually(lambda: len(backends(kube)) == 3, "three backends")
+    assert answers(kube, 40).keys() == {each["name"] for each in kubia(kube)}
+    outside = kube.run(kubia(kube)[0]["name"], ["curl", "-sS", "-m", "5", "http://10.66.10.171/"])
+    assert outside.stdout == "You've hit outside on http\n", outside.stderr
+
+
+def test_scaling_reaches_the_kernel(kube: Lab, api: Api) -> None:
+    scale(api, 5)
+    eventually(lambda: ready(kube, 5), "five pods")
+    wanted = {each["address"] for each in kubia(kube)}
+    for node in ("node1", "node2"):
+        eventually(lambda node=node: backends(kube, node) == wanted, f"five backends on {node}")  # type: ignore[misc]
+    scale(api, 3)
+    eventually(lambda: len(kube.pods()) == 3, "three pods", seconds=40)
+    eventually(lambda: len(get(api, PODS.path)["items"]) == 3, "three Pod objects")
+    wanted = {each["address"] for each in kubia(kube)}
+    eventually(lambda: backends(kube) == wanted, "three backends")
+    answers(kube)
+
+
+def test_unready_is_in_the_status_when_the_command_returns(kube: Lab, api: Api) -> None:
+    name = kubia(kube)[0]["name"]
+    for word, status in (("unready", "False"), ("ready", "True")):
+        kube.ask_kubelet(word, pod=name)
+        conditions = get(api, PODS.object(ObjectKey("default", name)))["status"]["conditions"]
+        assert {each["type"]: each["status"] for each in conditions}["Ready"] == status
+        count = 3 if word == "ready" else 2
+        eventually(lambda count=count: len(backends(kube)) == count, f"{count} backends")  # type: ignore[misc]
+
+
+def test_a_killed_pod_is_replaced(kube: Lab, api: Api) -> None:
+    name = kubia(kube)[0]["name"]
+    [successor] = kube.ask_kubelet("kill", pod=name)["replaced_by"]
+    assert successor != name
+    with pytest.raises(Exception, match=name), gone():
+        get(api, PODS.object(ObjectKey("default", name)))
+    eventually(lambda: ready(kube, 3), "the successor is ready")
+    assert successor in {each["name"] for each in kubia(kube)}
+
+
+def test_a_deleted_pod_ends_gracefully(kube: Lab, api: Api) -> None:
+    victim = kubia(kube)[0]
+    path = PODS.object(ObjectKey("default", victim["name"]))
+    api.send("DELETE", path)
+    assert get(api, path)["metadata"]["deletionTimestamp"]
+    url = f"http://{victim['address']}:8080/hostname"
+    assert kube.run("client", ["curl", "-sS", "-m", "5", url]).stdout == f"{victim['name']}\n"
+    eventually(
+        lambda: victim["name"] not in {each["metadata"]["name"] for each in get(api, PODS.path)["items"]},
+        "the object goes when the pod has ended",
+    )
+    eventually(lambda: ready(kube, 3), "another takes its place")
+
+
+def test_a_bare_pod_gets_a_node(kube: Lab, api: Api) -> None:
+    key = ObjectKey("default", "alone")
+    containers = [{"name": "main", "image": "any", "ports": [{"containerPort": 8080}]}]
+    meta = {"name": key.name, "namespace": key.namespace}
+    spec = {"containers": containers, "terminationGracePeriodSeconds": 2}
+    api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    eventually(lambda: any(each["name"] == "alone" and each["ready"] for each in kube.pods()), "it is ready")
+    assert get(api, PODS.object(key))["spec"]["nodeName"] in kube.spec.node_names
+    api.send("DELETE", PODS.object(key))
+    eventually(lambda: all(each["name"] != "alone" for each in kube.pods()), "it ends")
+
+
+def test_a_service_comes_and_goes(kube: Lab, api: Api) -> None:
+    key = ObjectKey("default", "late")
+    meta = {"name": key.name, "namespace": key.namespace}
+    ports = [{"port": 80, "targetPort": 8080}]
+    api.create(
+        SERVICES,
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": meta,
+            "spec": {"selector": {"app": "kubia"}, "ports": ports},
+        },
+    )
+    address = get(api, SERVICES.object(key))["spec"]["clusterIP"]
+    assert address.startswith("10.66.")
+
+    def has(node: str) -> bool:
+        vips = [each for each in dumped(kube, node, "vips")["vips"] if each["address"] == address]
+        return any(len(each["backends"]) == 3 for each in vips)
+
+    eventually(lambda: has("node1"), "its backends are in the kernel")
+    done = kube.run(kubia(kube)[0]["name"], ["curl", "-sS", "-m", "5", f"http://{address}/"])
+    assert done.stdout.startswith("You've hit kubia-"), done.stderr
+    api.send("DELETE", SERVICES.object(key))
+    eventually(lambda: not has("node1"), "it is gone from the kernel")
+    eventually(
+        lambda: (
+            not any(
+                each["metadata"]["labels"].get("kubernetes.io/service-name") == "late"
+                for each in get(api, ENDPOINT_SLICES.path)["items"]
+            )
+        ),
+        "its slices are gone",
+    )
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_the_api_server_may_go_and_come(kube: Lab, api: Api, how: str) -> None:
+    assert command(kube, "api", how) == (0, "the API server has ended\n", "")
+    assert "API server not ready" in command(kube, "status")[1]
+    answers(kube)
+    victim = kubia(kube)[0]["name"]
+    process = kube.find_pod(victim).process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)  # the status must arrive later
+    assert command(kube, "api", "start") == (0, "the API server is ready\n", "")
+    restarted = ObjectKey("default", victim)
+    eventually(
+        lambda: get(api, PODS.object(restarted))["status"]["containerStatuses"][0]["restartCount"] >= 1,
+        "the restart is reported",
+    )
+    eventually(lambda: ready(kube, 3), "the pod is ready again")
+    scale(api, 4)
+    eventually(lambda: ready(kube, 4), "scaling works again", seconds=40)
+    eventually(lambda: len(backends(kube)) == 4, "and reaches the kernel", seconds=40)
+    scale(api, 3)
+    eventually(lambda: len(kube.pods()) == 3, "three pods", seconds=40)
+    eventually(lambda: ready(kube, 3), "three ready pods")
+
+
+def command(kube: Lab, *words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    code = main(["lab", words[0], "--id", kube.spec.id, *words[1:]], out=out, err=err)
+    return code, out.getvalue(), err.getvalue()
+
+
+def test_status_tells_of_the_api_server(kube: Lab) -> None:
+    status = json.loads(command(kube, "status", "--json")[1])["kubernetes"]
+    assert status["ready"]
+    assert Path(status["kubeconfig"]).stat().st_mode & 0o777 == 0o600
+    assert {"etcd", "kube-apiserver", "forwarder"} <= status["processes"].keys()
+    text = command(kube, "status")[1]
+    assert "API server ready, https://192.168.77.2:6443 in the lab" in text
+    assert f"kubeconfig {status['kubeconfig']}" in text
+
+
+def test_agents_have_no_more_rights_than_the_manifest_gives(kube: Lab) -> None:
+    token = (kube.store.api / "agent.token").read_text()
+    ask = ["curl", "-sS", "--cacert", str(kube.store.api / "ca.crt"), "-H", f"Authorization: Bearer {token}"]
+    code = ["-o", "/dev/null", "-w", "%{http_code}"]
+    for path, wanted in ((SERVICES.path, "200"), (ENDPOINTS.path, "403"), (PODS.path, "403")):
+        done = kube.run("node2", [*ask, *code, f"https://192.168.77.2:6443{path}"])
+        assert done.stdout == wanted, (path, done.stderr)
+
+
+def test_kubectl_works_with_the_printed_kubeconfig(kube: Lab) -> None:
+    program = shutil.which(apiserver.kubectl(kube.spec.kubernetes))
+    if program is None:
+        pytest.skip("kubectl is neither in the folder of binaries nor in PATH")
+
+    def kubectl(*words: str) -> str:
+        kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        home = {"KUBECONFIG": str(kube.store.kubeconfig), "HOME": str(kube.store.base)}
+        done = subprocess.run(
+            [program, *words], env={**kept, **home}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "node/node1" in kubectl("get", "nodes,services", "-o", "name").split()
+    kubectl("scale", "rs", "kubia", "--replicas", "4")
+    eventually(lambda: ready(kube, 4), "four pods")
+    kubectl("scale", "rs", "kubia", "--replicas", "3")
+    eventually(lambda: len(kube.pods()) == 3, "three pods", seconds=40)
+    kubectl("delete", "pod", kubia(kube)[0]["name"], "--wait=true")
+    eventually(lambda: ready(kube, 3), "three pods")
+
+
+# coming and going
+
+
+@pytest.fixture
+def lab_id() -> Iterator[str]:
+    lab = fresh_id()
+    yield lab
+    remove(lab)
+
+
+def test_down_leaves_nothing(lab_id: str, tmp_path: Path) -> None:
+    assets = make_assets(tmp_path / "assets", controllers=True)
+    lab = Lab.up(LabSpec(lab_id, str(EXAMPLES), nodes=1, kubernetes=str(assets)), silent)
+    running = list(lab.store.processes())
+    assert len(running) >= 10, running
+    [forwarder] = [p for p in [lab.store.process("forwarder")] if p]
+    assert kill([forwarder]) == []
+    down(lab_id, silent)
+    assert [process for process in running if process.alive()] == []
+    assert left_of(lab_id) == []
+
+
+@pytest.mark.parametrize("moment", ["API server", "  no kube-controller-manager", "  3 of 3 ready"])
+def test_an_interrupted_start_leaves_nothing(lab_id: str, tmp_path: Path, moment: str) -> None:
+    seen: list[ProcessRef] = []
+
+    def interrupt(line: str) -> None:
+        if line.startswith(moment):
+            seen.extend(Store(lab_id).processes())
+            raise KeyboardInterrupt
+
+    assets = make_assets(tmp_path / "assets")
+    spec = LabSpec(lab_id, str(EXAMPLES), kubernetes=str(assets))
+    with pytest.raises(KeyboardInterrupt):
+        Lab.up(spec, interrupt)
+    assert seen
+    assert [process for process in seen if process.alive()] == []
+    assert left_of(lab_id) == []
+
+
+@pytest.mark.parametrize("name", ["etcd", "kube-apiserver"])
+def test_a_program_that_ends_is_named_with_its_words(lab_id: str, tmp_path: Path, name: str) -> None:
+    assets = make_assets(tmp_path / "assets", broken=name)
+    what = {"etcd": "etcd", "kube-apiserver": "the API server"}[name]
+    with pytest.raises(LabError, match=rf"(?s)^{what} ended.*unknown flag: --no-such-flag"):
+        Lab.up(LabSpec(lab_id, str(EXAMPLES), kubernetes=str(assets)), silent)
+    assert left_of(lab_id) == []
+
+
+def test_what_the_api_server_refuses_is_reported(lab_id: str, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "bad.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: outside}\n"
+        "spec: {clusterIP: 192.0.2.1, ports: [{port: 80}]}\n"
+    )
+    lines: list[str] = []
+    spec = LabSpec(
+        lab_id,
+        str(tmp_path / "m"),
+        nodes=1,
+        agents=False,
+        kubernetes=str(make_assets(tmp_path / "assets")),
+    )
+    Lab.up(spec, lines.append)
+    [error] = [line for line in lines if "manifest error" in line]
+    assert "bad.yaml: Service default/outside: " in error
+    assert "192.0.2.1" in error
+    with pytest.raises(LabError, match="no place is called nowhere; there are client, api, node1"):
+        Lab.open(lab_id).command("nowhere", ["true"])
+
+
+def test_without_binaries_one_error_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBEBUILDER_ASSETS", raising=False)
+    out, err = io.StringIO(), io.StringIO()
+    assert main(["lab", "up", "--id", fresh_id(), "--kubernetes"], out=out, err=err) == 1
+    assert err.getvalue().startswith("lbctl: no API server to run: KUBEBUILDER_ASSETS must name a folder")
+    assert "etcd and kube-apiserver" in err.getvalue()
+    assert err.getvalue().count("\n") == 1
