@@ -2,8 +2,9 @@
 #pragma once
 #include "backend.h"
 
-/* The client's backend, if it has one that still takes new connections. */
-static __always_inline bool lookup_affinity(const struct vip *vip, const struct tuple *t, u64 now,
+/* The client's backend, if it has one that is still in the set that the client is offered: set is the
+ * enum backend_flags of that set. */
+static __always_inline bool lookup_affinity(const struct vip *vip, const struct tuple *t, u8 set, u64 now,
 					    struct backend *out)
 {
 	struct affinity4_key key = {.client = t->src.word[0], .service = vip->service};
@@ -12,7 +13,7 @@ static __always_inline bool lookup_affinity(const struct vip *vip, const struct 
 	if (!entry || now - entry->last_used >= vip->affinity_seconds * NSEC_PER_SEC)
 		return false;
 	if (!read_backend(entry->backend, vip->service, out) || out->generation != entry->generation ||
-	    out->state != BACKEND_ACTIVE)
+	    !(out->flags & set))
 		return false;
 	entry->last_used = now;
 	return true;

@@ -6,7 +6,7 @@ struct backend {
 	struct addr address;
 	__be16 port;
 	bool local;
-	u8 state;
+	u8 flags; /* enum backend_flags */
 	u32 id;
 	u32 service;
 	u32 generation;
@@ -64,7 +64,7 @@ static __always_inline bool read_backend(u32 id, u32 service, struct backend *ou
 	out->address.word[0] = slot->address;
 	out->port = slot->port;
 	out->local = slot->flags & BACKEND_LOCAL;
-	out->state = slot->state;
+	out->flags = slot->flags;
 	out->id = id;
 	out->service = service;
 	out->generation = slot->generation;

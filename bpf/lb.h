@@ -46,12 +46,15 @@ static __always_inline void decide_flow(ctx_t *ctx, const struct packet *pkt, u8
 	touch_flow(pkt, direction, flow, now);
 }
 
-static __always_inline bool pick_backend(const struct packet *pkt, const struct vip *vip,
+static __always_inline bool pick_backend(const struct packet *pkt, const struct vip *vip, u8 side,
 					 const struct backend_set *set, u64 now, struct backend *out)
 {
+	u8 local = side == INSIDE ? VIP_INSIDE_LOCAL : VIP_OUTSIDE_LOCAL;
+	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
+
 	if (!vip->affinity_seconds)
 		return select_backend(set, vip->service, hash_tuple(&pkt->tuple), out);
-	if (lookup_affinity(vip, &pkt->tuple, now, out))
+	if (lookup_affinity(vip, &pkt->tuple, member, now, out))
 		return true;
 	if (!select_backend(set, vip->service, hash_client(&pkt->tuple), out))
 		return false;
@@ -109,10 +112,13 @@ static __always_inline void decide_new(ctx_t *ctx, const struct packet *pkt, con
 	u32 created;
 
 	if (!set.size) {
-		decide(d, ACTION_REJECT, REASON_REJECT_NO_ENDPOINT);
+		if (vip->flags & VIP_USABLE)
+			decide(d, ACTION_DROP, REASON_NO_LOCAL_ENDPOINT);
+		else
+			decide(d, ACTION_REJECT, REASON_REJECT_NO_ENDPOINT);
 		return;
 	}
-	if (!pick_backend(pkt, vip, &set, now, &backend)) {
+	if (!pick_backend(pkt, vip, side, &set, now, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}

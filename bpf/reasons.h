@@ -26,7 +26,8 @@
 	X(TO_TC, "XDP left the packet to the tc hook: next hop unknown or not reachable by XDP")             \
 	X(TOO_BIG, "larger than the egress MTU: dropped")                                                    \
 	X(NO_BACKEND, "a lookup table names a backend that is gone: dropped")                                \
-	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")
+	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")                                \
+	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")
 
 enum reason {
 #define X(name, meaning) REASON_##name,

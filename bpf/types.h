@@ -18,7 +18,8 @@ struct vip4_key {
 	u8 pad;
 };
 
-/* A region of the lookup-table pool; size 0: no backend to offer, the connection is rejected. */
+/* A region of the lookup-table pool; size 0: no backend to offer, the connection is rejected or, with
+ * VIP_USABLE, dropped. */
 struct backend_set {
 	u32 offset; /* first row in `tables` */
 	u32 size;   /* rows, a prime */
@@ -31,13 +32,21 @@ enum vip_kind {
 	VIP_EXTERNAL_IP = 4,
 };
 
+/* Without a VIP_..._LOCAL, that side's set is the one of traffic policy Cluster. */
+enum vip_flags {
+	VIP_INSIDE_LOCAL = 1,  /* the set for the inside is that of traffic policy Local */
+	VIP_OUTSIDE_LOCAL = 2, /* the set for the outside is that of traffic policy Local */
+	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
+};
+
 struct vip {
 	u32 service;		    /* id of the Service port; names in `services` */
 	u32 affinity_seconds;	    /* 0: no ClientIP affinity */
 	struct backend_set inside;  /* for clients on this node: pods and host processes */
 	struct backend_set outside; /* for packets that arrive at an uplink */
 	u8 kind;		    /* enum vip_kind */
-	u8 pad[3];
+	u8 flags;		    /* enum vip_flags */
+	u8 pad[2];
 };
 
 enum backend_state {
@@ -47,7 +56,9 @@ enum backend_state {
 };
 
 enum backend_flags {
-	BACKEND_LOCAL = 1, /* on this node: reached through the stack, never SNATed but for hairpin */
+	BACKEND_LOCAL = 1,	    /* on this node: reached through the stack, never SNATed but for hairpin */
+	BACKEND_IN_CLUSTER_SET = 2, /* takes new connections under traffic policy Cluster */
+	BACKEND_IN_LOCAL_SET = 4,   /* takes new connections under traffic policy Local */
 };
 
 /* One endpoint of one Service port; two Services that share a pod have a backend each. */

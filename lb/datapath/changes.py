@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lb.datapath.layouts import BackendFlag, BackendStateCode
+from lb.datapath.layouts import BackendFlag, BackendStateCode, VipFlag
 from lb.datapath.ledger import KIND_CODES, STATE_CODES, Ledger, Port, PortKey, Socket, VipRow
 from lb.datapath.maps import Rows
 from lb.datapath.pools import NO_ROWS, Region
 from lb.errors import LbError
-from lb.model import ObjectKey
+from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import lookup_table, table_size
-from lb.plan.types import Backend, PortPlan, ServicePlan, VipKey
+from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey
 
 Sockets = dict[PortKey, set[Socket]]
 
@@ -85,10 +85,16 @@ def _socket(backend: Backend) -> Socket:
 
 def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan: PortPlan) -> None:
     kept: list[tuple[int, int, int, int]] = []
+    cluster = {backend.identity for backend in plan.cluster}
+    local = {backend.identity for backend in plan.local}
     for backend in plan.backends:
         socket = _socket(backend)
         state = STATE_CODES[backend.state]
-        flags = int(BackendFlag.LOCAL) if backend.local else 0
+        flags = (
+            BackendFlag.LOCAL * backend.local
+            | BackendFlag.IN_CLUSTER_SET * (backend.identity in cluster)
+            | BackendFlag.IN_LOCAL_SET * (backend.identity in local)
+        )
         node = ledger.nodes.id_of(backend)
         if socket in port.backends:
             kept.append((port.backends[socket], state, flags, node))
@@ -98,13 +104,29 @@ def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan:
             change.states[slot] = state
     if kept:
         _compare(slots, change, np.array(kept, np.uint32))
-    inside = _table(ledger, change, port, plan.inside)
-    outside = _table(ledger, change, port, plan.outside)
+    wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
+    offers = {TrafficPolicy.CLUSTER: plan.cluster, TrafficPolicy.LOCAL: plan.local}
+    regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}
     for vip in plan.vips:
-        row = VipRow(port.id, plan.affinity_seconds, inside, outside, KIND_CODES[vip.kind])
+        row = VipRow(
+            port.id,
+            plan.affinity_seconds,
+            regions[vip.inside],
+            regions[vip.outside],
+            KIND_CODES[vip.kind],
+            _vip_flags(vip, plan),
+        )
         if port.vips.get(vip.key) != row:
             change.puts[vip.key] = (port, row)
     change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
+
+
+def _vip_flags(vip: Vip, plan: PortPlan) -> int:
+    return int(
+        VipFlag.INSIDE_LOCAL * (vip.inside is TrafficPolicy.LOCAL)
+        | VipFlag.OUTSIDE_LOCAL * (vip.outside is TrafficPolicy.LOCAL)
+        | VipFlag.USABLE * bool(plan.cluster)
+    )
 
 
 def _compare(slots: Rows, change: Change, kept: NDArray[np.uint32]) -> None:

@@ -20,6 +20,7 @@ from lb.datapath.layouts import (
     BackendStateCode,
     Direction,
     FlowState,
+    VipFlag,
 )
 from lb.datapath.ledger import KIND_CODES, VipRow, read_vips
 from lb.datapath.maps import Maps, Rows
@@ -27,6 +28,7 @@ from lb.model import ObjectKey, Protocol
 from lb.plan.types import VipKey
 
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+_LOCAL_SIDES = {"inside": VipFlag.INSIDE_LOCAL, "outside": VipFlag.OUTSIDE_LOCAL}
 _FLOW_STATES = {
     FlowState.NEW: ("syn_sent", "new"),
     FlowState.ESTABLISHED: ("established", "established"),
@@ -48,7 +50,11 @@ class VipBackend:
 
 @dataclass(frozen=True, slots=True)
 class VipEntry:
-    """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port."""
+    """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port.
+
+    local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
+    absent in JSON when there is none.
+    """
 
     address: str
     port: int
@@ -58,10 +64,13 @@ class VipEntry:
     kind: str
     affinity_seconds: int
     backends: tuple[VipBackend, ...]
+    local_only: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as JSON has it."""
         fields = asdict(self)
+        if not self.local_only:
+            del fields["local_only"]
         for backend in fields["backends"]:
             del backend["takes_new"]
         return fields
@@ -217,6 +226,7 @@ class _Reader:
                 _KINDS[row.kind],
                 row.affinity_seconds,
                 self._vip_backends(row),
+                tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
             )
             for vip, row in sorted(chosen.items(), key=_vip_order)
         ]

@@ -29,7 +29,8 @@ VIP: DType = np.dtype(
         ("inside", BACKEND_SET),
         ("outside", BACKEND_SET),
         ("kind", "u1"),
-        ("pad", "u1", (3,)),
+        ("flags", "u1"),
+        ("pad", "u1", (2,)),
     ]
 )
 BACKEND4: DType = np.dtype(
@@ -123,6 +124,14 @@ class VipKindCode(IntEnum):
     EXTERNAL_IP = 4
 
 
+class VipFlag(IntFlag):
+    """enum vip_flags."""
+
+    INSIDE_LOCAL = 1
+    OUTSIDE_LOCAL = 2
+    USABLE = 4
+
+
 class BackendStateCode(IntEnum):
     """enum backend_state."""
 
@@ -135,6 +144,8 @@ class BackendFlag(IntFlag):
     """enum backend_flags."""
 
     LOCAL = 1
+    IN_CLUSTER_SET = 2
+    IN_LOCAL_SET = 4
 
 
 class FlowState(IntEnum):

@@ -53,6 +53,7 @@ class VipRow(NamedTuple):
     inside: Region
     outside: Region
     kind: int
+    flags: int
 
 
 @dataclass(slots=True)
@@ -187,7 +188,7 @@ def vip_keys(vips: Sequence[VipKey]) -> Rows:
 
 def vip_values(rows: Sequence[VipRow]) -> Rows:
     """Return VIPs' rows as values of ``vips4``."""
-    return np.array([(*row, (0, 0, 0)) for row in rows], VIP)
+    return np.array([(*row, (0, 0)) for row in rows], VIP)
 
 
 def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
@@ -195,9 +196,9 @@ def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
     keys, values = maps.read("vips4")
     return {
         VipKey(IPv4Address(address), port, Protocol(protocol)): VipRow(
-            service, affinity, Region(*inside), Region(*outside), kind
+            service, affinity, Region(*inside), Region(*outside), kind, flags
         )
-        for (address, port, protocol, _), (service, affinity, inside, outside, kind, _) in zip(
+        for (address, port, protocol, _), (service, affinity, inside, outside, kind, flags, _) in zip(
             keys.tolist(), values.tolist(), strict=True
         )
     }

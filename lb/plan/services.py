@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lb.model import Endpoint, EndpointSlice, IPAddress, Service, ServicePort, ServiceType
+from lb.model import (
+    Endpoint,
+    EndpointSlice,
+    IPAddress,
+    Service,
+    ServicePort,
+    ServiceType,
+    TrafficPolicy,
+)
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
 
 _HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
@@ -30,8 +38,8 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
     endpoints. An endpoint that two slices list (as happens while it moves) counts once: as the readier.
 
     New connections go to the ready endpoints. When there is none they go to those that are serving and
-    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`eligible` says which of them a client on
-    this node and a client from outside may use.
+    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`offered` says which of them each traffic
+    policy offers, and :func:`policies` which policy holds for whom.
 
     A terminating endpoint is in state TERMINATING and, unless the rule above chose it, gets no new
     connections. One that is neither ready nor terminating is no backend.
@@ -62,13 +70,24 @@ def usable(members: Sequence[Member]) -> tuple[Member, ...]:
     return ready or tuple(m for m in members if m.endpoint.serving and m.endpoint.terminating)
 
 
-def eligible(members: Sequence[Member]) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
-    """Return who takes new connections from this node, and who takes those from outside.
+def offered(members: Sequence[Member]) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
+    """Return who takes new connections under traffic policy Cluster, and who under Local.
 
-    With traffic policy Cluster both are all usable backends.
+    Local is what is usable among this node's endpoints alone: a terminating one here comes before a ready
+    one elsewhere, which the policy rules out.
     """
-    everywhere = usable(members)
-    return everywhere, everywhere
+    return usable(members), usable([member for member in members if member.backend.local])
+
+
+def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPolicy]:
+    """Return the traffic policies of a kind of VIP for this node's pods, and for everybody else.
+
+    internalTrafficPolicy is about the clusterIP. externalTrafficPolicy is about clients outside that use one
+    of the other addresses; to a pod those are a longer way to the clusterIP, and give it the whole set.
+    """
+    if kind is VipKind.CLUSTER_IP:
+        return service.internal_policy, service.internal_policy
+    return TrafficPolicy.CLUSTER, service.external_policy
 
 
 def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
@@ -90,7 +109,7 @@ def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
                 key = VipKey(address, number, port.protocol)
                 if number and address.version in families and key not in claimed:
                     claimed.add(key)
-                    port_vips.append(Vip(key, kind))
+                    port_vips.append(Vip(key, kind, *policies(service, kind)))
     return vips
 
 
@@ -122,7 +141,7 @@ def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[
 
 def _plan_port(service: Service, port: ServicePort, vips: list[Vip], members: list[Member]) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
-    inside, outside = eligible(members)
+    cluster, local = offered(members)
     return PortPlan(
         port_name=port.name,
         protocol=port.protocol,
@@ -130,8 +149,8 @@ def _plan_port(service: Service, port: ServicePort, vips: list[Vip], members: li
         affinity_seconds=service.affinity_seconds,
         vips=tuple(sorted(vips, key=lambda vip: (int(vip.key.address), vip.key.port))),
         backends=tuple(m.backend for m in members if m.endpoint.ready or m.endpoint.terminating),
-        inside=tuple(member.backend for member in inside),
-        outside=tuple(member.backend for member in outside),
+        cluster=tuple(member.backend for member in cluster),
+        local=tuple(member.backend for member in local),
     )
 
 

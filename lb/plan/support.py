@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lb.model import Protocol, Service, TrafficDistribution, TrafficPolicy
+from lb.model import Protocol, Service, TrafficDistribution
 
 
 def unsupported(service: Service) -> tuple[str, ...]:
@@ -20,10 +20,6 @@ def unsupported(service: Service) -> tuple[str, ...]:
     addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
     if any(address.version == 6 for address in addresses):
         found.append("IPv6 addresses: IPv6 is not translated; only the IPv4 addresses are served")
-    if service.internal_policy is TrafficPolicy.LOCAL:
-        found.append("spec.internalTrafficPolicy: Local is not honoured; every endpoint gets traffic")
-    if service.external_policy is TrafficPolicy.LOCAL:
-        found.append("spec.externalTrafficPolicy: Local is not honoured; every endpoint gets traffic")
     if service.source_ranges:
         found.append("spec.loadBalancerSourceRanges: not honoured; every client is let in")
     if service.distribution is not TrafficDistribution.NONE:

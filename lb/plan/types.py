@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.model import IPAddress, ObjectKey, Protocol
+from lb.model import IPAddress, ObjectKey, Protocol, TrafficPolicy
 
 
 class VipKind(enum.StrEnum):
@@ -51,10 +51,16 @@ class VipKey:
 
 @dataclass(frozen=True, slots=True)
 class Vip:
-    """One VIP of a Service port and the field that it comes from."""
+    """One VIP of a Service port and the field that it comes from.
+
+    inside and outside are the traffic policies for new connections from this node's pods and from
+    elsewhere: they say which of the port's two sets of backends is offered.
+    """
 
     key: VipKey
     kind: VipKind
+    inside: TrafficPolicy = TrafficPolicy.CLUSTER
+    outside: TrafficPolicy = TrafficPolicy.CLUSTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,10 @@ class Backend:
 class PortPlan:
     """The desired state of one port of a Service in one address family.
 
-    vips and backends all belong to the family ``version`` (4 or 6) and are sorted. inside and outside are
-    the backends offered to new connections from this node and from outside: subsets of backends, sorted by
-    identity. A backend in neither keeps its established connections only.
+    vips and backends all belong to the family ``version`` (4 or 6) and are sorted. cluster and local are
+    the backends offered to new connections under the traffic policies Cluster and Local: subsets of
+    backends, sorted by identity. A backend in neither keeps its established connections only. local is
+    empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
     """
 
     port_name: str
@@ -88,8 +95,8 @@ class PortPlan:
     affinity_seconds: int
     vips: tuple[Vip, ...]
     backends: tuple[Backend, ...]
-    inside: tuple[Backend, ...]
-    outside: tuple[Backend, ...]
+    cluster: tuple[Backend, ...]
+    local: tuple[Backend, ...]
 
 
 @dataclass(frozen=True, slots=True)

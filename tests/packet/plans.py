@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from lb.model import ObjectKey, Protocol
+from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 from tests import packets as p
 
@@ -35,23 +35,35 @@ def service(
     protocol: Protocol = Protocol.TCP,
     affinity_seconds: int = 0,
     vips: Sequence[VipKind] = tuple(VIPS),
-    outside: Sequence[str] | None = None,
+    internal: TrafficPolicy = TrafficPolicy.CLUSTER,
+    external: TrafficPolicy = TrafficPolicy.CLUSTER,
+    local: Sequence[str] | None = None,
     terminating: Sequence[str] = (),
 ) -> ServicePlan:
     """Return a Service with these endpoints.
 
-    outside: those offered to clients outside (default: all). terminating: those that keep what they have.
+    internal, external: its traffic policies. terminating: endpoints that keep what they have. local: what
+    policy Local offers (default: the endpoints on this node).
     """
     offered = sorted((backend(address) for address in addresses), key=lambda one: one.identity)
     going = [backend(address, state=BackendState.TERMINATING) for address in terminating]
+    backends = sorted((*offered, *going), key=lambda one: one.identity)
+    here = local if local is not None else [str(one.address) for one in offered if one.local]
     port = PortPlan(
         port_name="http",
         protocol=protocol,
         version=4,
         affinity_seconds=affinity_seconds,
-        vips=tuple(Vip(VipKey(ip_address(VIPS[kind][0]), VIPS[kind][1], protocol), kind) for kind in vips),
-        backends=tuple(sorted((*offered, *going), key=lambda one: one.identity)),
-        inside=tuple(offered),
-        outside=tuple(one for one in offered if outside is None or str(one.address) in outside),
+        vips=tuple(_vip(kind, protocol, internal, external) for kind in vips),
+        backends=tuple(backends),
+        cluster=tuple(offered),
+        local=tuple(one for one in backends if str(one.address) in here),
     )
     return ServicePlan(ObjectKey("default", name), "2024-01-01T00:00:00Z", (port,))
+
+
+def _vip(kind: VipKind, protocol: Protocol, internal: TrafficPolicy, external: TrafficPolicy) -> Vip:
+    address, port = VIPS[kind]
+    own = kind is VipKind.CLUSTER_IP
+    inside, outside = (internal, internal) if own else (TrafficPolicy.CLUSTER, external)
+    return Vip(VipKey(ip_address(address), port, protocol), kind, inside, outside)

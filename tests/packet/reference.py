@@ -67,11 +67,15 @@ class ModelBackend:
 
 @dataclass(frozen=True)
 class ModelVip:
-    """A VIP: its Service port, and the backend of each row of its lookup table."""
+    """A VIP: its Service port, and for each side the backend of each row of the lookup table.
+
+    usable: the Service port has an endpoint on some node.
+    """
 
     service: str
     affinity_seconds: int
-    rows: tuple[ModelBackend, ...]
+    rows: Mapping[str, tuple[ModelBackend, ...]]
+    usable: bool
 
 
 @dataclass
@@ -217,18 +221,19 @@ class Model:
             out.src, out.dst = self.world.node_mac, mac
         return Expected("send", rebuilt(out), reason)
 
-    def _pick(self, t: Tuple5, vip: ModelVip) -> ModelBackend:
+    def _pick(self, t: Tuple5, vip: ModelVip, rows: tuple[ModelBackend, ...]) -> ModelBackend:
         if not vip.affinity_seconds:
-            return vip.rows[t.hash() * len(vip.rows) >> 32]
+            return rows[t.hash() * len(rows) >> 32]
         kept = self.affinity.get((t.src, vip.service))
         if (
             kept is not None
+            and kept[0] in rows
             and self.now - kept[2] < vip.affinity_seconds
             and self.world.backends.get((vip.service, kept[0])) == kept[1]
         ):
             backend = kept[0]
         else:
-            backend = vip.rows[hash_words(int(t.src), 0, 0) * len(vip.rows) >> 32]
+            backend = rows[hash_words(int(t.src), 0, 0) * len(rows) >> 32]
         incarnation = self.world.backends[vip.service, backend]
         self.affinity[t.src, vip.service] = (backend, incarnation, self.now)
         return backend
@@ -236,9 +241,10 @@ class Model:
     def _new(
         self, packet: Packet, t: Tuple5, vip: ModelVip, side: str, chosen_port: Callable[[], int]
     ) -> Expected:
-        if not vip.rows:
-            return rejected(packet)
-        backend = self._pick(t, vip)
+        rows = vip.rows[side]
+        if not rows:
+            return Expected("drop", None, "NO_LOCAL_ENDPOINT") if vip.usable else rejected(packet)
+        backend = self._pick(t, vip, rows)
         source, path, reason = t.src, "stack", "NEW_LOCAL" if backend.local else "NEW_REMOTE"
         if side == "inside" and backend.address == t.src:
             source, path, reason = self.world.node_address, "hairpin", "NEW_HAIRPIN"

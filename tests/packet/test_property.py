@@ -21,9 +21,9 @@ from scapy.layers.l2 import Ether
 
 from lb.config import SnatPorts, Timeouts
 from lb.datapath import layouts
-from lb.model import ObjectKey, Protocol
+from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan import lookup_table
-from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
+from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 from tests import packets as p
 from tests.packet import harness, reference
 from tests.packet.harness import Datapath
@@ -52,12 +52,17 @@ VIP_ADDRESSES = ("10.96.0.10", "10.96.0.11", "203.0.113.10")
 VIP_PORT = 80
 
 
+STATES = st.sampled_from([BackendState.ACTIVE, BackendState.ACTIVE, BackendState.TERMINATING])
+POLICIES = st.sampled_from(TrafficPolicy)
+
+
 def service_strategy() -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
             "protocol": st.sampled_from([Protocol.TCP, Protocol.UDP]),
             "affinity": st.sampled_from([0, AFFINITY_SECONDS]),
-            "backends": st.sets(st.sampled_from(BACKENDS), max_size=4),
+            "backends": st.dictionaries(st.sampled_from(BACKENDS), STATES, max_size=4),
+            "policies": st.fixed_dictionaries({"inside": POLICIES, "outside": POLICIES}),
         }
     )
 
@@ -102,15 +107,22 @@ class Machine(RuleBasedStateMachine):
         for number, spec in enumerate(services):
             name, address = f"service-{number}-{spec['protocol'].name}", VIP_ADDRESSES[number]
             backends = [
-                Backend(IPv4Address(one), TARGET_PORT, "", one in (p.BACKEND_LOCAL, p.BACKEND_LOCAL_2))
-                for one in spec["backends"]
+                Backend(IPv4Address(one), TARGET_PORT, "", one in (p.BACKEND_LOCAL, p.BACKEND_LOCAL_2), state)
+                for one, state in spec["backends"].items()
             ]
             backends.sort(key=lambda one: one.identity)
-            plans.append(plan(name, address, spec, backends))
-            model_backends = [ModelBackend(IPv4Address(str(b.address)), b.port, b.local) for b in backends]
-            rows = tuple(model_backends[i] for i in lookup_table([b.identity for b in backends]))
-            vips[IPv4Address(address), VIP_PORT, spec["protocol"]] = ModelVip(name, spec["affinity"], rows)
-            for backend in model_backends:
+            sets = {
+                TrafficPolicy.CLUSTER: taking_new(backends),
+                TrafficPolicy.LOCAL: taking_new([one for one in backends if one.local]),
+            }
+            plans.append(plan(name, address, spec, backends, sets))
+            vips[IPv4Address(address), VIP_PORT, spec["protocol"]] = ModelVip(
+                name,
+                spec["affinity"],
+                {side: model_rows(sets[policy]) for side, policy in spec["policies"].items()},
+                usable=bool(backends),
+            )
+            for backend in map(model_backend, backends):
                 known = self.model.world.backends.get((name, backend))
                 self.incarnations += known is None
                 alive[name, backend] = self.incarnations if known is None else known
@@ -277,17 +289,38 @@ class Machine(RuleBasedStateMachine):
         self.datapath.apply()
 
 
-def plan(name: str, address: str, spec: dict[str, Any], backends: list[Backend]) -> ServicePlan:
+def taking_new(backends: list[Backend]) -> list[Backend]:
+    """Return the active ones; without any, those that are on their way out."""
+    return [one for one in backends if one.state is BackendState.ACTIVE] or backends
+
+
+def model_backend(backend: Backend) -> ModelBackend:
+    return ModelBackend(IPv4Address(str(backend.address)), backend.port, backend.local)
+
+
+def model_rows(backends: list[Backend]) -> tuple[ModelBackend, ...]:
+    """Return what each row of the lookup table leads to."""
+    return tuple(model_backend(backends[i]) for i in lookup_table([b.identity for b in backends]))
+
+
+def plan(
+    name: str,
+    address: str,
+    spec: dict[str, Any],
+    backends: list[Backend],
+    sets: dict[TrafficPolicy, list[Backend]],
+) -> ServicePlan:
     """Return a Service of one port and one VIP."""
+    key = VipKey(IPv4Address(address), VIP_PORT, spec["protocol"])
     port = PortPlan(
         port_name="port",
         protocol=spec["protocol"],
         version=4,
         affinity_seconds=spec["affinity"],
-        vips=(Vip(VipKey(IPv4Address(address), VIP_PORT, spec["protocol"]), VipKind.CLUSTER_IP),),
+        vips=(Vip(key, VipKind.CLUSTER_IP, **spec["policies"]),),
         backends=tuple(backends),
-        inside=tuple(backends),
-        outside=tuple(backends),
+        cluster=tuple(sets[TrafficPolicy.CLUSTER]),
+        local=tuple(sets[TrafficPolicy.LOCAL]),
     )
     return ServicePlan(ObjectKey("default", name), "", (port,))
 

@@ -84,21 +84,6 @@ def test_udp_is_unreachable(
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
-def test_endpoints_for_the_inside_only(datapath: Datapath, uplink_program: str) -> None:
-    outside = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
-    inside = p.tcp(p.FROM_POD, POD, VIP)
-    row = Row(
-        "inside only",
-        (service(p.BACKEND_LOCAL, outside=[]),),
-        (
-            sent(UPLINK_IN, outside, p.reset_for(outside), "REJECT_NO_ENDPOINT"),
-            passed(POD_IN, inside, p.rebuilt(inside, dst=(p.BACKEND_LOCAL, TARGET_PORT)), "NEW_LOCAL"),
-        ),
-    )
-    play(datapath, row, uplink_program)
-
-
-@pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
 def test_first_endpoint_after_none(datapath: Datapath, uplink_program: str) -> None:
     """A client that keeps trying with one source port gets through with its next SYN."""
     frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import ip_address
 
-from lb.model import ObjectKey, Protocol
+from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 NODE = "node1"
@@ -30,6 +30,8 @@ def port_plan(
     protocol: Protocol = Protocol.TCP,
     affinity_seconds: int = 0,
     kind: VipKind = VipKind.CLUSTER_IP,
+    inside: TrafficPolicy = TrafficPolicy.CLUSTER,
+    outside: TrafficPolicy = TrafficPolicy.CLUSTER,
 ) -> PortPlan:
     offered = {b if isinstance(b, Backend) else backend(b) for b in backends}
     rest = {b if isinstance(b, Backend) else backend(b, state=BackendState.TERMINATING) for b in draining}
@@ -39,10 +41,10 @@ def port_plan(
         protocol=protocol,
         version=4,
         affinity_seconds=affinity_seconds,
-        vips=tuple(Vip(vip_key(text, protocol), kind) for text in sorted(vips)),
+        vips=tuple(Vip(vip_key(text, protocol), kind, inside, outside) for text in sorted(vips)),
         backends=tuple(sorted(offered | rest, key=lambda b: b.identity)),
-        inside=ordered,
-        outside=ordered,
+        cluster=ordered,
+        local=tuple(b for b in ordered if b.local),
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath.layouts import BackendStateCode
+from lb.datapath.layouts import BackendStateCode, VipFlag
 from lb.datapath.ledger import VipRow, read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.pools import Region
 from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
-from lb.model import ObjectKey
+from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import lookup_table
 from lb.plan.types import ServicePlan
 from tests.unit.plan_builders import backend, port_plan, service_plan, vip_key
@@ -102,7 +102,14 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
     for port in ports:
         for vip in port.vips:
             row = vips[vip.key]
-            for region, wanted in ((row.inside, port.inside), (row.outside, port.outside)):
+            assert bool(row.flags & VipFlag.USABLE) == bool(port.cluster)
+            for region, policy, flag in (
+                (row.inside, vip.inside, VipFlag.INSIDE_LOCAL),
+                (row.outside, vip.outside, VipFlag.OUTSIDE_LOCAL),
+            ):
+                local = policy is TrafficPolicy.LOCAL
+                assert bool(row.flags & flag) == local
+                wanted = port.local if local else port.cluster
                 ids = maps.array("tables")[region.offset : region.offset + region.size]
                 found = [(int(s["address"]), int(s["port"])) for s in slots[ids]]
                 table = lookup_table(b.identity for b in wanted)

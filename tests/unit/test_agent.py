@@ -28,7 +28,6 @@ from lb.model import (
     ServicePort,
     ServiceType,
     Synced,
-    TrafficPolicy,
     Upsert,
 )
 from lb.plan import plan_service
@@ -275,12 +274,12 @@ def test_a_conflict_is_logged_once_and_again_when_it_is_over(
 def test_what_is_not_honoured_is_said_once_and_again_when_it_comes_back(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    local = replace(WEB_SERVICE, internal_policy=TrafficPolicy.LOCAL)
-    bench.tell(Upsert(local), SYNCED)
+    more = replace(WEB_SERVICE, ports=(*WEB_SERVICE.ports, ServicePort("s", Protocol.SCTP, 81, 81)))
+    bench.tell(Upsert(more), SYNCED)
     bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
-    assert caplog.text.count("service default/web: spec.internalTrafficPolicy: Local is not honoured") == 1
+    assert caplog.text.count("service default/web: spec.ports[1].protocol: SCTP is not translated") == 1
     bench.tell(Upsert(WEB_SERVICE))
-    bench.tell(Upsert(local))
+    bench.tell(Upsert(more))
     assert bench.announced == [("default/web", "UnsupportedField")] * 2
 
 

@@ -18,6 +18,7 @@ from lb.model import (
     Service,
     ServicePort,
     ServiceType,
+    TrafficPolicy,
 )
 from lb.plan import plan_service
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, VipKind
@@ -68,14 +69,15 @@ def test_cluster_ip() -> None:
     assert vips(port) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
     local = Backend(READY_LOCAL.address, 8080, "node1", local=True)
     remote = Backend(READY_REMOTE.address, 8080, "node2", local=False)
-    assert port.backends == port.inside == port.outside == (local, remote)
+    assert port.backends == port.cluster == (local, remote)
+    assert port.local == (local,)
 
 
 def test_multi_port_same_number_for_tcp_and_udp() -> None:
     dns = replace(WEB, ports=(ServicePort("dns", UDP, 53, 5353), ServicePort("dns-tcp", TCP, 53, 5300)))
     ports = (EndpointPort("dns", UDP, 5353), EndpointPort("dns-tcp", TCP, 5300))
     plan = plan_service(dns, [piece(READY_LOCAL, ports=ports)], TOPOLOGY)
-    assert [(p.protocol, vips(p), sockets(p.inside)) for p in plan.ports] == [
+    assert [(p.protocol, vips(p), sockets(p.cluster)) for p in plan.ports] == [
         (UDP, [("10.96.0.10:53", VipKind.CLUSTER_IP)], ["10.0.1.1:5353"]),
         (TCP, [("10.96.0.10:53", VipKind.CLUSTER_IP)], ["10.0.1.1:5300"]),
     ]
@@ -92,7 +94,7 @@ def test_a_port_of_the_same_name_but_another_protocol_is_another_port() -> None:
 
 def test_named_target_port_differs_between_endpoints() -> None:
     other = piece(READY_REMOTE, ports=(EndpointPort("http", TCP, 9090),), name="b")
-    assert sockets(only(plan_service(WEB, [piece(READY_LOCAL), other], TOPOLOGY)).inside) == [
+    assert sockets(only(plan_service(WEB, [piece(READY_LOCAL), other], TOPOLOGY)).cluster) == [
         "10.0.1.1:8080",
         "10.0.2.1:9090",
     ]
@@ -157,23 +159,23 @@ def test_nothing_of_it_belongs_in_the_maps(service: Service) -> None:
 
 def test_selectorless_endpoint_without_a_node_is_not_local() -> None:
     plan = plan_service(WEB, [piece(Endpoint(ip_address("192.0.2.50")))], Topology(""))
-    assert only(plan).inside == (Backend(ip_address("192.0.2.50"), 8080, "", local=False),)
+    assert only(plan).cluster == (Backend(ip_address("192.0.2.50"), 8080, "", local=False),)
 
 
 def test_readiness() -> None:
     port = only(plan_service(WEB, [piece(READY_LOCAL, UNREADY)], TOPOLOGY))
-    assert sockets(port.backends) == sockets(port.inside) == ["10.0.1.1:8080"]
+    assert sockets(port.backends) == sockets(port.cluster) == ["10.0.1.1:8080"]
 
 
 def test_no_endpoint_leaves_a_vip_to_reject_with() -> None:
     port = only(plan_service(WEB, [piece(UNREADY)], TOPOLOGY))
     assert vips(port) == [("10.96.0.10:80", VipKind.CLUSTER_IP)]
-    assert port.backends == port.inside == port.outside == ()
+    assert port.backends == port.cluster == port.local == ()
 
 
 def test_terminating_keeps_its_connections_only() -> None:
     port = only(plan_service(WEB, [piece(SERVING, DYING, READY_LOCAL)], TOPOLOGY))
-    assert sockets(port.inside) == sockets(port.outside) == ["10.0.1.1:8080"]
+    assert sockets(port.cluster) == ["10.0.1.1:8080"]
     assert [(str(b.address), b.state) for b in port.backends] == [
         ("10.0.1.1", BackendState.ACTIVE),
         ("10.0.1.3", BackendState.TERMINATING),
@@ -183,9 +185,66 @@ def test_terminating_keeps_its_connections_only() -> None:
 
 def test_terminating_carries_new_connections_when_no_endpoint_is_ready() -> None:
     port = only(plan_service(WEB, [piece(SERVING, DYING, UNREADY)], TOPOLOGY))
-    assert sockets(port.inside) == sockets(port.outside) == ["10.0.1.3:8080"]
-    assert port.inside[0].state is BackendState.TERMINATING
+    assert sockets(port.cluster) == ["10.0.1.3:8080"]
+    assert port.cluster[0].state is BackendState.TERMINATING
     assert sockets(port.backends) == ["10.0.1.3:8080", "10.0.1.4:8080"]
+
+
+def offers(port: PortPlan) -> tuple[list[str], list[str]]:
+    """Return the addresses offered under Cluster and under Local."""
+    return [str(b.address) for b in port.cluster], [str(b.address) for b in port.local]
+
+
+@pytest.mark.parametrize("internal", TrafficPolicy)
+@pytest.mark.parametrize("external", TrafficPolicy)
+def test_policies_of_each_kind_of_vip(internal: TrafficPolicy, external: TrafficPolicy) -> None:
+    service = replace(
+        WEB,
+        type=ServiceType.LOAD_BALANCER,
+        load_balancer_ips=(ip_address("198.51.100.1"),),
+        external_ips=(EXTERNAL,),
+        internal_policy=internal,
+        external_policy=external,
+    )
+    port = only(plan_service(service, [piece(READY_LOCAL)], TOPOLOGY))
+    found = {vip.kind: (vip.inside, vip.outside) for vip in port.vips}
+    elsewhere = (TrafficPolicy.CLUSTER, external)
+    assert found == dict.fromkeys(VipKind, elsewhere) | {VipKind.CLUSTER_IP: (internal, internal)}
+
+
+DYING_REMOTE = Endpoint(ip_address("10.0.2.3"), ready=False, serving=True, terminating=True, node="node2")
+SERVING_LOCAL = replace(SERVING, node="node1")
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "cluster", "local"),
+    [
+        ([READY_LOCAL, READY_REMOTE], ["10.0.1.1", "10.0.2.1"], ["10.0.1.1"]),
+        ([READY_REMOTE], ["10.0.2.1"], []),
+        ([READY_REMOTE, SERVING_LOCAL], ["10.0.2.1"], ["10.0.1.3"]),
+        ([READY_LOCAL, SERVING_LOCAL], ["10.0.1.1"], ["10.0.1.1"]),
+        ([SERVING_LOCAL, DYING_REMOTE], ["10.0.1.3", "10.0.2.3"], ["10.0.1.3"]),
+        ([DYING_REMOTE], ["10.0.2.3"], []),
+        ([replace(DYING, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
+        ([replace(UNREADY, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
+        ([replace(DYING, node="node1"), UNREADY], [], []),
+    ],
+    ids=[
+        "ready-in-both-places",
+        "ready-elsewhere",
+        "terminating-here-ready-elsewhere",
+        "ready-before-terminating-here",
+        "terminating-in-both-places",
+        "terminating-elsewhere",
+        "not-serving-here",
+        "not-ready-here",
+        "none-anywhere",
+    ],
+)
+def test_policy_local_and_terminating(
+    endpoints: list[Endpoint], cluster: list[str], local: list[str]
+) -> None:
+    assert offers(only(plan_service(WEB, [piece(*endpoints)], TOPOLOGY))) == (cluster, local)
 
 
 @pytest.mark.parametrize("worse", [UNREADY, SERVING, DYING])
@@ -204,7 +263,7 @@ def test_each_family_has_its_own_plan() -> None:
     dual = replace(WEB, type=ServiceType.NODE_PORT, cluster_ips=(CLUSTER_IP6, CLUSTER_IP))
     six = Endpoint(ip_address("fd00::1:1"))
     plan = plan_service(dual, [piece(READY_LOCAL), piece(six, name="six")], TOPOLOGY)
-    assert [(p.version, vips(p), sockets(p.inside)) for p in plan.ports] == [
+    assert [(p.version, vips(p), sockets(p.cluster)) for p in plan.ports] == [
         (
             4,
             [("10.96.0.10:80", VipKind.CLUSTER_IP), ("192.0.2.1:30080", VipKind.NODE_PORT)],
@@ -241,8 +300,8 @@ def test_sets_are_sorted_subsets_without_duplicates(groups: list[list[Endpoint]]
     port = only(plan_service(WEB, slices, TOPOLOGY))
     identities = [b.identity for b in port.backends]
     assert identities == sorted(set(identities))
-    assert set(port.inside) | set(port.outside) <= set(port.backends)
+    assert set(port.cluster) | set(port.local) <= set(port.backends)
     ready = {e.address for group in groups for e in group if e.ready}
     fallback = {e.address for group in groups for e in group if e.serving and e.terminating}
-    assert {b.address for b in port.inside} == (ready or fallback)
-    assert list(port.inside) == [b for b in port.backends if b in port.inside]
+    assert {b.address for b in port.cluster} == (ready or fallback)
+    assert list(port.cluster) == [b for b in port.backends if b in port.cluster]

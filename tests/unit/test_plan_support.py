@@ -12,6 +12,7 @@ from lb.plan import unsupported
 
 WEB = ObjectKey("default", "web")
 HTTP = ServicePort("http", Protocol.TCP, 80, 8080)
+SCTP = ServicePort("s", Protocol.SCTP, 81, 81)
 V4, V6 = ip_address("10.96.0.1"), ip_address("fd00::1")
 
 
@@ -22,11 +23,9 @@ def service(**fields: Any) -> Service:
 @pytest.mark.parametrize(
     ("fields", "path"),
     [
-        ({"ports": (HTTP, ServicePort("s", Protocol.SCTP, 81, 81))}, "spec.ports[1].protocol"),
+        ({"ports": (HTTP, SCTP)}, "spec.ports[1].protocol"),
         ({"cluster_ips": (V4, V6)}, "IPv6 addresses"),
         ({"external_ips": (V6,)}, "IPv6 addresses"),
-        ({"internal_policy": TrafficPolicy.LOCAL}, "spec.internalTrafficPolicy"),
-        ({"external_policy": TrafficPolicy.LOCAL}, "spec.externalTrafficPolicy"),
         ({"source_ranges": (ip_network("10.0.0.0/8"),)}, "spec.loadBalancerSourceRanges"),
         ({"distribution": TrafficDistribution.PREFER_CLOSE}, "spec.trafficDistribution"),
     ],
@@ -38,6 +37,7 @@ def test_each_field_is_named(fields: dict[str, Any], path: str) -> None:
 
 def test_nothing_is_said_of_a_service_that_is_served_whole_or_not_at_all() -> None:
     assert unsupported(service()) == ()
-    assert unsupported(service(proxied=False, internal_policy=TrafficPolicy.LOCAL)) == ()
-    headless = service(cluster_ips=(), headless=True, internal_policy=TrafficPolicy.LOCAL)
+    assert unsupported(service(internal_policy=TrafficPolicy.LOCAL)) == ()
+    assert unsupported(service(proxied=False, cluster_ips=(V6,))) == ()
+    headless = service(cluster_ips=(), headless=True, ports=(SCTP,))
     assert unsupported(headless) == ()

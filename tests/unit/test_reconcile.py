@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath.layouts import NODE_NONE, NODE_SELF, BackendStateCode
+from lb.datapath.layouts import NODE_NONE, NODE_SELF, BackendFlag, BackendStateCode, VipFlag
 from lb.datapath.ledger import read_vips
 from lb.errors import BpfError, CapacityError
+from lb.model import TrafficPolicy
 from lb.plan import lookup_table
 from lb.plan.types import ServicePlan
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, check, web
+
+HERE = BackendFlag.LOCAL | BackendFlag.IN_CLUSTER_SET | BackendFlag.IN_LOCAL_SET
 
 
 @pytest.fixture
@@ -36,12 +39,12 @@ def test_a_new_service_is_written_from_the_names_to_the_vip(bench: Bench) -> Non
     row = bench.row()
     assert (row.affinity_seconds, row.inside.size) == (60, 251)
     assert row.inside == row.outside
-    table = lookup_table(b.identity for b in plan.ports[0].inside)
-    expected = [(int(b.address), b.port) for b in plan.ports[0].inside]
+    table = lookup_table(b.identity for b in plan.ports[0].cluster)
+    expected = [(int(b.address), b.port) for b in plan.ports[0].cluster]
     assert bench.choices(row.inside) == [expected[index] for index in table]
     assert bench.slot(A)["node"] == NODE_SELF
-    assert bench.slot(A)["flags"] == 1
-    assert bench.slot(B)["flags"] == 0
+    assert bench.slot(A)["flags"] == HERE
+    assert bench.slot(B)["flags"] == BackendFlag.IN_CLUSTER_SET
     assert bench.slot(A)["generation"] == 1
     assert bench.slot(A)["service"] == row.service > 0
     assert bench.reconciler.known() == {plan.key}
@@ -68,8 +71,8 @@ def test_two_vips_and_both_sides_share_one_table(bench: Bench) -> None:
 
 
 def test_sides_with_different_backends_have_tables_of_their_own(bench: Bench) -> None:
-    plan = port_plan([VIP], [A, B])
-    bench.apply(service_plan("web", replace(plan, outside=plan.inside[:1])))
+    plan = port_plan([VIP], [backend(A, NODE), B], outside=TrafficPolicy.LOCAL)
+    bench.apply(service_plan("web", plan))
     assert len(set(bench.choices(bench.row().inside))) == 2
     assert bench.choices(bench.row().outside) == [(int(backend(A).address), 8080)]
 
@@ -77,6 +80,14 @@ def test_sides_with_different_backends_have_tables_of_their_own(bench: Bench) ->
 def test_no_backend_is_a_vip_with_empty_sets(bench: Bench) -> None:
     bench.apply(web())
     assert bench.row().inside == bench.row().outside == (0, 0)
+    assert bench.row().flags == 0
+
+
+def test_no_local_backend_is_a_side_that_drops(bench: Bench) -> None:
+    bench.apply(service_plan("web", port_plan([VIP], [A], outside=TrafficPolicy.LOCAL)))
+    assert bench.row().outside == (0, 0)
+    assert bench.row().inside.size == 1
+    assert bench.row().flags == VipFlag.OUTSIDE_LOCAL | VipFlag.USABLE
 
 
 def test_a_changed_set_gets_a_new_table_and_the_vip_one_update(bench: Bench) -> None:
@@ -144,7 +155,7 @@ def test_state_and_place_change_in_the_slot(bench: Bench) -> None:
     ]
     slot = bench.slot(B)
     assert slot["state"] == BackendStateCode.ACTIVE
-    assert slot["flags"] == 1
+    assert slot["flags"] == HERE
     assert slot["generation"] == generation
 
 
