@@ -34,7 +34,7 @@ from lb.lab.addressing import LabSpec
 from lb.lab.api import Api
 from lb.lab.cluster import ClusterKubelet
 from lb.lab.store import Store
-from lb.lab.watch import Follower
+from lb.lab.watch import Change, Follower
 from lb.model import ObjectKey
 from tests.kube import double
 from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
@@ -476,8 +476,12 @@ class _Controllers(ClusterKubelet):
 
     async def work(self, api: Api) -> None:
         loop = asyncio.get_running_loop()
+
+        def tell(change: Change) -> None:
+            loop.call_soon_threadsafe(self._learn, change)
+
         for resource in self._resources:
-            follower = Follower(api, resource, lambda change: loop.call_soon_threadsafe(self._learn, change))
+            follower = Follower(api, resource, tell)
             threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
         await self._work()
 

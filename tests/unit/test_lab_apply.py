@@ -1,0 +1,105 @@
+"""Applying manifests, over a real socket, to a double of the API server."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.lab.api import Api
+from lb.lab.apply import apply, make_namespace, read
+from tests.cluster_double import ClusterDouble
+from tests.kube.faults import answer
+from tests.kube.harness import client_of
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{ports: [{{port: 80}}]{more}}}
+"""
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterDouble]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = ClusterDouble()
+    with server:
+        make_namespace(Api(client_of(server)), "default")
+        yield server
+
+
+@pytest.fixture
+def api(double: ClusterDouble) -> Api:
+    return Api(client_of(double), patience=20)
+
+
+def test_the_examples_are_applied_whole(double: ClusterDouble, api: Api) -> None:
+    assert apply(api, EXAMPLES, None) == []
+    assert apply(api, EXAMPLES, None) == [], "again"
+    services = double.objects["services"]
+    assert services["default", "kubia"]["spec"]["clusterIP"] == "10.66.13.240"
+    balancer = services["default", "kubia-loadbalancer"]
+    assert balancer["status"]["loadBalancer"]["ingress"] == [{"ip": "203.0.113.22"}]
+    assert double.objects["endpoints"]["default", "external-service"]["subsets"]
+    assert double.objects["replicasets"]["default", "kubia"]["spec"]["replicas"] == 3
+
+
+def test_replicas_can_be_replaced(double: ClusterDouble, api: Api) -> None:
+    assert apply(api, EXAMPLES, 7) == []
+    assert double.objects["replicasets"]["default", "kubia"]["spec"]["replicas"] == 7
+
+
+def test_namespaces_come_first_and_unnamed_addresses_last(
+    double: ClusterDouble, api: Api, tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text(
+        SERVICE.format(name="open", more="")
+        + "---\n"
+        + SERVICE.format(name="named", more=", clusterIP: 10.66.0.1")
+    )
+    (tmp_path / "b.yaml").write_text(SERVICE.format(name="there, namespace: shop", more=""))
+    assert apply(api, tmp_path, None) == []
+    services = double.objects["services"]
+    assert services["default", "named"]["spec"]["clusterIP"] == "10.66.0.1"
+    assert services["default", "open"]["spec"]["clusterIP"] != "10.66.0.1"
+    assert ("shop", "there") in services
+
+
+def test_what_is_wrong_is_reported_and_the_rest_is_applied(
+    double: ClusterDouble, api: Api, tmp_path: Path
+) -> None:
+    shutil.copy(EXAMPLES / "kubia-service.yaml", tmp_path)
+    (tmp_path / "broken.yaml").write_text("kind: Service\nmetadata: [\n")
+    (tmp_path / "nameless.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {}\n")
+    (tmp_path / "nothing.yaml").write_text("- 1\n")
+    (tmp_path / "old.yaml").write_text(
+        "apiVersion: extensions/v1beta1\nkind: ReplicaSet\nmetadata: {name: old}\n"
+    )
+    (tmp_path / "refused.yaml").write_text(SERVICE.format(name="far", more=", clusterIP: 192.0.2.1"))
+    (tmp_path / "ignored.txt").write_text("kind: [")
+    errors = {Path(error.path).name: error for error in apply(api, tmp_path, None)}
+    assert errors.keys() == {"broken.yaml", "nameless.yaml", "nothing.yaml", "old.yaml", "refused.yaml"}
+    assert errors["broken.yaml"].line == 3
+    assert (errors["nameless.yaml"].field, errors["nameless.yaml"].object) == ("metadata.name", "Service")
+    assert "no Kubernetes object" in errors["nothing.yaml"].message
+    assert errors["old.yaml"].message == "the API server has no ReplicaSet in extensions/v1beta1"
+    assert errors["refused.yaml"].object == "Service default/far"
+    assert "192.0.2.1 is not in 10.66.0.0/16" in errors["refused.yaml"].message
+    assert ("default", "kubia") in double.objects["services"]
+
+
+def test_lists_are_taken_apart(tmp_path: Path) -> None:
+    items = "".join(f"- {{apiVersion: v1, kind: Service, metadata: {{name: {name}}}}}\n" for name in "ab")
+    (tmp_path / "list.yaml").write_text(f"apiVersion: v1\nkind: List\nitems:\n{items}")
+    objects, errors = read(tmp_path)
+    assert ([item["metadata"]["name"] for _, item in objects], errors) == (["a", "b"], [])
+
+
+def test_a_server_that_has_just_begun_is_asked_again(double: ClusterDouble, api: Api) -> None:
+    double.fault("patch", "services", answer(500), times=2)
+    double.fault("patch", "services", answer(429), times=1)
+    assert apply(api, EXAMPLES, None) == []
+    assert len(double.objects["services"]) == 8

@@ -1,0 +1,216 @@
+"""What the lab does in place of kube-controller-manager: pure functions over API objects."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from lb.errors import InputError
+from lb.kube import convert
+from lb.lab import controllers
+from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Object, Resource
+from lb.lab.controllers import Owner, SlicePlanner
+from lb.lab.objects import node_object
+from lb.lab.watch import Cache
+from lb.model import ObjectKey
+
+TEMPLATE: Object = {
+    "metadata": {"labels": {"app": "web"}, "annotations": {"note": "kept"}},
+    "spec": {
+        "containers": [
+            {
+                "name": "main",
+                "image": "any",
+                "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
+            }
+        ]
+    },
+}
+
+
+def stored(kind: str, name: str, version: int = 1, **fields: Any) -> Object:
+    meta = {"name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": str(version)}
+    return {"kind": kind, "metadata": {**meta, **fields.pop("metadata", {})}, **fields}
+
+
+def controller(kind: str = "ReplicaSet", replicas: int = 2, **fields: Any) -> Object:
+    selector = {"matchLabels": {"app": "web"}}
+    spec = {"replicas": replicas, "selector": selector, "template": TEMPLATE}
+    return stored(kind, "web", spec=spec, **fields)
+
+
+def pod(
+    name: str, *, ready: bool = True, owner: str = "uid-web", address: str = "10.244.1.2", **meta: Any
+) -> Object:
+    reference = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": "web",
+        "uid": owner,
+        "controller": True,
+    }
+    owners = {"ownerReferences": [reference]} if owner else {}
+    conditions = [{"type": "Ready", "status": "True" if ready else "False"}]
+    status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": conditions}
+    metadata = {"labels": {"app": "web"}, **owners, **meta}
+    return stored(
+        "Pod", name, metadata=metadata, spec={"nodeName": "node1", **TEMPLATE["spec"]}, status=status
+    )
+
+
+def cache(**known: list[Object]) -> Cache:
+    resources = {each.name: each for each in (PODS, SERVICES, ENDPOINTS, NODES, REPLICA_SETS, DEPLOYMENTS)}
+    made = Cache(list(resources.values()))
+    for name, resource in resources.items():
+        made.replace(resource, known.get(name, []))
+    return made
+
+
+def owned(item: Object, resource: Resource = REPLICA_SETS) -> dict[str, Owner]:
+    errors: list[InputError] = []
+    found = controllers.owners(cache(**{resource.name: [item]}), errors)
+    assert errors == []
+    return found
+
+
+def test_pods_belong_to_the_very_owner() -> None:
+    owners = owned(controller())
+    dying = pod("c", deletionTimestamp="2020-01-15T10:20:58Z")
+    done = {**pod("d"), "status": {"phase": "Failed"}}
+    pods = [pod("a"), pod("b", owner="uid-former"), dying, done, pod("e", owner="")]
+    found = {each.key.name: each.owner for each in controllers.placed(pods, owners)}
+    assert found == {"a": ObjectKey("default", "web"), "b": ObjectKey("", "")}
+
+
+def test_pods_of_an_earlier_template_are_a_deployments_no_longer() -> None:
+    owners = owned(controller("Deployment"), DEPLOYMENTS)
+    [owner] = owners.values()
+    assert owner.workload is not None
+    reference = [{**owner.reference, "uid": "uid-web"}]
+    fresh = pod("fresh", labels=dict(owner.workload.labels), ownerReferences=reference)
+    old = pod("old", labels={"app": "web", "pod-template-hash": "older"}, ownerReferences=reference)
+    found = {each.key.name: each.owner.name for each in controllers.placed([fresh, old], owners)}
+    assert found == {"fresh": owner.workload.key.name, "old": ""}
+
+
+def test_pods_stay_when_the_lab_cannot_do_what_their_owner_asks() -> None:
+    item = controller()
+    container = {**TEMPLATE["spec"]["containers"][0], "readinessProbe": {"grpc": {"port": 9}}}
+    item["spec"] = {**item["spec"], "template": {**TEMPLATE, "spec": {"containers": [container]}}}
+    errors: list[InputError] = []
+    owners = controllers.owners(cache(replicasets=[item]), errors)
+    [error] = errors
+    assert "ReplicaSet default/web" in str(error)
+    assert "readinessProbe" in str(error)
+    assert controllers.placed([pod("a")], owners) == []
+
+
+def test_a_pod_is_made_from_the_template() -> None:
+    [owner] = owned(controller()).values()
+    made = controllers.pod_of(owner, ObjectKey("default", "web-x"), "node2")
+    assert made["spec"] == {**TEMPLATE["spec"], "nodeName": "node2"}
+    assert (made["metadata"]["labels"], made["metadata"]["annotations"]) == ({"app": "web"}, {"note": "kept"})
+    assert controllers.controller_of(made) == ("ReplicaSet", "uid-web")
+    assert controllers.workload_of(made, "v1", "Pod").containers == ("main",)
+
+
+def test_status_counts_pods_and_says_when_there_is_enough() -> None:
+    item = controller(metadata={"generation": 3})
+    [owner] = owned(item).values()
+    status = controllers.owner_status(owner, [pod("a"), pod("b", ready=False), pod("c", owner="uid-other")])
+    assert (status["replicas"], status["readyReplicas"], status["observedGeneration"]) == (2, 1, 3)
+    assert controllers.differs(status, item)
+    assert not controllers.differs(status, {**item, "status": status})
+    assert not controllers.satisfied({**item, "status": status})
+    full = controllers.owner_status(owner, [pod("a"), pod("b")])
+    assert controllers.satisfied({**item, "status": full})
+    assert not controllers.satisfied({**item, "status": {**full, "observedGeneration": 2}})
+    assert controllers.satisfied(controller(replicas=0))
+
+
+def service(**spec: Any) -> Object:
+    ports = [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"}]
+    labels = {"labels": {"team": "shop"}}
+    whole = {
+        "type": "ClusterIP",
+        "clusterIP": "10.66.0.9",
+        "clusterIPs": ["10.66.0.9"],
+        "ports": ports,
+        **spec,
+    }
+    return stored("Service", "web", metadata=labels, spec=whole)
+
+
+def plan(**known: list[Object]) -> dict[ObjectKey, Object]:
+    errors: list[InputError] = []
+    found = SlicePlanner().plan(cache(**known), errors)
+    assert errors == []
+    return found
+
+
+def test_slices_are_what_the_agents_read() -> None:
+    node = node_object("node1", "2020-01-15T10:20:58Z")
+    node["metadata"] |= {"uid": "n", "resourceVersion": "1"}
+    made = plan(
+        services=[service(selector={"app": "web"})],
+        pods=[pod("a"), pod("b", ready=False, address="10.244.1.3")],
+        nodes=[node],
+    )
+    [item] = made.values()
+    labels = item["metadata"]["labels"]
+    assert labels["kubernetes.io/service-name"] == "web"
+    assert labels["team"] == "shop"
+    assert item["metadata"]["ownerReferences"][0]["uid"] == "uid-web"
+    read = convert.ENDPOINT_SLICES.read(msgspec.json.encode(item)).resource
+    assert read is not None
+    assert read.service == ObjectKey("default", "web")
+    assert [(port.name, port.port) for port in read.ports] == [("http", 8080)]
+    found = [(str(each.address), each.ready, each.node, each.zone, each.target) for each in read.endpoints]
+    assert found == [
+        ("10.244.1.2", True, "node1", "zone-a", "default/a"),
+        ("10.244.1.3", False, "node1", "zone-a", "default/b"),
+    ]
+
+
+def test_endpoints_are_mirrored_and_headless_services_marked() -> None:
+    hand_made = stored(
+        "Endpoints",
+        "web",
+        subsets=[
+            {"addresses": [{"ip": "192.0.2.9"}], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}
+        ],
+    )
+    [mirror] = plan(services=[service()], endpoints=[hand_made]).values()
+    assert mirror["endpoints"][0]["addresses"] == ["192.0.2.9"]
+    headless = service(selector={"app": "web"}, clusterIP="None", clusterIPs=["None"])
+    [item] = plan(services=[headless], pods=[pod("a")]).values()
+    assert item["metadata"]["labels"]["service.kubernetes.io/headless"] == ""
+
+
+def test_an_object_is_read_again_only_when_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = SlicePlanner()
+    read: list[ObjectKey] = []
+    original = controllers._model
+
+    def counted(resource: Resource, key: ObjectKey, item: Object) -> Any:
+        read.append(key)
+        return original(resource, key, item)
+
+    monkeypatch.setattr(controllers, "_model", counted)
+    known = cache(services=[service(selector={"app": "web"})], pods=[pod("a"), pod("b")])
+    planner.plan(known, [])
+    assert len(read) == 3
+    known.put(PODS, {**pod("b", ready=False), "metadata": {**pod("b")["metadata"], "resourceVersion": "2"}})
+    [item] = planner.plan(known, []).values()
+    assert len(read) == 4
+    assert [each["conditions"]["ready"] for each in item["endpoints"]] == [True, False]
+
+
+def test_a_pod_that_cannot_be_read_costs_no_other() -> None:
+    errors: list[InputError] = []
+    broken = pod("b", address="nonsense")
+    known = cache(services=[service(selector={"app": "web"})], pods=[pod("a"), broken])
+    [item] = SlicePlanner().plan(known, errors).values()
+    assert [each["addresses"] for each in item["endpoints"]] == [["10.244.1.2"]]
+    [error] = errors
+    assert "Pod default/b" in str(error)
