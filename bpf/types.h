@@ -56,7 +56,7 @@ enum backend_state {
 };
 
 enum backend_flags {
-	BACKEND_LOCAL = 1,	    /* on this node: reached through the stack, never SNATed but for hairpin */
+	BACKEND_LOCAL = 1, /* on this node: reached through the stack, never SNATed but for hairpin */
 	BACKEND_IN_CLUSTER_SET = 2, /* takes new connections under traffic policy Cluster */
 	BACKEND_IN_LOCAL_SET = 4,   /* takes new connections under traffic policy Local */
 };
