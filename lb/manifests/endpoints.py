@@ -12,7 +12,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lb.manifests.objects import Endpoints, HandAddress
-from lb.model import Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey, Pod, Service, ServiceType
+from lb.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    IPAddress,
+    ObjectKey,
+    Pod,
+    Service,
+    ServiceType,
+    TrafficDistribution,
+)
 
 _BOTH = (4, 6)
 
@@ -54,6 +64,8 @@ def selected_slices(service: Service, pods: Iterable[Pod], zones: Mapping[str, s
     A pod counts from when it has an address until its phase is Succeeded or Failed. serving is its Ready
     condition; ready is serving and not terminating; publishNotReadyAddresses makes every pod ready, also a
     terminating one.
+
+    A trafficDistribution gives each ready endpoint hints: its own zone, and with PreferSameNode its own node.
     """
     families = tuple(sorted({address.version for address in service.cluster_ips})) or _BOTH
     groups: dict[tuple[int, tuple[EndpointPort, ...]], list[Endpoint]] = {}
@@ -96,14 +108,20 @@ def _resolve_ports(service: Service, pod: Pod) -> tuple[EndpointPort, ...]:
 
 
 def _endpoint(service: Service, pod: Pod, address: IPAddress, zones: Mapping[str, str]) -> Endpoint:
+    zone = zones.get(pod.node, "")
+    ready = service.publish_not_ready or (pod.ready and not pod.terminating)
+    hinted = ready and service.distribution is not TrafficDistribution.NONE
+    by_node = ready and service.distribution is TrafficDistribution.PREFER_SAME_NODE
     return Endpoint(
         address=address,
-        ready=service.publish_not_ready or (pod.ready and not pod.terminating),
+        ready=ready,
         serving=pod.ready,
         terminating=pod.terminating,
         node=pod.node,
-        zone=zones.get(pod.node, ""),
+        zone=zone,
         target=str(pod.key),
+        hint_zones=frozenset({zone} if hinted and zone else ()),
+        hint_nodes=frozenset({pod.node} if by_node and pod.node else ()),
     )
 
 

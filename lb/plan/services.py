@@ -53,7 +53,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
             members = _members(_merge(port, version, slices), topology)
-            ports.append(_plan_port(service, port, family_vips, members))
+            ports.append(_plan_port(service, port, family_vips, members, topology))
     return ServicePlan(service.key, service.created, tuple(ports))
 
 
@@ -70,13 +70,37 @@ def usable(members: Sequence[Member]) -> tuple[Member, ...]:
     return ready or tuple(m for m in members if m.endpoint.serving and m.endpoint.terminating)
 
 
-def offered(members: Sequence[Member]) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
+def close(ready: Sequence[Member], topology: Topology) -> tuple[Member, ...]:
+    """Return those that topology hints mean for this node; if there are none, for its zone; else all.
+
+    ``trafficDistribution`` of a Service, or its older relative, the annotation
+    ``service.kubernetes.io/topology-mode``, makes the EndpointSlice controller write for which zones and
+    nodes each endpoint is meant; a proxy goes by these hints alone (KEP-2433, KEP-4444, KEP-3015). Hints of
+    a kind count only when every ready endpoint has some and one is meant for this node, or this zone:
+    otherwise somebody would be left without endpoints, or an endpoint without clients.
+    """
+    kinds = (
+        (topology.node_name, [(member, member.endpoint.hint_nodes) for member in ready]),
+        (topology.zone, [(member, member.endpoint.hint_zones) for member in ready]),
+    )
+    for here, hinted in kinds:
+        meant = tuple(member for member, hints in hinted if here in hints)
+        if here and meant and all(hints for _, hints in hinted):
+            return meant
+    return tuple(ready)
+
+
+def offered(members: Sequence[Member], topology: Topology) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
     """Return who takes new connections under traffic policy Cluster, and who under Local.
 
-    Local is what is usable among this node's endpoints alone: a terminating one here comes before a ready
-    one elsewhere, which the policy rules out.
+    Cluster is what is usable and close; what terminates is a last resort, wherever it is. Local is what is
+    usable among this node's endpoints alone: a terminating one here comes before a ready one elsewhere,
+    which the policy rules out.
     """
-    return usable(members), usable([member for member in members if member.backend.local])
+    everywhere = usable(members)
+    if everywhere and everywhere[0].endpoint.ready:
+        everywhere = close(everywhere, topology)
+    return everywhere, usable([member for member in members if member.backend.local])
 
 
 def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPolicy]:
@@ -139,9 +163,11 @@ def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[
     return sorted(members, key=lambda member: member.backend.identity)
 
 
-def _plan_port(service: Service, port: ServicePort, vips: list[Vip], members: list[Member]) -> PortPlan:
+def _plan_port(
+    service: Service, port: ServicePort, vips: list[Vip], members: list[Member], topology: Topology
+) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
-    cluster, local = offered(members)
+    cluster, local = offered(members, topology)
     return PortPlan(
         port_name=port.name,
         protocol=port.protocol,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lb.model import Protocol, Service, TrafficDistribution
+from lb.model import Protocol, Service
 
 
 def unsupported(service: Service) -> tuple[str, ...]:
@@ -22,6 +22,4 @@ def unsupported(service: Service) -> tuple[str, ...]:
         found.append("IPv6 addresses: IPv6 is not translated; only the IPv4 addresses are served")
     if service.source_ranges:
         found.append("spec.loadBalancerSourceRanges: not honoured; every client is let in")
-    if service.distribution is not TrafficDistribution.NONE:
-        found.append("spec.trafficDistribution: not honoured; every endpoint gets traffic")
     return tuple(found)

@@ -26,7 +26,7 @@ from lb.state import ClusterState
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("*/manifests"))
-NODE1 = Topology("node1", node_port_addresses=(ip_address("192.0.2.1"),))
+NODE1 = Topology("node1", zone="east", node_port_addresses=(ip_address("192.0.2.1"),))
 LIMITS = Limits(vips=64, backends=256, table_rows=65_536, flows=16, affinity=16, services=64)
 
 
@@ -86,4 +86,5 @@ def test_every_row_of_the_contract_that_the_plan_decides_is_here() -> None:
         "selectorless",
         "skip-labels",
         "terminating",
+        "topology",
     }

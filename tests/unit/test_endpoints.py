@@ -22,6 +22,7 @@ from lb.model import (
     Service,
     ServicePort,
     ServiceType,
+    TrafficDistribution,
 )
 
 WEB = ObjectKey("default", "web")
@@ -267,3 +268,26 @@ def test_selection_is_what_its_definition_says(
     }
     found = of(change(SERVICE, selector=selector), *pods)
     assert {end.target for each in found for end in each.endpoints} == expected
+
+
+@pytest.mark.parametrize(
+    ("distribution", "zones", "nodes"),
+    [
+        (TrafficDistribution.NONE, frozenset(), frozenset()),
+        (TrafficDistribution.PREFER_CLOSE, frozenset("a"), frozenset()),
+        (TrafficDistribution.PREFER_SAME_ZONE, frozenset("a"), frozenset()),
+        (TrafficDistribution.PREFER_SAME_NODE, frozenset("a"), frozenset({"node1"})),
+    ],
+)
+def test_a_traffic_distribution_gives_ready_endpoints_hints(
+    distribution: TrafficDistribution, zones: frozenset[str], nodes: frozenset[str]
+) -> None:
+    service = change(SERVICE, distribution=distribution)
+    going = dataclasses.replace(SECOND, terminating=True)
+    (found,) = of(service, READY, going, zones={"node1": "a", "node2": "b"})
+    assert [(each.hint_zones, each.hint_nodes) for each in found.endpoints] == [
+        (zones, nodes),
+        (frozenset(), frozenset()),
+    ]
+    (found,) = of(service, READY)
+    assert [each.hint_zones for each in found.endpoints] == [frozenset()]
