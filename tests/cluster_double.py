@@ -39,6 +39,7 @@ from lb.model import ObjectKey
 from tests.kube import double
 from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
 
+ROOT = Path(__file__).resolve().parents[1]
 _RBAC = "rbac.authorization.k8s.io"
 KINDS.update(
     {
@@ -72,6 +73,8 @@ class ClusterDouble(ApiDouble):
     ) -> None:
         self.issued: dict[str, str] = {}
         """User by token."""
+        self.applied: dict[tuple[str, Key, str, str], Object] = {}
+        """What each manager applied last."""
         self.services = ipaddress.ip_network(services)
         self._address = address
         self._store = store
@@ -227,10 +230,18 @@ class ClusterHandler(Handler):
                 if key in stored:
                     raise StatusError(409, "AlreadyExists", "already exists")
                 self.send_json(201, self._store(key, {n: v for n, v in body.items() if n != "status"}))
+            elif verb == "delete" and not key[1]:
+                for item in [item for (namespace, _), item in stored.items() if namespace == key[0]]:
+                    self.double.remove(item)
+                self.send_json(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
             elif verb == "patch" and self.headers["Content-Type"] == "application/apply-patch+yaml":
                 if not self.request_.query.get("fieldManager"):
                     raise StatusError(400, "BadRequest", "fieldManager is required for apply patch")
-                self.send_json(200 if known else 201, self._merge(key, known, body))
+                applied = (self.request_.resource, key, self._sub, self.request_.query["fieldManager"])
+                former = self.double.applied.get(applied, {}) if known else {}
+                stored_as = self._merge(key, without(known, former, body), body)
+                self.double.applied[applied] = body
+                self.send_json(200 if known else 201, stored_as)
             elif known is None:
                 raise StatusError(404, "NotFound", f"{resource} {key[1]} not found")
             elif verb == "delete":
@@ -242,6 +253,7 @@ class ClusterHandler(Handler):
             elif self._sub == "token":
                 token = secrets.token_hex(16)
                 self.double.issued[token] = f"system:serviceaccount:{key[0]}:{key[1]}"
+                self.double._save()
                 self.send_json(201, {**body, "status": {"token": token}})
             elif verb == "get":
                 self.send_json(200, known)
@@ -346,6 +358,18 @@ def merged(old: Any, new: Any) -> Any:
     return result
 
 
+def without(item: Any, former: Any, now: Any) -> Any:
+    """Return an object without the fields that a manager applied formerly and does not apply now."""
+    if not isinstance(item, dict) or not isinstance(former, dict) or not isinstance(now, dict):
+        return item
+    gone = {name for name in former if name not in now and not isinstance(former[name], dict)}
+    return {
+        name: without(value, former.get(name), now.get(name, {} if name in former else None))
+        for name, value in item.items()
+        if name not in gone
+    }
+
+
 def check_pod(item: Object) -> None:
     """Refuse what the API server's validation of pods refuses."""
     spec = item["spec"]
@@ -413,7 +437,7 @@ def make_assets(folder: Path, *, controllers: bool = False, broken: str = "") ->
     """Fill a folder with programs that stand in for the real ones; broken names one that fails."""
     folder.mkdir(exist_ok=True)
     for name in ("etcd", "kube-apiserver", *(("kube-controller-manager",) if controllers else ())):
-        command = f'exec {sys.executable} -m tests.cluster_double {name} "$@"'
+        command = f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.cluster_double {name} "$@"'
         if name == broken:
             command = "echo unknown flag: --no-such-flag >&2; exit 1"
         (folder / name).write_text(f"#!/bin/sh\n{command}\n")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,15 @@ import urllib3
 import yaml
 from kubernetes.client import Configuration
 
+from lb.errors import LabError
 from lb.kube import Access, Client
-from tests.kube.certificates import issue, make_authority, make_key
+from lb.lab.apiserver import ADMIN, ControlPlane, find
 from tests.kube.objects import NAMESPACE, Object
 from tests.kube.rules import resource_of
 
-BINARIES = ("etcd", "kube-apiserver")
 RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
 START_SECONDS = 60.0
-SERVICE_NETWORKS = "10.96.0.0/16"
-_ADMIN = "admin-of-the-tests"
+SERVICE_NETWORKS = IPv4Network("10.96.0.0/16")
 _RESOURCES = {
     "ServiceAccount": "serviceaccounts",
     "ClusterRole": "clusterroles",
@@ -41,15 +40,11 @@ _RESOURCES = {
 
 def why_not() -> str:
     """Return why there is no real API server to test with, ``""`` when there is one."""
-    folder = os.environ.get("KUBEBUILDER_ASSETS", "")
-    if not folder:
-        return "no real API server: KUBEBUILDER_ASSETS does not name a folder with kube-apiserver and etcd"
-    missing = [name for name in BINARIES if not os.access(Path(folder) / name, os.X_OK)]
-    return (
-        f"no real API server: {' and '.join(missing)} missing in KUBEBUILDER_ASSETS={folder}"
-        if missing
-        else ""
-    )
+    try:
+        find()
+    except LabError as error:
+        return str(error)
+    return ""
 
 
 def _free_port() -> int:
@@ -66,17 +61,30 @@ class ApiServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._assets = Path(os.environ["KUBEBUILDER_ASSETS"])
-        self._etcd_port, self._etcd_peer_port, self._port = _free_port(), _free_port(), _free_port()
+        self._plane = ControlPlane(
+            find(),
+            folder,
+            "127.0.0.1",
+            SERVICE_NETWORKS,
+            port=_free_port(),
+            etcd_port=_free_port(),
+            etcd_peer_port=_free_port(),
+            advertise=False,
+        )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._made: list[Object] = []
-        self._pool = urllib3.PoolManager(ca_certs=str(folder / "ca.crt"))
-        self._url = f"https://127.0.0.1:{self._port}"
+        self._pool = urllib3.PoolManager(
+            ca_certs=str(folder / "ca.crt"),
+            cert_file=str(folder / f"{ADMIN}.crt"),
+            key_file=str(folder / f"{ADMIN}.key"),
+        )
+        self._url = self._plane.url
 
     def __enter__(self) -> ApiServer:
         try:
-            self._prepare()
-            self._start_etcd()
+            self._plane.make_keys()
+            self._start("etcd", self._plane.etcd())
+            self._await("etcd", f"{self._plane.etcd_url}/health")
             self.restart()
             self._apply_rbac()
         except BaseException:
@@ -140,7 +148,7 @@ class ApiServer:
 
     def restart(self) -> None:
         """See Cluster."""
-        self._start_api_server()
+        self._start("kube-apiserver", self._plane.api_server())
         self._await("kube-apiserver", f"{self._url}/readyz")
 
     def call(self, method: str, path: str, body: Object | None = None) -> Any:
@@ -158,7 +166,7 @@ class ApiServer:
             answer = self._pool.request(
                 method,
                 self._url + path,
-                headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
+                headers={"Content-Type": kind},
                 body=None if body is None else json.dumps(body),
             )
             if answer.status not in (429, 500, 503) or time.monotonic() > end:
@@ -171,65 +179,16 @@ class ApiServer:
 
     # start and end
 
-    def _prepare(self) -> None:
-        """Make a CA, the server's certificate, the key that signs service account tokens, and an admin's
-        token."""
-        f = self._folder
-        make_authority(f)
-        issue(f, "apiserver")
-        make_key(f / "sa.key")
-        (f / "tokens.csv").write_text(f"{_ADMIN},admin,admin-uid,system:masters\n")
-
-    def _start_etcd(self) -> None:
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._etcd_peer_port}"
-        self._start(
-            "etcd",
-            f"--data-dir={self._folder / 'etcd'}",
-            f"--listen-client-urls={client}",
-            f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",
-        )
-        self._await("etcd", f"{client}/health")
-
-    def _start_api_server(self) -> None:
-        f = self._folder
-        self._start(
-            "kube-apiserver",
-            f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            # The advertised address is written to the EndpointSlice of the Service "kubernetes", which may
-            # not be a loopback one.
-            "--endpoint-reconciler-type=none",
-            f"--secure-port={self._port}",
-            f"--cert-dir={f}",
-            f"--tls-cert-file={f / 'apiserver.crt'}",
-            f"--tls-private-key-file={f / 'apiserver.key'}",
-            f"--service-cluster-ip-range={SERVICE_NETWORKS}",
-            f"--service-account-issuer={self._url}/",
-            f"--service-account-key-file={f / 'sa.key'}",
-            f"--service-account-signing-key-file={f / 'sa.key'}",
-            f"--token-auth-file={f / 'tokens.csv'}",
-            "--authorization-mode=RBAC",
-            "--disable-admission-plugins=ServiceAccount",
-        )
-
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, command: Sequence[str]) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [str(self._assets / name), *arguments], cwd=self._folder, stdout=log, stderr=log
-            )
+            self._processes[name] = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
 
     def _await(self, name: str, url: str) -> None:
         """Wait until a process answers 200; it offers nothing else to wait for."""
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._processes[name].poll() is None:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
-                headers = {"Authorization": f"Bearer {_ADMIN}"} if url.startswith("https") else {}
-                if self._pool.request("GET", url, headers=headers, retries=False, timeout=2.0).status == 200:
+                if self._pool.request("GET", url, retries=False, timeout=2.0).status == 200:
                     return
             time.sleep(0.1)
         tail = (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]

@@ -16,8 +16,8 @@ import yaml
 import lb
 from lb.errors import ConfigError
 from lb.kube import ApiError, Client, from_kubeconfig, in_cluster
+from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
-from tests.kube.certificates import issue, make_authority
 from tests.kube.double import ApiDouble
 from tests.kube.harness import client_of, running
 

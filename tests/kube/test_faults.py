@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from lb.kube import reflector
+from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
-from tests.kube.certificates import issue, make_authority
 from tests.kube.double import ApiDouble, Disturbance, Fault, Handler
 from tests.kube.harness import Running, client_of, running
 from tests.kube.objects import (
