@@ -95,7 +95,12 @@ static __always_inline int ctx_send_back(ctx_t *ctx)
 	return bpf_redirect(ctx->ifindex, 0);
 }
 
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, bool neighbour_known)
+static __always_inline bool ctx_for_us(const ctx_t *ctx)
+{
+	return ctx->pkt_type == 0; /* PACKET_HOST */
+}
+
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool neighbour_known)
 {
 	return true;
 }

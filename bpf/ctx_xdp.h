@@ -102,10 +102,22 @@ static __always_inline int ctx_send_back(ctx_t *ctx)
 	return XDP_TX;
 }
 
-/* XDP can send only out of the interface that the packet came from; everything else is tc's. */
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, bool neighbour_known)
+/* Is the frame addressed to this host, not flooded or broadcast past it? XDP is not told: what it does not
+ * send itself, the stack or the tc hook judges. */
+static __always_inline bool ctx_for_us(const ctx_t *ctx)
 {
-	return neighbour_known && ifindex == ctx->ingress_ifindex;
+	return true;
+}
+
+/* XDP can send only out of the interface that the packet came from, and sends on only what was addressed to
+ * that interface, whose address is smac; everything else is tc's. */
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool neighbour_known)
+{
+	u16 to[3], own[3];
+
+	__builtin_memcpy(own, smac, ETH_ALEN);
+	return neighbour_known && ifindex == ctx->ingress_ifindex && ctx_load(ctx, 0, to, sizeof(to)) &&
+	       to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
 }
 
 static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_known)

@@ -28,7 +28,7 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 		decide(d, ACTION_DROP, REASON_TOO_BIG);
 	else if (result == ROUTE_NONE)
 		decide(d, ACTION_DROP, REASON_NO_ROUTE);
-	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.neighbour_known))
+	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.neighbour_known))
 		decide(d, ACTION_PASS, REASON_TO_TC);
 	else
 		decide(d, ACTION_FORWARD, d->reason);
@@ -171,12 +171,20 @@ static __always_inline void decide_ingress(ctx_t *ctx, const struct packet *pkt,
 	 * that faces the client. */
 	if (unlikely(to_snat_port(pkt, settings)) && lookup_flow(&pkt->tuple, DIR_REPLY, &flow) &&
 	    flow.path == (side == INSIDE ? PATH_HAIRPIN : PATH_FORWARD)) {
-		decide_flow(ctx, pkt, DIR_REPLY, &flow, bpf_ktime_get_ns(), REASON_REPLY, d);
+		if (side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
+			decide(d, ACTION_PASS, REASON_NOT_FOR_US);
+		else
+			decide_flow(ctx, pkt, DIR_REPLY, &flow, bpf_ktime_get_ns(), REASON_REPLY, d);
 		return;
 	}
 	vip = lookup_vip(pkt);
 	if (likely(!vip))
 		return;
+	/* A pod behind a bridge addresses its frames to the bridge: that is no business of its interface. */
+	if (side == OUTSIDE && unlikely(!ctx_for_us(ctx))) {
+		decide(d, ACTION_PASS, REASON_NOT_FOR_US);
+		return;
+	}
 	now = bpf_ktime_get_ns();
 	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &flow)) {
 		if (flow_usable(pkt, &flow, now, settings)) {

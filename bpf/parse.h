@@ -80,6 +80,15 @@ static __always_inline u32 parse_udp(ctx_t *ctx, struct packet *pkt)
 	return PARSED;
 }
 
+/* RFC 1122, section 3.2.1.3: "this" network, loopback, multicast, the reserved block and broadcast are no
+ * host's addresses. The stack drops what comes from them, and nothing must be sent there. */
+static __always_inline bool is_martian(__be32 source)
+{
+	u8 first = bpf_ntohl(source) >> 24;
+
+	return first == 0 || first == 127 || first >= 224;
+}
+
 /* Fill *pkt; returns PARSED, or the reason why the packet is not for us. */
 static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 {
@@ -110,6 +119,8 @@ static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 		return REASON_IP_OPTIONS;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return REASON_FRAGMENT;
+	if (unlikely(is_martian(ip->saddr)))
+		return REASON_MARTIAN;
 	pkt->tuple.src.word[0] = ip->saddr;
 	pkt->tuple.dst.word[0] = ip->daddr;
 	pkt->tuple.protocol = ip->protocol;

@@ -18,7 +18,7 @@
 	X(FLOW_HIT, "packet of a known flow: translated")                                                    \
 	X(REPLY, "reply of a known flow: translated back")                                                   \
 	X(REJECT_NO_ENDPOINT, "the VIP has no endpoint: answered with RST or ICMP")                          \
-	X(REJECT_UNANSWERED, "an RST to a VIP without endpoint, which must not be answered: dropped")        \
+	X(REJECT_UNANSWERED, "no endpoint, but an RST or sent to many, so not answered: dropped")            \
 	X(SNAT_EXHAUSTED, "no free SNAT port: dropped")                                                      \
 	X(FLOWS_FULL, "no room for a flow entry: dropped")                                                   \
 	X(NO_ROUTE, "the FIB has no route to the backend or client: dropped")                                \
@@ -27,7 +27,9 @@
 	X(TOO_BIG, "larger than the egress MTU: dropped")                                                    \
 	X(NO_BACKEND, "a lookup table names a backend that is gone: dropped")                                \
 	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")                                \
-	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")
+	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")            \
+	X(MARTIAN, "a source address that no single host has: untouched")                                    \
+	X(NOT_FOR_US, "for a VIP, but in a frame to another host or to many: untouched")
 
 enum reason {
 #define X(name, meaning) REASON_##name,

@@ -54,6 +54,13 @@ static __always_inline bool load_swapped_ethernet(ctx_t *ctx, struct ethhdr *eth
 	return true;
 }
 
+/* Was the frame whose swapped header this is a broadcast or multicast? RFC 1122, section 3.2.2: such get no
+ * answer. */
+static __always_inline bool sent_to_many(const struct ethhdr *swapped)
+{
+	return swapped->h_source[0] & 1;
+}
+
 struct reset {
 	struct iphdr ip;
 	struct tcphdr tcp;
@@ -68,10 +75,10 @@ static __always_inline struct outcome reject_tcp(ctx_t *ctx, const struct packet
 	bool partial;
 	u64 sum;
 
-	if (pkt->tcp_flags & TCP_RST)
-		return drop(REASON_REJECT_UNANSWERED);
 	if (!ctx_load(ctx, L4_OFFSET, &segment, sizeof(segment)) || !load_swapped_ethernet(ctx, &eth))
 		return drop(REASON_REWRITE_FAILED);
+	if (pkt->tcp_flags & TCP_RST || sent_to_many(&eth))
+		return drop(REASON_REJECT_UNANSWERED);
 	partial = ctx_csum_partial(ctx, TCP_CSUM_OFFSET);
 
 	frame.ip = answer_header(pkt, IPPROTO_TCP, sizeof(frame.ip) + sizeof(frame.tcp));
@@ -119,8 +126,11 @@ static __always_inline struct outcome reject_udp(ctx_t *ctx, const struct packet
 	struct ethhdr eth;
 	u64 sum;
 
-	if (!ctx_resize(ctx, L4_OFFSET + QUOTED_L4) || !ctx_load(ctx, L3_OFFSET, &quoted, sizeof(quoted)) ||
-	    !load_swapped_ethernet(ctx, &eth))
+	if (!load_swapped_ethernet(ctx, &eth))
+		return drop(REASON_REWRITE_FAILED);
+	if (sent_to_many(&eth))
+		return drop(REASON_REJECT_UNANSWERED);
+	if (!ctx_resize(ctx, L4_OFFSET + QUOTED_L4) || !ctx_load(ctx, L3_OFFSET, &quoted, sizeof(quoted)))
 		return drop(REASON_REWRITE_FAILED);
 
 	/* The device makes the quoted L4 bytes add up to the complement of what the field holds now. */

@@ -12,7 +12,7 @@ from scapy.packet import Raw
 
 from lb.plan.types import VipKind
 from tests import packets as p
-from tests.packet.harness import HOOK_OF, PASS, XDP, Datapath
+from tests.packet.harness import HOOK_OF, PASS, TC_UPLINK_IN, XDP, Datapath
 from tests.packet.plans import VIPS, service
 
 VIP, PORT = VIPS[VipKind.CLUSTER_IP]
@@ -38,6 +38,10 @@ FOREIGN = {
     "IP options": (bytes(LINK / IP(options=[IPOption_NOP()] * 4, **TO_VIP) / SEGMENT), "IP_OPTIONS"),
     "first fragment": (bytes(LINK / IP(flags="MF", **TO_VIP) / SEGMENT), "FRAGMENT"),
     "later fragment": (bytes(LINK / IP(frag=185, **TO_VIP) / Raw(bytes(40))), "FRAGMENT"),
+    **{
+        f"from {source}": (bytes(LINK / IP(src=source, dst=VIP) / SEGMENT), "MARTIAN")
+        for source in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255")
+    },
     "another address": (bytes(LINK / IP(src=p.CLIENT, dst=p.NOT_A_VIP) / SEGMENT), "NOT_VIP"),
     "another port": (bytes(LINK / IP(**TO_VIP) / TCP(sport=1, dport=PORT + 1)), "NOT_VIP"),
     "another protocol": (GOOD_UDP, "NOT_VIP"),
@@ -75,6 +79,22 @@ def _check(datapath: Datapath, program: str, frame: bytes, reason: str) -> None:
 def test_foreign_packet(datapath: Datapath, program: str, frame: bytes, reason: str) -> None:
     datapath.apply(service(p.BACKEND_LOCAL))
     _check(datapath, program, frame, reason)
+
+
+@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", p.NODE2_MAC])
+@pytest.mark.parametrize("backends", [(), (p.BACKEND_LOCAL,), (p.BACKEND_REMOTE,)], ids=str)
+def test_frame_to_another_host_or_to_many(datapath: Datapath, mac: str, backends: tuple[str, ...]) -> None:
+    """A switch floods what it cannot place: the node that it is for translates it, and no other."""
+    datapath.apply(service(*backends))
+    frame = p.tcp(p.ether(p.CLIENT_MAC, mac), (p.CLIENT, p.CLIENT_PORT), (VIP, PORT))
+    _check(datapath, TC_UPLINK_IN, frame, "NOT_FOR_US")
+
+
+@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", p.NODE2_MAC])
+def test_xdp_forwards_nothing_to_another_host_or_to_many(datapath: Datapath, mac: str) -> None:
+    datapath.apply(service(p.BACKEND_REMOTE))
+    frame = p.tcp(p.ether(p.CLIENT_MAC, mac), (p.CLIENT, p.CLIENT_PORT), (VIP, PORT))
+    _check(datapath, XDP, frame, "TO_TC")
 
 
 @pytest.mark.parametrize("program", HOOK_OF)
