@@ -111,6 +111,10 @@ static __always_inline void decide_new(ctx_t *ctx, const struct packet *pkt, con
 	struct backend backend;
 	u32 created;
 
+	if (!source_allowed(pkt, vip)) {
+		decide(d, ACTION_DROP, REASON_SOURCE_NOT_ALLOWED);
+		return;
+	}
 	if (!set.size) {
 		if (vip->flags & VIP_USABLE)
 			decide(d, ACTION_DROP, REASON_NO_LOCAL_ENDPOINT);
@@ -146,9 +150,6 @@ static __always_inline void decide_new(ctx_t *ctx, const struct packet *pkt, con
 	flow.backend = backend.id;
 	flow.generation = backend.generation;
 	flow.to = d->to;
-	/* Only a SYN opens a connection; anything else is in the middle of one whose flow was lost. */
-	if (pkt->tuple.protocol == IPPROTO_TCP && !(pkt->tcp_flags & TCP_SYN))
-		flow.state = FLOW_ESTABLISHED;
 	advance_state(pkt, DIR_FORWARD, &flow);
 	created = create_flow(pkt, &flow, now, settings);
 	if (created != PARSED)

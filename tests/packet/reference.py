@@ -265,8 +265,6 @@ class Model:
             self._forget(holder)
         incarnation = self.world.backends[vip.service, backend]
         flow = Flow(t, to, vip.service, backend, incarnation, path, last_seen=self.now)
-        if TCP in packet and not packet[TCP].flags.S:
-            flow.state = "established"
         self._advance(packet, "client", flow)
         self.by_client[t] = self.by_backend[to.reversed()] = flow
         return self._send(packet, to, path, reason)
