@@ -18,7 +18,7 @@ from lb.lab.addressing import API_PORT, API_SERVER, SERVICE_CIDR, LabSpec
 from lb.lab.api import Api
 from lb.lab.apiserver import ControlPlane, write_kubeconfig, write_private
 from lb.lab.apply import make_namespace
-from lb.lab.processes import START_SECONDS, environment, kill, spawn, wait_for
+from lb.lab.processes import START_SECONDS, environment, kill, spawn, tail, wait_for
 from lb.lab.store import Store
 from lb.model import ObjectKey
 
@@ -97,6 +97,18 @@ class ApiHost:
             raise LabError("the API server does not run")
         if kill([process], how, within=70.0):  # it lets requests end, for up to 60 s
             raise LabError(f"the API server, process {process.pid}, does not end")
+
+    def check(self) -> None:
+        """Find out whether everything that was started still runs.
+
+        Raises
+        ------
+        LabError: something ended; carries the end of its log.
+        """
+        for name in (ETCD, SERVER, CONTROLLERS, FORWARDER):
+            if self._store.process(name) is not None and not self._runs(name):
+                log = self._store.log(name)
+                raise LabError(f"{name} ended; the end of its log {log}:\n{tail(log)}")
 
     def status(self) -> dict[str, Any]:
         """Return what runs, whether the API server is ready, and how to reach it."""

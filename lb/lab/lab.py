@@ -319,6 +319,8 @@ class Lab:
         store.write_process("kubelet", kubelet)
         wait_for("the kubelet", store.socket.exists, kubelet, store.log("kubelet"))
         waiting = self.wait_ready(pods_within)
+        if spec.kubernetes:
+            self.api_host().check()
         listing = self.ask_kubelet("list")
         for error in listing["errors"]:
             report(f"  manifest error: {error}")

@@ -28,5 +28,5 @@ def test_it_starts_serves_the_agents_account_and_ends(
 
 def test_a_program_that_ends_is_told_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(make_assets(tmp_path / "assets", broken="kube-apiserver")))
-    with pytest.raises(AssertionError, match="(?s)kube-apiserver did not become ready.*--no-such-flag"):
+    with pytest.raises(AssertionError, match=r"(?s)kube-apiserver did not become ready.*--no-such-flag"):
         ApiServer(tmp_path / "server").__enter__()
