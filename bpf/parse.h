@@ -80,13 +80,13 @@ static __always_inline u32 parse_udp(ctx_t *ctx, struct packet *pkt)
 	return PARSED;
 }
 
-/* RFC 1122, section 3.2.1.3: "this" network, loopback, multicast, the reserved block and broadcast are no
- * host's addresses. The stack drops what comes from them, and nothing must be sent there. */
+/* RFC 1122, section 3.2.1.3: "this" network, loopback, multicast and broadcast are no host's addresses. The
+ * stack drops what comes from them, and nothing must be sent there. 240.0.0.0/4 is in use: Linux takes it. */
 static __always_inline bool is_martian(__be32 source)
 {
 	u8 first = bpf_ntohl(source) >> 24;
 
-	return first == 0 || first == 127 || first >= 224;
+	return first == 0 || first == 127 || (first & 0xf0) == 224 || source == 0xffffffff;
 }
 
 /* Fill *pkt; returns PARSED, or the reason why the packet is not for us. */

@@ -40,7 +40,7 @@ FOREIGN = {
     "later fragment": (bytes(LINK / IP(frag=185, **TO_VIP) / Raw(bytes(40))), "FRAGMENT"),
     **{
         f"from {source}": (bytes(LINK / IP(src=source, dst=VIP) / SEGMENT), "MARTIAN")
-        for source in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255")
+        for source in ("0.0.0.0", "127.0.0.1", "224.0.0.1", "239.1.2.3", "255.255.255.255")
     },
     "another address": (bytes(LINK / IP(src=p.CLIENT, dst=p.NOT_A_VIP) / SEGMENT), "NOT_VIP"),
     "another port": (bytes(LINK / IP(**TO_VIP) / TCP(sport=1, dport=PORT + 1)), "NOT_VIP"),
