@@ -111,6 +111,10 @@ static __always_inline void decide_new(ctx_t *ctx, const struct packet *pkt, con
 	struct backend backend;
 	u32 created;
 
+	if (!source_allowed(pkt, vip)) {
+		decide(d, ACTION_DROP, REASON_SOURCE_NOT_ALLOWED);
+		return;
+	}
 	if (!set.size) {
 		if (vip->flags & VIP_USABLE)
 			decide(d, ACTION_DROP, REASON_NO_LOCAL_ENDPOINT);

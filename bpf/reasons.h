@@ -28,6 +28,7 @@
 	X(NO_BACKEND, "a lookup table names a backend that is gone: dropped")                                \
 	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")                                \
 	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")            \
+	X(SOURCE_NOT_ALLOWED, "a client outside of loadBalancerSourceRanges: dropped")                       \
 	X(MARTIAN, "a source address that no single host has: untouched")                                    \
 	X(NOT_FOR_US, "for a VIP, but in a frame to another host or to many: untouched")
 

@@ -37,6 +37,7 @@ enum vip_flags {
 	VIP_INSIDE_LOCAL = 1,  /* the set for the inside is that of traffic policy Local */
 	VIP_OUTSIDE_LOCAL = 2, /* the set for the outside is that of traffic policy Local */
 	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
+	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges4` may open connections */
 };
 
 struct vip {
@@ -47,6 +48,13 @@ struct vip {
 	u8 kind;		    /* enum vip_kind */
 	u8 flags;		    /* enum vip_flags */
 	u8 pad[2];
+};
+
+/* A network whose clients may use a Service port: key of a longest-prefix-match trie. */
+struct source_range4 {
+	u32 prefix;  /* bits that count of what follows: 32 and the network's prefix length */
+	u32 service; /* id of the Service port */
+	__be32 address;
 };
 
 enum backend_state {

@@ -168,6 +168,9 @@ class Limits:
     flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
     affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
     services: int = setting(65_536, ENTRIES, "Service ports")
+    source_ranges: int = setting(
+        65_536, ENTRIES, "networks in loadBalancerSourceRanges: one for each Service port and network"
+    )
 
     def as_dict(self) -> dict[str, int]:
         """Return the limits by name, as :meth:`lb.datapath.layouts.MapSpec.max_entries` takes them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from lb.datapath.pools import NO_ROWS, Region
 from lb.errors import LbError
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import lookup_table, table_size
-from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey
+from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 Sockets = dict[PortKey, set[Socket]]
 
@@ -28,7 +29,8 @@ class Change:
     names: ports that the ``services`` map does not name yet, with (namespace, name, port name).
     new: rows of ``backends4`` by id, in state FREE; states: the state they and changed ones get.
     edits: (id, flags, node) of backends that stay. tables: region and its rows.
-    puts, deletes: VIPs. error: what stopped the Service.
+    new_ranges, old_ranges: source ranges to write and to delete. puts, deletes: VIPs. error: what stopped
+    the Service.
     """
 
     key: ObjectKey
@@ -39,6 +41,8 @@ class Change:
     edits: list[tuple[int, int, int]] = field(default_factory=list)
     states: dict[int, int] = field(default_factory=dict)
     tables: list[tuple[Region, NDArray[np.uint32]]] = field(default_factory=list)
+    new_ranges: list[tuple[Port, IPv4Network]] = field(default_factory=list)
+    old_ranges: list[tuple[Port, IPv4Network]] = field(default_factory=list)
     puts: dict[VipKey, tuple[Port, VipRow]] = field(default_factory=dict)
     deletes: dict[VipKey, Port] = field(default_factory=dict)
     error: LbError | None = None
@@ -67,6 +71,7 @@ def prepare(ledger: Ledger, slots: Rows, key: ObjectKey, plan: ServicePlan | Non
     for port_key, port in ports.items():
         if port_key not in desired:
             change.deletes.update(dict.fromkeys(port.vips, port))
+            change.old_ranges += [(port, network) for network in port.ranges]
     return change
 
 
@@ -104,6 +109,9 @@ def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan:
             change.states[slot] = state
     if kept:
         _compare(slots, change, np.array(kept, np.uint32))
+    ranges = [net for net in plan.source_ranges if isinstance(net, IPv4Network)]
+    change.new_ranges += [(port, network) for network in ranges if not port.ranges.get(network)]
+    change.old_ranges += [(port, network) for network in port.ranges.keys() - set(ranges)]
     wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
     offers = {TrafficPolicy.CLUSTER: plan.cluster, TrafficPolicy.LOCAL: plan.local}
     regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}
@@ -126,6 +134,7 @@ def _vip_flags(vip: Vip, plan: PortPlan) -> int:
         VipFlag.INSIDE_LOCAL * (vip.inside is TrafficPolicy.LOCAL)
         | VipFlag.OUTSIDE_LOCAL * (vip.outside is TrafficPolicy.LOCAL)
         | VipFlag.USABLE * bool(plan.cluster)
+        | VipFlag.SOURCE_RANGES * (vip.kind is VipKind.LOAD_BALANCER and bool(plan.source_ranges))
     )
 
 

@@ -22,7 +22,7 @@ from lb.datapath.layouts import (
     FlowState,
     VipFlag,
 )
-from lb.datapath.ledger import KIND_CODES, VipRow, read_vips
+from lb.datapath.ledger import KIND_CODES, VipRow, read_ranges, read_vips
 from lb.datapath.maps import Maps, Rows
 from lb.model import ObjectKey, Protocol
 from lb.plan.types import VipKey
@@ -53,7 +53,8 @@ class VipEntry:
     """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port.
 
     local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
-    absent in JSON when there is none.
+    source_ranges: the networks that may open connections, empty when all may. Both are absent in JSON when
+    they are empty.
     """
 
     address: str
@@ -65,12 +66,14 @@ class VipEntry:
     affinity_seconds: int
     backends: tuple[VipBackend, ...]
     local_only: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as JSON has it."""
         fields = asdict(self)
-        if not self.local_only:
-            del fields["local_only"]
+        for name in ("local_only", "source_ranges"):
+            if not fields[name]:
+                del fields[name]
         for backend in fields["backends"]:
             del backend["takes_new"]
         return fields
@@ -203,6 +206,14 @@ class _Reader:
             by_service.setdefault(service, []).append(slot)
         return by_service
 
+    @cached_property
+    def _ranges(self) -> dict[int, tuple[str, ...]]:
+        """Return each Service port's source ranges, in the order of their addresses."""
+        by_service: dict[int, tuple[str, ...]] = {}
+        for service, network in sorted(read_ranges(self._maps)):
+            by_service[service] = (*by_service.get(service, ()), str(network))
+        return by_service
+
     def _name(self, service: int) -> tuple[str, str]:
         return self._names.get(service, ("unknown", ""))
 
@@ -227,6 +238,7 @@ class _Reader:
                 row.affinity_seconds,
                 self._vip_backends(row),
                 tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
+                self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else (),
             )
             for vip, row in sorted(chosen.items(), key=_vip_order)
         ]

@@ -30,7 +30,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
     """
     rows = []
     for spec in layouts.MAPS:
-        if spec.type in (MapType.HASH, MapType.LRU_HASH):
+        if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
             entries = maps.count(spec.name)
         elif spec.name == "backends4":
             entries = int(np.count_nonzero(maps.array("backends4")["state"] != BackendStateCode.FREE))

@@ -33,6 +33,7 @@ VIP: DType = np.dtype(
         ("pad", "u1", (2,)),
     ]
 )
+SOURCE_RANGE4: DType = np.dtype([("prefix", "u4"), ("service", "u4"), ("address", ">u4")])
 BACKEND4: DType = np.dtype(
     [
         ("address", ">u4"),
@@ -95,6 +96,7 @@ STRUCTS: Mapping[str, DType] = {
     "vip4_key": VIP4_KEY,
     "backend_set": BACKEND_SET,
     "vip": VIP,
+    "source_range4": SOURCE_RANGE4,
     "backend4": BACKEND4,
     "flow4_key": FLOW4_KEY,
     "flow4": FLOW4,
@@ -130,6 +132,7 @@ class VipFlag(IntFlag):
     INSIDE_LOCAL = 1
     OUTSIDE_LOCAL = 2
     USABLE = 4
+    SOURCE_RANGES = 8
 
 
 class BackendStateCode(IntEnum):
@@ -186,6 +189,7 @@ class MapType(IntEnum):
     ARRAY = 2
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    LPM_TRIE = 11
 
 
 BPF_F_NO_PREALLOC = 1
@@ -249,6 +253,11 @@ MAPS: tuple[MapSpec, ...] = (
     MapSpec(
         "vips4", MapType.HASH, VIP4_KEY, VIP, "Python", "the Service is refused, logged",
         "VIP to Service port and backend sets", limit="vips",
+    ),
+    MapSpec(
+        "source_ranges4", MapType.LPM_TRIE, SOURCE_RANGE4, ID, "Python", "the Service is refused, logged",
+        "loadBalancerSourceRanges: Service port and network to 1", limit="source_ranges",
+        flags=BPF_F_NO_PREALLOC,
     ),
     MapSpec(
         "backends4", MapType.ARRAY, ID, BACKEND4, "Python", "the Service is refused, logged",

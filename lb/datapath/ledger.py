@@ -7,9 +7,9 @@ from the maps (:mod:`lb.datapath.recover`), since they carry the names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from lb.datapath.layouts import (
     NODE_NAME,
     NODE_NONE,
     NODE_SELF,
+    SOURCE_RANGE4,
     VIP,
     VIP4_KEY,
     BackendStateCode,
@@ -62,6 +63,7 @@ class Port:
 
     id: in ``services``; named: whether it is written there.
     backends: backend id by socket. regions: lookup tables by the set of backend ids in their rows.
+    ranges: source ranges; False when a failed write left in the dark whether the kernel has it.
     vips: what the kernel holds; None when a failed write left that in the dark.
     """
 
@@ -69,6 +71,7 @@ class Port:
     named: bool = False
     backends: dict[Socket, int] = field(default_factory=dict)
     regions: dict[frozenset[int], Region] = field(default_factory=dict)
+    ranges: dict[IPv4Network, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
 
     def unreferenced(self) -> Iterator[tuple[frozenset[int], Region]]:
@@ -202,3 +205,21 @@ def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
             keys.tolist(), values.tolist(), strict=True
         )
     }
+
+
+_SERVICE_BITS = 32  # of a source range's key, in front of the address
+
+
+def range_keys(ranges: Iterable[tuple[int, IPv4Network]]) -> Rows:
+    """Return (Service port id, network) pairs as keys of ``source_ranges4``."""
+    rows = [(_SERVICE_BITS + net.prefixlen, service, int(net.network_address)) for service, net in ranges]
+    return np.array(rows, SOURCE_RANGE4)
+
+
+def read_ranges(maps: Maps) -> list[tuple[int, IPv4Network]]:
+    """Read the ``source_ranges4`` map as (Service port id, network) pairs, in no order."""
+    keys, _ = maps.read("source_ranges4")
+    return [
+        (service, IPv4Network((address, prefix - _SERVICE_BITS)))
+        for prefix, service, address in keys.tolist()
+    ]

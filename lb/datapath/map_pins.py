@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 # Maps whose entries name each other by id. When one of them must start empty, ids start anew; then all of
 # them start empty, and so does what the kernel noted by those ids.
-_BY_ID = frozenset({"nodes", "services", "backends4", "tables", "vips4"})
+_BY_ID = frozenset({"nodes", "services", "backends4", "tables", "source_ranges4", "vips4"})
 _NAMING_IDS = frozenset({"flows4", "affinity4"})
 
 
@@ -108,7 +108,7 @@ def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
     if spec.type is MapType.LRU_HASH:
         return True  # as ever, the least recently used ones go
     keys, values = read_rows(fd, spec)
-    if spec.type is MapType.HASH:
+    if spec.type in (MapType.HASH, MapType.LPM_TRIE):
         return len(keys) <= entries
     return not values[keys >= entries].any()
 

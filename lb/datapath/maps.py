@@ -24,7 +24,7 @@ class Maps(Protocol):
     """The maps of one node, by the names in :data:`lb.datapath.layouts.MAPS`."""
 
     def read(self, name: str) -> tuple[Rows, Rows]:
-        """Return all entries of a hash map as (keys, values), in no order.
+        """Return all entries of a hash map or trie as (keys, values), in no order.
 
         A per-CPU map's values have the shape (entries, CPUs).
 
@@ -35,7 +35,7 @@ class Maps(Protocol):
         ...
 
     def count(self, name: str) -> int:
-        """Return how many entries a hash map has; what comes or goes meanwhile may or may not count.
+        """Return how many entries a hash map or trie has; what comes or goes meanwhile may or may not count.
 
         Raises
         ------
@@ -44,7 +44,7 @@ class Maps(Protocol):
         ...
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
-        """Write entries of a hash map; keys and values have the same length. Existing keys are replaced.
+        """Write entries of a hash map or trie; there is a value for each key. Existing keys are replaced.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class Maps(Protocol):
         ...
 
     def delete(self, name: str, keys: Rows) -> None:
-        """Delete entries of a hash map; a key that is not there is no error."""
+        """Delete entries of a hash map or trie; a key that is not there is no error."""
         ...
 
     def array(self, name: str) -> Rows:

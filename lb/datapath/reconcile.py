@@ -1,9 +1,9 @@
 """Bring the maps in step with the plans, so that no packet ever sees a half-written Service.
 
-The order of writes is names, backends, lookup tables, VIPs: a VIP leads only to what is complete. A changed
-set of backends gets a new lookup table, and one map update switches the VIP over. What no VIP leads to any
-more goes in reverse order, and its ids and rows rest for a while before somebody else gets them: a packet
-that read the VIP a moment ago still finds the old rows, and never those of another Service.
+The order of writes is names, source ranges, backends, lookup tables, VIPs: a VIP leads only to what is
+complete. A changed set of backends gets a new lookup table, and one map update switches the VIP over. What no
+VIP leads to any more goes in reverse order, and its ids and rows rest for a while before somebody else gets
+them: a packet that read the VIP a moment ago still finds the old rows, and never those of another Service.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network
 
 import numpy as np
 
 from lb.datapath.changes import Change, prepare
 from lb.datapath.grace import wait_for_running_programs
 from lb.datapath.layouts import BACKEND4, ID, SERVICE_NAME, BackendStateCode
-from lb.datapath.ledger import NodeNames, PortKey, new_ledger, vip_keys, vip_values
+from lb.datapath.ledger import NodeNames, Port, PortKey, new_ledger, range_keys, vip_keys, vip_values
 from lb.datapath.maps import Maps
 from lb.datapath.pools import Region
 from lb.datapath.recover import nodes_in_use, read_ledger
@@ -37,10 +38,12 @@ class SyncReport:
     """What one sync wrote, in map entries, and which Services it could not bring in step."""
 
     names: int = 0
+    ranges: int = 0
     backends: int = 0
     table_rows: int = 0
     vips: int = 0
     vips_deleted: int = 0
+    ranges_deleted: int = 0
     backends_freed: int = 0
     names_deleted: int = 0
     errors: dict[ObjectKey, LbError] = field(default_factory=dict)
@@ -49,8 +52,8 @@ class SyncReport:
     def writes(self) -> int:
         """Entries written or deleted, in all maps."""
         return (
-            self.names + self.backends + self.table_rows + self.vips
-            + self.vips_deleted + self.backends_freed + self.names_deleted
+            self.names + self.ranges + self.backends + self.table_rows + self.vips
+            + self.vips_deleted + self.ranges_deleted + self.backends_freed + self.names_deleted
         )  # fmt: skip
 
 
@@ -120,12 +123,14 @@ class Reconciler:
         changes = [self._prepared(key, plan) for key, plan in todo.items()]
 
         self._each(changes, self._write_names)
+        self._each(changes, self._write_ranges, self._undo_ranges)
         self._report.names += self._ledger.nodes.write()
         ready = [change for change in changes if change.error is None]
         self._write_backends(ready)
         self._write_tables(ready)
         self._each(changes, self._put_vips, self._restore_vips)
         self._each(changes, self._delete_vips)
+        self._each(changes, self._delete_ranges)
         self._collect(changes)
 
         for change in changes:
@@ -192,6 +197,43 @@ class Reconciler:
         for port, _ in names:
             port.named = True
         self._report.names += len(names)
+
+    def _write_ranges(self, changes: Sequence[Change]) -> None:
+        ranges = [each for change in changes for each in change.new_ranges]
+        if not ranges:
+            return
+        keys = range_keys((port.id, network) for port, network in ranges)
+        for port, network in ranges:
+            port.ranges[network] = False
+        self._maps.update("source_ranges4", keys, np.ones(len(keys), ID))
+        for port, network in ranges:
+            port.ranges[network] = True
+        self._report.ranges += len(ranges)
+
+    def _undo_ranges(self, change: Change) -> None:
+        """Delete what a failed write of a Service's source ranges may have left."""
+        try:
+            self._forget_ranges([(port, net) for port, net in change.new_ranges if net in port.ranges])
+        except LbError as error:
+            _LOG.warning("Service %s: source ranges are in an unknown state: %s", change.key, error)
+
+    def _delete_ranges(self, changes: Sequence[Change]) -> None:
+        """Delete source ranges that are not wanted any more.
+
+        A packet on its way may have read that its VIP has ranges: it gets to look them up first.
+        """
+        ranges = [each for change in changes for each in change.old_ranges]
+        if not ranges:
+            return
+        if any(port.vips for port, _ in ranges):
+            self._settle()
+        self._forget_ranges(ranges)
+        self._report.ranges_deleted += len(ranges)
+
+    def _forget_ranges(self, ranges: Sequence[tuple[Port, IPv4Network]]) -> None:
+        self._maps.delete("source_ranges4", range_keys((port.id, network) for port, network in ranges))
+        for port, network in ranges:
+            port.ranges.pop(network, None)
 
     def _write_backends(self, changes: Sequence[Change]) -> None:
         slots = self._maps.array("backends4")
@@ -306,7 +348,9 @@ class Reconciler:
     def _delete_names(self, key: ObjectKey) -> None:
         """Drop the ports of a Service that have nothing left, and the Service with its last port."""
         ports = self._ledger.services.get(key, {})
-        empty: list[PortKey] = [k for k, port in ports.items() if not port.vips and not port.backends]
+        empty: list[PortKey] = [
+            k for k, port in ports.items() if not (port.vips or port.ranges or port.backends)
+        ]
         named = [ports[port_key].id for port_key in empty if ports[port_key].named]
         if named:
             self._maps.delete("services", np.array(named, ID))

@@ -7,7 +7,17 @@ from collections import defaultdict
 import numpy as np
 
 from lb.datapath.layouts import ID, NODE_SELF, BackendStateCode
-from lb.datapath.ledger import Ledger, NodeNames, Port, Ports, Socket, new_ledger, read_vips
+from lb.datapath.ledger import (
+    Ledger,
+    NodeNames,
+    Port,
+    Ports,
+    Socket,
+    new_ledger,
+    range_keys,
+    read_ranges,
+    read_vips,
+)
 from lb.datapath.maps import Maps
 from lb.model import ObjectKey
 from lb.plan import table_size
@@ -18,10 +28,10 @@ _NAMELESS = ObjectKey("", "")
 def read_ledger(maps: Maps) -> Ledger:
     """Rebuild the ledger and clean away what a crash half-way through a sync has left.
 
-    Writes come in the order names, backends, tables, VIPs, and deletions in reverse. So what no VIP leads
-    to is a leftover: names and backends of ports without VIPs, names of nodes without backends. A VIP whose
-    port has no name of its own can only stem from damage; it is filed under a Service without a name, which
-    no source has, and so goes when the known Services are compared with the source's.
+    Writes come in the order names, source ranges, backends, tables, VIPs, and deletions in reverse. So what
+    no VIP leads to is a leftover: names, ranges and backends of ports without VIPs, names of nodes without
+    backends. A VIP whose port has no name of its own can only stem from damage; it is filed under a Service
+    without a name, which no source has, and so goes when the known Services are compared with the source's.
 
     Raises
     ------
@@ -39,6 +49,7 @@ def read_ledger(maps: Maps) -> Ledger:
             port = ports[row.service] = Port(row.service, named=row.service in names)
             services[key][port_name, vip.protocol] = port
         ports[row.service].vips[vip] = row
+    _read_ranges(maps, ports)
     _read_backends(maps, ports)
     for port in ports.values():
         _read_regions(maps, port)
@@ -54,6 +65,18 @@ def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
         service: (ObjectKey(namespace.decode(), name.decode()), port_name.decode())
         for service, (namespace, name, port_name) in zip(ids.tolist(), names.tolist(), strict=True)
     }
+
+
+def _read_ranges(maps: Maps, ports: dict[int, Port]) -> None:
+    """Give the ports their source ranges; delete those that no port has."""
+    leftovers = []
+    for service, network in read_ranges(maps):
+        if service in ports:
+            ports[service].ranges[network] = True
+        else:
+            leftovers.append((service, network))
+    if leftovers:
+        maps.delete("source_ranges4", range_keys(leftovers))
 
 
 def _read_backends(maps: Maps, ports: dict[int, Port]) -> None:

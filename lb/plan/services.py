@@ -9,6 +9,7 @@ from lb.model import (
     Endpoint,
     EndpointSlice,
     IPAddress,
+    IPNetwork,
     Service,
     ServicePort,
     ServiceType,
@@ -40,6 +41,9 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
     New connections go to the ready endpoints. When there is none they go to those that are serving and
     terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`offered` says which of them each traffic
     policy offers, and :func:`policies` which policy holds for whom.
+
+    Source ranges. loadBalancerSourceRanges limit who may open connections to the load-balancer addresses,
+    from wherever; those of one family say nothing about the other, as with kube-proxy.
 
     A terminating endpoint is in state TERMINATING and, unless the rule above chose it, gets no new
     connections. One that is neither ready nor terminating is no backend.
@@ -168,16 +172,24 @@ def _plan_port(
 ) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
     cluster, local = offered(members, topology)
+    version = vips[0].key.address.version
+    ranges = {net for net in service.source_ranges if net.version == version}
+    balanced = any(vip.kind is VipKind.LOAD_BALANCER for vip in vips)
     return PortPlan(
         port_name=port.name,
         protocol=port.protocol,
-        version=vips[0].key.address.version,
+        version=version,
         affinity_seconds=service.affinity_seconds,
         vips=tuple(sorted(vips, key=lambda vip: (int(vip.key.address), vip.key.port))),
         backends=tuple(m.backend for m in members if m.endpoint.ready or m.endpoint.terminating),
         cluster=tuple(member.backend for member in cluster),
         local=tuple(member.backend for member in local),
+        source_ranges=tuple(sorted(ranges, key=_network_order)) if balanced else (),
     )
+
+
+def _network_order(network: IPNetwork) -> tuple[int, int]:
+    return int(network.network_address), network.prefixlen
 
 
 def _backend(socket: _Socket, endpoint: Endpoint, topology: Topology) -> Backend:

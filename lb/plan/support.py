@@ -20,6 +20,4 @@ def unsupported(service: Service) -> tuple[str, ...]:
     addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
     if any(address.version == 6 for address in addresses):
         found.append("IPv6 addresses: IPv6 is not translated; only the IPv4 addresses are served")
-    if service.source_ranges:
-        found.append("spec.loadBalancerSourceRanges: not honoured; every client is let in")
     return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.model import IPAddress, ObjectKey, Protocol, TrafficPolicy
+from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy
 
 
 class VipKind(enum.StrEnum):
@@ -87,6 +87,7 @@ class PortPlan:
     the backends offered to new connections under the traffic policies Cluster and Local: subsets of
     backends, sorted by identity. A backend in neither keeps its established connections only. local is
     empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
+    source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all.
     """
 
     port_name: str
@@ -97,6 +98,7 @@ class PortPlan:
     backends: tuple[Backend, ...]
     cluster: tuple[Backend, ...]
     local: tuple[Backend, ...]
+    source_ranges: tuple[IPNetwork, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

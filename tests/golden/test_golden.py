@@ -85,6 +85,7 @@ def test_every_row_of_the_contract_that_the_plan_decides_is_here() -> None:
         "readiness",
         "selectorless",
         "skip-labels",
+        "source-ranges",
         "terminating",
         "topology",
     }

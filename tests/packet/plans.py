@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
@@ -39,6 +39,7 @@ def service(
     external: TrafficPolicy = TrafficPolicy.CLUSTER,
     local: Sequence[str] | None = None,
     terminating: Sequence[str] = (),
+    source_ranges: Sequence[str] = (),
 ) -> ServicePlan:
     """Return a Service with these endpoints.
 
@@ -58,6 +59,7 @@ def service(
         backends=tuple(backends),
         cluster=tuple(offered),
         local=tuple(one for one in backends if str(one.address) in here),
+        source_ranges=tuple(map(ip_network, source_ranges)),
     )
     return ServicePlan(ObjectKey("default", name), "2024-01-01T00:00:00Z", (port,))
 

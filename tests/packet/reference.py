@@ -69,13 +69,14 @@ class ModelBackend:
 class ModelVip:
     """A VIP: its Service port, and for each side the backend of each row of the lookup table.
 
-    usable: the Service port has an endpoint on some node.
+    usable: the Service port has an endpoint on some node. allowed: whose connections it takes; empty: all.
     """
 
     service: str
     affinity_seconds: int
     rows: Mapping[str, tuple[ModelBackend, ...]]
     usable: bool
+    allowed: tuple[IPv4Network, ...] = ()
 
 
 @dataclass
@@ -241,6 +242,8 @@ class Model:
     def _new(
         self, packet: Packet, t: Tuple5, vip: ModelVip, side: str, chosen_port: Callable[[], int]
     ) -> Expected:
+        if vip.allowed and not any(t.src in network for network in vip.allowed):
+            return Expected("drop", None, "SOURCE_NOT_ALLOWED")
         rows = vip.rows[side]
         if not rows:
             return Expected("drop", None, "NO_LOCAL_ENDPOINT") if vip.usable else rejected(packet)

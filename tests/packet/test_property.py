@@ -53,6 +53,10 @@ VIP_PORT = 80
 
 
 STATES = st.sampled_from([BackendState.ACTIVE, BackendState.ACTIVE, BackendState.TERMINATING])
+RANGES = [
+    IPv4Network(text)
+    for text in ("0.0.0.0/0", "192.0.2.0/24", f"{p.CLIENT}/32", "10.0.0.0/8", f"{p.POD_CLIENT}/32")
+]
 POLICIES = st.sampled_from(TrafficPolicy)
 
 
@@ -62,6 +66,8 @@ def service_strategy() -> st.SearchStrategy[dict[str, Any]]:
             "protocol": st.sampled_from([Protocol.TCP, Protocol.UDP]),
             "affinity": st.sampled_from([0, AFFINITY_SECONDS]),
             "backends": st.dictionaries(st.sampled_from(BACKENDS), STATES, max_size=4),
+            "kind": st.sampled_from([VipKind.CLUSTER_IP, VipKind.LOAD_BALANCER]),
+            "ranges": st.just(set()) | st.sets(st.sampled_from(RANGES), max_size=2),
             "policies": st.fixed_dictionaries({"inside": POLICIES, "outside": POLICIES}),
         }
     )
@@ -121,6 +127,7 @@ class Machine(RuleBasedStateMachine):
                 spec["affinity"],
                 {side: model_rows(sets[policy]) for side, policy in spec["policies"].items()},
                 usable=bool(backends),
+                allowed=tuple(spec["ranges"]) if spec["kind"] is VipKind.LOAD_BALANCER else (),
             )
             for backend in map(model_backend, backends):
                 known = self.model.world.backends.get((name, backend))
@@ -317,10 +324,11 @@ def plan(
         protocol=spec["protocol"],
         version=4,
         affinity_seconds=spec["affinity"],
-        vips=(Vip(key, VipKind.CLUSTER_IP, **spec["policies"]),),
+        vips=(Vip(key, spec["kind"], **spec["policies"]),),
         backends=tuple(backends),
         cluster=tuple(sets[TrafficPolicy.CLUSTER]),
         local=tuple(sets[TrafficPolicy.LOCAL]),
+        source_ranges=tuple(spec["ranges"]) if spec["kind"] is VipKind.LOAD_BALANCER else (),
     )
     return ServicePlan(ObjectKey("default", name), "", (port,))
 

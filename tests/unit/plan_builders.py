@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
@@ -32,6 +32,7 @@ def port_plan(
     kind: VipKind = VipKind.CLUSTER_IP,
     inside: TrafficPolicy = TrafficPolicy.CLUSTER,
     outside: TrafficPolicy = TrafficPolicy.CLUSTER,
+    source_ranges: Iterable[str] = (),
 ) -> PortPlan:
     offered = {b if isinstance(b, Backend) else backend(b) for b in backends}
     rest = {b if isinstance(b, Backend) else backend(b, state=BackendState.TERMINATING) for b in draining}
@@ -45,6 +46,7 @@ def port_plan(
         backends=tuple(sorted(offered | rest, key=lambda b: b.identity)),
         cluster=ordered,
         local=tuple(b for b in ordered if b.local),
+        source_ranges=tuple(map(ip_network, source_ranges)),
     )
 
 

@@ -6,13 +6,13 @@ import numpy as np
 
 from lb.config import Limits
 from lb.datapath.layouts import BackendStateCode, VipFlag
-from lb.datapath.ledger import VipRow, read_vips
+from lb.datapath.ledger import VipRow, read_ranges, read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.pools import Region
 from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import lookup_table
-from lb.plan.types import ServicePlan
+from lb.plan.types import ServicePlan, VipKind
 from tests.unit.plan_builders import backend, port_plan, service_plan, vip_key
 
 VIP = "10.96.0.1:80"
@@ -89,8 +89,10 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
     slots = maps.array("backends4")
     named = set(maps.read("services")[0].tolist())
     vips = read_vips(maps)
+    ranges = read_ranges(maps)
     for row in vips.values():
         assert row.service in named
+        assert not row.flags & VipFlag.SOURCE_RANGES or row.service in dict(ranges)
         for region in (row.inside, row.outside):
             rows = slots[maps.array("tables")[region.offset : region.offset + region.size]]
             assert (rows["service"] == row.service).all()
@@ -102,6 +104,9 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
     for port in ports:
         for vip in port.vips:
             row = vips[vip.key]
+            filtered = bool(port.source_ranges) and vip.kind is VipKind.LOAD_BALANCER
+            assert bool(row.flags & VipFlag.SOURCE_RANGES) == filtered
+            assert {net for service, net in ranges if service == row.service} == set(port.source_ranges)
             assert bool(row.flags & VipFlag.USABLE) == bool(port.cluster)
             for region, policy, flag in (
                 (row.inside, vip.inside, VipFlag.INSIDE_LOCAL),
@@ -119,3 +124,4 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
         (int(b.address), b.port) for port in ports for b in port.backends
     )
     assert len(named) == len(ports)
+    assert {service for service, _ in ranges} <= named

@@ -76,6 +76,7 @@ def test_readme_lists_every_map() -> None:
         layouts.MapType.ARRAY: "array, mmap",
         layouts.MapType.PERCPU_ARRAY: "per-CPU array",
         layouts.MapType.LRU_HASH: "LRU hash",
+        layouts.MapType.LPM_TRIE: "LPM trie",
     }
     assert list(rows) == [spec.name for spec in layouts.MAPS]
     for spec in layouts.MAPS:

@@ -263,6 +263,7 @@ def test_map_fill_counts_what_is_used() -> None:
     assert fill == {
         "ifaces": (0, 4096),
         "vips4": (3, 65536),
+        "source_ranges4": (0, 65536),
         "backends4": (3, 131072),
         "tables": (1260, 8388608),
         "flows4": (0, 262144),

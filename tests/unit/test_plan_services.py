@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -314,6 +314,22 @@ def test_topology_hints_do_not_concern_policy_local() -> None:
     here, there = hinted(1, zones="b", node="node1"), hinted(2, zones="a", node="node2")
     port = only(plan_service(WEB, [piece(here, there)], replace(TOPOLOGY, zone="a")))
     assert offers(port) == (["10.0.0.2"], ["10.0.0.1"])
+
+
+def test_source_ranges_are_those_of_the_family_and_need_a_load_balancer_address() -> None:
+    ranges = (ip_network("203.0.113.0/24"), ip_network("2001:db8::/32"), ip_network("10.0.0.0/8"))
+    service = replace(
+        WEB,
+        type=ServiceType.LOAD_BALANCER,
+        cluster_ips=(CLUSTER_IP, CLUSTER_IP6),
+        load_balancer_ips=(EXTERNAL, ip_address("2001:db8::7")),
+        source_ranges=ranges,
+    )
+    four, six = plan_service(service, [], TOPOLOGY).ports
+    assert (four.version, four.source_ranges) == (4, (ranges[2], ranges[0]))
+    assert (six.version, six.source_ranges) == (6, (ranges[1],))
+    waiting = replace(service, load_balancer_ips=())
+    assert [port.source_ranges for port in plan_service(waiting, [], TOPOLOGY).ports] == [(), ()]
 
 
 @pytest.mark.parametrize("worse", [UNREADY, SERVING, DYING])

@@ -26,7 +26,6 @@ def service(**fields: Any) -> Service:
         ({"ports": (HTTP, SCTP)}, "spec.ports[1].protocol"),
         ({"cluster_ips": (V4, V6)}, "IPv6 addresses"),
         ({"external_ips": (V6,)}, "IPv6 addresses"),
-        ({"source_ranges": (ip_network("10.0.0.0/8"),)}, "spec.loadBalancerSourceRanges"),
     ],
 )
 def test_each_field_is_named(fields: dict[str, Any], path: str) -> None:
@@ -37,6 +36,7 @@ def test_each_field_is_named(fields: dict[str, Any], path: str) -> None:
 def test_nothing_is_said_of_a_service_that_is_served_whole_or_not_at_all() -> None:
     assert unsupported(service()) == ()
     assert unsupported(service(internal_policy=TrafficPolicy.LOCAL)) == ()
+    assert unsupported(service(source_ranges=(ip_network("10.0.0.0/8"),))) == ()
     assert unsupported(service(distribution=TrafficDistribution.PREFER_CLOSE)) == ()
     assert unsupported(service(proxied=False, cluster_ips=(V6,))) == ()
     headless = service(cluster_ips=(), headless=True, ports=(SCTP,))

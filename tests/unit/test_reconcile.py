@@ -14,7 +14,7 @@ from lb.datapath.ledger import read_vips
 from lb.errors import BpfError, CapacityError
 from lb.model import TrafficPolicy
 from lb.plan import lookup_table
-from lb.plan.types import ServicePlan
+from lb.plan.types import ServicePlan, VipKind
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, check, web
 
@@ -195,6 +195,37 @@ def test_a_vip_changes_hands_in_one_update_without_a_gap(bench: Bench) -> None:
     assert bench.choices(bench.row().inside) == [(int(backend(B).address), 8080)]
     bench.reconciler.sync({web().key: None})
     assert list(read_vips(bench.maps)) == [vip_key(VIP)]
+
+
+def limited(*ranges: str) -> ServicePlan:
+    return service_plan("web", port_plan([VIP], [A], kind=VipKind.LOAD_BALANCER, source_ranges=ranges))
+
+
+def test_source_ranges_are_there_before_the_vip_asks_for_them_and_until_it_does_not(bench: Bench) -> None:
+    bench.apply(web(A))
+    assert bench.apply(limited("10.0.0.0/8", "192.0.2.0/24")) == [
+        ("update", "source_ranges4"),
+        ("update", "vips4"),
+    ]
+    assert bench.apply(limited("10.0.0.0/8", "10.0.0.0/16")) == [
+        ("update", "source_ranges4"),
+        ("delete", "source_ranges4"),
+    ]
+    check(bench.maps, exact=[limited("10.0.0.0/8", "10.0.0.0/16")])
+    settled = len(bench.settled)
+    assert bench.apply(limited()) == [("update", "vips4"), ("delete", "source_ranges4")]
+    assert [write[:2] for write in bench.settled[settled]][-1] == ("update", "vips4")
+
+
+def test_source_ranges_that_do_not_fit_leave_the_service_as_it_was() -> None:
+    bench = Bench(replace(SMALL, source_ranges=3))
+    bench.apply(limited("10.0.0.0/8"))
+    more = limited("10.0.0.0/8", "10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16")
+    report = bench.reconciler.sync({more.key: more})
+    (error,) = report.errors.values()
+    assert isinstance(error, CapacityError)
+    assert "limits.source_ranges" in str(error)
+    check(bench.maps, exact=[limited("10.0.0.0/8")])
 
 
 def test_ipv6_is_left_out_and_said_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

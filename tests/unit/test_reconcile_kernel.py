@@ -23,7 +23,7 @@ from tests.unit.plan_builders import port_plan, service_plan
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, A, B, Clock
 from tests.unit.test_reconcile_restart import Step, histories
 
-LIMITS = replace(SMALL, vips=3, backends=12, table_rows=2600, services=3)
+LIMITS = replace(SMALL, vips=3, backends=12, table_rows=2600, services=3, source_ranges=5)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def kernel_maps() -> Iterator[KernelMaps]:
 
 def clear(maps: KernelMaps) -> None:
     """Empty what Python writes."""
-    for name in ("vips4", "services", "nodes"):
+    for name in ("vips4", "source_ranges4", "services", "nodes"):
         maps.delete(name, maps.read(name)[0])
     for name in ("backends4", "tables"):
         maps.array(name)[:] = np.zeros(1, MAP_SPECS[name].value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from lb.config import Limits
 from lb.datapath.ledger import VipRow, read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import QUARANTINE_SECONDS
+from lb.model import TrafficPolicy
 from lb.plan import Claims
-from lb.plan.types import ServicePlan, VipKey
+from lb.plan.types import ServicePlan, VipKey, VipKind
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan
 from tests.unit.reconcile_bench import OTHER_VIP, VIP, A, B, Bench, C, Plans, check, web
 
@@ -39,7 +42,7 @@ def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
     assert bench.row().service == ids[0]
 
 
-WRITES_OF_THAT_SYNC = 10
+WRITES_OF_THAT_SYNC = 12
 
 
 class CrashError(Exception):
@@ -49,8 +52,10 @@ class CrashError(Exception):
 @pytest.mark.parametrize("writes", range(WRITES_OF_THAT_SYNC + 1))
 def test_a_crash_anywhere_is_cleaned_up(bench: Bench, writes: int) -> None:
     """The agent dies before the nth write of a sync that adds one Service, changes one and deletes one."""
-    gone = service_plan("gone", port_plan(["10.96.0.3:80"], [A, C]))
-    added = service_plan("added", port_plan(["10.96.0.4:80"], [backend(A, NODE), backend(B, "node2")]))
+    limited: dict[str, Any] = {"kind": VipKind.LOAD_BALANCER, "source_ranges": ["10.0.0.0/8", "192.0.2.0/24"]}
+    gone = service_plan("gone", port_plan(["10.96.0.3:80"], [A, C], **limited))
+    backends = [backend(A, NODE), backend(B, "node2")]
+    added = service_plan("added", port_plan(["10.96.0.4:80"], backends, **limited))
     plans: Plans = {web().key: web(A, C), gone.key: None, added.key: added}
     bench.apply(web(A, B), gone)
     bench.maps.writes.clear()
@@ -115,6 +120,7 @@ class InFlight:
 
 
 vip_texts = st.sets(st.sampled_from([VIP, OTHER_VIP, "192.0.2.1:80"]), max_size=2)
+range_texts = st.sets(st.sampled_from(["10.0.0.0/8", "10.0.0.0/16", "192.0.2.1/32", "0.0.0.0/0"]), max_size=3)
 backend_texts = st.sets(st.sampled_from([A, B, C, "10.0.1.4:80"]), max_size=3)
 
 
@@ -122,7 +128,19 @@ backend_texts = st.sets(st.sampled_from([A, B, C, "10.0.1.4:80"]), max_size=3)
 def service_plans(draw: st.DrawFn) -> ServicePlan:
     offered, affinity = draw(backend_texts), draw(st.sampled_from([0, 60]))
     draining = draw(backend_texts) - offered
-    ports = [port_plan(draw(vip_texts), offered, draining=draining, affinity_seconds=affinity)]
+    ranges, policies = draw(range_texts), draw(st.tuples(*[st.sampled_from(TrafficPolicy)] * 2))
+    ports = [
+        port_plan(
+            draw(vip_texts),
+            offered,
+            draining=draining,
+            affinity_seconds=affinity,
+            kind=VipKind.LOAD_BALANCER,
+            inside=policies[0],
+            outside=policies[1],
+            source_ranges=ranges,
+        )
+    ]
     if draw(st.booleans()):
         ports.append(port_plan([f"10.96.9.{draw(st.integers(1, 2))}:443"], draw(backend_texts), name="https"))
     return service_plan(draw(st.sampled_from(["one", "two", "three"])), *ports)
@@ -130,7 +148,14 @@ def service_plans(draw: st.DrawFn) -> ServicePlan:
 
 failures = st.tuples(
     st.sampled_from(
-        [("update", "vips4"), ("delete", "vips4"), ("update", "services"), ("delete", "services")]
+        [
+            ("update", "source_ranges4"),
+            ("delete", "source_ranges4"),
+            ("update", "vips4"),
+            ("delete", "vips4"),
+            ("update", "services"),
+            ("delete", "services"),
+        ]
     ),
     st.integers(1, 5),
 )
