@@ -142,6 +142,7 @@ class ClusterKubelet(Pods):
         self.cache = Cache(self._resources)
         self._uids: dict[ObjectKey, str] = {}
         self._killed: set[str] = set()
+        self._ending: set[PodRuntime] = set()
         self._slices = controllers.SlicePlanner()
         self._sent: dict[ObjectKey, Object] = {}
         self._errors: list[InputError] = []
@@ -305,12 +306,12 @@ class ClusterKubelet(Pods):
         pods = self.cache.of(PODS)
         for key, running in list(self.pods.items()):
             item = pods.get(key)
-            if running.terminating:
+            if running.terminating or running in self._ending:
                 continue
-            if item is None or item["metadata"]["uid"] != self._uids[key]:
-                self.in_background(self._end(key, None))
-            elif controllers.terminating(item):
-                self.in_background(self._end(key, item))
+            gone_by = item is None or item["metadata"]["uid"] != self._uids[key]
+            if gone_by or (item is not None and controllers.terminating(item)):
+                self._ending.add(running)
+                self.in_background(self._end(running, None if gone_by else item))
         ended = []
         for key, item in pods.items():  # without a pause: what is seen here still holds
             node, uid = item["spec"].get("nodeName", ""), item["metadata"]["uid"]
@@ -333,19 +334,19 @@ class ClusterKubelet(Pods):
         self._statuses.admit(key, self._uids[key])
         self.start(key, node, workload)
 
-    async def _end(self, key: ObjectKey, item: Object | None) -> None:
+    async def _end(self, pod: PodRuntime, item: Object | None) -> None:
         """End a pod that runs, and then its object if it is still there."""
-        pod = self.pods[key]
         if item is not None:
             grace = item["metadata"].get("deletionGracePeriodSeconds", pod.workload.grace)
             pod.workload = replace(pod.workload, grace=grace)
-        await self.end(key)
+        await self.end(pod.key)
+        self._ending.discard(pod)
         while item is not None:
             try:
                 await self._delete(item, now=True)
                 break
             except ApiError as error:
-                _log.warning("pod %s: %s; trying again", key, error)
+                _log.warning("pod %s: %s; trying again", pod.key, error)
                 await asyncio.sleep(_RETRY_SECONDS)
         self._wake.set()
 

@@ -125,6 +125,13 @@ class Lab:
             raise LabError(answer["error"])
         return answer
 
+    def _kubelet_answers(self) -> bool:
+        try:
+            self.ask_kubelet("list")
+        except LabError:
+            return False
+        return True
+
     def pods(self) -> list[dict[str, Any]]:
         """Return the pods as the kubelet lists them: namespace, name, node, address, phase, ready, …"""
         found: list[dict[str, Any]] = self.ask_kubelet("list")["pods"]
@@ -317,7 +324,7 @@ class Lab:
             [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), environment()
         )
         store.write_process("kubelet", kubelet)
-        wait_for("the kubelet", store.socket.exists, kubelet, store.log("kubelet"))
+        wait_for("the kubelet", self._kubelet_answers, kubelet, store.log("kubelet"))
         waiting = self.wait_ready(pods_within)
         if spec.kubernetes:
             self.api_host().check()

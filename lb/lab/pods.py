@@ -101,19 +101,21 @@ class Pods(abc.ABC):
 
     async def end(self, key: ObjectKey) -> None:
         """End a pod as a deletion does, with its grace period."""
-        await self.pods[key].end(self.tasks[key])
-        self._forget(key)
+        pod = self.pods[key]
+        await pod.end(self.tasks[key])
+        self._forget(pod)
 
     async def destroy(self, key: ObjectKey) -> None:
         """End a pod at once."""
-        await self.pods[key].destroy(self.tasks[key])
-        self._forget(key)
+        pod = self.pods[key]
+        await pod.destroy(self.tasks[key])
+        self._forget(pod)
 
-    def _forget(self, key: ObjectKey) -> None:
-        pod = self.pods.pop(key)
-        self._pools[pod.record.node].give_back(IPv4Address(pod.record.address))
-        del self.tasks[key], self.order[key]
-        self.changed()
+    def _forget(self, pod: PodRuntime) -> None:
+        if self.pods.get(pod.key) is pod:  # a pod may be killed while it ends
+            self._pools[pod.record.node].give_back(IPv4Address(pod.record.address))
+            del self.pods[pod.key], self.tasks[pod.key], self.order[pod.key]
+            self.changed()
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine beside everything else."""

@@ -20,7 +20,18 @@ from lb.cli import main
 from lb.errors import LabError
 from lb.lab import apiserver
 from lb.lab.addressing import LabSpec
-from lb.lab.api import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Api, Object, gone
+from lb.lab.api import (
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    ENDPOINTS,
+    NODES,
+    PODS,
+    REPLICA_SETS,
+    SERVICES,
+    Api,
+    Object,
+    gone,
+)
 from lb.lab.lab import Lab
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.removal import down
@@ -175,6 +186,29 @@ def test_a_bare_pod_gets_a_node(kube: Lab, api: Api) -> None:
     eventually(lambda: all(each["name"] != "alone" for each in kube.pods()), "it ends")
 
 
+def test_a_deployment_comes_and_goes(kube: Lab, api: Api) -> None:
+    labels = {"app": "web"}
+    container = {"name": "main", "image": "any", "ports": [{"containerPort": 8080}]}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 2},
+    }
+    spec = {"replicas": 4, "selector": {"matchLabels": labels}, "template": template}
+    meta = {"name": "web", "namespace": "default"}
+    item = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec}
+    api.create(DEPLOYMENTS, item)
+
+    def running() -> list[dict[str, Any]]:
+        return [each for each in kube.pods() if each["name"].startswith("web-")]
+
+    eventually(lambda: [each["ready"] for each in running()] == [True] * 4, "four pods are ready")
+    path = DEPLOYMENTS.object(ObjectKey("default", "web"))
+    eventually(lambda: get(api, path)["status"].get("readyReplicas") == 4, "the status says so")
+    api.send("DELETE", path, {"propagationPolicy": "Background"})
+    eventually(lambda: running() == [], "they end")
+    eventually(lambda: len(get(api, PODS.path)["items"]) == 3, "their objects go")
+
+
 def test_a_service_comes_and_goes(kube: Lab, api: Api) -> None:
     key = ObjectKey("default", "late")
     meta = {"name": key.name, "namespace": key.namespace}
@@ -281,6 +315,10 @@ def test_kubectl_works_with_the_printed_kubeconfig(kube: Lab) -> None:
     eventually(lambda: len(kube.pods()) == 3, "three pods", seconds=40)
     kubectl("delete", "pod", kubia(kube)[0]["name"], "--wait=true")
     eventually(lambda: ready(kube, 3), "three pods")
+
+
+def test_the_kubelet_found_nothing_wrong_with_itself(kube: Lab) -> None:
+    assert "Traceback" not in kube.store.log("kubelet").read_text()
 
 
 # coming and going
