@@ -76,6 +76,13 @@ class Selection:
                 found[interface.index] = Role.POD
         return found
 
+    def missing(self, interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> list[AttachError]:
+        """Return an error for each uplink that is named and not there, or for want of any."""
+        absent = [name for name in self.uplinks if not any(_named(one, (name,)) for one in interfaces)]
+        if not self.uplinks and Role.UPLINK not in roles.values():
+            return [AttachError("no uplink: there is no default route; name the interface with --uplink")]
+        return [AttachError(f"uplink {name}: there is no such interface") for name in absent]
+
 
 def _named(interface: Interface, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(interface.name, pattern) for pattern in patterns)
@@ -155,6 +162,7 @@ class Hooks:
             self._default_routes = net.default_route_interfaces() or self._default_routes
             roles = self._selection.roles(interfaces, self._default_routes)
             self._fill_ifaces(interfaces, roles, report)
+            report.errors += self._selection.missing(interfaces, roles)
             done: dict[int, tuple[str, Role | None]] = {}
             for interface in interfaces:
                 role = roles.get(interface.index)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_interface
 from pathlib import Path
@@ -519,6 +519,22 @@ INTERFACES = [
 )
 def test_roles(selection: Selection, roles: dict[int, Role]) -> None:
     assert selection.roles(INTERFACES, [2]) == roles
+
+
+def test_an_uplink_that_is_not_there_is_an_error() -> None:
+    interfaces = [interface(2, "eth0"), interface(3, "eth1")]
+
+    def errors(default_routes: Sequence[int], *uplinks: str) -> list[str]:
+        selection = Selection(uplinks=uplinks)
+        return [
+            str(error) for error in selection.missing(interfaces, selection.roles(interfaces, default_routes))
+        ]
+
+    assert errors([2]) == []
+    assert errors([2], "eth1") == []
+    assert errors([2], "eth*") == []
+    assert errors([2], "eth1", "eth7") == ["uplink eth7: there is no such interface"]
+    assert errors([]) == ["no uplink: there is no default route; name the interface with --uplink"]
 
 
 @pytest.mark.parametrize(
