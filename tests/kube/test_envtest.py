@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster_double import make_assets
+from tests.cluster_programs import make_assets
 from tests.kube.envtest import ApiServer, why_not
 from tests.kube.harness import running
 from tests.kube.objects import service

@@ -37,7 +37,7 @@ from lb.lab.processes import ProcessRef, kill
 from lb.lab.removal import down
 from lb.lab.store import Store
 from lb.model import ObjectKey
-from tests.cluster_double import make_assets
+from tests.cluster_programs import make_assets
 from tests.netns.conftest import EXAMPLES, MakeLab, fresh_id, remove, silent
 from tests.netns.test_lab_life import left_of
 from tests.netns.waiting import dumped, eventually
