@@ -148,7 +148,7 @@ class ApiHost:
 
     def _spawn(self, name: str, argv: list[str], *, enter: bool = True) -> None:
         inside = namespaces.command(self._spec.api, argv) if enter else argv
-        self._store.write_process(name, spawn(inside, self._store.log(name), environment()))
+        self._store.write_process(name, spawn(inside, self._store.log(name), environment(), name))
 
     def _wait(self, what: str, name: str, done: Any) -> None:
         wait_for(what, done, self._store.process(name), self._store.log(name))

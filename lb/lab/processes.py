@@ -43,8 +43,12 @@ class ProcessRef:
         return ProcessRef.of(self.pid) == self
 
 
-def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> ProcessRef:
+def spawn(
+    argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = None, what: str = ""
+) -> ProcessRef:
     """Start a process in a session of its own, adopted by init, with its output appended to log.
+
+    what is its name in errors, by default the command's.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def spawn(argv: Sequence[str], log: Path, environ: Mapping[str, str] | None = No
     )
     found = ProcessRef.of(int(done.stdout))
     if found is None:
-        raise LabError(f"{argv[0]} ended at once: {tail(log)}")
+        raise LabError(f"{what or argv[0]} ended at once; the end of its log {log}:\n{tail(log)}")
     return found
 
 
