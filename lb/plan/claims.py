@@ -11,14 +11,23 @@ from lb.plan.types import ServicePlan, VipKey
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Two Services claim one VIP: the winner has it, the loser does without."""
+    """Two Services claim one VIP: the winner has it, the loser does without.
+
+    older is false when neither Service says that it is, and the winner is the first by name.
+    """
 
     winner: ObjectKey
     loser: ObjectKey
     vip: VipKey
+    older: bool = True
 
     def __str__(self) -> str:
-        return f"{self.vip} belongs to the older Service {self.winner}; {self.loser} claims it too"
+        if self.older:
+            return f"{self.vip} belongs to the older Service {self.winner}; {self.loser} claims it too"
+        return (
+            f"{self.vip} belongs to Service {self.winner}, the first by name as their creationTimestamps tell"
+            f" no older one; {self.loser} claims it too"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,8 @@ class Claims:
         found = []
         for vip in vips & self._contested:
             winner, *losers = sorted(self._claimants[vip], key=self._seniority)
-            found += [Conflict(winner, loser, vip) for loser in losers]
+            first = self._plans[winner].created
+            found += [Conflict(winner, loser, vip, first != self._plans[loser].created) for loser in losers]
         return tuple(sorted(found, key=_conflict_order))
 
 

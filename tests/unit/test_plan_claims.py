@@ -43,8 +43,16 @@ def test_an_unknown_age_loses_and_a_tie_goes_by_name() -> None:
     decision = claims.update({p.key: p for p in (UNDATED, NEW)})
     assert vips(decision.plans[UNDATED.key]) == []
     twin = service_plan("b-undated", *UNDATED.ports)
-    assert Claims().update({p.key: p for p in (twin, UNDATED)}).conflicts == (
-        Conflict(UNDATED.key, twin.key, vip_key(SHARED)),
+    (conflict,) = Claims().update({p.key: p for p in (twin, UNDATED)}).conflicts
+    assert conflict == Conflict(UNDATED.key, twin.key, vip_key(SHARED), older=False)
+    assert str(conflict) == (
+        "192.0.2.10:80/TCP belongs to Service default/a-undated, the first by name as their"
+        " creationTimestamps tell no older one; default/b-undated claims it too"
+    )
+    (conflict,) = decision.conflicts
+    assert (
+        str(conflict)
+        == "192.0.2.10:80/TCP belongs to the older Service default/new; default/a-undated claims it too"
     )
 
 
