@@ -1,8 +1,8 @@
 """A real API server of one's own: its binaries, the commands that run it, its keys and the kubeconfigs.
 
 The binaries are found as envtest (kubernetes-sigs/controller-runtime) finds them, in the folder that the
-variable KUBEBUILDER_ASSETS names. Flags were checked against the command-line references of Kubernetes 1.36
-and etcd 3.6; none of them is deprecated.
+variable KUBEBUILDER_ASSETS names. Only flags that kubeadm or envtest give to current versions are used; the
+tests run the same commands with programs that stand in for the real ones.
 """
 
 from __future__ import annotations
