@@ -218,7 +218,8 @@ class Config:
     sources: tuple[str, ...] = setting(
         (),
         SOURCE,
-        "where Services come from: a directory of Kubernetes manifests, watched, or the Kubernetes API",
+        "where Services come from: the Kubernetes API, or a directory of manifests, watched; what two of them"
+        " define is the later one's",
         one="source",
     )
     kubeconfig: str = setting(

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="lbctl", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in (run, status, maps, unload, lab):
         group.register(commands)

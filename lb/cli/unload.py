@@ -34,7 +34,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _unload(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
-    name = args.instance or (instances.choose(args) if args.node or pins.instances() else "")
+    existing = pins.instances()
+    # All programs of this network namespace go: a mistyped name must not cost another instance its own.
+    name = instances.choose(args, existing) if existing else args.instance or ""
     with contextlib.ExitStack() as stack:
         if name and not args.force:
             run_dir = RunDir(name)
@@ -51,7 +53,7 @@ def _unload(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             RunDir(name).remove()
     for what in report.detached:
         print(f"detached: {what}", file=out)
-    print(f"unloaded: {name or 'nothing was pinned'}", file=out)
+    print(f"unloaded: {name if existing else 'nothing was pinned'}", file=out)
     if report.errors:
         raise LbError("; ".join(str(error) for error in report.errors))
     return 0

@@ -27,6 +27,7 @@ from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath import layouts
 from lb.datapath.fill import map_fill
+from lb.datapath.hooks import HookReport
 from lb.datapath.layouts import BackendStateCode, IfaceFlag
 from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
@@ -98,6 +99,32 @@ def test_without_root_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lb.datapath.pins.instances", refuse)
     said = "lbctl: /sys/fs/bpf/lbctl: Permission denied; lbctl needs root\n"
     assert run("status") == run("maps", "dump") == run("unload") == (1, "", said)
+
+
+def test_unload_of_a_mistyped_instance_touches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def detach() -> None:
+        raise AssertionError("the programs of lab.node1 were about to go")
+
+    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["lab.node1"])
+    monkeypatch.setattr("lb.datapath.hooks.detach_all", detach)
+    said = "lbctl: --instance nope: no such instance; there are: lab.node1\n"
+    assert run("unload", "--instance", "nope") == (1, "", said)
+    assert run("unload", "--instance", "nope", "--force") == (1, "", said)
+
+
+def test_unload_where_nothing_is_pinned_still_looks_for_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lb.datapath.pins.instances", list)
+    monkeypatch.setattr("lb.datapath.hooks.detach_all", lambda: HookReport(detached=["eth0 tc"]))
+    assert run("unload") == (0, "detached: eth0 tc\nunloaded: nothing was pinned\n", "")
+
+
+def test_the_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == run("version")[1]
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
