@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,7 @@ from lb.model import ObjectKey
 from tests.cluster_programs import make_assets
 from tests.netns.conftest import EXAMPLES, MakeLab, fresh_id, remove, silent
 from tests.netns.test_lab_life import left_of
-from tests.netns.waiting import dumped, eventually
+from tests.netns.waiting import dumped, eventually, scrape
 
 KUBIA = ObjectKey("default", "kubia")
 NODE_PORT = "http://192.168.77.12:30123/"
@@ -249,6 +250,7 @@ def test_a_service_comes_and_goes(kube: Lab, api: Api) -> None:
 def test_the_api_server_may_go_and_come(kube: Lab, api: Api, how: str) -> None:
     assert command(kube, "api", how) == (0, "the API server has ended\n", "")
     assert "API server not ready" in command(kube, "status")[1]
+    eventually(lambda: staleness(kube)["failures"] > 0, "the agent says that it hears nothing")
     answers(kube)
     victim = kubia(kube)[0]["name"]
     process = kube.find_pod(victim).process
@@ -264,9 +266,21 @@ def test_the_api_server_may_go_and_come(kube: Lab, api: Api, how: str) -> None:
     scale(api, 4)
     eventually(lambda: ready(kube, 4), "scaling works again", seconds=40)
     eventually(lambda: len(backends(kube)) == 4, "and reaches the kernel", seconds=40)
+    eventually(lambda: staleness(kube)["failures"] == 0, "the agent says that it is in step", seconds=40)
+    assert time.time() - staleness(kube)["contact"] < 120, "bookmarks come about once a minute"
     scale(api, 3)
     eventually(lambda: len(kube.pods()) == 3, "three pods", seconds=40)
     eventually(lambda: ready(kube, 3), "three ready pods")
+
+
+def staleness(kube: Lab) -> dict[str, float]:
+    """Return how stale node1's agent says it is: failures in a row, and the time of the last contact."""
+    found = scrape(kube, "node1")
+    resources = ("services", "endpointslices", "nodes")
+    return {
+        "failures": sum(found["lbctl_source_consecutive_failures", each] for each in resources),
+        "contact": min(found["lbctl_source_last_contact_timestamp_seconds", each] for each in resources),
+    }
 
 
 def command(kube: Lab, *words: str) -> tuple[int, str, str]:

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
-from tests.netns.waiting import dumped
-
-URL = "http://127.0.0.1:10249/metrics"
-
-
-def scrape(lab: Lab, node: str) -> dict[tuple[str, ...], float]:
-    """Return values by the sample's name and the values of its labels."""
-    done = lab.run(node, ["curl", "-sSf", "-m", "10", URL])
-    assert done.returncode == 0, done.stderr
-    return {
-        (one.name, *one.labels.values()): one.value
-        for family in text_string_to_metric_families(done.stdout)
-        for one in family.samples
-    }
+from tests.netns.waiting import dumped, scrape
 
 
 def test_metrics_of_an_agent(lab: Lab) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from lb.cli import main
 from lb.lab.lab import Lab
 
@@ -27,3 +29,17 @@ def dumped(lab: Lab, node: str, *options: str) -> dict[str, Any]:
     assert main(argv, out=out, err=err) == 0, err.getvalue()
     found: dict[str, Any] = json.loads(out.getvalue())
     return found
+
+
+METRICS = "http://127.0.0.1:10249/metrics"
+
+
+def scrape(lab: Lab, node: str) -> dict[tuple[str, ...], float]:
+    """Return the metrics of a node's agent: values by the sample's name and the values of its labels."""
+    done = lab.run(node, ["curl", "-sSf", "-m", "10", METRICS])
+    assert done.returncode == 0, done.stderr
+    return {
+        (one.name, *one.labels.values()): one.value
+        for family in text_string_to_metric_families(done.stdout)
+        for one in family.samples
+    }
