@@ -85,8 +85,7 @@ class StatusOutlet:
         """Send what is wanted of a pod, until the server has the last of it."""
         try:
             sent: Object = {}
-            while key in self._uids and self._wanted[key] is not sent:
-                status = self._wanted[key]
+            while key in self._uids and (status := self._wanted.get(key, sent)) is not sent:
                 try:
                     with gone():
                         await asyncio.to_thread(self._api.patch_status, PODS, key, self._uids[key], status)
@@ -295,7 +294,8 @@ class ClusterKubelet(Pods):
                 continue
             _, owner = controllers.controller_of(pod)
             load = Counter(each["spec"].get("nodeName", "") for each in pods.values())
-            share = Counter(pods[other]["spec"].get("nodeName", "") for other in self._controlled_by(owner))
+            siblings = [each for each in pods.values() if controllers.controller_of(each)[1] == owner != ""]
+            share = Counter(each["spec"].get("nodeName", "") for each in siblings)
             node = least_loaded(self.spec.node_names, share, load)
             with contextlib.suppress(GoneError), gone():
                 await self._call(self._api.bind, key, node)
