@@ -74,6 +74,10 @@ def _network(text: str) -> str:
     return str(ip_network(text))
 
 
+def _networks(text: str) -> str:
+    return ",".join(_network(each.strip()) for each in text.split(","))
+
+
 def _network_or_primary(text: str) -> str:
     return PRIMARY if text == PRIMARY else _network(text)
 
@@ -119,7 +123,11 @@ ENTRIES = Kind("ENTRIES", "a whole number of entries from 1 to 2147483647", _who
 SECONDS = Kind("SECONDS", "a number of seconds above 0", _seconds)
 PORT = Kind("PORT", "a port number from 1 to 65535", _whole(1, 65535))
 PORT_RANGE = Kind("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
-NETWORK = Kind("CIDR", "a network such as 10.96.0.0/16, without host bits", _network)
+NETWORKS = Kind(
+    "CIDR[,CIDR]",
+    "one network or one of each family, such as 10.96.0.0/16,fd00:96::/112, without host bits",
+    _networks,
+)
 NETWORK_OR_PRIMARY = Kind(
     "CIDR", f"a network such as 10.0.0.0/8, without host bits, or the word {PRIMARY}", _network_or_primary
 )
@@ -143,6 +151,7 @@ LISTEN_ADDRESS = Kind(
 )
 CONTEXT = Kind("NAME", "the name of a context", _matching(r".+"))
 FILE = Kind("FILE", "the path of a file", _matching(r".+"))
+DIRECTORY = Kind("DIR", "the path of a directory", _matching(r".+"))
 
 
 def setting(default: Any, kind: Kind, text: str, *, one: str = "") -> Any:
@@ -209,6 +218,7 @@ class Config:
     uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
     tunnels: globs of overlay interfaces that lead to pods of other nodes; empty: VXLAN and Geneve devices.
     pod_interfaces: globs of the host ends of pods' interfaces; empty: veths with an end elsewhere.
+    cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
     node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
         of each family.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
@@ -253,6 +263,11 @@ class Config:
         "host ends of pods' interfaces; default: every veth whose other end is in another network namespace",
         one="pod_interface",
     )
+    cgroup: str = setting(
+        "",
+        DIRECTORY,
+        "cgroup v2 whose processes the socket hooks serve, as a path; default: the root of the cgroup2 mount",
+    )
     node_port_addresses: tuple[str, ...] = setting(
         (),
         NETWORK_OR_PRIMARY,
@@ -260,7 +275,12 @@ class Config:
         " family on the uplinks",
         one="node_port_address",
     )
-    service_cidr: str = setting("10.96.0.0/16", NETWORK, "network for manifests that leave clusterIP out")
+    service_cidr: str = setting(
+        "10.96.0.0/16",
+        NETWORKS,
+        "network for manifests that leave clusterIP out; after a comma a second one of the other family, for"
+        " Services that ask for it",
+    )
     node_port_range: str = setting("30000-32767", PORT_RANGE, "ports for manifests that leave nodePort out")
     ready_file: str = setting("", FILE, "written when the first sync is in the kernel, removed on stop")
     metrics_address: str = setting(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lb.datapath.pins import Pins
 from lb.errors import LabError
-from lb.lab import namespaces, pod, topology
+from lb.lab import cgroups, namespaces, pod, topology
 from lb.lab.addressing import (
     CLIENTS,
     OUTSIDE_SERVER,
@@ -67,12 +67,22 @@ class Lab:
         ------
         LabError: there is no such place, or the pod's process does not run.
         """
-        if where in (*self._hosts, *self.spec.node_names):
+        if where in self._hosts:
             return namespaces.command(self.spec.namespace(where), argv)
+        if where in self.spec.node_names:
+            return self._on_node(where, argv)
         found = self.find_pod(where)
         if found.process is None or not found.process.alive():
             raise LabError(f"pod {where}: its process does not run")
-        return namespaces.command(found.netns, argv, pid=found.process.pid)
+        inside = namespaces.command(found.netns, argv, pid=found.process.pid)
+        return cgroups.command(self.cgroup(found.node) / found.netns, inside)
+
+    def _on_node(self, node: str, argv: Sequence[str]) -> list[str]:
+        return cgroups.command(self.cgroup(node), namespaces.command(self.spec.namespace(node), argv))
+
+    def cgroup(self, node: str) -> Path:
+        """Return the control group (cgroup v2) of a node's processes; those of its pods are below it."""
+        return cgroups.of_node(self.spec.id, node)
 
     @property
     def _hosts(self) -> tuple[str, ...]:
@@ -169,6 +179,7 @@ class Lab:
             "--uplink-mode": str(spec.uplink_mode),
             "--pod-interface": POD_INTERFACES,
             "--service-cidr": str(SERVICE_CIDR),
+            "--cgroup": str(self.cgroup(node)),
             "--limits-table-rows": str(_TABLE_ROWS),
             "--ready-file": str(store.ready_file(node)),
         }
@@ -193,7 +204,7 @@ class Lab:
         if running and running.alive():
             raise LabError(f"the agent of {node} runs already, process {running.pid}")
         self.store.ready_file(node).unlink(missing_ok=True)
-        argv = namespaces.command(self.spec.namespace(node), self.agent_command(node))
+        argv = self._on_node(node, self.agent_command(node))
         self.store.write_process(node, spawn(argv, self.store.log(node), environment()))
 
     def wait_agent(self, node: str, seconds: float = START_SECONDS) -> None:
@@ -241,6 +252,7 @@ class Lab:
                 "name": node,
                 "address": str(node_address(node)),
                 "namespace": self.spec.namespace(node),
+                "cgroup": str(self.cgroup(node)),
                 "agent": {
                     **_process_status(self.store.process(node)),
                     "ready": self.store.ready_file(node).exists(),
@@ -281,6 +293,7 @@ class Lab:
         LabError: a lab of this id exists, a namespace's name is taken, or a step failed.
         """
         namespaces.check_machine()
+        cgroups.of_lab(spec.id)  # says so when there are none
         if not Path(spec.manifests).is_dir():
             raise LabError(f"--manifests {spec.manifests}: there is no such directory")
         own = ProcessRef.of(os.getpid())
@@ -306,6 +319,8 @@ class Lab:
         spec, store = self.spec, self.store
         overlay = "VXLAN overlay" if spec.overlay is Overlay.VXLAN else "routed"
         report(f"network: switch, client {CLIENTS[0]}, {spec.nodes} nodes; pods {overlay}")
+        for node in spec.node_names:
+            cgroups.create(self.cgroup(node))
         topology.build(spec)
         argv = [
             sys.executable,

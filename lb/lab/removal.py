@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from lb.datapath.pins import Pins, unload
 from lb.errors import LabError
-from lb.lab import namespaces
+from lb.lab import cgroups, namespaces
 from lb.lab.addressing import LabSpec
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.runtime import kill_all
@@ -45,6 +45,7 @@ def down(lab: str, report: Report) -> None:
         report(f"namespaces: removing {len(names)}")
         for name in names:
             namespaces.delete(name)
+        cgroups.remove_lab(lab)
     store.remove()
 
 
@@ -54,8 +55,9 @@ def _kill_everything(store: Store, spec: LabSpec, report: Report) -> None:
     kubelet = store.process("kubelet")
     _kill([kubelet] if kubelet else [])
     _kill(store.processes())
+    group = cgroups.of_lab(spec.id)
     for name in (*spec.namespaces, *(each.netns for each in store.pods())):
-        kill_all(name)
+        kill_all(name, group)
 
 
 def _kill(processes: Iterable[ProcessRef]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lb.errors import LabError
-from lb.lab import namespaces, pod, probes, topology
+from lb.lab import cgroups, namespaces, pod, probes, topology
 from lb.lab.addressing import LabSpec
 from lb.lab.objects import pod_object, to_yaml
 from lb.lab.processes import ProcessRef, kill
@@ -147,6 +147,7 @@ class PodRuntime:
         """Make the network, then keep the process running; returns when it ended and must stay so."""
         self._store.write_pod(self.record)  # before anything of it exists
         self.publish()
+        cgroups.create(self._cgroup)
         self._network = asyncio.ensure_future(asyncio.to_thread(topology.add_pod, self._spec, self.record))
         await asyncio.shield(self._network)  # a thread cannot be cancelled: destroy() waits for it
         self._address = self.record.address
@@ -169,7 +170,7 @@ class PodRuntime:
         argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, self.record.address]
         with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *namespaces.command(self.record.netns, [*argv, *self.workload.listen()]),
+                *self._enter([*argv, *self.workload.listen()]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -213,13 +214,21 @@ class PodRuntime:
         if self._inside(pod.UNREADY).exists():
             failure = f"{pod.UNREADY} exists"
         else:
-            enter = namespaces.command(self.record.netns, [], pid=self._pid)
+            enter = self._enter([], pid=self._pid)
             node = self._spec.namespace(self.record.node)
             failure = await probes.attempt(self.workload.probes[number], node, self.record.address, enter)
         self.message = f"readiness probe failed: {failure}" if failure else ""
         if state.record(not failure):
             _log.info("pod %s: probe %s", self.key, self.message or "succeeded")
             self.publish()
+
+    @property
+    def _cgroup(self) -> Path:
+        return cgroups.of_node(self._spec.id, self.record.node) / self.record.netns
+
+    def _enter(self, argv: list[str], *, pid: int = 0) -> list[str]:
+        """Return the command that runs argv in the pod; see :func:`lb.lab.namespaces.command`."""
+        return cgroups.command(self._cgroup, namespaces.command(self.record.netns, argv, pid=pid))
 
     @property
     def _pid(self) -> int:
@@ -274,22 +283,24 @@ class PodRuntime:
         if self._network:
             await asyncio.wait({self._network})
         self._running = False
-        await asyncio.to_thread(kill_all, self.record.netns)
+        await asyncio.to_thread(kill_all, self.record.netns, self._cgroup)
         self._outlet.remove(self.key)
         await asyncio.to_thread(topology.remove_pod, self._spec, self.record)
+        cgroups.remove(self._cgroup)
         self._store.forget_pod(self.record)
         self._changed()
 
 
-def kill_all(netns: str) -> None:
-    """Kill every process in the namespace, and those that they start meanwhile.
+def kill_all(netns: str, group: Path | None = None) -> None:
+    """Kill every process in the network namespace or the control group, and those that they start meanwhile.
 
     Raises
     ------
     LabError: a process does not end.
     """
     for _ in itertools.repeat(None, 20):
-        found = [ref for pid in namespaces.pids(netns) if (ref := ProcessRef.of(pid))]
+        pids = namespaces.pids(netns) | (cgroups.pids(group) if group else set())
+        found = [ref for pid in pids if (ref := ProcessRef.of(pid))]
         if not found:
             return
         kill(found, within=1.0)

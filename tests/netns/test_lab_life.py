@@ -12,7 +12,7 @@ import pytest
 
 from lb.datapath.pins import Pins
 from lb.errors import LabError
-from lb.lab import namespaces
+from lb.lab import cgroups, namespaces
 from lb.lab.addressing import LabSpec
 from lb.lab.lab import Lab
 from lb.lab.processes import ProcessRef, kill
@@ -47,6 +47,7 @@ def left_of(lab: str) -> list[str]:
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if f"/{lab}-" in line or f"/{lab}/" in line]
     found += [f"directory {lab}"] if lab in labs() else []
+    found += [f"control group {lab}"] if cgroups.of_lab(lab).exists() else []
     for node in ("node1", "node2"):
         instance = f"{lab}.{node}"
         found += [f"pins {instance}"] if Pins(instance).base.exists() else []
@@ -93,12 +94,43 @@ def test_down_leaves_nothing_after_the_kubelet_was_killed(make_lab: MakeLab) -> 
     assert left_of(lab.spec.id) == []
 
 
+def cgroup_of(lab: Lab, where: str) -> Path:
+    """Return the control group of a process that is started at a place."""
+    done = lab.run(where, ["cat", "/proc/self/cgroup"])
+    assert done.returncode == 0, done.stderr
+    [mine] = [line for line in done.stdout.splitlines() if line.startswith("0::")]
+    return cgroups.mount_point(cgroups.MOUNTS.read_text()) / mine.removeprefix("0::").lstrip("/")
+
+
+def test_every_node_has_a_control_group_of_its_own(make_lab: MakeLab) -> None:
+    lab = make_lab(agents=False)
+    nodes = {node["name"]: Path(node["cgroup"]) for node in lab.status()["nodes"]}
+    assert nodes == {node: cgroups.of_lab(lab.spec.id) / node for node in ("node1", "node2")}
+    assert {cgroup_of(lab, node) for node in nodes} == set(nodes.values())
+    for pod in lab.pods():
+        record = lab.find_pod(pod["name"])
+        assert record.process is not None
+        assert cgroup_of(lab, pod["name"]).parent == nodes[pod["node"]]
+        assert record.process.pid in cgroups.pids(nodes[pod["node"]])
+    assert not any(cgroup_of(lab, "client").is_relative_to(group) for group in nodes.values())
+    killed = lab.pods()[0]
+    group = cgroup_of(lab, killed["name"])
+    lab.ask_kubelet("kill", pod=killed["name"])
+    assert not group.exists()
+    assert nodes[killed["node"]].exists()
+
+
 def test_down_ends_what_people_left_running_inside(make_lab: MakeLab) -> None:
     lab = make_lab(agents=False)
     pod = lab.pods()[0]["name"]
-    strays = [subprocess.Popen(lab.command(where, ["sleep", "1000"])) for where in ("node2", pod)]
+    argv = ["sh", "-c", "echo runs; exec sleep 1000"]
+    strays = [subprocess.Popen(lab.command(where, argv), stdout=subprocess.PIPE) for where in ("node2", pod)]
+    streams = [stray.stdout for stray in strays if stray.stdout]
+    assert [stream.readline() for stream in streams] == [b"runs\n"] * 2
     down(lab.spec.id, silent)
     assert [stray.wait(timeout=10) for stray in strays] == [-signal.SIGKILL] * 2
+    for stream in streams:
+        stream.close()
 
 
 def test_an_id_is_taken_once(make_lab: MakeLab) -> None:
