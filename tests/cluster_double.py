@@ -43,20 +43,21 @@ _OBJECT = re.compile(
 
 
 class ClusterDouble(ApiDouble):
-    """The server; services is the network of Service addresses, store the URL of what keeps the objects."""
+    """The server; services are the networks of Service addresses, store the URL of what keeps the objects."""
 
     def __init__(
         self,
         tls: ssl.SSLContext | None = None,
         address: tuple[str, int] = ("127.0.0.1", 0),
-        services: str = "10.66.0.0/16",
+        services: str = "10.66.0.0/16,fd00:66::/112",
         store: str = "",
     ) -> None:
         self.issued: dict[str, str] = {}
         """User by token."""
         self.applied: dict[tuple[str, Key, str, str], Object] = {}
         """What each manager applied last."""
-        self.services = ipaddress.ip_network(services)
+        networks = map(ipaddress.ip_network, services.split(","))
+        self.services = {f"IPv{network.version}": network for network in networks}
         self._address = address
         self._store = store
         super().__init__(tls)
@@ -279,15 +280,39 @@ class ClusterHandler(Handler):
         for port in spec.get("ports", ()):
             port.setdefault("protocol", "TCP")
             port.setdefault("targetPort", port["port"])
-        if spec["type"] == "ExternalName" or spec.get("clusterIP") == "None":
+        if spec["type"] == "ExternalName":
             return
+        headless = spec.get("clusterIP") == "None"
+        named = [] if headless else spec.get("clusterIPs") or list(filter(None, [spec.get("clusterIP")]))
+        asked = spec.get("ipFamilies") or [f"IPv{ipaddress.ip_address(each).version}" for each in named]
+        families = list(asked) or [next(iter(self.double.services))]
+        both = headless and not spec.get("selector")
+        policy = spec.setdefault("ipFamilyPolicy", "RequireDualStack" if both else "SingleStack")
+        if policy == "SingleStack" and len(families) > 1:
+            raise StatusError(422, "Invalid", "spec.ipFamilyPolicy: must be RequireDualStack or Prefer…")
+        if policy == "RequireDualStack" and len(self.double.services) < 2 and not both:
+            raise StatusError(422, "Invalid", "spec.ipFamilyPolicy: not configured for dual-stack services")
+        if policy != "SingleStack":
+            families += [each for each in self.double.services if each not in families]
+        spec["ipFamilies"] = families
+        if headless:
+            spec["clusterIPs"] = ["None"]
+            return
+        spec["clusterIPs"] = [
+            self._cluster_ip(family, named[number] if number < len(named) else "")
+            for number, family in enumerate(families)
+        ]
+        spec["clusterIP"] = spec["clusterIPs"][0]
+
+    def _cluster_ip(self, family: str, named: str) -> str:
+        if family not in self.double.services:
+            raise StatusError(422, "Invalid", f"spec.ipFamilies: {family} is not configured on this cluster")
+        network = self.double.services[family]
+        if named and ipaddress.ip_address(named) not in network:
+            raise StatusError(422, "Invalid", f"spec.clusterIPs: {named} is not in {network}")
         services = self.double.objects["services"].values()
-        taken = {each["spec"].get("clusterIP") for each in services}
-        free = (str(address) for address in self.double.services.hosts() if str(address) not in taken)
-        address = spec.setdefault("clusterIP", next(free))
-        if ipaddress.ip_address(address) not in self.double.services:
-            raise StatusError(422, "Invalid", f"spec.clusterIPs: {address} is not in {self.double.services}")
-        spec["clusterIPs"] = [address]
+        taken = {address for each in services for address in each["spec"].get("clusterIPs", ())}
+        return named or next(str(each) for each in network.hosts() if str(each) not in taken)
 
     def _delete(self, known: Object, options: Object) -> None:
         uid = options.get("preconditions", {}).get("uid")

@@ -15,7 +15,7 @@ import lb
 from lb.cli.tables import table
 from lb.config import UplinkMode
 from lb.errors import LabError
-from lb.lab.addressing import LabSpec, Overlay, check_id
+from lb.lab.addressing import ZONES, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import VARIABLE, find, kubectl
 from lb.lab.demo import show
 from lb.lab.lab import Lab
@@ -126,7 +126,21 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
         type=Overlay,
         choices=list(Overlay),
         default=Overlay.NONE,
-        help="pod network between nodes",
+        help="pod network between nodes: routed (none), or through tunnels (ipip needs the kernel's modules)",
+    )
+    parser.add_argument(
+        "--family",
+        type=Family,
+        choices=list(Family),
+        default=Family.DUAL,
+        help="IP versions of clients, nodes, pods and Services (default dual, IPv4 being the primary one)",
+    )
+    parser.add_argument(
+        "--zones",
+        type=lambda text: tuple(text.split(",")),
+        default=ZONES,
+        metavar="ZONE,…",
+        help=f"zones, given to the nodes in turn (default {','.join(ZONES)})",
     )
     parser.add_argument(
         "--uplink-mode",
@@ -150,6 +164,8 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         nodes=args.nodes,
         replicas=args.replicas,
         overlay=args.overlay,
+        family=args.family,
+        zones=args.zones,
         uplink_mode=args.uplink_mode,
         agents=args.agents,
         kubernetes=str(find()) if args.kubernetes else "",
@@ -194,7 +210,8 @@ def _status_text(status: dict[str, Any]) -> str:
         return f"runs, process {process['pid']}" if process["running"] else "does not run"
 
     lines = [
-        f"lab {status['id']}: overlay {status['overlay']}, uplink mode {status['uplink_mode']}",
+        f"lab {status['id']}: {status['family']}, overlay {status['overlay']},"
+        f" uplink mode {status['uplink_mode']}",
         f"manifests  {status['manifests']}",
         f"state      {status['state']}",
         f"client     {status['client']['namespace']}, {status['client']['addresses'][0]}",
@@ -207,7 +224,8 @@ def _status_text(status: dict[str, Any]) -> str:
     nodes = [
         [
             node["name"],
-            node["address"],
+            " ".join(node["addresses"]),
+            node["zone"],
             running(node["agent"]),
             "synced" if node["agent"]["ready"] else "not synced",
         ]
@@ -217,15 +235,15 @@ def _status_text(status: dict[str, Any]) -> str:
         [
             f"{pod['namespace']}/{pod['name']}",
             pod["node"],
-            pod["address"],
+            " ".join(pod["addresses"]),
             {True: "ready", False: "not ready", None: "unknown"}[pod.get("ready")],
             pod.get("restarts", "-"),
             pod.get("message", ""),
         ]
         for pod in status["pods"]
     ]
-    lines.append(table(("node", "address", "agent", "sync"), nodes))
-    lines.append(table(("pod", "node", "address", "ready", "restarts", "message"), pods))
+    lines.append(table(("node", "addresses", "zone", "agent", "sync"), nodes))
+    lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods))
     lines += [f"error: {error}" for error in status["errors"]]
     return "\n".join(lines).rstrip()
 

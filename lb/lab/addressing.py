@@ -10,8 +10,9 @@
                                                 │ pod-…  │ pod-…          │ pod-…
                                              10.244.1.2  10.244.1.3    10.244.2.2  (namespaces <id>-pod-<pod>)
 
-With an API server, ``<id>-api`` is one more host on the segment, at .2. Labs never share a namespace or a
-pin, so all of them use these same addresses.
+Every address has its like in IPv6, written with the same digits: the node at 192.168.77.11 is fd00:77::11,
+the pod 10.244.1.3 is fd00:244:0:1::3. With an API server, ``<id>-api`` is one more host on the segment, at
+.2. Labs never share a namespace or a pin, so all of them use these same addresses.
 """
 
 from __future__ import annotations
@@ -19,45 +20,81 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from lb.config import UplinkMode
 from lb.errors import LabError
+from lb.model import IPAddress, IPNetwork
 
-SEGMENT = IPv4Network("192.168.77.0/24")
-POD_CLUSTER = IPv4Network("10.244.0.0/16")
-SERVICE_CIDR = IPv4Network("10.66.0.0/16")
-POD_GATEWAY = IPv4Address("169.254.1.1")
+SEGMENTS: dict[int, IPNetwork] = {4: IPv4Network("192.168.77.0/24"), 6: IPv6Network("fd00:77::/64")}
+"""By IP version, as everything below that comes in two."""
+
+SERVICE_CIDRS: dict[int, IPNetwork] = {4: IPv4Network("10.66.0.0/16"), 6: IPv6Network("fd00:66::/112")}
+POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
 
 POD_GATEWAY_MAC = "ee:ee:ee:ee:ee:ee"
-CLIENTS = tuple(SEGMENT[100 + number] for number in range(10))
-"""The client's addresses; the first is its primary one, ``curl --interface`` takes any of them."""
-
-OUTSIDE_SERVER = SEGMENT[200]
-"""An HTTP server on port 80 and a UDP echo on port 9000 outside the cluster."""
-
-API_SERVER = SEGMENT[2]
 API_PORT = 6443
-
 UPLINK = "eth0"
 POD_INTERFACES = "pod-*"
-TUNNEL = "vxlan0"
-VXLAN_ID = 77
-VXLAN_PORT = 4789
 MTU = 1500
-TUNNEL_MTU = MTU - 50
 MAX_NODES = 50
+ZONES = ("zone-a", "zone-b")
 
 _ID = re.compile(r"[a-z][a-z0-9]{0,15}")
+_ZONE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+def on_segment(number: int, version: int = 4) -> IPAddress:
+    """Return the address on the segment that ends in these digits: ``.100`` or ``::100``."""
+    return SEGMENTS[version][_digits(number, version)]
+
+
+def _digits(number: int, version: int) -> int:
+    """Return what is written as these decimal digits in an address of the version."""
+    return number if version == 4 else int(str(number), 16)
+
+
+def clients(version: int = 4) -> tuple[IPAddress, ...]:
+    """Return the client's addresses; the first is its primary one, ``curl --interface`` takes any of them."""
+    return tuple(on_segment(100 + number, version) for number in range(10))
+
+
+def outside_server(version: int = 4) -> IPAddress:
+    """Return the address of an HTTP server on port 80 and a UDP echo on port 9000 outside the cluster."""
+    return on_segment(200, version)
+
+
+def api_server(version: int = 4) -> IPAddress:
+    """Return the address of the API server's host."""
+    return on_segment(2, version)
+
+
+CLIENTS = clients()
+OUTSIDE_SERVER = outside_server()
 
 
 class Overlay(enum.StrEnum):
-    """How pods of different nodes reach each other."""
+    """How pods of different nodes reach each other: by routes, or through tunnels between the nodes."""
 
     NONE = "none"
     VXLAN = "vxlan"
+    IPIP = "ipip"
+
+
+class Family(enum.StrEnum):
+    """The IP versions of a lab."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    DUAL = "dual"
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """4, 6 or both; the first is the primary one."""
+        return {Family.IPV4: (4,), Family.IPV6: (6,), Family.DUAL: (4, 6)}[self]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +111,12 @@ class LabSpec:
     agents: whether each node runs an agent.
     kubernetes: absolute path of the folder of an API server's binaries, which then is what the lab lives
         from; ``""``: it lives from the manifests themselves.
+    family: of the client, the nodes, the pods and the Services.
+    zones: given to the nodes in turn.
 
     Raises
     ------
-    LabError: id or nodes is out of bounds.
+    LabError: a value is out of bounds, or two do not go together.
     """
 
     id: str
@@ -88,6 +127,8 @@ class LabSpec:
     uplink_mode: UplinkMode = UplinkMode.AUTO
     agents: bool = True
     kubernetes: str = ""
+    family: Family = Family.DUAL
+    zones: tuple[str, ...] = ZONES
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -95,6 +136,39 @@ class LabSpec:
             raise LabError(f"--nodes {self.nodes}: a lab has 1 to {MAX_NODES} nodes")
         if self.replicas is not None and not 0 <= self.replicas <= 250:
             raise LabError(f"--replicas {self.replicas}: give 0 to 250")
+        if not self.zones or not all(map(_ZONE.fullmatch, self.zones)):
+            raise LabError(f"--zones {','.join(self.zones)}: give names as the values of labels are")
+        if self.overlay is Overlay.IPIP and self.versions == (6,):
+            raise LabError("--overlay ipip: its tunnels run over IPv4, which --family ipv6 leaves out")
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions, the primary one first."""
+        return self.family.versions
+
+    @property
+    def service_cidr(self) -> str:
+        """The networks of Services as kube-apiserver's ``--service-cluster-ip-range`` takes them."""
+        return ",".join(str(SERVICE_CIDRS[version]) for version in self.versions)
+
+    @property
+    def pod_mtu(self) -> int:
+        """What fits into a frame between nodes, less the headers of the overlay, in bytes."""
+        outer = 20 if 4 in self.versions else 40
+        around = {Overlay.NONE: 0, Overlay.IPIP: outer, Overlay.VXLAN: outer + 8 + 8 + 14}
+        return MTU - around[self.overlay]
+
+    def node_addresses(self, node: str) -> tuple[IPAddress, ...]:
+        """Return the node's addresses on the segment, the primary one first."""
+        return tuple(node_address(node, version) for version in self.versions)
+
+    def pod_cidrs(self, node: str) -> tuple[IPNetwork, ...]:
+        """Return the node's shares of the pods' networks, the primary one first."""
+        return tuple(pod_cidr(node, version) for version in self.versions)
+
+    def zone(self, node: str) -> str:
+        """Return the zone of a node."""
+        return self.zones[(node_number(node) - 1) % len(self.zones)]
 
     @property
     def client(self) -> str:
@@ -151,9 +225,9 @@ def node_number(node: str) -> int:
     return int(node.removeprefix("node"))
 
 
-def node_address(node: str) -> IPv4Address:
+def node_address(node: str, version: int = 4) -> IPAddress:
     """Return the node's address on the segment."""
-    return SEGMENT[10 + node_number(node)]
+    return on_segment(10 + node_number(node), version)
 
 
 def node_mac(node: str) -> str:
@@ -166,43 +240,50 @@ def tunnel_mac(node: str) -> str:
     return f"02:77:00:00:01:{node_number(node):02x}"
 
 
-def pod_cidr(node: str) -> IPv4Network:
-    """Return the node's share of the pods' network, ``10.244.<n>.0/24``; .0 is its VXLAN device."""
-    return IPv4Network((int(POD_CLUSTER.network_address) + (node_number(node) << 8), 24))
+def pod_cidr(node: str, version: int = 4) -> IPNetwork:
+    """Return the node's share of the pods' network: ``10.244.<n>.0/24``, ``fd00:244:0:<n>::/64``."""
+    number = node_number(node)
+    if version == 4:
+        return IPv4Network(f"10.244.{number}.0/24")
+    return IPv6Network(f"fd00:244:0:{number}::/64")
 
 
-def on_segment(address: IPv4Address) -> IPv4Interface:
-    """Return the address with the segment's prefix length."""
-    return IPv4Interface(f"{address}/{SEGMENT.prefixlen}")
+def tunnel_address(node: str, version: int = 4) -> IPAddress:
+    """Return the address of the node's end of the overlay: ``10.244.<n>.0``, ``fd00:244:0:<n>::1``.
+
+    In IPv6 an address that ends in zeros alone means any router of the network (RFC 4291 2.6.1).
+    """
+    return pod_cidr(node, version)[0 if version == 4 else 1]
 
 
 class AddressPool:
     """Pod addresses of one node, handed out in turn so that a fresh pod rarely gets a recent address."""
 
-    def __init__(self, network: IPv4Network) -> None:
-        self._network = network
-        self._used: set[IPv4Address] = set()
+    def __init__(self, networks: Sequence[IPNetwork]) -> None:
+        self._networks = networks
+        self._used: dict[tuple[IPAddress, ...], int] = {}
         self._last = 1
 
-    def take(self) -> IPv4Address:
-        """Return a free address (.2 to .254).
+    def take(self) -> tuple[IPAddress, ...]:
+        """Return a free address of each network, .2 to .254 or ::2 to ::254.
 
         Raises
         ------
         LabError: all are in use.
         """
+        used = set(self._used.values())
         for step in range(253):
             host = 2 + (self._last - 1 + step) % 253
-            address = self._network[host]
-            if address not in self._used:
-                self._used.add(address)
-                self._last = host
-                return address
-        raise LabError(f"no free pod address in {self._network}: 253 pods run there")
+            if host not in used:
+                addresses = tuple(each[_digits(host, each.version)] for each in self._networks)
+                self._used[addresses] = self._last = host
+                return addresses
+        networks = " and ".join(map(str, self._networks))
+        raise LabError(f"no free pod address in {networks}: 253 pods run there")
 
-    def give_back(self, address: IPv4Address) -> None:
-        """Make the address free again."""
-        self._used.discard(address)
+    def give_back(self, addresses: tuple[IPAddress, ...]) -> None:
+        """Make the addresses of one pod free again."""
+        self._used.pop(addresses, None)
 
 
 def pod_interface(namespace: str, pod: str) -> str:

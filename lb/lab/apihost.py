@@ -14,7 +14,7 @@ import yaml
 from lb.errors import LabError
 from lb.kube.client import ApiError, Client, from_kubeconfig
 from lb.lab import namespaces
-from lb.lab.addressing import API_PORT, API_SERVER, SERVICE_CIDR, LabSpec
+from lb.lab.addressing import API_PORT, SERVICE_CIDRS, LabSpec, api_server
 from lb.lab.api import Api
 from lb.lab.apiserver import ControlPlane, write_kubeconfig, write_private
 from lb.lab.apply import make_namespace
@@ -38,9 +38,9 @@ class ApiHost:
         self.plane = ControlPlane(
             assets=Path(spec.kubernetes),
             folder=store.api,
-            address=str(API_SERVER),
+            address=str(api_server(spec.versions[0])),
             port=API_PORT,
-            service_network=SERVICE_CIDR,
+            service_networks=tuple(SERVICE_CIDRS[version] for version in spec.versions),
         )
 
     def api(self, patience: float = 0.0) -> Api:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import yaml
 
 from lb.errors import LabError
 from lb.lab.certificates import issue, make_authority, make_key
+from lb.model import IPNetwork
 
 VARIABLE = "KUBEBUILDER_ASSETS"
 REQUIRED = ("etcd", "kube-apiserver")
@@ -88,8 +88,10 @@ class ControlPlane:
     ----------
     assets: the folder of the binaries.
     folder: where keys, certificates and etcd's data are.
-    address: what the API server is reached at; etcd listens on loopback.
-    service_network: the addresses of Services; the first is that of the Service ``kubernetes``.
+    address: what the API server is reached at, of the family of the first service network, as kube-apiserver
+        wants it; etcd listens on loopback.
+    service_networks: the addresses of Services, at most one network of each family, the primary one first;
+        its first address is that of the Service ``kubernetes``.
     advertise: whether the API server writes its address to the endpoints of the Service ``kubernetes``, which
         may not be a loopback one.
     """
@@ -97,7 +99,7 @@ class ControlPlane:
     assets: Path
     folder: Path
     address: str
-    service_network: IPv4Network
+    service_networks: tuple[IPNetwork, ...]
     port: int = 6443
     etcd_port: int = 2379
     etcd_peer_port: int = 2380
@@ -106,7 +108,8 @@ class ControlPlane:
     @property
     def url(self) -> str:
         """Where the API server is reached."""
-        return f"https://{self.address}:{self.port}"
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"https://{host}:{self.port}"
 
     @property
     def etcd_url(self) -> str:
@@ -122,9 +125,8 @@ class ControlPlane:
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_authority(self.folder)
-        issue(
-            self.folder, "apiserver", hosts=(self.address, "127.0.0.1", str(self.service_network[1]), *_NAMES)
-        )
+        own = [str(network[1]) for network in self.service_networks]
+        issue(self.folder, "apiserver", hosts=(self.address, "127.0.0.1", *own, *_NAMES))
         issue(self.folder, ADMIN, group=MASTERS)
         make_key(self.folder / "sa.key")
 
@@ -145,10 +147,12 @@ class ControlPlane:
     def api_server(self) -> list[str]:
         """Return the command of the API server."""
         f = self.folder
+        anywhere = "::" if ":" in self.address else "0.0.0.0"  # noqa: S104
+        networks = ",".join(map(str, self.service_networks))
         return [
             str(self.assets / "kube-apiserver"),
             f"--etcd-servers={self.etcd_url}",
-            f"--bind-address={self.address if not self.advertise else '0.0.0.0'}",  # noqa: S104
+            f"--bind-address={anywhere if self.advertise else self.address}",
             f"--advertise-address={self.address}",
             f"--endpoint-reconciler-type={'lease' if self.advertise else 'none'}",
             f"--secure-port={self.port}",
@@ -156,7 +160,7 @@ class ControlPlane:
             f"--tls-cert-file={f / 'apiserver.crt'}",
             f"--tls-private-key-file={f / 'apiserver.key'}",
             f"--client-ca-file={f / 'ca.crt'}",
-            f"--service-cluster-ip-range={self.service_network}",
+            f"--service-cluster-ip-range={networks}",
             f"--service-account-issuer={ISSUER}",
             f"--service-account-key-file={f / 'sa.key'}",
             f"--service-account-signing-key-file={f / 'sa.key'}",

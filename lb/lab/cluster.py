@@ -196,7 +196,7 @@ class ClusterKubelet(Pods):
     async def _register(self) -> None:
         """Register the nodes."""
         for node in self.spec.node_names:
-            item = node_object(node, now())
+            item = node_object(self.spec, node, now())
             meta = {name: value for name, value in item["metadata"].items() if name != "creationTimestamp"}
             item["metadata"] = meta
             status = item.pop("status")

@@ -202,9 +202,13 @@ class SlicePlanner:
         services = [each for each in self._all(cache, SERVICES, errors) if isinstance(each, Service)]
         pods = [each for each in self._all(cache, PODS, errors) if isinstance(each, Pod)]
         endpoints = [each for each in self._all(cache, ENDPOINTS, errors) if isinstance(each, Endpoints)]
+        families = {
+            key: [int(str(name).removeprefix("IPv")) for name in item["spec"].get("ipFamilies") or ()]
+            for key, item in cache.of(SERVICES).items()
+        }
         return {
             piece.key: slice_object(piece, service, cache.of(SERVICES)[piece.service])
-            for piece in endpoint_slices(services, pods, (), endpoints, zones)
+            for piece in endpoint_slices(services, pods, (), endpoints, zones, families=families)
             for service in services
             if service.key == piece.service
         }
@@ -267,6 +271,11 @@ def slice_object(piece: EndpointSlice, service: Service, item: Object) -> Object
 
 def _endpoint(endpoint: Endpoint) -> Object:
     namespace, _, name = endpoint.target.partition("/")
+    hints = {
+        field: [{"name": each} for each in sorted(names)]
+        for field, names in (("forZones", endpoint.hint_zones), ("forNodes", endpoint.hint_nodes))
+        if names
+    }
     return {
         "addresses": [str(endpoint.address)],
         "conditions": {
@@ -276,5 +285,6 @@ def _endpoint(endpoint: Endpoint) -> Object:
         },
         **({"nodeName": endpoint.node} if endpoint.node else {}),
         **({"zone": endpoint.zone} if endpoint.zone else {}),
+        **({"hints": hints} if hints else {}),
         **({"targetRef": {"kind": "Pod", "namespace": namespace, "name": name}} if name else {}),
     }

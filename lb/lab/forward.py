@@ -14,7 +14,7 @@ import socket
 import sys
 
 from lb.lab import namespaces
-from lb.lab.addressing import API_PORT, API_SERVER
+from lb.lab.addressing import API_PORT, api_server
 from lb.lab.processes import ProcessRef
 from lb.lab.store import Store
 
@@ -58,9 +58,10 @@ def main(lab: str) -> None:
     assert own is not None
     store.write_process("forwarder", own)
     listener = socket.create_server(("127.0.0.1", 0))
-    namespaces.enter(store.read_lab().spec.api)
+    spec = store.read_lab().spec
+    namespaces.enter(spec.api)
     store.write_port(listener.getsockname()[1])
-    asyncio.run(forward(listener, str(API_SERVER), API_PORT))
+    asyncio.run(forward(listener, str(api_server(spec.versions[0])), API_PORT))
 
 
 if __name__ == "__main__":

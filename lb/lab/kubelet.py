@@ -51,7 +51,7 @@ class Kubelet(Pods):
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stop is set."""
         for node in self.spec.node_names:
-            self.store.write_object(f"node.{node}.yaml", to_yaml(node_object(node, now())))
+            self.store.write_object(f"node.{node}.yaml", to_yaml(node_object(self.spec, node, now())))
         self.read_manifests()
         self.reconcile()
         async with await self.listen():

@@ -17,19 +17,17 @@ from lb.datapath.pins import Pins
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces, pod, topology
 from lb.lab.addressing import (
-    CLIENTS,
-    OUTSIDE_SERVER,
     POD_INTERFACES,
-    SERVICE_CIDR,
-    TUNNEL,
     UPLINK,
     LabSpec,
     Overlay,
-    node_address,
+    clients,
+    outside_server,
 )
 from lb.lab.processes import START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
 from lb.lab.removal import Report, down
 from lb.lab.store import LabRecord, PodRecord, Store
+from lb.lab.tunnels import TUNNELS
 
 _TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
 if TYPE_CHECKING:
@@ -178,13 +176,13 @@ class Lab:
             "--uplink": UPLINK,
             "--uplink-mode": str(spec.uplink_mode),
             "--pod-interface": POD_INTERFACES,
-            "--service-cidr": str(SERVICE_CIDR),
+            "--service-cidr": spec.service_cidr,
             "--cgroup": str(self.cgroup(node)),
             "--limits-table-rows": str(_TABLE_ROWS),
             "--ready-file": str(store.ready_file(node)),
         }
-        if spec.overlay is Overlay.VXLAN:
-            flags["--tunnel"] = TUNNEL
+        if spec.overlay in TUNNELS:
+            flags["--tunnel"] = TUNNELS[spec.overlay]
         if spec.kubernetes:
             sources = ["--source=kubernetes", f"--kubeconfig={store.agent_kubeconfig}"]
         else:
@@ -244,13 +242,15 @@ class Lab:
             listing = self.ask_kubelet("list")
         except LabError as error:
             listing = {
-                "pods": [dataclasses.asdict(each) for each in self.store.pods()],
+                "pods": [{**dataclasses.asdict(each), "address": each.address} for each in self.store.pods()],
                 "errors": [str(error)],
             }
         nodes = [
             {
                 "name": node,
-                "address": str(node_address(node)),
+                "address": str(self.spec.node_addresses(node)[0]),
+                "addresses": [str(address) for address in self.spec.node_addresses(node)],
+                "zone": self.spec.zone(node),
                 "namespace": self.spec.namespace(node),
                 "cgroup": str(self.cgroup(node)),
                 "agent": {
@@ -262,6 +262,7 @@ class Lab:
             }
             for node in self.spec.node_names
         ]
+        versions = self.spec.versions
         return {
             "id": self.spec.id,
             "manifests": self.spec.manifests,
@@ -269,8 +270,12 @@ class Lab:
             "uplink_mode": str(self.spec.uplink_mode),
             "state": str(self.store.base),
             **({"kubernetes": self.api_host().status()} if self.spec.kubernetes else {}),
-            "client": {"namespace": self.spec.client, "addresses": [str(address) for address in CLIENTS]},
-            "outside_server": str(OUTSIDE_SERVER),
+            "family": str(self.spec.family),
+            "client": {
+                "namespace": self.spec.client,
+                "addresses": [str(address) for version in versions for address in clients(version)],
+            },
+            "outside_server": str(outside_server(versions[0])),
             "kubelet": {
                 **_process_status(self.store.process("kubelet")),
                 "log": str(self.store.log("kubelet")),
@@ -317,8 +322,9 @@ class Lab:
 
     def _bring_up(self, report: Report, pods_within: float) -> None:
         spec, store = self.spec, self.store
-        overlay = "VXLAN overlay" if spec.overlay is Overlay.VXLAN else "routed"
-        report(f"network: switch, client {CLIENTS[0]}, {spec.nodes} nodes; pods {overlay}")
+        overlay = "routed" if spec.overlay is Overlay.NONE else f"behind tunnels ({spec.overlay})"
+        client = " and ".join(str(clients(version)[0]) for version in spec.versions)
+        report(f"network: switch, client {client}, {spec.nodes} nodes; pods {overlay}")
         for node in spec.node_names:
             cgroups.create(self.cgroup(node))
         topology.build(spec)
@@ -328,7 +334,7 @@ class Lab:
             "-S",
             str(pod.__file__),
             "host:outside",
-            str(OUTSIDE_SERVER),
+            ",".join(str(outside_server(version)) for version in spec.versions),
             *OUTSIDE_PORTS,
         ]
         store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
 
-from lb.lab.addressing import node_address, node_number, pod_cidr
+from lb.lab.addressing import LabSpec
 from lb.lab.workloads import Workload
 from lb.model import ObjectKey
-
-ZONES = ("zone-a", "zone-b")
-"""Nodes are spread over these zones in turn."""
 
 IMAGE = "lab"
 """No image is pulled: every pod runs the lab's own server."""
 
 
-def node_object(node: str, created: str) -> dict[str, Any]:
+def node_object(spec: LabSpec, node: str, created: str) -> dict[str, Any]:
     """Return the Node object of a node of the lab; created is an RFC 3339 time."""
     labels = {
         "kubernetes.io/hostname": node,
-        "topology.kubernetes.io/zone": ZONES[(node_number(node) - 1) % len(ZONES)],
+        "topology.kubernetes.io/zone": spec.zone(node),
     }
+    networks = [str(network) for network in spec.pod_cidrs(node)]
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": node, "labels": labels, "creationTimestamp": created},
-        "spec": {"podCIDR": str(pod_cidr(node)), "podCIDRs": [str(pod_cidr(node))]},
+        "spec": {"podCIDR": networks[0], "podCIDRs": networks},
         "status": {
             "addresses": [
-                {"type": "InternalIP", "address": str(node_address(node))},
+                *({"type": "InternalIP", "address": str(address)} for address in spec.node_addresses(node)),
                 {"type": "Hostname", "address": node},
             ],
             "conditions": [_condition("Ready", True)],
@@ -42,7 +41,8 @@ def pod_object(
     key: ObjectKey,
     workload: Workload,
     node: str,
-    address: str,
+    host_ips: Sequence[str],
+    addresses: Sequence[str],
     *,
     phase: str,
     ready: bool,
@@ -52,8 +52,9 @@ def pod_object(
 ) -> dict[str, Any]:
     """Return the Pod object.
 
-    address is ``""`` before the pod has one. phase is ``status.phase``. created is an RFC 3339 time; so is
-    deleted, ``""`` while the pod is not terminating.
+    host_ips are the node's addresses, addresses the pod's, none before it has any; the primary ones first.
+    phase is ``status.phase``. created is an RFC 3339 time; so is deleted, ``""`` while the pod is not
+    terminating.
     """
     metadata: dict[str, Any] = {
         "name": key.name,
@@ -86,12 +87,18 @@ def pod_object(
                 *({"name": name, "image": IMAGE} for name in others),
             ],
         },
-        "status": pod_status(workload, node, address, phase=phase, ready=ready, restarts=restarts),
+        "status": pod_status(workload, host_ips, addresses, phase=phase, ready=ready, restarts=restarts),
     }
 
 
 def pod_status(
-    workload: Workload, node: str, address: str, *, phase: str, ready: bool, restarts: int
+    workload: Workload,
+    host_ips: Sequence[str],
+    addresses: Sequence[str],
+    *,
+    phase: str,
+    ready: bool,
+    restarts: int,
 ) -> dict[str, Any]:
     """Return the status of a pod, as the kubelet reports it; see :func:`pod_object`."""
     state = {"Pending": "waiting", "Running": "running"}.get(phase, "terminated")
@@ -99,8 +106,8 @@ def pod_status(
     finished = {"exitCode": 0 if phase == "Succeeded" else 1}
     status: dict[str, Any] = {
         "phase": phase,
-        "hostIP": str(node_address(node)),
-        "hostIPs": [{"ip": str(node_address(node))}],
+        "hostIP": host_ips[0],
+        "hostIPs": [{"ip": address} for address in host_ips],
         "conditions": [
             _condition("PodScheduled", True),
             _condition("Initialized", True),
@@ -119,8 +126,8 @@ def pod_status(
             for name in workload.containers
         ],
     }
-    if address:
-        status |= {"podIP": address, "podIPs": [{"ip": address}]}
+    if addresses:
+        status |= {"podIP": addresses[0], "podIPs": [{"ip": address} for address in addresses]}
     return status
 
 

@@ -1,7 +1,7 @@
 """The process of a pod: a real HTTP/1.1 server and a UDP echo that say which pod answered on which port.
 
-Run as a script, not imported by the lab: ``python -I -S pod.py NAME ADDRESS PORT…`` where ADDRESS is what to
-listen on and PORT is ``tcp:8080:http-default`` or ``udp:9000:echo``. It takes its own mount and UTS
+Run as a script, not imported by the lab: ``python -I -S pod.py NAME ADDRESS,… PORT…`` where ADDRESS is what
+to listen on and PORT is ``tcp:8080:http-default`` or ``udp:9000:echo``. It takes its own mount and UTS
 namespace, with an empty /var and the pod's name as host name, unless NAME begins with ``host:``. It writes
 ``listening`` to stdout when every port is open. Only light modules of the standard library are imported,
 because there may be dozens of pods.
@@ -110,6 +110,17 @@ class Pod:
         else:
             body = f"You've hit {self.name} on {port}\n".encode()
         return status, body
+
+    def open(self, address: str, protocol: str, number: str, port: str) -> None:
+        """Serve on one port of one address from now on; port is the name to answer with."""
+        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+        opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((address, int(number)))
+        if protocol == "tcp":
+            opened.listen(1024)
+        serve = self.serve_tcp if protocol == "tcp" else self.serve_udp
+        threading.Thread(target=serve, args=(opened, port), daemon=True).start()
 
     def serve_tcp(self, listener: socket.socket, port: str) -> None:
         """Accept for ever, one thread for each connection."""
@@ -220,23 +231,16 @@ def be_a_container(name: str) -> None:
     socket.sethostname(name[:64])
 
 
-def main(name: str, address: str, ports: list[str]) -> None:
+def main(name: str, addresses: str, ports: list[str]) -> None:
     """Open every port, say so, and serve until SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: sigwait below takes it
     outside = name.startswith("host:")
     pod = Pod(name.removeprefix("host:"))
     if not outside:
         be_a_container(pod.name)
-    for entry in ports:
-        protocol, number, port = entry.split(":")
-        kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
-        opened = socket.socket(socket.AF_INET, kind)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        opened.bind((address, int(number)))
-        if protocol == "tcp":
-            opened.listen(1024)
-        serve = pod.serve_tcp if protocol == "tcp" else pod.serve_udp
-        threading.Thread(target=serve, args=(opened, port), daemon=True).start()
+    for address in addresses.split(","):
+        for entry in ports:
+            pod.open(address, *entry.split(":"))
     print("listening", flush=True)
     signal.sigwait({signal.SIGTERM})
     time.sleep(_DRAIN_SECONDS)

@@ -20,11 +20,11 @@ import json
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any
 
 from lb.errors import LabError
-from lb.lab.addressing import AddressPool, LabSpec, pod_cidr, pod_interface
+from lb.lab.addressing import AddressPool, LabSpec, pod_interface
 from lb.lab.runtime import Outlet, PodRuntime
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
@@ -49,7 +49,7 @@ class Pods(abc.ABC):
         self.tasks: dict[ObjectKey, asyncio.Task[None]] = {}
         self._outlet = outlet
         self._count = itertools.count()
-        self._pools = {node: AddressPool(pod_cidr(node)) for node in spec.node_names}
+        self._pools = {node: AddressPool(spec.pod_cidrs(node)) for node in spec.node_names}
         self._changed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -72,7 +72,7 @@ class Pods(abc.ABC):
     def start(self, key: ObjectKey, node: str, workload: Workload) -> bool:
         """Start a pod; return whether that was possible."""
         try:
-            address = self._pools[node].take()
+            addresses = self._pools[node].take()
         except LabError as error:
             _log.error("pod %s: %s", key, error)
             return False
@@ -81,7 +81,7 @@ class Pods(abc.ABC):
             namespace,
             name,
             node,
-            str(address),
+            tuple(map(str, addresses)),
             self.spec.pod_namespace(namespace, name),
             pod_interface(namespace, name),
         )
@@ -113,7 +113,7 @@ class Pods(abc.ABC):
 
     def _forget(self, pod: PodRuntime) -> None:
         if self.pods.get(pod.key) is pod:  # a pod may be killed while it ends
-            self._pools[pod.record.node].give_back(IPv4Address(pod.record.address))
+            self._pools[pod.record.node].give_back(tuple(map(ip_address, pod.record.addresses)))
             del self.pods[pod.key], self.tasks[pod.key], self.order[pod.key]
             self.changed()
 
@@ -191,6 +191,7 @@ class Pods(abc.ABC):
                 "name": key.name,
                 "node": pod.record.node,
                 "address": pod.record.address,
+                "addresses": list(pod.record.addresses),
                 "phase": "Terminating" if pod.terminating else pod.phase,
                 "ready": pod.ready,
                 "restarts": pod.restarts,

@@ -128,14 +128,16 @@ async def attempt(probe: Probe, node: str, address: str, enter: Sequence[str]) -
 
 async def _network(probe: Probe, node: str, address: str) -> str:
     with namespaces.inside(node):
-        asking = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        asking = socket.socket(family, socket.SOCK_STREAM)
     asking.setblocking(False)
     with asking:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(asking, (address, probe.port))
         if probe.kind is ProbeKind.TCP:
             return ""
-        given = {"host": f"{address}:{probe.port}", "user-agent": "kube-probe/lab", "connection": "close"}
+        host = f"[{address}]" if ":" in address else address
+        given = {"host": f"{host}:{probe.port}", "user-agent": "kube-probe/lab", "connection": "close"}
         given |= {name.lower(): value for name, value in probe.headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
         path = probe.path if probe.path.startswith("/") else f"/{probe.path}"

@@ -102,7 +102,7 @@ class PodRuntime:
         self._changed, self._now = changed, now
         self._created = now()
         self._deleted = ""
-        self._address = ""
+        self._addresses: tuple[str, ...] = ()
         self._held = False
         self._running = False
         self._process: asyncio.subprocess.Process | None = None
@@ -131,7 +131,8 @@ class PodRuntime:
             self.key,
             self.workload,
             self.record.node,
-            self._address,
+            [str(address) for address in self._spec.node_addresses(self.record.node)],
+            self._addresses,
             phase=self.phase,
             ready=self.ready,
             restarts=self.restarts,
@@ -150,7 +151,7 @@ class PodRuntime:
         cgroups.create(self._cgroup)
         self._network = asyncio.ensure_future(asyncio.to_thread(topology.add_pod, self._spec, self.record))
         await asyncio.shield(self._network)  # a thread cannot be cancelled: destroy() waits for it
-        self._address = self.record.address
+        self._addresses = self.record.addresses
         while True:
             code = await self._run_process()
             self._running = False
@@ -167,7 +168,8 @@ class PodRuntime:
 
     async def _run_process(self) -> int:
         """Start the process, probe it while it runs, and return its exit code."""
-        argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, self.record.address]
+        where = ",".join(self.record.addresses)
+        argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, where]
         with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *self._enter([*argv, *self.workload.listen()]),

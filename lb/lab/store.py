@@ -30,7 +30,7 @@ from typing import Any
 
 from lb.config import UplinkMode
 from lb.errors import LabError
-from lb.lab.addressing import LabSpec, Overlay
+from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef
 
 ROOT = Path("/run/lbctl/lab")
@@ -47,15 +47,23 @@ class LabRecord:
 
 @dataclass(frozen=True, slots=True)
 class PodRecord:
-    """A pod as ``lab exec`` and ``lab down`` need it; process is None while none runs."""
+    """A pod as ``lab exec`` and ``lab down`` need it; process is None while none runs.
+
+    addresses has one of each IP version of the lab, the primary one first.
+    """
 
     namespace: str
     name: str
     node: str
-    address: str
+    addresses: tuple[str, ...]
     netns: str
     interface: str
     process: ProcessRef | None = None
+
+    @property
+    def address(self) -> str:
+        """The primary address."""
+        return self.addresses[0]
 
 
 class Store:
@@ -158,6 +166,8 @@ class Store:
             spec = data["spec"]
             spec["overlay"] = Overlay(spec["overlay"])
             spec["uplink_mode"] = UplinkMode(spec["uplink_mode"])
+            spec["family"] = Family(spec["family"])
+            spec["zones"] = tuple(spec["zones"])
             return LabRecord(LabSpec(**spec), ProcessRef(**data["owner"]), data["complete"])
         except FileNotFoundError:
             raise LabError(f"there is no lab {self.lab}; bring one up with: lbctl lab up") from None
@@ -196,7 +206,8 @@ class Store:
             data = _read(directory / name)
             if data:
                 process = ProcessRef(**data.pop("process")) if data["process"] else data.pop("process")
-                pods.append(PodRecord(**data, process=process))
+                addresses = tuple(data.pop("addresses"))
+                pods.append(PodRecord(**data, addresses=addresses, process=process))
         return pods
 
     def write_object(self, name: str, text: str) -> None:

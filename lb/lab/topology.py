@@ -10,9 +10,9 @@ import contextlib
 import fcntl
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import addressof, create_string_buffer
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +21,50 @@ from lb.datapath.bpf import FD, Command, ProgType, syscall
 from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import (
-    API_SERVER,
-    CLIENTS,
     MTU,
-    OUTSIDE_SERVER,
-    POD_GATEWAY,
     POD_GATEWAY_MAC,
-    TUNNEL,
-    TUNNEL_MTU,
+    POD_GATEWAYS,
+    SEGMENTS,
     UPLINK,
-    VXLAN_ID,
-    VXLAN_PORT,
     LabSpec,
     Overlay,
+    api_server,
+    clients,
     node_address,
     node_mac,
-    on_segment,
+    outside_server,
     pod_cidr,
-    tunnel_mac,
 )
 from lb.lab.store import PodRecord
+from lb.lab.tunnels import add_tunnels
+from lb.model import IPAddress
 
 _BRIDGE = "br0"
 _PERMANENT = 0x80  # NUD_PERMANENT of linux/neighbour.h
-_ONLINK = 0x4  # RTNH_F_ONLINK of linux/rtnetlink.h
+_NODAD = 0x2  # IFA_F_NODAD of linux/if_addr.h
+_FOREVER = 0xFFFFFFFF  # of a lifetime, in struct ifa_cacheinfo
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_FULL = {4: 32, 6: 128}
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_STXCSUM = 0x17
 _XDP_FLAGS_DRV_MODE = 0x4
 _XDP_PASS = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
 
-_QUIET = {
-    # IPv4 only for now; without this each interface sends router solicitations and neighbour probes.
-    "ipv6/conf/all/disable_ipv6": "1",
-    "ipv6/conf/default/disable_ipv6": "1",
+_WITHOUT_IPV6 = {"ipv6/conf/all/disable_ipv6": "1", "ipv6/conf/default/disable_ipv6": "1"}
+_WITH_IPV6 = {
+    "ipv6/conf/all/disable_ipv6": "0",
+    "ipv6/conf/default/disable_ipv6": "0",
+    # Addresses can be used at once, link-local ones too: nobody else in the lab could have them.
+    "ipv6/conf/all/accept_dad": "0",
+    "ipv6/conf/default/accept_dad": "0",
+    # Nor is there a router that one could ask.
+    "ipv6/conf/all/accept_ra": "0",
+    "ipv6/conf/default/accept_ra": "0",
 }
 _NODE_SETTINGS = {
-    **_QUIET,
     "ipv4/ip_forward": "1",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/default/forwarding": "1",
     # The client reaches every node through node1, answers return directly: redirects would undo that.
     "ipv4/conf/all/send_redirects": "0",
     "ipv4/conf/default/send_redirects": "0",
@@ -65,7 +72,11 @@ _NODE_SETTINGS = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
 }
-_HOST_SETTINGS = {**_QUIET, "ipv4/conf/all/accept_redirects": "0", "ipv4/conf/default/accept_redirects": "0"}
+_HOST_SETTINGS = {
+    f"{family}/conf/{which}/accept_redirects": "0"
+    for family in ("ipv4", "ipv6")
+    for which in ("all", "default")
+}
 
 
 def build(spec: LabSpec) -> None:
@@ -75,10 +86,15 @@ def build(spec: LabSpec) -> None:
     ------
     LabError: names the namespace and what the kernel refused.
     """
+    nodes = {spec.namespace(node) for node in spec.node_names}
     for name in spec.namespaces:
         namespaces.create(name)
+        with namespaces.inside(name):  # an interface takes what is the default when it is made
+            if name == spec.switch:
+                _settings(_WITHOUT_IPV6)
+            else:
+                _settings(_ip_settings(spec) | (_NODE_SETTINGS if name in nodes else _HOST_SETTINGS))
     with namespaces.netlink(spec.switch) as switch:
-        _settings(_QUIET)
         switch.link("add", ifname=_BRIDGE, kind="bridge")
         switch.link("set", index=_index(switch, _BRIDGE), state="up")
         _plug(switch, "client", spec.client, "02:77:00:00:00:64")
@@ -90,11 +106,15 @@ def build(spec: LabSpec) -> None:
                 _fill_in_checksums(node)
             if spec.uplink_mode is UplinkMode.XDP_NATIVE:
                 _take_back(switch, node)
-    _set_up_host(spec.client, (*CLIENTS, OUTSIDE_SERVER))
+    _set_up_host(spec, spec.client, {each: (*clients(each), outside_server(each)) for each in spec.versions})
     if spec.kubernetes:
-        _set_up_host(spec.api, (API_SERVER,))
+        _set_up_host(spec, spec.api, {each: (api_server(each),) for each in spec.versions})
     for node in spec.node_names:
         _set_up_node(spec, node)
+
+
+def _ip_settings(spec: LabSpec) -> dict[str, str]:
+    return _WITH_IPV6 if 6 in spec.versions else _WITHOUT_IPV6
 
 
 def _index(route: Any, name: str) -> int:
@@ -154,72 +174,68 @@ def _up(route: Any, interface: str) -> int:
     return index
 
 
-def _add_address(route: Any, index: int, address: IPv4Address, length: int) -> None:
-    route.addr("add", index=index, address=str(address), prefixlen=length)
+def _add_address(
+    route: Any, index: int, address: IPAddress, length: int, *, deprecated: bool = False
+) -> None:
+    """Add an address; a deprecated one is never chosen as source of what does not ask for it (RFC 6724)."""
+    more: dict[str, Any] = {}
+    if address.version == 6:
+        more = {"flags": _NODAD, "preferred_lft": 0 if deprecated else _FOREVER, "valid_lft": _FOREVER}
+    route.addr("add", index=index, address=str(address), prefixlen=length, **more)
 
 
-def _set_up_host(namespace: str, addresses: Iterable[IPv4Address]) -> None:
-    """Make a namespace a host outside of the cluster: all that it knows is that node1 is its router."""
+def _add_default(route: Any, gateway: IPAddress, interface: int) -> None:
+    anywhere = "0.0.0.0/0" if gateway.version == 4 else "::/0"
+    route.route("add", family=_FAMILIES[gateway.version], dst=anywhere, gateway=str(gateway), oif=interface)
+
+
+def _set_up_host(spec: LabSpec, namespace: str, addresses: Mapping[int, Sequence[IPAddress]]) -> None:
+    """Make a namespace a host outside of the cluster: all that it knows is that node1 is its router.
+
+    addresses are by IP version, the primary one first: Linux prefers the first in IPv4 and the last in IPv6,
+    where the others are therefore deprecated.
+    """
     with namespaces.netlink(namespace) as route:
-        _settings(_HOST_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
-        for address in addresses:
-            _add_address(route, uplink, address, on_segment(address).network.prefixlen)
-        route.route("add", dst="default", gateway=str(node_address("node1")))
+        for version in spec.versions:
+            for number, address in enumerate(addresses[version]):
+                _add_address(route, uplink, address, SEGMENTS[version].prefixlen, deprecated=number > 0)
+            _add_default(route, node_address("node1", version), uplink)
 
 
 def _set_up_node(spec: LabSpec, node: str) -> None:
     with namespaces.netlink(spec.namespace(node)) as route:
-        _settings(_NODE_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
-        own = node_address(node)
-        _add_address(route, uplink, own, on_segment(own).network.prefixlen)
-        route.route("add", dst="default", gateway=str(CLIENTS[0]))
-        others = [other for other in spec.node_names if other != node]
-        if spec.overlay is Overlay.VXLAN:
-            _add_tunnel(route, node, uplink, others)
-        else:
-            for other in others:
-                route.route("add", dst=str(pod_cidr(other)), gateway=str(node_address(other)))
-
-
-def _add_tunnel(route: Any, node: str, uplink: int, others: list[str]) -> None:
-    """Add the VXLAN device with one fixed neighbour, forwarding entry and route for each other node."""
-    route.link(
-        "add",
-        ifname=TUNNEL,
-        kind="vxlan",
-        vxlan_id=VXLAN_ID,
-        vxlan_port=VXLAN_PORT,
-        vxlan_local=str(node_address(node)),
-        vxlan_link=uplink,
-        vxlan_learning=False,
-        address=tunnel_mac(node),
-        mtu=TUNNEL_MTU,
-    )
-    tunnel = _up(route, TUNNEL)
-    _add_address(route, tunnel, pod_cidr(node)[0], 32)
-    for other in others:
-        far_end, mac = str(pod_cidr(other)[0]), tunnel_mac(other)
-        route.neigh("add", dst=far_end, lladdr=mac, ifindex=tunnel, state=_PERMANENT)
-        route.fdb("append", lladdr=mac, dst=str(node_address(other)), ifindex=tunnel)
-        route.route("add", dst=str(pod_cidr(other)), gateway=far_end, oif=tunnel, flags=_ONLINK)
+        for version in spec.versions:
+            _add_address(route, uplink, node_address(node, version), SEGMENTS[version].prefixlen)
+            _add_default(route, clients(version)[0], uplink)
+        if spec.overlay is not Overlay.NONE:
+            add_tunnels(spec, route, node, uplink)
+            return
+        for version in spec.versions:
+            for other in spec.node_names:
+                if other != node:
+                    destination, gateway = str(pod_cidr(other, version)), str(node_address(other, version))
+                    route.route("add", family=_FAMILIES[version], dst=destination, gateway=gateway)
 
 
 def add_pod(spec: LabSpec, pod: PodRecord) -> None:
     """Make the pod's namespace and connect it to its node.
 
-    The pod has a /32 address and reaches everything through :data:`~lb.lab.addressing.POD_GATEWAY`, whose
-    fixed neighbour entry is the host end; the node has a host route to the pod.
+    The pod has addresses without a network (/32, /128) and reaches everything through
+    :data:`~lb.lab.addressing.POD_GATEWAYS`, whose fixed neighbour entries are the host end; the node has a
+    route to each of its addresses.
 
     Raises
     ------
     LabError: names the namespace and what the kernel refused.
     """
-    mtu = TUNNEL_MTU if spec.overlay is Overlay.VXLAN else MTU
+    mtu = spec.pod_mtu
     namespaces.create(pod.netns)
+    with namespaces.inside(pod.netns):
+        _settings(_ip_settings(spec) | _HOST_SETTINGS)
     with (
         namespaces.netlink(spec.namespace(pod.node)) as node,
         open(namespaces.path(pod.netns), "rb") as target,
@@ -227,18 +243,34 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
         peer = {"ifname": UPLINK, "net_ns_fd": target.fileno(), "mtu": mtu}
         node.link("add", ifname=pod.interface, kind="veth", address=POD_GATEWAY_MAC, mtu=mtu, peer=peer)
         host_end = _up(node, pod.interface)
+    addresses = [ip_address(address) for address in pod.addresses]
     with namespaces.netlink(pod.netns) as route:
-        _settings(_HOST_SETTINGS)
         _up(route, "lo")
         uplink = _up(route, UPLINK)
-        _add_address(route, uplink, IPv4Address(pod.address), 32)
-        gateway = str(POD_GATEWAY)
-        route.neigh("add", dst=gateway, lladdr=POD_GATEWAY_MAC, ifindex=uplink, state=_PERMANENT)
-        route.route("add", dst=f"{gateway}/32", oif=uplink, scope="link")
-        route.route("add", dst="default", gateway=gateway, oif=uplink)
+        for address in addresses:
+            gateway, family = POD_GATEWAYS[address.version], _FAMILIES[address.version]
+            _add_address(route, uplink, address, _FULL[address.version])
+            route.neigh(
+                "add",
+                family=family,
+                dst=str(gateway),
+                lladdr=POD_GATEWAY_MAC,
+                ifindex=uplink,
+                state=_PERMANENT,
+            )
+            if address.version == 4:
+                route.route("add", dst=f"{gateway}/32", oif=uplink, scope="link")
+            _add_default(route, gateway, uplink)
     with namespaces.netlink(spec.namespace(pod.node)) as node:
-        source = str(node_address(pod.node))
-        node.route("add", dst=f"{pod.address}/32", oif=host_end, scope="link", prefsrc=source)
+        for address in addresses:
+            node.route(
+                "add",
+                family=_FAMILIES[address.version],
+                dst=f"{address}/{_FULL[address.version]}",
+                oif=host_end,
+                prefsrc=str(node_address(pod.node, address.version)),
+                **({"scope": "link"} if address.version == 4 else {}),
+            )
 
 
 def remove_pod(spec: LabSpec, pod: PodRecord) -> None:

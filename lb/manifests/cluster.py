@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lb.errors import InputError
-from lb.manifests.complete import Pools, complete
+from lb.manifests.complete import Pools, complete, ip_families
 from lb.manifests.endpoints import endpoint_slices
 from lb.manifests.objects import Endpoints, Parsed, ServiceRequest
 from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service
@@ -22,13 +22,15 @@ def assemble(
     become EndpointSlices. The order is nodes, Services, EndpointSlices.
     """
     nodes = [each for each in objects if isinstance(each, Node)]
-    services, errors = complete([each for each in objects if isinstance(each, ServiceRequest)], pools)
+    requests = [each for each in objects if isinstance(each, ServiceRequest)]
+    services, errors = complete(requests, pools)
     slices = endpoint_slices(
         services,
         (each for each in objects if isinstance(each, Pod)),
         (each for each in objects if isinstance(each, EndpointSlice)),
         (each for each in objects if isinstance(each, Endpoints)),
         {node.name: node.zone for node in nodes},
+        families={request.service.key: ip_families(request, pools) for request in requests},
     )
     resources: dict[ResourceId, Resource] = {(Node, ObjectKey("", node.name)): node for node in nodes}
     resources.update({(Service, service.key): service for service in services})

@@ -1,7 +1,12 @@
 """The cluster IPs, node ports and health check ports of Services that name none: pure.
 
 The API server fills these in when a Service is created; manifests that were never in a cluster lack them.
-Which number it is follows the rule of :mod:`lb.manifests.allocate`.
+Which number it is follows the rule of :mod:`lb.manifests.allocate`; of which IP families, and in what order,
+follows Kubernetes ("IPv4/IPv6 dual-stack", Services): the families that a Service names, else those of its
+cluster IPs, else the cluster's first; with PreferDualStack and RequireDualStack the other one, too.
+
+In one respect this is milder. A Service that names all of its cluster IPs is taken as it is, although
+service_cidr may lack one of their families: nothing is to be given, and that setting has a default.
 """
 
 from __future__ import annotations
@@ -70,7 +75,10 @@ def complete(requests: Sequence[ServiceRequest], pools: Pools) -> tuple[list[Ser
     A Service for which nothing is left, or which asks for a family that the cluster lacks, is not among
     them; an error names it.
     """
-    families = {request.service.key: _families(request, pools) for request in requests}
+    families = {
+        request.service.key: ip_families(request, pools) if _wants_addresses(request.service) else ()
+        for request in requests
+    }
     addresses = {
         version: _place_addresses(requests, version, network, families)
         for version, network in pools.networks.items()
@@ -82,7 +90,7 @@ def complete(requests: Sequence[ServiceRequest], pools: Pools) -> tuple[list[Ser
         service = request.service
         try:
             cluster_ips = tuple(
-                _cluster_ip(service, version, pools, addresses) for version in families[service.key]
+                _cluster_ip(request, version, pools, addresses) for version in families[service.key]
             )
             service = _with_ports(request, ports, pools.node_ports)
         except _NothingLeftError as error:
@@ -103,9 +111,16 @@ class _NothingLeftError(Exception):
         self.field = field
 
 
-def _families(request: ServiceRequest, pools: Pools) -> tuple[int, ...]:
-    """Return the IP versions of the cluster IPs that a Service is to have, in their order."""
-    if request.service.headless or request.service.type is ServiceType.EXTERNAL_NAME:
+def _wants_addresses(service: Service) -> bool:
+    return not service.headless and service.type is not ServiceType.EXTERNAL_NAME
+
+
+def ip_families(request: ServiceRequest, pools: Pools) -> tuple[int, ...]:
+    """Return the IP versions of a Service, in their order: those of its cluster IPs, and of its endpoints.
+
+    A headless Service has them, too; without a selector it has both (its endpoints are whatever they are).
+    """
+    if request.service.type is ServiceType.EXTERNAL_NAME:
         return ()
     families = request.families or (next(iter(pools.networks)),)
     other = 10 - families[0]
@@ -135,15 +150,17 @@ def _place_addresses(
 
 
 def _cluster_ip(
-    service: Service, version: int, pools: Pools, placed: Mapping[int, Mapping[str, int]]
+    request: ServiceRequest, version: int, pools: Pools, placed: Mapping[int, Mapping[str, int]]
 ) -> IPAddress:
+    service = request.service
     named = _named(service, version)
     if named is not None:
         return named
     if version not in placed:
-        raise _NothingLeftError(
-            "spec.ipFamilies", f"service_cidr has no IPv{version} network to give a cluster IP from"
-        )
+        lacks = f"service_cidr has no IPv{version} network to give a cluster IP from"
+        if version in request.families or not request.requires_dual:
+            raise _NothingLeftError("spec.ipFamilies", lacks)
+        raise _NothingLeftError("spec.ipFamilyPolicy", f"is RequireDualStack, but {lacks}")
     number = placed[version].get(str(service.key))
     if number is None:
         raise _NothingLeftError(

@@ -9,7 +9,8 @@ a selector.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from lb.manifests.objects import Endpoints, HandAddress
 from lb.model import (
@@ -33,10 +34,13 @@ def endpoint_slices(
     slices: Iterable[EndpointSlice],
     endpoints: Iterable[Endpoints],
     zones: Mapping[str, str],
+    *,
+    families: Mapping[ObjectKey, Sequence[int]] = MappingProxyType({}),
 ) -> list[EndpointSlice]:
     """Return all slices: those of selectors, mirrors of Endpoints, and slices as they are.
 
-    zones gives each node's zone by the node's name. A mirror exists only beside a Service without selector;
+    zones gives each node's zone by the node's name. families gives a Service's ``ipFamilies`` as IP versions;
+    those of its cluster IPs where it gives none. A mirror exists only beside a Service without selector;
     an empty selector counts as none. A Service of type ExternalName has no endpoints of its own. Names are
     deterministic.
     """
@@ -46,7 +50,8 @@ def endpoint_slices(
     for service in by_key.values():
         if service.selector and service.type is not ServiceType.EXTERNAL_NAME:
             matching = index.select(service.key.namespace, service.selector)
-            result.extend(selected_slices(service, matching, zones))
+            versions = families.get(service.key) or [address.version for address in service.cluster_ips]
+            result.extend(selected_slices(service, matching, zones, versions))
     for hand_made in endpoints:
         mirrored_for = by_key.get(hand_made.key)
         if mirrored_for is not None and not mirrored_for.selector and hand_made.mirrored:
@@ -54,12 +59,15 @@ def endpoint_slices(
     return result
 
 
-def selected_slices(service: Service, pods: Iterable[Pod], zones: Mapping[str, str]) -> list[EndpointSlice]:
+def selected_slices(
+    service: Service, pods: Iterable[Pod], zones: Mapping[str, str], families: Collection[int]
+) -> list[EndpointSlice]:
     """Return the slices of the pods that a Service's selector matches.
 
     One slice holds the pods of one address family for which the Service's ports resolve to the same
     numbers: a targetPort by name may be another number in each pod. A pod that lacks the name is no
-    endpoint of that port. Families are those of the cluster IPs; a headless Service has both.
+    endpoint of that port. families are the Service's, as IP versions; none stands for both. A pod without an
+    address of a family is no endpoint of it.
 
     A pod counts from when it has an address until its phase is Succeeded or Failed. serving is its Ready
     condition; ready is serving and not terminating; publishNotReadyAddresses makes every pod ready, also a
@@ -67,13 +75,12 @@ def selected_slices(service: Service, pods: Iterable[Pod], zones: Mapping[str, s
 
     A trafficDistribution gives each ready endpoint hints: its own zone, and with PreferSameNode its own node.
     """
-    families = tuple(sorted({address.version for address in service.cluster_ips})) or _BOTH
     groups: dict[tuple[int, tuple[EndpointPort, ...]], list[Endpoint]] = {}
     for pod in pods:
         ports = _resolve_ports(service, pod)
         if pod.finished or (service.ports and not ports):
             continue
-        for version in families:
+        for version in sorted(families) or _BOTH:
             address = next((address for address in pod.addresses if address.version == version), None)
             if address is not None:
                 endpoint = _endpoint(service, pod, address, zones)

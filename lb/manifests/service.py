@@ -85,7 +85,8 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
     spec = root["spec"].fields(_SPEC)
     kind = spec["type"].choice(ServiceType, ServiceType.CLUSTER_IP)
     cluster_ips, headless = _cluster_ips(spec, kind)
-    families, policy = _families(spec, cluster_ips)
+    selector = spec["selector"].string_map(syntax.label_key, syntax.label_value)
+    families, policy = _families(spec, cluster_ips, headless=headless, selected=bool(selector))
     service = Service(
         key=meta.key,
         type=kind,
@@ -95,8 +96,7 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
         external_ips=_external_ips(spec),
         load_balancer_ips=_load_balancer_ips(root["status"], kind),
         external_name=_external_name(spec, kind),
-        # An empty selector is stored as none: endpoints are given by hand.
-        selector=spec["selector"].string_map(syntax.label_key, syntax.label_value) or None,
+        selector=selector or None,  # an empty one is stored as none: endpoints are given by hand
         affinity_seconds=_affinity(spec),
         publish_not_ready=spec["publishNotReadyAddresses"].flag(),
         internal_policy=spec["internalTrafficPolicy"].choice(TrafficPolicy, TrafficPolicy.CLUSTER),
@@ -217,7 +217,13 @@ def _cluster_ips(spec: Fields, kind: ServiceType) -> tuple[tuple[IPAddress, ...]
     return tuple(addresses), False
 
 
-def _families(spec: Fields, cluster_ips: tuple[IPAddress, ...]) -> tuple[tuple[int, ...], _FamilyPolicy]:
+def _families(
+    spec: Fields, cluster_ips: tuple[IPAddress, ...], *, headless: bool, selected: bool
+) -> tuple[tuple[int, ...], _FamilyPolicy]:
+    """Return the IP versions that the Service names, else those of its cluster IPs, and its policy.
+
+    The policy that is not set is SingleStack, but RequireDualStack for a headless Service without selector.
+    """
     policy = spec["ipFamilyPolicy"].choice(_FamilyPolicy, _FamilyPolicy.UNSET)
     place = spec["ipFamilies"]
     families = tuple(4 if item.choice(_Family, _Family.V4) is _Family.V4 else 6 for item in place.items())
@@ -226,8 +232,11 @@ def _families(spec: Fields, cluster_ips: tuple[IPAddress, ...]) -> tuple[tuple[i
         place.error("names a family twice")
     elif families and given != families[: len(given)]:
         place.error(f"must agree with the cluster IPs, which are IPv{' and IPv'.join(map(str, given))}")
-    if policy is _FamilyPolicy.SINGLE and max(len(families), len(given)) > 1:
-        place.error("may name one family only when ipFamilyPolicy is SingleStack")
+    if policy is _FamilyPolicy.UNSET:
+        policy = _FamilyPolicy.REQUIRE_DUAL if headless and not selected else _FamilyPolicy.SINGLE
+    if policy is _FamilyPolicy.SINGLE and max(len(set(families)), len(set(given))) > 1:
+        two = "cluster IPs" if len(set(given)) > 1 else "families"
+        spec["ipFamilyPolicy"].error(f"must be PreferDualStack or RequireDualStack for two {two}")
     return families or given, policy
 
 

@@ -1,5 +1,5 @@
 import subprocess
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ def program(folder: Path, name: str, mode: int = 0o755) -> None:
 
 
 def plane(folder: Path, **more: bool) -> ControlPlane:
-    return ControlPlane(folder, folder / "keys", "192.0.2.2", IPv4Network("10.66.0.0/16"), **more)
+    networks = (IPv4Network("10.66.0.0/16"), IPv6Network("fd00:66::/112"))
+    return ControlPlane(folder, folder / "keys", "192.0.2.2", networks, **more)
 
 
 def test_the_folder_of_binaries_is_the_variables(tmp_path: Path) -> None:
@@ -58,9 +59,16 @@ def test_controllers_and_kubectl_are_used_if_they_are_there(tmp_path: Path) -> N
 
 def test_a_loopback_address_is_not_advertised(tmp_path: Path) -> None:
     shown = set(plane(tmp_path).api_server())
+    assert "--service-cluster-ip-range=10.66.0.0/16,fd00:66::/112" in shown
     assert {"--bind-address=0.0.0.0", "--endpoint-reconciler-type=lease"} <= shown
     hidden = set(plane(tmp_path, advertise=False).api_server())
     assert {"--bind-address=192.0.2.2", "--endpoint-reconciler-type=none"} <= hidden
+
+
+def test_an_api_server_is_reached_by_the_primary_family(tmp_path: Path) -> None:
+    made = ControlPlane(tmp_path, tmp_path / "keys", "fd00:77::2", (IPv6Network("fd00:66::/112"),))
+    assert made.url == "https://[fd00:77::2]:6443"
+    assert {"--bind-address=::", "--advertise-address=fd00:77::2"} <= set(made.api_server())
 
 
 def test_keys_fit_together_and_are_private(tmp_path: Path) -> None:
@@ -76,6 +84,7 @@ def test_keys_fit_together_and_are_private(tmp_path: Path) -> None:
         ("192.0.2.2", "-checkip"),
         ("127.0.0.1", "-checkip"),
         ("10.66.0.1", "-checkip"),
+        ("fd00:66::1", "-checkip"),
         ("kubernetes.default.svc", "-checkhost"),
     ):
         asked = ["openssl", "x509", "-in", str(keys / "apiserver.crt"), "-noout", flag, host]

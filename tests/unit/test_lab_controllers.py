@@ -8,6 +8,7 @@ import pytest
 from lb.errors import InputError
 from lb.kube import convert
 from lb.lab import controllers
+from lb.lab.addressing import LabSpec
 from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Object, Resource
 from lb.lab.controllers import Owner, SlicePlanner
 from lb.lab.objects import node_object
@@ -149,7 +150,7 @@ def plan(**known: list[Object]) -> dict[ObjectKey, Object]:
 
 
 def test_slices_are_what_the_agents_read() -> None:
-    node = node_object("node1", "2020-01-15T10:20:58Z")
+    node = node_object(LabSpec("lab", "/m"), "node1", "2020-01-15T10:20:58Z")
     node["metadata"] |= {"uid": "n", "resourceVersion": "1"}
     made = plan(
         services=[service(selector={"app": "web"})],
@@ -170,6 +171,56 @@ def test_slices_are_what_the_agents_read() -> None:
         ("10.244.1.2", True, "node1", "zone-a", "default/a"),
         ("10.244.1.3", False, "node1", "zone-a", "default/b"),
     ]
+
+
+DUAL = {"clusterIPs": ["10.66.0.9", "fd00:66::9"], "ipFamilies": ["IPv4", "IPv6"]}
+
+
+def dual_pod(name: str, host: int) -> Object:
+    item = pod(name, address=f"10.244.1.{host}")
+    item["status"]["podIPs"].append({"ip": f"fd00:244:0:1::{host}"})
+    return item
+
+
+def test_dual_stack_services_have_a_slice_of_each_family() -> None:
+    pods = [dual_pod("a", 2), pod("b", address="10.244.1.3")]
+    made = plan(services=[service(selector={"app": "web"}, **DUAL)], pods=pods)
+    found = {item["addressType"]: [each["addresses"] for each in item["endpoints"]] for item in made.values()}
+    assert found == {"IPv4": [["10.244.1.2"], ["10.244.1.3"]], "IPv6": [["fd00:244:0:1::2"]]}
+
+
+def test_the_families_of_a_headless_service_are_those_it_names() -> None:
+    headless = {"clusterIP": "None", "clusterIPs": ["None"]}
+    made = plan(
+        services=[service(selector={"app": "web"}, **headless, ipFamilies=["IPv6"])], pods=[dual_pod("a", 2)]
+    )
+    assert [item["addressType"] for item in made.values()] == ["IPv6"]
+
+
+@pytest.mark.parametrize(
+    ("distribution", "hints"),
+    [
+        (None, None),
+        ("PreferClose", {"forZones": [{"name": "zone-a"}]}),
+        ("PreferSameZone", {"forZones": [{"name": "zone-a"}]}),
+        ("PreferSameNode", {"forZones": [{"name": "zone-a"}], "forNodes": [{"name": "node1"}]}),
+    ],
+)
+def test_topology_hints_are_what_the_traffic_distribution_asks_for(
+    distribution: str | None, hints: Object | None
+) -> None:
+    node = node_object(LabSpec("lab", "/m"), "node1", "2020-01-15T10:20:58Z")
+    node["metadata"] |= {"uid": "n", "resourceVersion": "1"}
+    wanted = {} if distribution is None else {"trafficDistribution": distribution}
+    [item] = plan(
+        services=[service(selector={"app": "web"}, **wanted)],
+        pods=[pod("a"), pod("b", ready=False, address="10.244.1.3")],
+        nodes=[node],
+    ).values()
+    assert [each.get("hints") for each in item["endpoints"]] == [hints, None]
+    read = convert.ENDPOINT_SLICES.read(msgspec.json.encode(item)).resource
+    assert read is not None
+    assert read.endpoints[0].hint_zones == (frozenset({"zone-a"}) if hints else frozenset())
 
 
 def test_endpoints_are_mirrored_and_headless_services_marked() -> None:

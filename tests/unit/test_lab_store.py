@@ -6,11 +6,13 @@ import pytest
 
 from lb.config import UplinkMode
 from lb.errors import LabError
-from lb.lab.addressing import LabSpec, Overlay
+from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef, kill, spawn, tail
 from lb.lab.store import LabRecord, PodRecord, Store, labs
 
-SPEC = LabSpec("t", "/m", nodes=3, replicas=2, overlay=Overlay.VXLAN, uplink_mode=UplinkMode.TC)
+SPEC = LabSpec(
+    "t", "/m", nodes=3, replicas=2, overlay=Overlay.VXLAN, uplink_mode=UplinkMode.TC, family=Family.IPV6
+)
 
 
 def own() -> ProcessRef:
@@ -62,8 +64,10 @@ def test_no_lab(store: Store) -> None:
 def test_pods_and_processes_are_noted_and_forgotten(store: Store) -> None:
     store.create(LabRecord(SPEC, own()))
     store.write_process("kubelet", own())
-    one = PodRecord("default", "a", "node1", "10.244.1.2", "t-pod-a", "pod-a", ProcessRef(1, 2))
-    two = PodRecord("other", "b", "node2", "10.244.2.2", "t-pod-b@other", "pod-b")
+    one = PodRecord(
+        "default", "a", "node1", ("10.244.1.2", "fd00:244:0:1::2"), "t-pod-a", "pod-a", ProcessRef(1, 2)
+    )
+    two = PodRecord("other", "b", "node2", ("10.244.2.2",), "t-pod-b@other", "pod-b")
     store.write_pod(two)
     store.write_pod(one)
     assert store.pods() == [one, two]

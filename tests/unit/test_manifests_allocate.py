@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lb.errors import ConfigError
 from lb.manifests.allocate import address_bands, place, port_bands
-from lb.manifests.complete import Pools, complete
+from lb.manifests.complete import Pools, complete, ip_families
 from lb.manifests.objects import ServiceRequest
 from lb.model import ObjectKey, Origin, Protocol, Service, ServicePort, ServiceType, TrafficPolicy
 
@@ -81,13 +81,35 @@ def test_families() -> None:
 
 
 def test_a_family_that_the_cluster_lacks() -> None:
-    for changes in ({"families": (6,)}, {"requires_dual": True}):
+    lacks = "service_cidr has no IPv6 network to give a cluster IP from"
+    for changes, words in (
+        ({"families": (6,)}, f"spec.ipFamilies: {lacks}"),
+        ({"families": (4, 6), "requires_dual": True}, f"spec.ipFamilies: {lacks}"),
+        ({"requires_dual": True}, f"spec.ipFamilyPolicy: is RequireDualStack, but {lacks}"),
+    ):
         services, (error,) = complete([request("a", **changes), request("b")], POOLS)
         assert [service.key.name for service in services] == ["b"]
-        assert str(error) == (
-            "f:3: Service default/a: spec.ipFamilies:"
-            " service_cidr has no IPv6 network to give a cluster IP from"
-        )
+        assert str(error) == f"f:3: Service default/a: {words}"
+
+
+def test_a_service_that_names_all_its_addresses_needs_no_network_of_theirs() -> None:
+    addresses = (ip_address("10.1.1.1"), ip_address("fd00:9::1"))
+    made = request("a", cluster_ips=addresses, families=(4, 6), requires_dual=True)
+    assert done(made)["a"].cluster_ips == addresses
+
+
+def test_the_families_of_endpoints() -> None:
+    rows: list[tuple[dict[str, object], Pools, tuple[int, ...]]] = [
+        ({}, DUAL, (4,)),
+        ({"prefers_dual": True}, DUAL, (4, 6)),
+        ({"families": (6,), "requires_dual": True}, DUAL, (6, 4)),
+        ({"headless": True, "selector": {"a": "b"}}, DUAL, (4,)),
+        ({"headless": True, "families": (6,), "selector": {"a": "b"}}, DUAL, (6,)),
+        ({"headless": True, "requires_dual": True}, POOLS, (4, 6)),
+        ({"type": ServiceType.EXTERNAL_NAME}, DUAL, ()),
+    ]
+    for changes, pools, versions in rows:
+        assert ip_families(request("a", **changes), pools) == versions, changes
 
 
 def test_a_full_network_is_an_error_for_those_that_came_too_late() -> None:
