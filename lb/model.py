@@ -199,9 +199,16 @@ class Pod:
     origin: Origin = field(default=NOWHERE, compare=False)
 
 
+DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
+"""The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A core/v1 Node: its InternalIP addresses and its topology labels."""
+    """A core/v1 Node: its InternalIP addresses and its topology labels.
+
+    terminating: it has a deletionTimestamp, or the taint :data:`DELETION_TAINT`.
+    """
 
     name: str
     addresses: tuple[IPAddress, ...] = ()

@@ -30,6 +30,7 @@ from lb.kube.decode import (
     complaint,
 )
 from lb.model import (
+    DELETION_TAINT,
     Endpoint,
     EndpointPort,
     EndpointSlice,
@@ -194,13 +195,14 @@ def _names(names: tuple[str, ...]) -> frozenset[str]:
 
 
 def node(item: NodeObject, origin: Origin) -> Node:
-    """Return the model's Node; it is terminating once it has a deletionTimestamp.
+    """Return the model's Node.
 
     Raises
     ------
     FieldError: an InternalIP is no address.
     """
     listed = (item.status and item.status.addresses) or ()
+    taints = (item.spec and item.spec.taints) or ()
     return Node(
         name=item.metadata.name,
         addresses=tuple(
@@ -209,7 +211,8 @@ def node(item: NodeObject, origin: Origin) -> Node:
             if entry.type == "InternalIP"
         ),
         zone=(item.metadata.labels and item.metadata.labels.zone) or "",
-        terminating=item.metadata.deletion_timestamp is not None,
+        terminating=item.metadata.deletion_timestamp is not None
+        or any(taint.key == DELETION_TAINT for taint in taints),
         origin=origin,
     )
 

@@ -204,10 +204,23 @@ class NodeStatus(_Object):
     addresses: tuple[NodeAddress, ...] | None = None
 
 
+class Taint(_Object):
+    """``spec.taints[]``."""
+
+    key: str
+
+
+class NodeSpec(_Object):
+    """``spec`` of a Node."""
+
+    taints: tuple[Taint, ...] | None = None
+
+
 class NodeObject(ApiObject):
     """A core/v1 Node."""
 
     metadata: NodeMetadata
+    spec: NodeSpec | None = None
     status: NodeStatus | None = None
 
 

@@ -10,7 +10,7 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta
 from lb.manifests.service import read_protocol
-from lb.model import ContainerPort, IPAddress, Node, Pod
+from lb.model import DELETION_TAINT, ContainerPort, IPAddress, Node, Pod
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -74,10 +74,11 @@ def read_node(root: Fields, meta: Meta) -> Node:
         entry = place.fields()
         if entry["type"].text() == "InternalIP" and (address := entry["address"].address()) is not None:
             addresses.append(address)
+    taints = [place.fields()["key"].text() for place in root["spec"].fields()["taints"].items()]
     return Node(
         name=meta.key.name,
         addresses=tuple(addresses),
         zone=meta.labels.get(ZONE_LABEL, ""),
-        terminating=meta.deleting,
+        terminating=meta.deleting or DELETION_TAINT in taints,
         origin=meta.origin,
     )

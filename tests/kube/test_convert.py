@@ -201,6 +201,18 @@ def test_a_node_that_is_being_deleted() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "terminating"),
+    [("ToBeDeletedByClusterAutoscaler", True), ("node.kubernetes.io/not-ready", False)],
+)
+def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(key: str, *, terminating: bool) -> None:
+    item = node()
+    item["spec"] = {"podCIDR": "10.244.1.0/24", "taints": [{"key": key, "effect": "NoSchedule"}]}
+    read = NODES.read(body(item)).resource
+    assert isinstance(read, Node)
+    assert read.terminating is terminating
+
+
 def test_a_node_without_labels_and_status() -> None:
     assert NODES.read(b'{"metadata": {"name": "node1", "labels": null}}').resource == Node("node1")
 

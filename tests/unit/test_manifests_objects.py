@@ -148,6 +148,16 @@ def test_node() -> None:
     assert leaving == Node("a", terminating=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "terminating"),
+    [("ToBeDeletedByClusterAutoscaler", True), ("node.kubernetes.io/not-ready", False)],
+)
+def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(key: str, *, terminating: bool) -> None:
+    taint = f"spec: {{taints: [{{key: {key}, effect: NoSchedule}}]}}\n"
+    found = one(f"apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\n{taint}")
+    assert found == Node("a", terminating=terminating)
+
+
 SLICE = """
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
