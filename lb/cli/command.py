@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 it could not be done, one line on stderr says why; 2 the c
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
@@ -59,15 +58,3 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
         print(f"lbctl: {error.filename}: {error.strerror}; lbctl needs root", file=err)
         return 1
     return code
-
-
-def entry() -> int:
-    """Run the console script: ``lbctl … | head`` and Ctrl-C end without a traceback."""
-    try:
-        return main()
-    except BrokenPipeError:
-        # Python flushes stdout once more on exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
