@@ -12,14 +12,14 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from lb.datapath.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
-from lb.model import Event, Node, ObjectKey, Service
-from lb.plan import Claims, Conflict, plan_service, unsupported
+from lb.model import Event, IPAddress, Node, ObjectKey, Service
+from lb.plan import Claims, Conflict, HealthCheck, health_check, plan_service, unsupported
 from lb.plan.types import ServicePlan, Topology
 from lb.state import ClusterState
 
@@ -87,6 +87,20 @@ class Syncer(Protocol):
         ...
 
 
+class Checks(Protocol):
+    """What the agent uses of :class:`lb.observe.health.HealthChecks`."""
+
+    def update(
+        self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]
+    ) -> None:
+        """Take what Services ask for now, None: nothing; unwritten ones have in the kernel what they had."""
+        ...
+
+    def move(self, addresses: Sequence[IPAddress]) -> None:
+        """Listen on these addresses, and on no other."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Announcement:
     """What whoever looks at a Service should know: reason and action are CamelCase words for machines."""
@@ -149,6 +163,7 @@ class Agent:
     node_name: the Node object of this name is about us.
     serving: the maps in the kernel hold what an earlier agent wrote, so programs may be attached at once;
         otherwise they are attached after the first sync, and what ran before serves until then.
+    checks: serves the health-check ports of Services.
     announce: called once for everything that an operator should see at the Service itself.
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
@@ -169,6 +184,7 @@ class Agent:
         surroundings: Surroundings,
         reconciler: Syncer,
         serving: bool,
+        checks: Checks,
         announce: Callable[[ObjectKey, Announcement], None],
         synced: Callable[[Agent], None],
         beat: Callable[[Agent], None],
@@ -181,6 +197,7 @@ class Agent:
         self._node_name = node_name
         self._surroundings = surroundings
         self._reconciler = reconciler
+        self._checks = checks
         self._announce = announce
         self._synced = synced
         self._beat = beat
@@ -195,6 +212,8 @@ class Agent:
         self._first_sync = True
         self._attached = serving
         self._unsupported: dict[ObjectKey, tuple[str, ...]] = {}
+        self._node_known = False
+        self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
         self._tidy_due = clock() + TIDY_SECONDS
         if serving:
@@ -217,7 +236,13 @@ class Agent:
         ------
         LbError: a source failed for good, or the kernel refused the maps as a whole.
         """
-        self._take(self._gather())
+        messages = self._gather()
+        self._busy_since = self._clock()
+        self._work(messages)
+        self._busy_since = None
+
+    def _work(self, messages: Sequence[Message]) -> None:
+        self._take(messages)
         if self.stopping:
             return
         now = self._clock()
@@ -249,6 +274,28 @@ class Agent:
     def service_count(self) -> int:
         """Return how many Services the sources have told of; may be called from any thread."""
         return len(self._state.service_keys())
+
+    @property
+    def in_service(self) -> bool:
+        """Whether programs are attached and the maps were written once; may be read from any thread."""
+        return self._attached
+
+    @property
+    def node_eligible(self) -> bool:
+        """Whether the node is to stay: it was not there, or is there and not leaving.
+
+        May be read from any thread.
+        """
+        node = self._state.node(self._node_name)
+        return not self._node_known if node is None else not node.terminating
+
+    def busy_seconds(self) -> float:
+        """Return how long the present step has been at work, 0 while all that was told is done.
+
+        What comes in meanwhile is younger. May be called from any thread.
+        """
+        since = self._busy_since
+        return 0.0 if since is None else self._clock() - since
 
     def _gather(self) -> list[Message]:
         """Return the messages of one burst; none when it is time for something else."""
@@ -282,7 +329,9 @@ class Agent:
         if events:
             changes = self._state.apply(events)
             self._dirty |= changes.services
-            self._topology_is_old |= self._node_name in changes.nodes
+            if self._node_name in changes.nodes:
+                self._topology_is_old = True
+                self._node_known |= self._state.node(self._node_name) is not None
         if interfaces:
             self._topology_is_old = True
             if self._attached:
@@ -313,6 +362,7 @@ class Agent:
                 ", ".join(map(str, topology.node_port_addresses)) or "no address",
             )
             self._topology = topology
+            self._checks.move(topology.node_port_addresses)
             self._dirty |= set(self._state.service_keys())
 
     def _sync(self) -> None:
@@ -331,6 +381,9 @@ class Agent:
         report = self._reconciler.sync(decision.plans)
         self.sync_seconds = self._clock() - now
         failed |= report.errors
+        self._checks.update(
+            {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}, failed.keys()
+        )
         _log.debug("%d Services planned, %d map entries written", len(plans), report.writes)
         for key, problem in failed.items():
             self._service_failed(key, problem, now)

@@ -223,6 +223,7 @@ class Config:
         of each family.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
     metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
+    healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
     """
 
     sources: tuple[str, ...] = setting(
@@ -287,6 +288,12 @@ class Config:
         "127.0.0.1:10249",
         LISTEN_ADDRESS,
         f"where GET /metrics is answered, for Prometheus: an IP address and a port, or {OFF}",
+    )
+    healthz_address: str = setting(
+        "0.0.0.0:10256",
+        LISTEN_ADDRESS,
+        f"where GET /healthz and /livez are answered: an IP address and a port, or {OFF}; 0.0.0.0 and [::]"
+        " mean every address of both families",
     )
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     limits: Limits = field(default_factory=Limits)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
-import os
 import queue
+import resource
 import signal
 import socket
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import lb
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
@@ -32,8 +31,11 @@ from lb.datapath.sweep import sweep
 from lb.errors import ConfigError, InputError
 from lb.manifests import ManifestSource
 from lb.model import Event, IPAddress, Node, ObjectKey
+from lb.observe.health import HealthChecks, NodeHealth
+from lb.observe.http import HttpServer, routes
+from lb.observe.notes import Notes
 from lb.plan.types import Topology
-from lb.rundir import RunDir, network_namespace
+from lb.rundir import RunDir
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
@@ -139,11 +141,33 @@ def startup(
     reconciler.recover()
     surroundings = KernelSurroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
-    notes = Notes(run_dir, config, loaded, surroundings, source)
+    raise_file_limit()
+    http = HttpServer()
+    stack.callback(http.shut)
+    health = NodeHealth()
+    checks = HealthChecks(
+        http,
+        fresh=health.fresh,
+        failed=lambda key, text: source.announce(
+            key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
+        ),
+    )
+    healthz = split_address(config.healthz_address)
+    if healthz:
+        http.open(healthz, health.answer(), "healthz")
+    notes = Notes(
+        run_dir,
+        config,
+        programs=loaded.fingerprint,
+        uplink_modes=surroundings.modes,
+        source_health=source.health,
+        checks=checks,
+        healthz=lambda: healthz and http.bound(healthz),
+    )
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
     stack.callback(watcher.close)
-    after_sync: list[Callable[[Agent], None]] = [notes.synced]
+    after_sync: list[Callable[[Agent], None]] = [lambda _agent: health.synced(), notes.synced]
 
     def synced(agent: Agent) -> None:
         for tell in after_sync:
@@ -156,19 +180,22 @@ def startup(
         surroundings=surroundings,
         reconciler=reconciler,
         serving="vips4" not in loaded.fresh,
+        checks=checks,
         announce=lambda key, note: source.announce(
             key, reason=note.reason, action=note.action, note=note.text
         ),
         synced=synced,
         beat=notes.write,
     )
+    health.watch(agent)
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(inbox.put, stop),
         "interface watcher": watcher.run,
+        "health": http.run,
     }
     if address := split_address(config.metrics_address):
         from lb.observe import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
-        from lb.observe.endpoint import Endpoint  # noqa: PLC0415
+        from lb.observe.exposition import exposition  # noqa: PLC0415
 
         syncs = metrics.Syncs()
         after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
@@ -179,9 +206,19 @@ def startup(
             "source": lambda: metrics.source_metrics(source.health()),
             "maps": lambda: metrics.map_metrics(lambda: contextlib.closing(KernelMaps(pins.maps))),
         }
-        bodies["metrics"] = Endpoint(*address, metrics.Metrics(parts)).run
+        # A server of its own: a scrape takes longer than a health check may wait.
+        scrapes = HttpServer()
+        stack.callback(scrapes.shut)
+        scrapes.open(address, routes({"/metrics": exposition(metrics.Metrics(parts))}), "metrics")
+        bodies["metrics"] = scrapes.run
     stack.enter_context(threads(inbox, bodies))
     return agent
+
+
+def raise_file_limit() -> None:
+    """Take what the system allows: each health-check port takes a file for each address."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def build_source(config: Config) -> Source:
@@ -310,75 +347,6 @@ class KernelSurroundings:
     def modes(self) -> dict[str, tuple[str, str]]:
         """Return each uplink's mode and why."""
         return {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
-
-
-class Notes:
-    """Tells others how the agent is doing: the ready file and /run/lbctl/INSTANCE.json."""
-
-    def __init__(
-        self,
-        run_dir: RunDir,
-        config: Config,
-        loaded: Loaded,
-        surroundings: KernelSurroundings,
-        source: Source,
-    ) -> None:
-        self._run_dir = run_dir
-        self._config = config
-        self._loaded = loaded
-        self._surroundings = surroundings
-        self._source = source
-        self._ready = Path(config.ready_file) if config.ready_file else None
-        self._started = _time_text(time.time())
-        self._last_sync: str | None = None
-
-    def synced(self, agent: Agent) -> None:
-        """Note the time; after the first sync write the notes, and then the ready file."""
-        self._last_sync = _time_text(time.time())
-        if self._ready:
-            self.write(agent)
-            self._ready.write_text(f"{os.getpid()}\n")
-            self._ready = None
-            _log.info("ready, number of Services: %d", agent.service_count())
-
-    def write(self, agent: Agent) -> None:
-        """Write the notes."""
-        self._run_dir.write_notes(
-            {
-                "version": lb.__version__,
-                "instance": self._config.instance,
-                "node": self._config.node_name,
-                "pid": os.getpid(),
-                "network_namespace": network_namespace(),
-                "started": self._started,
-                "last_sync": self._last_sync,
-                "services": agent.service_count(),
-                "problems": agent.problems(),
-                "uplink_modes": self._surroundings.modes(),
-                "programs": self._loaded.fingerprint,
-                "source": [_health_note(each) for each in self._source.health()],
-            }
-        )
-
-
-def _health_note(health: Health) -> dict[str, Any]:
-    """Return how far one kind of object is in step, with the time of day of the last contact."""
-    contact = None if health.contact is None else time.time() - (time.monotonic() - health.contact)
-    return {
-        "resource": health.resource,
-        "listed": health.listed,
-        "contact": None if contact is None else _time_text(contact),
-        "resource_version": health.resource_version,
-        "error": health.error,
-        "failures": health.failures,
-        "objects": health.objects,
-        "unusable": health.broken,
-    }
-
-
-def _time_text(seconds: float) -> str:
-    """Return a time since the epoch as ISO 8601 text in UTC."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextlib.contextmanager

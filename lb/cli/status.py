@@ -23,8 +23,8 @@ from lb.rundir import RunDir
 
 _DESCRIPTION = """\
 Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
-agent lives. Only the reasons, the problems, the time of the last sync and how far the source is in step are
-the agent's own notes, at most five seconds old.
+agent lives. Only the reasons, the problems, the time of the last sync, the health-check ports and how far the
+source is in step are the agent's own notes, at most five seconds old.
 """
 
 
@@ -80,6 +80,8 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
             "services": notes.get("services"),
             "problems": notes.get("problems", []),
         },
+        "healthz": notes.get("healthz") if holder is not None else None,
+        "health_check_node_ports": notes.get("health_check_node_ports", []) if holder is not None else [],
         "source": notes.get("source", []),
         "hooks_elsewhere": run_dir.elsewhere() or None,
         "hooks": hook_rows,
@@ -158,6 +160,13 @@ def _source_line(one: Mapping[str, Any]) -> str:
     return f"{one['resource']}: {one['objects']} known{unusable}, {heard}, {state}"
 
 
+def _check_line(one: Mapping[str, Any]) -> str:
+    """Return where a health-check port is served, and of what."""
+    where = ", ".join(one["addresses"]) or "nowhere"
+    place = f"healthCheckNodePort {one['port']} of {one['service']}"
+    return f"{place}: {where}; local endpoints: {one['local_endpoints']}"
+
+
 def render(status: dict[str, Any]) -> str:
     """Return the table form."""
     agent = status["agent"]
@@ -166,6 +175,9 @@ def render(status: dict[str, Any]) -> str:
     if agent["last_sync"]:
         lines.append(f"last sync {agent['last_sync']}, {agent['services']} Services")
     lines += [_source_line(one) for one in status["source"]]
+    if status["healthz"]:
+        lines.append(f"healthz and livez: {status['healthz']}")
+    lines += [_check_line(one) for one in status["health_check_node_ports"]]
     lines += [f"problem: {problem}" for problem in agent["problems"]]
     lines.append("")
     if status["hooks_elsewhere"]:

@@ -83,6 +83,7 @@ class Health:
     resource_version: how far the stream was read, ``""`` while a list is due.
     error: what is wrong at present, ``""`` when nothing is.
     failures: attempts in a row that failed.
+    errors: attempts that failed since the start.
     objects: how many are known.
     broken: how many are known to be unusable.
     """
@@ -93,6 +94,7 @@ class Health:
     resource_version: str
     error: str
     failures: int
+    errors: int
     objects: int
     broken: int
 
@@ -129,6 +131,7 @@ class Reflector(Generic[R]):
         self._contact: float | None = None
         self._error = ""
         self._failures = 0
+        self._errors = 0
         self._response: Response | None = None
 
     @property
@@ -150,6 +153,7 @@ class Reflector(Generic[R]):
             resource_version=self._version,
             error=self._error,
             failures=self._failures,
+            errors=self._errors,
             objects=len(self._store),
             broken=len(self._broken),
         )
@@ -321,6 +325,7 @@ class Reflector(Generic[R]):
 
     def _failed(self, message: str) -> None:
         self._failures += 1
+        self._errors += 1
         if message != self._error:
             _log.warning("%s; what is known stays, trying again", message)
         self._error = message

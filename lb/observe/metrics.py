@@ -150,6 +150,14 @@ def source_metrics(
         for one in healths:
             family.add_metric([one.resource], value(one))
         yield family
+    errors = CounterMetricFamily(
+        "lbctl_source_errors",
+        "Requests to the API server that failed, or whose answer broke off.",
+        labels=["resource"],
+    )
+    for one in healths:
+        errors.add_metric([one.resource], one.errors)
+    yield errors
 
 
 def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -> Iterator[Metric]:

@@ -1,8 +1,19 @@
 """The desired state of the data plane, as pure functions of what Kubernetes says."""
 
 from lb.plan.claims import Claims, Conflict, Decision
+from lb.plan.health import HealthCheck, health_check
 from lb.plan.maglev import lookup_table, table_size
 from lb.plan.services import plan_service
 from lb.plan.support import unsupported
 
-__all__ = ["Claims", "Conflict", "Decision", "lookup_table", "plan_service", "table_size", "unsupported"]
+__all__ = [
+    "Claims",
+    "Conflict",
+    "Decision",
+    "HealthCheck",
+    "health_check",
+    "lookup_table",
+    "plan_service",
+    "table_size",
+    "unsupported",
+]

@@ -279,7 +279,11 @@ def test_a_server_that_does_not_answer_shows_in_health_and_harms_nothing(
         assert contact is not None
         assert health.contact is not None
         assert run.deletes() == []
+        assert health.errors >= 3
         run.wait(lambda: not run.source.health()[0].error)
+        recovered = run.source.health()[0]
+        assert recovered.failures == 0
+        assert recovered.errors >= health.errors, "it only grows"
         assert run.services() == {"web"}
 
 

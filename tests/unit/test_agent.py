@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -21,6 +21,7 @@ from lb.model import (
     EndpointPort,
     EndpointSlice,
     Event,
+    IPAddress,
     Node,
     ObjectKey,
     Protocol,
@@ -28,9 +29,10 @@ from lb.model import (
     ServicePort,
     ServiceType,
     Synced,
+    TrafficPolicy,
     Upsert,
 )
-from lb.plan import plan_service
+from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, Topology
 from lb.state import ClusterState
 
@@ -68,7 +70,7 @@ class FakeSurroundings:
     """A node whose topology and whose attach failures the test sets; notes what it was asked."""
 
     def __init__(self) -> None:
-        self.addresses = (NODE_ADDRESS,)
+        self.addresses: tuple[IPAddress, ...] = (NODE_ADDRESS,)
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
         self.tidied = 0
@@ -82,6 +84,26 @@ class FakeSurroundings:
 
     def tidy(self) -> None:
         self.tidied += 1
+
+
+class FakeChecks:
+    """Notes what the agent tells of health-check ports."""
+
+    def __init__(self) -> None:
+        self.now: dict[ObjectKey, HealthCheck] = {}
+        self.unwritten: list[set[ObjectKey]] = []
+        self.addresses: list[Sequence[IPAddress]] = []
+
+    def update(
+        self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]
+    ) -> None:
+        self.now |= {key: check for key, check in checks.items() if check}
+        for key in [key for key, check in checks.items() if check is None]:
+            self.now.pop(key, None)
+        self.unwritten.append(set(unwritten))
+
+    def move(self, addresses: Sequence[IPAddress]) -> None:
+        self.addresses.append(addresses)
 
 
 class CountingReconciler(Reconciler):
@@ -101,6 +123,7 @@ class Bench:
         self.now = 1000.0
         self.maps = maps or FakeMaps(Limits(backends=64, table_rows=65536, vips=64, services=64))
         self.surroundings = FakeSurroundings()
+        self.checks = FakeChecks()
         self.inbox: Inbox = queue.SimpleQueue()
         self.reconciler = CountingReconciler(self.maps, self.clock, settle=lambda: None)
         self.reconciler.syncs = []
@@ -115,6 +138,7 @@ class Bench:
             surroundings=self.surroundings,
             reconciler=self.reconciler,
             serving=serving,
+            checks=self.checks,
             announce=lambda key, note: self.announced.append((str(key), note.reason)),
             synced=lambda agent: self.synced.append(agent.problems()),
             beat=lambda agent: self.beats.append(agent.problems()),
@@ -411,3 +435,82 @@ def test_only_another_failure_is_news(messages: tuple[str, str], news: bool) -> 
     retries = Retries[str]()
     assert retries.failed("x", messages[0], 0.0)
     assert retries.failed("x", messages[1], 1.0) is news
+
+
+# Health ----------------------------------------------------------------------------------------------------
+
+BALANCED = replace(
+    WEB_SERVICE,
+    type=ServiceType.LOAD_BALANCER,
+    external_policy=TrafficPolicy.LOCAL,
+    health_check_node_port=30500,
+)
+
+
+def test_health_check_node_port_is_told_after_the_sync_and_follows_the_service(bench: Bench) -> None:
+    ready = Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2"))
+    bench.tell(Upsert(BALANCED), ready, Upsert(DNS_SERVICE))
+    assert bench.checks.unwritten == []
+    bench.tell(SYNCED)
+    both = frozenset(map(ip_address, ("10.0.0.1", "10.0.0.2")))
+    assert bench.checks.now == {WEB: HealthCheck(30500, both)}
+    bench.tell(Upsert(endpoints(WEB)))
+    assert bench.checks.now == {WEB: HealthCheck(30500, frozenset())}
+    bench.tell(Upsert(replace(BALANCED, health_check_node_port=30600)))
+    assert bench.checks.now == {WEB: HealthCheck(30600, frozenset())}
+    bench.tell(Upsert(WEB_SERVICE))
+    assert bench.checks.now == {}
+    bench.tell(Upsert(BALANCED))
+    bench.tell(Delete(Service, WEB))
+    assert bench.checks.now == {}
+
+
+def test_health_check_node_port_is_told_of_services_that_were_not_written(bench: Bench) -> None:
+    bench.maps.fail("vips4", times=1000)
+    bench.tell(Upsert(BALANCED), SYNCED)
+    assert bench.checks.unwritten == [{WEB}]
+
+
+def test_health_check_node_port_moves_with_the_node_port_addresses(bench: Bench) -> None:
+    bench.tell(SYNCED)
+    bench.surroundings.addresses = (NODE_ADDRESS, ip_address("2001:db8::11"))
+    bench.tell(InterfacesChanged(frozenset({2})))
+    assert bench.checks.addresses == [(NODE_ADDRESS,), bench.surroundings.addresses]
+
+
+def test_node_health_the_node_is_eligible_until_it_leaves(bench: Bench) -> None:
+    rows: list[tuple[Event, bool]] = [
+        (SYNCED, True),  # a source without Nodes: nothing speaks against it
+        (Upsert(Node(NODE)), True),
+        (Upsert(Node("node2", terminating=True)), True),
+        (Upsert(Node(NODE, terminating=True)), False),
+        (Upsert(Node(NODE)), True),
+        (Delete(Node, ObjectKey("", NODE)), False),
+    ]
+    for event, eligible in rows:
+        bench.tell(event)
+        assert bench.agent.node_eligible is eligible, event
+
+
+def test_node_health_the_agent_is_busy_while_a_sync_lasts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def slow(plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+        bench.now += 61
+        seen.append(bench.agent.busy_seconds())
+        return Reconciler.sync(bench.reconciler, plans)
+
+    monkeypatch.setattr(bench.reconciler, "sync", slow)
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    assert 61 < seen[0] < 62
+    assert bench.agent.busy_seconds() == 0.0
+
+
+def test_node_health_new_maps_are_in_service_with_the_first_sync() -> None:
+    assert Bench(serving=True).agent.in_service
+    new = Bench(serving=False)
+    before = new.agent.in_service
+    new.tell(SYNCED)
+    assert (before, new.agent.in_service) == (False, True)

@@ -45,7 +45,18 @@ def test_version() -> None:
     assert run("version") == (0, f"lbctl {lb.__version__}\n", "")
 
 
-@pytest.mark.parametrize("argv", [[], ["nonsense"], ["maps"], ["run", "--nonsense"], ["status", "-o", "xml"]])
+USAGE = [
+    [],
+    ["nonsense"],
+    ["maps"],
+    ["run", "--nonsense"],
+    ["status", "-o", "xml"],
+    ["lab", "up", "--nodes", "0"],
+    ["lab", "up", "--nodes", "many"],
+]
+
+
+@pytest.mark.parametrize("argv", USAGE)
 def test_wrong_usage_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)
@@ -118,6 +129,25 @@ def test_unload_where_nothing_is_pinned_still_looks_for_programs(
     monkeypatch.setattr("lb.datapath.pins.instances", list)
     monkeypatch.setattr("lb.datapath.hooks.detach_all", lambda: HookReport(detached=["eth0 tc"]))
     assert run("unload") == (0, "detached: eth0 tc\nunloaded: nothing was pinned\n", "")
+
+
+INTERRUPTED = """\
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lb.cli.command":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+from lb.cli import entry
+sys.exit(entry())
+"""
+
+
+def test_ctrl_c_during_the_imports_ends_quietly() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_the_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,6 +356,16 @@ def test_status_as_text() -> None:
                 "services": 2,
                 "problems": ["service default/web: no room"],
             },
+            "healthz": "0.0.0.0:10256",
+            "health_check_node_ports": [
+                {
+                    "service": "default/web",
+                    "port": 30500,
+                    "local_endpoints": 2,
+                    "addresses": ["192.0.2.11:30500", "[2001:db8::11]:30500"],
+                },
+                {"service": "default/dns", "port": 30501, "local_endpoints": 0, "addresses": []},
+            ],
             "source": [
                 {
                     "resource": "services",
@@ -355,6 +395,10 @@ def test_status_as_text() -> None:
         "last sync 2026-01-01T00:00:00+00:00, 2 Services\n"
         "services: 12 known, 1 unusable, last word N s ago, failed 3 times: GET /api/v1/services: 500 oops\n"
         "nodes: 0 known, never heard of, in step\n"
+        "healthz and livez: 0.0.0.0:10256\n"
+        "healthCheckNodePort 30500 of default/web: 192.0.2.11:30500, [2001:db8::11]:30500;"
+        " local endpoints: 2\n"
+        "healthCheckNodePort 30501 of default/dns: nowhere; local endpoints: 0\n"
         "problem: service default/web: no room\n"
         "\n"
         "INTERFACE  ROLE    HOOK        PROGRAM          PROGRAM ID  WHY\n"
@@ -370,6 +414,7 @@ def test_status_as_text() -> None:
 def test_status_from_another_network_namespace_says_where_the_hooks_are() -> None:
     agent: dict[str, Any] = {"running": True, "pid": 77, "last_sync": None, "problems": []}
     parts: dict[str, Any] = {"hooks": [], "programs": [], "maps": []}
+    parts |= {"healthz": None, "health_check_node_ports": []}
     text = status_text(
         {"instance": "n1", "agent": agent, "source": [], "hooks_elsewhere": "nsenter …", **parts}
     )

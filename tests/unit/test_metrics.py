@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import queue
-import socket
-import threading
+import gzip
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,11 +22,11 @@ from lb.datapath.maps import FakeMaps, Maps
 from lb.errors import BpfError
 from lb.kube.reflector import Health
 from lb.observe import metrics
-from lb.observe.endpoint import Endpoint
+from lb.observe.exposition import exposition
+from lb.observe.http import routes
+from tests.unit.http_bench import LOOPBACK, PATIENCE, serving, url_of
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 
-LOOPBACK = "127.0.0.1"
-WAIT_SECONDS = 20.0
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SERVICES = Health(
     resource="services",
@@ -39,18 +35,16 @@ SERVICES = Health(
     resource_version="7",
     error="",
     failures=0,
+    errors=4,
     objects=12,
     broken=1,
 )
-NODES = replace(SERVICES, resource="nodes", listed=False, contact=None, failures=3, objects=0, broken=0)
+NODES = replace(
+    SERVICES, resource="nodes", listed=False, contact=None, failures=3, errors=3, objects=0, broken=0
+)
 
 parse_openmetrics: Callable[[str], Iterator[Metric]] = openmetrics.text_string_to_metric_families
 Samples = dict[tuple[str, tuple[str, ...]], float]
-
-
-@pytest.fixture(autouse=True)
-def _soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lb.observe.endpoint._Server.timeout", 0.02)
 
 
 def samples(families: list[Metric]) -> Samples:
@@ -75,31 +69,16 @@ def all_parts(maps: Maps) -> dict[str, metrics.Part]:
 
 
 @contextlib.contextmanager
-def running(endpoint: Callable[[Callable[[str], None]], Endpoint]) -> Iterator[queue.SimpleQueue[str]]:
-    """Run an endpoint that is given what to call when it listens; yield the URLs that it then tells."""
-    urls: queue.SimpleQueue[str] = queue.SimpleQueue()
-    stop = threading.Event()
-    thread = threading.Thread(target=endpoint(urls.put).run, args=(stop,))
-    thread.start()
-    try:
-        yield urls
-    finally:
-        stop.set()
-        thread.join(WAIT_SECONDS)
-        assert not thread.is_alive()
-
-
-@contextlib.contextmanager
-def answering(parts: dict[str, metrics.Part], host: str = LOOPBACK) -> Iterator[str]:
-    """Run an endpoint at a port of the kernel's choice; yield its URL."""
-    collector = metrics.Metrics(parts)
-    with running(lambda listening: Endpoint(host, 0, collector, listening=listening)) as urls:
-        yield urls.get(timeout=WAIT_SECONDS)
+def answering(parts: dict[str, metrics.Part]) -> Iterator[str]:
+    """Answer at a port of the kernel's choice; yield the URL."""
+    with serving() as server:
+        server.open((LOOPBACK, 0), routes({"/metrics": exposition(metrics.Metrics(parts))}), "metrics")
+        yield f"{url_of(server, (LOOPBACK, 0))}/metrics"
 
 
 def get(url: str, accept: str = "text/plain") -> str:
     request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         text: str = response.read().decode()
     return text
 
@@ -136,6 +115,8 @@ def test_a_scrape_has_everything() -> None:
         ("lbctl_source_listed", ("nodes",)): 0,
         ("lbctl_source_consecutive_failures", ("services",)): 0,
         ("lbctl_source_consecutive_failures", ("nodes",)): 3,
+        ("lbctl_source_errors_total", ("services",)): 4,
+        ("lbctl_source_errors_total", ("nodes",)): 3,
         ("lbctl_source_objects", ("services",)): 12,
         ("lbctl_source_objects", ("nodes",)): 0,
         ("lbctl_source_unusable_objects", ("services",)): 1,
@@ -171,81 +152,13 @@ def test_some_metrics_by_name() -> None:
         assert [one.name for one in scrape(f"{url}?name[]=lbctl_services")] == ["lbctl_services"]
 
 
-def test_there_is_nothing_but_metrics() -> None:
-    with answering({}) as url:
-        for path in ("/", "/metricsx", "/favicon.ico"):
-            with pytest.raises(urllib.error.HTTPError) as caught:
-                get(url.removesuffix("/metrics") + path)
-            assert caught.value.code == 404
-            caught.value.close()
-
-
-def test_only_the_given_address_is_bound() -> None:
-    with answering({}) as url:
-        port = int(url.rpartition(":")[2].removesuffix("/metrics"))
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", port), timeout=WAIT_SECONDS)
-
-
-def test_ipv6() -> None:
-    with answering({}, "::1") as url:
-        assert url.startswith("http://[::1]:")
-        assert samples(scrape(url))["process_open_fds", ()] > 0
-
-
-def test_the_address_is_free_after_the_stop() -> None:
-    with answering({}) as url:
-        port = int(url.rpartition(":")[2].removesuffix("/metrics"))
-        get(url)
-    with running(
-        lambda listening: Endpoint(LOOPBACK, port, metrics.Metrics({}), listening=listening)
-    ) as urls:
-        assert urls.get(timeout=WAIT_SECONDS) == url
-
-
-def test_a_client_that_leaves_costs_nothing() -> None:
-    with answering({}) as url:
-        port = int(url.rpartition(":")[2].removesuffix("/metrics"))
-        for said in (b"", b"GET /met", b"GET /metrics HTTP/1.0\r\n\r\n", b"\0\xff\r\n\r\n"):
-            with socket.create_connection((LOOPBACK, port), timeout=WAIT_SECONDS) as client:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leave with RST
-                client.sendall(said)
-        assert samples(scrape(url))["process_open_fds", ()] > 0
-
-
-def test_a_taken_address_is_one_error_and_is_had_once_it_is_free(caplog: pytest.LogCaptureFixture) -> None:
-    failures: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    class Stop(threading.Event):
-        """Tells of each wait for the next attempt."""
-
-        def wait(self, timeout: float | None = None) -> bool:
-            failures.put("")
-            return super().wait(timeout)
-
-    urls: queue.SimpleQueue[str] = queue.SimpleQueue()
-    stop = Stop()
-    with socket.create_server((LOOPBACK, 0)) as taken:
-        port = taken.getsockname()[1]
-        endpoint = Endpoint(LOOPBACK, port, metrics.Metrics({}), listening=urls.put, retry_seconds=0.01)
-        thread = threading.Thread(target=endpoint.run, args=(stop,))
-        thread.start()
-        try:
-            for _ in range(3):
-                failures.get(timeout=WAIT_SECONDS)
-            assert urls.empty()
-            taken.close()
-            assert scrape(urls.get(timeout=WAIT_SECONDS))
-        finally:
-            stop.set()
-            thread.join(WAIT_SECONDS)
-    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
-        (
-            logging.ERROR,
-            f"metrics: cannot listen on {LOOPBACK}:{port}: Address already in use;"
-            " all else works, trying again every 0.01 s",
-        )
-    ]
+def test_a_scrape_may_be_compressed() -> None:
+    with answering(all_parts(FakeMaps(LIMITS))) as url:
+        request = urllib.request.Request(url, headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            body = response.read()
+            assert response.headers["Content-Encoding"] == "gzip"
+    assert b"lbctl_services 7.0" in gzip.decompress(body)
 
 
 # The parts -----------------------------------------------------------------------------------------------

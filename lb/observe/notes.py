@@ -1,0 +1,119 @@
+"""The agent's notes for those who look: the ready file and ``/run/lbctl/INSTANCE.json``."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lb
+from lb.config import Config
+from lb.observe.health import HealthChecks
+from lb.observe.http import Address, show
+from lb.rundir import RunDir, network_namespace
+
+if TYPE_CHECKING:
+    from lb.kube.reflector import Health
+
+_log = logging.getLogger(__name__)
+
+
+class Told(Protocol):
+    """What the agent itself tells."""
+
+    def service_count(self) -> int:
+        """Return how many Services the sources have told of."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Return what is wrong at present."""
+        ...
+
+
+class Notes:
+    """Writes the notes, from the agent's thread.
+
+    Parameters
+    ----------
+    programs: the fingerprint of the programs' build.
+    uplink_modes: gives each uplink's mode and why.
+    source_health: gives how far each kind of object is in step.
+    healthz: gives where ``/healthz`` is answered, None while it is not.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: Config,
+        *,
+        programs: str,
+        uplink_modes: Callable[[], Mapping[str, tuple[str, str]]],
+        source_health: Callable[[], Sequence[Health]],
+        checks: HealthChecks,
+        healthz: Callable[[], Address | None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._programs = programs
+        self._uplink_modes = uplink_modes
+        self._source_health = source_health
+        self._checks = checks
+        self._healthz = healthz
+        self._ready = Path(config.ready_file) if config.ready_file else None
+        self._started = _time_text(time.time())
+        self._last_sync: str | None = None
+
+    def synced(self, agent: Told) -> None:
+        """Note the time; after the first sync write the notes, and then the ready file."""
+        self._last_sync = _time_text(time.time())
+        if self._ready:
+            self.write(agent)
+            self._ready.write_text(f"{os.getpid()}\n")
+            self._ready = None
+            _log.info("ready, number of Services: %d", agent.service_count())
+
+    def write(self, agent: Told) -> None:
+        """Write the notes."""
+        healthz = self._healthz()
+        self._run_dir.write_notes(
+            {
+                "version": lb.__version__,
+                "instance": self._config.instance,
+                "node": self._config.node_name,
+                "pid": os.getpid(),
+                "network_namespace": network_namespace(),
+                "started": self._started,
+                "last_sync": self._last_sync,
+                "services": agent.service_count(),
+                "problems": [*agent.problems(), *self._checks.problems()],
+                "healthz": show(healthz) if healthz else None,
+                "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
+                "uplink_modes": dict(self._uplink_modes()),
+                "programs": self._programs,
+                "source": [_health_note(each) for each in self._source_health()],
+            }
+        )
+
+
+def _health_note(health: Health) -> dict[str, Any]:
+    """Return how far one kind of object is in step, with the time of day of the last contact."""
+    contact = None if health.contact is None else time.time() - (time.monotonic() - health.contact)
+    return {
+        "resource": health.resource,
+        "listed": health.listed,
+        "contact": None if contact is None else _time_text(contact),
+        "resource_version": health.resource_version,
+        "error": health.error,
+        "failures": health.failures,
+        "objects": health.objects,
+        "unusable": health.broken,
+    }
+
+
+def _time_text(seconds: float) -> str:
+    """Return a time since the epoch as ISO 8601 text in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,42 @@
+"""What a Service's healthCheckNodePort is to tell: pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from lb.model import IPAddress, Service, ServiceType, TrafficPolicy
+from lb.plan.types import BackendState, ServicePlan
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """A port that a load balancer asks, and the ready endpoints of this node of which it is to tell."""
+
+    port: int
+    endpoints: frozenset[IPAddress]
+
+    @property
+    def count(self) -> int:
+        """How many endpoints are told of: a pod with an address of each family is one."""
+        return max(Counter(address.version for address in self.endpoints).values(), default=0)
+
+
+def health_check(service: Service | None, plan: ServicePlan | None) -> HealthCheck | None:
+    """Return what a Service's health-check port is to tell; None when it asks for none.
+
+    Only type LoadBalancer with externalTrafficPolicy Local has one. As with kube-proxy, an endpoint is an
+    address, however many ports it has, and only ready ones count: a terminating one may still serve, but a
+    load balancer is to send its new connections elsewhere (KEP-1669).
+    """
+    if service is None or plan is None or not service.proxied or not service.health_check_node_port:
+        return None
+    if service.type is not ServiceType.LOAD_BALANCER or service.external_policy is not TrafficPolicy.LOCAL:
+        return None
+    ready = (
+        backend.address
+        for port in plan.ports
+        for backend in port.backends
+        if backend.local and backend.state is BackendState.ACTIVE
+    )
+    return HealthCheck(service.health_check_node_port, frozenset(ready))
