@@ -15,7 +15,7 @@ import lb
 from lb.cli.tables import table
 from lb.config import UplinkMode
 from lb.errors import LabError
-from lb.lab.addressing import ZONES, Family, LabSpec, Overlay, check_id
+from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import VARIABLE, find, kubectl
 from lb.lab.demo import show
 from lb.lab.lab import Lab
@@ -107,7 +107,7 @@ def _command(
 
 
 def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=int, default=2, metavar="N", help="number of nodes (default 2)")
+    parser.add_argument("--nodes", type=_nodes, default=2, metavar="N", help="number of nodes (default 2)")
     parser.add_argument(
         "--replicas",
         type=int,
@@ -155,6 +155,13 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
         help=f"live from an API server; {VARIABLE} names the folder with etcd and kube-apiserver",
     )
     parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
+
+
+def _nodes(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= MAX_NODES:
+        raise argparse.ArgumentTypeError(f"{number}: a lab has 1 to {MAX_NODES} nodes")
+    return number
 
 
 def _spec(args: argparse.Namespace) -> LabSpec:
