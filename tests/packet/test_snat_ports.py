@@ -1,0 +1,186 @@
+"""Ports of the reserved range: what two flows may share and what not, and whose packets they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from lb.config import SnatPorts, Timeouts
+from lb.model import Protocol
+from lb.plan.types import ServicePlan, Vip, VipKind
+from tests import packets as p
+from tests.packet.conversation import PATHS, Conversation, Path
+from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, Datapath
+from tests.packet.plans import TARGET_PORT, VIPS, service
+
+FORWARDED = [path for path in PATHS if path.forwarded]
+KEPT = [path for path in PATHS if not path.forwarded]
+ONE = SnatPorts(62_000, 62_000)
+TWO = SnatPorts(62_000, 62_001)
+
+each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+forwarded = pytest.mark.parametrize("path", FORWARDED, ids=lambda path: path.name)
+kept = pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
+
+
+@forwarded
+@each_protocol
+def test_snat_ports_of_two_clients_with_one_source_port_differ(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """And each client gets its own answers."""
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    clients = [
+        Conversation(datapath, path, protocol=protocol, client=address) for address in (p.CLIENT, p.CLIENT_2)
+    ]
+    for client in clients:
+        client.send()
+    assert {client.seen for client in clients} == {(p.NODE1, 62_000), (p.NODE1, 62_001)}
+    for client in clients * 2:
+        assert client.answer() == "REPLY"
+        assert client.send("A") == "FLOW_HIT"
+
+
+@forwarded
+@each_protocol
+def test_snat_ports_of_one_client_through_two_vips_differ(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    conversations = [
+        Conversation(datapath, path, protocol=protocol, kind=kind)
+        for kind in (VipKind.CLUSTER_IP, VipKind.NODE_PORT)
+    ]
+    for conversation in conversations:
+        conversation.send()
+    assert len({conversation.seen for conversation in conversations}) == 2
+    for conversation in conversations:
+        assert conversation.answer() == "REPLY"
+
+
+@forwarded
+def test_snat_ports_are_shared_by_flows_to_different_backends(datapath: Datapath, path: Path) -> None:
+    """One port serves every backend once: the range limits connections to one backend, not all of them."""
+    datapath.set_up_node(snat_ports=ONE)
+    by_kind = {VipKind.CLUSTER_IP: p.BACKEND_REMOTE, VipKind.LOAD_BALANCER: p.BACKEND_REMOTE_2}
+    datapath.apply(
+        *(service(backend, name=kind.value, vips=[kind]) for kind, backend in by_kind.items()),
+        service(p.BACKEND_REMOTE, name="udp", protocol=Protocol.UDP),
+    )
+    conversations = [Conversation(datapath, path, kind=kind) for kind in by_kind]
+    conversations.append(Conversation(datapath, path, protocol=Protocol.UDP))
+    for conversation in conversations:
+        conversation.send()
+        assert conversation.seen == (p.NODE1, 62_000)
+    for conversation in conversations:
+        assert conversation.answer() == "REPLY"
+
+
+@forwarded
+@each_protocol
+def test_snat_ports_that_ran_out_are_counted_and_nobody_is_hijacked(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    datapath.set_up_node(snat_ports=ONE)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    first = Conversation(datapath, path, 1000, protocol)
+    first.send()
+    for port in range(1001, 1010):
+        result = Conversation(datapath, path, port, protocol).try_to_send()
+        assert (result.verdict, result.reason) == (DROP, "SNAT_EXHAUSTED")
+    assert first.answer() == "REPLY"
+    assert first.send("A") == "FLOW_HIT"
+
+
+@forwarded
+def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path: Path) -> None:
+    """The dead flow goes as a pair: its client's late datagram cannot come out of somebody else's port."""
+    datapath.set_up_node(Timeouts(udp_new=1, udp=1), ONE)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=Protocol.UDP))
+    old = Conversation(datapath, path, 1000, Protocol.UDP)
+    old.send()
+    keys, values = datapath.maps.read("flows4")
+    values = values.copy()
+    values["last_seen"] -= 2 * 10**9
+    datapath.maps.update("flows4", keys, values)
+    new = Conversation(datapath, path, 1001, Protocol.UDP)
+    assert new.send() == "NEW_REMOTE"
+    assert new.answer() == "REPLY"
+    assert old.try_to_send().reason == "SNAT_EXHAUSTED"
+    assert new.answer() == "REPLY"
+
+
+@kept
+@each_protocol
+def test_snat_ports_say_nothing_about_a_client_that_uses_such_a_port_itself(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """Its replies come to a port of the range too; they are translated where the client is, only there."""
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(*path.backends(20, 1), protocol=protocol))
+    client = Conversation(datapath, path, 62_000, protocol)
+    client.send()
+    assert client.seen == (path.client, 62_000)
+    for program in OUTSIDE_INGRESS:
+        if path.ingress not in OUTSIDE_INGRESS:
+            result = datapath.run(program, client.reply())
+            assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
+    assert client.answer() == "REPLY"
+
+
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+@each_protocol
+def test_snat_ports_that_nobody_uses_are_the_nodes_own(
+    datapath: Datapath, program: str, protocol: Protocol
+) -> None:
+    """A packet to such a port of the node that belongs to no flow is for the node's stack."""
+    make = p.tcp if protocol is Protocol.TCP else p.udp
+    frame = make(p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), (p.NODE1, 62_000))
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    result = datapath.run(program, frame)
+    assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
+    p.assert_same(result.packet, frame)
+
+
+def at_snat_port(plan: ServicePlan) -> ServicePlan:
+    """Return the plan with a VIP on the node's address and a port of the range."""
+    (port,) = plan.ports
+    (vip,) = port.vips
+    moved = Vip(replace(vip.key, address=ip_address(p.NODE1), port=62_000), vip.kind)
+    return replace(plan, ports=(replace(port, vips=(moved,)),))
+
+
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+def test_snat_ports_may_be_a_vips_too(datapath: Datapath, program: str) -> None:
+    """An external address of the node with such a port is served all the same."""
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(at_snat_port(service(p.BACKEND_LOCAL, vips=[VipKind.EXTERNAL_IP])))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.NODE1, 62_000))
+    result = datapath.run(program, frame)
+    assert (result.verdict, result.reason) == (PASS, "NEW_LOCAL")
+    p.assert_same(result.packet, p.rebuilt(frame, dst=(p.BACKEND_LOCAL, TARGET_PORT)))
+
+
+@kept
+@each_protocol
+def test_snat_ports_replace_a_clients_port_only_when_it_is_taken(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """One client port, four addresses of one Service, one backend: the first keeps the port, the others get
+    one each, and every answer finds its VIP."""
+    datapath.set_up_node(snat_ports=SnatPorts(62_000, 62_099))
+    datapath.apply(service(*path.backends(20, 1), protocol=protocol))
+    conversations = [Conversation(datapath, path, protocol=protocol, kind=kind) for kind in VIPS]
+    for conversation in conversations:
+        conversation.send()
+    first, *others = (conversation.seen for conversation in conversations)
+    assert first == (path.client, p.CLIENT_PORT)
+    assert len(set(others)) == len(others)
+    assert all(address == path.client and port >= 62_000 for address, port in others)
+    for conversation in conversations * 2:
+        assert conversation.answer() == "REPLY"
