@@ -18,7 +18,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
+import msgspec
+
 from lb.errors import InputError, LabError
+from lb.kube import convert
 from lb.kube.client import ApiError
 from lb.lab import controllers
 from lb.lab.addressing import LabSpec
@@ -43,12 +46,12 @@ from lb.lab.runtime import PodRuntime
 from lb.lab.scheduling import least_loaded, plan_pods
 from lb.lab.store import Store
 from lb.lab.watch import Cache, Change, Follower
-from lb.model import ObjectKey
+from lb.model import ObjectKey, Service
 
 _log = logging.getLogger(__name__)
 
-_WITH_CONTROLLERS = (PODS, REPLICA_SETS, DEPLOYMENTS)
-_WITHOUT = (*_WITH_CONTROLLERS, SERVICES, ENDPOINTS, ENDPOINT_SLICES, NODES)
+_WITH_CONTROLLERS = (PODS, REPLICA_SETS, DEPLOYMENTS, SERVICES)
+_WITHOUT = (*_WITH_CONTROLLERS, ENDPOINTS, ENDPOINT_SLICES, NODES)
 _RETRY_SECONDS = 1.0
 _WRITE_SECONDS = 30.0
 _REPLACE_SECONDS = 5.0
@@ -209,6 +212,11 @@ class ClusterKubelet(Pods):
     def errors(self) -> list[str]:
         """Return what is wrong with objects of the API."""
         return [str(error) for error in self._errors]
+
+    def services(self) -> list[Service]:
+        """See the base class; one that cannot be read is nobody's."""
+        read = (convert.SERVICES.read(msgspec.json.encode(item)) for item in self.cache.of(SERVICES).values())
+        return [each.resource for each in read if each.resource is not None]
 
     def settled(self) -> bool:
         """Tell whether every ReplicaSet and Deployment has its pods, and all pods are ready."""

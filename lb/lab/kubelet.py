@@ -15,11 +15,13 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watchfiles import awatch
 
+from lb.config import Config
 from lb.errors import InputError
 from lb.lab.addressing import LabSpec
 from lb.lab.objects import node_object, to_yaml
@@ -29,7 +31,10 @@ from lb.lab.runtime import FileOutlet, PodRuntime
 from lb.lab.scheduling import Placed, Start, plan_pods
 from lb.lab.store import Store
 from lb.lab.workloads import Workload, read_file
-from lb.model import ObjectKey
+from lb.manifests.cluster import assemble
+from lb.manifests.complete import Pools
+from lb.manifests.library import Library
+from lb.model import ObjectKey, Service
 
 if TYPE_CHECKING:
     from lb.lab.cluster import ClusterKubelet
@@ -46,6 +51,12 @@ class Kubelet(Pods):
         self._draw = draw or random.Random()  # noqa: S311 - names, not secrets
         self._files: dict[Path, list[Workload]] = {}
         self._errors: list[InputError] = []
+        node_ports = Config().node_port_range
+        self._service_pools = Pools.parse(
+            spec.service_cidr, node_ports
+        )  # as the agents', who are told the same
+        self._library = Library([Path(spec.manifests)], self._service_pools.node_ports, time.time)
+        self._services: list[Service] = []
         self._removed: set[ObjectKey] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -66,7 +77,10 @@ class Kubelet(Pods):
         return [str(error) for error in self._errors]
 
     def read_manifests(self) -> None:
-        """Read every manifest; a file with errors keeps the workloads that it had and now lacks."""
+        """Read every manifest; a file with errors keeps the workloads that it had and now lacks.
+
+        What is wrong with Services and other objects that are the agents' to read is an error here, too.
+        """
         files: dict[Path, list[Workload]] = {}
         errors: list[InputError] = []
         for path in sorted(Path(self.spec.manifests).iterdir()):
@@ -77,10 +91,20 @@ class Kubelet(Pods):
                     workloads += [old for old in self._files.get(path, ()) if old.key not in good]
                 files[path] = workloads
                 errors += wrong
+        self._library.refresh()
+        objects, wrong = self._library.contents()
+        resources, more = assemble(objects, self._service_pools)
+        self._services = [each for each in resources.values() if isinstance(each, Service)]
+        told = {str(error) for error in errors}
+        errors += [error for error in (*wrong, *more) if str(error) not in told]
         for error in errors:
             if str(error) not in {str(known) for known in self._errors}:
                 _log.error("%s", error)
         self._files, self._errors = files, errors
+
+    def services(self) -> list[Service]:
+        """See the base class."""
+        return self._services
 
     def workloads(self) -> dict[ObjectKey, Workload]:
         """Return what has to run, by key; of two with one key the first file's counts."""

@@ -72,6 +72,7 @@ class Lab:
         found = self.find_pod(where)
         if found.process is None or not found.process.alive():
             raise LabError(f"pod {where}: its process does not run")
+        argv = ["env", *_variables(found.process.pid), *argv]
         inside = namespaces.command(found.netns, argv, pid=found.process.pid)
         return cgroups.command(self.cgroup(found.node) / found.netns, inside)
 
@@ -372,6 +373,15 @@ class Lab:
             report("  no kube-controller-manager there: the lab makes pods and EndpointSlices itself")
         for error in apply(host.api(START_SECONDS), Path(self.spec.manifests), self.spec.replicas):
             report(f"  manifest error: {error}")
+
+
+def _variables(pid: int) -> list[str]:
+    """Return the environment of a process, each variable as ``NAME=value``."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_text(errors="surrogateescape")
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it has just ended: entering it will fail
+    return [each for each in text.split("\0") if each]
 
 
 def _process_status(process: ProcessRef | None) -> dict[str, Any]:

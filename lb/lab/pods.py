@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -28,7 +28,7 @@ from lb.lab.addressing import AddressPool, LabSpec, pod_interface
 from lb.lab.runtime import Outlet, PodRuntime
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
-from lb.model import ObjectKey
+from lb.model import ObjectKey, Service
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,10 @@ class Pods(abc.ABC):
         """Return what stands in the way of pods."""
 
     @abc.abstractmethod
+    def services(self) -> Iterable[Service]:
+        """Return the Services that there are, with the addresses that they were given."""
+
+    @abc.abstractmethod
     async def replace(self, pod: PodRuntime) -> list[str]:
         """Take note that a pod was killed and is gone; return the names of the pods that take its place."""
 
@@ -85,7 +89,16 @@ class Pods(abc.ABC):
             self.spec.pod_namespace(namespace, name),
             pod_interface(namespace, name),
         )
-        pod = PodRuntime(self.store, self.spec, self._outlet, record, workload, changed=self.changed, now=now)
+        pod = PodRuntime(
+            self.store,
+            self.spec,
+            self._outlet,
+            record,
+            workload,
+            services=self.services,
+            changed=self.changed,
+            now=now,
+        )
         self.pods[key] = pod
         self.order[key] = next(self._count)
         task = asyncio.create_task(pod.run())

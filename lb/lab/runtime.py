@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ from typing import Any, Protocol
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces, pod, probes, topology
 from lb.lab.addressing import LabSpec
+from lb.lab.environment import pod_environment
 from lb.lab.objects import pod_object, to_yaml
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
-from lb.model import ObjectKey
+from lb.model import ObjectKey, Service
 
 READY = "/var/ready"
 """A file that ``lab pod ready`` makes and ``lab pod unready`` removes, for exec probes of manifests."""
@@ -78,8 +80,8 @@ def _file(key: ObjectKey) -> str:
 class PodRuntime:
     """A pod from its namespace to its removal.
 
-    ready says what its Pod object says. changed is called after every write of that object. now gives RFC
-    3339 times.
+    ready says what its Pod object says. services gives those that there are now. changed is called after
+    every write of the Pod object. now gives RFC 3339 times.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class PodRuntime:
         record: PodRecord,
         workload: Workload,
         *,
+        services: Callable[[], Iterable[Service]],
         changed: Callable[[], None],
         now: Callable[[], str],
     ) -> None:
@@ -99,7 +102,8 @@ class PodRuntime:
         self.restarts = 0
         self.message = ""
         self._store, self._spec, self._outlet = store, spec, outlet
-        self._changed, self._now = changed, now
+        self._services, self._changed, self._now = services, changed, now
+        self._environment: dict[str, str] = {}
         self._created = now()
         self._deleted = ""
         self._addresses: tuple[str, ...] = ()
@@ -168,11 +172,12 @@ class PodRuntime:
 
     async def _run_process(self) -> int:
         """Start the process, probe it while it runs, and return its exit code."""
+        self._environment = self._make_environment()
         where = ",".join(self.record.addresses)
         argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, where]
         with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self._enter([*argv, *self.workload.listen()]),
+                *self._enter([*self._with_environment(), *argv, *self.workload.listen()]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -198,6 +203,34 @@ class PodRuntime:
             self._process = None
             self._note_process(None)
 
+    def _make_environment(self) -> dict[str, str]:
+        """Return the variables of a process that starts now."""
+        record = self.record
+        hosts = [str(address) for address in self._spec.node_addresses(record.node)]
+        fields = {
+            "metadata.name": record.name,
+            "metadata.namespace": record.namespace,
+            "spec.nodeName": record.node,
+            "status.hostIP": hosts[0],
+            "status.hostIPs": ",".join(hosts),
+            "status.podIP": record.address,
+            "status.podIPs": ",".join(record.addresses),
+        }
+        for entry in self.workload.env:
+            if source := entry.unplayed or (entry.field if entry.field not in ("", *fields) else ""):
+                _log.warning(
+                    "pod %s: variables from %s are left out: the lab cannot read it", self.key, source
+                )
+        image = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "HOSTNAME": record.name}
+        links = self.workload.service_links
+        return image | pod_environment(
+            self.workload.env, self._services(), record.namespace, fields, links=links
+        )
+
+    def _with_environment(self) -> list[str]:
+        """Return the beginning of a command that has the pod's variables and no others."""
+        return ["env", "-i", *(f"{name}={value}" for name, value in self._environment.items())]
+
     def _note_process(self, process: ProcessRef | None) -> None:
         self.record = replace(self.record, process=process)
         self._store.write_pod(self.record)
@@ -216,7 +249,7 @@ class PodRuntime:
         if self._inside(pod.UNREADY).exists():
             failure = f"{pod.UNREADY} exists"
         else:
-            enter = self._enter([], pid=self._pid)
+            enter = self._enter(self._with_environment(), pid=self._pid)
             node = self._spec.namespace(self.record.node)
             failure = await probes.attempt(self.workload.probes[number], node, self.record.address, enter)
         self.message = f"readiness probe failed: {failure}" if failure else ""

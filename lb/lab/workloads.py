@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.errors import InputError
+from lb.lab.environment import EnvVar
 from lb.lab.probes import Probe, read_probe
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
@@ -48,6 +49,8 @@ class Workload:
     node: where the pod must run; empty when anywhere.
     restart: whether a process that ended is started again.
     grace: seconds from SIGTERM to SIGKILL.
+    env: the first container's variables, in their order.
+    service_links: whether Services of the namespace are among the variables.
     """
 
     kind: str
@@ -60,6 +63,8 @@ class Workload:
     node: str = ""
     restart: bool = True
     grace: float = 30
+    env: tuple[EnvVar, ...] = ()
+    service_links: bool = True
 
     def listen(self) -> list[str]:
         """Return what the pod's process opens, as pod.py takes it: ``tcp:8080:http-default``.
@@ -200,7 +205,23 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
         node=spec["nodeName"].text(),
         restart=spec["restartPolicy"].text("Always") == "Always",
         grace=spec["terminationGracePeriodSeconds"].number(0, 86_400, default=30),
+        env=_read_env(containers[0].fields()) if containers else (),
+        service_links=not spec["enableServiceLinks"].present or spec["enableServiceLinks"].flag(),
     )
+
+
+def _read_env(container: Fields) -> tuple[EnvVar, ...]:
+    result = []
+    for place in container["env"].items():
+        entry = place.fields()
+        if not entry["name"].text():
+            entry["name"].error("is missing")
+        name, source = entry["name"].text(), entry["valueFrom"].fields()
+        path = source["fieldRef"].fields()["fieldPath"].text()
+        other = next((kind for kind in source.entries if kind != "fieldRef"), "")
+        result.append(EnvVar(name, entry["value"].text(), path, other))
+    whole = (next(iter(place.fields().entries), "envFrom") for place in container["envFrom"].items())
+    return (*(EnvVar("", unplayed=kind) for kind in whole), *result)
 
 
 def _read_port(entry: Fields) -> ContainerPort:
