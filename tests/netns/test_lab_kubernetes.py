@@ -20,7 +20,7 @@ import pytest
 from lb.cli import main
 from lb.errors import LabError
 from lb.lab import apiserver
-from lb.lab.addressing import LabSpec
+from lb.lab.addressing import LabSpec, node_address
 from lb.lab.api import (
     DEPLOYMENTS,
     ENDPOINT_SLICES,
@@ -125,6 +125,47 @@ def test_traffic_reaches_the_pods(kube: Lab) -> None:
     assert answers(kube, 40).keys() == {each["name"] for each in kubia(kube)}
     outside = kube.run(kubia(kube)[0]["name"], ["curl", "-sS", "-m", "5", "http://10.66.10.171/"])
     assert outside.stdout == "You've hit outside on http\n", outside.stderr
+
+
+def answered(kube: Lab, node: str, port: int, path: str = "/healthz") -> int:
+    """Return the status that the client gets; 0 when nobody listens."""
+    url = f"http://{node_address(node)}:{port}{path}"
+    done = kube.run("client", ["curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", url])
+    return int(done.stdout)
+
+
+def test_health_check_node_port_follows_the_service_in_the_api(kube: Lab, api: Api) -> None:
+    key, port = ObjectKey("default", "checked"), 30700
+    spec = {
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": port,
+        "selector": {"app": "kubia"},
+        "ports": [{"port": 80, "targetPort": 8080}],
+    }
+    meta = {"name": key.name, "namespace": key.namespace}
+    api.create(SERVICES, {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec})
+    for node in ("node1", "node2"):
+        eventually(lambda node=node: answered(kube, node, port) == 200, f"{node} has endpoints")  # type: ignore[misc]
+    [victim] = [
+        each["name"] for each in kubia(kube) if sum(e["node"] == each["node"] for e in kubia(kube)) == 1
+    ]
+    node = kube.find_pod(victim).node
+    for word, status in (("unready", 503), ("ready", 200)):
+        kube.ask_kubelet(word, pod=victim)
+        eventually(lambda status=status: answered(kube, node, port) == status, f"{word}: {status}")  # type: ignore[misc]
+    api.send("DELETE", SERVICES.object(key))
+    eventually(lambda: answered(kube, node, port) == 0, "nobody listens when the Service is gone")
+
+
+def test_node_health_turns_503_while_the_autoscaler_deletes_the_node(kube: Lab, api: Api) -> None:
+    taint = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule"}
+    path = NODES.object(ObjectKey("", "node1"))
+    for taints, status in (([taint], 503), ([], 200)):
+        api.send("PATCH", path, body={"spec": {"taints": taints}}, content_type=MERGE)
+        eventually(lambda status=status: answered(kube, "node1", 10256) == status, f"healthz: {status}")  # type: ignore[misc]
+        assert answered(kube, "node1", 10256, "/livez") == 200
+        assert answered(kube, "node2", 10256) == 200
 
 
 def test_scaling_reaches_the_kernel(kube: Lab, api: Api) -> None:
