@@ -173,6 +173,7 @@ def _compile(
         text=True,
         check=False,
         pass_fds=tuple(maps.values()),
+        process_group=0,  # Ctrl-C at the terminal is for the agent, which waits for the end of this
         env={**os.environ, "PYTHONPATH": f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
     )
     try:
