@@ -17,7 +17,7 @@ from lb.config import UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import VARIABLE, find, kubectl
-from lb.lab.demo import show
+from lb.lab.demo import rows, show
 from lb.lab.lab import Lab
 from lb.lab.removal import down
 from lb.lab.store import Store, labs
@@ -43,12 +43,7 @@ lab {id} is up: {nodes} nodes, {pods} pods
 
 try:
   lbctl lab status{flag}
-  lbctl lab exec{flag} client -- curl -s http://192.168.77.11:30123/
-  lbctl lab exec{flag} {pod} -- curl -s http://10.66.13.240/
-  lbctl lab pod{flag} unready {pod}
-  lbctl lab demo{flag}
-  lbctl maps dump --instance {id}.node1
-{kubectl}take it down:
+{requests}{pods_and_maps}{kubectl}take it down:
   lbctl lab down{flag}
 """
 
@@ -191,14 +186,21 @@ def _up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 
 def _next(lab: Lab) -> str:
     """Return what to do with a lab that is up."""
-    pods, spec = lab.pods(), lab.spec
+    pods, spec, flag = lab.pods(), lab.spec, _flag(lab.spec.id)
+    requests = "".join(
+        f"  lbctl lab exec{flag} {place} -- curl -s {url}\n" for place, url in lab.requests() if spec.agents
+    )
+    more = [f"lab pod{flag} unready {pods[0]['name']}"] if pods else []
+    more += [f"lab demo{flag}"] if pods and rows(spec) else []
+    more += [f"maps dump --instance {spec.instance('node1')}"] if spec.agents else []
     fields = {"kubeconfig": lab.store.kubeconfig, "kubectl": kubectl(spec.kubernetes)}
     return _NEXT.format(
         id=spec.id,
         nodes=spec.nodes,
         pods=len(pods),
-        flag=_flag(spec.id),
-        pod=pods[0]["name"] if pods else "POD",
+        flag=flag,
+        requests=requests,
+        pods_and_maps="".join(f"  lbctl {each}\n" for each in more),
         kubectl=_KUBECTL.format(**fields) if spec.kubernetes else "",
     )
 

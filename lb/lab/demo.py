@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.errors import LabError
-from lb.lab.addressing import CLIENTS, node_address
+from lb.lab.addressing import CLIENTS, LabSpec, node_address
 from lb.lab.lab import Lab
 from lb.lab.removal import Report
 
@@ -91,6 +91,12 @@ def answering(lines: str, udp: bool) -> Counter[str]:
     return Counter(each[2] for each in words if each[:2] == ["You've", "hit"])
 
 
+def rows(spec: LabSpec) -> list[Row]:
+    """Return the rows whose address the manifests name."""
+    texts = "".join(path.read_text() for path in sorted(Path(spec.manifests).glob("*.y*ml")))
+    return [row for row in ROWS if row.key in texts]
+
+
 def show(lab: Lab, report: Report) -> None:
     """Run every row that the manifests have, then print node1's maps.
 
@@ -101,11 +107,8 @@ def show(lab: Lab, report: Report) -> None:
     ready = [pod["name"] for pod in lab.pods() if pod["ready"]]
     if not ready:
         raise LabError("no pod is ready; see lbctl lab status")
-    texts = "".join(path.read_text() for path in sorted(Path(lab.spec.manifests).glob("*.y*ml")))
     failed = []
-    for row in ROWS:
-        if row.key not in texts:
-            continue
+    for row in rows(lab.spec):
         report("")
         report(f"{row.title}:")
         where = ready[0] if row.where == A_POD else row.where

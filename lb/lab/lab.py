@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lb.datapath.pins import Pins
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces, pod, topology
 from lb.lab.addressing import (
@@ -26,13 +24,15 @@ from lb.lab.addressing import (
 )
 from lb.lab.processes import START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
 from lb.lab.removal import Report, down
+from lb.lab.status import status
 from lb.lab.store import LabRecord, PodRecord, Store
 from lb.lab.tunnels import TUNNELS
 
-_TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
 if TYPE_CHECKING:
     from lb.lab.apihost import ApiHost
 
+_PATIENCE_SECONDS = 2.0  # after which it is said what is waited for
+_TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
 OUTSIDE_PORTS = ("tcp:80:http", "udp:9000:echo")
 
 
@@ -146,6 +146,10 @@ class Lab:
         found: list[dict[str, Any]] = self.ask_kubelet("list")["pods"]
         return found
 
+    def requests(self) -> list[tuple[str, str]]:
+        """Return what is worth a look: a place, and the URL of a Service to ask for there."""
+        return [(place, url) for place, url in self.ask_kubelet("try")["requests"]]
+
     def wait_ready(self, seconds: float = 30.0) -> list[dict[str, Any]]:
         """Wait until every pod is ready, at most so long; return the pods that are not."""
         listing = self.ask_kubelet("wait", seconds=seconds, timeout=seconds + 10)
@@ -239,51 +243,7 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """Return what the lab consists of and what of it runs."""
-        try:
-            listing = self.ask_kubelet("list")
-        except LabError as error:
-            listing = {
-                "pods": [{**dataclasses.asdict(each), "address": each.address} for each in self.store.pods()],
-                "errors": [str(error)],
-            }
-        nodes = [
-            {
-                "name": node,
-                "address": str(self.spec.node_addresses(node)[0]),
-                "addresses": [str(address) for address in self.spec.node_addresses(node)],
-                "zone": self.spec.zone(node),
-                "namespace": self.spec.namespace(node),
-                "cgroup": str(self.cgroup(node)),
-                "agent": {
-                    **_process_status(self.store.process(node)),
-                    "ready": self.store.ready_file(node).exists(),
-                    "log": str(self.store.log(node)),
-                },
-                "pins": str(Pins(self.spec.instance(node)).base),
-            }
-            for node in self.spec.node_names
-        ]
-        versions = self.spec.versions
-        return {
-            "id": self.spec.id,
-            "manifests": self.spec.manifests,
-            "overlay": str(self.spec.overlay),
-            "uplink_mode": str(self.spec.uplink_mode),
-            "state": str(self.store.base),
-            **({"kubernetes": self.api_host().status()} if self.spec.kubernetes else {}),
-            "family": str(self.spec.family),
-            "client": {
-                "namespace": self.spec.client,
-                "addresses": [str(address) for version in versions for address in clients(version)],
-            },
-            "outside_server": str(outside_server(versions[0])),
-            "kubelet": {
-                **_process_status(self.store.process("kubelet")),
-                "log": str(self.store.log("kubelet")),
-            },
-            "nodes": nodes,
-            **listing,
-        }
+        return status(self)
 
     # --- bringing it up -----------------------------------------------------------------------------------
 
@@ -347,10 +307,10 @@ class Lab:
         )
         store.write_process("kubelet", kubelet)
         wait_for("the kubelet", self._kubelet_answers, kubelet, store.log("kubelet"))
-        waiting = self.wait_ready(pods_within)
+        listing = self._wait_for_pods(report, pods_within)
+        waiting = [each for each in listing["pods"] if not each["ready"]]
         if spec.kubernetes:
             self.api_host().check()
-        listing = self.ask_kubelet("list")
         for error in listing["errors"]:
             report(f"  manifest error: {error}")
         report(f"  {len(listing['pods']) - len(waiting)} of {len(listing['pods'])} ready")
@@ -362,6 +322,17 @@ class Lab:
                 self.start_agent(node)
             for node in spec.node_names:
                 self.wait_agent(node)
+
+    def _wait_for_pods(self, report: Report, seconds: float) -> dict[str, Any]:
+        """Wait until the pods are ready, at most so long; say what for if it takes a while."""
+        at_once = min(seconds, _PATIENCE_SECONDS)
+        listing = self.ask_kubelet("wait", seconds=at_once)
+        if not listing["settled"]:
+            names = [each["name"] for each in listing["pods"] if not each["ready"]]
+            report(f"  waiting up to {seconds:g} s for {', '.join(names) or 'pods to be made'}")
+            left = seconds - at_once
+            listing = self.ask_kubelet("wait", seconds=left, timeout=left + 10)
+        return listing
 
     def _bring_up_api(self, report: Report) -> None:
         from lb.lab.apply import apply  # noqa: PLC0415 - see api_host
@@ -382,8 +353,3 @@ def _variables(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError):
         return []  # it has just ended: entering it will fail
     return [each for each in text.split("\0") if each]
-
-
-def _process_status(process: ProcessRef | None) -> dict[str, Any]:
-    running = process is not None and process.alive()
-    return {"pid": process.pid if process and running else None, "running": running}

@@ -2,10 +2,11 @@
 
 Requests and answers are one JSON line each:
 
-    {"do": "list"}                       → {"pods": [...], "errors": [...]}
+    {"do": "list"}                       → {"pods": [...], "errors": [...], "settled": true}
     {"do": "wait", "seconds": 10}        → the same, once every pod is ready or the time is over
     {"do": "ready", "pod": "NAME"}       → {}, once the pod's object says so; likewise "unready"
     {"do": "kill", "pod": "NAME"}        → {"replaced_by": [names]}
+    {"do": "try"}                        → {"requests": [[place, URL], …]}: what would be worth a look
 
 An answer {"error": "…"} says what could not be done.
 """
@@ -25,6 +26,7 @@ from typing import Any
 
 from lb.errors import LabError
 from lb.lab.addressing import AddressPool, LabSpec, pod_interface
+from lb.lab.hints import requests
 from lb.lab.runtime import Outlet, PodRuntime
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
@@ -176,6 +178,9 @@ class Pods(abc.ABC):
                 pod = self.find(request["pod"])
                 await self.destroy(pod.key)
                 return {"replaced_by": await self.replace(pod)}
+            case "try":
+                ready = [key.name for key, pod in sorted(self.pods.items()) if pod.ready]
+                return {"requests": requests(self.spec, self.services(), ready)}
             case other:
                 raise LabError(f"the kubelet does not know {other!r}")
 
@@ -212,7 +217,7 @@ class Pods(abc.ABC):
             }
             for key, pod in sorted(self.pods.items())
         ]
-        return {"pods": pods, "errors": list(self.errors())}
+        return {"pods": pods, "errors": list(self.errors()), "settled": self.settled()}
 
     async def _wait(self, seconds: float) -> dict[str, Any]:
         with contextlib.suppress(TimeoutError):

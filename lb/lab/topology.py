@@ -105,7 +105,7 @@ def build(spec: LabSpec) -> None:
             if spec.uplink_mode in (UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC):
                 _fill_in_checksums(node)
             if spec.uplink_mode is UplinkMode.XDP_NATIVE:
-                _take_back(switch, node)
+                take_back(switch, node)
     _set_up_host(spec, spec.client, {each: (*clients(each), outside_server(each)) for each in spec.versions})
     if spec.kubernetes:
         _set_up_host(spec, spec.api, {each: (api_server(each),) for each in spec.versions})
@@ -144,8 +144,26 @@ def _fill_in_checksums(port: str) -> None:
         fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
-def _take_back(switch: Any, port: str) -> None:
-    """Attach a program to a switch port that passes every packet.
+def needs_other_wires(spec: LabSpec, node: str) -> UplinkMode | None:
+    """Return the uplink mode that a node's uplink is in, if its wire is not prepared for that; else None.
+
+    :func:`build` prepares the wires for the mode that the lab is brought up with, since it costs the others
+    speed. A node that is gone needs nothing.
+    """
+    if spec.uplink_mode is UplinkMode.XDP_NATIVE:
+        return None  # prepared for everything
+    with contextlib.suppress(LabError), namespaces.netlink(spec.namespace(node)) as route:
+        [link] = route.get_links(ifname=UPLINK)
+        attached = link.get_attr("IFLA_XDP").get_attr("IFLA_XDP_ATTACHED")
+        if attached == "xdp":
+            return UplinkMode.XDP_NATIVE
+        if attached == "xdpgeneric" and spec.uplink_mode is not UplinkMode.XDP_GENERIC:
+            return UplinkMode.XDP_GENERIC
+    return None
+
+
+def take_back(switch: Any, port: str) -> None:
+    """Attach a program to an interface, here a switch port, that passes every packet.
 
     A veth wakes its peer for what XDP_TX sends back only if the peer has an XDP program, too; without one
     those packets wait in a ring that nobody reads. A network card has no such condition.

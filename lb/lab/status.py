@@ -1,0 +1,81 @@
+"""What a lab consists of, and what of it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from lb.datapath.pins import Pins
+from lb.errors import LabError
+from lb.lab import topology
+from lb.lab.addressing import UPLINK, LabSpec, clients, outside_server
+from lb.lab.processes import ProcessRef
+
+if TYPE_CHECKING:
+    from lb.lab.lab import Lab
+
+
+def status(lab: Lab) -> dict[str, Any]:
+    """Return what the lab consists of and what of it runs."""
+    spec, store = lab.spec, lab.store
+    try:
+        listing = lab.ask_kubelet("list")
+    except LabError as error:
+        listing = {
+            "pods": [{**dataclasses.asdict(each), "address": each.address} for each in store.pods()],
+            "errors": [str(error)],
+        }
+    nodes = [
+        {
+            "name": node,
+            "address": str(spec.node_addresses(node)[0]),
+            "addresses": [str(address) for address in spec.node_addresses(node)],
+            "zone": spec.zone(node),
+            "namespace": spec.namespace(node),
+            "cgroup": str(lab.cgroup(node)),
+            "agent": {
+                **_process_status(store.process(node)),
+                "ready": store.ready_file(node).exists(),
+                "log": str(store.log(node)),
+            },
+            "pins": str(Pins(spec.instance(node)).base),
+        }
+        for node in spec.node_names
+    ]
+    versions = spec.versions
+    return {
+        "id": spec.id,
+        "manifests": spec.manifests,
+        "overlay": str(spec.overlay),
+        "uplink_mode": str(spec.uplink_mode),
+        "state": str(store.base),
+        **({"kubernetes": lab.api_host().status()} if spec.kubernetes else {}),
+        "family": str(spec.family),
+        "client": {
+            "namespace": spec.client,
+            "addresses": [str(address) for version in versions for address in clients(version)],
+        },
+        "outside_server": str(outside_server(versions[0])),
+        "kubelet": {
+            **_process_status(store.process("kubelet")),
+            "log": str(store.log("kubelet")),
+        },
+        "nodes": nodes,
+        **listing,
+        "errors": [*listing["errors"], *_unprepared(spec)],
+    }
+
+
+def _unprepared(spec: LabSpec) -> list[str]:
+    """Return where XDP runs on a wire that was made for another uplink mode."""
+    return [
+        f"{node}: XDP runs on {UPLINK} ({mode}), but its wire is made for uplink mode {spec.uplink_mode}:"
+        " what XDP sends back may be lost, checksums may be missing; bring a lab up with that mode"
+        for node in spec.node_names
+        if (mode := topology.needs_other_wires(spec, node))
+    ]
+
+
+def _process_status(process: ProcessRef | None) -> dict[str, Any]:
+    running = process is not None and process.alive()
+    return {"pid": process.pid if process and running else None, "running": running}
