@@ -1,0 +1,69 @@
+"""ClientIP affinity while the Service changes: switched on and off, and told apart from other Services'."""
+
+from __future__ import annotations
+
+import pytest
+
+from lb.model import Protocol
+from lb.plan.types import ServicePlan, VipKind
+from tests.packet.conversation import Conversation, Path, each_path
+from tests.packet.harness import Datapath
+from tests.packet.plans import service
+
+HOW_MANY = 40  # connections: with four backends, the odds that they go to one by chance are 4 ** -39
+each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+
+
+def reached(datapath: Datapath, path: Path, protocol: Protocol, first_port: int) -> set[str]:
+    """Open connections from one client and return the backends that they went to."""
+    found = set()
+    for port in range(first_port, first_port + HOW_MANY):
+        conversation = Conversation(datapath, path, port, protocol, VipKind.CLUSTER_IP)
+        conversation.send()
+        found.add(conversation.backend)
+    return found
+
+
+@each_path
+@each_protocol
+def test_affinity_switched_on_and_off(datapath: Datapath, path: Path, protocol: Protocol) -> None:
+    """With the next connection; those that there are stay where they are."""
+    backends = path.backends(20, 4)
+    with_affinity, without = (
+        service(*backends, protocol=protocol, affinity_seconds=seconds) for seconds in (100, 0)
+    )
+    datapath.apply(without)
+    assert reached(datapath, path, protocol, 10_000) == set(backends)
+    datapath.apply(with_affinity)
+    kept = Conversation(datapath, path, 10_000, protocol, VipKind.CLUSTER_IP)
+    assert kept.send("A") == "FLOW_HIT"
+    chosen = reached(datapath, path, protocol, 20_000)
+    assert len(chosen) == 1
+    datapath.apply(without)
+    assert reached(datapath, path, protocol, 30_000) == set(backends)
+    datapath.apply(with_affinity)
+    assert reached(datapath, path, protocol, 40_000) == chosen
+
+
+@each_path
+@each_protocol
+def test_affinity_of_one_service_says_nothing_about_another(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """One client, two Services with the same pods: each remembers its own choice."""
+    one, two = path.backends(20, 2)
+    kinds = {"first": VipKind.CLUSTER_IP, "second": VipKind.LOAD_BALANCER}
+
+    def plan(name: str, *backends: str) -> ServicePlan:
+        return service(*backends, name=name, protocol=protocol, vips=[kinds[name]], affinity_seconds=100)
+
+    chosen = {"first": one, "second": two}
+    datapath.apply(*(plan(name, backend) for name, backend in chosen.items()))
+    for kind in kinds.values():
+        Conversation(datapath, path, 1000, protocol, kind).send()
+    datapath.apply(*(plan(name, one, two) for name in kinds))
+    for name, backend in chosen.items():
+        for port in range(2000, 2010):
+            conversation = Conversation(datapath, path, port, protocol, kinds[name])
+            conversation.send()
+            assert conversation.backend == backend
