@@ -120,6 +120,34 @@ def test_pods_are_spread_and_report_their_status(kube: Lab, api: Api) -> None:
     assert (status["replicas"], status["readyReplicas"]) == (3, 3)
 
 
+def test_dual_stack_is_in_nodes_pods_services_and_slices(kube: Lab, api: Api) -> None:
+    for node in get(api, NODES.path)["items"]:
+        given = [each["address"] for each in node["status"]["addresses"] if each["type"] == "InternalIP"]
+        assert given == [str(each) for each in kube.spec.node_addresses(node["metadata"]["name"])]
+        assert len(node["spec"]["podCIDRs"]) == 2
+    pods = {each["name"]: each["addresses"] for each in kubia(kube)}
+    for name, addresses in pods.items():
+        status = get(api, PODS.object(ObjectKey("default", name)))["status"]
+        assert [each["ip"] for each in status["podIPs"]] == addresses
+    spec = get(api, SERVICES.object(ObjectKey("default", "kubia-dual-stack")))["spec"]
+    assert (spec["ipFamilies"], spec["clusterIPs"]) == (["IPv4", "IPv6"], ["10.66.6.6", "fd00:66::66"])
+    single = get(api, SERVICES.object(KUBIA))["spec"]
+    assert (single["ipFamilyPolicy"], single["ipFamilies"]) == ("SingleStack", ["IPv4"])
+
+    def slices(service: str) -> dict[str, set[str]]:
+        return {
+            each["addressType"]: {
+                address for endpoint in each["endpoints"] for address in endpoint["addresses"]
+            }
+            for each in get(api, ENDPOINT_SLICES.path)["items"]
+            if each["metadata"]["labels"]["kubernetes.io/service-name"] == service
+        }
+
+    both = {f"IPv{version}": {each[at] for each in pods.values()} for at, version in enumerate((4, 6))}
+    eventually(lambda: slices("kubia-dual-stack") == both, "a slice of each family")
+    assert slices("kubia-nodeport") == {"IPv4": both["IPv4"]}
+
+
 def test_traffic_reaches_the_pods(kube: Lab) -> None:
     eventually(lambda: len(backends(kube)) == 3, "three backends")
     assert answers(kube, 40).keys() == {each["name"] for each in kubia(kube)}
