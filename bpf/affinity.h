@@ -4,11 +4,11 @@
 
 /* The client's backend, if it has one that is still in the set that the client is offered: set is the
  * enum backend_flags of that set. */
-static __always_inline bool lookup_affinity(const struct vip *vip, const struct tuple *t, u8 set, u64 now,
+static __always_inline bool lookup_affinity(const struct vip *vip, const struct addr *client, u8 set, u64 now,
 					    struct backend *out)
 {
-	struct affinity4_key key = {.client = t->src.word[0], .service = vip->service};
-	struct affinity *entry = bpf_map_lookup_elem(affinity4, &key);
+	struct affinity_key key = {.client = *client, .service = vip->service};
+	struct affinity *entry = bpf_map_lookup_elem(affinities, &key);
 
 	if (!entry || now - entry->last_used >= vip->affinity_seconds * NSEC_PER_SEC)
 		return false;
@@ -19,15 +19,15 @@ static __always_inline bool lookup_affinity(const struct vip *vip, const struct 
 	return true;
 }
 
-static __always_inline void remember_affinity(const struct vip *vip, const struct tuple *t, u64 now,
+static __always_inline void remember_affinity(const struct vip *vip, const struct addr *client, u64 now,
 					      const struct backend *backend)
 {
-	struct affinity4_key key = {.client = t->src.word[0], .service = vip->service};
+	struct affinity_key key = {.client = *client, .service = vip->service};
 	struct affinity entry = {
 	    .last_used = now,
 	    .backend = backend->id,
 	    .generation = backend->generation,
 	};
 
-	bpf_map_update_elem(affinity4, &key, &entry, BPF_ANY);
+	bpf_map_update_elem(affinities, &key, &entry, BPF_ANY);
 }

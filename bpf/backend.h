@@ -40,28 +40,40 @@ static __always_inline u32 hash_words(u32 a, u32 b, u32 c)
 	return c;
 }
 
+/* An address as one word: for IPv4 itself. */
+static __always_inline u32 hash_addr(const struct addr *a)
+{
+	u32 last = bpf_ntohl(a->word[ADDR_WORDS - 1]);
+
+	if (ADDR_WORDS == 1)
+		return last;
+	return hash_words(bpf_ntohl(a->word[0]), bpf_ntohl(a->word[1 % ADDR_WORDS]),
+			  bpf_ntohl(a->word[2 % ADDR_WORDS])) +
+	       last;
+}
+
 /* Hash of a connection, equal on every node: words as they are in the packet. */
 static __always_inline u32 hash_tuple(const struct tuple *t)
 {
 	u32 ports = ((u32)bpf_ntohs(t->sport) << 16) | bpf_ntohs(t->dport);
 
-	return hash_words(bpf_ntohl(t->src.word[0]), bpf_ntohl(t->dst.word[0]) + t->protocol, ports);
+	return hash_words(hash_addr(&t->src), hash_addr(&t->dst) + t->protocol, ports);
 }
 
 /* With affinity only the client counts, so that every VIP and every node choose alike. */
-static __always_inline u32 hash_client(const struct tuple *t)
+static __always_inline u32 hash_client(const struct addr *client)
 {
-	return hash_words(bpf_ntohl(t->src.word[0]), 0, 0);
+	return hash_words(hash_addr(client), 0, 0);
 }
 
 /* Read slot id; false when it is free or belongs to another Service port. */
 static __always_inline bool read_backend(u32 id, u32 service, struct backend *out)
 {
-	const struct backend4 *slot = bpf_map_lookup_elem(backends4, &id);
+	const struct backend_slot *slot = bpf_map_lookup_elem(backends, &id);
 
 	if (!slot || slot->state == BACKEND_FREE || slot->service != service)
 		return false;
-	out->address.word[0] = slot->address;
+	out->address = slot->address;
 	out->port = slot->port;
 	out->local = slot->flags & BACKEND_LOCAL;
 	out->flags = slot->flags;
@@ -74,7 +86,7 @@ static __always_inline bool read_backend(u32 id, u32 service, struct backend *ou
 /* Is the backend of a flow or of an affinity entry still the one that it was? */
 static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
 {
-	const struct backend4 *slot = bpf_map_lookup_elem(backends4, &id);
+	const struct backend_slot *slot = bpf_map_lookup_elem(backends, &id);
 
 	return slot && slot->state != BACKEND_FREE && slot->generation == generation &&
 	       slot->service == service;

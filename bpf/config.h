@@ -1,20 +1,32 @@
 /* Constants of the data plane and the few C idioms that bcc's prelude lacks. What an operator sets is not
- * here but in struct settings. */
+ * here but in struct settings.
+ *
+ * Everything is compiled twice, with FAMILY 4 and 6: one shape, two instances. What the families do not share
+ * is the width of an address (types.h) and the headers on the wire (ip4.h, ip6.h). */
 #pragma once
 
 #include <linux/if_ether.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <linux/icmp.h>
+#include <linux/icmpv6.h>
 #include <linux/in.h>
 #include <linux/pkt_cls.h>
 
-#ifndef __always_inline
-#define __always_inline inline __attribute__((always_inline))
+#if FAMILY != 4 && FAMILY != 6
+#error "FAMILY is the IP version: 4 or 6"
 #endif
-#define likely(x)   __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
+
+#undef __always_inline /* linux/stddef.h has a weaker one */
+#define __always_inline inline __attribute__((always_inline))
+#define likely(x)	__builtin_expect(!!(x), 1)
+#define unlikely(x)	__builtin_expect(!!(x), 0)
+
+/* Keep a struct in memory. Taken apart into registers its words are spilled to 8 bytes each, and with
+ * addresses of four words the stack of 512 bytes would not do. */
+#define KEEP_WHOLE(object) asm volatile("" : : "r"(&(object)) : "memory")
 
 #ifndef NULL
 #define NULL ((void *)0)
@@ -33,10 +45,5 @@
 
 #define REPLY_TTL 64
 
-/* ETH_HLEN + an IPv4 header without options; packets with options are passed on untouched. */
-#define L3_OFFSET ETH_HLEN
-#define L4_OFFSET (ETH_HLEN + (int)sizeof(struct iphdr))
-
-#define IP_DF	  0x4000
-#define IP_MF	  0x2000
-#define IP_OFFSET 0x1fff
+/* How much of a packet behind its IP header an ICMP error quotes: RFC 792. */
+#define QUOTED_L4 8

@@ -1,6 +1,7 @@
 /* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair. */
 #pragma once
 #include "backend.h"
+#include "packet.h"
 
 /* A flow entry read into registers. */
 struct flow {
@@ -14,43 +15,39 @@ struct flow {
 	u64 last_seen;
 };
 
-static __always_inline struct flow4_key flow4_key(const struct tuple *t, u8 direction)
+/* Keys and values are written field by field where they stand: a struct returned would be a second one on the
+ * stack. */
+static __always_inline void flow_key(struct flow_key *key, const struct tuple *t, u8 direction)
 {
-	struct flow4_key key = {
-	    .src = t->src.word[0],
-	    .dst = t->dst.word[0],
-	    .sport = t->sport,
-	    .dport = t->dport,
-	    .protocol = t->protocol,
-	    .direction = direction,
-	};
-
-	return key;
+	key->src = t->src;
+	key->dst = t->dst;
+	key->sport = t->sport;
+	key->dport = t->dport;
+	key->protocol = t->protocol;
+	key->direction = direction;
+	key->pad[0] = key->pad[1] = 0;
 }
 
-static __always_inline struct flow4 flow4_value(const struct flow *flow)
+static __always_inline void flow_value(struct flow_entry *value, const struct flow *flow)
 {
-	struct flow4 value = {
-	    .src = flow->to.src.word[0],
-	    .dst = flow->to.dst.word[0],
-	    .sport = flow->to.sport,
-	    .dport = flow->to.dport,
-	    .service = flow->service,
-	    .backend = flow->backend,
-	    .generation = flow->generation,
-	    .state = flow->state,
-	    .fins = flow->fins,
-	    .path = flow->path,
-	    .last_seen = flow->last_seen,
-	};
-
-	return value;
+	value->src = flow->to.src;
+	value->dst = flow->to.dst;
+	value->sport = flow->to.sport;
+	value->dport = flow->to.dport;
+	value->service = flow->service;
+	value->backend = flow->backend;
+	value->generation = flow->generation;
+	value->state = flow->state;
+	value->fins = flow->fins;
+	value->path = flow->path;
+	__builtin_memset(value->pad, 0, sizeof(value->pad));
+	value->last_seen = flow->last_seen;
 }
 
-static __always_inline void flow_from4(const struct flow4 *value, u8 protocol, struct flow *out)
+static __always_inline void flow_from(const struct flow_entry *value, u8 protocol, struct flow *out)
 {
-	out->to.src.word[0] = value->src;
-	out->to.dst.word[0] = value->dst;
+	out->to.src = value->src;
+	out->to.dst = value->dst;
 	out->to.sport = value->sport;
 	out->to.dport = value->dport;
 	out->to.protocol = protocol;
@@ -65,104 +62,136 @@ static __always_inline void flow_from4(const struct flow4 *value, u8 protocol, s
 
 static __always_inline bool lookup_flow(const struct tuple *t, u8 direction, struct flow *out)
 {
-	struct flow4_key key = flow4_key(t, direction);
-	const struct flow4 *value = bpf_map_lookup_elem(flows4, &key);
+	const struct flow_entry *value;
+	struct flow_key key;
 
+	flow_key(&key, t, direction);
+	value = bpf_map_lookup_elem(flows, &key);
 	if (!value)
 		return false;
-	flow_from4(value, t->protocol, out);
+	flow_from(value, t->protocol, out);
 	return true;
 }
 
-/* flags: BPF_ANY or BPF_NOEXIST. Returns 0 or a negative errno. */
-static __always_inline int store_flow(const struct tuple *t, u8 direction, const struct flow *flow, u64 flags)
+/* Does the entry turn a packet into what is `t`, the other way round? */
+static __always_inline bool leads_back(const struct flow_entry *entry, const struct tuple *t)
 {
-	struct flow4_key key = flow4_key(t, direction);
-	struct flow4 value = flow4_value(flow);
-
-	return bpf_map_update_elem(flows4, &key, &value, flags);
+	return same_addr(&entry->src, &t->dst) && same_addr(&entry->dst, &t->src) &&
+	       entry->sport == t->dport && entry->dport == t->sport;
 }
 
-/* The tuple of the same connection's packets the other way. */
-static __always_inline struct tuple reverse(const struct tuple *t)
+/* Does the entry turn a packet into `t`? */
+static __always_inline bool leads_to(const struct flow_entry *entry, const struct tuple *t)
 {
-	struct tuple r = {
-	    .src = t->dst,
-	    .dst = t->src,
-	    .sport = t->dport,
-	    .dport = t->sport,
-	    .protocol = t->protocol,
-	};
-
-	return r;
+	return same_addr(&entry->src, &t->src) && same_addr(&entry->dst, &t->dst) &&
+	       entry->sport == t->sport && entry->dport == t->dport;
 }
 
-static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
+/* Key of the forward half of the pair that a reply half belongs to. */
+static __always_inline void forward_key(struct flow_key *key, const struct flow_entry *reply, u8 protocol)
 {
-	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
-	       a->dport == b->dport && a->protocol == b->protocol;
+	key->src = reply->dst;
+	key->dst = reply->src;
+	key->sport = reply->dport;
+	key->dport = reply->sport;
+	key->protocol = protocol;
+	key->direction = DIR_FORWARD;
+	key->pad[0] = key->pad[1] = 0;
 }
 
-static __always_inline void delete_flow(const struct tuple *t, u8 direction)
+/* Key of the other half of a pair: of the packets that answer those which this half makes, `to`. */
+static __always_inline void other_key(struct flow_key *key, const struct tuple *to, u8 direction)
 {
-	struct flow4_key key = flow4_key(t, direction);
-
-	bpf_map_delete_elem(flows4, &key);
+	key->src = to->dst;
+	key->dst = to->src;
+	key->sport = to->dport;
+	key->dport = to->sport;
+	key->protocol = to->protocol;
+	key->direction = direction == DIR_REPLY ? DIR_FORWARD : DIR_REPLY;
+	key->pad[0] = key->pad[1] = 0;
 }
 
-/* Delete the entry of t unless it has come to mean another connection. */
-static __always_inline void delete_flow_to(const struct tuple *t, u8 direction, const struct tuple *to)
+/* Make of one half's value the other's: the half for the answers to `from`. */
+static __always_inline void turn_round(struct flow_entry *value, const struct tuple *from)
 {
-	struct flow flow;
-
-	if (lookup_flow(t, direction, &flow) && same_tuple(&flow.to, to))
-		delete_flow(t, direction);
+	value->src = from->dst;
+	value->dst = from->src;
+	value->sport = from->dport;
+	value->dport = from->sport;
 }
 
-static __always_inline u64 idle_limit(const struct flow *flow, const struct settings *settings)
+/* Delete the pair of the half that turns `from` into `to`; the other half stays if it means another
+ * connection. */
+static __always_inline void delete_pair(const struct tuple *from, const struct tuple *to, u8 direction)
 {
-	if (flow->to.protocol == IPPROTO_UDP)
-		return flow->state == FLOW_NEW ? settings->udp_new_ns : settings->udp_ns;
-	if (flow->state == FLOW_NEW)
+	const struct flow_entry *other;
+	struct flow_key key;
+
+	other_key(&key, to, direction);
+	other = bpf_map_lookup_elem(flows, &key);
+	if (other && leads_back(other, from))
+		bpf_map_delete_elem(flows, &key);
+	flow_key(&key, from, direction);
+	bpf_map_delete_elem(flows, &key);
+}
+
+static __always_inline u64 idle_limit(u8 protocol, u8 state, const struct settings *settings)
+{
+	if (protocol == IPPROTO_UDP)
+		return state == FLOW_NEW ? settings->udp_new_ns : settings->udp_ns;
+	if (state == FLOW_NEW)
 		return settings->tcp_syn_ns;
-	if (flow->state == FLOW_ESTABLISHED)
-		return settings->tcp_established_ns;
+	if (state == FLOW_ESTABLISHED)
+		return protocol == IPPROTO_SCTP ? settings->sctp_ns : settings->tcp_established_ns;
 	return settings->tcp_closing_ns;
 }
 
-static __always_inline bool expired(const struct flow *flow, u64 now, const struct settings *settings)
+static __always_inline bool expired(u8 protocol, u8 state, u64 last_seen, u64 now,
+				    const struct settings *settings)
 {
-	return now - flow->last_seen > idle_limit(flow, settings);
+	return now - last_seen > idle_limit(protocol, state, settings);
 }
 
 /* May a packet of the client still use this flow, or must a backend be selected afresh?
  *
- * A TCP packet without SYN goes on as it went, whatever became of the backend: the connection is the peers'
- * to end. A SYN sent again stays; a SYN on a closed or forgotten 5-tuple, or towards a backend that is gone,
- * selects afresh; so does every UDP packet whose flow is forgotten or whose backend is gone. */
+ * A TCP packet without SYN (or SCTP's without INIT) goes on as it went, whatever became of the backend: the
+ * connection is the peers' to end. A SYN sent again stays; a SYN on a closed or forgotten 5-tuple, or towards
+ * a backend that is gone, selects afresh; so does every UDP packet whose flow is forgotten or whose backend
+ * is gone. */
 static __always_inline bool flow_usable(const struct packet *pkt, const struct flow *flow, u64 now,
 					const struct settings *settings)
 {
-	if (pkt->tuple.protocol == IPPROTO_TCP) {
+	if (pkt->tuple.protocol != IPPROTO_UDP) {
 		if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
 			return true;
 		if (flow->state == FLOW_CLOSED)
 			return false;
 	}
-	return !expired(flow, now, settings) && backend_alive(flow->backend, flow->generation, flow->service);
+	return !expired(flow->to.protocol, flow->state, flow->last_seen, now, settings) &&
+	       backend_alive(flow->backend, flow->generation, flow->service);
 }
 
-/* The state after this packet. */
+/* The state after this packet. A reset ends the flow, but whoever goes on sending after his own reset has not
+ * sent it: it was a stranger's guess, or out of the window, and the connection lives. */
 static __always_inline void advance_state(const struct packet *pkt, u8 direction, struct flow *flow)
 {
+	u8 fin = direction == DIR_REPLY ? FIN_BACKEND : FIN_CLIENT;
+	u8 rst = direction == DIR_REPLY ? RST_BACKEND : RST_CLIENT;
+
 	if (direction == DIR_REPLY && flow->state == FLOW_NEW)
 		flow->state = FLOW_ESTABLISHED;
-	if (pkt->tcp_flags & TCP_FIN) {
-		flow->fins |= direction == DIR_REPLY ? FIN_BACKEND : FIN_CLIENT;
-		flow->state = FLOW_CLOSING;
-	}
-	if (flow->fins == (FIN_CLIENT | FIN_BACKEND) || pkt->tcp_flags & TCP_RST)
+	if (pkt->tcp_flags & TCP_RST)
+		flow->fins |= rst;
+	else
+		flow->fins &= ~rst;
+	if (pkt->tcp_flags & TCP_FIN)
+		flow->fins |= fin;
+	if (flow->fins & (RST_CLIENT | RST_BACKEND) || flow->fins == (FIN_CLIENT | FIN_BACKEND))
 		flow->state = FLOW_CLOSED;
+	else if (flow->fins)
+		flow->state = FLOW_CLOSING;
+	else if (flow->state == FLOW_CLOSED)
+		flow->state = FLOW_ESTABLISHED;
 }
 
 /* Account a packet of a known flow: when its state changes, or a second after the last time, both halves are
@@ -170,35 +199,28 @@ static __always_inline void advance_state(const struct packet *pkt, u8 direction
  * its place has been taken meanwhile, the flow is over: its next packet starts a new one. */
 static __always_inline void touch_flow(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
 {
-	u8 other_direction = direction == DIR_REPLY ? DIR_FORWARD : DIR_REPLY;
 	u8 state = flow->state, fins = flow->fins;
-	struct tuple other_from, back;
-	struct flow other;
+	const struct flow_entry *other;
+	struct flow_entry value;
+	struct flow_key key;
 
 	advance_state(pkt, direction, flow);
 	if (likely(flow->state == state && flow->fins == fins && now - flow->last_seen < FLOW_REFRESH_NS))
 		return;
-	other_from = reverse(&flow->to);
-	back = reverse(&pkt->tuple);
-	if (lookup_flow(&other_from, other_direction, &other) && !same_tuple(&other.to, &back)) {
-		delete_flow(&pkt->tuple, direction);
+	flow->last_seen = now;
+	other_key(&key, &flow->to, direction);
+	other = bpf_map_lookup_elem(flows, &key);
+	if (other && !leads_back(other, &pkt->tuple)) {
+		flow_key(&key, &pkt->tuple, direction);
+		bpf_map_delete_elem(flows, &key);
 		return;
 	}
-	flow->last_seen = now;
-	store_flow(&pkt->tuple, direction, flow, BPF_ANY);
-	other = *flow;
-	other.to = back;
-	store_flow(&other_from, other_direction, &other, BPF_ANY);
-}
-
-/* The flow of from is over but its client begins anew: the old backend's replies are not the new
- * connection's. */
-static __always_inline void forget_flow(const struct tuple *from, const struct flow *flow)
-{
-	struct tuple reply = reverse(&flow->to), to = reverse(from);
-
-	delete_flow(from, DIR_FORWARD);
-	delete_flow_to(&reply, DIR_REPLY, &to);
+	flow_value(&value, flow);
+	turn_round(&value, &pkt->tuple);
+	bpf_map_update_elem(flows, &key, &value, BPF_ANY);
+	flow_key(&key, &pkt->tuple, direction);
+	flow_value(&value, flow);
+	bpf_map_update_elem(flows, &key, &value, BPF_ANY);
 }
 
 /* A backend's SYN-ACK when the flow of its tuple is closed accepts another connection: one that the client,
@@ -208,37 +230,48 @@ static __always_inline bool accepts_another(const struct packet *pkt, const stru
 	return reply->state == FLOW_CLOSED && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
-/* Forget the closed flow whose reply entry is that of reply_from, so that the other connection's packets are
- * left alone. */
-static __always_inline void forget_closed(const struct tuple *reply_from, const struct flow *reply)
-{
-	struct tuple from = reverse(&reply->to), to = reverse(reply_from);
+/* A flow entry being made. */
+struct entry {
+	struct flow_key key;
+	struct flow_entry value;
+};
 
-	delete_flow(reply_from, DIR_REPLY);
-	delete_flow_to(&from, DIR_FORWARD, &to);
-}
-
-/* Claim the reply entry for flow->to, which names the translated packet. False: somebody else's live flow has
+/* Claim the reply half for flow->to, which names the translated packet. False: somebody else's live flow has
  * it. An own leftover or a dead flow is replaced, the dead flow as a pair. */
 static __always_inline bool claim_reply(const struct tuple *from, const struct flow *flow, u64 now,
-					const struct settings *settings)
+					const struct settings *settings, struct entry *entry)
 {
-	struct tuple key = reverse(&flow->to);
-	struct flow reply = *flow, holder;
-	struct tuple holder_from;
+	const struct flow_entry *holder, *other;
 
-	reply.to = reverse(from);
-	if (store_flow(&key, DIR_REPLY, &reply, BPF_NOEXIST) == 0)
+	other_key(&entry->key, &flow->to, DIR_FORWARD);
+	flow_value(&entry->value, flow);
+	turn_round(&entry->value, from);
+	if (bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_NOEXIST) == 0)
 		return true;
-	if (!lookup_flow(&key, DIR_REPLY, &holder))
+	holder = bpf_map_lookup_elem(flows, &entry->key);
+	if (!holder)
 		return false;
-	holder_from = reverse(&holder.to);
-	if (!same_tuple(&holder_from, from)) {
-		struct tuple holder_to = reverse(&key);
-
-		if (!expired(&holder, now, settings))
+	if (!leads_back(holder, from)) {
+		if (!expired(from->protocol, holder->state, holder->last_seen, now, settings))
 			return false;
-		delete_flow_to(&holder_from, DIR_FORWARD, &holder_to);
+		forward_key(&entry->key, holder, from->protocol);
+		other = bpf_map_lookup_elem(flows, &entry->key);
+		if (other && leads_to(other, &flow->to))
+			bpf_map_delete_elem(flows, &entry->key);
+		other_key(&entry->key, &flow->to, DIR_FORWARD);
 	}
-	return store_flow(&key, DIR_REPLY, &reply, BPF_ANY) == 0;
+	return bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_ANY) == 0;
+}
+
+/* Is a packet of the flow sent along the FIB by us, in this direction? */
+static __always_inline bool forwards(const struct flow *flow, u8 direction)
+{
+	return flow->path == PATH_FORWARD || (flow->path == PATH_HOST && direction == DIR_FORWARD);
+}
+
+/* Is a reply of the flow for an address and port that we put in the client's place? One to a client that kept
+ * its address is the business of the hook that faces the client. */
+static __always_inline bool undone_at_ingress(const struct flow *flow, u8 side)
+{
+	return flow->path == PATH_HOST || flow->path == (side == INSIDE ? PATH_HAIRPIN : PATH_FORWARD);
 }

@@ -38,8 +38,3 @@ static __always_inline u64 sum_bytes(const void *data, u32 len)
 {
 	return (u32)bpf_csum_diff(NULL, 0, (void *)data, len, 0);
 }
-
-static __always_inline u64 sum_pseudo_header(__be32 src, __be32 dst, u8 protocol, u16 l4_len)
-{
-	return (u64)src + dst + bpf_htons(protocol) + bpf_htons(l4_len);
-}

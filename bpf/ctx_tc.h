@@ -5,6 +5,7 @@
  * packets whose checksum the device will complete. */
 #pragma once
 #include "csum.h"
+#include "maps.h"
 
 typedef struct __sk_buff ctx_t;
 
@@ -37,11 +38,22 @@ static __always_inline u32 ctx_ifindex(const ctx_t *ctx)
 	return ctx->ifindex;
 }
 
-static __always_inline bool ctx_pull(ctx_t *ctx, u32 len)
+static __always_inline void *ctx_at(ctx_t *ctx, u32 off, u32 len)
 {
-	if (likely(ctx_data(ctx) + len <= ctx_data_end(ctx)))
-		return true;
-	return ctx->len >= len && bpf_skb_pull_data(ctx, len) == 0;
+	void *at = ctx_data(ctx) + off;
+
+	if (likely(at + len <= ctx_data_end(ctx)))
+		return at;
+	if (ctx->len < off + len || bpf_skb_pull_data(ctx, off + len))
+		return NULL;
+	at = ctx_data(ctx) + off;
+	return at + len > ctx_data_end(ctx) ? NULL : at;
+}
+
+/* The kernel knows it also where there is no link header. */
+static __always_inline __be16 ctx_ethertype(const ctx_t *ctx)
+{
+	return ctx->protocol;
 }
 
 static __always_inline bool ctx_vlan(const ctx_t *ctx)
@@ -69,12 +81,19 @@ static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 	return bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0;
 }
 
+/* Where the device has summed the whole packet (CHECKSUM_COMPLETE), the kernel takes the pseudo header's
+ * delta out of that sum, since IPv4 compensates it in the header's own checksum. IPv6 has none: put it back.
+ * On any other packet bpf_csum_update does nothing. */
 static __always_inline bool ctx_update_l4_csum(ctx_t *ctx, u32 csum_off, bool udp, u64 pseudo, u64 rest)
 {
 	u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
 
-	return bpf_l4_csum_replace(ctx, csum_off, 0, fold32(pseudo), flags | BPF_F_PSEUDO_HDR) == 0 &&
-	       bpf_l4_csum_replace(ctx, csum_off, 0, fold32(rest), flags) == 0;
+	if (bpf_l4_csum_replace(ctx, csum_off, 0, fold32(pseudo), flags | BPF_F_PSEUDO_HDR) ||
+	    bpf_l4_csum_replace(ctx, csum_off, 0, fold32(rest), flags))
+		return false;
+	if (FAMILY == 6)
+		bpf_csum_update(ctx, fold32(pseudo));
+	return true;
 }
 
 /* The kernel does not show CHECKSUM_PARTIAL. But bpf_l4_csum_replace leaves such a packet's checksum alone
@@ -90,9 +109,15 @@ static __always_inline bool ctx_csum_partial(ctx_t *ctx, u32 csum_off)
 	return before == after;
 }
 
-static __always_inline int ctx_send_back(ctx_t *ctx)
+static __always_inline int ctx_send_back(ctx_t *ctx, bool to_host)
 {
-	return bpf_redirect(ctx->ifindex, 0);
+	return bpf_redirect(ctx->ifindex, to_host ? BPF_F_INGRESS : 0);
+}
+
+/* Did a process of this node send it? What is forwarded has come in by some interface. */
+static __always_inline bool ctx_from_host(const ctx_t *ctx)
+{
+	return !ctx->ingress_ifindex;
 }
 
 static __always_inline bool ctx_for_us(const ctx_t *ctx)
@@ -112,8 +137,10 @@ static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_know
 	return (int)redirect_neigh(ifindex, NULL, 0, 0);
 }
 
-/* 0: the kernel checks the MTU itself, which it does with segmentation offload in mind. */
-static __always_inline u16 ctx_fib_len(u16 ip_len)
+/* A packet that awaits segmentation leaves in pieces of gso_size bytes of payload. */
+static __always_inline u32 ctx_wire_len(const ctx_t *ctx, u32 headers, u32 payload)
 {
-	return 0;
+	u32 segment = ctx->gso_size;
+
+	return headers + (segment && segment < payload ? segment : payload);
 }

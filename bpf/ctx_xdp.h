@@ -1,6 +1,7 @@
 /* The packet primitives, for XDP. Same names as ctx_tc.h; all that follows is written against them. */
 #pragma once
 #include "csum.h"
+#include "maps.h"
 
 typedef struct xdp_md ctx_t;
 
@@ -22,7 +23,10 @@ static __always_inline void *ctx_data_end(const ctx_t *ctx)
 /* Frame length in bytes, Ethernet header included. */
 static __always_inline u32 ctx_len(const ctx_t *ctx)
 {
-	return ctx->data_end - ctx->data;
+	u32 len = ctx->data_end - ctx->data;
+
+	asm volatile("" : "+r"(len)); /* the verifier allows no other arithmetic with data_end */
+	return len;
 }
 
 static __always_inline u32 ctx_ifindex(const ctx_t *ctx)
@@ -30,10 +34,20 @@ static __always_inline u32 ctx_ifindex(const ctx_t *ctx)
 	return ctx->ingress_ifindex;
 }
 
-/* Make the first len bytes directly readable; false when the packet is shorter. */
-static __always_inline bool ctx_pull(const ctx_t *ctx, u32 len)
+/* The len bytes (a constant) at offset off, directly readable; NULL when the packet is shorter. */
+static __always_inline void *ctx_at(const ctx_t *ctx, u32 off, u32 len)
 {
-	return ctx_data(ctx) + len <= ctx_data_end(ctx);
+	void *at = ctx_data(ctx) + off;
+
+	return at + len > ctx_data_end(ctx) ? NULL : at;
+}
+
+/* The protocol behind the link header, in network byte order; 0: the frame is truncated. */
+static __always_inline __be16 ctx_ethertype(const ctx_t *ctx)
+{
+	const struct ethhdr *eth = ctx_data(ctx);
+
+	return (void *)(eth + 1) > ctx_data_end(ctx) ? 0 : eth->h_proto;
 }
 
 /* True when a VLAN tag was taken off the packet and waits in its metadata. */
@@ -70,7 +84,7 @@ static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 	return bpf_xdp_adjust_tail(ctx, (int)len - (int)ctx_len(ctx)) == 0;
 }
 
-/* Open a gap of len bytes behind the Ethernet header, whose bytes must then be stored anew. */
+/* Open a gap of len bytes behind the link header, whose bytes must then be stored anew. */
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {
 	return bpf_xdp_adjust_head(ctx, -(int)len) == 0;
@@ -97,9 +111,15 @@ static __always_inline bool ctx_csum_partial(ctx_t *ctx, u32 csum_off)
 	return false;
 }
 
-static __always_inline int ctx_send_back(ctx_t *ctx)
+/* XDP is at no egress: a packet never goes back to this host. */
+static __always_inline int ctx_send_back(ctx_t *ctx, bool to_host)
 {
 	return XDP_TX;
+}
+
+static __always_inline bool ctx_from_host(const ctx_t *ctx)
+{
+	return false;
 }
 
 /* Is the frame addressed to this host, not flooded or broadcast past it? XDP is not told: what it does not
@@ -125,8 +145,8 @@ static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_know
 	return XDP_TX;
 }
 
-/* tot_len for bpf_fib_lookup's MTU check: XDP frames have no segmentation offload. */
-static __always_inline u16 ctx_fib_len(u16 ip_len)
+/* How long an IP packet of headers and payload is on the wire: XDP frames have no segmentation offload. */
+static __always_inline u32 ctx_wire_len(const ctx_t *ctx, u32 headers, u32 payload)
 {
-	return ip_len;
+	return headers + payload;
 }

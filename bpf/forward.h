@@ -1,91 +1,100 @@
 /* What becomes of a packet, and doing it: a decision is taken without touching the packet (lb.h), then
  * carried out here, once, by the last step of every program. */
 #pragma once
-#include "reply.h"
+#include "conntrack.h"
+#include "fragment.h"
+#include "nat.h"
+#include "route.h"
+#include "service.h"
+#include "step.h"
 
 enum action {
 	ACTION_PASS,	/* as it came */
 	ACTION_DROP,	/* not at all */
-	ACTION_REJECT,	/* answer for the VIP */
+	ACTION_ANSWER,	/* by us */
+	ACTION_CONNECT, /* as its first packet says: to be decided in another program */
 	ACTION_STACK,	/* translate, on to the kernel's stack */
 	ACTION_HAIRPIN, /* translate, back out of the interface it came from */
 	ACTION_FORWARD, /* translate, out along the route */
 };
 
-/* Where a packet that we forward ourselves leaves the node. */
-struct route {
-	u32 ifindex;
-	bool neighbour_known; /* else smac and dmac are unset and the kernel must resolve them */
-	u8 dmac[ETH_ALEN];
-	u8 smac[ETH_ALEN];
-};
-
 struct decision {
 	u32 action;
 	u32 reason;
-	struct tuple to;    /* the translated packet; STACK, HAIRPIN and FORWARD */
-	struct route route; /* FORWARD */
+	u8 answer;	    /* enum answer; ANSWER */
+	u8 stale;	    /* as in struct note; CONNECT */
+	struct flow flow;   /* flow.to: the translated packet; STACK, HAIRPIN and FORWARD */
+	struct route route; /* FORWARD, and ANSWER_TOO_BIG */
 };
 
-enum route_result {
-	ROUTE_FOUND,
-	ROUTE_STACK, /* the kernel would not forward it: an address of this node */
-	ROUTE_NONE,
-	ROUTE_TOO_BIG,
-};
-
-static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-				      const struct addr *dst, struct route *out)
+static __always_inline void decide(struct decision *d, u32 action, u32 reason)
 {
-	struct bpf_fib_lookup fib = {
-	    .family = 2, /* AF_INET */
-	    .tos = pkt->tos,
-	    .l4_protocol = pkt->tuple.protocol,
-	    .tot_len = ctx_fib_len(pkt->ip_len),
-	    .ifindex = ctx_ifindex(ctx),
-	    .ipv4_src = src->word[0],
-	    .ipv4_dst = dst->word[0],
-	};
-	int result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
-
-	out->ifindex = fib.ifindex;
-	out->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
-	__builtin_memcpy(out->dmac, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(out->smac, fib.smac, ETH_ALEN);
-	switch (result) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-	case BPF_FIB_LKUP_RET_NO_NEIGH:
-		return ROUTE_FOUND;
-	case BPF_FIB_LKUP_RET_NOT_FWDED:
-		return ROUTE_STACK;
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return ROUTE_TOO_BIG;
-	default:
-		return ROUTE_NONE;
-	}
+	d->action = action;
+	d->reason = reason;
 }
 
-static __always_inline struct outcome send_along(ctx_t *ctx, const struct decision *d)
+static __always_inline void decide_answer(struct decision *d, u8 answer, u32 reason)
 {
-	const struct route *route = &d->route;
-
-	if (route->neighbour_known &&
-	    (!ctx_store(ctx, 0, route->dmac, ETH_ALEN) || !ctx_store(ctx, ETH_ALEN, route->smac, ETH_ALEN)))
-		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send(ctx, route->ifindex, route->neighbour_known), d->reason);
+	d->answer = answer;
+	decide(d, ACTION_ANSWER, reason);
 }
 
-static __always_inline struct outcome send_hairpin(ctx_t *ctx, const struct decision *d)
+/* Find the way to d->flow.to.dst for a packet that we forward. True when there is one that this hook can
+ * take, or the stack must; else the decision is taken. */
+static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
+					 struct decision *d)
 {
-	struct ethhdr eth;
+	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, &d->route);
 
-	if (!load_swapped_ethernet(ctx, &eth) || !ctx_store(ctx, 0, &eth, sizeof(eth)))
-		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send_back(ctx), d->reason);
+	if (result == ROUTE_STACK)
+		decide(d, ACTION_STACK, d->reason);
+	else if (result == ROUTE_TOO_BIG)
+		decide_answer(d, ANSWER_TOO_BIG, REASON_TOO_BIG);
+	else if (result == ROUTE_NONE)
+		decide(d, ACTION_DROP, REASON_NO_ROUTE);
+	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.neighbour_known))
+		decide(d, ACTION_PASS, REASON_TO_TC);
+	else
+		decide(d, ACTION_FORWARD, d->reason);
+	return d->action == ACTION_FORWARD || d->action == ACTION_STACK;
 }
 
-static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt,
-						const struct decision *d)
+/* Is there nobody to offer to this client? Then the decision is taken. */
+static __always_inline bool decide_refusal(const struct packet *pkt, const struct vip *vip,
+					   const struct backend_set *set, struct decision *d)
+{
+	if (!source_allowed(&pkt->tuple.src, vip))
+		decide(d, ACTION_DROP, REASON_SOURCE_NOT_ALLOWED);
+	else if (set->size)
+		return false;
+	else if (vip->flags & VIP_USABLE)
+		decide(d, ACTION_DROP, REASON_NO_LOCAL_ENDPOINT);
+	else
+		decide_answer(d, ANSWER_REJECT, REASON_REJECT_NO_ENDPOINT);
+	return true;
+}
+
+static __always_inline struct backend_set offered_set(const struct vip *vip, u8 side)
+{
+	return side == OUTSIDE ? vip->outside : vip->inside;
+}
+
+/* at: hook, side and place, for the next program. */
+static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d,
+					    const struct note *at)
+{
+	struct note note = *at;
+
+	note.reason = d->reason;
+	note.answer = d->answer;
+	note.mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
+	note.stale = d->stale;
+	take_step(ctx, step, &note);
+	return drop(REASON_REWRITE_FAILED);
+}
+
+static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
+						const struct note *at)
 {
 	bool by_us = d->action == ACTION_HAIRPIN || d->action == ACTION_FORWARD;
 
@@ -93,28 +102,46 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		return pass(d->reason);
 	if (d->action == ACTION_DROP)
 		return drop(d->reason);
-	if (d->action == ACTION_REJECT)
-		return reject(ctx, pkt);
-	if (by_us && pkt->ttl <= 1)
-		return drop(REASON_TTL_EXPIRED);
-	if (!translate(ctx, pkt, &d->to, by_us))
+	if (by_us && pkt->ttl <= 1) {
+		d->action = ACTION_ANSWER;
+		d->answer = ANSWER_TTL_EXPIRED;
+		d->reason = REASON_TTL_EXPIRED;
+	}
+	if (d->action == ACTION_ANSWER)
+		return go_on(ctx, STEP_ANSWER, d, at);
+	if (d->action == ACTION_CONNECT)
+		return go_on(ctx, STEP_CONNECT, d, at);
+	if (FAMILY == 6)
+		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
+	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
 		return drop(REASON_REWRITE_FAILED);
 	if (d->action == ACTION_FORWARD)
-		return send_along(ctx, d);
+		return send_along(ctx, pkt, &d->route, d->reason);
 	if (d->action == ACTION_HAIRPIN)
-		return send_hairpin(ctx, d);
+		return send_hairpin(ctx, pkt, d->reason);
 	return pass(d->reason);
 }
 
-/* Every exit of every hook is counted here. */
-static __always_inline int finish(u32 hook, struct outcome o, u32 bytes)
+/* An SCTP packet's checksum covers all of its fragments, and says nothing without their whole length. */
+static __always_inline bool breaks_sctp(const struct packet *pkt, const struct tuple *to)
 {
-	u32 index = hook * REASONS_PER_HOOK + o.reason;
-	struct counter *counter = bpf_map_lookup_elem(reasons, &index);
+	return pkt->tuple.protocol == IPPROTO_SCTP && pkt->piece == PIECE_FIRST &&
+	       (pkt->tuple.sport != to->sport || pkt->tuple.dport != to->dport);
+}
 
-	if (counter) {
-		counter->packets++;
-		counter->bytes += bytes;
+static __always_inline bool translates(const struct decision *d)
+{
+	return d->action == ACTION_STACK || d->action == ACTION_HAIRPIN || d->action == ACTION_FORWARD;
+}
+
+/* What is common to all, behind the decision. */
+static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
+					       const struct note *at)
+{
+	if (unlikely(pkt->piece == PIECE_FIRST) && translates(d)) {
+		if (breaks_sctp(pkt, &d->flow.to))
+			return drop(REASON_SCTP_FRAGMENT);
+		remember_fragment(pkt);
 	}
-	return o.verdict;
+	return carry_out(ctx, pkt, d, at);
 }

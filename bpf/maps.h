@@ -1,19 +1,24 @@
 /* The maps, by name. Python creates and pins them (the table is lb/datapath/layouts.py) and hands each one's
- * file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips4, &key). */
+ * file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips, &key). Where the
+ * families have a map each, the name stands for that of FAMILY. */
 #pragma once
 #include "types.h"
 
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
 
-#define settings_map   MAP(FD_settings)	      /* [0] -> struct settings */
-#define ifaces	       MAP(FD_ifaces)	      /* ifindex -> struct iface; 0: the node's primary address */
-#define vips4	       MAP(FD_vips4)	      /* struct vip4_key -> struct vip */
-#define source_ranges4 MAP(FD_source_ranges4) /* struct source_range4 -> 1 */
-#define backends4      MAP(FD_backends4)      /* backend id -> struct backend4 */
-#define tables	       MAP(FD_tables)	      /* row -> backend id */
-#define flows4	       MAP(FD_flows4)	      /* struct flow4_key -> struct flow4 */
-#define affinity4      MAP(FD_affinity4)      /* struct affinity4_key -> struct affinity */
-#define reasons	       MAP(FD_reasons)	      /* hook * REASONS_PER_HOOK + reason -> struct counter */
+#define settings_map  MAP(FD_settings)	    /* [0] -> struct settings */
+#define ifaces	      MAP(FD_ifaces)	    /* ifindex -> struct iface; 0: the node's primary address */
+#define vips	      MAP(FD_vips)	    /* struct vip_key -> struct vip */
+#define source_ranges MAP(FD_source_ranges) /* struct source_range -> 1 */
+#define backends      MAP(FD_backends)	    /* backend id -> struct backend_slot */
+#define tables	      MAP(FD_tables)	    /* row -> backend id */
+#define flows	      MAP(FD_flows)	    /* struct flow_key -> struct flow_entry */
+#define scratches     MAP(FD_scratch)	    /* [0] -> struct scratch, of this CPU */
+#define fragments     MAP(FD_fragments)	    /* struct fragment_key -> struct fragment */
+#define affinities    MAP(FD_affinity)	    /* struct affinity_key -> struct affinity */
+#define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
+#define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
+#define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
 
 static __always_inline const struct settings *get_settings(void)
 {

@@ -1,43 +1,63 @@
 /* The translation itself: addresses, ports, checksums, and the TTL where we forward. */
 #pragma once
-#include "conntrack.h"
-#include "csum.h"
+#include "parse.h"
+#include "sctp.h"
 
-/* The IPv4 header from the TTL on: everything that NAT changes, in one store. */
-struct ip4_tail {
-	u8 ttl;
-	u8 protocol;
-	__sum16 check;
-	__be32 src;
-	__be32 dst;
-};
+#define TCP_CSUM (__builtin_offsetof(struct tcphdr, check))
+#define UDP_CSUM (__builtin_offsetof(struct udphdr, check))
 
-#define IP4_TAIL_OFFSET (L3_OFFSET + (int)__builtin_offsetof(struct iphdr, ttl))
-#define TCP_CSUM_OFFSET (L4_OFFSET + (int)__builtin_offsetof(struct tcphdr, check))
-#define UDP_CSUM_OFFSET (L4_OFFSET + (int)__builtin_offsetof(struct udphdr, check))
-
-/* Rewrite the packet to what `to` says. False: the kernel refused, and the packet must be dropped. */
-static __always_inline bool translate(ctx_t *ctx, const struct packet *pkt, const struct tuple *to,
-				      bool decrement_ttl)
+static __always_inline u64 ports_delta(const struct tuple *old, const struct tuple *new)
 {
-	u32 l4_csum = pkt->tuple.protocol == IPPROTO_TCP ? TCP_CSUM_OFFSET : UDP_CSUM_OFFSET;
-	struct ip4_tail tail = {
-	    .ttl = pkt->ttl - decrement_ttl,
-	    .protocol = pkt->tuple.protocol,
-	    .src = to->src.word[0],
-	    .dst = to->dst.word[0],
-	};
-	__be16 port_pair[2] = {to->sport, to->dport};
-	u64 addresses, ports;
+	return delta16(delta16(0, old->sport, new->sport), old->dport, new->dport);
+}
 
-	addresses = delta32(0, pkt->tuple.src.word[0], to->src.word[0]);
-	addresses = delta32(addresses, pkt->tuple.dst.word[0], to->dst.word[0]);
-	ports = delta16(0, pkt->tuple.sport, to->sport);
-	ports = delta16(ports, pkt->tuple.dport, to->dport);
-	tail.check = csum_update(pkt->ip_check,
-				 delta16(addresses, bpf_htons(pkt->ttl << 8), bpf_htons(tail.ttl << 8)));
+static __always_inline u64 addresses_delta(const struct tuple *old, const struct tuple *new)
+{
+	return delta_addr(delta_addr(0, &old->src, &new->src), &old->dst, &new->dst);
+}
 
-	return ctx_update_l4_csum(ctx, l4_csum, pkt->tuple.protocol == IPPROTO_UDP, addresses, ports) &&
-	       ctx_store(ctx, L4_OFFSET, port_pair, sizeof(port_pair)) &&
-	       ctx_store(ctx, IP4_TAIL_OFFSET, &tail, sizeof(tail));
+static __always_inline bool store_ports(ctx_t *ctx, u32 at, const struct tuple *to)
+{
+	__be16 pair[2] = {to->sport, to->dport};
+
+	return ctx_store(ctx, at, pair, sizeof(pair));
+}
+
+/* The checksum of SCTP covers no addresses: with the ports as they are it stays. */
+static __always_inline bool update_sctp(ctx_t *ctx, const struct packet *pkt, const struct tuple *to)
+{
+	u32 offset = pkt->l4 + __builtin_offsetof(struct sctp_head, checksum);
+	u32 old = pkt->tuple.sport | (u32)pkt->tuple.dport << 16;
+	u32 new = to->sport | (u32)to->dport << 16;
+	__le32 checksum;
+
+	if (old == new)
+		return true;
+	if (!ctx_load(ctx, offset, &checksum, sizeof(checksum)) ||
+	    !crc32c_update(&checksum, old, new, pkt->l4_len))
+		return false;
+	return ctx_store(ctx, offset, &checksum, sizeof(checksum)) && store_ports(ctx, pkt->l4, to);
+}
+
+static __always_inline bool translate_l4(ctx_t *ctx, const struct packet *pkt, const struct tuple *to,
+					 u64 addresses)
+{
+	bool udp = pkt->tuple.protocol == IPPROTO_UDP;
+
+	if (unlikely(pkt->piece == PIECE_LATER))
+		return true;
+	if (unlikely(pkt->tuple.protocol == IPPROTO_SCTP))
+		return update_sctp(ctx, pkt, to);
+	return ctx_update_l4_csum(ctx, pkt->l4 + (udp ? UDP_CSUM : TCP_CSUM), udp, addresses,
+				  ports_delta(&pkt->tuple, to)) &&
+	       store_ports(ctx, pkt->l4, to);
+}
+
+/* Rewrite the packet. False: the kernel refused, and the packet must be dropped. */
+static __always_inline bool translate(ctx_t *ctx, const struct packet *pkt, const struct tuple *to, u8 ttl)
+{
+	u64 addresses = addresses_delta(&pkt->tuple, to);
+
+	return translate_l4(ctx, pkt, to, addresses) &&
+	       store_ip(ctx, pkt, pkt->tuple.protocol, ttl, addresses, &to->src, &to->dst);
 }

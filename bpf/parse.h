@@ -1,63 +1,23 @@
 /* From bytes to a struct packet. Reads only: no map, no write. */
 #pragma once
-#include "reasons.h"
-#include "types.h"
+#include "ip.h"
 
-/* An IP address of either family; IPv4 uses the first word. Network byte order. */
-struct addr {
-	__be32 word[1];
-};
-
-/* What names a connection, and what NAT changes of it. */
-struct tuple {
-	struct addr src;
-	struct addr dst;
-	__be16 sport;
-	__be16 dport;
-	u8 protocol;
-};
-
-struct packet {
-	struct tuple tuple;
-	u32 payload_len; /* bytes behind the TCP header; TCP only */
-	u16 ip_len;	 /* bytes from the IP header on */
-	__sum16 ip_check;
-	u8 ttl;
-	u8 tos;
-	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */
-};
-
-enum tcp_flag {
-	TCP_FIN = 0x01,
-	TCP_SYN = 0x02,
-	TCP_RST = 0x04,
-	TCP_ACK = 0x10,
-};
-
-#define PARSED REASON_COUNT /* parse()'s word for "go on" */
-
-static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
-{
-	return a->word[0] == b->word[0];
-}
-
+/* Fill in what an L4 header says. Each returns PARSED, or why the packet is not for us. */
 static __always_inline u32 parse_tcp(ctx_t *ctx, struct packet *pkt)
 {
 	struct tcphdr *tcp;
 	u32 header;
 
-	if (pkt->ip_len < sizeof(struct iphdr) + sizeof(*tcp) || !ctx_pull(ctx, L4_OFFSET + sizeof(*tcp)))
-		return REASON_MALFORMED;
-	tcp = ctx_data(ctx) + L4_OFFSET;
-	if ((void *)(tcp + 1) > ctx_data_end(ctx))
+	tcp = ctx_at(ctx, pkt->l4, sizeof(*tcp));
+	if (!tcp || pkt->l4_len < sizeof(*tcp))
 		return REASON_MALFORMED;
 	header = tcp->doff * 4;
-	if (header < sizeof(*tcp) || sizeof(struct iphdr) + header > pkt->ip_len)
+	if (header < sizeof(*tcp) || header > pkt->l4_len)
 		return REASON_MALFORMED;
 	pkt->tuple.sport = tcp->source;
 	pkt->tuple.dport = tcp->dest;
 	pkt->tcp_flags = ((u8 *)tcp)[13];
-	pkt->payload_len = pkt->ip_len - sizeof(struct iphdr) - header;
+	pkt->payload_len = pkt->l4_len - header;
 	return PARSED;
 }
 
@@ -65,71 +25,94 @@ static __always_inline u32 parse_udp(ctx_t *ctx, struct packet *pkt)
 {
 	struct udphdr *udp;
 
-	if (pkt->ip_len < sizeof(struct iphdr) + sizeof(*udp) || !ctx_pull(ctx, L4_OFFSET + sizeof(*udp)))
+	udp = ctx_at(ctx, pkt->l4, sizeof(*udp));
+	if (!udp || pkt->l4_len < sizeof(*udp))
 		return REASON_MALFORMED;
-	udp = ctx_data(ctx) + L4_OFFSET;
-	if ((void *)(udp + 1) > ctx_data_end(ctx))
-		return REASON_MALFORMED;
-	/* A length above what IP carries is a lie; a segmented skb has one that is below. */
-	if (bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > pkt->ip_len - sizeof(struct iphdr))
+	/* A length above what IP carries is a lie, unless more is to follow; a segmented skb has one below.
+	 */
+	if (bpf_ntohs(udp->len) < sizeof(*udp) ||
+	    (bpf_ntohs(udp->len) > pkt->l4_len && pkt->piece != PIECE_FIRST))
 		return REASON_MALFORMED;
 	pkt->tuple.sport = udp->source;
 	pkt->tuple.dport = udp->dest;
-	pkt->tcp_flags = 0;
-	pkt->payload_len = 0;
+	pkt->payload_len = pkt->l4_len - sizeof(*udp);
 	return PARSED;
 }
 
-/* RFC 1122, section 3.2.1.3: "this" network, loopback, multicast and broadcast are no host's addresses. The
- * stack drops what comes from them, and nothing must be sent there. 240.0.0.0/4 is in use: Linux takes it. */
-static __always_inline bool is_martian(__be32 source)
+/* RFC 9260, section 3: the common header, and the head of the first chunk, which alone starts or ends an
+ * association. What TCP says with flags, an association's states take from there. */
+static __always_inline u32 parse_sctp(ctx_t *ctx, struct packet *pkt)
 {
-	u8 first = bpf_ntohl(source) >> 24;
+	struct sctp_head *sctp;
 
-	return first == 0 || first == 127 || (first & 0xf0) == 224 || source == 0xffffffff;
+	sctp = ctx_at(ctx, pkt->l4, sizeof(*sctp));
+	if (!sctp || pkt->l4_len < sizeof(*sctp))
+		return REASON_MALFORMED;
+	pkt->tuple.sport = sctp->source;
+	pkt->tuple.dport = sctp->dest;
+	pkt->payload_len = pkt->l4_len - sizeof(*sctp);
+	switch (sctp->chunk) {
+	case SCTP_INIT:
+		pkt->tcp_flags = TCP_SYN;
+		break;
+	case SCTP_INIT_ACK:
+		pkt->tcp_flags = TCP_SYN | TCP_ACK;
+		break;
+	case SCTP_ABORT:
+	case SCTP_SHUTDOWN_COMPLETE:
+		pkt->tcp_flags = TCP_RST;
+		break;
+	default:
+		pkt->tcp_flags = TCP_ACK;
+	}
+	return PARSED;
 }
 
-/* Fill *pkt; returns PARSED, or the reason why the packet is not for us. */
+static __always_inline u32 parse_icmp(ctx_t *ctx, struct packet *pkt)
+{
+	struct icmphdr *icmp;
+
+	icmp = ctx_at(ctx, pkt->l4, sizeof(*icmp));
+	if (!icmp || pkt->l4_len < sizeof(*icmp))
+		return REASON_MALFORMED;
+	if (pkt->piece != PIECE_WHOLE)
+		return REASON_OTHER_PROTOCOL;
+	if (icmp->type == ECHO_REQUEST && icmp->code == 0) {
+		pkt->kind = KIND_ECHO;
+		return PARSED;
+	}
+	if (is_icmp_error(icmp->type))
+		return ICMP_ERROR;
+	return REASON_OTHER_PROTOCOL;
+}
+
+/* Fill *pkt, of which l3 is set; returns PARSED, ICMP_ERROR, or the reason why the packet is not for us. */
 static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 {
-	struct ethhdr *eth;
-	struct iphdr *ip;
+	__be16 ethertype = ctx_ethertype(ctx);
+	u32 result;
 
-	if (ctx_vlan(ctx))
+	if (ctx_vlan(ctx) || ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD))
 		return REASON_VLAN;
-	if (!ctx_pull(ctx, sizeof(*eth)))
-		return REASON_MALFORMED;
-	eth = ctx_data(ctx);
-	if ((void *)(eth + 1) > ctx_data_end(ctx))
-		return REASON_MALFORMED;
-	if (eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
-		return REASON_VLAN;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	if (!ctx_pull(ctx, L4_OFFSET))
-		return REASON_MALFORMED;
-	ip = ctx_data(ctx) + L3_OFFSET;
-	if ((void *)(ip + 1) > ctx_data_end(ctx))
-		return REASON_MALFORMED;
-	pkt->ip_len = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || ip->ihl < 5 || ip->ihl * 4 > pkt->ip_len ||
-	    L3_OFFSET + (u32)pkt->ip_len > ctx_len(ctx))
-		return REASON_MALFORMED;
-	if (ip->ihl != 5)
-		return REASON_IP_OPTIONS;
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return REASON_FRAGMENT;
-	if (unlikely(is_martian(ip->saddr)))
+	if (ethertype != bpf_htons(IP_ETHERTYPE))
+		return ethertype ? REASON_NOT_IP : REASON_MALFORMED;
+	result = parse_ip(ctx, pkt);
+	if (result != PARSED)
+		return result;
+	if (unlikely(is_martian(&pkt->tuple.src)))
 		return REASON_MARTIAN;
-	pkt->tuple.src.word[0] = ip->saddr;
-	pkt->tuple.dst.word[0] = ip->daddr;
-	pkt->tuple.protocol = ip->protocol;
-	pkt->ttl = ip->ttl;
-	pkt->tos = ip->tos;
-	pkt->ip_check = ip->check;
-	if (ip->protocol == IPPROTO_TCP)
+	if (unlikely(pkt->piece == PIECE_LATER))
+		return PARSED;
+	switch (pkt->tuple.protocol) {
+	case IPPROTO_TCP:
 		return parse_tcp(ctx, pkt);
-	if (ip->protocol == IPPROTO_UDP)
+	case IPPROTO_UDP:
 		return parse_udp(ctx, pkt);
-	return REASON_OTHER_PROTOCOL;
+	case IPPROTO_SCTP:
+		return parse_sctp(ctx, pkt);
+	case ICMP_PROTOCOL:
+		return parse_icmp(ctx, pkt);
+	default:
+		return REASON_OTHER_PROTOCOL;
+	}
 }

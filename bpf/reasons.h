@@ -5,32 +5,37 @@
 #pragma once
 
 #define REASONS(X)                                                                                           \
-	X(NOT_IPV4, "another protocol: untouched")                                                           \
+	X(NOT_IP, "neither IPv4 nor IPv6: untouched")                                                        \
 	X(VLAN, "a VLAN tag: untouched")                                                                     \
 	X(MALFORMED, "truncated or inconsistent headers: untouched")                                         \
-	X(IP_OPTIONS, "IPv4 options: untouched")                                                             \
-	X(FRAGMENT, "an IPv4 fragment: untouched")                                                           \
-	X(OTHER_PROTOCOL, "neither TCP nor UDP: untouched")                                                  \
+	X(IP_OPTIONS, "IPv4 options or IPv6 extension headers: untouched")                                   \
+	X(FRAGMENT, "a later fragment of a datagram that is not ours: untouched")                            \
+	X(OTHER_PROTOCOL, "no protocol of ours: untouched")                                                  \
 	X(NOT_VIP, "not for a VIP and not a reply: untouched")                                               \
 	X(NEW_LOCAL, "first packet of a flow, backend on this node: translated")                             \
 	X(NEW_REMOTE, "first packet of a flow, backend elsewhere: translated")                               \
 	X(NEW_HAIRPIN, "first packet of a flow, the pod is its own backend: translated")                     \
 	X(FLOW_HIT, "packet of a known flow: translated")                                                    \
 	X(REPLY, "reply of a known flow: translated back")                                                   \
+	X(ICMP_ERROR, "ICMP error about a packet of a known flow: translated")                               \
+	X(PING, "echo request to a VIP: answered")                                                           \
 	X(REJECT_NO_ENDPOINT, "the VIP has no endpoint: answered with RST or ICMP")                          \
-	X(REJECT_UNANSWERED, "no endpoint, but an RST or sent to many, so not answered: dropped")            \
+	X(REJECT_UNKNOWN_PORT, "a clusterIP that has no such port: answered with RST or ICMP")               \
+	X(REJECT_UNANSWERED, "to be rejected, but of a kind that must not be answered: dropped")             \
 	X(SNAT_EXHAUSTED, "no free SNAT port: dropped")                                                      \
 	X(FLOWS_FULL, "no room for a flow entry: dropped")                                                   \
 	X(NO_ROUTE, "the FIB has no route to the backend or client: dropped")                                \
-	X(TTL_EXPIRED, "TTL reached zero: dropped")                                                          \
+	X(TTL_EXPIRED, "TTL reached zero: answered with ICMP time exceeded")                                 \
 	X(TO_TC, "XDP left the packet to the tc hook: next hop unknown or not reachable by XDP")             \
-	X(TOO_BIG, "larger than the egress MTU: dropped")                                                    \
+	X(TOO_BIG, "larger than the MTU of the way on: answered with ICMP, which tells the MTU")             \
 	X(NO_BACKEND, "a lookup table names a backend that is gone: dropped")                                \
 	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")                                \
 	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")            \
 	X(SOURCE_NOT_ALLOWED, "a client outside of loadBalancerSourceRanges: dropped")                       \
-	X(MARTIAN, "a source address that no single host has: untouched")                                    \
-	X(NOT_FOR_US, "for a VIP, but in a frame to another host or to many: untouched")
+	X(STRAY_FRAGMENT, "a later fragment for a VIP, of a datagram whose first is unknown: dropped")       \
+	X(SCTP_FRAGMENT, "an SCTP packet in fragments, whose checksum cannot be kept right: dropped")        \
+	X(MARTIAN, "a source address that nothing may be sent to: untouched")                                \
+	X(NOT_FOR_US, "in a frame to another host or to many: untouched")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -45,7 +50,9 @@ enum reason {
 	X(TC_UPLINK_IN, "uplink or tunnel ingress, tc")                                                      \
 	X(TC_UPLINK_OUT, "uplink or tunnel egress, tc")                                                      \
 	X(TC_POD_IN, "from a pod, tc")                                                                       \
-	X(TC_POD_OUT, "to a pod, tc")
+	X(TC_POD_OUT, "to a pod, tc")                                                                        \
+	X(TC_L3_IN, "ingress of a tunnel without link header, tc")                                           \
+	X(TC_L3_OUT, "egress of a tunnel without link header, tc")
 
 enum hook {
 #define X(name, meaning) HOOK_##name,
@@ -53,5 +60,20 @@ enum hook {
 #undef X
 	    HOOK_COUNT,
 };
+
+/* Programs that no hook runs: the others go on in them, by tail call, with what is rare. */
+#define STEPS(X)                                                                                             \
+	X(CONNECT, "selects a backend and creates the flow")                                                 \
+	X(ANSWER, "answers a packet itself")                                                                 \
+	X(ICMP_ERROR, "translates an ICMP error about a translated packet")
+
+enum step {
+	BEFORE_STEPS = HOOK_COUNT - 1, /* hooks and steps are numbered through */
+#define X(name, meaning) STEP_##name,
+	STEPS(X)
+#undef X
+};
+
+#define PROGRAMS_PER_FAMILY 16 /* in the array of programs, first those of IPv4 */
 
 #define REASONS_PER_HOOK 64 /* stride of a hook's row in `reasons` */

@@ -1,36 +1,55 @@
 /* Is the packet for a VIP? One lookup answers for every packet that is not. */
 #pragma once
 #include "maps.h"
-#include "parse.h"
 
-static __always_inline const struct vip *lookup_vip(const struct packet *pkt)
+static __always_inline const struct vip *lookup_vip(const struct tuple *t)
 {
-	struct vip4_key key = {
-	    .address = pkt->tuple.dst.word[0],
-	    .port = pkt->tuple.dport,
-	    .protocol = pkt->tuple.protocol,
+	struct vip_key key = {
+	    .address = t->dst,
+	    .port = t->dport,
+	    .protocol = t->protocol,
 	};
 
-	return bpf_map_lookup_elem(vips4, &key);
+	return bpf_map_lookup_elem(vips, &key);
+}
+
+/* The entry for an address as a whole; NULL when it is not that of a Service alone. */
+static __always_inline const struct vip *lookup_address(const struct addr *address)
+{
+	struct vip_key key = {.address = *address};
+
+	return bpf_map_lookup_elem(vips, &key);
+}
+
+/* Might the address be a clusterIP? Almost no other packet has such a destination. */
+static __always_inline bool in_cluster_net(const struct addr *address, const struct settings *settings)
+{
+	u32 differs = 0;
+
+#pragma unroll
+	for (int i = 0; i < ADDR_WORDS; i++)
+		differs |=
+		    (address->word[i] & settings->cluster_mask.word[i]) ^ settings->cluster_net.word[i];
+	return !differs;
 }
 
 /* May the client open a connection to the VIP? */
-static __always_inline bool source_allowed(const struct packet *pkt, const struct vip *vip)
+static __always_inline bool source_allowed(const struct addr *client, const struct vip *vip)
 {
-	struct source_range4 key = {
+	struct source_range key = {
 	    .prefix = 8 * (sizeof(key.service) + sizeof(key.address)),
 	    .service = vip->service,
-	    .address = pkt->tuple.src.word[0],
+	    .address = *client,
 	};
 
-	return !(vip->flags & VIP_SOURCE_RANGES) || bpf_map_lookup_elem(source_ranges4, &key);
+	return !(vip->flags & VIP_SOURCE_RANGES) || bpf_map_lookup_elem(source_ranges, &key);
 }
 
 /* Could the packet answer a flow whose source we changed? Only then is a reply looked for at an ingress hook.
  */
-static __always_inline bool to_snat_port(const struct packet *pkt, const struct settings *settings)
+static __always_inline bool to_snat_port(const struct tuple *t, const struct settings *settings)
 {
-	u16 port = bpf_ntohs(pkt->tuple.dport);
+	u16 port = bpf_ntohs(t->dport);
 
 	return port >= bpf_ntohs(settings->snat_port_min) && port <= bpf_ntohs(settings->snat_port_max);
 }

@@ -1,23 +1,52 @@
-/* The tc entries: uplinks and tunnels, and the host side of every pod's interface. */
+/* The tc entries: uplinks and tunnels, with a link header and without, and the host side of every pod's
+ * interface. */
 #include "ctx_tc.h"
 #include "lb.h"
+#include "connect.h"
+#include "answer.h"
+#include "icmp_error.h"
 
 int lb_tc_uplink_in(struct __sk_buff *ctx)
 {
-	return ingress(ctx, HOOK_TC_UPLINK_IN, OUTSIDE);
+	return ingress(ctx, HOOK_TC_UPLINK_IN, OUTSIDE, ETH_HLEN);
 }
 
 int lb_tc_uplink_out(struct __sk_buff *ctx)
 {
-	return egress(ctx, HOOK_TC_UPLINK_OUT);
+	return egress(ctx, HOOK_TC_UPLINK_OUT, ETH_HLEN);
 }
 
 int lb_tc_pod_in(struct __sk_buff *ctx)
 {
-	return ingress(ctx, HOOK_TC_POD_IN, INSIDE);
+	return ingress(ctx, HOOK_TC_POD_IN, INSIDE, ETH_HLEN);
 }
 
 int lb_tc_pod_out(struct __sk_buff *ctx)
 {
-	return egress(ctx, HOOK_TC_POD_OUT);
+	return egress(ctx, HOOK_TC_POD_OUT, ETH_HLEN);
+}
+
+int lb_tc_l3_in(struct __sk_buff *ctx)
+{
+	return ingress(ctx, HOOK_TC_L3_IN, OUTSIDE, 0);
+}
+
+int lb_tc_l3_out(struct __sk_buff *ctx)
+{
+	return egress(ctx, HOOK_TC_L3_OUT, 0);
+}
+
+int lb_tc_connect(struct __sk_buff *ctx)
+{
+	return connect(ctx);
+}
+
+int lb_tc_answer(struct __sk_buff *ctx)
+{
+	return answer(ctx);
+}
+
+int lb_tc_icmp_error(struct __sk_buff *ctx)
+{
+	return icmp_error(ctx);
 }

@@ -4,15 +4,24 @@
  * Addresses and ports are in network byte order everywhere. Everything else is in the CPU's order.
  * Padding is explicit and always zero: hash maps compare keys by their bytes. */
 #pragma once
+#include "config.h"
+
+/* An address of the family that is being compiled. */
+#define ADDR_WORDS (FAMILY == 6 ? 4 : 1)
+
+struct addr {
+	__be32 word[ADDR_WORDS];
+};
 
 enum direction {
 	DIR_FORWARD = 0, /* as the client sends it: client -> VIP */
 	DIR_REPLY = 1,	 /* as the backend answers: backend -> client, or -> the address that we SNATed to */
 };
 
-/* A Service address: clusterIP, node address + nodePort, load-balancer or external address. */
-struct vip4_key {
-	__be32 address;
+/* A Service address: clusterIP, node address + nodePort, load-balancer or external address. Port and protocol
+ * 0 stand for the address as a whole: it is asked about pings, unknown ports and stray fragments. */
+struct vip_key {
+	struct addr address;
 	__be16 port;
 	u8 protocol;
 	u8 pad;
@@ -37,7 +46,7 @@ enum vip_flags {
 	VIP_INSIDE_LOCAL = 1,  /* the set for the inside is that of traffic policy Local */
 	VIP_OUTSIDE_LOCAL = 2, /* the set for the outside is that of traffic policy Local */
 	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
-	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges4` may open connections */
+	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges` may open connections */
 };
 
 struct vip {
@@ -51,10 +60,10 @@ struct vip {
 };
 
 /* A network whose clients may use a Service port: key of a longest-prefix-match trie. */
-struct source_range4 {
+struct source_range {
 	u32 prefix;  /* bits that count of what follows: 32 and the network's prefix length */
 	u32 service; /* id of the Service port */
-	__be32 address;
+	struct addr address;
 };
 
 enum backend_state {
@@ -70,8 +79,8 @@ enum backend_flags {
 };
 
 /* One endpoint of one Service port; two Services that share a pod have a backend each. */
-struct backend4 {
-	__be32 address;
+struct backend_slot {
+	struct addr address;
 	__be16 port;
 	u8 state;	/* enum backend_state */
 	u8 flags;	/* enum backend_flags */
@@ -80,9 +89,9 @@ struct backend4 {
 	u32 node;	/* name in `nodes` */
 };
 
-struct flow4_key {
-	__be32 src;
-	__be32 dst;
+struct flow_key {
+	struct addr src;
+	struct addr dst;
 	__be16 sport;
 	__be16 dport;
 	u8 protocol;
@@ -101,18 +110,21 @@ enum flow_path {
 	PATH_STACK = 0,	  /* hand the packet to the kernel's stack */
 	PATH_FORWARD = 1, /* forwarded by us: the far end is another node, or the client behind the uplink */
 	PATH_HAIRPIN = 2, /* back out of the interface it came from: the pod is its own backend */
+	PATH_HOST = 3, /* forwarded by us: the client is a process of this node, which no interface faces */
 };
 
 enum fin_seen {
 	FIN_CLIENT = 1,
 	FIN_BACKEND = 2,
+	RST_CLIENT = 4, /* until the client sends something else */
+	RST_BACKEND = 8,
 };
 
 /* One direction of a translated connection. Both directions of a pair carry the same service, backend,
  * generation, state and fins, and each can be rebuilt from the other. */
-struct flow4 {
-	__be32 src; /* src..dport: what the packet's addresses and ports become */
-	__be32 dst;
+struct flow_entry {
+	struct addr src; /* src..dport: what the packet's addresses and ports become */
+	struct addr dst;
 	__be16 sport;
 	__be16 dport;
 	u32 service;
@@ -125,8 +137,28 @@ struct flow4 {
 	u64 last_seen; /* ns, CLOCK_MONOTONIC; written at most once a second for an established flow */
 };
 
-struct affinity4_key {
-	__be32 client;
+/* A datagram in pieces. */
+struct fragment_key {
+	struct addr src;
+	struct addr dst;
+	u32 id; /* as in the packet: 16 bits in IPv4, 32 in IPv6 */
+	u8 protocol;
+	u8 pad[3];
+};
+
+/* What its later pieces lack. */
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Room for what does not fit on a program's stack: see connect.h. */
+struct scratch {
+	u64 room[64];
+};
+
+struct affinity_key {
+	struct addr client;
 	u32 service;
 };
 
@@ -138,9 +170,8 @@ struct affinity {
 
 /* What the node's own address is on an interface: the source address of what we SNAT out of it. */
 struct iface {
-	__be32 source4; /* 0: none */
-	u32 flags;	/* enum iface_flags */
-	u8 source6[16];
+	struct addr source;
+	u32 flags; /* enum iface_flags */
 };
 
 enum iface_flags {
@@ -155,8 +186,11 @@ struct settings {
 	u64 tcp_closing_ns;	/* after the first FIN, and before a port of a closed flow is reused */
 	u64 udp_new_ns;		/* a UDP flow without a reply */
 	u64 udp_ns;		/* idle, replied */
+	u64 sctp_ns;		/* idle; an association's start and end are timed as TCP's */
 	__be16 snat_port_min;	/* the reserved range, inclusive */
 	__be16 snat_port_max;
+	struct addr cluster_net; /* every clusterIP is in this network */
+	struct addr cluster_mask;
 	u8 pad[4];
 };
 
@@ -171,7 +205,75 @@ struct node_name {
 	char name[256];
 };
 
+/* What a program tells the one that it goes on in. */
+struct note {
+	u32 hook;   /* enum hook: where the packet is */
+	u32 reason; /* enum reason, for the counter */
+	u32 mtu;    /* ANSWER_TOO_BIG: bytes */
+	u8 l3;	    /* offset of the IP header */
+	u8 side;    /* enum side */
+	u8 answer;  /* enum answer */
+	u8 egress;  /* the packet leaves this node: an answer goes to a process of it */
+	u8 stale;   /* the packet's tuple has a flow that is over */
+	u8 pad[3];
+};
+
+/* What the data plane says itself. */
+enum answer {
+	ANSWER_NONE = 0,
+	ANSWER_REJECT = 1,	/* for the VIP: nobody is there */
+	ANSWER_ECHO = 2,	/* for the VIP: a ping */
+	ANSWER_TOO_BIG = 3,	/* as a router */
+	ANSWER_TTL_EXPIRED = 4, /* as a router */
+};
+
+/* On which side of the node the client is. */
+enum side {
+	INSIDE = 0,  /* a pod of this node: its interface sees both directions */
+	OUTSIDE = 1, /* behind an uplink or a tunnel */
+	HOST = 2,    /* a process of this node: its packets are first seen where they leave */
+};
+
 struct counter {
 	u64 packets;
 	u64 bytes;
 };
+
+/* What names a connection, and what NAT changes of it. */
+struct tuple {
+	struct addr src;
+	struct addr dst;
+	__be16 sport;
+	__be16 dport;
+	u8 protocol;
+};
+
+static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
+{
+	u32 differs = 0;
+
+#pragma unroll
+	for (int i = 0; i < ADDR_WORDS; i++)
+		differs |= a->word[i] ^ b->word[i];
+	return !differs;
+}
+
+/* The tuple of the same connection's packets the other way. */
+static __always_inline struct tuple reverse(const struct tuple *t)
+{
+	struct tuple r = {
+	    .src = t->dst,
+	    .dst = t->src,
+	    .sport = t->dport,
+	    .dport = t->sport,
+	    .protocol = t->protocol,
+	};
+
+	return r;
+}
+
+static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
+{
+	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
+	       a->dport == b->dport && a->protocol == b->protocol;
+}

@@ -2,8 +2,26 @@
  */
 #include "ctx_xdp.h"
 #include "lb.h"
+#include "connect.h"
+#include "answer.h"
+#include "icmp_error.h"
 
 int lb_xdp_uplink(struct xdp_md *ctx)
 {
-	return ingress(ctx, HOOK_XDP_UPLINK, OUTSIDE);
+	return ingress(ctx, HOOK_XDP_UPLINK, OUTSIDE, ETH_HLEN);
+}
+
+int lb_xdp_connect(struct xdp_md *ctx)
+{
+	return connect(ctx);
+}
+
+int lb_xdp_answer(struct xdp_md *ctx)
+{
+	return answer(ctx);
+}
+
+int lb_xdp_icmp_error(struct xdp_md *ctx)
+{
+	return icmp_error(ctx);
 }

@@ -167,7 +167,9 @@ def setting(default: Any, kind: Kind, text: str, *, one: str = "") -> Any:
 class Limits:
     """Entries of each map that can fill up. A change compiles anew; what still fits is carried over."""
 
-    vips: int = setting(65_536, ENTRIES, "Service addresses: one for each address, port and protocol")
+    vips: int = setting(
+        65_536, ENTRIES, "Service addresses: one for each address, port and protocol, one for each address"
+    )
     backends: int = setting(131_072, ENTRIES, "endpoints: one for each Service port and endpoint")
     table_rows: int = setting(
         8_388_608,
@@ -177,6 +179,7 @@ class Limits:
     flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
     affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
     services: int = setting(65_536, ENTRIES, "Service ports")
+    fragments: int = setting(8_192, ENTRIES, "fragmented datagrams on their way")
     source_ranges: int = setting(
         65_536, ENTRIES, "networks in loadBalancerSourceRanges: one for each Service port and network"
     )
@@ -195,6 +198,7 @@ class Timeouts:
     tcp_closing: float = setting(10, SECONDS, "a TCP connection after its first FIN")
     udp_new: float = setting(30, SECONDS, "a UDP flow without any reply")
     udp: float = setting(120, SECONDS, "an idle UDP flow")
+    sctp: float = setting(210, SECONDS, "an idle SCTP association; its start and end are timed as TCP's")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from lb.config import NODE_NAME, PRIMARY, Config, split_address
 from lb.datapath import loader
 from lb.datapath.hooks import Hooks, Role, Selection
 from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import FAMILIES
 from lb.datapath.loader import Loaded
 from lb.datapath.maps import Maps
 from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
@@ -264,11 +265,12 @@ def _report_input(error: InputError) -> None:
 
 def write_settings(maps: Maps, config: Config) -> None:
     """Write timeouts (nanoseconds) and the SNAT port range where the programs read them."""
-    row = maps.array("settings")[:1]
-    for name in config.timeouts.__slots__:
-        row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
-    row["snat_port_min"] = config.snat_ports.first
-    row["snat_port_max"] = config.snat_ports.last
+    for version in FAMILIES:
+        row = maps.array(f"settings{version}")[:1]
+        for name in config.timeouts.__slots__:
+            row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
+        row["snat_port_min"] = config.snat_ports.first
+        row["snat_port_max"] = config.snat_ports.last
 
 
 def node_port_addresses(
@@ -286,11 +288,13 @@ def node_port_addresses(
     for interface in sorted(
         interfaces, key=lambda one: uplinks.index(one.name) if one.name in uplinks else -1
     ):
+        if interface.name in uplinks:
+            for version in FAMILIES:
+                if primary := interface.source(version):
+                    primaries.setdefault(version, primary)
         for address in interface.addresses:
             if address.ip.is_loopback or address.ip.is_link_local:
                 continue
-            if interface.name in uplinks:
-                primaries.setdefault(address.version, address.ip)
             if any(address.ip in network for network in networks):
                 found.add(address.ip)
     if not wanted or PRIMARY in wanted:
@@ -325,6 +329,12 @@ class KernelSurroundings:
             node_name=self._config.node_name,
             zone=node.zone if node else "",
             node_port_addresses=node_port_addresses(interfaces, uplinks, self._config.node_port_addresses),
+            node_addresses=frozenset(
+                address.ip
+                for interface in interfaces
+                for address in interface.addresses
+                if not (address.ip.is_loopback or address.ip.is_link_local)
+            ),
         )
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:

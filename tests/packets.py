@@ -131,13 +131,27 @@ def reset_for(frame: bytes) -> bytes:
     return bytes(Ether(src=packet.dst, dst=packet.src) / header / answer)
 
 
-def port_unreachable_for(frame: bytes) -> bytes:
-    """Return the ICMP port unreachable for a UDP frame, quoting the IP header and 8 bytes (RFC 792)."""
+def icmp_error_for(frame: bytes, source: str, kind: int, code: int, rest: int = 0) -> bytes:
+    """Return the ICMP error from source about a frame: it quotes the IP header and the L4 header's beginning.
+
+    That is 8 bytes of UDP (RFC 792) and all of a TCP header without options.
+    """
     packet = Ether(frame)
     ip = packet[IP]
-    quoted = bytes(ip)[: 20 + 8]
-    header = IP(src=ip.dst, dst=ip.src, ttl=64, id=0, flags="DF")
-    return bytes(Ether(src=packet.dst, dst=packet.src) / header / ICMP(type=3, code=3) / Raw(quoted))
+    quoted = bytes(ip)[: 20 + (20 if TCP in packet else 8)]
+    header = IP(src=source, dst=ip.src, ttl=64, id=0, flags="DF")
+    error = ICMP(type=kind, code=code, unused=rest) if kind != 3 else ICMP(type=3, code=code, nexthopmtu=rest)
+    return bytes(Ether(src=packet.dst, dst=packet.src) / header / error / Raw(quoted))
+
+
+def port_unreachable_for(frame: bytes) -> bytes:
+    """Return the ICMP port unreachable for a UDP frame."""
+    return icmp_error_for(frame, Ether(frame)[IP].dst, 3, 3)
+
+
+def time_exceeded_for(frame: bytes, router: str) -> bytes:
+    """Return what a router says of a frame whose TTL it would bring to zero (RFC 792)."""
+    return icmp_error_for(frame, router, 11, 0)
 
 
 def difference(got: bytes, want: bytes) -> str:

@@ -13,14 +13,42 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lb.model import IPAddress
+
 DType = np.dtype[Any]
 
-VIP4_KEY: DType = np.dtype([("address", ">u4"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")])
+ADDRESS: Mapping[int, DType] = {4: np.dtype(">u4"), 6: np.dtype("V16")}
+"""An address in network byte order, by IP version: a number for IPv4, 16 opaque bytes for IPv6."""
+FAMILIES = tuple(ADDRESS)
+
+
+def pack_address(address: IPAddress) -> int | bytes:
+    """Return an address as a field of type :data:`ADDRESS` takes it."""
+    return int(address) if address.version == 4 else address.packed
+
+
+def unpack_address(value: int | bytes) -> IPAddress:
+    """Return the address that a field of type :data:`ADDRESS` gives as a Python object (``tolist()``)."""
+    return IPv6Address(value) if isinstance(value, bytes) else IPv4Address(value)
+
+
+def _each(*fields: tuple[Any, ...]) -> Mapping[int, DType]:
+    """Return the dtype of a struct for each IP version; a field of type "address" is one of that version."""
+    return {
+        version: np.dtype(
+            [(name, address if kind == "address" else kind, *rest) for name, kind, *rest in fields]
+        )
+        for version, address in ADDRESS.items()
+    }
+
+
+VIP_KEY = _each(("address", "address"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
 BACKEND_SET: DType = np.dtype([("offset", "u4"), ("size", "u4")])
 VIP: DType = np.dtype(
     [
@@ -33,79 +61,96 @@ VIP: DType = np.dtype(
         ("pad", "u1", (2,)),
     ]
 )
-SOURCE_RANGE4: DType = np.dtype([("prefix", "u4"), ("service", "u4"), ("address", ">u4")])
-BACKEND4: DType = np.dtype(
-    [
-        ("address", ">u4"),
-        ("port", ">u2"),
-        ("state", "u1"),
-        ("flags", "u1"),
-        ("service", "u4"),
-        ("generation", "u4"),
-        ("node", "u4"),
-    ]
+SOURCE_RANGE = _each(("prefix", "u4"), ("service", "u4"), ("address", "address"))
+BACKEND = _each(
+    ("address", "address"),
+    ("port", ">u2"),
+    ("state", "u1"),
+    ("flags", "u1"),
+    ("service", "u4"),
+    ("generation", "u4"),
+    ("node", "u4"),
 )
-FLOW4_KEY: DType = np.dtype(
-    [
-        ("src", ">u4"),
-        ("dst", ">u4"),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("protocol", "u1"),
-        ("direction", "u1"),
-        ("pad", "u1", (2,)),
-    ]
+FLOW_KEY = _each(
+    ("src", "address"),
+    ("dst", "address"),
+    ("sport", ">u2"),
+    ("dport", ">u2"),
+    ("protocol", "u1"),
+    ("direction", "u1"),
+    ("pad", "u1", (2,)),
 )
-FLOW4: DType = np.dtype(
-    [
-        ("src", ">u4"),
-        ("dst", ">u4"),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("service", "u4"),
-        ("backend", "u4"),
-        ("generation", "u4"),
-        ("state", "u1"),
-        ("fins", "u1"),
-        ("path", "u1"),
-        ("pad", "u1", (5,)),
-        ("last_seen", "u8"),
-    ]
+FLOW = _each(
+    ("src", "address"),
+    ("dst", "address"),
+    ("sport", ">u2"),
+    ("dport", ">u2"),
+    ("service", "u4"),
+    ("backend", "u4"),
+    ("generation", "u4"),
+    ("state", "u1"),
+    ("fins", "u1"),
+    ("path", "u1"),
+    ("pad", "u1", (5,)),
+    ("last_seen", "u8"),
 )
-AFFINITY4_KEY: DType = np.dtype([("client", ">u4"), ("service", "u4")])
+FRAGMENT_KEY = _each(
+    ("src", "address"), ("dst", "address"), ("id", "u4"), ("protocol", "u1"), ("pad", "u1", (3,))
+)
+SCRATCH: DType = np.dtype([("room", "u8", (64,))])
+FRAGMENT: DType = np.dtype([("sport", ">u2"), ("dport", ">u2")])
+AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
 AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
-IFACE: DType = np.dtype([("source4", ">u4"), ("flags", "u4"), ("source6", "u1", (16,))])
-SETTINGS: DType = np.dtype(
-    [
-        ("tcp_syn_ns", "u8"),
-        ("tcp_established_ns", "u8"),
-        ("tcp_closing_ns", "u8"),
-        ("udp_new_ns", "u8"),
-        ("udp_ns", "u8"),
-        ("snat_port_min", ">u2"),
-        ("snat_port_max", ">u2"),
-        ("pad", "u1", (4,)),
-    ]
+IFACE = _each(("source", "address"), ("flags", "u4"))
+SETTINGS = _each(
+    ("tcp_syn_ns", "u8"),
+    ("tcp_established_ns", "u8"),
+    ("tcp_closing_ns", "u8"),
+    ("udp_new_ns", "u8"),
+    ("udp_ns", "u8"),
+    ("sctp_ns", "u8"),
+    ("snat_port_min", ">u2"),
+    ("snat_port_max", ">u2"),
+    ("cluster_net", "address"),
+    ("cluster_mask", "address"),
+    ("pad", "u1", (4,)),
 )
 SERVICE_NAME: DType = np.dtype([("namespace", "S64"), ("name", "S64"), ("port_name", "S64")])
 NODE_NAME: DType = np.dtype([("name", "S256")])
 COUNTER: DType = np.dtype([("packets", "u8"), ("bytes", "u8")])
+NOTE: DType = np.dtype(
+    [
+        ("hook", "u4"),
+        ("reason", "u4"),
+        ("mtu", "u4"),
+        ("l3", "u1"),
+        ("side", "u1"),
+        ("answer", "u1"),
+        ("egress", "u1"),
+        ("stale", "u1"),
+        ("pad", "u1", (3,)),
+    ]
+)
 ID: DType = np.dtype("u4")
 
-STRUCTS: Mapping[str, DType] = {
-    "vip4_key": VIP4_KEY,
+STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
+    "vip_key": VIP_KEY,
     "backend_set": BACKEND_SET,
     "vip": VIP,
-    "source_range4": SOURCE_RANGE4,
-    "backend4": BACKEND4,
-    "flow4_key": FLOW4_KEY,
-    "flow4": FLOW4,
-    "affinity4_key": AFFINITY4_KEY,
+    "source_range": SOURCE_RANGE,
+    "backend_slot": BACKEND,
+    "flow_key": FLOW_KEY,
+    "flow_entry": FLOW,
+    "scratch": SCRATCH,
+    "fragment_key": FRAGMENT_KEY,
+    "fragment": FRAGMENT,
+    "affinity_key": AFFINITY_KEY,
     "affinity": AFFINITY,
     "iface": IFACE,
     "settings": SETTINGS,
     "service_name": SERVICE_NAME,
     "node_name": NODE_NAME,
+    "note": NOTE,
     "counter": COUNTER,
 }
 
@@ -166,6 +211,7 @@ class FlowPath(IntEnum):
     STACK = 0
     FORWARD = 1
     HAIRPIN = 2
+    HOST = 3
 
 
 class FinSeen(IntFlag):
@@ -173,6 +219,8 @@ class FinSeen(IntFlag):
 
     CLIENT = 1
     BACKEND = 2
+    RST_CLIENT = 4
+    RST_BACKEND = 8
 
 
 class IfaceFlag(IntFlag):
@@ -187,6 +235,7 @@ class MapType(IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
@@ -200,7 +249,8 @@ BPF_F_MMAPABLE = 1 << 10
 class MapSpec:
     """One map: its shape, who writes it, and what happens when it is full.
 
-    limit names the field of :class:`lb.config.Limits` that sizes it; fixed sizes it outright.
+    limit names the field of :class:`lb.config.Limits` that sizes it; fixed sizes it outright. version is the
+    IP version whose addresses it holds, 0 when it holds none or those of both.
     """
 
     name: str
@@ -213,10 +263,16 @@ class MapSpec:
     limit: str = ""
     fixed: int = 0
     flags: int = 0
+    version: int = 0
 
     def max_entries(self, limits: Mapping[str, int]) -> int:
         """Return the number of entries under the given limits."""
         return self.fixed or limits[self.limit]
+
+    @property
+    def c_name(self) -> str:
+        """The map's name in C, where a program knows its own family's maps alone."""
+        return self.name.removesuffix(str(self.version)) if self.version else self.name
 
     @property
     def is_array(self) -> bool:
@@ -238,59 +294,178 @@ def _x_table(name: str) -> tuple[tuple[str, str], ...]:
 
 REASONS: tuple[tuple[str, str], ...] = _x_table("REASONS")
 HOOKS: tuple[tuple[str, str], ...] = _x_table("HOOKS")
+STEPS: tuple[tuple[str, str], ...] = _x_table("STEPS")
+PROGRAMS_PER_FAMILY = 16
 REASONS_PER_HOOK = 64
 
-MAPS: tuple[MapSpec, ...] = (
-    MapSpec(
-        "settings", MapType.ARRAY, ID, SETTINGS, "Python", "fixed", "timeouts and the SNAT port range",
-        fixed=1, flags=BPF_F_MMAPABLE,
-    ),
-    MapSpec(
-        "ifaces", MapType.HASH, ID, IFACE, "Python", "the interface is not used for SNAT, logged",
-        "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin",
-        fixed=4096, flags=BPF_F_NO_PREALLOC,
-    ),
-    MapSpec(
-        "vips4", MapType.HASH, VIP4_KEY, VIP, "Python", "the Service is refused, logged",
-        "VIP to Service port and backend sets", limit="vips",
-    ),
-    MapSpec(
-        "source_ranges4", MapType.LPM_TRIE, SOURCE_RANGE4, ID, "Python", "the Service is refused, logged",
-        "loadBalancerSourceRanges: Service port and network to 1", limit="source_ranges",
+
+def _maps() -> Iterator[MapSpec]:
+    """Yield every map: first those of each family, then those that the families share."""
+    refused = "the Service is refused, logged"
+    for ip in FAMILIES:
+        yield MapSpec(
+            f"settings{ip}",
+            MapType.ARRAY,
+            ID,
+            SETTINGS[ip],
+            "Python",
+            "fixed",
+            "timeouts, the SNAT port range, the network that holds every clusterIP",
+            fixed=1,
+            flags=BPF_F_MMAPABLE,
+            version=ip,
+        )
+        yield MapSpec(
+            f"ifaces{ip}",
+            MapType.HASH,
+            ID,
+            IFACE[ip],
+            "Python",
+            "the interface is not used for SNAT, logged",
+            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin",
+            fixed=4096,
+            flags=BPF_F_NO_PREALLOC,
+            version=ip,
+        )
+        yield MapSpec(
+            f"vips{ip}",
+            MapType.HASH,
+            VIP_KEY[ip],
+            VIP,
+            "Python",
+            refused,
+            "VIP to Service port and backend sets; port and protocol 0: the address as a whole",
+            limit="vips",
+            version=ip,
+        )
+        yield MapSpec(
+            f"source_ranges{ip}",
+            MapType.LPM_TRIE,
+            SOURCE_RANGE[ip],
+            ID,
+            "Python",
+            refused,
+            "loadBalancerSourceRanges: Service port and network to 1",
+            limit="source_ranges",
+            flags=BPF_F_NO_PREALLOC,
+            version=ip,
+        )
+        yield MapSpec(
+            f"backends{ip}",
+            MapType.ARRAY,
+            ID,
+            BACKEND[ip],
+            "Python",
+            refused,
+            "by backend id: where an endpoint is",
+            limit="backends",
+            flags=BPF_F_MMAPABLE,
+            version=ip,
+        )
+        yield MapSpec(
+            f"flows{ip}",
+            MapType.LRU_HASH,
+            FLOW_KEY[ip],
+            FLOW[ip],
+            "kernel",
+            "the least recently used flow goes",
+            "conntrack: one entry for each direction of a translated connection",
+            limit="flows",
+            version=ip,
+        )
+        yield MapSpec(
+            f"fragments{ip}",
+            MapType.LRU_HASH,
+            FRAGMENT_KEY[ip],
+            FRAGMENT,
+            "kernel",
+            "the least recently used datagram goes",
+            "the ports of a translated datagram's first fragment, for those that follow",
+            limit="fragments",
+            version=ip,
+        )
+        yield MapSpec(
+            f"affinity{ip}",
+            MapType.LRU_HASH,
+            AFFINITY_KEY[ip],
+            AFFINITY,
+            "kernel",
+            "the least recently used client goes",
+            "ClientIP affinity: the backend that a client keeps",
+            limit="affinity",
+            version=ip,
+        )
+    yield MapSpec(
+        "tables",
+        MapType.ARRAY,
+        ID,
+        ID,
+        "Python",
+        refused,
+        "pool of Maglev lookup tables: rows are backend ids",
+        limit="table_rows",
+        flags=BPF_F_MMAPABLE,
+    )
+    yield MapSpec(
+        "crc32c_shifts",
+        MapType.ARRAY,
+        ID,
+        ID,
+        "Python",
+        "fixed",
+        "powers of x for the checksum of SCTP",
+        fixed=512,
+        flags=BPF_F_MMAPABLE,
+    )
+    yield MapSpec(
+        "notes",
+        MapType.PERCPU_ARRAY,
+        ID,
+        NOTE,
+        "kernel",
+        "fixed",
+        "what a program tells the one that it goes on in",
+        fixed=1,
+    )
+    yield MapSpec(
+        "scratch",
+        MapType.PERCPU_ARRAY,
+        ID,
+        SCRATCH,
+        "kernel",
+        "fixed",
+        "room for what does not fit on a program's stack",
+        fixed=1,
+    )
+    yield MapSpec(
+        "reasons",
+        MapType.PERCPU_ARRAY,
+        ID,
+        COUNTER,
+        "kernel",
+        "fixed",
+        "packets and bytes by hook and reason",
+        fixed=REASONS_PER_HOOK * len(HOOKS),
+    )
+    yield MapSpec(
+        "services",
+        MapType.HASH,
+        ID,
+        SERVICE_NAME,
+        "Python",
+        refused,
+        "by Service port id: its names, for dumps",
+        limit="services",
         flags=BPF_F_NO_PREALLOC,
-    ),
-    MapSpec(
-        "backends4", MapType.ARRAY, ID, BACKEND4, "Python", "the Service is refused, logged",
-        "by backend id: where an endpoint is", limit="backends", flags=BPF_F_MMAPABLE,
-    ),
-    MapSpec(
-        "tables", MapType.ARRAY, ID, ID, "Python", "the Service is refused, logged",
-        "pool of Maglev lookup tables: rows are backend ids", limit="table_rows", flags=BPF_F_MMAPABLE,
-    ),
-    MapSpec(
-        "flows4", MapType.LRU_HASH, FLOW4_KEY, FLOW4, "kernel", "the least recently used flow goes",
-        "conntrack: one entry for each direction of a translated connection", limit="flows",
-    ),
-    MapSpec(
-        "affinity4", MapType.LRU_HASH, AFFINITY4_KEY, AFFINITY, "kernel",
-        "the least recently used client goes", "ClientIP affinity: the backend that a client keeps",
-        limit="affinity",
-    ),
-    MapSpec(
-        "reasons", MapType.PERCPU_ARRAY, ID, COUNTER, "kernel", "fixed",
-        "packets and bytes by hook and reason", fixed=REASONS_PER_HOOK * len(HOOKS),
-    ),
-    MapSpec(
-        "services", MapType.HASH, ID, SERVICE_NAME, "Python", "the Service is refused, logged",
-        "by Service port id: its names, for dumps", limit="services", flags=BPF_F_NO_PREALLOC,
-    ),
-    MapSpec(
+    )
+    yield MapSpec(
         "nodes", MapType.HASH, ID, NODE_NAME, "Python", "the backend's node is shown as unknown",
         "by node id: its name, for dumps; id 0 is this node, id 1 is 'no node'",
         fixed=16384, flags=BPF_F_NO_PREALLOC,
-    ),
-)  # fmt: skip
+    )  # fmt: skip
 
+
+MAPS: tuple[MapSpec, ...] = tuple(_maps())
 MAP_SPECS: Mapping[str, MapSpec] = {spec.name: spec for spec in MAPS}
 NODE_SELF = 0
 NODE_NONE = 1
@@ -304,10 +479,11 @@ def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
         yield name, int(offset), int(kind.itemsize)
 
 
-def static_assertions() -> str:
-    """Return C that fails to compile when a struct in bpf/types.h differs from its dtype here."""
+def static_assertions(version: int) -> str:
+    """Return C that does not compile when a struct in bpf/types.h differs, for one IP version."""
     lines = []
-    for name, dtype in STRUCTS.items():
+    for name, shape in STRUCTS.items():
+        dtype = shape if isinstance(shape, np.dtype) else shape[version]
         lines.append(f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}: size");')
         for field, offset, size in _fields(dtype):
             lines.append(

@@ -16,25 +16,59 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from lb.config import Limits
-from lb.datapath import bpf, layouts
+from lb.datapath import batch, bpf, crc32c, layouts
 from lb.datapath.bpf import ProgType
 from lb.datapath.map_pins import MapSlot, open_maps, pin_maps
 from lb.datapath.pins import Pins, ensure_bpffs, remove_tree
 from lb.errors import CompileError, DatapathError
 
-PROGRAMS: Mapping[str, tuple[str, ProgType]] = {
-    "lb_xdp_uplink": ("xdp_lb.c", ProgType.XDP),
-    "lb_tc_uplink_in": ("tc_lb.c", ProgType.SCHED_CLS),
-    "lb_tc_uplink_out": ("tc_lb.c", ProgType.SCHED_CLS),
-    "lb_tc_pod_in": ("tc_lb.c", ProgType.SCHED_CLS),
-    "lb_tc_pod_out": ("tc_lb.c", ProgType.SCHED_CLS),
-}
-"""Every program: the file in bpf/ that holds it, and its type. Hooks are in :mod:`lb.datapath.netlink`."""
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One program of the data plane: the file in bpf/ that holds it, its type, and its number there.
+
+    Each file is compiled for IPv4 and for IPv6. A hook runs the IPv4 program, which goes on by tail call:
+    with an IPv6 packet in its twin, and with what is rare in a step. For that an array for each file, pinned
+    as :func:`program_array`, holds the IPv4 programs under their numbers, and the twins under
+    ``PROGRAMS_PER_FAMILY`` more.
+    """
+
+    source: str
+    type: ProgType
+    number: int
+
+
+def _programs() -> Iterator[tuple[str, Program]]:
+    for number, (hook, _) in enumerate(layouts.HOOKS):
+        if hook.startswith("XDP"):
+            yield f"lb_{hook.lower()}", Program("xdp_lb.c", ProgType.XDP, number)
+        else:
+            yield f"lb_{hook.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
+    for number, (step, _) in enumerate(layouts.STEPS, len(layouts.HOOKS)):
+        yield f"lb_xdp_{step.lower()}", Program("xdp_lb.c", ProgType.XDP, number)
+        yield f"lb_tc_{step.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
+
+
+PROGRAMS: Mapping[str, Program] = dict(_programs())
+"""Every program, by the name of its function: those of the hooks, which :mod:`lb.datapath.hooks` attaches,
+and those of the steps, which the others enter."""
+
+
+def twin(name: str) -> str:
+    """Return the name under which the IPv6 instance of a program is pinned."""
+    return f"{name}_6"
+
+
+def program_array(source: str) -> str:
+    """Return the name under which the array of a file's programs is pinned."""
+    return f"{Path(source).stem}_programs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +97,7 @@ def load(
     limits: Limits,
     *,
     bpf_dir: Path = layouts.BPF_DIR,
-    programs: Mapping[str, tuple[str, ProgType]] = PROGRAMS,
+    programs: Mapping[str, Program] = PROGRAMS,
 ) -> Loaded:
     """Make sure that the maps and programs of this build are pinned, and return them.
 
@@ -89,12 +123,21 @@ def load(
             except DatapathError:
                 remove_tree(staging)
                 raise
+        _write_constants(slots)
         fresh = pin_maps(pins, slots)
         if compiled:
             remove_tree(directory)
             pins.staging(build).rename(directory)
     paths = {name: directory / name for name in programs}
     return Loaded(paths, ids, build, compiled, fresh)
+
+
+def _write_constants(slots: Sequence[MapSlot]) -> None:
+    """Fill the map that holds the same in every kernel."""
+    rows = crc32c.shifts()
+    for slot in slots:
+        if slot.spec.name == "crc32c_shifts":
+            batch.update_all(slot.fd, np.arange(len(rows), dtype=layouts.ID), rows)
 
 
 def prune(pins: Pins, loaded: Loaded) -> None:
@@ -111,7 +154,7 @@ def fingerprint(limits: Limits, bpf_dir: Path = layouts.BPF_DIR) -> str:
     for path in sorted((*bpf_dir.rglob("*.c"), *bpf_dir.rglob("*.h"))):
         digest.update(f"{path.relative_to(bpf_dir)}\0".encode() + path.read_bytes() + b"\0")
     parts = {
-        "assertions": layouts.static_assertions(),
+        "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
         "limits": limits.as_dict(),
         "bcc": _bcc_version(),
         "kernel": platform.release(),
@@ -130,23 +173,29 @@ def _bcc_version() -> str:
 
 
 def _pinned_programs(
-    directory: Path, programs: Mapping[str, tuple[str, ProgType]], map_ids: set[int]
+    directory: Path, programs: Mapping[str, Program], map_ids: set[int]
 ) -> dict[str, int] | None:
     """Return the ids of the pinned programs; None unless all are there and use these very maps."""
-    ids = {}
-    for name in programs:
-        if not (directory / name).exists():
-            return None
+    ids: dict[str, int] = {}
+    arrays = {program_array(program.source) for program in programs.values()}
+    names = [*programs, *map(twin, programs)]
+    if not all((directory / name).exists() for name in (*names, *arrays)):
+        return None
+    known = set(map_ids)
+    for name in arrays:
+        with bpf.obj_get(directory / name) as fd:
+            known.add(bpf.map_info(fd).id)
+    for name in names:
         with bpf.obj_get(directory / name) as fd:
             info = bpf.prog_info(fd)
-        if not map_ids.issuperset(info.map_ids):
+        if not known.issuperset(info.map_ids):
             return None
         ids[name] = info.id
-    return ids
+    return {name: ids[name] for name in programs}
 
 
 def _compile(
-    staging: Path, slots: Sequence[MapSlot], bpf_dir: Path, programs: Mapping[str, tuple[str, ProgType]]
+    staging: Path, slots: Sequence[MapSlot], bpf_dir: Path, programs: Mapping[str, Program]
 ) -> dict[str, int]:
     """Run the child; return the program ids by name.
 
@@ -154,16 +203,23 @@ def _compile(
     ------
     CompileError: with clang's or the verifier's words.
     """
-    sources: dict[str, dict[str, int]] = {}
-    for name, (source, kind) in programs.items():
-        sources.setdefault(source, {})[name] = int(kind)
+    sources: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, program in programs.items():
+        sources.setdefault(program.source, {})[name] = (int(program.type), program.number)
     maps = {slot.spec.name: slot.fd.fileno() for slot in slots}
     request = {
         "bpf_dir": str(bpf_dir),
         "maps": maps,
-        "assertions": layouts.static_assertions(),
         "pin_dir": str(staging),
-        "sources": sources,
+        "sources": [
+            {
+                "file": source,
+                "array": program_array(source),
+                "programs": rows,
+                "twins": {n: twin(n) for n in rows},
+            }
+            for source, rows in sources.items()
+        ],
     }
     package_root = Path(__file__).resolve().parent.parent.parent
     child = subprocess.run(

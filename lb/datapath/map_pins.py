@@ -22,8 +22,11 @@ _LOG = logging.getLogger(__name__)
 
 # Maps whose entries name each other by id. When one of them must start empty, ids start anew; then all of
 # them start empty, and so does what the kernel noted by those ids.
-_BY_ID = frozenset({"nodes", "services", "backends4", "tables", "source_ranges4", "vips4"})
-_NAMING_IDS = frozenset({"flows4", "affinity4"})
+_BY_ID = frozenset(
+    {"nodes", "services", "tables"}
+    | {f"{name}{version}" for name in ("backends", "source_ranges", "vips") for version in layouts.FAMILIES}
+)
+_NAMING_IDS = frozenset(f"{name}{version}" for name in ("flows", "affinity") for version in layouts.FAMILIES)
 
 
 @dataclass(frozen=True, slots=True)

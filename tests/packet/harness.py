@@ -106,14 +106,14 @@ class Datapath:
     def set_up_node(self, timeouts: Timeouts | None = None, snat_ports: SnatPorts | None = None) -> None:
         """Write the settings, and NODE1's addresses for SNAT."""
         times, ports = timeouts or Timeouts(), snat_ports or SnatPorts()
-        row = self.maps.array("settings")[0:1]
+        row = self.maps.array("settings4")[0:1]
         for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp"):
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
-        ifaces = np.zeros(3, dtype=layouts.IFACE)
-        ifaces["source4"] = [int(IPv4Address(text)) for text in (p.NODE1, p.NODE1, p.UPLINK_2_ADDRESS)]
+        ifaces = np.zeros(3, dtype=layouts.IFACE[4])
+        ifaces["source"] = [int(IPv4Address(text)) for text in (p.NODE1, p.NODE1, p.UPLINK_2_ADDRESS)]
         ifaces["flags"] = [0, layouts.IfaceFlag.UPLINK, layouts.IfaceFlag.UPLINK]
-        self.maps.update("ifaces", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
+        self.maps.update("ifaces4", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
 
     def run(self, program: str, packet: bytes, *, ifindex: int | None = None) -> Result:
         """Run one program on one packet; ifindex defaults to the interface that the program belongs to."""

@@ -16,6 +16,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from lb.model import Protocol
+from tests.packets import time_exceeded_for
 
 SEED = 0x4C426374
 MASK = 0xFFFFFFFF
@@ -91,6 +92,7 @@ class Flow:
     path: str  # stack | forward | hairpin
     state: str = "new"  # new | established | closing | closed
     fins: frozenset[str] = frozenset()
+    resets: frozenset[str] = frozenset()
     last_seen: float = 0.0
 
 
@@ -194,12 +196,20 @@ class Model:
     def _advance(self, packet: Packet, sender: str, flow: Flow) -> None:
         if sender == "backend" and flow.state == "new":
             flow.state = "established"
-        if TCP in packet:
-            if packet[TCP].flags.F:
-                flow.fins |= {sender}
-                flow.state = "closing"
-            if flow.fins == {"client", "backend"} or packet[TCP].flags.R:
-                flow.state = "closed"
+        if TCP not in packet:
+            return
+        if packet[TCP].flags.R:
+            flow.resets |= {sender}
+        else:  # who goes on after his own reset has not sent it
+            flow.resets -= {sender}
+        if packet[TCP].flags.F:
+            flow.fins |= {sender}
+        if flow.resets or flow.fins == {"client", "backend"}:
+            flow.state = "closed"
+        elif flow.fins:
+            flow.state = "closing"
+        elif flow.state == "closed":
+            flow.state = "established"
 
     def _known(self, packet: Packet, flow: Flow, sender: str, reason: str) -> Expected:
         self._advance(packet, sender, flow)
@@ -212,7 +222,8 @@ class Model:
         if path == "stack":
             return Expected("pass", rebuilt(out), reason)
         if packet[IP].ttl <= 1:
-            return Expected("drop", None, "TTL_EXPIRED")
+            frame = time_exceeded_for(bytes(packet), str(self.world.node_address))
+            return Expected("send", frame, "TTL_EXPIRED")
         out[IP].ttl -= 1
         if path == "hairpin":
             out.src, out.dst = packet.dst, packet.src

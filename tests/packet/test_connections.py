@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.config import Timeouts
-from lb.datapath.layouts import AFFINITY4_KEY, FLOW4_KEY, Direction, FlowState
+from lb.datapath.layouts import AFFINITY_KEY, FLOW_KEY, Direction, FlowState
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
@@ -284,7 +284,7 @@ def test_affinity_is_by_client(datapath: Datapath) -> None:
     }
     assert len(set(chosen.values())) > 5
     keys, _ = datapath.maps.read("affinity4")
-    assert keys.dtype == AFFINITY4_KEY
+    assert keys.dtype == AFFINITY_KEY[4]
     assert {str(IPv4Address(int(key["client"]))) for key in keys} == set(clients)
 
 
@@ -329,7 +329,7 @@ def test_affinity_agrees_across_nodes_before_any_state(datapath: Datapath) -> No
     first = affinity_connect(datapath, 1)
     datapath.reset()
     assert affinity_connect(datapath, 2) == first
-    assert datapath.maps.read("flows4")[0].dtype == FLOW4_KEY
+    assert datapath.maps.read("flows4")[0].dtype == FLOW_KEY[4]
 
 
 def test_replies_meet_their_connection_at_the_pod(datapath: Datapath) -> None:

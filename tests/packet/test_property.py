@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from lb.config import SnatPorts, Timeouts
 from lb.datapath import layouts
@@ -222,17 +223,23 @@ class Machine(RuleBasedStateMachine):
         t = flow.backend_side.reversed()
         src, dst = (str(t.src), t.sport), (str(t.dst), t.dport)
         inside = str(flow.client_side.src) in INSIDE_CLIENTS
-        link = {"stack": p.TO_POD if inside else p.TO_CLIENT, "forward": p.FROM_NODE2, "hairpin": p.FROM_POD}
-        if t.protocol is Protocol.TCP:
-            frame = p.tcp(link[flow.path], src, dst, flags, payload, ack=1001)
+
+        def frame(link: Packet) -> bytes:
+            if t.protocol is Protocol.TCP:
+                return p.tcp(link, src, dst, flags, payload, ack=1001)
+            return p.udp(link, src, dst, payload)
+
+        # A reply to a client that kept its address enters where the backend is, and is left alone there.
+        if flow.backend.local:
+            self.enters(harness.TC_POD_IN, frame(p.FROM_POD))
         else:
-            frame = p.udp(link[flow.path], src, dst, payload)
+            self.enters(program, frame(p.FROM_NODE2))
         if flow.path == "stack":
-            # On its way to the client's hook the reply enters where the backend is, and is left alone there.
-            self.enters(harness.TC_POD_IN if flow.backend.local else program, frame)
-            self.leaves(harness.TC_POD_OUT if inside else harness.TC_UPLINK_OUT, frame)
-        else:
-            self.enters(program if flow.path == "forward" else harness.TC_POD_IN, frame)
+            self.leaves(
+                *(harness.TC_POD_OUT, frame(p.TO_POD))
+                if inside
+                else (harness.TC_UPLINK_OUT, frame(p.TO_CLIENT))
+            )
 
     def enters(self, program: str, frame: bytes) -> None:
         t = reference.tuple_of(Ether(frame))

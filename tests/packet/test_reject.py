@@ -112,9 +112,21 @@ def test_ttl_runs_out_where_we_forward(datapath: Datapath, uplink_program: str) 
     frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP, ttl=1)
     itself = p.tcp(p.FROM_POD, (p.BACKEND_LOCAL, 1), VIP, ttl=1)
     stack = p.rebuilt(frame, dst=(p.BACKEND_LOCAL, TARGET_PORT))
-    play(datapath, Row("remote", (remote,), (dropped(UPLINK_IN, frame, "TTL_EXPIRED"),)), uplink_program)
+    play(
+        datapath,
+        Row(
+            "remote", (remote,), (sent(UPLINK_IN, frame, p.time_exceeded_for(frame, p.NODE1), "TTL_EXPIRED"),)
+        ),
+        uplink_program,
+    )
     datapath.reset()
-    play(datapath, Row("hairpin", (local,), (dropped(POD_IN, itself, "TTL_EXPIRED"),)), uplink_program)
+    play(
+        datapath,
+        Row(
+            "hairpin", (local,), (sent(POD_IN, itself, p.time_exceeded_for(itself, p.NODE1), "TTL_EXPIRED"),)
+        ),
+        uplink_program,
+    )
     datapath.reset()
     play(datapath, Row("local", (local,), (passed(UPLINK_IN, frame, stack, "NEW_LOCAL"),)), uplink_program)
 
@@ -218,7 +230,7 @@ def test_snat_ports_stay_in_their_range_and_apart(datapath: Datapath, uplink_pro
 def test_hairpin_needs_an_address_of_the_node(datapath: Datapath) -> None:
     datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
     datapath.apply(service(p.BACKEND_LOCAL))
-    datapath.maps.delete("ifaces", datapath.maps.read("ifaces")[0])
+    datapath.maps.delete("ifaces4", datapath.maps.read("ifaces4")[0])
     frame = p.tcp(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), VIP)
     result = datapath.run(TC_POD_IN, frame)
     assert (result.verdict, result.reason) == (DROP, "NO_ROUTE")

@@ -12,14 +12,15 @@ from pathlib import Path
 from lb.config import Limits
 from lb.datapath.bpf import ProgType
 from lb.datapath.layouts import BPF_DIR
+from lb.datapath.loader import Program
 from lb.datapath.map_pins import open_maps, pin_maps
 from lb.datapath.pins import Pins, ensure_bpffs, unload
 
 LIMITS = Limits(vips=64, backends=64, table_rows=1024, flows=256, affinity=64, services=64)
 
-TINY: Mapping[str, tuple[str, ProgType]] = {
-    "lb_xdp_tiny": ("xdp_tiny.c", ProgType.XDP),
-    "lb_tc_tiny": ("tc_tiny.c", ProgType.SCHED_CLS),
+TINY: Mapping[str, Program] = {
+    "lb_xdp_tiny": Program("xdp_tiny.c", ProgType.XDP, 0),
+    "lb_tc_tiny": Program("tc_tiny.c", ProgType.SCHED_CLS, 1),
 }
 XDP_SOURCE = """#include "maps.h"
 

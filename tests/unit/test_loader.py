@@ -17,7 +17,7 @@ import pytest
 from lb.config import Limits
 from lb.datapath import bpf, layouts, loader, map_pins
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FLOW4, FLOW4_KEY, MAP_SPECS, VIP, VIP4_KEY
+from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, MAP_SPECS, VIP, VIP_KEY
 from lb.datapath.loader import Loaded, fingerprint, useful_lines
 from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
 from lb.errors import CompileError, ConfigError
@@ -56,7 +56,7 @@ def verdict(loaded: Loaded) -> int:
 
 def set_udp_ns(pins: Pins, value: int) -> None:
     maps = KernelMaps(pins.maps)
-    maps.array("settings")["udp_ns"] = value
+    maps.array("settings4")["udp_ns"] = value
     maps.close()
 
 
@@ -67,7 +67,7 @@ def test_programs_run_on_the_pinned_maps(pins: Pins, tree: Path) -> None:
     for name, path in loaded.programs.items():
         with bpf.obj_get(path) as fd:
             info = bpf.prog_info(fd)
-        assert (info.name, info.id, info.type) == (name, loaded.ids[name], TINY[name][1])
+        assert (info.name, info.id, info.type) == (name, loaded.ids[name], TINY[name].type)
         assert len(info.tag) == 16
         assert info.load_time > 0
         assert set(info.map_ids) <= set(map_ids(pins).values())
@@ -175,9 +175,7 @@ def test_clang_refuses(pins: Pins, tree: Path) -> None:
 
 
 def test_the_verifier_refuses(pins: Pins, tree: Path) -> None:
-    body = (
-        "struct vip4_key key = {}; struct vip *vip = bpf_map_lookup_elem(vips4, &key); return vip->service;"
-    )
+    body = "struct vip_key key = {}; struct vip *vip = bpf_map_lookup_elem(vips, &key); return vip->service;"
     (tree / "xdp_tiny.c").write_text(
         f'#include "maps.h"\nint lb_xdp_tiny(struct xdp_md *ctx)\n{{\n\t{body}\n}}\n'
     )
@@ -192,10 +190,10 @@ def test_structs_that_differ_from_python(pins: Pins, tree: Path) -> None:
     types = tree / "types.h"
     text = types.read_text()
     types.write_text(
-        text.replace("struct affinity4_key {\n\t__be32 client;", "struct affinity4_key {\n\tu64 client;")
+        text.replace("struct affinity_key {\n\tstruct addr client;", "struct affinity_key {\n\tu64 client;")
     )
     assert types.read_text() != text
-    with pytest.raises(CompileError, match=r"affinity4_key: size"):
+    with pytest.raises(CompileError, match=r"affinity_key"):
         load(pins, tree)
 
 
@@ -241,16 +239,16 @@ def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -
     elif change == "kernel":
         monkeypatch.setattr("platform.release", lambda: "0.0.1")
     else:
-        monkeypatch.setattr(layouts, "static_assertions", lambda: "another")
+        monkeypatch.setattr(layouts, "static_assertions", lambda version: f"another {version}")
     assert fingerprint(limits, tree) != before
 
 
 def fill(pins: Pins, flows: int, vips: int) -> None:
     maps = KernelMaps(pins.maps)
-    keys, values = np.zeros(vips, VIP4_KEY), np.zeros(vips, VIP)
+    keys, values = np.zeros(vips, VIP_KEY[4]), np.zeros(vips, VIP)
     keys["address"] = np.arange(vips) + 1
     maps.update("vips4", keys, values)
-    keys, values = np.zeros(flows, FLOW4_KEY), np.zeros(flows, FLOW4)
+    keys, values = np.zeros(flows, FLOW_KEY[4]), np.zeros(flows, FLOW[4])
     keys["src"] = np.arange(flows) + 1
     values["backend"] = np.arange(flows)
     maps.update("flows4", keys, values)
@@ -275,7 +273,7 @@ def test_larger_maps_keep_their_entries(pins: Pins) -> None:
     assert pin_empty_maps(pins, larger) == frozenset()
     after = map_ids(pins)
     changed = {name for name, ident in before.items() if after[name] != ident}
-    assert changed == {"flows4", "vips4", "tables", "backends4"}
+    assert changed == {"tables", "flows4", "flows6", "vips4", "vips6", "backends4", "backends6"}
     assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
     maps = KernelMaps(pins.maps)
     assert maps.array("tables")[:11].tolist() == [*range(10), 0]
@@ -302,8 +300,9 @@ def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogC
     fill(pins, flows=20, vips=10)
     with caplog.at_level(logging.WARNING):
         fresh = pin_empty_maps(pins, limits)
-    by_id = {"nodes", "services", "backends4", "tables", "source_ranges4", "vips4"}
-    assert fresh == by_id | {"flows4", "affinity4"}
+    of_families = ("backends", "source_ranges", "vips", "flows", "affinity")
+    by_id = {f"{name}{version}" for name in of_families for version in FAMILIES}
+    assert fresh == {"nodes", "services", "tables"} | by_id
     assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 0)
     assert {record.args for record in caplog.records} == {(name,) for name in fresh}
     assert "its old contents are lost" in caplog.text

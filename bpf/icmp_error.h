@@ -1,0 +1,134 @@
+/* ICMP errors about translated packets: path-MTU discovery, unreachable ports and traceroute work through a
+ * VIP.
+ *
+ * An error quotes the head of a packet that went the other way. With that head's tuple turned round it is
+ * looked up, and translated, like an answer to the packet; it says nothing about the flow's own life. */
+#pragma once
+#include "conntrack.h"
+#include "nat.h"
+#include "route.h"
+#include "step.h"
+
+/* The checksum in the L4 header that an ICMP error quotes, which may end before it; *delta is what its update
+ * adds to ICMP's own. */
+static __always_inline bool update_quoted_csum(ctx_t *ctx, const struct packet *pkt, u8 protocol,
+					       u32 quoted_l4, u64 quoted_delta, u64 *delta)
+{
+	u32 offset = quoted_l4 + (protocol == IPPROTO_UDP ? UDP_CSUM : TCP_CSUM);
+	__sum16 old, new;
+
+	*delta = 0;
+	if (protocol == IPPROTO_SCTP || offset + sizeof(old) > pkt->l3 + (u32)pkt->ip_len)
+		return true;
+	if (!ctx_load(ctx, offset, &old, sizeof(old)))
+		return false;
+	if (protocol == IPPROTO_UDP && !old)
+		return true;
+	new = csum_update(old, quoted_delta);
+	*delta = delta16(0, old, new);
+	return ctx_store(ctx, offset, &new, sizeof(new));
+}
+
+struct icmp_error {
+	struct tuple tuple; /* of the quoted packet, turned round */
+	struct tuple to;    /* what that becomes */
+	struct addr src;    /* what the error's own source becomes */
+};
+
+/* Rewrite the error's own addresses, and the head that it quotes. False: the kernel refused. */
+static __always_inline bool translate_error(ctx_t *ctx, const struct packet *pkt, const struct icmp_error *e,
+					    u8 ttl)
+{
+	u32 quoted_ip = pkt->l4 + sizeof(struct icmphdr);
+	u32 quoted_l4 = quoted_ip + sizeof(ip_header_t);
+	struct tuple from = reverse(&e->tuple), to = reverse(&e->to);
+	u64 inner = addresses_delta(&from, &to), ports = ports_delta(&from, &to), check, outer;
+
+	outer = delta_addr(0, &pkt->tuple.src, &e->src);
+	outer = delta_addr(outer, &pkt->tuple.dst, &e->to.dst);
+	return update_quoted_csum(ctx, pkt, e->tuple.protocol, quoted_l4, inner + ports, &check) &&
+	       store_quoted_ip(ctx, quoted_ip, inner, &to.src, &to.dst) && store_ports(ctx, quoted_l4, &to) &&
+	       ctx_update_l4_csum(ctx, pkt->l4 + __builtin_offsetof(struct icmphdr, checksum), false,
+				  icmp_pseudo_delta(outer), quoted_ip_delta(inner) + ports + check) &&
+	       store_ip(ctx, pkt, ICMP_PROTOCOL, ttl, outer, &e->src, &e->to.dst);
+}
+
+/* The flow that the error is about, as this hook would find it; *direction is the error's own. */
+static __always_inline bool find_flow(ctx_t *ctx, const struct tuple *t, const struct note *note,
+				      u8 *direction, struct flow *flow)
+{
+	*direction = DIR_REPLY;
+	if (lookup_flow(t, DIR_REPLY, flow) &&
+	    (note->egress ? flow->path == PATH_STACK : undone_at_ingress(flow, note->side)))
+		return true;
+	*direction = DIR_FORWARD;
+	return (!note->egress || ctx_from_host(ctx)) && lookup_flow(t, DIR_FORWARD, flow);
+}
+
+/* The end of a connection is known to the other end by another address. So is every router behind the client,
+ * where the way back leads through us. */
+static __always_inline struct addr error_source(const struct packet *pkt, const struct icmp_error *e,
+						const struct flow *flow, u8 direction)
+{
+	if (same_addr(&pkt->tuple.src, &e->tuple.src) ||
+	    (direction == DIR_FORWARD && flow->path != PATH_STACK))
+		return e->to.src;
+	return pkt->tuple.src;
+}
+
+static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct packet *pkt,
+						    struct icmp_error *e, const struct note *note)
+{
+	struct route route;
+	struct flow flow;
+	u8 direction;
+	bool by_us;
+
+	if (!find_flow(ctx, &e->tuple, note, &direction, &flow))
+		return pass(REASON_NOT_VIP);
+	e->to = flow.to;
+	e->src = error_source(pkt, e, &flow, direction);
+	by_us = forwards(&flow, direction);
+	if (by_us) {
+		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, &route);
+
+		if (result == ROUTE_STACK)
+			by_us = false;
+		else if (result != ROUTE_FOUND)
+			return drop(REASON_NO_ROUTE);
+		else if (!ctx_can_send(ctx, route.ifindex, route.smac, route.neighbour_known))
+			return pass(REASON_TO_TC);
+		else if (pkt->ttl <= 1)
+			return drop(REASON_REJECT_UNANSWERED);
+	}
+	if (!translate_error(ctx, pkt, e, pkt->ttl - by_us))
+		return drop(REASON_REWRITE_FAILED);
+	if (by_us)
+		return send_along(ctx, pkt, &route, REASON_ICMP_ERROR);
+	if (flow.path == PATH_HAIRPIN)
+		return send_hairpin(ctx, pkt, REASON_ICMP_ERROR);
+	return pass(REASON_ICMP_ERROR);
+}
+
+/* The step. */
+static __always_inline int icmp_error(ctx_t *ctx)
+{
+	const struct note *found = get_note();
+	struct tuple quoted = {};
+	u32 bytes = ctx_len(ctx), parsed;
+	struct icmp_error e = {};
+	struct packet pkt = {};
+	struct note note;
+
+	if (!found)
+		return VERDICT_PASS;
+	note = *found;
+	pkt.l3 = note.l3;
+	parsed = parse(ctx, &pkt);
+	if (parsed == ICMP_ERROR)
+		parsed = parse_quoted(ctx, &pkt, &quoted);
+	if (parsed != PARSED)
+		return finish(note.hook, pass(parsed), bytes);
+	e.tuple = reverse(&quoted);
+	return finish(note.hook, pass_on_error(ctx, &pkt, &e, &note), bytes);
+}

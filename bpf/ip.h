@@ -1,0 +1,7 @@
+/* The headers of the family that is being compiled. */
+#pragma once
+#if FAMILY == 6
+#include "ip6.h"
+#else
+#include "ip4.h"
+#endif

@@ -1,0 +1,197 @@
+/* IPv4 and ICMP on the wire. Same names as ip6.h. */
+#pragma once
+#include "packet.h"
+
+#define IP_ETHERTYPE  ETH_P_IP
+#define IP_AF	      2 /* AF_INET */
+#define ICMP_PROTOCOL IPPROTO_ICMP
+#define ECHO_REQUEST  ICMP_ECHO
+
+#define IP_DF	  0x4000
+#define IP_MF	  0x2000
+#define IP_OFFSET 0x1fff
+
+typedef struct iphdr ip_header_t;
+
+/* The ICMP errors that we send: type and code, and where the rest of the header holds the MTU. */
+enum error {
+	ERROR_PORT_UNREACHABLE = ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH,
+	ERROR_HOST_UNREACHABLE = ICMP_DEST_UNREACH << 8 | ICMP_HOST_UNREACH,
+	ERROR_TOO_BIG = ICMP_DEST_UNREACH << 8 | ICMP_FRAG_NEEDED, /* RFC 1191: the MTU is in the low half */
+	ERROR_TTL_EXPIRED = ICMP_TIME_EXCEEDED << 8 | ICMP_EXC_TTL,
+};
+
+static __always_inline u8 echo_reply_type(void)
+{
+	return ICMP_ECHOREPLY;
+}
+
+/* RFC 1122, section 3.2.2: errors quote the packet that they are about. Redirects are no error. */
+static __always_inline bool is_icmp_error(u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+/* RFC 1122, section 3.2.1.3: "this" network, loopback, multicast and broadcast are no host's addresses. The
+ * stack drops what comes from them, and nothing must be sent there. 240.0.0.0/4 is in use: Linux takes it. */
+static __always_inline bool is_martian(const struct addr *source)
+{
+	u8 first = bpf_ntohl(source->word[0]) >> 24;
+
+	return first == 0 || first == 127 || (first & 0xf0) == 224 || source->word[0] == 0xffffffff;
+}
+
+/* Fill in what the IP header says; returns PARSED, or why the packet is not for us. */
+static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
+{
+	struct iphdr *ip;
+	u16 offset;
+
+	ip = ctx_at(ctx, pkt->l3, sizeof(*ip));
+	if (!ip)
+		return REASON_MALFORMED;
+	pkt->ip_len = bpf_ntohs(ip->tot_len);
+	if (ip->version != 4 || ip->ihl < 5 || ip->ihl * 4 > pkt->ip_len ||
+	    pkt->l3 + (u32)pkt->ip_len > ctx_len(ctx))
+		return REASON_MALFORMED;
+	if (ip->ihl != 5)
+		return REASON_IP_OPTIONS;
+	pkt->l4 = pkt->l3 + sizeof(*ip);
+	pkt->l4_len = pkt->ip_len - sizeof(*ip);
+	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
+		pkt->piece = ip->frag_off & bpf_htons(IP_OFFSET) ? PIECE_LATER : PIECE_FIRST;
+		pkt->fragment_id = ip->id;
+	}
+	pkt->tuple.src.word[0] = ip->saddr;
+	pkt->tuple.dst.word[0] = ip->daddr;
+	pkt->tuple.protocol = ip->protocol;
+	pkt->ttl = ip->ttl;
+	pkt->tos = ip->tos;
+	pkt->ip_check = ip->check;
+	return PARSED;
+}
+
+/* The head of the packet that an ICMP error quotes, as a tuple. */
+static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct tuple *quoted)
+{
+	struct {
+		struct iphdr ip;
+		__be16 ports[2];
+		u8 rest[QUOTED_L4 - 4];
+	} head;
+
+	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(head) ||
+	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), &head, sizeof(head)))
+		return REASON_MALFORMED;
+	if (head.ip.version != 4)
+		return REASON_MALFORMED;
+	if (head.ip.ihl != 5)
+		return REASON_IP_OPTIONS;
+	if (head.ip.frag_off & bpf_htons(IP_OFFSET) ||
+	    (head.ip.protocol != IPPROTO_TCP && head.ip.protocol != IPPROTO_UDP &&
+	     head.ip.protocol != IPPROTO_SCTP))
+		return REASON_OTHER_PROTOCOL;
+	quoted->src.word[0] = head.ip.saddr;
+	quoted->dst.word[0] = head.ip.daddr;
+	quoted->sport = head.ports[0];
+	quoted->dport = head.ports[1];
+	quoted->protocol = head.ip.protocol;
+	return PARSED;
+}
+
+/* Checksum delta of an address change. */
+static __always_inline u64 delta_addr(u64 delta, const struct addr *old, const struct addr *new)
+{
+	return delta32(delta, old->word[0], new->word[0]);
+}
+
+static __always_inline u64 sum_pseudo_header(const struct addr *src, const struct addr *dst, u8 protocol,
+					     u16 l4_len)
+{
+	return (u64)src->word[0] + dst->word[0] + bpf_htons(protocol) + bpf_htons(l4_len);
+}
+
+/* ICMP's checksum covers no pseudo header. */
+static __always_inline u64 sum_icmp_pseudo_header(const struct addr *src, const struct addr *dst, u16 len)
+{
+	return 0;
+}
+
+static __always_inline u64 icmp_pseudo_delta(u64 addresses_delta)
+{
+	return 0;
+}
+
+/* The IPv4 header from the TTL on: everything that NAT changes, in one store. */
+struct ip_tail {
+	u8 ttl;
+	u8 protocol;
+	__sum16 check;
+	__be32 src;
+	__be32 dst;
+};
+
+/* Store other addresses and TTL in the packet's IP header. */
+static __always_inline bool store_ip(ctx_t *ctx, const struct packet *pkt, u8 protocol, u8 ttl,
+				     u64 addresses_delta, const struct addr *src, const struct addr *dst)
+{
+	struct ip_tail tail = {
+	    .ttl = ttl,
+	    .protocol = protocol,
+	    .src = src->word[0],
+	    .dst = dst->word[0],
+	};
+
+	tail.check = csum_update(pkt->ip_check,
+				 delta16(addresses_delta, bpf_htons(pkt->ttl << 8), bpf_htons(ttl << 8)));
+	return ctx_store(ctx, pkt->l3 + __builtin_offsetof(struct iphdr, ttl), &tail, sizeof(tail));
+}
+
+/* Store other addresses in the header that an ICMP error quotes. Its checksum is updated with them, so that
+ * the sum over the header, and with it ICMP's checksum, stays. */
+static __always_inline bool store_quoted_ip(ctx_t *ctx, u32 at, u64 addresses_delta, const struct addr *src,
+					    const struct addr *dst)
+{
+	struct ip_tail tail;
+	u32 offset = at + __builtin_offsetof(struct iphdr, ttl);
+
+	if (!ctx_load(ctx, offset, &tail, sizeof(tail)))
+		return false;
+	tail.check = csum_update(tail.check, addresses_delta);
+	tail.src = src->word[0];
+	tail.dst = dst->word[0];
+	return ctx_store(ctx, offset, &tail, sizeof(tail));
+}
+
+/* What the change of a quoted header adds to ICMP's checksum. */
+static __always_inline u64 quoted_ip_delta(u64 addresses_delta)
+{
+	return 0;
+}
+
+/* A header of our own; len counts from the IP header on. */
+static __always_inline ip_header_t ip_header(const struct addr *src, const struct addr *dst, u8 protocol,
+					     u16 len)
+{
+	struct iphdr ip = {
+	    .version = 4,
+	    .ihl = 5,
+	    .tot_len = bpf_htons(len),
+	    .frag_off = bpf_htons(IP_DF),
+	    .ttl = REPLY_TTL,
+	    .protocol = protocol,
+	    .saddr = src->word[0],
+	    .daddr = dst->word[0],
+	};
+
+	ip.check = (__sum16)~fold16(sum_bytes(&ip, sizeof(ip)));
+	return ip;
+}
+
+static __always_inline void fib_addresses(struct bpf_fib_lookup *fib, const struct packet *pkt,
+					  const struct addr *src, const struct addr *dst)
+{
+	fib->tos = pkt->tos;
+	fib->ipv4_src = src->word[0];
+	fib->ipv4_dst = dst->word[0];
+}

@@ -1,0 +1,61 @@
+/* What is known of a packet: filled by parse.h, read by all that follows. */
+#pragma once
+#include "reasons.h"
+#include "types.h"
+
+enum kind {
+	KIND_FLOW = 0, /* a packet of a connection, or a piece of one */
+	KIND_ECHO = 1, /* an ICMP echo request */
+};
+
+enum piece {
+	PIECE_WHOLE = 0,
+	PIECE_FIRST = 1, /* of a fragmented packet: has the L4 header */
+	PIECE_LATER = 2, /* has none */
+};
+
+/* Offsets are in bytes from the start of the frame. */
+struct packet {
+	struct tuple tuple;
+	u32 fragment_id;  /* of a piece */
+	u16 ip_len;	  /* bytes from the IP header on */
+	u16 l4_len;	  /* of these, bytes from the L4 header on */
+	u16 payload_len;  /* of these, bytes behind the L4 header */
+	u8 l3;		  /* offset of the IP header: 0 where there is no link header */
+	u8 l4;		  /* offset of the L4 header */
+	__sum16 ip_check; /* IPv4 */
+	u8 ttl;
+	u8 tos;
+	u8 kind;      /* enum kind */
+	u8 piece;     /* enum piece */
+	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */
+};
+
+enum tcp_flag {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+/* SCTP's common header and the type of the first chunk: RFC 9260, sections 3.1 and 3.2. */
+struct sctp_head {
+	__be16 source;
+	__be16 dest;
+	__be32 tag;
+	__le32 checksum; /* CRC32c of everything, this field being 0 */
+	u8 chunk;
+	u8 flags;
+	__be16 chunk_len;
+};
+
+enum sctp_chunk {
+	SCTP_INIT = 1,
+	SCTP_INIT_ACK = 2,
+	SCTP_ABORT = 6,
+	SCTP_SHUTDOWN_COMPLETE = 14,
+};
+
+/* A parser's word for "go on", beside the reasons to stop. */
+#define PARSED	   REASON_COUNT
+#define ICMP_ERROR (REASON_COUNT + 1) /* go on in the program for these */
