@@ -13,14 +13,14 @@ import math
 import queue
 import time
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from lb.datapath.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
-from lb.model import Event, IPAddress, Node, ObjectKey, Service
-from lb.plan import Claims, Conflict, HealthCheck, health_check, plan_service, unsupported
-from lb.plan.types import ServicePlan, Topology
+from lb.model import Event, IPAddress, Node, ObjectKey
+from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, plan_service
+from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.state import ClusterState
 
 _log = logging.getLogger(__name__)
@@ -80,6 +80,10 @@ class Syncer(Protocol):
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
+        ...
+
+    def holders(self) -> Mapping[VipKey, ObjectKey]:
+        """Return which Service has each VIP in the maps."""
         ...
 
     def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
@@ -202,7 +206,7 @@ class Agent:
         self._synced = synced
         self._beat = beat
         self._clock = clock
-        self._claims = Claims()
+        self._claims = Claims(reconciler.holders())
         self._conflicts: set[Conflict] = set()
         self._services = Retries[ObjectKey]()
         self._hooks = Retries[str]()
@@ -211,7 +215,6 @@ class Agent:
         self._topology_is_old = True
         self._first_sync = True
         self._attached = serving
-        self._unsupported: dict[ObjectKey, tuple[str, ...]] = {}
         self._node_known = False
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
@@ -349,21 +352,26 @@ class Agent:
                 self._hooks.succeeded(problem)
 
     def _look_around(self) -> None:
-        """See where we stand; when that has changed, every Service is planned anew."""
+        """See where we stand; when that has changed, the Services that it concerns are planned anew."""
         if not self._topology_is_old:
             return
         self._topology_is_old = False
         topology = self._surroundings.topology(self._state.node(self._node_name))
-        if topology != self._topology:
+        before, self._topology = self._topology, topology
+        if topology == before:
+            return
+        if before is None or replace(before, node_addresses=topology.node_addresses) != topology:
             _log.info(
                 "node %s: zone %s, NodePorts on %s",
                 topology.node_name,
                 topology.zone or "unknown",
                 ", ".join(map(str, topology.node_port_addresses)) or "no address",
             )
-            self._topology = topology
             self._checks.move(topology.node_port_addresses)
-            self._dirty |= set(self._state.service_keys())
+        for key in self._state.service_keys():
+            service = self._state.service(key)
+            if service is not None and concerned(service, before, topology):
+                self._dirty.add(key)
 
     def _sync(self) -> None:
         """Plan the dirty Services and bring the maps in step."""
@@ -399,22 +407,9 @@ class Agent:
     def _plan(self, key: ObjectKey) -> ServicePlan | None:
         service = self._state.service(key)
         if service is None:
-            self._unsupported.pop(key, None)
             return None
-        self._tell_unsupported(service)
         assert self._topology is not None
         return plan_service(service, self._state.slices(key), self._topology)
-
-    def _tell_unsupported(self, service: Service) -> None:
-        """Say once what a Service asks for and does not get."""
-        found = unsupported(service)
-        for text in sorted(set(found) - set(self._unsupported.get(service.key, ()))):
-            _log.warning("service %s: %s", service.key, text)
-            self._announce(service.key, Announcement("UnsupportedField", "Ignore", text))
-        if found:
-            self._unsupported[service.key] = found
-        else:
-            self._unsupported.pop(service.key, None)
 
     def _service_failed(self, key: ObjectKey, error: Exception, now: float) -> None:
         message = f"service {key}: {'' if isinstance(error, LbError) else f'{type(error).__name__}: '}{error}"

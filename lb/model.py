@@ -57,6 +57,11 @@ class TrafficDistribution(enum.StrEnum):
     PREFER_SAME_NODE = "PreferSameNode"
 
 
+def socket_text(address: IPAddress, port: int) -> str:
+    """Return address and port as people write them: ``10.96.0.1:80``, ``[fd00::1]:80``."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectKey:
     """Namespace and name; a cluster-scoped object has the namespace ``""``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from lb.cli import instances
@@ -20,7 +21,8 @@ Print what the kernel's maps hold. It is read from the kernel: it is what packet
 dead.
 
 sections:
-  vips      Service addresses and the backends behind them
+  vips      Service addresses and ports, and the backends behind them
+  addresses Service addresses as a whole: who answers a ping there
   backends  every slot in use: one for each Service port and endpoint
   flows     translated connections
   affinity  clients that keep their backend (sessionAffinity: ClientIP)
@@ -91,7 +93,11 @@ def _service_key(text: str) -> ObjectKey:
 
 def _list(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     columns = ("map", "kind", "key", "value", "entries", "written by", "when full", "purpose")
-    names = {id(dtype): name for name, dtype in layouts.STRUCTS.items()}
+    names = {
+        id(dtype): name
+        for name, shape in layouts.STRUCTS.items()
+        for dtype in (shape.values() if isinstance(shape, Mapping) else (shape,))
+    }
     defaults = Limits().as_dict()
     rows = [
         (

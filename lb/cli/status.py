@@ -16,7 +16,7 @@ from lb.datapath import bpf, hooks
 from lb.datapath.fill import map_fill
 from lb.datapath.hooks import XDP_PROGRAM
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import IfaceFlag
+from lb.datapath.layouts import FAMILIES, IfaceFlag
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
 from lb.rundir import RunDir
@@ -117,12 +117,13 @@ def _since_boot(nanoseconds: int) -> str:
 
 def roles(maps: Maps) -> dict[int, str]:
     """Return the role of each uplink and tunnel, by ifindex, as the programs see it; all others are pods'."""
-    keys, values = maps.read("ifaces")
-    return {
-        index: "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
-        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True)
-        if flags
-    }
+    found = {}
+    for version in FAMILIES:
+        keys, values = maps.read(f"ifaces{version}")
+        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True):
+            if flags:
+                found[index] = "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
+    return found
 
 
 def _hooks(

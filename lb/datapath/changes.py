@@ -1,20 +1,19 @@
-"""What one Service's new plan means for the maps: ids and rows allocated, nothing written yet."""
+"""What one Service's new plan means for the maps of a family: ids and rows allocated, nothing written yet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lb.datapath.layouts import BackendFlag, BackendStateCode, VipFlag
+from lb.datapath.layouts import BackendFlag, BackendStateCode, VipFlag, pack_address
 from lb.datapath.ledger import KIND_CODES, STATE_CODES, Ledger, Port, PortKey, Socket, VipRow
 from lb.datapath.maps import Rows
 from lb.datapath.pools import NO_ROWS, Region
 from lb.errors import LbError
-from lb.model import ObjectKey, TrafficPolicy
+from lb.model import IPNetwork, ObjectKey, TrafficPolicy
 from lb.plan import lookup_table, table_size
 from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
@@ -23,45 +22,55 @@ Sockets = dict[PortKey, set[Socket]]
 
 @dataclass(slots=True)
 class Change:
-    """The writes that bring one Service in step with its plan.
+    """The writes that bring one Service in step with its plan in one family, by IP version.
 
     before: the backends that the Service had. wanted: those that it shall have.
     names: ports that the ``services`` map does not name yet, with (namespace, name, port name).
-    new: rows of ``backends4`` by id, in state FREE; states: the state they and changed ones get.
+    new: rows of the family's ``backends`` by id, in state FREE; states: the state they and changed ones get.
     edits: (id, flags, node) of backends that stay. tables: region and its rows.
     new_ranges, old_ranges: source ranges to write and to delete. puts, deletes: VIPs. error: what stopped
     the Service.
     """
 
     key: ObjectKey
+    version: int
     before: Sockets
     wanted: Sockets = field(default_factory=dict)
     names: list[tuple[Port, tuple[bytes, bytes, bytes]]] = field(default_factory=list)
-    new: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    new: dict[int, tuple[int | bytes, ...]] = field(default_factory=dict)
     edits: list[tuple[int, int, int]] = field(default_factory=list)
     states: dict[int, int] = field(default_factory=dict)
     tables: list[tuple[Region, NDArray[np.uint32]]] = field(default_factory=list)
-    new_ranges: list[tuple[Port, IPv4Network]] = field(default_factory=list)
-    old_ranges: list[tuple[Port, IPv4Network]] = field(default_factory=list)
+    new_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
+    old_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
     puts: dict[VipKey, tuple[Port, VipRow]] = field(default_factory=dict)
     deletes: dict[VipKey, Port] = field(default_factory=dict)
     error: LbError | None = None
 
 
-def prepare(ledger: Ledger, slots: Rows, key: ObjectKey, plan: ServicePlan | None) -> Change:
-    """Compare a plan with the ledger and allocate what is missing; None: the Service is gone.
+def prepare(
+    ledger: Ledger, slots: Rows, key: ObjectKey, version: int, plan: ServicePlan | None
+) -> Change | None:
+    """Compare a plan with the ledger in one family and allocate what is missing; None: the Service is gone.
 
-    Ports of IPv6 and ports without a VIP are left out. Ids and rows that were allocated are in the ledger
-    also when the change carries an error. slots is the live ``backends4`` array, which is only read.
+    Ports without a VIP are left out; when nothing is wanted and nothing there, there is no change. Ids and
+    rows that were allocated are in the ledger also when the change carries an error. slots is the family's
+    live array of backends, which is only read.
     """
-    ports = ledger.services.setdefault(key, {})
-    change = Change(key, before={port_key: set(port.backends) for port_key, port in ports.items()})
-    desired = {(p.port_name, p.protocol): p for p in plan.ports if p.version == 4 and p.vips} if plan else {}
+    planned = [port for port in plan.ports if port.version == version and port.vips] if plan else []
+    if not planned and key not in ledger.services[version]:
+        return None
+    ports = ledger.services[version].setdefault(key, {})
+    before = {port_key: set(port.backends) for port_key, port in ports.items()}
+    change = Change(key, version, before)
+    desired: dict[PortKey, PortPlan] = {(port.port_name, port.protocol): port for port in planned}
     try:
         for port_key, port_plan in desired.items():
             names = _names(key, port_plan.port_name)
             if port_key not in ports:
-                ports[port_key] = Port(ledger.service_ids.allocate())
+                # Read back from an address as a whole alone, a port does not know its protocol.
+                known = ports.pop((port_plan.port_name, None), None)
+                ports[port_key] = known or Port(ledger.service_ids.allocate())
             if not ports[port_key].named:
                 change.names.append((ports[port_key], names))
             _prepare_port(ledger, slots, change, ports[port_key], port_plan)
@@ -85,7 +94,7 @@ def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _socket(backend: Backend) -> Socket:
-    return (int(backend.address), backend.port)
+    return (pack_address(backend.address), backend.port)
 
 
 def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan: PortPlan) -> None:
@@ -104,14 +113,13 @@ def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan:
         if socket in port.backends:
             kept.append((port.backends[socket], state, flags, node))
         else:
-            slot = port.backends[socket] = ledger.backend_ids.allocate()
+            slot = port.backends[socket] = ledger.backend_ids[plan.version].allocate()
             change.new[slot] = (*socket, int(BackendStateCode.FREE), flags, port.id, 0, node)
             change.states[slot] = state
     if kept:
         _compare(slots, change, np.array(kept, np.uint32))
-    ranges = [net for net in plan.source_ranges if isinstance(net, IPv4Network)]
-    change.new_ranges += [(port, network) for network in ranges if not port.ranges.get(network)]
-    change.old_ranges += [(port, network) for network in port.ranges.keys() - set(ranges)]
+    change.new_ranges += [(port, network) for network in plan.source_ranges if not port.ranges.get(network)]
+    change.old_ranges += [(port, network) for network in port.ranges.keys() - set(plan.source_ranges)]
     wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
     offers = {TrafficPolicy.CLUSTER: plan.cluster, TrafficPolicy.LOCAL: plan.local}
     regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}

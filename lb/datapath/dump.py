@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from ipaddress import IPv4Address
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lb.datapath.layouts import (
+    FAMILIES,
     HOOKS,
     NODE_NONE,
     REASONS,
@@ -21,13 +21,15 @@ from lb.datapath.layouts import (
     Direction,
     FlowState,
     VipFlag,
+    unpack_address,
 )
 from lb.datapath.ledger import KIND_CODES, VipRow, read_ranges, read_vips
 from lb.datapath.maps import Maps, Rows
-from lb.model import ObjectKey, Protocol
+from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+_SIDES = ("inside", "outside")
 _LOCAL_SIDES = {"inside": VipFlag.INSIDE_LOCAL, "outside": VipFlag.OUTSIDE_LOCAL}
 _FLOW_STATES = {
     FlowState.NEW: ("syn_sent", "new"),
@@ -76,6 +78,28 @@ class VipEntry:
                 del fields[name]
         for backend in fields["backends"]:
             del backend["takes_new"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class AddressEntry:
+    """A Service address as a whole: what packets for none of its ports meet.
+
+    answers: the sides, "inside" and "outside", whose echo requests (ping) are answered: a backend is offered
+    there. source_ranges: the networks that are answered, empty (and absent in JSON) when all are.
+    """
+
+    address: str
+    kind: str
+    service: str
+    answers: tuple[str, ...]
+    source_ranges: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        if not self.source_ranges:
+            del fields["source_ranges"]
         return fields
 
 
@@ -148,7 +172,7 @@ class CounterEntry:
         return asdict(self)
 
 
-Entry = VipEntry | BackendEntry | FlowEntry | AffinityEntry | CounterEntry
+Entry = VipEntry | AddressEntry | BackendEntry | FlowEntry | AffinityEntry | CounterEntry
 Dump = dict[str, Sequence[Entry]]
 """Entries by section, in the order of :data:`SECTIONS`."""
 
@@ -163,7 +187,7 @@ def dump(
 
     now_ns: CLOCK_MONOTONIC in nanoseconds, from which idle times count. sections: some of :data:`SECTIONS`;
     None: all. service: only what belongs to this Service; counters belong to none and are given in full.
-    The order is that of addresses and ports as numbers, or of names.
+    The order is that of addresses and ports as numbers, or of names; IPv4 comes before IPv6.
 
     Raises
     ------
@@ -195,22 +219,33 @@ class _Reader:
         return {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
 
     @cached_property
-    def _slots(self) -> Rows:
-        return np.array(self._maps.array("backends4"), subok=False)
+    def _slots(self) -> dict[int, Rows]:
+        """Return the backends by IP version."""
+        return {
+            version: np.array(self._maps.array(f"backends{version}"), subok=False) for version in FAMILIES
+        }
 
     @cached_property
-    def _slots_by_service(self) -> dict[int, list[int]]:
-        by_service: dict[int, list[int]] = {}
-        used = np.flatnonzero(self._slots["state"] != BackendStateCode.FREE)
-        for slot, service in zip(used.tolist(), self._slots["service"][used].tolist(), strict=True):
-            by_service.setdefault(service, []).append(slot)
+    def _slots_by_service(self) -> dict[tuple[int, int], list[int]]:
+        """Return the ids of the backends of each IP version and Service port."""
+        by_service: dict[tuple[int, int], list[int]] = {}
+        for version, slots in self._slots.items():
+            used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
+            for slot, service in zip(used.tolist(), slots["service"][used].tolist(), strict=True):
+                by_service.setdefault((version, service), []).append(slot)
         return by_service
+
+    @cached_property
+    def _vips(self) -> list[tuple[VipKey, VipRow]]:
+        """Return the VIPs of the Service in order."""
+        rows = read_vips(self._maps).items()
+        return sorted(((vip, row) for vip, row in rows if self._selected(row.service)), key=_vip_order)
 
     @cached_property
     def _ranges(self) -> dict[int, tuple[str, ...]]:
         """Return each Service port's source ranges, in the order of their addresses."""
         by_service: dict[int, tuple[str, ...]] = {}
-        for service, network in sorted(read_ranges(self._maps)):
+        for service, network in sorted(read_ranges(self._maps), key=_range_order):
             by_service[service] = (*by_service.get(service, ()), str(network))
         return by_service
 
@@ -227,7 +262,6 @@ class _Reader:
         return round(max(0, self._now_ns - then_ns) / 1e9, 3)
 
     def vips(self) -> list[VipEntry]:
-        chosen = {vip: row for vip, row in read_vips(self._maps).items() if self._selected(row.service)}
         return [
             VipEntry(
                 str(vip.address),
@@ -236,21 +270,42 @@ class _Reader:
                 *self._name(row.service),
                 _KINDS[row.kind],
                 row.affinity_seconds,
-                self._vip_backends(row),
+                self._vip_backends(vip.address.version, row),
                 tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
-                self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else (),
+                self._allowed(row),
             )
-            for vip, row in sorted(chosen.items(), key=_vip_order)
+            for vip, row in self._vips
+            if vip.protocol is not None
         ]
 
-    def _vip_backends(self, row: VipRow) -> tuple[VipBackend, ...]:
+    def addresses(self) -> list[AddressEntry]:
+        return [
+            AddressEntry(
+                str(vip.address),
+                _KINDS[row.kind],
+                self._name(row.service)[0],
+                tuple(
+                    side
+                    for side, region in zip(_SIDES, (row.inside, row.outside), strict=True)
+                    if region.size
+                ),
+                self._allowed(row),
+            )
+            for vip, row in self._vips
+            if vip.protocol is None
+        ]
+
+    def _allowed(self, row: VipRow) -> tuple[str, ...]:
+        return self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else ()
+
+    def _vip_backends(self, version: int, row: VipRow) -> tuple[VipBackend, ...]:
         tables = self._maps.array("tables")
         listed: set[int] = set()
         for offset, size in {row.inside, row.outside}:
             listed.update(np.unique(tables[offset : offset + size]).tolist())
         found = []
-        for slot in self._slots_by_service.get(row.service, ()):
-            address, port, state, _, _, _, node = self._slots[slot].item()
+        for slot in self._slots_by_service.get((version, row.service), ()):
+            address, port, state, _, _, _, node = self._slots[version][slot].item()
             if slot in listed or state == BackendStateCode.TERMINATING:
                 found.append((address, port, node, state, slot in listed))
         return tuple(
@@ -260,11 +315,11 @@ class _Reader:
 
     def backends(self) -> list[BackendEntry]:
         entries = []
-        for service, slots in self._slots_by_service.items():
+        for (version, service), slots in self._slots_by_service.items():
             if not self._selected(service):
                 continue
             for slot in slots:
-                address, port, state, flags, _, generation, node = self._slots[slot].item()
+                address, port, state, flags, _, generation, node = self._slots[version][slot].item()
                 entry = BackendEntry(
                     slot,
                     _ip(address),
@@ -275,11 +330,14 @@ class _Reader:
                     *self._name(service),
                     generation,
                 )
-                entries.append(((entry.service, entry.port_name, address, port, slot), entry))
+                entries.append(((entry.service, entry.port_name, version, address, port, slot), entry))
         return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
     def flows(self) -> list[FlowEntry]:
-        keys, values = self._maps.read("flows4")
+        return [entry for version in FAMILIES for entry in self._flows(version)]
+
+    def _flows(self, version: int) -> list[FlowEntry]:
+        keys, values = self._maps.read(f"flows{version}")
         forward = keys["direction"] == Direction.FORWARD
         entries = []
         for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
@@ -300,24 +358,25 @@ class _Reader:
         return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
     def affinity(self) -> list[AffinityEntry]:
-        keys, values = self._maps.read("affinity4")
         entries = []
-        for (client, service), (last_used, slot, generation) in zip(
-            keys.tolist(), values.tolist(), strict=True
-        ):
-            if not self._selected(service):
-                continue
-            entry = AffinityEntry(
-                _ip(client),
-                *self._name(service),
-                self._affine(service, slot, generation),
-                self._idle(last_used),
-            )
-            entries.append(((entry.service, entry.port_name, client, service), entry))
+        for version in FAMILIES:
+            keys, values = self._maps.read(f"affinity{version}")
+            for (client, service), (last_used, slot, generation) in zip(
+                keys.tolist(), values.tolist(), strict=True
+            ):
+                if not self._selected(service):
+                    continue
+                entry = AffinityEntry(
+                    _ip(client),
+                    *self._name(service),
+                    self._affine(version, service, slot, generation),
+                    self._idle(last_used),
+                )
+                entries.append(((entry.service, entry.port_name, version, client, service), entry))
         return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
-    def _affine(self, service: int, slot: int, generation: int) -> str:
-        address, port, state, _, owner, live_generation, _ = self._slots[slot].item()
+    def _affine(self, version: int, service: int, slot: int, generation: int) -> str:
+        address, port, state, _, owner, live_generation, _ = self._slots[version][slot].item()
         if state == BackendStateCode.FREE or (owner, live_generation) != (service, generation):
             return ""
         return _socket(address, port)
@@ -343,21 +402,27 @@ def counters(maps: Maps) -> list[CounterEntry]:
     ]
 
 
-def _ip(address: int) -> str:
-    return str(IPv4Address(address))
+def _ip(address: int | bytes) -> str:
+    return str(unpack_address(address))
 
 
-def _socket(address: int, port: int) -> str:
-    return f"{IPv4Address(address)}:{port}"
+def _socket(address: int | bytes, port: int) -> str:
+    return socket_text(unpack_address(address), port)
 
 
-def _vip_order(item: tuple[VipKey, VipRow]) -> tuple[int, int, int]:
+def _vip_order(item: tuple[VipKey, VipRow]) -> tuple[int, int, int, int]:
     vip = item[0]
-    return (int(vip.address), vip.port, vip.protocol)
+    return (vip.address.version, int(vip.address), vip.port, vip.protocol or 0)
+
+
+def _range_order(item: tuple[int, IPNetwork]) -> tuple[int, int, int]:
+    service, network = item
+    return (service, int(network.network_address), network.prefixlen)
 
 
 _SECTIONS: dict[str, Callable[[_Reader], Sequence[Entry]]] = {
     "vips": _Reader.vips,
+    "addresses": _Reader.addresses,
     "backends": _Reader.backends,
     "flows": _Reader.flows,
     "affinity": _Reader.affinity,

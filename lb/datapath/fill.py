@@ -32,8 +32,8 @@ def map_fill(maps: Maps) -> list[MapFill]:
     for spec in layouts.MAPS:
         if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
             entries = maps.count(spec.name)
-        elif spec.name == "backends4":
-            entries = int(np.count_nonzero(maps.array("backends4")["state"] != BackendStateCode.FREE))
+        elif spec.name.startswith("backends"):
+            entries = int(np.count_nonzero(maps.array(spec.name)["state"] != BackendStateCode.FREE))
         elif spec.name == "tables":
             entries = _table_rows(maps)
         else:
@@ -44,7 +44,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
 
 def _table_rows(maps: Maps) -> int:
     """Return how many rows of the pool the VIPs use; several VIPs may share a region."""
-    _, vips = maps.read("vips4")
-    sides = np.concatenate((vips["inside"], vips["outside"]))
+    vips = [maps.read(f"vips{version}")[1] for version in layouts.FAMILIES]
+    sides = np.concatenate([rows[side] for rows in vips for side in ("inside", "outside")])
     regions = np.unique(sides["offset"].astype("u8") << np.uint64(32) | sides["size"])
     return int((regions & np.uint64(0xFFFF_FFFF)).sum())

@@ -22,6 +22,7 @@ from lb.errors import AttachError, CapacityError
 
 _LOG = logging.getLogger(__name__)
 _OVERLAYS = frozenset({"vxlan", "geneve"})
+_IP_OVERLAYS = frozenset({"ipip", "ip6tnl"})
 XDP_PROGRAM = "lb_xdp_uplink"
 
 
@@ -43,6 +44,10 @@ TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
 
 An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
 
+TC_PROGRAMS_L3: Mapping[Direction, str] = {Direction.INGRESS: "lb_tc_l3_in", Direction.EGRESS: "lb_tc_l3_out"}
+"""Those of an uplink or a tunnel whose packets begin with the IP header."""
+
+
 _FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
 
 
@@ -50,8 +55,9 @@ _FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.T
 class Selection:
     """Which interfaces have which role: names or globs, as in :class:`lb.config.Config`.
 
-    What is left empty is detected: uplinks are the interfaces of the default routes, tunnels are VXLAN and
-    Geneve devices, pods' interfaces are veths whose other end is in another network namespace.
+    What is left empty is detected: uplinks are the interfaces of the default routes; tunnels are VXLAN and
+    Geneve devices, and IP-in-IP ones that are up, as the kernel keeps one in every network namespace that
+    nobody may use; pods' interfaces are veths whose other end is in another network namespace.
     """
 
     uplinks: tuple[str, ...] = ()
@@ -66,7 +72,7 @@ class Selection:
                 continue
             if _named(interface, self.uplinks) if self.uplinks else interface.index in default_routes:
                 found[interface.index] = Role.UPLINK
-            elif _named(interface, self.tunnels) if self.tunnels else interface.kind in _OVERLAYS:
+            elif _named(interface, self.tunnels) if self.tunnels else _is_overlay(interface):
                 found[interface.index] = Role.TUNNEL
             elif (
                 _named(interface, self.pod_interfaces)
@@ -84,12 +90,18 @@ class Selection:
         return [AttachError(f"uplink {name}: there is no such interface") for name in absent]
 
 
+def _is_overlay(interface: Interface) -> bool:
+    return interface.kind in _OVERLAYS or (interface.kind in _IP_OVERLAYS and interface.up)
+
+
 def _named(interface: Interface, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(interface.name, pattern) for pattern in patterns)
 
 
 def choose_uplink_mode(interface: Interface, wanted: UplinkMode) -> tuple[UplinkMode, str]:
     """Return the mode to try on an uplink, and why. Only AUTO may fall back to tc when the kernel refuses."""
+    if not interface.ethernet:
+        return UplinkMode.TC, "packets have no Ethernet header, as XDP would expect"
     if wanted is not UplinkMode.AUTO:
         return wanted, "as configured"
     if interface.kind == "veth":
@@ -120,7 +132,7 @@ class Attached:
 
 
 class Hooks:
-    """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` map filled.
+    """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` maps filled.
 
     Not safe for several threads at once. modes holds, for each uplink by name, its mode and why.
     """
@@ -161,7 +173,8 @@ class Hooks:
             # A default route that comes back in a moment must not cost an uplink its programs.
             self._default_routes = net.default_route_interfaces() or self._default_routes
             roles = self._selection.roles(interfaces, self._default_routes)
-            self._fill_ifaces(interfaces, roles, report)
+            for version in layouts.FAMILIES:
+                self._fill_ifaces(version, interfaces, roles, report)
             report.errors += self._selection.missing(interfaces, roles)
             done: dict[int, tuple[str, Role | None]] = {}
             for interface in interfaces:
@@ -184,7 +197,8 @@ class Hooks:
         if role is None:
             _detach(net, interface, report)
             return
-        for direction, program in TC_PROGRAMS[role].items():
+        bare = role is not Role.POD and not interface.ethernet
+        for direction, program in (TC_PROGRAMS_L3 if bare else TC_PROGRAMS[role]).items():
             ours = [one.program_id for one in filters(interface.index, direction) if one.ours]
             if ours != [self._ids[program]]:
                 net.attach_tc(interface, direction, program, self._programs[program])
@@ -212,7 +226,7 @@ class Hooks:
         self.modes[interface.name] = (mode, why)
 
     def _fill_ifaces(
-        self, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
+        self, version: int, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
     ) -> None:
         """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
@@ -220,28 +234,27 @@ class Hooks:
         interface is there: the answer to a packet that we SNATed has to come in by one of our ingress hooks
         that undo it.
         """
-        uplinks = [one.source4 for one in interfaces if roles.get(one.index) is Role.UPLINK and one.source4]
-        primary = int(uplinks[0]) if uplinks else 0
-        wanted = {0: (primary, 0)} if primary else {}
+        name = f"ifaces{version}"
+        sources = {one.index: one.source(version) for one in interfaces}
+        uplinks = [one.index for one in interfaces if roles.get(one.index) is Role.UPLINK]
+        primary = next((sources[index] for index in uplinks if sources[index]), None)
+        nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
+        wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
         for one in interfaces:
             flags = _FLAGS.get(roles.get(one.index))
             if flags:
-                wanted[one.index] = (int(one.source4) if one.source4 else primary, int(flags))
-        keys, values = self._maps.read("ifaces")
-        present = {
-            int(key): (int(value["source4"]), int(value["flags"]))
-            for key, value in zip(keys, values, strict=True)
-        }
+                source = sources[one.index] or primary
+                wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+        keys, values = self._maps.read(name)
+        present = dict(zip(keys.tolist(), values.tolist(), strict=True))
         gone = sorted(present.keys() - wanted.keys())
         changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
         if gone:
-            self._maps.delete("ifaces", np.array(gone, dtype=layouts.ID))
+            self._maps.delete(name, np.array(gone, dtype=layouts.ID))
         if changed:
-            rows = np.zeros(len(changed), dtype=layouts.IFACE)
-            rows["source4"] = [wanted[index][0] for index in changed]
-            rows["flags"] = [wanted[index][1] for index in changed]
+            rows = np.array([wanted[index] for index in changed], dtype=layouts.IFACE[version])
             try:
-                self._maps.update("ifaces", np.array(changed, dtype=layouts.ID), rows)
+                self._maps.update(name, np.array(changed, dtype=layouts.ID), rows)
             except CapacityError as error:
                 report.errors.append(error)
 

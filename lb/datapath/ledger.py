@@ -9,35 +9,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import NamedTuple
 
 import numpy as np
 
 from lb.datapath.layouts import (
+    FAMILIES,
     ID,
     NODE_NAME,
     NODE_NONE,
     NODE_SELF,
-    SOURCE_RANGE4,
+    SOURCE_RANGE,
     VIP,
-    VIP4_KEY,
+    VIP_KEY,
     BackendStateCode,
     VipKindCode,
+    pack_address,
+    unpack_address,
 )
 from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import IdPool, Region, RowPool
 from lb.errors import CapacityError, LbError
-from lb.model import ObjectKey, Protocol
+from lb.model import IPNetwork, ObjectKey, Protocol
 from lb.plan.types import Backend, BackendState, VipKey, VipKind
 
 _LOG = logging.getLogger(__name__)
 
-PortKey = tuple[str, Protocol]
+PortKey = tuple[str, Protocol | None]
 """A port's name and protocol: unique within a Service, and the same over a restart."""
 
-Socket = tuple[int, int]
-"""Address and port of a backend as numbers in the CPU's order."""
+Socket = tuple[int | bytes, int]
+"""A backend's address as :func:`lb.datapath.layouts.pack_address` gives it, and its port as a number."""
 
 STATE_CODES = {
     BackendState.ACTIVE: BackendStateCode.ACTIVE,
@@ -47,7 +50,7 @@ KIND_CODES = {kind: VipKindCode[kind.name] for kind in VipKind}
 
 
 class VipRow(NamedTuple):
-    """The value of a VIP in ``vips4``."""
+    """The value of a VIP in ``vips4`` or ``vips6``."""
 
     service: int
     affinity_seconds: int
@@ -59,7 +62,7 @@ class VipRow(NamedTuple):
 
 @dataclass(slots=True)
 class Port:
-    """What one Service port has in the maps.
+    """What one Service port has in the maps of one family.
 
     id: in ``services``; named: whether it is written there.
     backends: backend id by socket. regions: lookup tables by the set of backend ids in their rows.
@@ -71,7 +74,7 @@ class Port:
     named: bool = False
     backends: dict[Socket, int] = field(default_factory=dict)
     regions: dict[frozenset[int], Region] = field(default_factory=dict)
-    ranges: dict[IPv4Network, bool] = field(default_factory=dict)
+    ranges: dict[IPNetwork, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
 
     def unreferenced(self) -> Iterator[tuple[frozenset[int], Region]]:
@@ -152,74 +155,93 @@ class NodeNames:
 class Ledger:
     """Everything that one node's maps hold, and the pools that the rest comes from.
 
-    owners: the port that a VIP in the kernel belongs to.
+    services, backend_ids: by IP version. owners: the port that a VIP in the kernel belongs to.
     """
 
-    services: dict[ObjectKey, Ports]
+    services: Mapping[int, dict[ObjectKey, Ports]]
     owners: dict[VipKey, Port]
     service_ids: IdPool
-    backend_ids: IdPool
+    backend_ids: Mapping[int, IdPool]
     rows: RowPool
     nodes: NodeNames
 
 
-def new_ledger(maps: Maps, services: dict[ObjectKey, Ports], nodes: NodeNames) -> Ledger:
-    """Return the ledger of these Services; what they do not use is free.
+def no_services() -> dict[int, dict[ObjectKey, Ports]]:
+    """Return Services by IP version, none of either."""
+    return {version: {} for version in FAMILIES}
+
+
+def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes: NodeNames) -> Ledger:
+    """Return the ledger of these Services, given by IP version; what they do not use is free.
 
     Id 0 stays unused for Service ports and backends, so that a row of zeros never names a real one.
     """
-    ports = [port for by_key in services.values() for port in by_key.values()]
-    used_backends = (backend for port in ports for backend in port.backends.values())
+    by_version = {
+        version: [port for ports in by_key.values() for port in ports.values()]
+        for version, by_key in services.items()
+    }
+    ports = [port for family in by_version.values() for port in family]
     used_regions = (region for port in ports for region in port.regions.values())
-    last_backend = maps.capacity("backends4") - 1
     return Ledger(
         services=services,
         owners={vip: port for port in ports for vip in port.vips},
         service_ids=IdPool(
             "services", 1, maps.capacity("services"), "limits.services", (p.id for p in ports)
         ),
-        backend_ids=IdPool("backends4", 1, last_backend, "limits.backends", used_backends),
+        backend_ids={
+            version: IdPool(
+                f"backends{version}",
+                1,
+                maps.capacity(f"backends{version}") - 1,
+                "limits.backends",
+                (backend for port in family for backend in port.backends.values()),
+            )
+            for version, family in by_version.items()
+        },
         rows=RowPool("tables", maps.capacity("tables"), "limits.table_rows", used_regions),
         nodes=nodes,
     )
 
 
-def vip_keys(vips: Sequence[VipKey]) -> Rows:
-    """Return VIPs of IPv4 as keys of ``vips4``."""
-    return np.array([(int(vip.address), vip.port, vip.protocol, 0) for vip in vips], VIP4_KEY)
+def vip_keys(version: int, vips: Iterable[VipKey]) -> Rows:
+    """Return VIPs of one family as keys of ``vips4`` or ``vips6``."""
+    rows = [(pack_address(vip.address), vip.port, vip.protocol or 0, 0) for vip in vips]
+    return np.array(rows, VIP_KEY[version])
 
 
 def vip_values(rows: Sequence[VipRow]) -> Rows:
-    """Return VIPs' rows as values of ``vips4``."""
+    """Return VIPs' rows as values of ``vips4`` and ``vips6``."""
     return np.array([(*row, (0, 0)) for row in rows], VIP)
 
 
 def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
-    """Read the ``vips4`` map."""
-    keys, values = maps.read("vips4")
-    return {
-        VipKey(IPv4Address(address), port, Protocol(protocol)): VipRow(
-            service, affinity, Region(*inside), Region(*outside), kind, flags
-        )
+    """Read the VIPs of both families."""
+    found = {}
+    for version in FAMILIES:
+        keys, values = maps.read(f"vips{version}")
         for (address, port, protocol, _), (service, affinity, inside, outside, kind, flags, _) in zip(
             keys.tolist(), values.tolist(), strict=True
-        )
-    }
+        ):
+            vip = VipKey(unpack_address(address), port, Protocol(protocol) if protocol else None)
+            found[vip] = VipRow(service, affinity, Region(*inside), Region(*outside), kind, flags)
+    return found
 
 
 _SERVICE_BITS = 32  # of a source range's key, in front of the address
 
 
-def range_keys(ranges: Iterable[tuple[int, IPv4Network]]) -> Rows:
-    """Return (Service port id, network) pairs as keys of ``source_ranges4``."""
-    rows = [(_SERVICE_BITS + net.prefixlen, service, int(net.network_address)) for service, net in ranges]
-    return np.array(rows, SOURCE_RANGE4)
+def range_keys(version: int, ranges: Iterable[tuple[int, IPNetwork]]) -> Rows:
+    """Return (Service port id, network) pairs of one family as keys of its ``source_ranges`` map."""
+    rows = [
+        (_SERVICE_BITS + net.prefixlen, service, pack_address(net.network_address)) for service, net in ranges
+    ]
+    return np.array(rows, SOURCE_RANGE[version])
 
 
-def read_ranges(maps: Maps) -> list[tuple[int, IPv4Network]]:
-    """Read the ``source_ranges4`` map as (Service port id, network) pairs, in no order."""
-    keys, _ = maps.read("source_ranges4")
+def read_ranges(maps: Maps) -> list[tuple[int, IPNetwork]]:
+    """Read the source ranges of both families as (Service port id, network) pairs, in no order."""
     return [
-        (service, IPv4Network((address, prefix - _SERVICE_BITS)))
-        for prefix, service, address in keys.tolist()
+        (service, ip_network((unpack_address(address), prefix - _SERVICE_BITS)))
+        for version in FAMILIES
+        for prefix, service, address in maps.read(f"source_ranges{version}")[0].tolist()
     ]

@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,12 +24,14 @@ from lb.datapath import bpf
 from lb.datapath.bpf import FD
 from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
+from lb.model import IPAddress
 
 _ETH_P_ALL = 0x0003
 _ARPHRD_ETHER = 1
 _ARPHRD_LOOPBACK = 772
 _IFF_UP = 1
-_IFA_F_SECONDARY = 1
+_IFA_F_SECONDARY = 1  # IPv4; to IPv6 it is IFA_F_TEMPORARY, an address for privacy (RFC 8981)
+_IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
 _OUR_XDP = "lb_xdp"
 _DUMP_TRIES = 10
@@ -42,9 +44,11 @@ class Interface:
     """One network interface.
 
     kind is the kernel's link kind (``"veth"``, ``"vxlan"``, …), ``"loopback"``, or ``"physical"`` for a
-    device with a driver of its own. addresses are in the kernel's order, primary ones first. master is an
-    ifindex, 0 for none. foreign_peer: the other end is in another network namespace. xdp_id is the attached
-    XDP program, 0 for none; xdp_mode is how it is attached.
+    device with a driver of its own. ethernet: packets have an Ethernet header. addresses are in the order
+    that they were given in, secondary and temporary ones last; unfit are those of them that are deprecated,
+    or not (yet) known to be this host's alone. master is an ifindex, 0 for none. foreign_peer: the other end
+    is in another network namespace. xdp_id is the attached XDP program, 0 for none; xdp_mode is how it is
+    attached.
     """
 
     index: int
@@ -56,15 +60,15 @@ class Interface:
     master: int = 0
     foreign_peer: bool = False
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
+    unfit: frozenset[IPAddress] = frozenset()
     xdp_id: int = 0
     xdp_mode: UplinkMode | None = None
 
-    @property
-    def source4(self) -> IPv4Address | None:
-        """The primary IPv4 address that other hosts can reach; None without one."""
-        for address in self.addresses:
-            if isinstance(address, IPv4Interface) and not (address.is_loopback or address.is_link_local):
-                return address.ip
+    def source(self, version: int) -> IPAddress | None:
+        """Return the primary address of a family that other hosts can reach; None without one."""
+        for address in (each.ip for each in self.addresses if each.version == version):
+            if not (address.is_loopback or address.is_link_local or address in self.unfit):
+                return address
         return None
 
 
@@ -89,17 +93,13 @@ class Netlink:
         ------
         AttachError: the kernel refused to list them.
         """
-        addresses: dict[int, list[tuple[bool, IPv4Interface | IPv6Interface]]] = {}
+        addresses: dict[int, list[Any]] = {}
         for message in _dump(self._route.get_addr):
-            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            secondary = bool(message["flags"] & _IFA_F_SECONDARY)
-            addresses.setdefault(message["index"], []).append(
-                (secondary, ip_interface(f"{text}/{message['prefixlen']}"))
-            )
-        found = []
-        for message in _dump(self._route.get_links):
-            own = sorted(addresses.get(message["index"], ()), key=lambda pair: pair[0])
-            found.append(_interface(message, tuple(address for _, address in own)))
+            addresses.setdefault(message["index"], []).append(message)
+        found = [
+            _interface(message, addresses.get(message["index"], ()))
+            for message in _dump(self._route.get_links)
+        ]
         return sorted(found, key=lambda interface: interface.index)
 
     def default_route_interfaces(self) -> list[int]:
@@ -217,8 +217,19 @@ def _dump(request: Callable[[], Iterable[Any]]) -> list[Any]:
     raise AttachError("listing interfaces and routes: they change faster than they can be listed")
 
 
-def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...]) -> Interface:
-    """Convert one RTM_NEWLINK message."""
+def _interface(message: Any, address_messages: Iterable[Any]) -> Interface:
+    """Convert one RTM_NEWLINK message and the RTM_NEWADDR messages of the same interface."""
+    addresses: list[tuple[bool, int, int, IPv4Interface | IPv6Interface]] = []
+    unfit = set()
+    for position, one in enumerate(address_messages):
+        text = one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS")
+        address = ip_interface(f"{text}/{one['prefixlen']}")
+        # The kernel lists the newest IPv6 address first, but the oldest IPv4 address.
+        age = (one.get_attr("IFA_CACHEINFO")["cstamp"], -position) if address.version == 6 else (0, position)
+        addresses.append((bool(one["flags"] & _IFA_F_SECONDARY), *age, address))
+        if one["flags"] & (_IFA_F_DADFAILED | _IFA_F_DEPRECATED | _IFA_F_TENTATIVE) and address.version == 6:
+            unfit.add(address.ip)
+    addresses.sort(key=lambda each: each[:3])
     info = message.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info else None
     if kind is None:
@@ -235,7 +246,8 @@ def _interface(message: Any, addresses: tuple[IPv4Interface | IPv6Interface, ...
         ethernet=message["ifi_type"] == _ARPHRD_ETHER,
         master=message.get_attr("IFLA_MASTER") or 0,
         foreign_peer=message.get_attr("IFLA_LINK_NETNSID") is not None,
-        addresses=addresses,
+        addresses=tuple(address for *_, address in addresses),
+        unfit=frozenset(unfit),
         xdp_id=xdp_id,
         xdp_mode=(UplinkMode.XDP_GENERIC if generic else UplinkMode.XDP_NATIVE) if xdp_id else None,
     )

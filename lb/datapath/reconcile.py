@@ -12,20 +12,29 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
 
 import numpy as np
 
 from lb.datapath.changes import Change, prepare
+from lb.datapath.cluster_network import ClusterNetworks
 from lb.datapath.grace import wait_for_running_programs
-from lb.datapath.layouts import BACKEND4, ID, SERVICE_NAME, BackendStateCode
-from lb.datapath.ledger import NodeNames, Port, PortKey, new_ledger, range_keys, vip_keys, vip_values
+from lb.datapath.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
+from lb.datapath.ledger import (
+    NodeNames,
+    Port,
+    PortKey,
+    new_ledger,
+    no_services,
+    range_keys,
+    vip_keys,
+    vip_values,
+)
 from lb.datapath.maps import Maps
 from lb.datapath.pools import Region
 from lb.datapath.recover import nodes_in_use, read_ledger
 from lb.errors import LbError
-from lb.model import ObjectKey
-from lb.plan.types import ServicePlan
+from lb.model import IPNetwork, ObjectKey
+from lb.plan.types import ServicePlan, VipKey
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,14 +68,18 @@ class SyncReport:
 
 @dataclass(slots=True)
 class _Unused:
-    """Ids and rows that no Service has any more.
+    """Ids and rows that no Service has any more; backends by IP version.
 
     exposed: a packet on its way may still choose one of the backends.
     """
 
-    backends: list[int] = field(default_factory=list)
+    backends: dict[int, list[int]] = field(default_factory=lambda: {version: [] for version in FAMILIES})
     regions: list[Region] = field(default_factory=list)
     exposed: bool = False
+
+
+def _nothing(_change: Change) -> None:
+    """Undo nothing."""
 
 
 class Reconciler:
@@ -84,11 +97,11 @@ class Reconciler:
         self._maps = maps
         self._clock = clock
         self._settle = settle
-        self._ledger = new_ledger(maps, {}, NodeNames(maps, {}, None))
+        self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
+        self._networks = ClusterNetworks(maps)
         self._quarantine: deque[tuple[float, _Unused]] = deque()  # with the time that it ends
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
         self._report = SyncReport()
-        self._said_ipv6 = False
 
     @property
     def retry(self) -> frozenset[ObjectKey]:
@@ -103,16 +116,29 @@ class Reconciler:
         BpfError: the maps could not be read.
         """
         self._ledger = read_ledger(self._maps)
+        rows = ((vip, port.vips[vip]) for vip, port in self._ledger.owners.items())
+        self._networks.start(vip.address for vip, row in rows if row and row.kind == VipKindCode.CLUSTER_IP)
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
-        return set(self._ledger.services)
+        return set().union(*self._ledger.services.values())
+
+    def holders(self) -> dict[VipKey, ObjectKey]:
+        """Return which Service has each VIP in the maps."""
+        return {
+            vip: key
+            for services in self._ledger.services.values()
+            for key, ports in services.items()
+            for port in ports.values()
+            for vip in port.vips
+        }
 
     def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
         """Write what differs between the plans and the maps; None: the Service is gone.
 
         A Service that fails (a full map, a refused write) keeps what it had, is named in the report and is
-        tried again with the next sync; the others are not affected. The cost is that of the Services given.
+        tried again with the next sync; the others are not affected, nor is its other family. The cost is that
+        of the Services given.
         """
         self._report = SyncReport()
         self._end_quarantine()
@@ -120,55 +146,70 @@ class Reconciler:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
         todo = {**self._pending, **plans}
         self._pending = {}
-        changes = [self._prepared(key, plan) for key, plan in todo.items()]
+        families = {version: self._prepared(version, todo) for version in FAMILIES}
+        changes = [change for family in families.values() for change in family]
 
         self._each(changes, self._write_names)
-        self._each(changes, self._write_ranges, self._undo_ranges)
+        for family in families.values():
+            self._each(family, self._write_ranges, self._undo_ranges)
         self._report.names += self._ledger.nodes.write()
         ready = [change for change in changes if change.error is None]
-        self._write_backends(ready)
+        for version in FAMILIES:
+            self._write_backends(version, [change for change in ready if change.version == version])
         self._write_tables(ready)
-        self._each(changes, self._put_vips, self._restore_vips)
-        self._each(changes, self._delete_vips)
-        self._each(changes, self._delete_ranges)
+        for write, undo in (
+            (self._put_vips, self._restore_vips),
+            (self._delete_vips, _nothing),
+            (self._delete_ranges, _nothing),
+        ):
+            for family in families.values():
+                self._each(family, write, undo)
         self._collect(changes)
 
         for change in changes:
             if change.error is not None:
-                self._report.errors[change.key] = change.error
+                self._report.errors.setdefault(change.key, change.error)
                 self._pending[change.key] = todo[change.key]
         return self._report
 
-    def _prepared(self, key: ObjectKey, plan: ServicePlan | None) -> Change:
-        if not self._said_ipv6 and plan and any(port.version == 6 for port in plan.ports):
-            self._said_ipv6 = True
-            _LOG.info("Service %s: IPv6 is not translated yet; this is said once", key)
-        change = prepare(self._ledger, self._maps.array("backends4"), key, plan)
-        if change.error is not None:
-            # Nothing has been written: what was allocated is free at once.
-            unused = self._detach(change)
-            self._release(unused.backends, unused.regions)
-        return change
+    def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
+        """Return the changes in one family."""
+        slots = self._maps.array(f"backends{version}")
+        changes = []
+        for key, plan in plans.items():
+            change = prepare(self._ledger, slots, key, version, plan)
+            if change is None:
+                continue
+            changes.append(change)
+            if change.error is not None:
+                # Nothing has been written: what was allocated is free at once.
+                unused = _Unused()
+                self._detach(change, unused)
+                self._release(unused)
+        return changes
 
     def _end_quarantine(self) -> None:
         """Hand back what has rested long enough."""
         now = self._clock()
         while self._quarantine and self._quarantine[0][0] <= now:
-            _, unused = self._quarantine.popleft()
-            self._release(unused.backends, unused.regions)
+            self._release(self._quarantine.popleft()[1])
 
-    def _release(self, backends: list[int], regions: list[Region]) -> None:
-        self._ledger.backend_ids.release(backends)
-        for region in regions:
+    def _release(self, unused: _Unused) -> None:
+        for version, backends in unused.backends.items():
+            self._ledger.backend_ids[version].release(backends)
+        for region in unused.regions:
             self._ledger.rows.release(region)
 
     @staticmethod
     def _each(
         changes: Sequence[Change],
         write: Callable[[Sequence[Change]], None],
-        undo: Callable[[Change], None] = lambda _: None,
+        undo: Callable[[Change], None] = _nothing,
     ) -> None:
-        """Write the entries of all Services with one call; should it fail, Service by Service."""
+        """Write the entries of all changes with one call; should it fail, change by change.
+
+        What concerns the maps of a family gets changes of that family alone.
+        """
         left = [change for change in changes if change.error is None]
         try:
             write(left)
@@ -202,10 +243,11 @@ class Reconciler:
         ranges = [each for change in changes for each in change.new_ranges]
         if not ranges:
             return
-        keys = range_keys((port.id, network) for port, network in ranges)
+        version = changes[0].version
+        keys = range_keys(version, ((port.id, network) for port, network in ranges))
         for port, network in ranges:
             port.ranges[network] = False
-        self._maps.update("source_ranges4", keys, np.ones(len(keys), ID))
+        self._maps.update(f"source_ranges{version}", keys, np.ones(len(keys), ID))
         for port, network in ranges:
             port.ranges[network] = True
         self._report.ranges += len(ranges)
@@ -213,7 +255,8 @@ class Reconciler:
     def _undo_ranges(self, change: Change) -> None:
         """Delete what a failed write of a Service's source ranges may have left."""
         try:
-            self._forget_ranges([(port, net) for port, net in change.new_ranges if net in port.ranges])
+            written = [(port, network) for port, network in change.new_ranges if network in port.ranges]
+            self._forget_ranges(change.version, written)
         except LbError as error:
             _LOG.warning("Service %s: source ranges are in an unknown state: %s", change.key, error)
 
@@ -227,19 +270,20 @@ class Reconciler:
             return
         if any(port.vips for port, _ in ranges):
             self._settle()
-        self._forget_ranges(ranges)
+        self._forget_ranges(changes[0].version, ranges)
         self._report.ranges_deleted += len(ranges)
 
-    def _forget_ranges(self, ranges: Sequence[tuple[Port, IPv4Network]]) -> None:
-        self._maps.delete("source_ranges4", range_keys((port.id, network) for port, network in ranges))
+    def _forget_ranges(self, version: int, ranges: Sequence[tuple[Port, IPNetwork]]) -> None:
+        keys = range_keys(version, ((port.id, network) for port, network in ranges))
+        self._maps.delete(f"source_ranges{version}", keys)
         for port, network in ranges:
             port.ranges.pop(network, None)
 
-    def _write_backends(self, changes: Sequence[Change]) -> None:
-        slots = self._maps.array("backends4")
+    def _write_backends(self, version: int, changes: Sequence[Change]) -> None:
+        slots = self._maps.array(f"backends{version}")
         new = {slot: row for change in changes for slot, row in change.new.items()}
         if new:
-            rows = np.array(list(new.values()), BACKEND4)
+            rows = np.array(list(new.values()), BACKEND[version])
             ids = np.array(list(new), ID)
             rows["generation"] = slots["generation"][ids] + np.uint32(1)
             slots[ids] = rows
@@ -265,8 +309,12 @@ class Reconciler:
         puts = {vip: put for change in changes for vip, put in change.puts.items()}
         if not puts:
             return
+        version = changes[0].version
+        self._networks.cover(
+            version, (vip.address for vip, (_, row) in puts.items() if row.kind == VipKindCode.CLUSTER_IP)
+        )
         values = vip_values([row for _, row in puts.values()])
-        self._maps.update("vips4", vip_keys(list(puts)), values)
+        self._maps.update(f"vips{version}", vip_keys(version, puts), values)
         owners = self._ledger.owners
         for vip, (port, row) in puts.items():
             if owners.get(vip, port) is not port:
@@ -281,10 +329,11 @@ class Reconciler:
         new = [vip for vip in change.puts if vip not in owners]
         old = {vip: row for vip in change.puts if vip in owners and (row := owners[vip].vips[vip])}
         try:
+            name = f"vips{change.version}"
             if old:
-                self._maps.update("vips4", vip_keys(list(old)), vip_values(list(old.values())))
+                self._maps.update(name, vip_keys(change.version, old), vip_values(list(old.values())))
             if new:
-                self._maps.delete("vips4", vip_keys(new))
+                self._maps.delete(name, vip_keys(change.version, new))
         except LbError as error:
             _LOG.warning("Service %s: its VIPs are in an unknown state: %s", change.key, error)
             for vip, (port, _) in change.puts.items():
@@ -302,7 +351,8 @@ class Reconciler:
                     port.vips.pop(vip, None)
         if not gone:
             return
-        self._maps.delete("vips4", vip_keys(gone))
+        version = changes[0].version
+        self._maps.delete(f"vips{version}", vip_keys(version, gone))
         for vip in gone:
             del owners.pop(vip).vips[vip]
         self._report.vips_deleted += len(gone)
@@ -311,29 +361,29 @@ class Reconciler:
         """Free what no VIP leads to any more: table regions, then backends, then names."""
         unused = _Unused()
         for change in changes:
-            more = self._detach(change)
-            unused.backends += more.backends
-            unused.regions += more.regions
-            unused.exposed |= more.exposed
+            self._detach(change, unused)
         if unused.exposed:
             self._settle()
-        if unused.backends:
-            self._maps.array("backends4")["state"][np.array(unused.backends, ID)] = BackendStateCode.FREE
-            self._report.backends_freed += len(unused.backends)
-        if unused.backends or unused.regions:
+        for version, backends in unused.backends.items():
+            if backends:
+                self._maps.array(f"backends{version}")["state"][np.array(backends, ID)] = (
+                    BackendStateCode.FREE
+                )
+                self._report.backends_freed += len(backends)
+        if any(unused.backends.values()) or unused.regions:
             self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
         for change in changes:
             try:
-                self._delete_names(change.key)
+                self._delete_names(change)
             except LbError as error:
                 change.error = change.error or error
 
-    def _detach(self, change: Change) -> _Unused:
-        """Take what a Service does not use any more out of the ledger and return it."""
+    def _detach(self, change: Change, unused: _Unused) -> None:
+        """Move what a Service does not use any more from the ledger to unused."""
         wanted = change.before if change.error is not None else change.wanted
-        unused = _Unused()
+        backends = []
         dropped: set[int] = set()
-        for port_key, port in self._ledger.services.get(change.key, {}).items():
+        for port_key, port in self._ledger.services[change.version].get(change.key, {}).items():
             for ids, region in list(port.unreferenced()):
                 del port.regions[ids]
                 unused.regions.append(region)
@@ -341,13 +391,14 @@ class Reconciler:
             keep = wanted.get(port_key, set())
             listed = port.listed()
             gone = [s for s, slot in port.backends.items() if s not in keep and slot not in listed]
-            unused.backends += [port.backends.pop(socket) for socket in gone]
-        unused.exposed = not dropped.isdisjoint(unused.backends)
-        return unused
+            backends += [port.backends.pop(socket) for socket in gone]
+        unused.backends[change.version] += backends
+        unused.exposed |= not dropped.isdisjoint(backends)
 
-    def _delete_names(self, key: ObjectKey) -> None:
+    def _delete_names(self, change: Change) -> None:
         """Drop the ports of a Service that have nothing left, and the Service with its last port."""
-        ports = self._ledger.services.get(key, {})
+        services = self._ledger.services[change.version]
+        ports = services.get(change.key, {})
         empty: list[PortKey] = [
             k for k, port in ports.items() if not (port.vips or port.ranges or port.backends)
         ]
@@ -357,4 +408,4 @@ class Reconciler:
             self._report.names_deleted += len(named)
         self._ledger.service_ids.release(ports.pop(port_key).id for port_key in empty)
         if not ports:
-            self._ledger.services.pop(key, None)
+            services.pop(change.key, None)

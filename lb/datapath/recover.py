@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 
-from lb.datapath.layouts import ID, NODE_SELF, BackendStateCode
+from lb.datapath.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode
 from lb.datapath.ledger import (
     Ledger,
     NodeNames,
     Port,
-    Ports,
+    PortKey,
     Socket,
+    VipRow,
     new_ledger,
+    no_services,
     range_keys,
     read_ranges,
     read_vips,
@@ -21,8 +21,11 @@ from lb.datapath.ledger import (
 from lb.datapath.maps import Maps
 from lb.model import ObjectKey
 from lb.plan import table_size
+from lb.plan.types import VipKey
 
 _NAMELESS = ObjectKey("", "")
+_ById = dict[tuple[int, int], Port]
+"""Ports by IP version and id."""
 
 
 def read_ledger(maps: Maps) -> Ledger:
@@ -37,26 +40,37 @@ def read_ledger(maps: Maps) -> Ledger:
     ------
     BpfError: the kernel refused a read or a clean-up.
     """
-    services: dict[ObjectKey, Ports] = defaultdict(dict)
+    services = no_services()
     names = _service_names(maps)
-    ports: dict[int, Port] = {}
-    # The kernel's order is any; by ids, a restart on equal maps always goes on in the same way.
-    for vip, row in sorted(read_vips(maps).items(), key=lambda item: (item[1].service, str(item[0]))):
-        if row.service not in ports:
+    ports: _ById = {}
+    for vip, row in sorted(read_vips(maps).items(), key=_port_order):
+        version = vip.address.version
+        if (version, row.service) not in ports:
             key, port_name = names.get(row.service, (_NAMELESS, ""))
-            if key == _NAMELESS or (port_name, vip.protocol) in services[key]:
-                key, port_name = _NAMELESS, str(row.service)
-            port = ports[row.service] = Port(row.service, named=row.service in names)
-            services[key][port_name, vip.protocol] = port
-        ports[row.service].vips[vip] = row
+            port_key: PortKey = (port_name, vip.protocol)
+            if key == _NAMELESS or port_key in services[version].get(key, ()):
+                key, port_key = _NAMELESS, (str(row.service), vip.protocol)
+            port = ports[version, row.service] = Port(row.service, named=row.service in names)
+            services[version].setdefault(key, {})[port_key] = port
+        ports[version, row.service].vips[vip] = row
     _read_ranges(maps, ports)
-    _read_backends(maps, ports)
+    for family in FAMILIES:
+        _read_backends(maps, family, ports)
     for port in ports.values():
         _read_regions(maps, port)
-    stray = [service for service in names if service not in ports]
+    stray = names.keys() - {port.id for port in ports.values()}
     if stray:
-        maps.delete("services", np.array(stray, ID))
-    return new_ledger(maps, dict(services), _read_nodes(maps))
+        maps.delete("services", np.array(sorted(stray), ID))
+    return new_ledger(maps, services, _read_nodes(maps))
+
+
+def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, str]:
+    """Order VIPs by id, so that a restart on equal maps always goes on in the same way.
+
+    Addresses as a whole come last: it is the other VIPs that know their port's protocol.
+    """
+    vip, row = entry
+    return (vip.protocol is None, row.service, str(vip))
 
 
 def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
@@ -67,28 +81,31 @@ def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
     }
 
 
-def _read_ranges(maps: Maps, ports: dict[int, Port]) -> None:
+def _read_ranges(maps: Maps, ports: _ById) -> None:
     """Give the ports their source ranges; delete those that no port has."""
     leftovers = []
     for service, network in read_ranges(maps):
-        if service in ports:
-            ports[service].ranges[network] = True
+        if port := ports.get((network.version, service)):
+            port.ranges[network] = True
         else:
             leftovers.append((service, network))
-    if leftovers:
-        maps.delete("source_ranges4", range_keys(leftovers))
+    for version in FAMILIES:
+        of_family = [each for each in leftovers if each[1].version == version]
+        if of_family:
+            maps.delete(f"source_ranges{version}", range_keys(version, of_family))
 
 
-def _read_backends(maps: Maps, ports: dict[int, Port]) -> None:
-    """Give the ports their backends; free the slots that no port has."""
-    slots = maps.array("backends4")
+def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
+    """Give the ports of one family their backends; free the slots that no port has."""
+    slots = maps.array(f"backends{version}")
     used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
     leftovers = []
     for backend, slot in zip(used.tolist(), slots[used].tolist(), strict=True):
         address, number, _, _, service, _, _ = slot
         socket: Socket = (address, number)
-        if service in ports and socket not in ports[service].backends:
-            ports[service].backends[socket] = backend
+        port = ports.get((version, service))
+        if port is not None and socket not in port.backends:
+            port.backends[socket] = backend
         else:
             leftovers.append(backend)
     if leftovers:
@@ -121,5 +138,8 @@ def _read_nodes(maps: Maps) -> NodeNames:
 
 def nodes_in_use(maps: Maps) -> set[int]:
     """Return the node ids of all backends."""
-    slots = maps.array("backends4")
-    return set(np.unique(slots["node"][slots["state"] != BackendStateCode.FREE]).tolist())
+    used: set[int] = set()
+    for version in FAMILIES:
+        slots = maps.array(f"backends{version}")
+        used.update(np.unique(slots["node"][slots["state"] != BackendStateCode.FREE]).tolist())
+    return used

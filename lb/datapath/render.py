@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from lb.datapath.dump import AffinityEntry, BackendEntry, CounterEntry, Dump, Entry, FlowEntry, VipEntry
+from lb.datapath.dump import (
+    AddressEntry,
+    AffinityEntry,
+    BackendEntry,
+    CounterEntry,
+    Dump,
+    Entry,
+    FlowEntry,
+    VipEntry,
+)
 
 Cells = tuple[str, ...]
 
 _COLUMNS: Mapping[str, Cells] = {
     "vips": ("VIP", "PROTOCOL", "KIND", "SERVICE", "PORT NAME", "AFFINITY", "BACKEND", "NODE", "STATE"),
+    "addresses": ("ADDRESS", "KIND", "SERVICE", "ANSWERS PING FROM", "SOURCE RANGES"),
     "backends": ("ID", "BACKEND", "NODE", "LOCAL", "STATE", "SERVICE", "PORT NAME", "GENERATION"),
     "flows": ("PROTOCOL", "CLIENT", "VIP", "BACKEND", "SNAT", "STATE", "IDLE"),
     "affinity": ("CLIENT", "SERVICE", "PORT NAME", "BACKEND", "IDLE"),
@@ -44,11 +54,15 @@ def as_ipvsadm(dump: Dump) -> str:
 
 
 def _ipvsadm(vip: VipEntry) -> Iterator[str]:
-    service = f"{_IPVSADM_FLAGS[vip.protocol]} {vip.address}:{vip.port}"
+    service = f"{_IPVSADM_FLAGS[vip.protocol]} {_socket(vip.address, vip.port)}"
     persistence = f" -p {vip.affinity_seconds}" if vip.affinity_seconds else ""
     yield f"-A {service} -s mh{persistence}"
     for backend in vip.backends:
-        yield f"-a {service} -r {backend.address}:{backend.port} -m -w {int(backend.takes_new)}"
+        yield f"-a {service} -r {_socket(backend.address, backend.port)} -m -w {int(backend.takes_new)}"
+
+
+def _socket(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _rows(entry: Entry) -> Iterator[Cells]:
@@ -57,7 +71,7 @@ def _rows(entry: Entry) -> Iterator[Cells]:
         case VipEntry():
             affinity = f"{entry.affinity_seconds}s" if entry.affinity_seconds else ""
             head = (
-                f"{entry.address}:{entry.port}",
+                _socket(entry.address, entry.port),
                 entry.protocol,
                 entry.kind,
                 entry.service,
@@ -65,13 +79,16 @@ def _rows(entry: Entry) -> Iterator[Cells]:
                 affinity,
             )
             for backend in entry.backends:
-                yield (*head, f"{backend.address}:{backend.port}", backend.node, backend.state)
+                yield (*head, _socket(backend.address, backend.port), backend.node, backend.state)
             if not entry.backends:
                 yield (*head, "", "", "")
+        case AddressEntry():
+            ranges = ",".join(entry.source_ranges)
+            yield (entry.address, entry.kind, entry.service, ",".join(entry.answers), ranges)
         case BackendEntry():
             yield (
                 str(entry.id),
-                f"{entry.address}:{entry.port}",
+                _socket(entry.address, entry.port),
                 entry.node,
                 "yes" if entry.local else "no",
                 entry.state,

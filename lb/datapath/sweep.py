@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lb.datapath.layouts import FlowState
+from lb.datapath.layouts import FAMILIES, FlowState
 from lb.datapath.maps import Maps, Rows
 from lb.model import Protocol
 
@@ -32,18 +32,22 @@ def sweep(maps: Maps, now: int) -> Swept:
     ------
     BpfError: the kernel refused to read or delete.
     """
-    return Swept(flows=_sweep_flows(maps, now), affinity=_sweep_affinity(maps, now))
+    return Swept(
+        flows=sum(_sweep_flows(maps, version, now) for version in FAMILIES),
+        affinity=sum(_sweep_affinity(maps, version, now) for version in FAMILIES),
+    )
 
 
 def idle_limits(settings: Rows, keys: Rows, values: Rows) -> Rows:
     """Return each flow's idle limit in nanoseconds: ``idle_limit()`` of ``bpf/conntrack.h``."""
-    tcp = np.full(len(FlowState), settings["tcp_closing_ns"], dtype=np.uint64)
-    tcp[FlowState.NEW] = settings["tcp_syn_ns"]
-    tcp[FlowState.ESTABLISHED] = settings["tcp_established_ns"]
-    udp = np.full(len(FlowState), settings["udp_ns"], dtype=np.uint64)
-    udp[FlowState.NEW] = settings["udp_new_ns"]
-    limits: Rows = np.where(keys["protocol"] == Protocol.UDP, udp[values["state"]], tcp[values["state"]])
-    return limits
+    limits = np.full((256, len(FlowState)), settings["tcp_closing_ns"], np.uint64)
+    limits[:, FlowState.NEW] = settings["tcp_syn_ns"]
+    limits[:, FlowState.ESTABLISHED] = settings["tcp_established_ns"]
+    limits[Protocol.SCTP, FlowState.ESTABLISHED] = settings["sctp_ns"]
+    limits[Protocol.UDP] = settings["udp_ns"]
+    limits[Protocol.UDP, FlowState.NEW] = settings["udp_new_ns"]
+    found: Rows = limits[keys["protocol"], values["state"]]
+    return found
 
 
 def _idle(now: int, last: Rows) -> Rows:
@@ -52,18 +56,18 @@ def _idle(now: int, last: Rows) -> Rows:
     return idle
 
 
-def _sweep_flows(maps: Maps, now: int) -> int:
-    keys, values = maps.read("flows4")
-    over = _idle(now, values["last_seen"]) > idle_limits(maps.array("settings")[0], keys, values)
-    maps.delete("flows4", keys[over])
+def _sweep_flows(maps: Maps, version: int, now: int) -> int:
+    keys, values = maps.read(f"flows{version}")
+    over = _idle(now, values["last_seen"]) > idle_limits(maps.array(f"settings{version}")[0], keys, values)
+    maps.delete(f"flows{version}", keys[over])
     return int(over.sum())
 
 
-def _sweep_affinity(maps: Maps, now: int) -> int:
-    keys, values = maps.read("affinity4")
-    _, vips = maps.read("vips4")
+def _sweep_affinity(maps: Maps, version: int, now: int) -> int:
+    keys, values = maps.read(f"affinity{version}")
+    _, vips = maps.read(f"vips{version}")
     timeouts = dict(zip(vips["service"].tolist(), vips["affinity_seconds"].tolist(), strict=True))
     seconds = np.array([timeouts.get(service, 0) for service in keys["service"].tolist()], dtype=np.uint64)
     over = _idle(now, values["last_used"]) >= seconds * np.uint64(1_000_000_000)
-    maps.delete("affinity4", keys[over])
+    maps.delete(f"affinity{version}", keys[over])
     return int(over.sum())

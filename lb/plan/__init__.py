@@ -3,17 +3,16 @@
 from lb.plan.claims import Claims, Conflict, Decision
 from lb.plan.health import HealthCheck, health_check
 from lb.plan.maglev import lookup_table, table_size
-from lb.plan.services import plan_service
-from lb.plan.support import unsupported
+from lb.plan.services import concerned, plan_service
 
 __all__ = [
     "Claims",
     "Conflict",
     "Decision",
     "HealthCheck",
+    "concerned",
     "health_check",
     "lookup_table",
     "plan_service",
     "table_size",
-    "unsupported",
 ]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from lb.model import ObjectKey
-from lb.plan.types import ServicePlan, VipKey
+from lb.plan.types import ServicePlan, VipKey, VipKind
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
     """Two Services claim one VIP: the winner has it, the loser does without.
 
-    older is false when neither Service says that it is, and the winner is the first by name.
+    older is false when their creationTimestamps do not tell which is the older one.
     """
 
     winner: ObjectKey
@@ -25,8 +26,8 @@ class Conflict:
         if self.older:
             return f"{self.vip} belongs to the older Service {self.winner}; {self.loser} claims it too"
         return (
-            f"{self.vip} belongs to Service {self.winner}, the first by name as their creationTimestamps tell"
-            f" no older one; {self.loser} claims it too"
+            f"{self.vip} belongs to Service {self.winner}; {self.loser} claims it too, and their"
+            " creationTimestamps do not tell which is older"
         )
 
 
@@ -44,78 +45,113 @@ class Decision:
 
 
 class Claims:
-    """Remembers every Service's claims. The older Service wins a VIP; of the same age, the first by key.
+    """Remembers every Service's claims. The older Service wins a VIP.
 
-    A Service of unknown age loses to one that says when it was created.
+    Where creationTimestamps do not tell, as with most manifests, whoever has the VIP keeps it; of several
+    that come at once, one that says when it was created wins, then the first by key.
+
+    Addresses as a whole are shared without conflict, since each of the Services may have ports of its own.
+    What their packets meet is that of a Service whose clusterIP the address is, before others; then of one
+    with endpoints to offer; then as above.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, holders: Mapping[VipKey, ObjectKey] = MappingProxyType({})) -> None:
+        """holders: who had which VIP before the first update."""
         self._plans: dict[ObjectKey, ServicePlan] = {}
-        self._claimants: dict[VipKey, set[ObjectKey]] = {}
-        self._contested: set[VipKey] = set()
+        self._winners: dict[VipKey, ObjectKey] = {}
+        self._contested: dict[VipKey, set[ObjectKey]] = {}  # all that claim it, where there are several
+        self._holders = holders
 
     def update(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> Decision:
         """Take in new plans (None: the Service is gone) and decide anew about the VIPs they concern.
 
         The cost is that of the Services given, and of those that they share a VIP with.
         """
-        touched = {vip for key, plan in plans.items() for vip in _vips(self._plans.get(key)) | _vips(plan)}
-        before = {vip: self._winner(vip) for vip in touched}
+        before: dict[VipKey, ObjectKey | None] = {}
         for key, plan in plans.items():
-            self._replace(key, plan)
+            old, new = _vips(self._plans.pop(key, None)), _vips(plan)
+            for vip in old | new:
+                before.setdefault(vip, self._winners.get(vip))
+            for vip in old - new:
+                self._withdraw(vip, key)
+            for vip in new - old:
+                self._claim(vip, key)
+            if plan is not None:
+                self._plans[key] = plan
+        for vip in before.keys() & self._contested.keys():
+            self._winners[vip] = self._decide(vip, before[vip] or self._holders.get(vip))
+        self._holders = MappingProxyType({})
         affected = set(plans)
         for vip, old_winner in before.items():
-            winner = self._winner(vip)
+            winner = self._winners.get(vip)
             if winner != old_winner:
                 affected.update(key for key in (winner, old_winner) if key is not None)
         return Decision(
-            {key: self._without_lost(key) for key in sorted(affected)}, self._conflicts_about(touched)
+            {key: self._without_lost(key) for key in sorted(affected)}, self._conflicts_about(before)
         )
 
     def conflicts(self) -> tuple[Conflict, ...]:
         """Return every conflict there is now, sorted by VIP and loser."""
         return self._conflicts_about(self._contested)
 
-    def _replace(self, key: ObjectKey, plan: ServicePlan | None) -> None:
-        for vip in _vips(self._plans.pop(key, None)):
-            claimants = self._claimants[vip]
-            claimants.discard(key)
-            if len(claimants) < 2:
-                self._contested.discard(vip)
-            if not claimants:
-                del self._claimants[vip]
-        if plan is None:
-            return
-        self._plans[key] = plan
-        for vip in _vips(plan):
-            claimants = self._claimants.setdefault(vip, set())
-            claimants.add(key)
-            if len(claimants) > 1:
-                self._contested.add(vip)
+    def _claim(self, vip: VipKey, key: ObjectKey) -> None:
+        holder = self._winners.setdefault(vip, key)
+        if holder != key:
+            self._contested.setdefault(vip, {holder}).add(key)
 
-    def _winner(self, vip: VipKey) -> ObjectKey | None:
-        return min(self._claimants.get(vip, ()), key=self._seniority, default=None)
+    def _withdraw(self, vip: VipKey, key: ObjectKey) -> None:
+        rivals = self._contested.get(vip, set())
+        rivals.discard(key)
+        if len(rivals) == 1:
+            del self._contested[vip]
+        if self._winners[vip] == key:
+            del self._winners[vip]
+            if rivals:
+                self._winners[vip] = min(rivals)  # of several, update() decides
+
+    def _decide(self, vip: VipKey, holder: ObjectKey | None) -> ObjectKey:
+        rivals = self._contested[vip]
+        if not vip.port:
+            standing = {key: self._standing(vip, key) for key in rivals}
+            best = max(standing.values())
+            rivals = {key for key in rivals if standing[key] == best}
+        first = min(rivals, key=self._seniority)
+        return first if holder not in rivals or self._is_older(first, holder) else holder
+
+    def _standing(self, address: VipKey, key: ObjectKey) -> tuple[bool, bool]:
+        """Return what orders the claims of Services on an address as a whole; the greatest wins."""
+        return next(
+            (vip.kind is VipKind.CLUSTER_IP, bool(port.cluster))
+            for port in self._plans[key].ports
+            for vip in port.vips
+            if vip.key == address
+        )
 
     def _seniority(self, key: ObjectKey) -> tuple[bool, str, ObjectKey]:
         created = self._plans[key].created
         return (not created, created, key)
 
+    def _is_older(self, one: ObjectKey, other: ObjectKey) -> bool:
+        """Tell whether creationTimestamps say that one Service is older than the other."""
+        return "" < self._plans[one].created < self._plans[other].created
+
     def _without_lost(self, key: ObjectKey) -> ServicePlan | None:
         plan = self._plans.get(key)
-        if plan is None or self._contested.isdisjoint(_vips(plan)):
+        if plan is None or self._contested.keys().isdisjoint(_vips(plan)):
             return plan
         ports = (
-            replace(port, vips=tuple(vip for vip in port.vips if self._winner(vip.key) == key))
+            replace(port, vips=tuple(vip for vip in port.vips if self._winners[vip.key] == key))
             for port in plan.ports
         )
         return replace(plan, ports=tuple(ports))
 
-    def _conflicts_about(self, vips: Set[VipKey]) -> tuple[Conflict, ...]:
+    def _conflicts_about(self, vips: Iterable[VipKey]) -> tuple[Conflict, ...]:
         found = []
-        for vip in vips & self._contested:
-            winner, *losers = sorted(self._claimants[vip], key=self._seniority)
-            first = self._plans[winner].created
-            found += [Conflict(winner, loser, vip, first != self._plans[loser].created) for loser in losers]
+        for vip in vips:
+            if vip.port and vip in self._contested:
+                winner = self._winners[vip]
+                losers = self._contested[vip] - {winner}
+                found += [Conflict(winner, loser, vip, self._is_older(winner, loser)) for loser in losers]
         return tuple(sorted(found, key=_conflict_order))
 
 
@@ -125,4 +161,4 @@ def _vips(plan: ServicePlan | None) -> set[VipKey]:
 
 def _conflict_order(conflict: Conflict) -> tuple[int, int, int, int, ObjectKey]:
     vip = conflict.vip
-    return (vip.address.version, int(vip.address), vip.port, vip.protocol, conflict.loser)
+    return (vip.address.version, int(vip.address), vip.port, vip.protocol or 0, conflict.loser)

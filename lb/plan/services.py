@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from lb.model import (
@@ -32,7 +33,9 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
 
     VIPs. Every clusterIP, load-balancer address and external address with the port's number, and every
     node-port address of the node with the port's node port (types NodePort and LoadBalancer). What two
-    fields or two ports of the Service both claim goes to the first, in that order of fields.
+    fields or two ports of the Service both claim goes to the first, in that order of fields. Besides, each
+    clusterIP, load-balancer address and external address as a whole, unless it is the node's own: the node's
+    stack answers for those.
 
     Backends. An endpoint belongs to a port when its slice has a port of the same name and protocol; the
     slice's number is where the connection goes, so that a named target port can differ between
@@ -58,7 +61,21 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
             members = _members(_merge(port, version, slices), topology)
             ports.append(_plan_port(service, port, family_vips, members, topology))
+    for vips_of_family in _addresses(service, topology):
+        _give_addresses(ports, vips_of_family)
     return ServicePlan(service.key, service.created, tuple(ports))
+
+
+def concerned(service: Service, before: Topology | None, after: Topology) -> bool:
+    """Tell whether a Service has to be planned anew when the agent stands elsewhere.
+
+    The node's addresses come and go with pods; they matter only to a Service that claims one of them.
+    """
+    if before is None or replace(before, node_addresses=after.node_addresses) != after:
+        return True
+    changed = before.node_addresses ^ after.node_addresses
+    claimed = (*service.cluster_ips, *service.load_balancer_ips, *service.external_ips)
+    return not changed.isdisjoint(claimed)
 
 
 class Member(NamedTuple):
@@ -118,15 +135,57 @@ def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPol
     return TrafficPolicy.CLUSTER, service.external_policy
 
 
-def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
-    """Return the VIPs of each port of a Service, in the order of its ports."""
-    node_addresses = topology.node_port_addresses if service.type in _HAVE_NODE_PORTS else ()
-    fields = (
+def _fields(service: Service) -> tuple[tuple[VipKind, tuple[IPAddress, ...]], ...]:
+    """Return a Service's own addresses by the field that they come from; an earlier field has precedence."""
+    return (
         (VipKind.CLUSTER_IP, service.cluster_ips),
         (VipKind.LOAD_BALANCER, service.load_balancer_ips),
         (VipKind.EXTERNAL_IP, service.external_ips),
-        (VipKind.NODE_PORT, node_addresses),
     )
+
+
+def _addresses(service: Service, topology: Topology) -> Iterator[list[Vip]]:
+    """Yield a Service's addresses as a whole for each family; all of them are of one family or the other."""
+    kinds: dict[IPAddress, VipKind] = {}
+    for kind, addresses in _fields(service):
+        for address in addresses:
+            if address not in topology.node_addresses:
+                kinds.setdefault(address, kind)
+    for version in {address.version for address in service.cluster_ips}:
+        yield [
+            Vip(VipKey(address), kind, *policies(service, kind))
+            for address, kind in kinds.items()
+            if address.version == version
+        ]
+
+
+def _give_addresses(ports: list[PortPlan], addresses: list[Vip]) -> None:
+    """Put a family's addresses as a whole among the VIPs of one port of that family, if there is any.
+
+    It is the first of those that offer most: whoever has local endpoints has endpoints, so no other port has
+    a backend on a side where this one has none.
+    """
+    if not addresses:
+        return
+    version = addresses[0].key.address.version
+    offers = [
+        (bool(port.local), bool(port.cluster), -at)
+        for at, port in enumerate(ports)
+        if port.version == version
+    ]
+    if offers:
+        at = -max(offers)[-1]
+        ports[at] = replace(ports[at], vips=tuple(sorted((*ports[at].vips, *addresses), key=_vip_order)))
+
+
+def _vip_order(vip: Vip) -> tuple[int, int]:
+    return int(vip.key.address), vip.key.port
+
+
+def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
+    """Return the VIPs of each port of a Service, in the order of its ports."""
+    node_addresses = topology.node_port_addresses if service.type in _HAVE_NODE_PORTS else ()
+    fields = (*_fields(service), (VipKind.NODE_PORT, node_addresses))
     families = {address.version for address in service.cluster_ips}
     claimed: set[VipKey] = set()
     vips: list[list[Vip]] = [[] for _ in service.ports]
@@ -180,7 +239,7 @@ def _plan_port(
         protocol=port.protocol,
         version=version,
         affinity_seconds=service.affinity_seconds,
-        vips=tuple(sorted(vips, key=lambda vip: (int(vip.key.address), vip.key.port))),
+        vips=tuple(sorted(vips, key=_vip_order)),
         backends=tuple(m.backend for m in members if m.endpoint.ready or m.endpoint.terminating),
         cluster=tuple(member.backend for member in cluster),
         local=tuple(member.backend for member in local),

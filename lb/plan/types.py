@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy
+from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy, socket_text
 
 
 class VipKind(enum.StrEnum):
@@ -28,25 +28,31 @@ class BackendState(enum.StrEnum):
 class Topology:
     """Where the agent stands: everything about the node that a plan depends on.
 
-    node_port_addresses are the addresses on which NodePorts answer, already filtered.
+    node_port_addresses are the addresses on which NodePorts answer, already filtered. node_addresses are all
+    that the node's own stack answers for, whatever a Service claims.
     """
 
     node_name: str
     zone: str = ""
     node_port_addresses: tuple[IPAddress, ...] = ()
+    node_addresses: frozenset[IPAddress] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class VipKey:
-    """A Service address. port is in the CPU's order, 1 to 65535."""
+    """A Service address. port is in the CPU's order, 1 to 65535.
+
+    Port 0 and no protocol is the address as a whole: it is about packets for none of its ports.
+    """
 
     address: IPAddress
-    port: int
-    protocol: Protocol
+    port: int = 0
+    protocol: Protocol | None = None
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
-        return f"{host}:{self.port}/{self.protocol.name}"
+        if self.protocol is None:
+            return str(self.address)
+        return f"{socket_text(self.address, self.port)}/{self.protocol.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,8 @@ class PortPlan:
     backends, sorted by identity. A backend in neither keeps its established connections only. local is
     empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
     source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all.
+
+    One port of a Service has its addresses as a whole among its vips: one that has endpoints where any has.
     """
 
     port_name: str

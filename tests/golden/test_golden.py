@@ -26,7 +26,8 @@ from lb.state import ClusterState
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("*/manifests"))
-NODE1 = Topology("node1", zone="east", node_port_addresses=(ip_address("192.0.2.1"),))
+ADDRESSES = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
+NODE1 = Topology("node1", zone="east", node_port_addresses=ADDRESSES, node_addresses=frozenset(ADDRESSES))
 LIMITS = Limits(vips=64, backends=256, table_rows=65_536, flows=16, affinity=16, services=64)
 
 
@@ -34,7 +35,10 @@ def outcome(case: Path) -> dict[str, str]:
     """Run the control plane over a case and return the text of each file expected."""
     errors: list[InputError] = []
     source = ManifestSource(
-        [case / "manifests"], service_cidr="10.96.0.0/16", node_port_range="30000-32767", report=errors.append
+        [case / "manifests"],
+        service_cidr="10.96.0.0/16,fd00:10:96::/108",
+        node_port_range="30000-32767",
+        report=errors.append,
     )
     state = ClusterState()
     state.apply(source.scan())
@@ -47,7 +51,7 @@ def outcome(case: Path) -> dict[str, str]:
     decision = Claims().update(plans)
     maps = FakeMaps(LIMITS)
     assert not Reconciler(maps, lambda: 0.0).sync(decision.plans).errors
-    shown = dump(maps, now_ns=0, sections=["vips"])
+    shown = dump(maps, now_ns=0, sections=["vips", "addresses"])
     said = [str(error).replace(f"{case}{os.sep}manifests{os.sep}", "") for error in errors]
     said += [str(conflict) for conflict in decision.conflicts]
     return {
@@ -73,6 +77,7 @@ def test_every_row_of_the_contract_that_the_plan_decides_is_here() -> None:
         "affinity",
         "cluster-ip",
         "conflicts",
+        "dual-stack",
         "external-ips",
         "external-name",
         "external-policy-local",
@@ -82,7 +87,9 @@ def test_every_row_of_the_contract_that_the_plan_decides_is_here() -> None:
         "multi-port",
         "named-target-port",
         "node-port",
+        "ping",
         "readiness",
+        "sctp",
         "selectorless",
         "skip-labels",
         "source-ranges",

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from lb.config import UplinkMode
-from lb.datapath import bpf, hooks, loader, netlink
+from lb.datapath import bpf, hooks, layouts, loader, netlink
 from lb.datapath.bpf import ProgType
 from lb.datapath.hooks import HookReport, Hooks, Role, Selection, attached, choose_uplink_mode, detach_all
 from lb.datapath.kernel_maps import KernelMaps
@@ -30,7 +30,7 @@ from tests.namespaces import NetworkNamespace
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
 
 NODE, NODE_SECOND, PEER = "192.0.2.1", "192.0.2.9", "192.0.2.2"
-TC_NAMES = sorted(name for name, (_, kind) in loader.PROGRAMS.items() if kind is ProgType.SCHED_CLS)
+TC_NAMES = sorted(name for name, one in loader.PROGRAMS.items() if one.type is ProgType.SCHED_CLS)
 PASS_ALL = "int {name}({ctx} *ctx)\n{{\n\treturn {verdict};\n}}\n"
 
 
@@ -60,7 +60,8 @@ def loaded(pins: Pins, tree: Path) -> Loaded:
 @pytest.fixture
 def maps(pins: Pins, loaded: Loaded) -> Iterator[KernelMaps]:
     maps = KernelMaps(pins.maps)
-    maps.delete("ifaces", maps.read("ifaces")[0])
+    for name in ("ifaces4", "ifaces6"):
+        maps.delete(name, maps.read(name)[0])
     yield maps
     maps.close()
 
@@ -152,13 +153,30 @@ def test_interfaces(route: IPRoute) -> None:
     )  # fmt: skip
     four = [address for address in up.addresses if address.version == 4]
     assert four == [ip_interface(f"{NODE}/24"), ip_interface(f"{NODE_SECOND}/24")]
-    assert up.source4 == IPv4Address(NODE)
-    assert (found["pod1"].foreign_peer, found["pod1"].source4) == (True, None)
+    assert up.source(4) == IPv4Address(NODE)
+    assert (found["pod1"].foreign_peer, found["pod1"].source(4)) == (True, None)
     assert {name: found[name].kind for name in ("lo", "vx0", "br0")} == {
         "lo": "loopback", "vx0": "vxlan", "br0": "bridge",
     }  # fmt: skip
     route.link("set", index=index_of("up0-peer"), master=index_of("br0"))
     assert by_name()["up0-peer"].master == index_of("br0")
+
+
+IFA_F_NODAD = 2
+
+
+def test_dual_stack_primary_address_of_ipv6(route: IPRoute) -> None:
+    """The one that was given first, of those that others may use: not link-local, deprecated or tentative."""
+    up = index_of("up0")
+    assert by_name()["up0"].source(6) is None, "link-local alone"
+    route.addr("add", index=up, address="2001:db8::9", prefixlen=64)
+    route.addr("add", index=up, address="2001:db8::8", prefixlen=64, flags=IFA_F_NODAD, preferred=0)
+    route.addr("add", index=up, address="fd00::5", prefixlen=64, flags=IFA_F_NODAD)
+    route.addr("add", index=up, address="2001:db8::1", prefixlen=128, flags=IFA_F_NODAD)
+    found = by_name()["up0"]
+    assert {IPv6Address("2001:db8::9"), IPv6Address("2001:db8::8")} < found.unfit
+    assert found.source(6) == IPv6Address("fd00::5")
+    assert found.source(4) == IPv4Address(NODE)
 
 
 def test_a_listing_that_is_interrupted_starts_again() -> None:
@@ -189,12 +207,19 @@ def test_default_routes(route: IPRoute) -> None:
         assert set(net.default_route_interfaces()) == {index_of("up0"), index_of("br0")}
 
 
+def test_dual_stack_an_uplink_with_an_ipv6_route_alone(route: IPRoute) -> None:
+    route.route("del", dst="0.0.0.0/0", gateway=PEER)
+    route.route("add", family=socket.AF_INET6, dst="::/0", oif=index_of("br0"))
+    with Netlink() as net:
+        assert net.default_route_interfaces() == [index_of("br0")]
+
+
 def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
     with hooked(loaded, maps) as own:
         report = own.sync()
         assert shape() == UPLINK | TUNNEL | POD
         assert {one.program: one.program_id for one in attached()} == {
-            name: ident for name, ident in loaded.ids.items() if name in TC_NAMES
+            name: ident for name, ident in loaded.ids.items() if name in TC_NAMES and "_l3_" not in name
         }
         assert (len(report.attached), report.detached, report.errors) == (6, [], [])
         assert own.modes == {
@@ -205,9 +230,9 @@ def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: Kern
 
 def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
     def rows() -> dict[int, tuple[str, int]]:
-        keys, values = maps.read("ifaces")
+        keys, values = maps.read("ifaces4")
         return {
-            int(key): (str(IPv4Address(int(row["source4"]))), int(row["flags"]))
+            int(key): (str(IPv4Address(int(row["source"]))), int(row["flags"]))
             for key, row in zip(keys, values, strict=True)
         }
 
@@ -223,6 +248,38 @@ def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None
         route.addr("del", index=up, address=NODE, prefixlen=24)
         own.sync({up})
         assert rows() == {0: (NODE_SECOND, 0), up: (NODE_SECOND, 1), tunnel: ("10.0.9.1", 2)}
+
+
+def test_dual_stack_interface_map_of_ipv6(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    def rows() -> dict[int, tuple[str, int]]:
+        keys, values = maps.read("ifaces6")
+        return {
+            index: (str(layouts.unpack_address(source)), flags)
+            for index, (source, flags) in zip(keys.tolist(), values.tolist(), strict=True)
+        }
+
+    up, tunnel = index_of("up0"), index_of("vx0")
+    with hooked(loaded, maps) as own:
+        own.sync()
+        assert rows() == {up: ("::", 1), tunnel: ("::", 2)}
+        route.addr("add", index=up, address="2001:db8::1", prefixlen=64, flags=IFA_F_NODAD)
+        own.sync({up})
+        assert rows() == {0: ("2001:db8::1", 0), up: ("2001:db8::1", 1), tunnel: ("2001:db8::1", 2)}
+        writes = maps.read("ifaces6")[0].tolist()
+        assert own.sync() == HookReport()
+        assert sorted(maps.read("ifaces6")[0].tolist()) == sorted(writes)
+
+
+def test_overlay_without_ethernet_has_programs_of_its_own(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps
+) -> None:
+    route.link("add", ifname="tun0", kind="tuntap", mode="tun")
+    with hooked(loaded, maps, UplinkMode.XDP_GENERIC, Selection(tunnels=("tun0",))) as own:
+        assert own.sync().errors == []
+    assert {each for each in shape() if each[0] == "tun0"} == {
+        ("tun0", "tc ingress", "lb_tc_l3_in"),
+        ("tun0", "tc egress", "lb_tc_l3_out"),
+    }
 
 
 def test_a_lost_default_route_loses_no_uplink(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
@@ -500,20 +557,24 @@ INTERFACES = [
     interface(5, "veth12", foreign=True),
     interface(6, "veth-local"),
     interface(7, "cali99", foreign=True),
-    interface(8, "tunl0", "ipip"),
+    replace(interface(8, "tunl0", "ipip"), up=False),  # as the kernel makes it in each namespace
+    interface(9, "tun6", "ip6tnl"),
 ]
 
 
 @pytest.mark.parametrize(
     ("selection", "roles"),
     [
-        (Selection(), {2: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD}),
-        (Selection(uplinks=("eth1",)), {3: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD}),
+        (Selection(), {2: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD, 9: Role.TUNNEL}),
+        (
+            Selection(uplinks=("eth1",)),
+            {3: Role.UPLINK, 4: Role.TUNNEL, 5: Role.POD, 7: Role.POD, 9: Role.TUNNEL},
+        ),
         (Selection(tunnels=("tunl0",)), {2: Role.UPLINK, 5: Role.POD, 7: Role.POD, 8: Role.TUNNEL}),
-        (Selection(pod_interfaces=("cali*",)), {2: Role.UPLINK, 4: Role.TUNNEL, 7: Role.POD}),
+        (Selection(pod_interfaces=("cali*",)), {2: Role.UPLINK, 4: Role.TUNNEL, 7: Role.POD, 9: Role.TUNNEL}),
         (
             Selection(uplinks=("eth*",), tunnels=("fl*",), pod_interfaces=("*",)),
-            {2: Role.UPLINK, 3: Role.UPLINK, 4: Role.TUNNEL, **dict.fromkeys((5, 6, 7, 8), Role.POD)},
+            {2: Role.UPLINK, 3: Role.UPLINK, 4: Role.TUNNEL, **dict.fromkeys((5, 6, 7, 8, 9), Role.POD)},
         ),
     ],
 )
@@ -551,3 +612,9 @@ def test_uplink_mode(kind: str, wanted: UplinkMode, mode: UplinkMode, why: str) 
     chosen, reason = choose_uplink_mode(interface(2, "eth0", kind), wanted)
     assert chosen is mode
     assert reason.startswith(why)
+
+
+@pytest.mark.parametrize("wanted", UplinkMode)
+def test_overlay_without_ethernet_never_has_xdp(wanted: UplinkMode) -> None:
+    bare = replace(interface(2, "wg0", "wireguard"), ethernet=False)
+    assert choose_uplink_mode(bare, wanted)[0] is UplinkMode.TC

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 
-from lb.model import ObjectKey, Protocol, TrafficPolicy
+from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 NODE = "node1"
 
 
 def vip_key(text: str, protocol: Protocol = Protocol.TCP) -> VipKey:
+    """Return a VIP; of an address without port, the address as a whole."""
+    if text.count(":") != 1 and not text.startswith("["):
+        return VipKey(ip_address(text))
     host, _, port = text.rpartition(":")
     return VipKey(ip_address(host.strip("[]")), int(port), protocol)
 
@@ -37,12 +41,13 @@ def port_plan(
     offered = {b if isinstance(b, Backend) else backend(b) for b in backends}
     rest = {b if isinstance(b, Backend) else backend(b, state=BackendState.TERMINATING) for b in draining}
     ordered = tuple(sorted(offered, key=lambda b: b.identity))
+    keys = [vip_key(text, protocol) for text in sorted(vips)]
     return PortPlan(
         port_name=name,
         protocol=protocol,
-        version=4,
+        version=6 if any(key.address.version == 6 for key in keys) else 4,
         affinity_seconds=affinity_seconds,
-        vips=tuple(Vip(vip_key(text, protocol), kind, inside, outside) for text in sorted(vips)),
+        vips=tuple(Vip(key, kind, inside, outside) for key in keys),
         backends=tuple(sorted(offered | rest, key=lambda b: b.identity)),
         cluster=ordered,
         local=tuple(b for b in ordered if b.local),
@@ -52,3 +57,41 @@ def port_plan(
 
 def service_plan(name: str, *ports: PortPlan, created: str = "") -> ServicePlan:
     return ServicePlan(ObjectKey("default", name), created, ports)
+
+
+_PREFIX = int(ip_address("fd00:10::"))
+
+
+def address_in(version: int, address: IPAddress) -> IPAddress:
+    """Return an IPv4 address, or its namesake in IPv6; their order is the same."""
+    return address if version == 4 else IPv6Address(_PREFIX + int(address))
+
+
+def network_in(version: int, network: IPNetwork) -> IPNetwork:
+    if version == 4:
+        return network
+    return IPv6Network((address_in(6, network.network_address), 96 + network.prefixlen))
+
+
+def plan_in(version: int, plan: ServicePlan) -> ServicePlan:
+    """Return a plan of IPv4 as it is in a family."""
+    return plan if version == 4 else replace(plan, ports=tuple(map(_port_in_ipv6, plan.ports)))
+
+
+def _port_in_ipv6(port: PortPlan) -> PortPlan:
+    if port.version == 6:
+        return port
+
+    def moved(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+        return tuple(replace(each, address=address_in(6, each.address)) for each in backends)
+
+    vips = (replace(vip, key=replace(vip.key, address=address_in(6, vip.key.address))) for vip in port.vips)
+    return replace(
+        port,
+        version=6,
+        vips=tuple(vips),
+        backends=moved(port.backends),
+        cluster=moved(port.cluster),
+        local=moved(port.local),
+        source_ranges=tuple(network_in(6, network) for network in port.source_ranges),
+    )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath.layouts import BackendStateCode, VipFlag
+from lb.datapath.layouts import FAMILIES, MAP_SPECS, BackendStateCode, VipFlag, VipKindCode, pack_address
 from lb.datapath.ledger import VipRow, read_ranges, read_vips
-from lb.datapath.maps import FakeMaps
+from lb.datapath.maps import FakeMaps, Rows
 from lb.datapath.pools import Region
-from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
+from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import lookup_table
-from lb.plan.types import ServicePlan, VipKind
-from tests.unit.plan_builders import backend, port_plan, service_plan, vip_key
+from lb.plan.types import Backend, ServicePlan, VipKey, VipKind
+from tests.unit.plan_builders import address_in, backend, plan_in, port_plan, service_plan, vip_key
 
 VIP = "10.96.0.1:80"
 OTHER_VIP = "10.96.0.2:80"
@@ -30,10 +33,14 @@ class Clock:
 
 
 class Bench:
-    """A reconciler on fake maps, with a clock that stands still."""
+    """A reconciler on fake maps, with a clock that stands still.
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    version: the family of all that goes in; plans and addresses are given as of IPv4 whatever it is.
+    """
+
+    def __init__(self, limits: Limits | None = None, version: int = 4) -> None:
         self.maps = FakeMaps(limits)
+        self.version = version
         self.clock = Clock()
         self.settled: list[list[tuple[str, str, int]]] = []
         self.reconciler = self.start()
@@ -46,33 +53,59 @@ class Bench:
         self.reconciler.recover()
         return self.reconciler
 
+    def sync(self, plans: Plans) -> SyncReport:
+        return self.reconciler.sync(
+            {key: plan and plan_in(self.version, plan) for key, plan in plans.items()}
+        )
+
     def apply(self, *plans: ServicePlan) -> list[tuple[str, str]]:
-        """Sync without error and return the writes."""
+        """Sync without error and return the writes, maps by their names in C."""
         self.maps.writes.clear()
-        report = self.reconciler.sync({plan.key: plan for plan in plans})
-        assert not report.errors
-        return [(operation, name) for operation, name, _ in self.maps.writes]
+        assert not self.sync({plan.key: plan for plan in plans}).errors
+        return self.writes()
+
+    def writes(self) -> list[tuple[str, str]]:
+        """Return the writes so far without those to settings, maps by their names in C."""
+        found = [(operation, MAP_SPECS[name].c_name) for operation, name, _ in self.maps.writes]
+        return [write for write in found if write[1] != "settings"]
+
+    def name(self, c_name: str) -> str:
+        """Return the name of a map of the family."""
+        return f"{c_name}{self.version}"
+
+    def check(self, exact: list[ServicePlan] | None = None) -> None:
+        """See :func:`check`."""
+        check(self.maps, exact and [plan_in(self.version, plan) for plan in exact])
+
+    def vips(self) -> list[VipKey]:
+        """Return the VIPs in the kernel, as of IPv4."""
+        back = address_in(self.version, ip_address("0.0.0.0"))
+        return [
+            replace(vip, address=ip_address(int(vip.address) - int(back))) for vip in read_vips(self.maps)
+        ]
 
     def wait(self) -> None:
         self.clock.now += QUARANTINE_SECONDS
 
     def row(self, vip: str = VIP) -> VipRow:
-        return read_vips(self.maps)[vip_key(vip)]
+        key = vip_key(vip)
+        return read_vips(self.maps)[replace(key, address=address_in(self.version, key.address))]
 
-    def choices(self, region: Region) -> list[tuple[int, int]]:
+    def place(self, text: str) -> tuple[int | bytes, int]:
+        """Return a backend's address and port as the maps have them."""
+        one = backend(text)
+        return (pack_address(address_in(self.version, one.address)), one.port)
+
+    def choices(self, region: Region) -> list[tuple[int | bytes, int]]:
         """What each row of a table leads to: address and port."""
         ids = self.maps.array("tables")[region.offset : region.offset + region.size]
-        return [(int(slot["address"]), int(slot["port"])) for slot in self.maps.array("backends4")[ids]]
+        return _places(self.maps.array(self.name("backends"))[ids])
 
     def slot(self, text: str) -> np.ndarray[tuple[()], np.dtype[np.void]]:
         """The one slot in use of a backend."""
-        slots = self.maps.array("backends4")
-        wanted = backend(text)
-        found = slots[
-            (slots["state"] != BackendStateCode.FREE)
-            & (slots["address"] == int(wanted.address))
-            & (slots["port"] == wanted.port)
-        ]
+        slots = self.maps.array(self.name("backends"))
+        used = slots[slots["state"] != BackendStateCode.FREE]
+        found = used[[place == self.place(text) for place in _places(used)]]
         assert len(found) == 1
         return found[0]  # type: ignore[no-any-return]
 
@@ -81,20 +114,34 @@ def web(*backends: str, vips: tuple[str, ...] = (VIP,), draining: tuple[str, ...
     return service_plan("web", port_plan(vips, backends, draining=draining))
 
 
+def _places(slots: Rows) -> list[tuple[int | bytes, int]]:
+    return list(zip(slots["address"].tolist(), slots["port"].tolist(), strict=True))
+
+
+def _place(one: Backend) -> tuple[int | bytes, int]:
+    return (pack_address(one.address), one.port)
+
+
 def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
     """What must hold at every instant: whatever a VIP leads to is complete and its own.
 
     exact: the maps hold these plans and nothing else.
     """
-    slots = maps.array("backends4")
+    slots = {version: maps.array(f"backends{version}") for version in FAMILIES}
     named = set(maps.read("services")[0].tolist())
     vips = read_vips(maps)
     ranges = read_ranges(maps)
-    for row in vips.values():
+    for key, row in vips.items():
+        version = key.address.version
+        settings = maps.array(f"settings{version}")[:1]
+        net, mask = (
+            int.from_bytes(settings[name].tobytes(), "big") for name in ("cluster_net", "cluster_mask")
+        )
+        assert row.kind != VipKindCode.CLUSTER_IP or not (int(key.address) ^ net) & mask
         assert row.service in named
         assert not row.flags & VipFlag.SOURCE_RANGES or row.service in dict(ranges)
         for region in (row.inside, row.outside):
-            rows = slots[maps.array("tables")[region.offset : region.offset + region.size]]
+            rows = slots[version][maps.array("tables")[region.offset : region.offset + region.size]]
             assert (rows["service"] == row.service).all()
             assert (rows["state"] != BackendStateCode.FREE).all()
     if exact is None:
@@ -116,12 +163,12 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
                 assert bool(row.flags & flag) == local
                 wanted = port.local if local else port.cluster
                 ids = maps.array("tables")[region.offset : region.offset + region.size]
-                found = [(int(s["address"]), int(s["port"])) for s in slots[ids]]
                 table = lookup_table(b.identity for b in wanted)
-                assert found == [(int(wanted[i].address), wanted[i].port) for i in table]
-    used = slots[slots["state"] != BackendStateCode.FREE]
-    assert sorted((int(s["address"]), int(s["port"])) for s in used) == sorted(
-        (int(b.address), b.port) for port in ports for b in port.backends
-    )
+                assert _places(slots[port.version][ids]) == [_place(wanted[i]) for i in table]
+    for family, of_family in slots.items():
+        used = of_family[of_family["state"] != BackendStateCode.FREE]
+        assert sorted(_places(used)) == sorted(
+            _place(b) for port in ports if port.version == family for b in port.backends
+        )
     assert len(named) == len(ports)
     assert {service for service, _ in ranges} <= named

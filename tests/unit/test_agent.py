@@ -12,6 +12,7 @@ import pytest
 
 from lb.agent import BEAT_SECONDS, TIDY_SECONDS, Agent, Failed, Inbox, InterfacesChanged, Retries, Stop
 from lb.config import Limits
+from lb.datapath.ledger import read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import Reconciler, SyncReport
 from lb.errors import LbError
@@ -71,12 +72,13 @@ class FakeSurroundings:
 
     def __init__(self) -> None:
         self.addresses: tuple[IPAddress, ...] = (NODE_ADDRESS,)
+        self.own: frozenset[IPAddress] = frozenset()
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
         self.tidied = 0
 
     def topology(self, node: Node | None) -> Topology:
-        return Topology(NODE, node.zone if node else "", self.addresses)
+        return Topology(NODE, node.zone if node else "", self.addresses, self.own)
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         self.attached.append(changed)
@@ -162,6 +164,9 @@ class Bench:
     def vips(self) -> set[str]:
         keys, _ = self.maps.read("vips4")
         return {str(ip_address(int(key["address"]))) for key in keys}
+
+    def whole_addresses(self) -> set[str]:
+        return {str(vip.address) for vip in read_vips(self.maps) if vip.protocol is None}
 
 
 @pytest.fixture
@@ -295,16 +300,14 @@ def test_a_conflict_is_logged_once_and_again_when_it_is_over(
     assert (bench.vips(), bench.synced[-1]) == ({"10.96.0.1"}, [])
 
 
-def test_what_is_not_honoured_is_said_once_and_again_when_it_comes_back(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    more = replace(WEB_SERVICE, ports=(*WEB_SERVICE.ports, ServicePort("s", Protocol.SCTP, 81, 81)))
-    bench.tell(Upsert(more), SYNCED)
-    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
-    assert caplog.text.count("service default/web: spec.ports[1].protocol: SCTP is not translated") == 1
-    bench.tell(Upsert(WEB_SERVICE))
-    bench.tell(Upsert(more))
-    assert bench.announced == [("default/web", "UnsupportedField")] * 2
+def test_conflicts_without_timestamps_stay_decided_over_a_restart(bench: Bench) -> None:
+    older, newer = service(WEB, "10.96.0.1"), service(ObjectKey("default", "a"), "10.96.0.1")
+    bench.tell(Upsert(older), SYNCED)
+    bench.tell(Upsert(newer))
+    assert bench.announced == [("default/a", "VIPConflict")]
+    again = Bench(bench.maps)
+    again.tell(Upsert(newer), Upsert(older), SYNCED)
+    assert again.announced == [("default/a", "VIPConflict")]
 
 
 def test_others_are_told_how_it_goes_before_and_after_the_first_sync(bench: Bench) -> None:
@@ -322,6 +325,20 @@ def test_new_addresses_of_the_node_reach_every_service(bench: Bench) -> None:
     bench.tell(InterfacesChanged(frozenset({2})))
     assert bench.vips() == {"10.96.0.1", "10.96.0.2", "192.0.2.12"}
     assert bench.surroundings.attached == [None, frozenset({2})]
+
+
+def test_ping_addresses_of_the_node_concern_only_who_claims_them(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    external = ip_address("203.0.113.7")
+    with caplog.at_level(logging.INFO):
+        bench.tell(Upsert(replace(WEB_SERVICE, external_ips=(external,))), Upsert(DNS_SERVICE), SYNCED)
+        assert bench.whole_addresses() == {"10.96.0.1", "10.96.0.2", str(external)}
+        bench.surroundings.own |= {external, ip_address("192.0.2.77")}
+        bench.tell(InterfacesChanged(frozenset({2})))
+    assert bench.whole_addresses() == {"10.96.0.1", "10.96.0.2"}
+    assert bench.reconciler.syncs[1:] == [{WEB}]
+    assert caplog.text.count("NodePorts on") == 1
 
 
 def test_interface_events_that_change_no_address_plan_nothing(bench: Bench) -> None:

@@ -194,7 +194,7 @@ LAB = ["demo.node1", "demo.node2", "plain"]
     [
         (
             ["maps", "dump", "flow"],
-            "maps dump: no section flow; there are: vips, backends, flows, affinity, counters",
+            "maps dump: no section flow; there are: vips, addresses, backends, flows, affinity, counters",
         ),
         (["maps", "dump", "flows", "-o", "ipvsadm"], "no section flows with -o ipvsadm; there are: vips"),
         (
@@ -310,21 +310,32 @@ def test_notes_tell_when_the_interfaces_are_elsewhere(tmp_path: Path) -> None:
 def test_map_fill_counts_what_is_used() -> None:
     maps = FakeMaps()
     maps.array("backends4")["state"][[1, 2, 9]] = BackendStateCode.ACTIVE
-    keys = np.zeros(3, layouts.VIP4_KEY)
+    keys = np.zeros(3, layouts.VIP_KEY[4])
     keys["address"] = [1, 2, 3]
     vips = np.zeros(3, layouts.VIP)
     vips["inside"]["offset"] = vips["outside"]["offset"] = [0, 0, 251]
     vips["inside"]["size"] = vips["outside"]["size"] = [251, 251, 1009]
     maps.update("vips4", keys, vips)
+    maps.array("backends6")["state"][7] = BackendStateCode.TERMINATING
+    vips["inside"] = (1260, 509)
+    vips["outside"] = (0, 0)
+    maps.update("vips6", np.zeros(1, layouts.VIP_KEY[6]), vips[:1])
     fill = {row.name: (row.entries, row.capacity) for row in map_fill(maps)}
+    used = {"vips4": 3, "backends4": 3, "vips6": 1, "backends6": 1}
     assert fill == {
-        "ifaces": (0, 4096),
-        "vips4": (3, 65536),
-        "source_ranges4": (0, 65536),
-        "backends4": (3, 131072),
-        "tables": (1260, 8388608),
-        "flows4": (0, 262144),
-        "affinity4": (0, 65536),
+        name: (used.get(name, 0), capacity)
+        for version in layouts.FAMILIES
+        for name, capacity in (
+            (f"ifaces{version}", 4096),
+            (f"vips{version}", 65536),
+            (f"source_ranges{version}", 65536),
+            (f"backends{version}", 131072),
+            (f"flows{version}", 262144),
+            (f"fragments{version}", 8192),
+            (f"affinity{version}", 65536),
+        )
+    } | {
+        "tables": (1260 + 509, 8388608),
         "services": (0, 65536),
         "nodes": (0, 16384),
     }
@@ -332,10 +343,13 @@ def test_map_fill_counts_what_is_used() -> None:
 
 def test_roles_are_those_that_the_programs_see() -> None:
     maps = FakeMaps()
-    rows = np.zeros(3, layouts.IFACE)
+    rows = np.zeros(3, layouts.IFACE[4])
     rows["flags"] = [0, IfaceFlag.UPLINK, IfaceFlag.TUNNEL]
-    maps.update("ifaces", np.array([0, 2, 5], layouts.ID), rows)
-    assert roles(maps) == {2: "uplink", 5: "tunnel"}
+    maps.update("ifaces4", np.array([0, 2, 5], layouts.ID), rows)
+    six = np.zeros(2, layouts.IFACE[6])
+    six["flags"] = [IfaceFlag.UPLINK, IfaceFlag.TUNNEL]
+    maps.update("ifaces6", np.array([3, 5], layouts.ID), six)
+    assert roles(maps) == {2: "uplink", 3: "uplink", 5: "tunnel"}
 
 
 def test_status_as_text() -> None:
@@ -433,7 +447,7 @@ def test_a_table_sets_numbers_flush_right() -> None:
 def test_settings_reach_the_kernel_in_its_units() -> None:
     maps = FakeMaps()
     write_settings(maps, Config(timeouts=Timeouts(udp=0.5), snat_ports=SnatPorts(60000, 60001)))
-    row = maps.read("settings")[1]
+    row = maps.read("settings4")[1]
     assert int(row["tcp_established_ns"][0]) == 86_400_000_000_000
     assert int(row["udp_ns"][0]) == 500_000_000
     assert row["snat_port_min"].tobytes() + row["snat_port_max"].tobytes() == bytes.fromhex("ea60 ea61")

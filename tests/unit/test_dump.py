@@ -11,22 +11,23 @@ import pytest
 from lb.datapath.dump import SECTIONS, dump
 from lb.datapath.layouts import (
     AFFINITY,
-    AFFINITY4_KEY,
+    AFFINITY_KEY,
     COUNTER,
-    FLOW4,
-    FLOW4_KEY,
+    FLOW,
+    FLOW_KEY,
     HOOKS,
     ID,
     REASONS,
     REASONS_PER_HOOK,
     Direction,
     FlowState,
+    pack_address,
 )
 from lb.datapath.maps import FakeMaps
 from lb.datapath.render import as_ipvsadm, as_json, as_table
-from lb.model import ObjectKey, Protocol
+from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
-from tests.unit.plan_builders import NODE, backend, port_plan, service_plan
+from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 
 SECOND = 1_000_000_000
@@ -60,8 +61,9 @@ def shown(maps: FakeMaps, *sections: str, service: str = "") -> dict[str, list[d
     return found
 
 
-def number(address: str) -> int:
-    return int(backend(f"{address}:1").address)
+def ends(*texts: str) -> list[tuple[int | bytes, int]]:
+    """Return addresses and ports as the maps have them."""
+    return [(pack_address(one.address), one.port) for one in map(backend, texts)]
 
 
 def add_flow(
@@ -77,23 +79,26 @@ def add_flow(
     direction: Direction = Direction.FORWARD,
 ) -> None:
     """Add one direction of a connection, as the kernel notes it."""
-    ends = [(number(a), int(p)) for a, p in (text.split(":") for text in (client, vip, source or client, to))]
-    (src, sport), (dst, dport), (new_src, new_sport), (new_dst, new_dport) = ends
-    key = np.zeros(1, FLOW4_KEY)
-    key[0] = (src, dst, sport, dport, protocol, direction, (0, 0))
-    value = np.zeros(1, FLOW4)
+    version = vip_key(vip).address.version
+    (src, sport), (dst, dport), (new_src, new_sport), (new_dst, new_dport) = ends(
+        client, vip, source or client, to
+    )
+    key = np.array([(src, dst, sport, dport, protocol, direction, (0, 0))], FLOW_KEY[version])
     service = int(bench.row(vip).service) if protocol is TCP else 0
     last_seen = NOW - int(idle * SECOND)
-    value[0] = (
+    value = (
         *(new_src, new_dst, new_sport, new_dport),
         *(service, 1, 1, state, 0, 0, (0,) * 5, last_seen),
     )
-    bench.maps.update("flows4", key, value)
+    bench.maps.update(f"flows{version}", key, np.array([value], FLOW[version]))
 
 
-def add_affinity(bench: Bench, client: str, slot: int, generation: int) -> None:
-    key = np.array([(number(client), bench.row("9.9.9.9:80").service)], AFFINITY4_KEY)
-    bench.maps.update("affinity4", key, np.array([(NOW - 90 * SECOND, slot, generation)], AFFINITY))
+def add_affinity(bench: Bench, client: str, slot: int, generation: int, vip: str = "9.9.9.9:80") -> None:
+    version = vip_key(vip).address.version
+    ((address, _),) = ends(f"{client}:0")
+    key = np.array([(address, bench.row(vip).service)], AFFINITY_KEY[version])
+    value = np.array([(NOW - 90 * SECOND, slot, generation)], AFFINITY)
+    bench.maps.update(f"affinity{version}", key, value)
 
 
 def test_vips_are_in_the_order_of_numbers_with_their_backends(bench: Bench) -> None:
@@ -208,11 +213,15 @@ def test_counters_that_are_not_zero_over_all_cpus(bench: Bench) -> None:
 def test_sections_and_service_filter(bench: Bench) -> None:
     add_flow(bench, "192.0.2.7:40000", "9.9.9.9:80", "10.0.1.9:8080")
     add_affinity(bench, "192.0.2.7", 1, 1)
-    assert tuple(shown(bench.maps)) == SECTIONS == ("vips", "backends", "flows", "affinity", "counters")
+    assert (
+        tuple(shown(bench.maps))
+        == SECTIONS
+        == ("vips", "addresses", "backends", "flows", "affinity", "counters")
+    )
     web = shown(bench.maps, service="default/web")
-    assert [len(web[name]) for name in SECTIONS] == [2, 3, 1, 1, 0]
+    assert [len(web[name]) for name in SECTIONS] == [2, 0, 3, 1, 1, 0]
     dns = shown(bench.maps, service="default/dns")
-    assert [len(dns[name]) for name in SECTIONS] == [1, 1, 0, 0, 0]
+    assert [len(dns[name]) for name in SECTIONS] == [1, 0, 1, 0, 0, 0]
     assert list(shown(bench.maps, "flows", "vips")) == ["vips", "flows"]
 
 
@@ -261,6 +270,107 @@ def test_table_form(bench: Bench) -> None:
         + "\nflows\n"
         "PROTOCOL  CLIENT           VIP         BACKEND        SNAT  STATE        IDLE\n"
         "TCP       192.0.2.7:40000  9.9.9.9:80  10.0.1.9:8080  -     established  2.2s\n"
+    )
+
+
+SIX = service_plan(
+    "web",
+    port_plan(
+        ["[fd00::a]:80", "fd00::a"], [backend("[fd00:1::9]:8080", NODE)], draining=["[fd00:2::7]:8080"]
+    ),
+    port_plan(
+        ["[fd00::a]:2905", "[2001:db8::7]:2905"], ["[fd00:1::9]:2905"], name="s7", protocol=Protocol.SCTP
+    ),
+)
+
+
+def test_dual_stack_dumps_ipv4_before_ipv6(bench: Bench) -> None:
+    bench.apply(service_plan("web", *WEB.ports, *SIX.ports))
+    vips = [(vip["address"], vip["port"], vip["protocol"]) for vip in shown(bench.maps, "vips")["vips"]]
+    assert vips == [
+        ("9.9.9.9", 80, "TCP"),
+        ("10.66.0.9", 80, "TCP"),
+        ("10.66.0.53", 53, "UDP"),
+        ("10.66.13.240", 80, "TCP"),
+        ("2001:db8::7", 2905, "SCTP"),
+        ("fd00::a", 80, "TCP"),
+        ("fd00::a", 2905, "SCTP"),
+    ]
+    found = shown(bench.maps, "backends", service="default/web")["backends"]
+    assert [(one["address"], one["port_name"]) for one in found] == [
+        ("10.0.1.9", "http"),
+        ("10.0.2.10", "http"),
+        ("10.0.2.11", "http"),
+        ("fd00:1::9", "http"),
+        ("fd00:2::7", "http"),
+        ("fd00:1::9", "s7"),
+    ]
+
+
+def test_cluster_ip_of_ipv6_and_sctp_in_the_ipvsadm_form(bench: Bench) -> None:
+    bench.apply(SIX)
+    assert as_ipvsadm(dump(bench.maps, NOW, ["vips"], SIX.key)) == (
+        "-A --sctp-service [2001:db8::7]:2905 -s mh\n"
+        "-a --sctp-service [2001:db8::7]:2905 -r [fd00:1::9]:2905 -m -w 1\n"
+        "-A -t [fd00::a]:80 -s mh\n"
+        "-a -t [fd00::a]:80 -r [fd00:1::9]:8080 -m -w 1\n"
+        "-a -t [fd00::a]:80 -r [fd00:2::7]:8080 -m -w 0\n"
+        "-A --sctp-service [fd00::a]:2905 -s mh\n"
+        "-a --sctp-service [fd00::a]:2905 -r [fd00:1::9]:2905 -m -w 1\n"
+    )
+
+
+def test_flows_and_affinity_of_ipv6(bench: Bench) -> None:
+    bench.apply(SIX)
+    vip, client = "[fd00::a]:80", "[2001:db8::77]:40000"
+    add_flow(bench, client, vip, "[fd00:1::9]:8080", source="[2001:db8::1]:61000")
+    add_flow(bench, "20.0.0.1:5", "10.66.0.9:80", "10.0.1.9:8080")
+    flows = shown(bench.maps, "flows")["flows"]
+    assert [flow["client"] for flow in flows] == ["20.0.0.1:5", client]
+    assert (flows[1]["vip"], flows[1]["backend"], flows[1]["snat"]) == (
+        vip,
+        "[fd00:1::9]:8080",
+        "[2001:db8::1]:61000",
+    )
+    slot = int(bench.maps.array("tables")[bench.row(vip).inside.offset])
+    add_affinity(bench, "2001:db8::77", slot, 1, vip)
+    (entry,) = shown(bench.maps, "affinity")["affinity"]
+    assert (entry["client"], entry["backend"]) == ("2001:db8::77", "[fd00:1::9]:8080")
+
+
+def test_ping_addresses_as_a_whole_are_a_section_of_their_own(bench: Bench) -> None:
+    shared = port_plan(
+        ["203.0.113.7", "203.0.113.7:80"],
+        ["10.0.2.10:80"],
+        kind=VipKind.LOAD_BALANCER,
+        outside=TrafficPolicy.LOCAL,
+        source_ranges=["192.0.2.0/24", "10.0.0.0/8"],
+    )
+    bench.apply(SIX, service_plan("dns", shared), service_plan("empty", port_plan(["10.66.0.9"], [])))
+    assert shown(bench.maps, "addresses")["addresses"] == [
+        {"address": "10.66.0.9", "kind": "clusterIP", "service": "default/empty", "answers": []},
+        {
+            "address": "203.0.113.7",
+            "kind": "loadBalancer",
+            "service": "default/dns",
+            "answers": ["inside"],
+            "source_ranges": ["10.0.0.0/8", "192.0.2.0/24"],
+        },
+        {
+            "address": "fd00::a",
+            "kind": "clusterIP",
+            "service": "default/web",
+            "answers": ["inside", "outside"],
+        },
+    ]
+    assert "203.0.113.7 " not in as_ipvsadm(dump(bench.maps, NOW))
+    assert [vip["port"] for vip in shown(bench.maps, "vips", service="default/dns")["vips"]] == [80]
+    assert as_table(dump(bench.maps, NOW, ["addresses"])) == (
+        "addresses\n"
+        "ADDRESS      KIND          SERVICE        ANSWERS PING FROM  SOURCE RANGES\n"
+        "10.66.0.9    clusterIP     default/empty  -                  -\n"
+        "203.0.113.7  loadBalancer  default/dns    inside             10.0.0.0/8,192.0.2.0/24\n"
+        "fd00::a      clusterIP     default/web    inside,outside     -\n"
     )
 
 

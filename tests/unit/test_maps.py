@@ -9,7 +9,7 @@ import pytest
 
 from lb.datapath import layouts
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BACKEND4, COUNTER, ID, VIP, VIP4_KEY
+from lb.datapath.layouts import BACKEND, COUNTER, ID, VIP, VIP_KEY
 from lb.datapath.maps import FakeMaps, Maps, Rows
 from lb.errors import BpfError, CapacityError
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
@@ -28,7 +28,7 @@ def maps(request: pytest.FixtureRequest) -> Iterator[Maps]:
 
 
 def vips(count: int, service: int = 1) -> tuple[Rows, Rows]:
-    keys, values = np.zeros(count, VIP4_KEY), np.zeros(count, VIP)
+    keys, values = np.zeros(count, VIP_KEY[4]), np.zeros(count, VIP)
     keys["address"] = 0x0A60_0000 + np.arange(count)
     keys["port"], keys["protocol"] = 80, 6
     values["service"] = service
@@ -46,7 +46,7 @@ def test_read_what_was_written(maps: Maps) -> None:
     keys, values = vips(10)
     maps.update("vips4", keys, values)
     found, rows = maps.read("vips4")
-    assert (found.dtype, rows.dtype) == (VIP4_KEY, VIP)
+    assert (found.dtype, rows.dtype) == (VIP_KEY[4], VIP)
     assert entries(maps, "vips4") == {k.tobytes(): v.tobytes() for k, v in zip(keys, values, strict=True)}
 
 
@@ -86,9 +86,9 @@ def test_full_map(maps: Maps) -> None:
 
 def test_array_is_live(maps: Maps) -> None:
     slots = maps.array("backends4")
-    assert (slots.dtype, len(slots)) == (BACKEND4, LIMITS.backends)
+    assert (slots.dtype, len(slots)) == (BACKEND[4], LIMITS.backends)
     slots["port"][3] = 8080
-    slots[LIMITS.backends - 1] = np.array((1, 2, 1, 0, 4, 5, 6), BACKEND4)
+    slots[LIMITS.backends - 1] = np.array((1, 2, 1, 0, 4, 5, 6), BACKEND[4])
     again = maps.array("backends4")
     assert again["port"][3] == 8080
     assert again["generation"][-1] == 5

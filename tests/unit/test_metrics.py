@@ -204,7 +204,7 @@ def test_maps(kernel: bool) -> None:
             pin_empty_maps(pins)
             maps = stack.enter_context(contextlib.closing(KernelMaps(pins.maps)))
             opened = lambda: contextlib.closing(KernelMaps(pins.maps))  # noqa: E731
-        keys = np.zeros(5, layouts.VIP4_KEY)
+        keys = np.zeros(5, layouts.VIP_KEY[4])
         keys["port"] = np.arange(5)
         maps.update("vips4", keys, np.zeros(5, layouts.VIP))
         maps.array("backends4")["state"][[3, 60]] = layouts.BackendStateCode.ACTIVE

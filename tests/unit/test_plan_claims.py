@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.model import ObjectKey
 from lb.plan import Claims, Conflict
-from lb.plan.types import ServicePlan
+from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
 from tests.unit.plan_builders import port_plan, service_plan, vip_key
 
 SHARED = "192.0.2.10:80"
@@ -24,7 +27,7 @@ ALONE = service_plan("alone", port_plan(["10.96.0.9:80"], []), created="2023-01-
 
 def vips(plan: ServicePlan | None) -> list[str]:
     assert plan is not None
-    return [f"{vip.key.address}:{vip.key.port}" for port in plan.ports for vip in port.vips]
+    return [f"{vip.key.address}:{vip.key.port}" for port in plan.ports for vip in port.vips if vip.key.port]
 
 
 @pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD)])
@@ -46,14 +49,72 @@ def test_an_unknown_age_loses_and_a_tie_goes_by_name() -> None:
     (conflict,) = Claims().update({p.key: p for p in (twin, UNDATED)}).conflicts
     assert conflict == Conflict(UNDATED.key, twin.key, vip_key(SHARED), older=False)
     assert str(conflict) == (
-        "192.0.2.10:80/TCP belongs to Service default/a-undated, the first by name as their"
-        " creationTimestamps tell no older one; default/b-undated claims it too"
+        "192.0.2.10:80/TCP belongs to Service default/a-undated; default/b-undated claims it too, and their"
+        " creationTimestamps do not tell which is older"
     )
-    (conflict,) = decision.conflicts
-    assert (
-        str(conflict)
-        == "192.0.2.10:80/TCP belongs to the older Service default/new; default/a-undated claims it too"
-    )
+    assert decision.conflicts == (Conflict(NEW.key, UNDATED.key, vip_key(SHARED), older=False),)
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["at once", "over a restart"])
+@pytest.mark.parametrize("newcomer", [service_plan("a", *UNDATED.ports), NEW], ids=["undated", "dated"])
+def test_conflicts_without_timestamps_leave_the_vip_where_it_is(newcomer: ServicePlan, restart: bool) -> None:
+    claims = Claims()
+    claims.update({UNDATED.key: UNDATED})
+    if restart:
+        claims = Claims({vip_key(SHARED): UNDATED.key})
+    plans = {UNDATED.key: UNDATED, newcomer.key: newcomer} if restart else {newcomer.key: newcomer}
+    decision = claims.update(plans)
+    assert SHARED not in vips(decision.plans[newcomer.key])
+    assert decision.conflicts == (Conflict(UNDATED.key, newcomer.key, vip_key(SHARED), older=False),)
+    again = claims.update({UNDATED.key: UNDATED})
+    assert again.conflicts == decision.conflicts
+    assert vips(again.plans[UNDATED.key]) == [SHARED]
+
+
+def test_conflicts_with_timestamps_do_not_ask_who_was_there_first() -> None:
+    decision = Claims({vip_key(SHARED): NEW.key}).update({p.key: p for p in (OLD, NEW)})
+    assert SHARED in vips(decision.plans[OLD.key])
+
+
+WHOLE = VipKey(ip_address("192.0.2.10"))
+
+
+def sharing(
+    name: str, *backends: str, kind: VipKind = VipKind.LOAD_BALANCER, created: str = ""
+) -> ServicePlan:
+    """A Service with a port of its own at the shared address."""
+    port = port_plan([f"{WHOLE.address}:{80 + ord(name)}"], backends, kind=kind)
+    return service_plan(name, replace(port, vips=(Vip(WHOLE, kind), *port.vips)), created=created)
+
+
+@pytest.mark.parametrize(
+    ("claimants", "winner"),
+    [
+        ([sharing("a"), sharing("b")], "a"),
+        ([sharing("a"), sharing("b", "10.0.1.1:80")], "b"),
+        ([sharing("a", "10.0.1.1:80", created="2025"), sharing("b", "10.0.1.1:80", created="2024")], "b"),
+        ([sharing("a", "10.0.1.1:80"), sharing("b", kind=VipKind.CLUSTER_IP)], "b"),
+    ],
+)
+def test_ping_an_address_that_services_share_is_no_conflict(
+    claimants: list[ServicePlan], winner: str
+) -> None:
+    claims = Claims()
+    decision = claims.update({plan.key: plan for plan in claimants})
+    assert decision.conflicts == claims.conflicts() == ()
+    having = [k.name for k, p in decision.plans.items() if p and WHOLE in {v.key for v in p.ports[0].vips}]
+    assert having == [winner]
+    assert all(plan is None or len(vips(plan)) == 1 for plan in decision.plans.values())
+
+
+def test_ping_a_shared_address_goes_to_who_has_endpoints_and_stays() -> None:
+    claims = Claims()
+    claims.update({plan.key: plan for plan in (sharing("a", "10.0.1.1:80"), sharing("b", "10.0.1.1:80"))})
+    gone = claims.update({sharing("a").key: sharing("a")})
+    assert {key.name for key in gone.plans} == {"a", "b"}
+    back = claims.update({sharing("a").key: sharing("a", "10.0.1.1:80")})
+    assert {key.name for key in back.plans} == {"a"}
+    assert claims.update({sharing("b").key: None}).plans.keys() == {sharing("a").key, sharing("b").key}
 
 
 def test_a_vip_that_becomes_free_goes_to_the_next() -> None:
@@ -94,7 +155,7 @@ plans = st.builds(
 
 
 @given(st.lists(st.tuples(plans, st.booleans()), max_size=12))
-def test_any_history_ends_where_a_fresh_start_does(history: list[tuple[ServicePlan, bool]]) -> None:
+def test_any_history_ends_where_a_start_with_its_maps_does(history: list[tuple[ServicePlan, bool]]) -> None:
     claims = Claims()
     applied: dict[ObjectKey, ServicePlan | None] = {}
     now: dict[ObjectKey, ServicePlan] = {}
@@ -106,6 +167,7 @@ def test_any_history_ends_where_a_fresh_start_does(history: list[tuple[ServicePl
         applied |= claims.update({plan.key: plan if there else None}).plans
         taken = [vip for p in applied.values() if p for vip in vips(p)]
         assert len(taken) == len(set(taken))
-    fresh = Claims().update(now)
+    holders = {v.key: key for key, plan in applied.items() if plan for p in plan.ports for v in p.vips}
+    fresh = Claims(holders).update(now)
     assert {key: plan for key, plan in applied.items() if plan} == fresh.plans
     assert claims.conflicts() == fresh.conflicts

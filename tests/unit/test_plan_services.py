@@ -21,7 +21,7 @@ from lb.model import (
     ServiceType,
     TrafficPolicy,
 )
-from lb.plan import plan_service
+from lb.plan import concerned, plan_service
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, VipKind
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -30,7 +30,12 @@ CLUSTER_IP = ip_address("10.96.0.10")
 CLUSTER_IP6 = ip_address("fd00::10")
 NODE_ADDRESS = ip_address("192.0.2.1")
 EXTERNAL = ip_address("203.0.113.7")
-TOPOLOGY = Topology("node1", node_port_addresses=(NODE_ADDRESS, ip_address("2001:db8::1")))
+NODE_ADDRESS6 = ip_address("2001:db8::1")
+TOPOLOGY = Topology(
+    "node1",
+    node_port_addresses=(NODE_ADDRESS, NODE_ADDRESS6),
+    node_addresses=frozenset({NODE_ADDRESS, NODE_ADDRESS6}),
+)
 HTTP = ServicePort("http", TCP, 80, 8080, node_port=30080)
 WEB = Service(KEY, ports=(HTTP,), cluster_ips=(CLUSTER_IP,))
 
@@ -55,7 +60,17 @@ def only(plan: ServicePlan) -> PortPlan:
 
 
 def vips(port: PortPlan) -> list[tuple[str, VipKind]]:
-    return [(f"{vip.key.address}:{vip.key.port}", vip.kind) for vip in port.vips]
+    return [(f"{vip.key.address}:{vip.key.port}", vip.kind) for vip in port.vips if vip.key.port]
+
+
+def addresses(plan: ServicePlan) -> list[tuple[int, str, VipKind]]:
+    """Return the addresses as a whole, each with the index of the port that has it."""
+    return [
+        (index, str(vip.key), vip.kind)
+        for index, port in enumerate(plan.ports)
+        for vip in port.vips
+        if not vip.key.port
+    ]
 
 
 def sockets(backends: tuple[Backend, ...]) -> list[str]:
@@ -360,6 +375,101 @@ def test_each_family_has_its_own_plan() -> None:
             ["fd00::1:1:8080"],
         ),
     ]
+
+
+def test_dual_stack_names_and_policies_are_shared_and_source_ranges_are_not() -> None:
+    ranges = (ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"))
+    balancers = (ip_address("198.51.100.1"), ip_address("2001:db8::a"))
+    dual = replace(
+        WEB,
+        type=ServiceType.LOAD_BALANCER,
+        cluster_ips=(CLUSTER_IP6, CLUSTER_IP),
+        load_balancer_ips=balancers,
+        source_ranges=ranges,
+        external_policy=TrafficPolicy.LOCAL,
+    )
+    six = Endpoint(ip_address("fd00::1:1"), node="node1")
+    four, sixth = plan_service(dual, [piece(READY_REMOTE), piece(six, name="six")], TOPOLOGY).ports
+    assert (four.version, four.source_ranges, sockets(four.local)) == (4, ranges[:1], [])
+    assert (sixth.version, sixth.source_ranges, sockets(sixth.local)) == (6, ranges[1:], ["fd00::1:1:8080"])
+    assert (four.port_name, four.protocol) == (sixth.port_name, sixth.protocol)
+
+
+def test_cluster_ip_serves_sctp_like_tcp() -> None:
+    signalling = replace(WEB, ports=(ServicePort("s7", Protocol.SCTP, 2905, 2905),))
+    ports = (EndpointPort("s7", Protocol.SCTP, 2906),)
+    port = only(plan_service(signalling, [piece(READY_LOCAL, ports=ports)], TOPOLOGY))
+    assert [str(vip.key) for vip in port.vips] == ["10.96.0.10", "10.96.0.10:2905/SCTP"]
+    assert sockets(port.cluster) == ["10.0.1.1:2906"]
+
+
+WHOLE = replace(
+    WEB,
+    type=ServiceType.LOAD_BALANCER,
+    load_balancer_ips=(EXTERNAL, CLUSTER_IP),
+    external_ips=(EXTERNAL, NODE_ADDRESS, ip_address("2001:db8::7")),
+)
+
+
+def test_ping_addresses_as_a_whole_are_those_of_the_service_that_are_not_the_nodes() -> None:
+    plan = plan_service(WHOLE, [piece(READY_LOCAL)], TOPOLOGY)
+    assert addresses(plan) == [
+        (0, "10.96.0.10", VipKind.CLUSTER_IP),
+        (0, "203.0.113.7", VipKind.LOAD_BALANCER),
+    ]
+    dual = replace(WHOLE, cluster_ips=(CLUSTER_IP, CLUSTER_IP6))
+    assert addresses(plan_service(dual, [], TOPOLOGY)) == [
+        (0, "10.96.0.10", VipKind.CLUSTER_IP),
+        (0, "203.0.113.7", VipKind.LOAD_BALANCER),
+        (1, "2001:db8::7", VipKind.EXTERNAL_IP),
+        (1, "fd00::10", VipKind.CLUSTER_IP),
+    ]
+
+
+def test_ping_addresses_as_a_whole_have_the_policies_of_their_kind() -> None:
+    local = replace(WHOLE, internal_policy=TrafficPolicy.LOCAL)
+    found = {str(vip.key): (vip.inside, vip.outside) for vip in only(plan_service(local, [], TOPOLOGY)).vips}
+    assert found["10.96.0.10"] == (TrafficPolicy.LOCAL, TrafficPolicy.LOCAL)
+    assert found["203.0.113.7"] == (TrafficPolicy.CLUSTER, TrafficPolicy.CLUSTER)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "chosen"),
+    [
+        ({}, 0),
+        ({"a": READY_REMOTE}, 0),
+        ({"b": READY_REMOTE}, 1),
+        ({"a": READY_REMOTE, "b": READY_LOCAL}, 1),
+        ({"a": READY_REMOTE, "b": READY_REMOTE, "c": READY_LOCAL}, 2),
+        ({"a": READY_LOCAL, "c": READY_LOCAL}, 0),
+    ],
+)
+def test_ping_addresses_as_a_whole_are_with_a_port_that_offers_most(
+    endpoints: dict[str, Endpoint], chosen: int
+) -> None:
+    service = replace(WEB, ports=tuple(ServicePort(name, TCP, at, at) for at, name in enumerate("abc", 1)))
+    slices = [
+        piece(endpoint, ports=(EndpointPort(name, TCP, 8080),), name=name)
+        for name, endpoint in endpoints.items()
+    ]
+    assert addresses(plan_service(service, slices, TOPOLOGY)) == [(chosen, "10.96.0.10", VipKind.CLUSTER_IP)]
+
+
+@pytest.mark.parametrize(
+    ("after", "every", "claimants"),
+    [
+        (TOPOLOGY, False, False),
+        (replace(TOPOLOGY, zone="east"), True, True),
+        (replace(TOPOLOGY, node_port_addresses=()), True, True),
+        (replace(TOPOLOGY, node_addresses=TOPOLOGY.node_addresses | {EXTERNAL}), False, True),
+        (replace(TOPOLOGY, node_addresses=frozenset({NODE_ADDRESS6})), False, True),
+        (replace(TOPOLOGY, node_addresses=frozenset({NODE_ADDRESS})), False, False),
+    ],
+)
+def test_whom_a_move_of_the_node_concerns(after: Topology, every: bool, claimants: bool) -> None:
+    assert concerned(WEB, TOPOLOGY, after) == every
+    assert concerned(WHOLE, TOPOLOGY, after) == claimants
+    assert concerned(WEB, None, after)
 
 
 def test_a_family_without_cluster_ip_is_not_served() -> None:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from lb.datapath.dump import dump
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import MAP_SPECS
+from lb.datapath.layouts import FAMILIES, MAPS
 from lb.datapath.map_pins import open_maps, pin_maps
 from lb.datapath.maps import FakeMaps, Maps
 from lb.datapath.pins import Pins, unload
@@ -40,10 +40,13 @@ def kernel_maps() -> Iterator[KernelMaps]:
 
 def clear(maps: KernelMaps) -> None:
     """Empty what Python writes."""
-    for name in ("vips4", "source_ranges4", "services", "nodes"):
-        maps.delete(name, maps.read(name)[0])
-    for name in ("backends4", "tables"):
-        maps.array(name)[:] = np.zeros(1, MAP_SPECS[name].value)
+    for spec in MAPS:
+        if spec.writer != "Python":
+            continue
+        if spec.is_array:
+            maps.array(spec.name)[:] = np.zeros(1, spec.value)
+        else:
+            maps.delete(spec.name, maps.read(spec.name)[0])
 
 
 class Twin:
@@ -74,8 +77,10 @@ def test_fake_and_kernel_maps_agree(kernel_maps: KernelMaps, history: list[Step]
             key: str(error) for key, error in fake.errors.items()
         }
         assert kernel.writes == fake.writes
-        texts = {as_json(dump(maps, 0, ["vips", "backends"])) for maps in twin.maps}
+        texts = {as_json(dump(maps, 0, ["vips", "addresses", "backends"])) for maps in twin.maps}
         assert len(texts) == 1
+        for version in FAMILIES:
+            assert len({maps.array(f"settings{version}").tobytes() for maps in twin.maps}) == 1
         twin.clock.now += QUARANTINE_SECONDS if wait else 0
         if restart and not kernel.errors:
             twin.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.config import Limits
+from lb.datapath.layouts import FAMILIES
 from lb.datapath.ledger import VipRow, read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import QUARANTINE_SECONDS
 from lb.model import TrafficPolicy
 from lb.plan import Claims
-from lb.plan.types import ServicePlan, VipKey, VipKind
-from tests.unit.plan_builders import NODE, backend, port_plan, service_plan
+from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
+from tests.unit.plan_builders import NODE, backend, plan_in, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import OTHER_VIP, VIP, A, B, Bench, C, Plans, check, web
 
 
-@pytest.fixture
-def bench() -> Bench:
-    return Bench()
+@pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return Bench(version=request.param)
 
 
 def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
@@ -68,16 +70,16 @@ def test_a_crash_anywhere_is_cleaned_up(bench: Bench, writes: int) -> None:
     bench.maps.before_write = die
     if writes < WRITES_OF_THAT_SYNC:
         with pytest.raises(CrashError):
-            bench.reconciler.sync(plans)
+            bench.sync(plans)
     else:
-        bench.reconciler.sync(plans)
+        bench.sync(plans)
         assert len(bench.maps.writes) == WRITES_OF_THAT_SYNC
     bench.maps.before_write = lambda: check(bench.maps)
     bench.start()
-    assert not bench.reconciler.sync(plans).errors
-    check(bench.maps, exact=[web(A, C), added])
+    assert not bench.sync(plans).errors
+    bench.check(exact=[web(A, C), added])
     bench.start()
-    assert bench.reconciler.sync(plans).writes == 0
+    assert bench.sync(plans).writes == 0
 
 
 def test_damage_is_repaired(bench: Bench) -> None:
@@ -86,15 +88,15 @@ def test_damage_is_repaired(bench: Bench) -> None:
     nameless = bench.row(OTHER_VIP)
     maps = bench.maps
     maps.delete("services", np.array([nameless.service], "u4"))
-    slots = maps.array("backends4")
+    slots = maps.array(bench.name("backends"))
     slots[100] = slots[int(maps.array("tables")[bench.row().inside.offset])]
     maps.array("tables")[bench.row().inside.offset] = 99
     bench.start()
     strangers = bench.reconciler.known() - {web().key}
     assert len(strangers) == 1
-    report = bench.reconciler.sync({web().key: web(A, B), **dict.fromkeys(strangers)})
+    report = bench.sync({web().key: web(A, B), **dict.fromkeys(strangers)})
     assert not report.errors
-    check(maps, exact=[web(A, B)])
+    bench.check(exact=[web(A, B)])
 
 
 class InFlight:
@@ -102,23 +104,25 @@ class InFlight:
 
     def __init__(self, maps: FakeMaps) -> None:
         self._maps = maps
-        self._seen: dict[tuple[VipKey, VipRow], list[tuple[int, int, int]]] = {}
+        self._seen: dict[tuple[VipKey, VipRow], list[tuple[Any, ...]]] = {}
 
     def look(self) -> None:
         check(self._maps)
         for vip, row in read_vips(self._maps).items():
-            self._seen.setdefault((vip, row), self._backends(row))
-        for (_, row), backends in self._seen.items():
-            assert self._backends(row) == backends
+            self._seen.setdefault((vip, row), self._backends(vip, row))
+        for (vip, row), backends in self._seen.items():
+            assert self._backends(vip, row) == backends
 
-    def _backends(self, row: VipRow) -> list[tuple[int, int, int]]:
-        slots = self._maps.array("backends4")
+    def _backends(self, vip: VipKey, row: VipRow) -> list[tuple[Any, ...]]:
+        slots = self._maps.array(f"backends{vip.address.version}")
         tables = self._maps.array("tables")
         regions = (row.inside, row.outside)
         ids = np.concatenate([tables[region.offset : region.offset + region.size] for region in regions])
         return slots[["address", "port", "service"]][ids].tolist()  # type: ignore[no-any-return]
 
 
+WHOLE = "10.96.0.1"
+whole_addresses = st.sampled_from([(), (Vip(vip_key(WHOLE), VipKind.LOAD_BALANCER),)])
 vip_texts = st.sets(st.sampled_from([VIP, OTHER_VIP, "192.0.2.1:80"]), max_size=2)
 range_texts = st.sets(st.sampled_from(["10.0.0.0/8", "10.0.0.0/16", "192.0.2.1/32", "0.0.0.0/0"]), max_size=3)
 backend_texts = st.sets(st.sampled_from([A, B, C, "10.0.1.4:80"]), max_size=3)
@@ -142,8 +146,13 @@ def service_plans(draw: st.DrawFn) -> ServicePlan:
         )
     ]
     if draw(st.booleans()):
-        ports.append(port_plan([f"10.96.9.{draw(st.integers(1, 2))}:443"], draw(backend_texts), name="https"))
-    return service_plan(draw(st.sampled_from(["one", "two", "three"])), *ports)
+        vips = {f"10.96.9.{draw(st.integers(1, 2))}:443"} | draw(st.sets(st.just(WHOLE)))
+        ports.append(port_plan(vips, draw(backend_texts), name="https"))
+    else:
+        ports[0] = replace(ports[0], vips=(*draw(whole_addresses), *ports[0].vips))
+    plan = service_plan(draw(st.sampled_from(["one", "two", "three"])), *ports)
+    four, six = (plan_in(version, plan).ports for version in FAMILIES)
+    return replace(plan, ports=draw(st.sampled_from([four, six, four + six])))
 
 
 failures = st.tuples(
@@ -153,6 +162,8 @@ failures = st.tuples(
             ("delete", "source_ranges4"),
             ("update", "vips4"),
             ("delete", "vips4"),
+            ("update", "vips6"),
+            ("delete", "vips6"),
             ("update", "services"),
             ("delete", "services"),
         ]
@@ -168,7 +179,7 @@ histories = st.lists(st.tuples(plan_batches, st.none() | failures, st.booleans()
 @given(histories)
 def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None:
     """A step: plans (or deletions), a failure to inject, whether time passes, whether the agent restarts."""
-    bench = Bench(Limits(vips=16, backends=32, table_rows=12_000, flows=16, affinity=16, services=16))
+    bench = Bench(Limits(vips=16, backends=32, table_rows=24_000, flows=16, affinity=16, services=32))
     claims = Claims()
     wanted: Plans = {}
     for batch, failure, wait, restart in history:
@@ -179,7 +190,7 @@ def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None
             bench.maps.fail(name, times, operation)
         bench.maps.before_write = InFlight(bench.maps).look
         bench.maps.before_write()
-        report = bench.reconciler.sync(plans)
+        report = bench.sync(plans)
         assert report.errors.keys() == bench.reconciler.retry
         for _ in range(12):
             if not bench.reconciler.retry:
