@@ -30,7 +30,10 @@ from tests.namespaces import NetworkNamespace
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
 
 NODE, NODE_SECOND, PEER = "192.0.2.1", "192.0.2.9", "192.0.2.2"
-TC_NAMES = sorted(name for name, one in loader.PROGRAMS.items() if one.type is ProgType.SCHED_CLS)
+TC_NAMES, XDP_NAMES = (
+    sorted(name for name, one in loader.PROGRAMS.items() if one.type is kind)
+    for kind in (ProgType.SCHED_CLS, ProgType.XDP)
+)
 PASS_ALL = "int {name}({ctx} *ctx)\n{{\n\treturn {verdict};\n}}\n"
 
 
@@ -39,7 +42,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with the real programs' names and nothing in them: attaching is what is tested."""
     tree = tiny_tree(tmp_path_factory.mktemp("tree"))
     tc = "".join(PASS_ALL.format(name=name, ctx="struct __sk_buff", verdict=-1) for name in TC_NAMES)
-    xdp = PASS_ALL.format(name="lb_xdp_uplink", ctx="struct xdp_md", verdict="XDP_PASS")
+    xdp = "".join(PASS_ALL.format(name=name, ctx="struct xdp_md", verdict="XDP_PASS") for name in XDP_NAMES)
     (tree / "tc_lb.c").write_text(f'#include "maps.h"\n{tc}')
     (tree / "xdp_lb.c").write_text(f'#include "maps.h"\n{xdp}')
     return tree
@@ -219,7 +222,7 @@ def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: Kern
         report = own.sync()
         assert shape() == UPLINK | TUNNEL | POD
         assert {one.program: one.program_id for one in attached()} == {
-            name: ident for name, ident in loaded.ids.items() if name in TC_NAMES and "_l3_" not in name
+            program: loaded.ids[program] for each in hooks.TC_PROGRAMS.values() for program in each.values()
         }
         assert (len(report.attached), report.detached, report.errors) == (6, [], [])
         assert own.modes == {
@@ -485,7 +488,7 @@ def test_xdp_of_others_is_left_alone(
     path = strange_tree / "xdp_lb.c"
     path.write_text(path.read_text().replace("lb_xdp_uplink", "katran"))
     with own_pins() as others:
-        programs = {"katran": ("xdp_lb.c", ProgType.XDP)}
+        programs = {"katran": loader.PROGRAMS["lb_xdp_uplink"]}
         strange = loader.load(others, LIMITS, bpf_dir=strange_tree, programs=programs)
         with bpf.obj_get(strange.programs["katran"]) as fd:
             set_xdp(index_of("up0"), fd.fileno(), 1 << 2)  # XDP_FLAGS_DRV_MODE
