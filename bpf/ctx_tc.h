@@ -76,6 +76,12 @@ static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 	return bpf_skb_change_tail(ctx, len, 0) == 0;
 }
 
+/* Put an empty link header before a packet that came without one: bpf_redirect_neigh drops what has none. */
+static __always_inline bool ctx_add_link(ctx_t *ctx)
+{
+	return bpf_skb_change_head(ctx, ETH_HLEN, 0) == 0;
+}
+
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {
 	return bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0;

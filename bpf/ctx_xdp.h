@@ -85,6 +85,12 @@ static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 }
 
 /* Open a gap of len bytes behind the link header, whose bytes must then be stored anew. */
+/* XDP runs on devices with a link header alone. */
+static __always_inline bool ctx_add_link(ctx_t *ctx)
+{
+	return false;
+}
+
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {
 	return bpf_xdp_adjust_head(ctx, -(int)len) == 0;

@@ -86,13 +86,14 @@ static __always_inline bool store_link(ctx_t *ctx, const struct packet *pkt, con
 static __always_inline struct outcome send_along(ctx_t *ctx, const struct packet *pkt,
 						 const struct route *route, u32 reason)
 {
-	/* Without a link header there is no room for the new one but the kernel's. */
-	bool known = route->neighbour_known && pkt->l3;
+	__be16 ethertype = bpf_htons(FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6);
 
-	if (known &&
+	if (!pkt->l3 && (!ctx_add_link(ctx) || !ctx_store(ctx, 2 * ETH_ALEN, &ethertype, sizeof(ethertype))))
+		return drop(REASON_REWRITE_FAILED);
+	if (route->neighbour_known &&
 	    (!ctx_store(ctx, 0, route->dmac, ETH_ALEN) || !ctx_store(ctx, ETH_ALEN, route->smac, ETH_ALEN)))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send(ctx, route->ifindex, known), reason);
+	return outcome(ctx_send(ctx, route->ifindex, route->neighbour_known), reason);
 }
 
 static __always_inline struct outcome send_hairpin(ctx_t *ctx, const struct packet *pkt, u32 reason)

@@ -14,9 +14,36 @@ from lb.lab.addressing import Overlay, node_address
 from lb.lab.lab import Lab
 from tests.ipip import stand_in
 from tests.netns.conftest import MakeLab, remove
+from tests.netns.pinned import Cluster, bring_up, check_answers, check_large_transfers, check_sources
 
 ETH_P_ALL = 3
 ETHERNET = 14
+
+
+@pytest.fixture(scope="module")
+def cluster(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        found = bring_up(make_lab, tmp_path_factory.mktemp("ipip"), overlay=Overlay.IPIP)
+    yield found
+    remove(found.lab.spec.id)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("where", ["local", "remote"])
+@pytest.mark.parametrize("client", ["outside", "pod", "same pod"])
+def test_overlay_ipip_the_backend_answers(cluster: Cluster, client: str, where: str, version: int) -> None:
+    check_answers(cluster, client, where, version)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_overlay_ipip_shows_a_remote_backend_the_tunnel_address(cluster: Cluster, version: int) -> None:
+    check_sources(cluster, version)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_overlay_ipip_carries_large_transfers(cluster: Cluster, version: int) -> None:
+    check_large_transfers(cluster, version)
 
 
 @pytest.fixture(scope="module")
