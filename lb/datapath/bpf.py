@@ -232,6 +232,42 @@ def _unless_missing(call: Callable[[], None]) -> bool:
     return True
 
 
+def prog_load(
+    prog_type: int, code: bytes, name: str, *, attach_type: int = 0, log_size: int = 0
+) -> tuple[FD | None, str, int]:
+    """Load a program of code, struct bpf_insn[]; attach_type is one of enum bpf_attach_type.
+
+    Returns the program (None when the kernel refused it), the verifier's log when log_size bytes are given
+    for it, and the errno.
+    """
+    instructions = np.frombuffer(code, dtype="u1")
+    licence = np.frombuffer(b"GPL\0", dtype="u1")
+    log = np.zeros(max(log_size, 1), dtype="u1")
+    attr = bytearray(
+        struct.pack(
+            "=IIQQIIQII16sIIQ",
+            prog_type,
+            len(code) // 8,
+            address(instructions),
+            address(licence),
+            1 if log_size else 0,
+            log_size,
+            address(log) if log_size else 0,
+            0,
+            0,
+            name.encode()[: _NAME_LENGTH - 1],
+            0,
+            attach_type,
+            0,
+        )
+    )
+    try:
+        fd = FD(syscall(Command.PROG_LOAD, attr, f"program {name}"), f"program {name}")
+    except BpfError as error:
+        return None, log.tobytes().rstrip(b"\0").decode(errors="replace"), error.errno
+    return fd, "", 0
+
+
 def obj_pin(fd: FD, path: Path) -> None:
     """Pin a map or a program at a path of a bpf file system."""
     text = _text(path)

@@ -1,33 +1,36 @@
 """Bring maps and programs into the kernel, or find them there.
 
 :func:`load` is called on every start. Maps are reused when their shape is right; programs are reused when
-nothing that they were built from has changed, so that a restart compiles nothing. Otherwise a child process
-(:mod:`lb.datapath.compile`) builds them. Nothing pinned changes before the build has succeeded: after a
-failed compile the old programs and maps work on.
+nothing that they were built from has changed, so that a restart loads nothing. Otherwise they are loaded from
+instructions that :mod:`lb.datapath.build` has or has made. Nothing pinned changes before that has succeeded:
+after a failure the old programs and maps work on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import batch, bpf, crc32c, layouts
+from lb.datapath import batch, bpf, build, crc32c, layouts
 from lb.datapath.bpf import ProgType
+from lb.datapath.compile import PROGRAM_ARRAY
+from lb.datapath.layouts import MapType
 from lb.datapath.map_pins import MapSlot, open_maps, pin_maps
 from lb.datapath.pins import Pins, ensure_bpffs, remove_tree
 from lb.errors import CompileError, DatapathError
+
+_LOG_SIZE = 1 << 24  # bytes for the verifier's log
+_LOG_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +111,18 @@ def load(
     DatapathError: the kernel has no bpf file system, or the child could not run.
     """
     ensure_bpffs()
-    build = fingerprint(limits, bpf_dir)
+    own_build = fingerprint(limits, bpf_dir)
     with pins.lock(), contextlib.ExitStack() as stack:
         slots = open_maps(pins, limits, stack)
-        directory = pins.programs(build)
+        directory = pins.programs(own_build)
         ids = _pinned_programs(directory, programs, {bpf.map_info(slot.fd).id for slot in slots})
         compiled = ids is None
         if ids is None:
-            staging = pins.staging(build)
+            staging = pins.staging(own_build)
             remove_tree(staging)
             staging.mkdir()
             try:
-                ids = _compile(staging, slots, bpf_dir, programs)
+                ids = _build(staging, slots, bpf_dir, programs)
             except DatapathError:
                 remove_tree(staging)
                 raise
@@ -127,9 +130,9 @@ def load(
         fresh = pin_maps(pins, slots)
         if compiled:
             remove_tree(directory)
-            pins.staging(build).rename(directory)
+            pins.staging(own_build).rename(directory)
     paths = {name: directory / name for name in programs}
-    return Loaded(paths, ids, build, compiled, fresh)
+    return Loaded(paths, ids, own_build, compiled, fresh)
 
 
 def _write_constants(slots: Sequence[MapSlot]) -> None:
@@ -149,27 +152,9 @@ def prune(pins: Pins, loaded: Loaded) -> None:
 
 
 def fingerprint(limits: Limits, bpf_dir: Path = layouts.BPF_DIR) -> str:
-    """Return 16 hex digits over everything that a build depends on."""
-    digest = hashlib.sha256()
-    for path in sorted((*bpf_dir.rglob("*.c"), *bpf_dir.rglob("*.h"))):
-        digest.update(f"{path.relative_to(bpf_dir)}\0".encode() + path.read_bytes() + b"\0")
-    parts = {
-        "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
-        "limits": limits.as_dict(),
-        "bcc": _bcc_version(),
-        "kernel": platform.release(),
-    }
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
-def _bcc_version() -> str:
-    """Return the text of bcc's version file without importing bcc; empty when bcc is not installed."""
-    spec = importlib.util.find_spec("bcc")
-    if spec is None or spec.origin is None:
-        return ""
-    path = Path(spec.origin).with_name("version.py")
-    return path.read_text() if path.is_file() else ""
+    """Return 16 hex digits over everything that loaded programs depend on."""
+    parts = [build.fingerprint(bpf_dir), sorted(limits.as_dict().items()), platform.release()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _pinned_programs(
@@ -194,62 +179,60 @@ def _pinned_programs(
     return {name: ids[name] for name in programs}
 
 
-def _compile(
+def _build(
     staging: Path, slots: Sequence[MapSlot], bpf_dir: Path, programs: Mapping[str, Program]
 ) -> dict[str, int]:
-    """Run the child; return the program ids by name.
+    """Load and pin every program, both of its instances; return the ids of the IPv4 ones.
 
     Raises
     ------
     CompileError: with clang's or the verifier's words.
     """
-    sources: dict[str, dict[str, tuple[int, int]]] = {}
+    sources: dict[str, list[str]] = {}
     for name, program in programs.items():
-        sources.setdefault(program.source, {})[name] = (int(program.type), program.number)
-    maps = {slot.spec.name: slot.fd.fileno() for slot in slots}
-    request = {
-        "bpf_dir": str(bpf_dir),
-        "maps": maps,
-        "pin_dir": str(staging),
-        "sources": [
-            {
-                "file": source,
-                "array": program_array(source),
-                "programs": rows,
-                "twins": {n: twin(n) for n in rows},
-            }
-            for source, rows in sources.items()
-        ],
-    }
-    package_root = Path(__file__).resolve().parent.parent.parent
-    child = subprocess.run(
-        [sys.executable, "-m", "lb.datapath.compile"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        check=False,
-        pass_fds=tuple(maps.values()),
-        process_group=0,  # Ctrl-C at the terminal is for the agent, which waits for the end of this
-        env={**os.environ, "PYTHONPATH": f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-    )
-    try:
-        answer = json.loads(child.stdout)
-    except ValueError:
-        answer = {"error": f"the compile process ended with code {child.returncode}"}
-    if "error" in answer:
-        raise CompileError(f"{answer['error']}\n{useful_lines(child.stderr)}".rstrip())
-    return dict(answer["programs"])
+        sources.setdefault(program.source, []).append(name)
+    code = build.instructions(bpf_dir, sources)
+    ids: dict[str, int] = {}
+    with contextlib.ExitStack() as stack:
+        # The kernel verifies on the caller's CPU, and lets others do so at the same time.
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        arrays = {source: stack.enter_context(_make_array(staging, source)) for source in sources}
+        loads = []
+        for version in layouts.FAMILIES:
+            maps = {slot.spec.c_name: slot.fd.fileno() for slot in slots if slot.spec.version in (0, version)}
+            for name, program in programs.items():
+                fds = {**maps, PROGRAM_ARRAY: arrays[program.source].fileno()}
+                instructions = build.relocate(code[version][name], fds)
+                loads.append((name, version, pool.submit(_load_program, program, name, instructions)))
+        for name, version, load in loads:
+            fd = stack.enter_context(load.result())
+            bpf.obj_pin(fd, staging / (name if version == 4 else twin(name)))
+            number = programs[name].number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
+            array = arrays[programs[name].source]
+            bpf.map_update(array, np.array([number], "u4"), np.array([fd.fileno()], "u4"))
+            if version == 4:
+                ids[name] = bpf.prog_info(fd).id
+    return ids
 
 
-def useful_lines(stderr: str, last: int = 40) -> str:
-    """Shorten what clang and the verifier wrote: clang's errors with their context, else the last lines.
+def _make_array(staging: Path, source: str) -> bpf.FD:
+    name = program_array(source)
+    array = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 2 * layouts.PROGRAMS_PER_FAMILY, name=name)
+    bpf.obj_pin(array, staging / name)
+    return array
 
-    The child announces each file as a line of NUL and its name; clang calls that file ``/virtual/main.c``.
+
+def _load_program(program: Program, name: str, instructions: bytes) -> bpf.FD:
+    """Load one program.
+
+    Raises
+    ------
+    CompileError: the kernel refused it; with the end of the verifier's log.
     """
-    file, _, words = stderr.rpartition("\0")[2].partition("\n")
-    lines = words.replace("/virtual/main.c", file).splitlines()
-    errors = [number for number, line in enumerate(lines) if "error:" in line]
-    if errors:
-        shown = sorted({at for number in errors[:5] for at in range(number, min(number + 3, len(lines)))})
-        return "\n".join(lines[number] for number in shown)
-    return "\n".join(lines[-last:])
+    fd, _, _ = bpf.prog_load(program.type, instructions, name)
+    if fd is None:
+        fd, log, error = bpf.prog_load(program.type, instructions, name, log_size=_LOG_SIZE)
+    if fd is None:
+        words = "\n".join(log.splitlines()[-_LOG_LINES:])
+        raise CompileError(f"the kernel refused the program {name}: {os.strerror(error)}\n{words}".rstrip())
+    return fd

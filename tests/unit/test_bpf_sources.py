@@ -40,9 +40,8 @@ BPF(text=sys.stdin.read(), cflags=sys.argv[2:])
 
 
 def compiles(text: str, version: int = 4) -> subprocess.CompletedProcess[str]:
-    """Run bcc's clang over text in a process of its own; map descriptors are numbers that nothing loads."""
-    fds = {spec.name: 3 + number for number, spec in enumerate(layouts.MAPS)}
-    flags = [*c_flags(layouts.BPF_DIR, fds, platform.machine(), version), "-DFD_programs=100"]
+    """Run bcc's clang over text in a process of its own; ."""
+    flags = c_flags(layouts.BPF_DIR, platform.machine(), version)
     return subprocess.run(
         [sys.executable, "-c", _COMPILE, str(layouts.BPF_DIR), *flags],
         input=text,

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import bpf, layouts, loader, map_pins
+from lb.datapath import bpf, build, layouts, loader, map_pins
+from lb.datapath.build import useful_lines
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, MAP_SPECS, VIP, VIP_KEY
-from lb.datapath.loader import Loaded, fingerprint, useful_lines
+from lb.datapath.loader import Loaded, fingerprint
 from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
 from lb.errors import CompileError, ConfigError
 from tests.unit.pins_bench import LIMITS, TINY, XDP_SOURCE, own_pins, pin_empty_maps, tiny_tree
@@ -33,7 +34,8 @@ def pins() -> Iterator[Pins]:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
     return tiny_tree(tmp_path)
 
 
@@ -181,7 +183,7 @@ def test_the_verifier_refuses(pins: Pins, tree: Path) -> None:
     )
     with pytest.raises(CompileError) as caught:
         load(pins, tree)
-    assert "Failed to load BPF program b'lb_xdp_tiny': Permission denied" in str(caught.value)
+    assert "the kernel refused the program lb_xdp_tiny: Permission denied" in str(caught.value)
     assert "invalid mem access 'map_value_or_null'" in str(caught.value)
     assert pins.builds() == []
 
@@ -235,7 +237,7 @@ def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -
     elif change == "limits":
         limits = replace(LIMITS, vips=65)
     elif change == "bcc":
-        monkeypatch.setattr(loader, "_bcc_version", lambda: "another")
+        monkeypatch.setattr(build, "_bcc_version", lambda: "another")
     elif change == "kernel":
         monkeypatch.setattr("platform.release", lambda: "0.0.1")
     else:
@@ -384,3 +386,28 @@ def test_useful_lines() -> None:
         "/virtual/main.c:9:2: error: e\n  new\n  ^\n1 error generated.\n"
     )
     assert clang.splitlines() == ["a.c:9:2: error: e", "  new", "  ^"]
+
+
+def test_instructions_are_kept_for_every_instance(
+    pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(pins, tree)
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    with own_pins() as other:
+        assert load(other, tree).compiled
+        set_udp_ns(other, 7)
+        assert verdict(load(other, tree)) == 1  # on its own maps
+        assert verdict(load(pins, tree)) == 2
+
+
+def test_without_a_cache_the_compiler_runs(pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CACHE", Path("/proc/no/such/place"))
+    assert verdict(load(pins, tree)) == 2
+
+
+def test_a_damaged_cache_is_made_anew(pins: Pins, tree: Path) -> None:
+    load(pins, tree)
+    for path in build.CACHE.iterdir():
+        path.write_text("{")
+    with own_pins() as other:
+        assert verdict(load(other, tree)) == 2

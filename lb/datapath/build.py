@@ -1,0 +1,158 @@
+"""From bpf/ to instructions: compiled once for each state of the sources, whatever instance asks.
+
+Instructions do not depend on an instance's maps: they name a map by a mark, and :func:`relocate` puts the
+file descriptor in its place. So they are kept, and the compiler runs again only when the sources, their
+layouts or bcc have changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lb.datapath import layouts
+from lb.datapath.compile import MAP_MARK, MAP_NAMES, c_flags
+from lb.errors import CompileError
+
+CACHE = Path("/var/cache/lbctl")
+"""Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
+_KEPT = 4
+
+Code = Mapping[int, Mapping[str, bytes]]
+"""By IP version and function: instructions, 8 bytes each (struct bpf_insn)."""
+
+_INSN = np.dtype([("opcode", "u1"), ("registers", "u1"), ("offset", "i2"), ("imm", "i4")])
+_LD_IMM64 = 0x18
+_PSEUDO_MAP_FD = 1
+
+
+def fingerprint(bpf_dir: Path = layouts.BPF_DIR) -> str:
+    """Return 16 hex digits over everything that instructions depend on."""
+    digest = hashlib.sha256()
+    for path in sorted((*bpf_dir.rglob("*.c"), *bpf_dir.rglob("*.h"))):
+        digest.update(f"{path.relative_to(bpf_dir)}\0".encode() + path.read_bytes() + b"\0")
+    parts = {
+        "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
+        "flags": [c_flags(Path(), platform.machine(), version) for version in layouts.FAMILIES],
+        "bcc": _bcc_version(),
+    }
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bcc_version() -> str:
+    """Return the text of bcc's version file without importing bcc; empty when bcc is not installed."""
+    spec = importlib.util.find_spec("bcc")
+    if spec is None or spec.origin is None:
+        return ""
+    path = Path(spec.origin).with_name("version.py")
+    return path.read_text() if path.is_file() else ""
+
+
+def instructions(bpf_dir: Path, sources: Mapping[str, list[str]]) -> Code:
+    """Return the instructions of the functions in each file of bpf_dir, from the cache or from the compiler.
+
+    Raises
+    ------
+    CompileError: with clang's words.
+    """
+    request = json.dumps(sources, sort_keys=True)
+    name = f"{fingerprint(bpf_dir)}-{hashlib.sha256(request.encode()).hexdigest()[:8]}.json"
+    found = _read(CACHE / name)
+    if found is None:
+        found = _compile(bpf_dir, sources)
+        _keep(name, found)
+    return {
+        version: {function: base64.b64decode(text) for function, text in found[str(version)].items()}
+        for version in layouts.FAMILIES
+    }
+
+
+def _read(path: Path) -> dict[str, dict[str, str]] | None:
+    try:
+        found: dict[str, dict[str, str]] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _keep(name: str, code: Mapping[str, Any]) -> None:
+    """Write one file of the cache, and drop the oldest; a cache that cannot be written is none."""
+    with contextlib.suppress(OSError):
+        CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        aside = CACHE / f"{name}.{os.getpid()}"
+        aside.write_text(json.dumps(code))
+        aside.rename(CACHE / name)
+        by_age = sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for old in by_age[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+
+def _compile(bpf_dir: Path, sources: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
+    """Run a child for each IP version, side by side."""
+    with ThreadPoolExecutor(len(layouts.FAMILIES)) as pool:
+        found = pool.map(lambda version: _compile_family(bpf_dir, sources, version), layouts.FAMILIES)
+        return {str(version): code for version, code in zip(layouts.FAMILIES, found, strict=True)}
+
+
+def _compile_family(bpf_dir: Path, sources: Mapping[str, list[str]], version: int) -> dict[str, str]:
+    package_root = Path(__file__).resolve().parent.parent.parent
+    path = f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    child = subprocess.run(
+        [sys.executable, "-m", "lb.datapath.compile"],
+        input=json.dumps({"bpf_dir": str(bpf_dir), "version": version, "sources": sources}),
+        capture_output=True,
+        text=True,
+        check=False,
+        process_group=0,  # Ctrl-C at the terminal is for the agent, which waits for the end of this
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        answer = json.loads(child.stdout)
+    except ValueError:
+        answer = {"error": f"the compile process ended with code {child.returncode}"}
+    if "error" in answer:
+        raise CompileError(f"{answer['error']}\n{useful_lines(child.stderr)}".rstrip())
+    code: dict[str, str] = answer["code"]
+    return code
+
+
+def useful_lines(stderr: str, last: int = 40) -> str:
+    """Shorten what clang wrote: its errors with their context, else the last lines.
+
+    The child announces each file as a line of NUL and its name; clang calls that file ``/virtual/main.c``.
+    """
+    file, _, words = stderr.rpartition("\0")[2].partition("\n")
+    lines = words.replace("/virtual/main.c", file).splitlines()
+    errors = [number for number, line in enumerate(lines) if "error:" in line]
+    if errors:
+        shown = sorted({at for number in errors[:5] for at in range(number, min(number + 3, len(lines)))})
+        return "\n".join(lines[number] for number in shown)
+    return "\n".join(lines[-last:])
+
+
+def relocate(code: bytes, fds: Mapping[str, int]) -> bytes:
+    """Return the instructions with a file descriptor in place of each map's mark; fds: by name in C."""
+    rows = np.frombuffer(code, _INSN).copy()
+    for at in _map_loads(rows):
+        rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
+    return rows.tobytes()
+
+
+def _map_loads(rows: np.ndarray[Any, np.dtype[Any]]) -> Iterator[int]:
+    """Yield the places of the instructions that load a map."""
+    loads = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == _PSEUDO_MAP_FD)
+    yield from np.flatnonzero(loads & (rows["imm"] >= MAP_MARK)).tolist()
