@@ -21,7 +21,8 @@ static __always_inline const struct vip *lookup_address(const struct addr *addre
 	return bpf_map_lookup_elem(vips, &key);
 }
 
-/* Might the address be a clusterIP? Almost no other packet has such a destination. */
+/* Might the address be a clusterIP? Almost no other packet has such a destination. While the network grows
+ * its mask is written first, so that this order of work misses no address. */
 static __always_inline bool in_cluster_net(const struct addr *address, const struct settings *settings)
 {
 	u32 differs = 0;
@@ -29,7 +30,7 @@ static __always_inline bool in_cluster_net(const struct addr *address, const str
 #pragma unroll
 	for (int i = 0; i < ADDR_WORDS; i++)
 		differs |=
-		    (address->word[i] & settings->cluster_mask.word[i]) ^ settings->cluster_net.word[i];
+		    (address->word[i] ^ settings->cluster_net.word[i]) & settings->cluster_mask.word[i];
 	return !differs;
 }
 
