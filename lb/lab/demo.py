@@ -34,7 +34,7 @@ class Row:
     """Some requests from one place to one address; source is the client's address, ``""`` for its first.
 
     spread tells how many pods must have answered: one with ClientIP affinity, else more than one. A row is
-    shown when the manifests name its key.
+    shown when the manifests name its key. address is as in a URL, an IPv6 one in brackets.
     """
 
     title: str
@@ -75,6 +75,8 @@ ROWS = (
         sticky=True,
     ),
     Row("clusterIP from a pod, no affinity", A_POD, "10.66.5.6", 80, "10.66.5.6"),
+    Row("clusterIP over IPv6, from a pod", A_POD, "[fd00:66::66]", 80, "fd00:66::66"),
+    Row("NodePort on node1 over IPv6", "client", f"[{node_address('node1', 6)}]", 30126, "30126"),
     Row("NodePort on node1, from outside", "client", str(node_address("node1")), 30123, "30123"),
     Row("load-balancer address, from outside", "client", "203.0.113.22", 80, "203.0.113.22"),
     Row("external address, from outside", "client", "198.51.100.7", 80, "198.51.100.7"),
@@ -92,9 +94,9 @@ def answering(lines: str, udp: bool) -> Counter[str]:
 
 
 def rows(spec: LabSpec) -> list[Row]:
-    """Return the rows whose address the manifests name."""
+    """Return the rows whose key the manifests name and whose family the lab has."""
     texts = "".join(path.read_text() for path in sorted(Path(spec.manifests).glob("*.y*ml")))
-    return [row for row in ROWS if row.key in texts]
+    return [row for row in ROWS if row.key in texts and (6 if "[" in row.address else 4) in spec.versions]
 
 
 def show(lab: Lab, report: Report) -> None:
