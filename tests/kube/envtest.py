@@ -29,7 +29,7 @@ from tests.kube.rules import resource_of
 
 RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
 START_SECONDS = 60.0
-SERVICE_NETWORKS = IPv4Network("10.96.0.0/16")
+SERVICE_NETWORKS = (IPv4Network("10.96.0.0/16"),)
 _RESOURCES = {
     "ServiceAccount": "serviceaccounts",
     "ClusterRole": "clusterroles",
