@@ -100,7 +100,7 @@ def cluster(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iter
         must(
             found,
             "client",
-            f"ip link add narrow mtu {NARROW} type veth peer name wide netns /run/netns/{behind}",
+            f"ip link add narrow mtu {WIRE_MTU} type veth peer name wide netns /run/netns/{behind}",
         )
         must(found, "client", "ip link set narrow up")
         for version in VERSIONS:
