@@ -84,13 +84,13 @@ static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 	return bpf_xdp_adjust_tail(ctx, (int)len - (int)ctx_len(ctx)) == 0;
 }
 
-/* Open a gap of len bytes behind the link header, whose bytes must then be stored anew. */
-/* XDP runs on devices with a link header alone. */
+/* Put a link header in front of a packet that has none: XDP runs on devices with one alone. */
 static __always_inline bool ctx_add_link(ctx_t *ctx)
 {
 	return false;
 }
 
+/* Open a gap of len bytes behind the link header, whose bytes must then be stored anew. */
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {
 	return bpf_xdp_adjust_head(ctx, -(int)len) == 0;

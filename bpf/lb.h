@@ -31,8 +31,8 @@ static __always_inline void decide_not_vip(const struct packet *pkt, const struc
 }
 
 /* Towards a VIP, from any side. True: a packet of the known flow d->flow; else the decision is taken. */
-static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt, u8 side, u64 now,
-					   const struct settings *settings, struct decision *d)
+static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt, u8 side,
+					   const struct settings *settings, u64 *now, struct decision *d)
 {
 	const struct vip *vip;
 
@@ -46,7 +46,8 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 		return false;
 	}
 	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
-		if (pkt->piece == PIECE_LATER || flow_usable(pkt, &d->flow, now, settings))
+		*now = bpf_ktime_get_ns();
+		if (pkt->piece == PIECE_LATER || flow_usable(pkt, &d->flow, *now, settings))
 			return true;
 		d->stale = true;
 	}
@@ -86,11 +87,12 @@ static __always_inline void decide_ingress(ctx_t *ctx, struct packet *pkt, u8 si
 			decide(d, ACTION_PASS, REASON_FRAGMENT);
 		return;
 	}
-	now = bpf_ktime_get_ns();
-	if (likely(!to_snat_port(&pkt->tuple, settings)) || !lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) ||
-	    !undone_at_ingress(&d->flow, side)) {
+	if (unlikely(to_snat_port(&pkt->tuple, settings)) && lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) &&
+	    undone_at_ingress(&d->flow, side)) {
+		now = bpf_ktime_get_ns();
+	} else {
 		direction = DIR_FORWARD;
-		if (!decide_request(ctx, pkt, side, now, settings, d))
+		if (!decide_request(ctx, pkt, side, settings, &now, d))
 			return;
 	}
 	decide_flow(ctx, pkt, direction, now, d);
@@ -110,16 +112,18 @@ static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct
 		decide(d, ACTION_PASS, REASON_FRAGMENT);
 		return;
 	}
-	if (likely(!lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow)) || d->flow.path != PATH_STACK) {
-		direction = DIR_FORWARD;
-		if (likely(!ctx_from_host(ctx)) ||
-		    !decide_request(ctx, pkt, HOST, bpf_ktime_get_ns(), settings, d))
+	if (lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) && d->flow.path == PATH_STACK) {
+		if (accepts_another(pkt, &d->flow)) {
+			delete_pair(&pkt->tuple, &d->flow.to, DIR_REPLY);
 			return;
-	} else if (accepts_another(pkt, &d->flow)) {
-		delete_pair(&pkt->tuple, &d->flow.to, DIR_REPLY);
-		return;
+		}
+		now = bpf_ktime_get_ns();
+	} else {
+		direction = DIR_FORWARD;
+		if (likely(!ctx_from_host(ctx)) || !decide_request(ctx, pkt, HOST, settings, &now, d))
+			return;
 	}
-	decide_flow(ctx, pkt, direction, bpf_ktime_get_ns(), d);
+	decide_flow(ctx, pkt, direction, now, d);
 }
 
 /* What the parser leaves to others, or alone. */
