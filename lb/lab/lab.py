@@ -74,7 +74,8 @@ class Lab:
             raise LabError(f"pod {where}: its process does not run")
         argv = ["env", *_variables(found.process.pid), *argv]
         inside = namespaces.command(found.netns, argv, pid=found.process.pid)
-        return cgroups.command(self.cgroup(found.node) / found.netns, inside)
+        group = self.cgroup(found.node) / self.spec.pod_namespace(found.namespace, found.name)
+        return cgroups.command(group, inside)
 
     def _on_node(self, node: str, argv: Sequence[str]) -> list[str]:
         return cgroups.command(self.cgroup(node), namespaces.command(self.spec.namespace(node), argv))
@@ -294,9 +295,10 @@ class Lab:
             "-I",
             "-S",
             str(pod.__file__),
-            "host:outside",
+            "outside",
             ",".join(str(outside_server(version)) for version in spec.versions),
             *OUTSIDE_PORTS,
+            "--",
         ]
         store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))
         if spec.kubernetes:

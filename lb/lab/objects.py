@@ -82,6 +82,7 @@ def pod_object(
         "metadata": metadata,
         "spec": {
             "nodeName": node,
+            **({"hostNetwork": True} if workload.host_network else {}),
             "containers": [
                 {"name": first, "image": IMAGE, "ports": ports},
                 *({"name": name, "image": IMAGE} for name in others),

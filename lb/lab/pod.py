@@ -1,10 +1,10 @@
 """The process of a pod: a real HTTP/1.1 server and a UDP echo that say which pod answered on which port.
 
-Run as a script, not imported by the lab: ``python -I -S pod.py NAME ADDRESS,… PORT…`` where ADDRESS is what
-to listen on and PORT is ``tcp:8080:http-default`` or ``udp:9000:echo``. It takes its own mount and UTS
-namespace, with an empty /var and the pod's name as host name, unless NAME begins with ``host:``. It writes
-``listening`` to stdout when every port is open. Only light modules of the standard library are imported,
-because there may be dozens of pods.
+Run as a script, not imported by the lab: ``python -I -S pod.py NAME@HOST ADDRESS,… PORT… -- ARG…`` where
+ADDRESS is what to listen on, PORT is ``tcp:8080:http-default`` or ``udp:9000:echo`` and ARG is shown. It
+takes its own mount and UTS namespace, with an empty /var and HOST as host name; without ``@HOST`` it stays
+where it was started. It writes ``listening`` to stdout when every port is open. Only light modules of the
+standard library are imported, because there may be dozens of pods.
 
 HTTP answers:
 
@@ -12,6 +12,7 @@ HTTP answers:
 ``/``, any other path  ``You've hit NAME on PORTNAME``
 ``/hostname``          NAME
 ``/clientip``          the client's address as the pod sees it
+``/args``              each ARG in a line
 ``/headers``           the request as it came
 ``/large?bytes=N``     N bytes, ``x`` each
 ``/ready``             200, or 503 while the file /var/unready exists
@@ -78,10 +79,11 @@ def response(status: str, length: int, keep_alive: bool) -> bytes:
 
 
 class Pod:
-    """The pod's name, and how many connections it has open."""
+    """The pod's name and arguments, and how many connections it has open."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, args: list[str]) -> None:
         self.name = name
+        self.args = args
         self._open = 0
         self._idle = threading.Condition()
 
@@ -99,6 +101,8 @@ class Pod:
             body = f"{self.name}\n".encode()
         elif path == "/clientip":
             body = f"{client}\n".encode()
+        elif path == "/args":
+            body = "".join(f"{arg}\n" for arg in self.args).encode(errors="surrogateescape")
         elif path == "/headers":
             body = request.text + b"\r\n"
         elif path == "/large" and count.isdigit():
@@ -115,7 +119,8 @@ class Pod:
         """Serve on one port of one address from now on; port is the name to answer with."""
         kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
         opened = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if protocol == "tcp":  # with it, two processes of a node could open one UDP port
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind((address, int(number)))
         if protocol == "tcp":
             opened.listen(1024)
@@ -210,8 +215,8 @@ def _chunks(body: bytes | int) -> Iterator[bytes]:
         body -= _CHUNK
 
 
-def be_a_container(name: str) -> None:
-    """Take a mount namespace with an empty /var of its own, and a UTS namespace with the host name ``name``.
+def be_a_container(host: str) -> None:
+    """Take a mount namespace with an empty /var of its own, and a UTS namespace with this host name.
 
     Mounts stay slaves of the machine's, so that removals there arrive here, and the mounts of network
     namespaces are left: otherwise this process would keep other pods' namespaces alive.
@@ -228,19 +233,22 @@ def be_a_container(name: str) -> None:
     while libc.umount2(b"/run/netns", detach) == 0:
         pass
     check(libc.mount(b"tmpfs", b"/var", b"tmpfs", ctypes.c_ulong(0), b"size=4m"), "mount /var")
-    socket.sethostname(name[:64])
+    socket.sethostname(host[:64])
 
 
-def main(name: str, addresses: str, ports: list[str]) -> None:
+def main(name: str, addresses: str, ports: list[str], args: list[str]) -> None:
     """Open every port, say so, and serve until SIGTERM."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: sigwait below takes it
-    outside = name.startswith("host:")
-    pod = Pod(name.removeprefix("host:"))
-    if not outside:
-        be_a_container(pod.name)
+    name, _, host = name.partition("@")
+    pod = Pod(name, args)
+    if host:
+        be_a_container(host)
     for address in addresses.split(","):
         for entry in ports:
-            pod.open(address, *entry.split(":"))
+            try:
+                pod.open(address, *entry.split(":"))
+            except OSError as error:
+                sys.exit(f"port {entry} of {address} cannot be opened: {error.strerror}")
     print("listening", flush=True)
     signal.sigwait({signal.SIGTERM})
     time.sleep(_DRAIN_SECONDS)
@@ -248,4 +256,5 @@ def main(name: str, addresses: str, ports: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    end = sys.argv.index("--", 3)
+    main(sys.argv[1], sys.argv[2], sys.argv[3:end], sys.argv[end + 1 :])

@@ -78,19 +78,10 @@ class Pods(abc.ABC):
     def start(self, key: ObjectKey, node: str, workload: Workload) -> bool:
         """Start a pod; return whether that was possible."""
         try:
-            addresses = self._pools[node].take()
+            record = self._record(key, node, host_network=workload.host_network)
         except LabError as error:
             _log.error("pod %s: %s", key, error)
             return False
-        namespace, name = key.namespace, key.name
-        record = PodRecord(
-            namespace,
-            name,
-            node,
-            tuple(map(str, addresses)),
-            self.spec.pod_namespace(namespace, name),
-            pod_interface(namespace, name),
-        )
         pod = PodRuntime(
             self.store,
             self.spec,
@@ -107,6 +98,16 @@ class Pods(abc.ABC):
         task.add_done_callback(lambda done: self._ended(pod, done))
         self.tasks[key] = task
         return True
+
+    def _record(self, key: ObjectKey, node: str, *, host_network: bool) -> PodRecord:
+        """Return what a new pod has of the network: the node's, or its own with free addresses."""
+        namespace, name = key.namespace, key.name
+        if host_network:
+            addresses, netns, interface = self.spec.node_addresses(node), self.spec.namespace(node), ""
+        else:
+            addresses = self._pools[node].take()
+            netns, interface = self.spec.pod_namespace(namespace, name), pod_interface(namespace, name)
+        return PodRecord(namespace, name, node, tuple(map(str, addresses)), netns, interface)
 
     @staticmethod
     def _ended(pod: PodRuntime, task: asyncio.Task[None]) -> None:

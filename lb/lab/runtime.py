@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces, pod, probes, topology
 from lb.lab.addressing import LabSpec
-from lb.lab.environment import pod_environment
+from lb.lab.environment import expand, pod_environment
 from lb.lab.objects import pod_object, to_yaml
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.store import PodRecord, Store
@@ -174,10 +174,12 @@ class PodRuntime:
         """Start the process, probe it while it runs, and return its exit code."""
         self._environment = self._make_environment()
         where = ",".join(self.record.addresses)
-        argv = [sys.executable, "-I", "-S", str(pod.__file__), self.record.name, where]
+        name = f"{self.record.name}@{self._host_name}"
+        argv = [sys.executable, "-I", "-S", str(pod.__file__), name, where]
+        args = [expand(text, self._environment) for text in self.workload.args]
         with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self._enter([*self._with_environment(), *argv, *self.workload.listen()]),
+                *self._enter([*self._with_environment(), *argv, *self.workload.listen(), "--", *args]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -221,7 +223,7 @@ class PodRuntime:
                 _log.warning(
                     "pod %s: variables from %s are left out: the lab cannot read it", self.key, source
                 )
-        image = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "HOSTNAME": record.name}
+        image = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "HOSTNAME": self._host_name}
         links = self.workload.service_links
         return image | pod_environment(
             self.workload.env, self._services(), record.namespace, fields, links=links
@@ -259,7 +261,13 @@ class PodRuntime:
 
     @property
     def _cgroup(self) -> Path:
-        return cgroups.of_node(self._spec.id, self.record.node) / self.record.netns
+        name = self._spec.pod_namespace(self.record.namespace, self.record.name)
+        return cgroups.of_node(self._spec.id, self.record.node) / name
+
+    @property
+    def _host_name(self) -> str:
+        """Who has the node's network has the node's host name, too."""
+        return self.record.node if self.record.host_network else self.record.name
 
     def _enter(self, argv: list[str], *, pid: int = 0) -> list[str]:
         """Return the command that runs argv in the pod; see :func:`lb.lab.namespaces.command`."""
@@ -318,7 +326,8 @@ class PodRuntime:
         if self._network:
             await asyncio.wait({self._network})
         self._running = False
-        await asyncio.to_thread(kill_all, self.record.netns, self._cgroup)
+        netns = "" if self.record.host_network else self.record.netns  # the node's is not ours to empty
+        await asyncio.to_thread(kill_all, netns, self._cgroup)
         self._outlet.remove(self.key)
         await asyncio.to_thread(topology.remove_pod, self._spec, self.record)
         cgroups.remove(self._cgroup)
@@ -326,17 +335,19 @@ class PodRuntime:
         self._changed()
 
 
-def kill_all(netns: str, group: Path | None = None) -> None:
+def kill_all(netns: str, group: Path) -> None:
     """Kill every process in the network namespace or the control group, and those that they start meanwhile.
+
+    netns is ``""`` where only the group counts.
 
     Raises
     ------
     LabError: a process does not end.
     """
     for _ in itertools.repeat(None, 20):
-        pids = namespaces.pids(netns) | (cgroups.pids(group) if group else set())
+        pids = cgroups.pids(group) | (namespaces.pids(netns) if netns else set())
         found = [ref for pid in pids if (ref := ProcessRef.of(pid))]
         if not found:
             return
         kill(found, within=1.0)
-    raise LabError(f"processes in namespace {netns} do not end: {sorted(namespaces.pids(netns))}")
+    raise LabError(f"processes in {netns or group} do not end: {sorted(pids)}")

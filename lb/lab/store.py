@@ -49,7 +49,8 @@ class LabRecord:
 class PodRecord:
     """A pod as ``lab exec`` and ``lab down`` need it; process is None while none runs.
 
-    addresses has one of each IP version of the lab, the primary one first.
+    addresses has one of each IP version of the lab, the primary one first. A pod with the node's network has
+    the node's addresses and namespace, and ``""`` for an interface.
     """
 
     namespace: str
@@ -64,6 +65,11 @@ class PodRecord:
     def address(self) -> str:
         """The primary address."""
         return self.addresses[0]
+
+    @property
+    def host_network(self) -> bool:
+        """Whether it has the node's network."""
+        return not self.interface
 
 
 class Store:

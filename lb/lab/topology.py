@@ -240,7 +240,7 @@ def _set_up_node(spec: LabSpec, node: str) -> None:
 
 
 def add_pod(spec: LabSpec, pod: PodRecord) -> None:
-    """Make the pod's namespace and connect it to its node.
+    """Make the pod's namespace and connect it to its node; one with the node's network needs nothing.
 
     The pod has addresses without a network (/32, /128) and reaches everything through
     :data:`~lb.lab.addressing.POD_GATEWAYS`, whose fixed neighbour entries are the host end; the node has a
@@ -250,6 +250,8 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
     ------
     LabError: names the namespace and what the kernel refused.
     """
+    if pod.host_network:
+        return
     mtu = spec.pod_mtu
     namespaces.create(pod.netns)
     with namespaces.inside(pod.netns):
@@ -292,7 +294,9 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
 
 
 def remove_pod(spec: LabSpec, pod: PodRecord) -> None:
-    """Remove the pod's interface and namespace, as far as they exist."""
+    """Remove the pod's interface and namespace, as far as they exist; the node's own stay."""
+    if pod.host_network:
+        return
     with (
         contextlib.suppress(LabError),  # the node is gone, or the interface was never made
         namespaces.netlink(spec.namespace(pod.node)) as node,

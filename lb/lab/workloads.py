@@ -50,7 +50,9 @@ class Workload:
     restart: whether a process that ended is started again.
     grace: seconds from SIGTERM to SIGKILL.
     env: the first container's variables, in their order.
+    args: the first container's, as they are written.
     service_links: whether Services of the namespace are among the variables.
+    host_network: whether the pod has the node's network, and so its addresses and ports.
     """
 
     kind: str
@@ -64,7 +66,9 @@ class Workload:
     restart: bool = True
     grace: float = 30
     env: tuple[EnvVar, ...] = ()
+    args: tuple[str, ...] = ()
     service_links: bool = True
+    host_network: bool = False
 
     def listen(self) -> list[str]:
         """Return what the pod's process opens, as pod.py takes it: ``tcp:8080:http-default``.
@@ -185,11 +189,12 @@ def _check_selector(selector: Field, labels: Mapping[str, str], *, required: boo
 def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], spec: Fields) -> Workload:
     ports: list[ContainerPort] = []
     probes: list[Probe] = []
+    host_network = spec["hostNetwork"].flag()
     containers = spec["containers"].items()
     if not containers:
         spec["containers"].error("is missing or empty")
     for container in containers:
-        own = [_read_port(place.fields()) for place in container.fields()["ports"].items()]
+        own = [_read_port(place.fields(), host_network) for place in container.fields()["ports"].items()]
         ports += own
         probe = container.fields()["readinessProbe"]
         if probe.present:
@@ -206,7 +211,9 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
         restart=spec["restartPolicy"].text("Always") == "Always",
         grace=spec["terminationGracePeriodSeconds"].number(0, 86_400, default=30),
         env=_read_env(containers[0].fields()) if containers else (),
+        args=tuple(word.text() for place in containers[:1] for word in place.fields()["args"].items()),
         service_links=not spec["enableServiceLinks"].present or spec["enableServiceLinks"].flag(),
+        host_network=host_network,
     )
 
 
@@ -224,8 +231,10 @@ def _read_env(container: Fields) -> tuple[EnvVar, ...]:
     return (*(EnvVar("", unplayed=kind) for kind in whole), *result)
 
 
-def _read_port(entry: Fields) -> ContainerPort:
+def _read_port(entry: Fields, host_network: bool) -> ContainerPort:
     if not entry["containerPort"].present:
         entry["containerPort"].error("is missing")
     number = entry["containerPort"].number(PORT_MIN, PORT_MAX)
+    if host_network and entry["hostPort"].number(0, PORT_MAX) not in (0, number):
+        entry["hostPort"].error(f"must be the containerPort {number}: the pod has the node's network")
     return ContainerPort(entry["name"].text(), read_protocol(entry["protocol"]), number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -173,19 +173,23 @@ def bring_up(make_lab: MakeLab, manifests: Path, **spec: Any) -> Cluster:
         "local": Target(by_node["node1"][0], 1),
         "remote": Target(by_node["node2"][0], 2),
     }
+    serve(lab, targets, str(by_node["node2"][0]["name"]))
+    return Cluster(lab, targets, by_node["node1"][1])
+
+
+def serve(lab: Lab, targets: Mapping[str, Target], elsewhere: str) -> None:
+    """Make the Services, and wait until they answer the client and elsewhere, a pod of node2."""
     for name, target in targets.items():
-        (manifests / f"{name}.yaml").write_text(target.manifest(name))
-    found = Cluster(lab, targets, by_node["node1"][1])
+        (Path(lab.spec.manifests) / f"{name}.yaml").write_text(target.manifest(name))
     for target in targets.values():
         eventually(
             lambda target=target: all(  # type: ignore[misc]
                 lab.run(place, ["curl", "-s", "-m", "2", url((address, 80))]).returncode == 0
-                for place in ("client", by_node["node2"][0]["name"])
+                for place in ("client", elsewhere)
                 for address in target.cluster_ips.values()
             ),
             f"{target.cluster_ips} answer through both nodes",
         )
-    return found
 
 
 def check_answers(cluster: Cluster, client: str, where: str, version: int) -> None:

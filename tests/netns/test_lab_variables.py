@@ -23,6 +23,7 @@ spec:
     - {name: WHERE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
     - {name: MINE, valueFrom: {fieldRef: {fieldPath: status.podIPs}}}
     - {name: SECRET, valueFrom: {secretKeyRef: {name: a, key: b}}}
+    args: [--backend=$(BACKEND), "$(WEB_SERVICE_PORT)", $$(WHERE), $(UNKNOWN), "--", two words]
 ---
 apiVersion: v1
 kind: Pod
@@ -138,6 +139,19 @@ def test_env_discovery_without_service_links_tells_of_kubernetes_alone(lab: Lab)
 def test_env_discovery_is_seen_by_what_runs_in_the_pod(lab: Lab) -> None:
     done = lab.run("linked", ["sh", "-c", "echo $WEB_SERVICE_HOST $WHERE"])
     assert done.stdout == "10.66.8.1 node2\n", done.stderr
+
+
+def test_env_discovery_in_the_arguments_of_a_pod(lab: Lab) -> None:
+    address = lab.find_pod("linked").address
+    done = lab.run("client", ["curl", "-sS", "-m", "5", f"http://{address}:8080/args"])
+    assert done.stdout.splitlines() == [
+        "--backend=http://10.66.8.1:80/$(UNKNOWN)",
+        "80",
+        "$(WHERE)",
+        "$(UNKNOWN)",
+        "--",
+        "two words",
+    ], done.stderr
 
 
 def test_env_discovery_is_of_the_services_that_exist_when_the_pod_starts(lab: Lab) -> None:

@@ -15,7 +15,7 @@ def wire() -> Iterator[socket.socket]:
     client = socket.create_connection(listener.getsockname())
     served, _ = listener.accept()
     listener.close()
-    thread = threading.Thread(target=Pod("p").converse, args=(served, "192.0.2.1", "web"))
+    thread = threading.Thread(target=Pod("p", ["-a", "b c"]).converse, args=(served, "192.0.2.1", "web"))
     thread.start()
     client.settimeout(10)
     yield client
@@ -46,6 +46,7 @@ def ended(wire: socket.socket) -> bool:
         ("/any/path?q=1", "200 OK", b"You've hit p on web\n"),
         ("/hostname", "200 OK", b"p\n"),
         ("/clientip", "200 OK", b"192.0.2.1\n"),
+        ("/args", "200 OK", b"-a\nb c\n"),
         ("/headers", "200 OK", b"GET /headers HTTP/1.1\r\nX-A: b\r\n"),
         ("/large?bytes=3", "200 OK", b"xxx"),
         ("/large?bytes=200000", "200 OK", b"x" * 200_000),

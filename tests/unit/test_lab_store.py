@@ -68,13 +68,15 @@ def test_pods_and_processes_are_noted_and_forgotten(store: Store) -> None:
         "default", "a", "node1", ("10.244.1.2", "fd00:244:0:1::2"), "t-pod-a", "pod-a", ProcessRef(1, 2)
     )
     two = PodRecord("other", "b", "node2", ("10.244.2.2",), "t-pod-b@other", "pod-b")
-    store.write_pod(two)
-    store.write_pod(one)
-    assert store.pods() == [one, two]
+    three = PodRecord("other", "c", "node2", ("192.168.77.12",), "t-node2", "")
+    for pod in (three, two, one):
+        store.write_pod(pod)
+    assert store.pods() == [one, two, three]
+    assert [pod.host_network for pod in store.pods()] == [False, False, True]
     assert list(store.processes()) == [own(), ProcessRef(1, 2)]
     store.forget_pod(one)
     store.forget_pod(one)
-    assert store.pods() == [two]
+    assert store.pods() == [two, three]
 
 
 def test_objects_appear_whole_and_alone(store: Store) -> None:

@@ -83,6 +83,27 @@ def test_a_bare_pod_is_read(tmp_path: Path) -> None:
     assert workload.listen() == ["tcp:6379:6379"]
 
 
+def test_host_network_a_pod_is_read(tmp_path: Path) -> None:
+    assert not read(tmp_path, POD)[0][0].host_network
+    on_node = POD.replace("spec:\n", "spec:\n  hostNetwork: true\n")
+    own_port = on_node.replace("containerPort: 6379", "containerPort: 6379, hostPort: 6379")
+    for text in (on_node, own_port):
+        [workload], errors = read(tmp_path, text)
+        assert (workload.host_network, errors) == (True, [])
+    assert read(tmp_path, own_port.replace("hostPort: 6379", "hostPort: 80")) == (
+        [],
+        [
+            "10: Pod other/alone: spec.containers[0].ports[0].hostPort:"
+            " must be the containerPort 6379: the pod has the node's network"
+        ],
+    )
+
+
+def test_arguments_are_the_first_containers(tmp_path: Path) -> None:
+    [workload], errors = read(tmp_path, POD + '    args: [--a, "1"]\n  - args: [x]\n')
+    assert (workload.args, errors) == (("--a", "1"), [])
+
+
 def test_a_deployment_becomes_its_replicaset(tmp_path: Path) -> None:
     [first], _ = read(tmp_path, DEPLOYMENT)
     assert first.kind == "ReplicaSet"
