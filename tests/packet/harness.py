@@ -44,6 +44,8 @@ HOOK_OF = {
     TC_POD_OUT: "TC_POD_OUT",
 }
 
+LIMITS = Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
+
 PASS, DROP, SEND = "pass", "drop", "send"
 _XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
 _TC_VERDICTS = {-1: PASS, 2: DROP, 7: SEND}
@@ -72,20 +74,18 @@ class Datapath:
     behind it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
         self._stack = contextlib.ExitStack()
         try:
-            self._set_up()
+            self._set_up(limits)
         except BaseException:
             self._stack.close()
             raise
 
-    def _set_up(self) -> None:
+    def _set_up(self, limits: Limits) -> None:
         self.pins = Pins(f"test.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self._stack.callback(unload, self.pins)
-        loaded = load(
-            self.pins, Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
-        )
+        loaded = load(self.pins, limits)
         self._programs = {
             name: self._stack.enter_context(bpf.obj_get(path)) for name, path in loaded.programs.items()
         }
