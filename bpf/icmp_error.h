@@ -81,31 +81,32 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 {
 	struct route route;
 	struct flow flow;
+	bool along, back; /* sent by us, or else the stack's */
 	u8 direction;
-	bool by_us;
 
 	if (!find_flow(ctx, &e->tuple, note, &direction, &flow))
 		return pass(REASON_NOT_VIP);
+	back = flow.path == PATH_HAIRPIN;
 	e->to = flow.to;
 	e->src = error_source(pkt, e, &flow, direction);
-	by_us = forwards(&flow, direction);
-	if (by_us) {
+	along = forwards(&flow, direction);
+	if (along) {
 		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, &route);
 
 		if (result == ROUTE_STACK)
-			by_us = false;
+			along = false;
 		else if (result != ROUTE_FOUND)
 			return drop(REASON_NO_ROUTE);
 		else if (!ctx_can_send(ctx, route.ifindex, route.smac, route.neighbour_known))
 			return pass(REASON_TO_TC);
-		else if (pkt->ttl <= 1)
-			return drop(REASON_REJECT_UNANSWERED);
 	}
-	if (!translate_error(ctx, pkt, e, pkt->ttl - by_us))
+	if ((along || back) && pkt->ttl <= 1)
+		return drop(REASON_REJECT_UNANSWERED);
+	if (!translate_error(ctx, pkt, e, pkt->ttl - (along || back)))
 		return drop(REASON_REWRITE_FAILED);
-	if (by_us)
+	if (along)
 		return send_along(ctx, pkt, &route, REASON_ICMP_ERROR);
-	if (flow.path == PATH_HAIRPIN)
+	if (back)
 		return send_hairpin(ctx, pkt, REASON_ICMP_ERROR);
 	return pass(REASON_ICMP_ERROR);
 }

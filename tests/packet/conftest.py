@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.packet.harness import Datapath
+from tests.packets import family as family_of_packets
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"], autouse=True)
+def family(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The IP version under test: every packet test runs in both, unless it parametrises this one."""
+    with family_of_packets(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +26,9 @@ def loaded_datapath() -> Iterator[Datapath]:
 
 
 @pytest.fixture
-def datapath(loaded_datapath: Datapath) -> Datapath:
+def datapath(loaded_datapath: Datapath, family: int) -> Datapath:
     """The programs with empty flows, affinity and counters, and no Service."""
+    assert family
     loaded_datapath.apply()
     loaded_datapath.reset()
     return loaded_datapath

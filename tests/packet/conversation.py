@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -25,6 +24,8 @@ from tests.packet.harness import (
 from tests.packet.plans import TARGET_PORT, VIPS
 
 LOCAL_NET, REMOTE_NET = "10.0.1.", "10.0.2."
+SCTP_WORDS = {"S": "INIT", "SA": "INIT ACK", "A": "DATA", "R": "ABORT", "RA": "ABORT"}
+"""What begins, goes on and ends an association, where TCP has flags."""
 
 
 @dataclass(frozen=True)
@@ -118,23 +119,28 @@ class Conversation:
         p.assert_same(result.packet, frame)
         return result.reason
 
-    def reply(self, flags: str = "SA", **fields: Any) -> bytes:
-        """Return a packet of the backend as it comes to the node's programs."""
-        return self._frame(self._path.answer_link, (self.backend, TARGET_PORT), self.seen, flags, fields)
+    def reply(self, flags: str = "SA", *, link: Packet | None = None, **fields: Any) -> bytes:
+        """Return a packet of the backend as it comes to the node's programs; link: to another of them."""
+        return self._frame(
+            link or self._path.answer_link, (self.backend, TARGET_PORT), self.seen, flags, fields
+        )
 
     def _frame(
         self, link: Packet, src: tuple[str, int], dst: tuple[str, int], flags: str, fields: dict[str, Any]
     ) -> bytes:
         if self._protocol is Protocol.UDP:
             return p.udp(link, src, dst, **fields)
+        if self._protocol is Protocol.SCTP:
+            return p.sctp(link, src, dst, SCTP_WORDS.get(flags, flags), **fields)
         return p.tcp(link, src, dst, flags, **fields)
 
 
 def destination(result: Result) -> str:
     """Return the destination address of what came out."""
-    return str(IPv4Address(result.packet[30:34]))
+    return p.role(p.l3(result.packet).dst)
 
 
 def source(result: Result) -> tuple[str, int]:
     """Return the source of what came out."""
-    return str(IPv4Address(result.packet[26:30])), int.from_bytes(result.packet[34:36], "big")
+    l4 = 14 + (20 if p.version() == 4 else 40)
+    return p.role(p.l3(result.packet).src), int.from_bytes(result.packet[l4 : l4 + 2], "big")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyroute2 import IPRoute
@@ -71,7 +73,7 @@ class Datapath:
 
     ``up0`` is the uplink: CLIENT, CLIENT_2 and NODE2 are neighbours there, the pods of NODE2 are behind
     NODE2. ``up1`` is another uplink. ``pod0`` is the host end of a pod's interface, with the node's own pods
-    behind it.
+    behind it. All of it in both families; the maps are those of the family under test, :func:`p.version`.
     """
 
     def __init__(self, limits: Limits = LIMITS) -> None:
@@ -106,24 +108,47 @@ class Datapath:
     def set_up_node(self, timeouts: Timeouts | None = None, snat_ports: SnatPorts | None = None) -> None:
         """Write the settings, and NODE1's addresses for SNAT."""
         times, ports = timeouts or Timeouts(), snat_ports or SnatPorts()
-        row = self.maps.array("settings4")[0:1]
-        for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp"):
+        row = self.maps.array(own("settings"))[0:1]
+        for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp", "sctp"):
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
-        ifaces = np.zeros(3, dtype=layouts.IFACE[4])
-        ifaces["source"] = [int(IPv4Address(text)) for text in (p.NODE1, p.NODE1, p.UPLINK_2_ADDRESS)]
-        ifaces["flags"] = [0, layouts.IfaceFlag.UPLINK, layouts.IfaceFlag.UPLINK]
-        self.maps.update("ifaces4", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
+        ifaces = np.zeros(3, dtype=layouts.IFACE[p.version()])
+        for at, (role, flags) in enumerate(
+            (
+                (p.NODE1, 0),
+                (p.NODE1, layouts.IfaceFlag.UPLINK),
+                (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK),
+            )
+        ):
+            ifaces[at] = (packed(role), flags)
+        self.update("ifaces", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
 
-    def run(self, program: str, packet: bytes, *, ifindex: int | None = None) -> Result:
-        """Run one program on one packet; ifindex defaults to the interface that the program belongs to."""
+    def run(
+        self,
+        program: str,
+        packet: bytes,
+        *,
+        ifindex: int | None = None,
+        from_host: bool = False,
+        gso_size: int = 0,
+    ) -> Result:
+        """Run one program on one packet; ifindex defaults to the interface that the program belongs to.
+
+        from_host: a process of the node sent the packet, it has come in by no interface (egress). gso_size:
+        the packet awaits segmentation into so many bytes of payload each (tc).
+        """
         if ifindex is None:
             ifindex = self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
         before = self.counters()
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:
-            ctx = struct.pack("=40xI", ifindex)
+            if program in (TC_UPLINK_OUT, TC_POD_OUT):
+                came_in = 0 if from_host else {self.pod: self.uplink}.get(ifindex, self.pod)
+            else:
+                came_in = ifindex
+            # struct __sk_buff: ingress_ifindex, ifindex, ..., gso_size
+            ctx = struct.pack("=36xII132xI12x", came_in, ifindex, gso_size)
         with self.namespace.entered():
             run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
@@ -143,11 +168,27 @@ class Datapath:
 
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""
-        for name in ("flows4", "affinity4"):
-            self.maps.delete(name, self.maps.read(name)[0])
+        for name in ("flows", "affinity", "fragments"):
+            self.delete(name, self.read(name)[0])
         keys, values = self.maps.read("reasons")
         self.maps.update("reasons", keys, np.zeros_like(values))
         self.set_up_node()
+
+    def read(self, name: str) -> tuple[Any, Any]:
+        """Return the keys and values of a map of the family under test."""
+        return self.maps.read(own(name))
+
+    def update(self, name: str, keys: Any, values: Any) -> None:
+        """Write entries of a map of the family under test."""
+        self.maps.update(own(name), keys, values)
+
+    def delete(self, name: str, keys: Any) -> None:
+        """Delete entries of a map of the family under test."""
+        self.maps.delete(own(name), keys)
+
+    def array(self, name: str) -> Any:
+        """Return an array of the family under test, as the kernel has it."""
+        return self.maps.array(own(name))
 
     def counters(self) -> dict[tuple[str, str], int]:
         """Return the packets counted so far, by (hook, reason)."""
@@ -160,9 +201,22 @@ class Datapath:
         return found
 
 
+def own(name: str) -> str:
+    """Return the name of a map in the family under test."""
+    return f"{name}{p.version()}"
+
+
+def packed(role: str) -> int | bytes:
+    """Return a role's address in the family under test, as maps hold it."""
+    return layouts.pack_address(ip_address(p.here(role)))
+
+
 def _node1() -> tuple[int, int, int]:
     """Make NODE1's interfaces and routes in the current namespace; return the ifindexes of up0, up1, pod0."""
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    for scope in ("all", "default"):  # nobody else is there: no address need wait for that to be found out
+        Path(f"/proc/sys/net/ipv6/conf/{scope}/accept_dad").write_text("0")
     with IPRoute() as route:
         for name, mac in (("up0", p.NODE1_MAC), ("up1", p.UPLINK_2_MAC), ("pod0", p.POD_GATEWAY_MAC)):
             route.link("add", ifname=name, kind="veth", address=mac, peer={"ifname": f"{name}-peer"})
@@ -172,17 +226,33 @@ def _node1() -> tuple[int, int, int]:
     with IPRoute() as route:
         for each in index.values():
             route.link("set", index=each, state="up")
-        route.addr("add", index=up, address=p.NODE1, prefixlen=24)
-        route.addr("add", index=up_2, address=p.UPLINK_2_ADDRESS, prefixlen=24)
-        route.addr("add", index=pod, address=p.POD_GATEWAY, prefixlen=32)
-        route.route("add", dst=p.POD_NET, oif=pod)
-        for port, address, mac in (
-            (up, p.CLIENT, p.CLIENT_MAC),
-            (up, p.CLIENT_2, p.CLIENT_MAC),
-            (up, p.NODE2, p.NODE2_MAC),
-            (up_2, p.BEHIND_UPLINK_2, p.UPLINK_2_PEER_MAC),
-        ):
-            route.neigh("add", dst=address, lladdr=mac, ifindex=port, state="permanent")
-        route.route("add", dst=f"{p.BACKEND_UNROUTED}/32", type="blackhole")
-        route.route("add", dst=p.POD_NET_2, gateway=p.NODE2, oif=up)
+        for version in layouts.FAMILIES:
+            with p.family(version):
+                _routes(route, up, up_2, pod)
     return up, up_2, pod
+
+
+def _routes(route: IPRoute, up: int, up_2: int, pod: int) -> None:
+    """Give NODE1 the addresses, neighbours and routes of the family under test."""
+    family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
+    whole, link = (32, 24) if p.version() == 4 else (128, 56)
+    for index, role, prefix in (
+        (up, p.NODE1, link),
+        (up_2, p.UPLINK_2_ADDRESS, link),
+        (pod, p.POD_GATEWAY, whole),
+    ):
+        route.addr("add", index=index, address=p.here(role), prefixlen=prefix, family=family)
+    for index, role, mac in (
+        (up, p.CLIENT, p.CLIENT_MAC),
+        (up, p.CLIENT_2, p.CLIENT_MAC),
+        (up, p.NODE2, p.NODE2_MAC),
+        (up_2, p.BEHIND_UPLINK_2, p.UPLINK_2_PEER_MAC),
+        (pod, p.BACKEND_LOCAL, p.POD_MAC),
+        (pod, p.POD_CLIENT, p.POD_MAC),
+    ):
+        route.neigh("add", dst=p.here(role), lladdr=mac, ifindex=index, state="permanent", family=family)
+    gateway = {"gateway": p.here(p.NODE2), "oif": up, "family": family}
+    route.route("add", dst=p.here_net(p.POD_NET), oif=pod, family=family)
+    route.route("add", dst=p.here_net(f"{p.BACKEND_UNROUTED}/32"), type="blackhole", family=family)
+    route.route("add", dst=p.here_net(p.POD_NET_2), **gateway)
+    route.route("add", dst=p.here_net(p.NARROW_NET), metrics={"mtu": p.NARROW_MTU}, **gateway)

@@ -26,7 +26,7 @@ def backend(address: str, *, local: bool | None = None, state: BackendState = Ba
     """Return an endpoint; on this node when its address is of this node's pod network."""
     is_local = address.startswith(LOCAL_NET) if local is None else local
     node = "node1" if is_local else "node2"
-    return Backend(ip_address(address), TARGET_PORT, node, is_local, state)
+    return Backend(ip_address(p.here(address)), TARGET_PORT, node, is_local, state)
 
 
 def service(
@@ -40,32 +40,39 @@ def service(
     local: Sequence[str] | None = None,
     terminating: Sequence[str] = (),
     source_ranges: Sequence[str] = (),
+    whole: bool = True,
 ) -> ServicePlan:
     """Return a Service with these endpoints.
 
     internal, external: its traffic policies. terminating: endpoints that keep what they have. local: what
-    policy Local offers (default: the endpoints on this node).
+    policy Local offers (default: the endpoints on this node). whole: with entries for its addresses as a
+    whole, which one port of a Service has; a node's address has none.
     """
     offered = sorted((backend(address) for address in addresses), key=lambda one: one.identity)
     going = [backend(address, state=BackendState.TERMINATING) for address in terminating]
     backends = sorted((*offered, *going), key=lambda one: one.identity)
-    here = local if local is not None else [str(one.address) for one in offered if one.local]
+    here = local if local is not None else [p.role(str(one.address)) for one in offered if one.local]
     port = PortPlan(
         port_name="http",
         protocol=protocol,
-        version=4,
+        version=p.version(),
         affinity_seconds=affinity_seconds,
-        vips=tuple(_vip(kind, protocol, internal, external) for kind in vips),
+        vips=tuple(
+            _vip(kind, of, internal, external)
+            for kind in vips
+            for of in ((protocol, None) if whole and kind is not VipKind.NODE_PORT else (protocol,))
+        ),
         backends=tuple(backends),
         cluster=tuple(offered),
-        local=tuple(one for one in backends if str(one.address) in here),
-        source_ranges=tuple(map(ip_network, source_ranges)),
+        local=tuple(one for one in backends if p.role(str(one.address)) in here),
+        source_ranges=tuple(ip_network(p.here_net(text)) for text in source_ranges),
     )
     return ServicePlan(ObjectKey("default", name), "2024-01-01T00:00:00Z", (port,))
 
 
-def _vip(kind: VipKind, protocol: Protocol, internal: TrafficPolicy, external: TrafficPolicy) -> Vip:
+def _vip(kind: VipKind, protocol: Protocol | None, internal: TrafficPolicy, external: TrafficPolicy) -> Vip:
     address, port = VIPS[kind]
     own = kind is VipKind.CLUSTER_IP
     inside, outside = (internal, internal) if own else (TrafficPolicy.CLUSTER, external)
-    return Vip(VipKey(ip_address(address), port, protocol), kind, inside, outside)
+    port = port if protocol else 0
+    return Vip(VipKey(ip_address(p.here(address)), port, protocol), kind, inside, outside)

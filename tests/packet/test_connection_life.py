@@ -120,7 +120,7 @@ def test_connection_life_the_middle_of_an_unknown_connection_goes_where_it_went(
         connection = Conversation(datapath, path, port)
         connection.send("S")
         before[port] = connection.backend, connection.seen
-    datapath.maps.delete("flows4", datapath.maps.read("flows4")[0])
+    datapath.delete("flows", datapath.read("flows")[0])
     for port, was in before.items():
         connection = Conversation(datapath, path, port)
         assert connection.send("PA", payload=p.PAYLOAD).startswith("NEW_")

@@ -53,7 +53,7 @@ def opened(datapath: Datapath, path: Path, port: int) -> Conversation:
 
 
 def entries(datapath: Datapath) -> int:
-    return len(datapath.maps.read("flows4")[0])
+    return len(datapath.read("flows")[0])
 
 
 @each_path
@@ -93,8 +93,8 @@ def test_eviction_of_the_clients_half_alone_leaves_replies_as_they_were(
     conversation = opened(crowded, path, 1000)
     conversation.answer("SA")
     before = conversation.backend, conversation.seen
-    keys, _ = crowded.maps.read("flows4")
-    crowded.maps.delete("flows4", keys[keys["direction"] == Direction.FORWARD])
+    keys, _ = crowded.read("flows")
+    crowded.delete("flows", keys[keys["direction"] == Direction.FORWARD])
     assert conversation.answer("A") == "REPLY"
     assert conversation.send("A").startswith("NEW_")
     assert (conversation.backend, conversation.seen) == before
@@ -107,12 +107,12 @@ def test_eviction_of_the_backends_half_alone_is_mended_by_the_client(crowded: Da
     """By its first packet after FLOW_REFRESH_NS, when both halves are written."""
     conversation = opened(crowded, path, 1000)
     conversation.answer("SA")
-    keys, values = crowded.maps.read("flows4")
+    keys, values = crowded.read("flows")
     reply = keys["direction"] == Direction.REPLY
-    crowded.maps.delete("flows4", keys[reply])
+    crowded.delete("flows", keys[reply])
     older = values[~reply].copy()
     older["last_seen"] -= np.uint64(2 * 10**9)
-    crowded.maps.update("flows4", keys[~reply], older)
+    crowded.update("flows", keys[~reply], older)
     assert conversation.send("A") == "FLOW_HIT"
     assert conversation.answer("A") == "REPLY"
     assert entries(crowded) == 2

@@ -36,7 +36,7 @@ def test_first_endpoint_lets_a_client_in_that_keeps_trying_with_one_port(
         for _ in range(3):
             result = client.try_to_send()
             assert (result.verdict, result.reason) == (SEND, "REJECT_NO_ENDPOINT")
-        assert len(datapath.maps.read("flows4")[0]) == 0
+        assert len(datapath.read("flows")[0]) == 0
         datapath.apply(service(backend, protocol=protocol))
         assert client.send().startswith("NEW_")
         assert client.backend == backend

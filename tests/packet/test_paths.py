@@ -37,6 +37,13 @@ def _first(protocol: Protocol) -> tuple[Build, dict[str, Any], dict[str, Any], d
     """Return the builder of frames, and its arguments for a first packet, its answer and a later packet."""
     if protocol is Protocol.UDP:
         return p.udp, {}, {"payload": b"pong"}, {"payload": b""}
+    if protocol is Protocol.SCTP:
+        return (
+            p.sctp,
+            {},
+            {"chunk": "INIT ACK", "payload": b"cookie"},
+            {"chunk": "DATA", "payload": p.PAYLOAD},
+        )
     later = {"flags": "PA", "seq": 1001, "ack": 501, "payload": p.PAYLOAD}
     return p.tcp, {}, {"flags": "SA", "seq": 500, "ack": 1001}, later
 
@@ -132,13 +139,15 @@ def rows(protocol: Protocol, kind: VipKind) -> list[Row]:
     ]
 
 
-ROWS = [row for protocol in (Protocol.TCP, Protocol.UDP) for kind in VipKind for row in rows(protocol, kind)]
-
-
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_path(datapath: Datapath, row: Row, uplink_program: str) -> None:
-    play(datapath, row, uplink_program)
+@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("kind", list(VipKind))
+def test_cluster_ip_and_other_vips_each_way(
+    datapath: Datapath, uplink_program: str, protocol: Protocol, kind: VipKind
+) -> None:
+    for row in rows(protocol, kind):
+        datapath.reset()
+        play(datapath, row, uplink_program)
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
@@ -163,7 +172,8 @@ def test_one_number_for_tcp_and_udp(datapath: Datapath, uplink_program: str) -> 
     frames: dict[Protocol, Build] = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
     backends = {Protocol.TCP: LOCAL, Protocol.UDP: (p.BACKEND_LOCAL_2, TARGET_PORT)}
     services = tuple(
-        service(backends[protocol][0], name=protocol.name.lower(), protocol=protocol) for protocol in frames
+        service(backends[protocol][0], name=protocol.name.lower(), protocol=protocol, whole=False)
+        for protocol in frames
     )
     steps = []
     for protocol, build in frames.items():

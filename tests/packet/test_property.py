@@ -260,7 +260,7 @@ class Machine(RuleBasedStateMachine):
 
     def chosen_port(self, t: reference.Tuple5) -> int:
         """Return the source port that the kernel's flow of t was given."""
-        keys, values = self.datapath.maps.read("flows4")
+        keys, values = self.datapath.read("flows")
         here = (
             (keys["src"] == int(t.src))
             & (keys["dst"] == int(t.dst))
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
     def kernel_and_model_agree_on_every_flow(self) -> None:
         if not hasattr(self, "model"):
             return
-        keys, values = self.datapath.maps.read("flows4")
+        keys, values = self.datapath.read("flows")
         forward = keys["direction"] == layouts.Direction.FORWARD
         kernel = {
             (int(k["src"]), int(k["sport"]), int(k["dst"]), int(k["dport"]), int(k["protocol"])): (
@@ -341,6 +341,7 @@ def plan(
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("family", [4], indirect=True)
 def test_the_programs_do_what_the_model_does(datapath: Datapath) -> None:
     machine = type("BoundMachine", (Machine,), {"datapath": datapath})
     run_state_machine_as_test(

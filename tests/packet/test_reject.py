@@ -8,6 +8,7 @@ from lb.config import SnatPorts
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
+from tests.packet.conversation import source
 from tests.packet.harness import (
     DROP,
     OUTSIDE_INGRESS,
@@ -175,15 +176,16 @@ def test_another_interface_is_left_to_tc(datapath: Datapath) -> None:
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
-def test_too_big_for_the_next_link(datapath: Datapath, uplink_program: str) -> None:
-    whole = p.tcp(p.FROM_CLIENT, CLIENT, VIP, "S", bytes(1500 - 40))
-    too_big = p.tcp(p.FROM_CLIENT, (p.CLIENT, 2), VIP, "S", bytes(1600 - 40))
+def test_icmp_errors_tell_what_is_too_big_for_the_next_link(datapath: Datapath, uplink_program: str) -> None:
+    headers = 40 if p.version() == 4 else 60
+    whole = p.tcp(p.FROM_CLIENT, CLIENT, VIP, "S", bytes(1500 - headers))
+    too_big = p.tcp(p.FROM_CLIENT, (p.CLIENT, 2), VIP, "S", bytes(1501 - headers))
     to_node2 = {"link": p.TO_NODE2, "src": SNATED, "dst": (p.BACKEND_REMOTE, TARGET_PORT), "ttl": 63}
     row = Row(
         "MTU 1500",
         (service(p.BACKEND_REMOTE),),
         (
-            dropped(UPLINK_IN, too_big, "TOO_BIG"),
+            sent(UPLINK_IN, too_big, p.icmp_error_for(too_big, p.NODE1, "too big", 1500), "TOO_BIG"),
             sent(UPLINK_IN, whole, p.rebuilt(whole, **to_node2), "NEW_REMOTE"),
         ),
     )
@@ -217,7 +219,7 @@ def test_snat_ports_stay_in_their_range_and_apart(datapath: Datapath, uplink_pro
         frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, port), VIP)
         result = datapath.run(uplink_program, frame)
         assert (result.verdict, result.reason) == (SEND, "NEW_REMOTE")
-        chosen = int.from_bytes(result.packet[34:36], "big")
+        _, chosen = source(result)
         out = p.rebuilt(
             frame, link=p.TO_NODE2, src=(p.NODE1, chosen), dst=(p.BACKEND_REMOTE, TARGET_PORT), ttl=63
         )
@@ -230,7 +232,7 @@ def test_snat_ports_stay_in_their_range_and_apart(datapath: Datapath, uplink_pro
 def test_hairpin_needs_an_address_of_the_node(datapath: Datapath) -> None:
     datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
     datapath.apply(service(p.BACKEND_LOCAL))
-    datapath.maps.delete("ifaces4", datapath.maps.read("ifaces4")[0])
+    datapath.delete("ifaces", datapath.read("ifaces")[0])
     frame = p.tcp(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), VIP)
     result = datapath.run(TC_POD_IN, frame)
     assert (result.verdict, result.reason) == (DROP, "NO_ROUTE")
@@ -240,7 +242,7 @@ def test_hairpin_needs_an_address_of_the_node(datapath: Datapath) -> None:
 def test_a_table_that_names_a_freed_backend(datapath: Datapath, program: str) -> None:
     """It cannot come from the reconciler; if it comes, the packet must not go to whoever has the slot."""
     datapath.apply(service(p.BACKEND_LOCAL))
-    slots = datapath.maps.array("backends4")
+    slots = datapath.array("backends")
     states = slots["state"].copy()
     slots["state"] = 0
     try:

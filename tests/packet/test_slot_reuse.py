@@ -9,23 +9,25 @@ from tests import packets as p
 from tests.packet import plans
 from tests.packet.harness import TC_UPLINK_IN, Datapath
 
-DATAGRAM = p.udp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, plans.PORT))
+
+def datagram() -> bytes:
+    return p.udp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, plans.PORT))
 
 
 def only_slot(datapath: Datapath) -> int:
-    (slot,) = datapath.maps.array("backends4")["state"].nonzero()[0].tolist()
+    (slot,) = datapath.array("backends")["state"].nonzero()[0].tolist()
     return int(slot)
 
 
 @pytest.mark.parametrize("field", ["generation", "service"])
 def test_a_udp_flow_does_not_follow_a_reused_slot(datapath: Datapath, field: str) -> None:
     datapath.apply(plans.service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
-    assert datapath.run(TC_UPLINK_IN, DATAGRAM).reason == "NEW_LOCAL"
-    assert datapath.run(TC_UPLINK_IN, DATAGRAM).reason == "FLOW_HIT"
-    slot, backends = only_slot(datapath), datapath.maps.array("backends4")
+    assert datapath.run(TC_UPLINK_IN, datagram()).reason == "NEW_LOCAL"
+    assert datapath.run(TC_UPLINK_IN, datagram()).reason == "FLOW_HIT"
+    slot, backends = only_slot(datapath), datapath.array("backends")
     backends[slot][field] += 1
     try:
-        assert datapath.run(TC_UPLINK_IN, DATAGRAM).reason == (
+        assert datapath.run(TC_UPLINK_IN, datagram()).reason == (
             "NEW_LOCAL" if field == "generation" else "NO_BACKEND"
         )
     finally:
@@ -34,12 +36,12 @@ def test_a_udp_flow_does_not_follow_a_reused_slot(datapath: Datapath, field: str
 
 def test_affinity_does_not_follow_a_reused_slot(datapath: Datapath) -> None:
     datapath.apply(plans.service(p.BACKEND_LOCAL, protocol=Protocol.UDP, affinity_seconds=100))
-    datapath.run(TC_UPLINK_IN, DATAGRAM)
-    slot, backends = only_slot(datapath), datapath.maps.array("backends4")
+    datapath.run(TC_UPLINK_IN, datagram())
+    slot, backends = only_slot(datapath), datapath.array("backends")
     backends[slot]["generation"] += 1
     try:
-        datapath.run(TC_UPLINK_IN, DATAGRAM)
-        _, remembered = datapath.maps.read("affinity4")
+        datapath.run(TC_UPLINK_IN, datagram())
+        _, remembered = datapath.read("affinity")
         assert remembered["generation"].tolist() == [int(backends[slot]["generation"])]
     finally:
         backends[slot]["generation"] -= 1

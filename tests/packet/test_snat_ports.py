@@ -69,7 +69,7 @@ def test_snat_ports_are_shared_by_flows_to_different_backends(datapath: Datapath
     by_kind = {VipKind.CLUSTER_IP: p.BACKEND_REMOTE, VipKind.LOAD_BALANCER: p.BACKEND_REMOTE_2}
     datapath.apply(
         *(service(backend, name=kind.value, vips=[kind]) for kind, backend in by_kind.items()),
-        service(p.BACKEND_REMOTE, name="udp", protocol=Protocol.UDP),
+        service(p.BACKEND_REMOTE, name="udp", protocol=Protocol.UDP, whole=False),
     )
     conversations = [Conversation(datapath, path, kind=kind) for kind in by_kind]
     conversations.append(Conversation(datapath, path, protocol=Protocol.UDP))
@@ -103,10 +103,10 @@ def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path:
     datapath.apply(service(p.BACKEND_REMOTE, protocol=Protocol.UDP))
     old = Conversation(datapath, path, 1000, Protocol.UDP)
     old.send()
-    keys, values = datapath.maps.read("flows4")
+    keys, values = datapath.read("flows")
     values = values.copy()
     values["last_seen"] -= 2 * 10**9
-    datapath.maps.update("flows4", keys, values)
+    datapath.update("flows", keys, values)
     new = Conversation(datapath, path, 1001, Protocol.UDP)
     assert new.send() == "NEW_REMOTE"
     assert new.answer() == "REPLY"
@@ -127,7 +127,7 @@ def test_snat_ports_say_nothing_about_a_client_that_uses_such_a_port_itself(
     assert client.seen == (path.client, 62_000)
     for program in OUTSIDE_INGRESS:
         if path.ingress not in OUTSIDE_INGRESS:
-            result = datapath.run(program, client.reply())
+            result = datapath.run(program, client.reply(link=p.FROM_NODE2))
             assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
     assert client.answer() == "REPLY"
 
@@ -151,7 +151,7 @@ def at_snat_port(plan: ServicePlan) -> ServicePlan:
     """Return the plan with a VIP on the node's address and a port of the range."""
     (port,) = plan.ports
     (vip,) = port.vips
-    moved = Vip(replace(vip.key, address=ip_address(p.NODE1), port=62_000), vip.kind)
+    moved = Vip(replace(vip.key, address=ip_address(p.here(p.NODE1)), port=62_000), vip.kind)
     return replace(plan, ports=(replace(port, vips=(moved,)),))
 
 
@@ -159,7 +159,7 @@ def at_snat_port(plan: ServicePlan) -> ServicePlan:
 def test_snat_ports_may_be_a_vips_too(datapath: Datapath, program: str) -> None:
     """An external address of the node with such a port is served all the same."""
     datapath.set_up_node(snat_ports=TWO)
-    datapath.apply(at_snat_port(service(p.BACKEND_LOCAL, vips=[VipKind.EXTERNAL_IP])))
+    datapath.apply(at_snat_port(service(p.BACKEND_LOCAL, vips=[VipKind.EXTERNAL_IP], whole=False)))
     frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.NODE1, 62_000))
     result = datapath.run(program, frame)
     assert (result.verdict, result.reason) == (PASS, "NEW_LOCAL")
