@@ -31,3 +31,20 @@ static __always_inline void remember_affinity(const struct vip *vip, const struc
 
 	bpf_map_update_elem(affinities, &key, &entry, BPF_ANY);
 }
+
+/* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0. */
+static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
+					 const struct addr *client, u32 hash, u64 now, struct backend *out)
+{
+	u8 local = side == OUTSIDE ? VIP_OUTSIDE_LOCAL : VIP_INSIDE_LOCAL;
+	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
+
+	if (!vip->affinity_seconds)
+		return select_backend(set, vip->service, hash, out);
+	if (lookup_affinity(vip, client, member, now, out))
+		return true;
+	if (!select_backend(set, vip->service, hash_client(client), out))
+		return false;
+	remember_affinity(vip, client, now, out);
+	return true;
+}

@@ -5,22 +5,6 @@
 #include "conntrack.h"
 #include "forward.h"
 
-static __always_inline bool pick_backend(const struct packet *pkt, const struct vip *vip, u8 side,
-					 const struct backend_set *set, u64 now, struct backend *out)
-{
-	u8 local = side == OUTSIDE ? VIP_OUTSIDE_LOCAL : VIP_INSIDE_LOCAL;
-	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
-
-	if (!vip->affinity_seconds)
-		return select_backend(set, vip->service, hash_tuple(&pkt->tuple), out);
-	if (lookup_affinity(vip, &pkt->tuple.src, member, now, out))
-		return true;
-	if (!select_backend(set, vip->service, hash_client(&pkt->tuple.src), out))
-		return false;
-	remember_affinity(vip, &pkt->tuple.src, now, out);
-	return true;
-}
-
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
  * keeps its address keeps its port too, unless another flow of its own has taken it. */
 static __always_inline u32 create_flow(const struct packet *pkt, struct flow *flow, u64 now,
@@ -95,7 +79,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
-	if (!pick_backend(pkt, vip, side, &set, now, &backend)) {
+	if (!pick_backend(vip, side, &set, &pkt->tuple.src, hash_tuple(&pkt->tuple), now, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}

@@ -74,11 +74,6 @@ static __always_inline bool decide_refusal(const struct packet *pkt, const struc
 	return true;
 }
 
-static __always_inline struct backend_set offered_set(const struct vip *vip, u8 side)
-{
-	return side == OUTSIDE ? vip->outside : vip->inside;
-}
-
 /* at: hook, side and place, for the next program. */
 static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d,
 					    const struct note *at)

@@ -14,6 +14,7 @@
 #define tables	      MAP(FD_tables)	    /* row -> backend id */
 #define flows	      MAP(FD_flows)	    /* struct flow_key -> struct flow_entry */
 #define scratches     MAP(FD_scratch)	    /* [0] -> struct scratch, of this CPU */
+#define sockets	      MAP(FD_sockets)	    /* struct socket_key -> struct socket_entry */
 #define fragments     MAP(FD_fragments)	    /* struct fragment_key -> struct fragment */
 #define affinities    MAP(FD_affinity)	    /* struct affinity_key -> struct affinity */
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */

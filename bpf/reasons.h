@@ -26,7 +26,7 @@
 	X(FLOWS_FULL, "no room for a flow entry: dropped")                                                   \
 	X(NO_ROUTE, "the FIB has no route to the backend or client: dropped")                                \
 	X(TTL_EXPIRED, "TTL reached zero: answered with ICMP time exceeded")                                 \
-	X(TO_TC, "XDP left the packet to the tc hook: next hop unknown or not reachable by XDP")             \
+	X(TO_TC, "left to tc, which can do more than XDP or a socket hook: untouched")                       \
 	X(TOO_BIG, "larger than the MTU of the way on: answered with ICMP, which tells the MTU")             \
 	X(NO_BACKEND, "a lookup table names a backend that is gone: dropped")                                \
 	X(REWRITE_FAILED, "the kernel refused to change the packet: dropped")                                \
@@ -35,7 +35,8 @@
 	X(STRAY_FRAGMENT, "a later fragment for a VIP, of a datagram whose first is unknown: dropped")       \
 	X(SCTP_FRAGMENT, "an SCTP packet in fragments, whose checksum cannot be kept right: dropped")        \
 	X(MARTIAN, "a source address that nothing may be sent to: untouched")                                \
-	X(NOT_FOR_US, "in a frame to another host or to many: untouched")
+	X(NOT_FOR_US, "in a frame to another host or to many: untouched")                                    \
+	X(OTHER_NETNS, "a socket of another network namespace: untouched")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -52,7 +53,11 @@ enum reason {
 	X(TC_POD_IN, "from a pod, tc")                                                                       \
 	X(TC_POD_OUT, "to a pod, tc")                                                                        \
 	X(TC_L3_IN, "ingress of a tunnel without link header, tc")                                           \
-	X(TC_L3_OUT, "egress of a tunnel without link header, tc")
+	X(TC_L3_OUT, "egress of a tunnel without link header, tc")                                           \
+	X(SOCK_CONNECT, "a socket connects")                                                                 \
+	X(SOCK_SENDMSG, "a datagram to an address of its own")                                               \
+	X(SOCK_RECVMSG, "a socket asks where a datagram is from")                                            \
+	X(SOCK_GETPEERNAME, "a socket asks who its peer is")
 
 enum hook {
 #define X(name, meaning) HOOK_##name,

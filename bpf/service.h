@@ -46,6 +46,12 @@ static __always_inline bool source_allowed(const struct addr *client, const stru
 	return !(vip->flags & VIP_SOURCE_RANGES) || bpf_map_lookup_elem(source_ranges, &key);
 }
 
+/* The backends that new connections from a side are offered. */
+static __always_inline struct backend_set offered_set(const struct vip *vip, u8 side)
+{
+	return side == OUTSIDE ? vip->outside : vip->inside;
+}
+
 /* Could the packet answer a flow whose source we changed? Only then is a reply looked for at an ingress hook.
  */
 static __always_inline bool to_snat_port(const struct tuple *t, const struct settings *settings)

@@ -1,46 +1,10 @@
 /* From one program to the next. A program has 512 bytes of stack and should be short where packets are many;
  * what is rare is done in others, entered by tail call with a note of what is known. */
 #pragma once
-#include "maps.h"
-#include "reasons.h"
+#include "count.h"
 
 /* bcc's own declaration of this helper takes a map of its dialect. */
 static long (*tail_call)(void *ctx, void *map, u32 index) = (void *)BPF_FUNC_tail_call;
-
-struct outcome {
-	int verdict;
-	u32 reason;
-};
-
-static __always_inline struct outcome outcome(int verdict, u32 reason)
-{
-	struct outcome o = {.verdict = verdict, .reason = reason};
-
-	return o;
-}
-
-static __always_inline struct outcome pass(u32 reason)
-{
-	return outcome(VERDICT_PASS, reason);
-}
-
-static __always_inline struct outcome drop(u32 reason)
-{
-	return outcome(VERDICT_DROP, reason);
-}
-
-/* Every exit of every hook is counted here. */
-static __always_inline int finish(u32 hook, struct outcome o, u32 bytes)
-{
-	u32 index = hook * REASONS_PER_HOOK + o.reason;
-	struct counter *counter = bpf_map_lookup_elem(reasons, &index);
-
-	if (counter) {
-		counter->packets++;
-		counter->bytes += bytes;
-	}
-	return o.verdict;
-}
 
 /* The note on this CPU; nothing else runs between its writing and its reading. */
 static __always_inline struct note *get_note(void)

@@ -43,10 +43,11 @@ enum vip_kind {
 
 /* Without a VIP_..._LOCAL, that side's set is the one of traffic policy Cluster. */
 enum vip_flags {
-	VIP_INSIDE_LOCAL = 1,  /* the set for the inside is that of traffic policy Local */
-	VIP_OUTSIDE_LOCAL = 2, /* the set for the outside is that of traffic policy Local */
-	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
-	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges` may open connections */
+	VIP_INSIDE_LOCAL = 1,	/* the set for the inside is that of traffic policy Local */
+	VIP_OUTSIDE_LOCAL = 2,	/* the set for the outside is that of traffic policy Local */
+	VIP_USABLE = 4,		/* some node has an endpoint: an empty set is one of policy Local */
+	VIP_SOURCE_RANGES = 8,	/* only clients in `source_ranges` may open connections */
+	VIP_HOST_ENDPOINT = 16, /* some endpoint is a process of this node itself */
 };
 
 struct vip {
@@ -157,6 +158,24 @@ struct scratch {
 	u64 room[64];
 };
 
+/* What a socket means by an address, where a socket hook has replaced one. */
+struct socket_key {
+	u32 cookie[2]; /* names the socket, low half first: as one word it would make holes */
+	struct addr address;
+	__be16 port;
+	u8 direction; /* enum direction. FORWARD: address is the VIP; REPLY: the backend */
+	u8 pad;
+};
+
+struct socket_entry {
+	struct addr address; /* FORWARD: the backend; REPLY: the VIP */
+	__be16 port;
+	u8 pad[2];
+	u32 service; /* the backend's, when it was chosen */
+	u32 backend;
+	u32 generation;
+};
+
 struct affinity_key {
 	struct addr client;
 	u32 service;
@@ -187,11 +206,13 @@ struct settings {
 	u64 udp_new_ns;		/* a UDP flow without a reply */
 	u64 udp_ns;		/* idle, replied */
 	u64 sctp_ns;		/* idle; an association's start and end are timed as TCP's */
+	u64 netns;		/* the cookie of the node's own network namespace */
 	__be16 snat_port_min;	/* the reserved range, inclusive */
 	__be16 snat_port_max;
 	struct addr cluster_net; /* every clusterIP is in this network */
 	struct addr cluster_mask;
-	u8 pad[4];
+	u8 all_sockets; /* the socket hooks serve those of other network namespaces, too */
+	u8 pad[3];
 };
 
 /* Names, so that a dump needs nothing but the maps. NUL-terminated, NUL-padded. */

@@ -16,6 +16,14 @@ from ipaddress import ip_address, ip_network
 from typing import Any, get_origin, get_type_hints
 
 
+class SocketMode(enum.StrEnum):
+    """Whose sockets are served at the socket: those of the node itself, those of pods as well, none."""
+
+    HOST = "host"
+    ALL = "all"
+    OFF = "off"
+
+
 class UplinkMode(enum.StrEnum):
     """Which hook an uplink uses; AUTO decides by driver and says why."""
 
@@ -145,6 +153,7 @@ INTERFACE = Kind("IFACE", "the name of an interface, at most 15 characters", _ma
 GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"[^\s/,]{1,64}"))
 SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
 MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
+SOCKETS = Kind("MODE", "one of " + ", ".join(SocketMode), SocketMode)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
 LISTEN_ADDRESS = Kind(
     "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
@@ -179,6 +188,11 @@ class Limits:
     flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
     affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
     services: int = setting(65_536, ENTRIES, "Service ports")
+    sockets: int = setting(
+        65_536,
+        ENTRIES,
+        "peers of sockets: one for a connection, two for each peer of an unconnected UDP socket",
+    )
     fragments: int = setting(8_192, ENTRIES, "fragmented datagrams on their way")
     source_ranges: int = setting(
         65_536, ENTRIES, "networks in loadBalancerSourceRanges: one for each Service port and network"
@@ -222,6 +236,7 @@ class Config:
     uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
     tunnels: globs of overlay interfaces that lead to pods of other nodes; empty: VXLAN and Geneve devices.
     pod_interfaces: globs of the host ends of pods' interfaces; empty: veths with an end elsewhere.
+    socket_lb: which sockets are led to a backend when they connect, instead of packet by packet.
     cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
     node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
         of each family.
@@ -267,6 +282,12 @@ class Config:
         GLOB,
         "host ends of pods' interfaces; default: every veth whose other end is in another network namespace",
         one="pod_interface",
+    )
+    socket_lb: SocketMode = setting(
+        SocketMode.HOST,
+        SOCKETS,
+        "whose sockets are led to backends by socket hooks: host, the processes of the node's own network"
+        " namespace; all, pods as well; off, nobody's: tc translates the packets",
     )
     cgroup: str = setting(
         "",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import lb
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
-from lb.config import NODE_NAME, PRIMARY, Config, split_address
+from lb.config import NODE_NAME, PRIMARY, Config, SocketMode, split_address
 from lb.datapath import loader
 from lb.datapath.hooks import Hooks, Role, Selection
 from lb.datapath.kernel_maps import KernelMaps
@@ -28,6 +28,7 @@ from lb.datapath.maps import Maps
 from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
 from lb.datapath.pins import Pins
 from lb.datapath.reconcile import Reconciler
+from lb.datapath.sockets import SocketHooks, netns_cookie
 from lb.datapath.sweep import sweep
 from lb.errors import ConfigError, InputError
 from lb.manifests import ManifestSource
@@ -264,13 +265,15 @@ def _report_input(error: InputError) -> None:
 
 
 def write_settings(maps: Maps, config: Config) -> None:
-    """Write timeouts (nanoseconds) and the SNAT port range where the programs read them."""
+    """Write timeouts (nanoseconds), the SNAT port range and whose sockets are served for the programs."""
     for version in FAMILIES:
         row = maps.array(f"settings{version}")[:1]
         for name in config.timeouts.__slots__:
             row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
         row["snat_port_min"] = config.snat_ports.first
         row["snat_port_max"] = config.snat_ports.last
+        row["netns"] = netns_cookie()
+        row["all_sockets"] = config.socket_lb is SocketMode.ALL
 
 
 def node_port_addresses(
@@ -312,6 +315,7 @@ class KernelSurroundings:
         self._maps = maps
         self._selection = Selection(config.uplinks, config.tunnels, config.pod_interfaces)
         self._hooks = Hooks(loaded.programs, maps, self._selection, config.uplink_mode)
+        self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
         self._roles: dict[str, Role] = {}
         self._pruned = False
 
@@ -340,6 +344,11 @@ class KernelSurroundings:
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         """See :class:`lb.agent.Surroundings`."""
         report = self._hooks.sync(changed)
+        if changed is None:
+            sockets = self._sockets.sync()
+            report.attached += sockets.attached
+            report.detached += sockets.detached
+            report.errors += sockets.errors
         for what in report.attached:
             _log.info("attached: %s", what)
         for what in report.detached:

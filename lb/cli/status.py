@@ -12,15 +12,17 @@ from typing import Any, TextIO
 
 from lb.cli import instances
 from lb.cli.tables import table
-from lb.datapath import bpf, hooks
+from lb.datapath import bpf, hooks, sockets
 from lb.datapath.fill import map_fill
 from lb.datapath.hooks import XDP_PROGRAM
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES, IfaceFlag
+from lb.datapath.loader import PROGRAMS, program_array
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
 from lb.rundir import RunDir
 
+_ARRAYS = {program_array(program.source) for program in PROGRAMS.values()}
 _DESCRIPTION = """\
 Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
 agent lives. Only the reasons, the problems, the time of the last sync, the health-check ports and how far the
@@ -66,7 +68,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     maps = KernelMaps(pins.maps)
     try:
         fill = [asdict(each) for each in map_fill(maps)]
-        hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {}))
+        hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
     finally:
         maps.close()
     return {
@@ -93,7 +95,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
 def _programs(pins: Pins) -> list[dict[str, Any]]:
     found = []
     for build in pins.builds():
-        for path in sorted(build.iterdir()):
+        for path in sorted(path for path in build.iterdir() if path.name not in _ARRAYS):
             with bpf.obj_get(path) as program:
                 info = bpf.prog_info(program)
             found.append(
@@ -147,6 +149,20 @@ def _hooks(
             }
         )
     return rows
+
+
+def _socket_hooks(pins: Pins) -> list[dict[str, Any]]:
+    return [
+        {
+            "interface": str(one.cgroup or ""),
+            "role": "sockets",
+            "hook": one.hook,
+            "program": one.program,
+            "program_id": one.program_id,
+            "why": "" if one.cgroup else "the control group is gone",
+        }
+        for one in sockets.attached(pins)
+    ]
 
 
 def _source_line(one: Mapping[str, Any]) -> str:

@@ -7,14 +7,15 @@ import contextlib
 from typing import TextIO
 
 from lb.cli import instances
-from lb.datapath import hooks, pins
+from lb.datapath import hooks, pins, sockets
 from lb.datapath.pins import Pins
 from lb.errors import LbError
 from lb.rundir import RunDir
 
 _DESCRIPTION = """\
-Remove the programs from all interfaces of this network namespace, the pinned maps and programs of the
-instance, and the agent's files. Connections through Services break. Done already is no error.
+Remove the programs from all interfaces of this network namespace, those of the instance from its control
+group, its pinned maps and programs, and the agent's files. Connections through Services break. Done already
+is no error.
 """
 
 
@@ -49,6 +50,7 @@ def _unload(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             stack.enter_context(run_dir.lock())
         report = hooks.detach_all()
         if name:
+            report.detached += sockets.detach(Pins(name))
             pins.unload(Pins(name))
             RunDir(name).remove()
     for what in report.detached:

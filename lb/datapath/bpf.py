@@ -49,6 +49,9 @@ class Command(IntEnum):
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
+    LINK_CREATE = 28
+    LINK_UPDATE = 29
+    LINK_DETACH = 34
 
 
 class ProgType(IntEnum):
@@ -56,6 +59,7 @@ class ProgType(IntEnum):
 
     SCHED_CLS = 3
     XDP = 6
+    CGROUP_SOCK_ADDR = 18
 
 
 class FD:
@@ -117,6 +121,15 @@ class ProgInfo:
     tag: str
     load_time: int
     map_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """struct bpf_link_info of a program at a cgroup; cgroup is the id of the group, 0 once that is gone."""
+
+    program_id: int
+    cgroup: int
+    attach_type: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +333,34 @@ def prog_info(fd: FD) -> ProgInfo:
     return ProgInfo(ident, kind, _name(name), tag.hex(), load_time, tuple(int(i) for i in ids[:count]))
 
 
+def link_create(program: FD, target: int, attach_type: int, subject: str) -> FD:
+    """Attach a program to a target, for a cgroup: a descriptor of its directory.
+
+    Others' programs there stay. Ours is detached when the last descriptor and pin of the link returned go.
+    """
+    attr = bytearray(struct.pack("=IIII", program.fileno(), target, attach_type, 0))
+    return FD(syscall(Command.LINK_CREATE, attr, subject), subject)
+
+
+def link_update(link: FD, program: FD) -> None:
+    """Put another program in the place of a link's, at once: at no moment there is none."""
+    attr = bytearray(struct.pack("=IIII", link.fileno(), program.fileno(), 0, 0))
+    syscall(Command.LINK_UPDATE, attr, link.subject)
+
+
+def link_detach(link: FD) -> None:
+    """Detach a link's program now; the link stays, without effect."""
+    syscall(Command.LINK_DETACH, bytearray(struct.pack("=I", link.fileno())), link.subject)
+
+
+def link_info(link: FD) -> LinkInfo:
+    """Return what a link of a cgroup attaches, and where."""
+    buffer = np.zeros(32, dtype="u1")
+    _info(link, buffer)
+    _, _, program, cgroup, attach_type = struct.unpack_from("=III4xQI", buffer.tobytes())
+    return LinkInfo(program, cgroup, attach_type)
+
+
 def prog_test_run(
     fd: FD, data: bytes, ctx: bytes = b"", *, repeat: int = 1, room: int = 2048, ctx_room: int = 0
 ) -> TestRun:
@@ -368,11 +409,16 @@ def prog_test_run(
 __all__ = [
     "FD",
     "Command",
+    "LinkInfo",
     "MapInfo",
     "ProgInfo",
     "ProgType",
     "TestRun",
     "address",
+    "link_create",
+    "link_detach",
+    "link_info",
+    "link_update",
     "map_create",
     "map_delete",
     "map_info",

@@ -142,6 +142,7 @@ def _vip_flags(vip: Vip, plan: PortPlan) -> int:
         VipFlag.INSIDE_LOCAL * (vip.inside is TrafficPolicy.LOCAL)
         | VipFlag.OUTSIDE_LOCAL * (vip.outside is TrafficPolicy.LOCAL)
         | VipFlag.USABLE * bool(plan.cluster)
+        | VipFlag.HOST_ENDPOINT * any(backend.host for backend in plan.cluster + plan.local)
         | VipFlag.SOURCE_RANGES * (vip.kind is VipKind.LOAD_BALANCER and bool(plan.source_ranges))
     )
 

@@ -15,6 +15,7 @@ import base64
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +28,14 @@ MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in layouts.MAPS)
 MAP_MARK = 0x7FFF_0000
 
 
+_SET_RETVAL_SINCE = (5, 18)  # the helper with which a cgroup hook chooses the errno
+
+
+def _kernel(release: str) -> tuple[int, ...]:
+    """Return the first two numbers of a kernel's release such as ``6.1.0-18-amd64``."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+
+
 def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
     """Return clang's options for one IP version: our headers first, the distribution's last."""
     return [
@@ -37,6 +46,7 @@ def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
         "-idirafter/usr/include",
         f"-idirafter/usr/include/{machine}-linux-gnu",
         f"-DFAMILY={version}",
+        f"-DHAVE_SET_RETVAL={int(_kernel(platform.release()) >= _SET_RETVAL_SINCE)}",
         *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
     ]
 

@@ -109,11 +109,24 @@ SETTINGS = _each(
     ("udp_new_ns", "u8"),
     ("udp_ns", "u8"),
     ("sctp_ns", "u8"),
+    ("netns", "u8"),
     ("snat_port_min", ">u2"),
     ("snat_port_max", ">u2"),
     ("cluster_net", "address"),
     ("cluster_mask", "address"),
-    ("pad", "u1", (4,)),
+    ("all_sockets", "u1"),
+    ("pad", "u1", (3,)),
+)
+SOCKET_KEY = _each(
+    ("cookie", "u4", (2,)), ("address", "address"), ("port", ">u2"), ("direction", "u1"), ("pad", "u1")
+)
+SOCKET = _each(
+    ("address", "address"),
+    ("port", ">u2"),
+    ("pad", "u1", (2,)),
+    ("service", "u4"),
+    ("backend", "u4"),
+    ("generation", "u4"),
 )
 SERVICE_NAME: DType = np.dtype([("namespace", "S64"), ("name", "S64"), ("port_name", "S64")])
 NODE_NAME: DType = np.dtype([("name", "S256")])
@@ -144,6 +157,8 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "scratch": SCRATCH,
     "fragment_key": FRAGMENT_KEY,
     "fragment": FRAGMENT,
+    "socket_key": SOCKET_KEY,
+    "socket_entry": SOCKET,
     "affinity_key": AFFINITY_KEY,
     "affinity": AFFINITY,
     "iface": IFACE,
@@ -178,6 +193,7 @@ class VipFlag(IntFlag):
     OUTSIDE_LOCAL = 2
     USABLE = 4
     SOURCE_RANGES = 8
+    HOST_ENDPOINT = 16
 
 
 class BackendStateCode(IntEnum):
@@ -382,6 +398,17 @@ def _maps() -> Iterator[MapSpec]:
             "the least recently used datagram goes",
             "the ports of a translated datagram's first fragment, for those that follow",
             limit="fragments",
+            version=ip,
+        )
+        yield MapSpec(
+            f"sockets{ip}",
+            MapType.LRU_HASH,
+            SOCKET_KEY[ip],
+            SOCKET[ip],
+            "kernel",
+            "the least recently used peer goes",
+            "by socket and address: the backend in a VIP's place, and the VIP in a backend's",
+            limit="sockets",
             version=ip,
         )
         yield MapSpec(

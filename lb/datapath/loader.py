@@ -15,7 +15,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +40,34 @@ class Program:
     Each file is compiled for IPv4 and for IPv6. A hook runs the IPv4 program, which goes on by tail call:
     with an IPv6 packet in its twin, and with what is rare in a step. For that an array for each file, pinned
     as :func:`program_array`, holds the IPv4 programs under their numbers, and the twins under
-    ``PROGRAMS_PER_FAMILY`` more.
+    ``PROGRAMS_PER_FAMILY`` more. A socket hook has a program for each family, and no steps.
+
+    instances: the IP versions for which it is loaded, and what each is loaded to be attached to: a number of
+    enum bpf_attach_type, 0 where that is of no matter.
     """
 
     source: str
     type: ProgType
     number: int
+    instances: Mapping[int, int] = field(default_factory=lambda: dict.fromkeys(layouts.FAMILIES, 0))
+
+    @property
+    def at_sockets(self) -> bool:
+        """True for a program of a socket hook, which :mod:`lb.datapath.sockets` attaches."""
+        return self.type is ProgType.CGROUP_SOCK_ADDR
+
+
+_SOCKET_HOOKS = {"connect": (10, 11), "sendmsg": (14, 15), "recvmsg": (19, 20), "getpeername": (29, 30)}
+"""By name: what the programs for IPv4's and IPv6's sockets are attached to, of enum bpf_attach_type."""
+_NEVER_MAPPED = "sendmsg"
 
 
 def _programs() -> Iterator[tuple[str, Program]]:
     for number, (hook, _) in enumerate(layouts.HOOKS):
         if hook.startswith("XDP"):
             yield f"lb_{hook.lower()}", Program("xdp_lb.c", ProgType.XDP, number)
+        elif hook.startswith("SOCK_"):
+            yield from _socket_programs(hook.lower().removeprefix("sock_"), number)
         else:
             yield f"lb_{hook.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
     for number, (step, _) in enumerate(layouts.STEPS, len(layouts.HOOKS)):
@@ -59,14 +75,28 @@ def _programs() -> Iterator[tuple[str, Program]]:
         yield f"lb_tc_{step.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
 
 
+def _socket_programs(hook: str, number: int) -> Iterator[tuple[str, Program]]:
+    """Yield a socket hook's program, and the one for IPv4 spoken by a socket of IPv6."""
+    four, six = _SOCKET_HOOKS[hook]
+    file, kind = "sock_lb.c", ProgType.CGROUP_SOCK_ADDR
+    yield f"lb_sock_{hook}", Program(file, kind, number, {4: four, 6: six})
+    if hook != _NEVER_MAPPED:
+        yield f"lb_sock_{hook}_mapped", Program(file, kind, number, {4: six})
+
+
 PROGRAMS: Mapping[str, Program] = dict(_programs())
-"""Every program, by the name of its function: those of the hooks, which :mod:`lb.datapath.hooks` attaches,
-and those of the steps, which the others enter."""
+"""Every program, by the name of its function: those of the hooks, which :mod:`lb.datapath.hooks` and
+:mod:`lb.datapath.sockets` attach, and those of the steps, which the others enter."""
 
 
 def twin(name: str) -> str:
     """Return the name under which the IPv6 instance of a program is pinned."""
     return f"{name}_6"
+
+
+def pin_name(name: str, version: int) -> str:
+    """Return the name under which a program's instance for an IP version is pinned."""
+    return name if version == 4 else twin(name)
 
 
 def program_array(source: str) -> str:
@@ -82,6 +112,9 @@ class Loaded:
     ----------
     programs: by name, the pinned path.
     ids: by name, the kernel's program id.
+    sockets: the programs of socket hooks by the name of their pin: path and enum bpf_attach_type. Empty when
+        the kernel refused them.
+    refused: its words, else ``""``.
     fingerprint: names the build.
     compiled: False when the pinned programs were reused.
     fresh: maps that start empty, because they are new or their old contents could not be kept. With VIPs
@@ -93,6 +126,8 @@ class Loaded:
     fingerprint: str
     compiled: bool
     fresh: frozenset[str]
+    sockets: Mapping[str, tuple[Path, int]] = field(default_factory=dict)
+    refused: str = ""
 
 
 def load(
@@ -106,12 +141,14 @@ def load(
 
     Raises
     ------
-    CompileError: clang or the verifier refused a program; nothing pinned has changed.
+    CompileError: clang or the verifier refused a program other than one for sockets; nothing pinned has
+        changed.
     BpfError: the kernel refused a map or a pin.
     DatapathError: the kernel has no bpf file system, or the child could not run.
     """
     ensure_bpffs()
     own_build = fingerprint(limits, bpf_dir)
+    refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:
         slots = open_maps(pins, limits, stack)
         directory = pins.programs(own_build)
@@ -122,7 +159,7 @@ def load(
             remove_tree(staging)
             staging.mkdir()
             try:
-                ids = _build(staging, slots, bpf_dir, programs)
+                ids, refused = _build(staging, slots, bpf_dir, programs)
             except DatapathError:
                 remove_tree(staging)
                 raise
@@ -131,8 +168,28 @@ def load(
         if compiled:
             remove_tree(directory)
             pins.staging(own_build).rename(directory)
-    paths = {name: directory / name for name in programs}
-    return Loaded(paths, ids, own_build, compiled, fresh)
+    paths = {name: directory / name for name, program in programs.items() if not program.at_sockets}
+    sockets = {
+        pin: (directory / pin, program.instances[version])
+        for pin, (_, version, program) in _instances(programs).items()
+        if program.at_sockets and not refused
+    }
+    return Loaded(paths, ids, own_build, compiled, fresh, sockets, refused)
+
+
+def _instances(programs: Mapping[str, Program]) -> dict[str, tuple[str, int, Program]]:
+    """Return what is to be loaded by the name of its pin: function, IP version and program."""
+    return {
+        pin_name(name, version): (name, version, program)
+        for name, program in programs.items()
+        for version in program.instances
+    }
+
+
+def _arrays(programs: Mapping[str, Program]) -> dict[str, str]:
+    """Return the pin name of the array of each file that has one."""
+    sources = dict.fromkeys(program.source for program in programs.values() if not program.at_sockets)
+    return {source: program_array(source) for source in sources}
 
 
 def _write_constants(slots: Sequence[MapSlot]) -> None:
@@ -162,8 +219,8 @@ def _pinned_programs(
 ) -> dict[str, int] | None:
     """Return the ids of the pinned programs; None unless all are there and use these very maps."""
     ids: dict[str, int] = {}
-    arrays = {program_array(program.source) for program in programs.values()}
-    names = [*programs, *map(twin, programs)]
+    arrays = list(_arrays(programs).values())
+    names = list(_instances(programs))
     if not all((directory / name).exists() for name in (*names, *arrays)):
         return None
     known = set(map_ids)
@@ -176,13 +233,15 @@ def _pinned_programs(
         if not known.issuperset(info.map_ids):
             return None
         ids[name] = info.id
-    return {name: ids[name] for name in programs}
+    return {name: ids[name] for name, program in programs.items() if not program.at_sockets}
 
 
 def _build(
     staging: Path, slots: Sequence[MapSlot], bpf_dir: Path, programs: Mapping[str, Program]
-) -> dict[str, int]:
-    """Load and pin every program, both of its instances; return the ids of the IPv4 ones.
+) -> tuple[dict[str, int], str]:
+    """Load and pin every program in all of its instances.
+
+    Returns the ids of the IPv4 ones but for sockets, and the kernel's words if it refused those for sockets.
 
     Raises
     ------
@@ -193,45 +252,60 @@ def _build(
         sources.setdefault(program.source, []).append(name)
     code = build.instructions(bpf_dir, sources)
     ids: dict[str, int] = {}
+    refused = ""
     with contextlib.ExitStack() as stack:
         # The kernel verifies on the caller's CPU, and lets others do so at the same time.
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
-        arrays = {source: stack.enter_context(_make_array(staging, source)) for source in sources}
+        arrays = {
+            source: stack.enter_context(_make_array(staging, name))
+            for source, name in _arrays(programs).items()
+        }
         loads = []
-        for version in layouts.FAMILIES:
-            maps = {slot.spec.c_name: slot.fd.fileno() for slot in slots if slot.spec.version in (0, version)}
-            for name, program in programs.items():
-                fds = {**maps, PROGRAM_ARRAY: arrays[program.source].fileno()}
-                instructions = build.relocate(code[version][name], fds)
-                loads.append((name, version, pool.submit(_load_program, program, name, instructions)))
-        for name, version, load in loads:
-            fd = stack.enter_context(load.result())
-            bpf.obj_pin(fd, staging / (name if version == 4 else twin(name)))
-            number = programs[name].number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
-            array = arrays[programs[name].source]
+        for pin, (name, version, program) in _instances(programs).items():
+            fds = {slot.spec.c_name: slot.fd.fileno() for slot in slots if slot.spec.version in (0, version)}
+            if program.source in arrays:
+                fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
+            instructions = build.relocate(code[version][name], fds)
+            attach_type = program.instances[version]
+            load = pool.submit(_load_program, program, name, instructions, attach_type)
+            loads.append((pin, version, program, load))
+        for pin, version, program, load in loads:
+            try:
+                fd = stack.enter_context(load.result())
+            except CompileError as error:
+                if not program.at_sockets:
+                    raise
+                refused = refused or str(error)
+                continue
+            bpf.obj_pin(fd, staging / pin)
+            if program.at_sockets:
+                continue
+            number = program.number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
+            array = arrays[program.source]
             bpf.map_update(array, np.array([number], "u4"), np.array([fd.fileno()], "u4"))
             if version == 4:
-                ids[name] = bpf.prog_info(fd).id
-    return ids
+                ids[pin] = bpf.prog_info(fd).id
+    return ids, refused
 
 
-def _make_array(staging: Path, source: str) -> bpf.FD:
-    name = program_array(source)
+def _make_array(staging: Path, name: str) -> bpf.FD:
     array = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 2 * layouts.PROGRAMS_PER_FAMILY, name=name)
     bpf.obj_pin(array, staging / name)
     return array
 
 
-def _load_program(program: Program, name: str, instructions: bytes) -> bpf.FD:
+def _load_program(program: Program, name: str, instructions: bytes, attach_type: int) -> bpf.FD:
     """Load one program.
 
     Raises
     ------
     CompileError: the kernel refused it; with the end of the verifier's log.
     """
-    fd, _, _ = bpf.prog_load(program.type, instructions, name)
+    fd, _, _ = bpf.prog_load(program.type, instructions, name, attach_type=attach_type)
     if fd is None:
-        fd, log, error = bpf.prog_load(program.type, instructions, name, log_size=_LOG_SIZE)
+        fd, log, error = bpf.prog_load(
+            program.type, instructions, name, attach_type=attach_type, log_size=_LOG_SIZE
+        )
     if fd is None:
         words = "\n".join(log.splitlines()[-_LOG_LINES:])
         raise CompileError(f"the kernel refused the program {name}: {os.strerror(error)}\n{words}".rstrip())

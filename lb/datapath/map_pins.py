@@ -26,7 +26,9 @@ _BY_ID = frozenset(
     {"nodes", "services", "tables"}
     | {f"{name}{version}" for name in ("backends", "source_ranges", "vips") for version in layouts.FAMILIES}
 )
-_NAMING_IDS = frozenset(f"{name}{version}" for name in ("flows", "affinity") for version in layouts.FAMILIES)
+_NAMING_IDS = frozenset(
+    f"{name}{version}" for name in ("flows", "affinity", "sockets") for version in layouts.FAMILIES
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 ::
 
     /sys/fs/bpf/lbctl/<instance>/maps/<map>
+                                /links/<program>             what attaches a program to the cgroup
                                 /shapes/<map>-<hash>         empty directories: the layout a map was made with
                                 /progs-<fingerprint>/<program>
 
@@ -57,6 +58,11 @@ class Pins:
     def maps(self) -> Path:
         """The directory of pinned maps."""
         return self.base / "maps"
+
+    @property
+    def links(self) -> Path:
+        """The directory of the links that attach socket hooks."""
+        return self.base / "links"
 
     @property
     def shapes(self) -> Path:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lb.datapath.sockets import cgroup_root
 from lb.errors import LabError
 
 MOUNTS = Path("/proc/self/mounts")
@@ -27,17 +27,14 @@ _ENTER = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 def mount_point(mounts: str) -> Path:
     """Return where cgroup v2 is mounted, by the text of /proc/self/mounts.
 
-    It is /sys/fs/cgroup on most machines, /sys/fs/cgroup/unified where version 1 is there as well.
-
     Raises
     ------
     LabError: nowhere.
     """
-    for line in mounts.splitlines():
-        _, where, kind, *_ = line.split(" ")
-        if kind == "cgroup2":
-            return Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where))
-    raise LabError("cgroup v2 is not mounted: mount -t cgroup2 none DIRECTORY")
+    root = cgroup_root(mounts)
+    if root is None:
+        raise LabError("cgroup v2 is not mounted: mount -t cgroup2 none DIRECTORY")
+    return root
 
 
 def of_lab(lab: str) -> Path:

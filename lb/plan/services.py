@@ -258,4 +258,5 @@ def _backend(socket: _Socket, endpoint: Endpoint, topology: Topology) -> Backend
         node=endpoint.node,
         local=endpoint.node != "" and endpoint.node == topology.node_name,
         state=BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING,
+        host=socket[0] in topology.node_addresses,
     )

@@ -71,13 +71,17 @@ class Vip:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One endpoint of a Service port. node is ``""`` when the endpoint names none."""
+    """One endpoint of a Service port. node is ``""`` when the endpoint names none.
+
+    host: it is a process of this node itself, with the node's address (host network).
+    """
 
     address: IPAddress
     port: int
     node: str
     local: bool
     state: BackendState = BackendState.ACTIVE
+    host: bool = False
 
     @property
     def identity(self) -> tuple[int, int, int]:

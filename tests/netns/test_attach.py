@@ -30,9 +30,9 @@ from tests.namespaces import NetworkNamespace
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
 
 NODE, NODE_SECOND, PEER = "192.0.2.1", "192.0.2.9", "192.0.2.2"
-TC_NAMES, XDP_NAMES = (
+TC_NAMES, XDP_NAMES, SOCK_NAMES = (
     sorted(name for name, one in loader.PROGRAMS.items() if one.type is kind)
-    for kind in (ProgType.SCHED_CLS, ProgType.XDP)
+    for kind in (ProgType.SCHED_CLS, ProgType.XDP, ProgType.CGROUP_SOCK_ADDR)
 )
 PASS_ALL = "int {name}({ctx} *ctx)\n{{\n\treturn {verdict};\n}}\n"
 
@@ -45,6 +45,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     xdp = "".join(PASS_ALL.format(name=name, ctx="struct xdp_md", verdict="XDP_PASS") for name in XDP_NAMES)
     (tree / "tc_lb.c").write_text(f'#include "maps.h"\n{tc}')
     (tree / "xdp_lb.c").write_text(f'#include "maps.h"\n{xdp}')
+    sock = "".join(PASS_ALL.format(name=name, ctx="struct bpf_sock_addr", verdict=1) for name in SOCK_NAMES)
+    (tree / "sock_lb.c").write_text(f'#include "maps.h"\n{sock}')
     return tree
 
 

@@ -29,6 +29,8 @@ NEEDS_NO_CTX = {
     "sctp.h",
     "ctx_xdp.h",
     "ctx_tc.h",
+    "ctx_sock.h",
+    "sock.h",
 }
 
 _COMPILE = """

@@ -333,6 +333,7 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"flows{version}", 262144),
             (f"fragments{version}", 8192),
             (f"affinity{version}", 65536),
+            (f"sockets{version}", 65536),
         )
     } | {
         "tables": (1260 + 509, 8388608),

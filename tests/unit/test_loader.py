@@ -302,7 +302,7 @@ def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogC
     fill(pins, flows=20, vips=10)
     with caplog.at_level(logging.WARNING):
         fresh = pin_empty_maps(pins, limits)
-    of_families = ("backends", "source_ranges", "vips", "flows", "affinity")
+    of_families = ("backends", "source_ranges", "vips", "flows", "affinity", "sockets")
     by_id = {f"{name}{version}" for name in of_families for version in FAMILIES}
     assert fresh == {"nodes", "services", "tables"} | by_id
     assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 0)

@@ -1,0 +1,201 @@
+/* Services at the socket. The address that a process gives is replaced before there is a packet, and put back
+ * where it asks who is at the other end: no NAT, no flow, no route to the VIP.
+ *
+ * Two kinds of calls are left to tc, which sees the socket's packets, and are passed on as they came.
+ *
+ * - What is to be dropped: for tc drops packets, but here a call could only fail, which is an answer.
+ * - UDP sockets that connect. They name their peer once, so that a backend that vanishes would leave them
+ *   without any; tc leads every datagram. What tc cannot serve is served here all the same: datagrams that do
+ *   not leave this node's own stack. Those sockets keep their backend. */
+#pragma once
+#include "ctx_sock.h"
+#include "affinity.h"
+#include "count.h"
+
+static __always_inline void socket_key(struct socket_key *key, u64 cookie, const struct tuple *t,
+				       u8 direction)
+{
+	key->cookie[0] = cookie;
+	key->cookie[1] = cookie >> 32;
+	key->address = t->dst;
+	key->port = t->dport;
+	key->direction = direction;
+	key->pad = 0;
+}
+
+/* From both sides: what is said to the VIP goes to the backend, what comes from the backend is the VIP's. The
+ * VIP's Services that share a pod and its port are one peer to the socket: the one it has used last. */
+static __always_inline bool remember_peer(u64 cookie, const struct tuple *vip, const struct backend *backend,
+					  u8 direction)
+{
+	struct tuple to = {.dst = backend->address, .dport = backend->port};
+	const struct tuple *from = direction == DIR_FORWARD ? vip : &to;
+	const struct tuple *into = direction == DIR_FORWARD ? &to : vip;
+	struct socket_entry entry = {
+	    .address = into->dst,
+	    .port = into->dport,
+	    .service = backend->service,
+	    .backend = backend->id,
+	    .generation = backend->generation,
+	};
+	struct socket_key key;
+
+	socket_key(&key, cookie, from, direction);
+	return bpf_map_update_elem(sockets, &key, &entry, BPF_ANY) == 0;
+}
+
+/* The backend that the socket's datagrams to the VIP go to, while it is there. */
+static __always_inline bool lookup_peer(u64 cookie, const struct tuple *t, const struct vip *vip,
+					struct backend *out)
+{
+	const struct socket_entry *entry;
+	struct socket_key key;
+
+	socket_key(&key, cookie, t, DIR_FORWARD);
+	entry = bpf_map_lookup_elem(sockets, &key);
+	return entry && entry->service == vip->service && read_backend(entry->backend, vip->service, out) &&
+	       out->generation == entry->generation;
+}
+
+/* Does the map still know whose the backend's answers are? Asked with every datagram, it keeps the LRU from
+ * evicting one half of what belongs together. */
+static __always_inline bool knows_answers(u64 cookie, const struct tuple *vip, const struct backend *backend)
+{
+	struct tuple to = {.dst = backend->address, .dport = backend->port};
+	const struct socket_entry *entry;
+	struct socket_key key;
+
+	socket_key(&key, cookie, &to, DIR_REPLY);
+	entry = bpf_map_lookup_elem(sockets, &key);
+	return entry && same_addr(&entry->address, &vip->dst) && entry->port == vip->dport;
+}
+
+/* Is the socket's Service one for tc? host: a process of the node itself; a pod's packets always meet tc.
+ *
+ * The address that a pod's packets will have is not known yet, but is what affinity and source ranges are
+ * about; that of a process of the node is the node's. An address that has no entry as a whole is the node's
+ * own: packets to it do not leave, nor do those to endpoints that are themselves processes of this node. */
+static __always_inline bool left_to_tc(const struct tuple *t, const struct vip *vip, bool host, bool connects)
+{
+	if (!host && (vip->affinity_seconds || vip->flags & VIP_SOURCE_RANGES))
+		return true;
+	if (!connects || t->protocol != IPPROTO_UDP)
+		return false;
+	return !host || (!(vip->flags & VIP_HOST_ENDPOINT) && lookup_address(&t->dst));
+}
+
+/* One choice for a socket, also when it is asked for again: the port that the packets will come from, which
+ * would tell connections apart, is not known yet. */
+static __always_inline u32 hash_socket(u64 cookie, const struct tuple *t)
+{
+	return hash_words((u32)cookie, (u32)(cookie >> 32) + hash_addr(&t->dst),
+			  ((u32)t->protocol << 16) | bpf_ntohs(t->dport));
+}
+
+static __always_inline struct outcome refuse(u32 reason)
+{
+	ctx_refuse();
+	return drop(reason);
+}
+
+/* An address and port that are no VIP. See decide_not_vip. */
+static __always_inline struct outcome not_vip(const struct tuple *t, const struct settings *settings,
+					      bool connects)
+{
+	const struct vip *vip;
+
+	if (likely(!in_cluster_net(&t->dst, settings)))
+		return pass(REASON_NOT_VIP);
+	vip = lookup_address(&t->dst);
+	if (!vip || vip->kind != VIP_CLUSTER_IP)
+		return pass(REASON_NOT_VIP);
+	if (connects && t->protocol == IPPROTO_UDP)
+		return pass(REASON_TO_TC);
+	return refuse(REASON_REJECT_UNKNOWN_PORT);
+}
+
+/* The call goes to a backend. */
+static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct tuple *t,
+					      const struct vip *vip, const struct backend_set *set,
+					      bool connects)
+{
+	u64 cookie = ctx_cookie(ctx);
+	struct backend backend;
+	bool known;
+
+	known = !connects && lookup_peer(cookie, t, vip, &backend);
+	if (!known) {
+		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(),
+				  &backend))
+			return refuse(REASON_NO_BACKEND);
+		if (!connects && !remember_peer(cookie, t, &backend, DIR_FORWARD))
+			return refuse(REASON_FLOWS_FULL);
+	}
+	if (!(known && knows_answers(cookie, t, &backend)) && !remember_peer(cookie, t, &backend, DIR_REPLY))
+		return refuse(REASON_FLOWS_FULL);
+	ctx_set_address(ctx, place, &backend.address, backend.port);
+	if (known)
+		return pass(REASON_FLOW_HIT);
+	return pass(backend.local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
+}
+
+static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t, bool connects)
+{
+	const struct settings *settings = get_settings();
+	const struct iface *node;
+	struct backend_set set;
+	const struct vip *vip;
+	u32 zero = 0;
+	bool host;
+
+	if (unlikely(!settings) || (t->protocol != IPPROTO_TCP && t->protocol != IPPROTO_UDP))
+		return pass(REASON_OTHER_PROTOCOL);
+	host = ctx_netns(ctx) == settings->netns;
+	if (!host && !settings->all_sockets)
+		return pass(REASON_OTHER_NETNS);
+	vip = lookup_vip(t);
+	if (likely(!vip))
+		return not_vip(t, settings, connects);
+	if (left_to_tc(t, vip, host, connects))
+		return pass(REASON_TO_TC);
+	node = bpf_map_lookup_elem(ifaces, &zero);
+	if (host && node)
+		t->src = node->source;
+	set = offered_set(vip, HOST);
+	if (!source_allowed(&t->src, vip) || (!set.size && vip->flags & VIP_USABLE))
+		return pass(REASON_TO_TC);
+	if (!set.size)
+		return refuse(REASON_REJECT_NO_ENDPOINT);
+	return lead_to(ctx, place, t, vip, &set, connects);
+}
+
+/* A call towards an address: connect, or sendmsg, which gives one with each datagram. */
+static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
+{
+	struct tuple t = {.protocol = ctx->protocol};
+	u64 verdict;
+
+	if (!ctx_address(ctx, place, &t.dst, &t.dport))
+		return VERDICT_PASS;
+	verdict = finish(hook, lead(ctx, place, &t, hook == HOOK_SOCK_CONNECT), 0);
+	/* The kernel counts all 64 bits of the result, clang leaves the upper ones as they are. */
+	asm volatile("%0 &= 1" : "+r"(verdict));
+	return verdict;
+}
+
+/* A call that tells an address: a backend in a VIP's place is the VIP to the process. */
+static __always_inline int told(ctx_t *ctx, u32 hook, u8 place)
+{
+	const struct socket_entry *entry;
+	struct socket_key key;
+	struct tuple t = {};
+
+	if (!ctx_address(ctx, place, &t.dst, &t.dport))
+		return VERDICT_PASS;
+	socket_key(&key, ctx_cookie(ctx), &t, DIR_REPLY);
+	entry = bpf_map_lookup_elem(sockets, &key);
+	if (entry)
+		ctx_set_address(ctx, place, &entry->address, entry->port);
+	finish(hook, pass(entry ? REASON_REPLY : REASON_NOT_VIP), 0);
+	return VERDICT_PASS;
+}
