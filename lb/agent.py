@@ -267,8 +267,11 @@ class Agent:
 
     def problems(self) -> list[str]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
-        conflicts = sorted(str(conflict) for conflict in self._conflicts)
-        return [*self._services.messages(), *self._hooks.messages(), *conflicts]
+        return [*self._services.messages(), *self._hooks.messages(), *map(str, self.conflicts())]
+
+    def conflicts(self) -> list[Conflict]:
+        """Return the VIPs that several Services claim at present, in the order of their texts."""
+        return sorted(self._conflicts, key=str)
 
     def problem_counts(self) -> dict[str, int]:
         """Return how many problems there are, by kind; may be called from any thread."""

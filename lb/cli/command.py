@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 import lb
-from lb.cli import lab, maps, run, status, unload
+from lb.cli import lab, maps, run, service, status, unload
 from lb.errors import LbError
 
 _DESCRIPTION = """\
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, status, maps, unload, lab):
+    for group in (run, status, service, maps, unload, lab):
         group.register(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)

@@ -14,12 +14,16 @@ import lb
 from lb.config import Config
 from lb.observe.health import HealthChecks
 from lb.observe.http import Address, show
+from lb.plan import Conflict
 from lb.rundir import RunDir, network_namespace
 
 if TYPE_CHECKING:
     from lb.kube.reflector import Health
 
 _log = logging.getLogger(__name__)
+
+MOST = 100
+"""How many problems, and how many conflicts, the notes list; of the others they have the number."""
 
 
 class Told(Protocol):
@@ -31,6 +35,10 @@ class Told(Protocol):
 
     def problems(self) -> list[str]:
         """Return what is wrong at present."""
+        ...
+
+    def conflicts(self) -> Sequence[Conflict]:
+        """Return the VIPs that several Services claim at present."""
         ...
 
 
@@ -79,6 +87,7 @@ class Notes:
     def write(self, agent: Told) -> None:
         """Write the notes."""
         healthz = self._healthz()
+        problems, conflicts = [*agent.problems(), *self._checks.problems()], agent.conflicts()
         self._run_dir.write_notes(
             {
                 "version": lb.__version__,
@@ -89,7 +98,9 @@ class Notes:
                 "started": self._started,
                 "last_sync": self._last_sync,
                 "services": agent.service_count(),
-                "problems": [*agent.problems(), *self._checks.problems()],
+                "problems": _first(problems),
+                "conflicts": [one.as_dict() for one in conflicts[:MOST]],
+                "conflicts_left_out": len(conflicts[MOST:]),
                 "healthz": show(healthz) if healthz else None,
                 "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
                 "uplink_modes": dict(self._uplink_modes()),
@@ -112,6 +123,11 @@ def _health_note(health: Health) -> dict[str, Any]:
         "objects": health.objects,
         "unusable": health.broken,
     }
+
+
+def _first(problems: list[str]) -> list[str]:
+    rest = len(problems[MOST:])
+    return [*problems[:MOST], *([f"{rest} more, see the agent's log"] if rest else [])]
 
 
 def _time_text(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from lb.model import ObjectKey
 from lb.plan.types import ServicePlan, VipKey, VipKind
@@ -21,6 +22,17 @@ class Conflict:
     loser: ObjectKey
     vip: VipKey
     older: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the conflict as JSON has it."""
+        return {
+            "address": str(self.vip.address),
+            "port": self.vip.port,
+            "protocol": self.vip.protocol.name if self.vip.protocol else None,
+            "winner": str(self.winner),
+            "loser": str(self.loser),
+            "text": str(self),
+        }
 
     def __str__(self) -> str:
         if self.older:

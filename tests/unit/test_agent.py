@@ -294,10 +294,13 @@ def test_a_conflict_is_logged_once_and_again_when_it_is_over(
     said = "10.96.0.1:80/TCP belongs to the older Service default/web; kube-system/dns claims it too"
     assert caplog.text.count(said) == 1
     assert bench.synced[-1] == [said]
+    [conflict] = bench.agent.conflicts()
+    assert (str(conflict.winner), str(conflict.loser)) == ("default/web", "kube-system/dns")
     assert bench.announced == [("kube-system/dns", "VIPConflict")]
     bench.tell(Delete(Service, WEB))
     assert f"no longer: {said}" in caplog.text
     assert (bench.vips(), bench.synced[-1]) == ({"10.96.0.1"}, [])
+    assert bench.agent.conflicts() == []
 
 
 def test_conflicts_without_timestamps_stay_decided_over_a_restart(bench: Bench) -> None:

@@ -49,6 +49,8 @@ USAGE = [
     [],
     ["nonsense"],
     ["maps"],
+    ["service"],
+    ["service", "list", "-o", "ipvsadm"],
     ["run", "--nonsense"],
     ["status", "-o", "xml"],
     ["lab", "up", "--nodes", "0"],
@@ -161,7 +163,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"run", "status", "maps", "unload", "version"} <= set(commands)
+    assert {"run", "status", "service", "maps", "unload", "version"} <= set(commands)
     for command in commands:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])

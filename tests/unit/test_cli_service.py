@@ -1,0 +1,160 @@
+"""``lbctl service list``, and the agent's notes of what it has from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.cli import main
+from lb.cli.service import collect, render
+from lb.config import Config
+from lb.model import ObjectKey, Protocol
+from lb.observe.notes import MOST, Notes
+from lb.plan import Claims, Conflict
+from lb.plan.types import BackendState, VipKind
+from lb.rundir import RunDir
+from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
+from tests.unit.reconcile_bench import Bench
+
+SHARED = "203.0.113.1:80"
+WEB = service_plan(
+    "web",
+    port_plan(
+        ["10.66.13.240:80", "9.9.9.9:80"],
+        [backend("10.0.2.10:8080", "node2"), backend("10.0.1.9:8080", NODE)],
+        draining=[backend("10.0.2.11:8080", "node2", BackendState.TERMINATING)],
+        affinity_seconds=10800,
+    ),
+    port_plan(["[fd00:66::1]:80"], [backend("[fd00:1::9]:8080", NODE)], affinity_seconds=10800),
+    port_plan(["10.66.13.240:9000"], [], name="udp", protocol=Protocol.UDP),
+)
+ELDER = service_plan(
+    "elder", port_plan([SHARED], ["10.0.1.1:80"], name="", kind=VipKind.EXTERNAL_IP), created="2026-01-01"
+)
+HEIR = service_plan(
+    "heir", port_plan([SHARED], ["10.0.1.2:80"], name="", kind=VipKind.EXTERNAL_IP), created="2026-01-02"
+)
+SAID = "203.0.113.1:80/TCP belongs to the older Service default/elder; default/heir claims it too"
+
+
+class Told:
+    """What the agent tells the notes."""
+
+    def __init__(self, conflicts: list[Conflict]) -> None:
+        self._conflicts = conflicts
+
+    def service_count(self) -> int:
+        return 3
+
+    def problems(self) -> list[str]:
+        return [*map(str, self._conflicts)]
+
+    def conflicts(self) -> list[Conflict]:
+        return self._conflicts
+
+
+class NoChecks:
+    def problems(self) -> list[str]:
+        return []
+
+    def served(self) -> list[Any]:
+        return []
+
+
+def notes_of(tmp_path: Path, conflicts: list[Conflict]) -> dict[str, Any]:
+    run_dir = RunDir("n1", tmp_path)
+    checks: Any = NoChecks()
+    Notes(
+        run_dir,
+        Config(),
+        programs="",
+        uplink_modes=dict,
+        source_health=list,
+        checks=checks,
+        healthz=lambda: None,
+    ).write(Told(conflicts))
+    return run_dir.notes()
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_services_by_port_and_family(bench: Bench) -> None:
+    bench.apply(WEB)
+    found = collect(bench.maps, {}, running=True)
+    assert render(found) == (
+        "SERVICE      PORT  FAMILY  PROTOCOL  BACKENDS  LOCAL  AFFINITY  VIPS\n"
+        "default/web  http  IPv4    TCP              3      1  10800 s  "
+        " clusterIP 9.9.9.9:80, clusterIP 10.66.13.240:80\n"
+        "default/web  http  IPv6    TCP              1      1  10800 s   clusterIP [fd00:66::1]:80\n"
+        "default/web  udp   IPv4    UDP              0      0  -         clusterIP 10.66.13.240:9000\n"
+    )
+    assert found["services"][0] == {
+        "service": "default/web",
+        "port_name": "http",
+        "family": "IPv4",
+        "protocol": "TCP",
+        "backends": 3,
+        "local": 1,
+        "terminating": 1,
+        "affinity_seconds": 10800,
+        "vips": [
+            {"kind": "clusterIP", "address": "9.9.9.9", "port": 80},
+            {"kind": "clusterIP", "address": "10.66.13.240", "port": 80},
+        ],
+    }
+
+
+def test_nothing_is_listed_of_empty_maps_without_notes(bench: Bench) -> None:
+    found = collect(bench.maps, {}, running=False)
+    assert (found["services"], found["conflicts"]) == ([], [])
+    assert render(found) == "SERVICE  PORT  FAMILY  PROTOCOL  BACKENDS  LOCAL  AFFINITY  VIPS\n"
+
+
+def test_conflicts_name_the_winner_and_the_loser(bench: Bench, tmp_path: Path) -> None:
+    claims = Claims()
+    decision = claims.update({ELDER.key: ELDER, HEIR.key: HEIR})
+    assert not bench.reconciler.sync(decision.plans).errors
+    notes = notes_of(tmp_path, list(claims.conflicts()))
+    found = collect(bench.maps, notes, running=True)
+    assert render(found) == (
+        "SERVICE        PORT  FAMILY  PROTOCOL  BACKENDS  LOCAL  AFFINITY  VIPS\n"
+        "default/elder  -     IPv4    TCP              1      0  -         externalIP 203.0.113.1:80\n"
+        "\n"
+        f"conflict: {SAID}\n"
+    )
+    assert found["conflicts"] == [
+        {
+            "address": "203.0.113.1",
+            "port": 80,
+            "protocol": "TCP",
+            "winner": "default/elder",
+            "loser": "default/heir",
+            "text": SAID,
+        }
+    ]
+    assert found["conflicts_left_out"] == 0
+    assert render({**found, "agent_running": False}).endswith(
+        f"conflict: {SAID}\nthe agent does not run: the conflicts are those of which it last knew\n"
+    )
+
+
+def test_conflicts_without_number_do_not_fill_the_notes(bench: Bench, tmp_path: Path) -> None:
+    vip = vip_key(SHARED)
+    conflicts = [Conflict(ELDER.key, ObjectKey("default", f"s{at:03}"), vip) for at in range(MOST + 7)]
+    notes = notes_of(tmp_path, conflicts)
+    assert len(notes["conflicts"]) == MOST
+    assert notes["conflicts"][-1]["loser"] == "default/s099"
+    assert (len(notes["problems"]), notes["problems"][-1]) == (MOST + 1, "7 more, see the agent's log")
+    text = render(collect(bench.maps, notes, running=True))
+    assert text.count("conflict: ") == MOST + 1
+    assert text.endswith("default/s099 claims it too\nconflict: 7 more, see the agent's log\n")
+
+
+def test_an_instance_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["service", "list", "--instance", "nobody.here"]) == 1
+    assert "--instance nobody.here: no such instance" in capsys.readouterr().err
