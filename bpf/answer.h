@@ -6,12 +6,10 @@
 #include "step.h"
 
 /* RFC 1122, section 3.2.2, and RFC 4443, section 2.4 (e): no ICMP error about a later
- * fragment, or about what was sent to many (link_back is the turned-round link header). Nor about the first
- * fragment of IPv6: what must be quoted is out of reach behind another header. */
+ * fragment, or about what was sent to many (link_back is the turned-round link header). */
 static __always_inline bool answerable(const struct packet *pkt, const struct ethhdr *link_back)
 {
-	return pkt->piece != PIECE_LATER && !(FAMILY == 6 && pkt->piece == PIECE_FIRST) &&
-	       !(link_back->h_source[0] & 1);
+	return pkt->piece != PIECE_LATER && !(link_back->h_source[0] & 1);
 }
 
 struct reset {
@@ -59,6 +57,8 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 	return outcome(ctx_send_back(ctx, note->egress), note->reason);
 }
 
+#define BETWEEN_MAX 8
+
 /* How much of the L4 header an ICMP error quotes: at least 8 bytes (RFC 792), and so much that a checksum
  * which the device has yet to complete stays inside. */
 static __always_inline u32 quoted_len(u8 protocol)
@@ -101,6 +101,24 @@ static __always_inline bool sum_quoted_l4(ctx_t *ctx, const struct packet *pkt, 
 	return ctx_store(ctx, csum_at, &check, sizeof(check));
 }
 
+/* Bytes between the IP header and the L4 header: a fragment header of IPv6, if any. */
+static __always_inline u32 between_len(const struct packet *pkt)
+{
+	return FAMILY == 6 && pkt->l4 != pkt->l3 + sizeof(ip_header_t) ? BETWEEN_MAX : 0;
+}
+
+static __always_inline bool sum_between(ctx_t *ctx, const struct packet *pkt, u64 *sum)
+{
+	u32 words[BETWEEN_MAX / 4];
+
+	if (!between_len(pkt))
+		return true;
+	if (!ctx_load(ctx, pkt->l3 + sizeof(ip_header_t), words, sizeof(words)))
+		return false;
+	*sum += sum_bytes(words, sizeof(words));
+	return true;
+}
+
 struct icmp_error_headers {
 	ip_header_t ip;
 	struct icmphdr icmp;
@@ -110,7 +128,8 @@ struct icmp_error_headers {
 static __always_inline struct outcome answer_error(ctx_t *ctx, const struct packet *pkt, u32 error,
 						   const struct addr *from, const struct note *note)
 {
-	u32 quoted = sizeof(ip_header_t) + quoted_len(pkt->kind == KIND_FLOW ? pkt->tuple.protocol : 0);
+	u32 quoted = sizeof(ip_header_t) + between_len(pkt) +
+		     quoted_len(pkt->kind == KIND_FLOW ? pkt->tuple.protocol : 0);
 	struct icmp_error_headers frame = {};
 	u32 icmp_len = sizeof(frame.icmp) + quoted;
 	ip_header_t quoted_ip;
@@ -122,7 +141,7 @@ static __always_inline struct outcome answer_error(ctx_t *ctx, const struct pack
 	if (!answerable(pkt, &eth))
 		return drop(REASON_REJECT_UNANSWERED);
 	if (!ctx_resize(ctx, pkt->l3 + quoted) || !ctx_load(ctx, pkt->l3, &quoted_ip, sizeof(quoted_ip)) ||
-	    !sum_quoted_l4(ctx, pkt, &sum))
+	    !sum_quoted_l4(ctx, pkt, &sum) || !sum_between(ctx, pkt, &sum))
 		return drop(REASON_REWRITE_FAILED);
 
 	frame.ip = ip_header(from, &pkt->tuple.src, ICMP_PROTOCOL, sizeof(frame.ip) + icmp_len);

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from itertools import pairwise
 from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -23,6 +24,7 @@ from scapy.layers.inet6 import (
     ICMPv6PacketTooBig,
     ICMPv6TimeExceeded,
     IPv6,
+    IPv6ExtHdrFragment,
 )
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
@@ -268,6 +270,27 @@ def rebuilt(
     return bytes(packet)
 
 
+def pieces(frame: bytes, *cuts: int, identity: int = 77) -> list[bytes]:
+    """Return the frame's packet in fragments, cut at these offsets behind the IP header (RFC 791, RFC 8200).
+
+    Without a cut, in IPv6, it is one atomic fragment (RFC 6946); in IPv4, it is whole.
+    """
+    packet, head = Ether(frame), l3(frame)
+    link, body = ether(packet.src, packet.dst), bytes(head.payload)
+    found = []
+    for start, end in pairwise((0, *cuts, len(body))):
+        assert start % 8 == 0
+        more = end < len(body)
+        if isinstance(head, IPv6):
+            part = ip(head.src, head.dst, ttl=head.hlim, nh=44)
+            part /= IPv6ExtHdrFragment(nh=head.nh, offset=start // 8, m=more, id=identity)
+        else:
+            part = ip(head.src, head.dst, ttl=head.ttl, id=identity, flags=int(more), frag=start // 8)
+            part.proto = head.proto
+        found.append(bytes(link / part / Raw(body[start:end])))
+    return found
+
+
 def reset_for(frame: bytes) -> bytes:
     """Return the answer of a closed port to a TCP frame: RFC 9293, section 3.10.7.1."""
     packet, head = Ether(frame), l3(frame)
@@ -309,10 +332,13 @@ def icmp_error(link: Packet, header: Packet, error: str, quoted: bytes, mtu: int
 
 def quote(frame: bytes, l4_bytes: int | None = None) -> bytes:
     """Return the head of a frame's packet, as the data plane's own errors quote it: 8 bytes behind the IP
-    header (RFC 792), all of a TCP header without options, an SCTP header with its checksum."""
+    header (RFC 792), all of a TCP header without options, an SCTP header with its checksum; and IPv6's
+    fragment header."""
     head = l3(frame)
     if l4_bytes is None:
-        l4_bytes = {6: 20, 132: 12}.get(protocol(frame), 8)
+        fragment = IPv6ExtHdrFragment in head
+        number = head[IPv6ExtHdrFragment].nh if fragment else protocol(frame)
+        l4_bytes = {6: 20, 132: 12}.get(number, 8) + 8 * fragment
     return bytes(head)[: (40 if isinstance(head, IPv6) else 20) + l4_bytes]
 
 

@@ -49,6 +49,7 @@ HOOK_OF = {
 LIMITS = Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
 
 PASS, DROP, SEND = "pass", "drop", "send"
+_RTAX_MTU = 2  # of rtnetlink(7): bpf_fib_lookup() sees a route's MTU only when it is locked
 _XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
 _TC_VERDICTS = {-1: PASS, 2: DROP, 7: SEND}
 
@@ -255,4 +256,6 @@ def _routes(route: IPRoute, up: int, up_2: int, pod: int) -> None:
     route.route("add", dst=p.here_net(p.POD_NET), oif=pod, family=family)
     route.route("add", dst=p.here_net(f"{p.BACKEND_UNROUTED}/32"), type="blackhole", family=family)
     route.route("add", dst=p.here_net(p.POD_NET_2), **gateway)
-    route.route("add", dst=p.here_net(p.NARROW_NET), metrics={"mtu": p.NARROW_MTU}, **gateway)
+    route.route(
+        "add", dst=p.here_net(p.NARROW_NET), metrics={"mtu": p.NARROW_MTU, "lock": 1 << _RTAX_MTU}, **gateway
+    )

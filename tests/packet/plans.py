@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from lb.model import ObjectKey, Protocol, TrafficPolicy
@@ -68,6 +69,16 @@ def service(
         source_ranges=tuple(ip_network(p.here_net(text)) for text in source_ranges),
     )
     return ServicePlan(ObjectKey("default", name), "2024-01-01T00:00:00Z", (port,))
+
+
+def retargeted(plan: ServicePlan, number: int) -> ServicePlan:
+    """Return the plan with another target port."""
+    (port,) = plan.ports
+    backends, cluster, local = (
+        tuple(replace(each, port=number) for each in members)
+        for members in (port.backends, port.cluster, port.local)
+    )
+    return replace(plan, ports=(replace(port, backends=backends, cluster=cluster, local=local),))
 
 
 def _vip(kind: VipKind, protocol: Protocol | None, internal: TrafficPolicy, external: TrafficPolicy) -> Vip:

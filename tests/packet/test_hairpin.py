@@ -15,7 +15,11 @@ from tests.packet.harness import PASS, SEND, TC_POD_IN, Datapath
 from tests.packet.plans import TARGET_PORT, VIPS, service
 
 POD = p.BACKEND_LOCAL
-BUILD: dict[Protocol, Callable[..., bytes]] = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
+BUILD: dict[Protocol, Callable[..., bytes]] = {
+    Protocol.TCP: p.tcp,
+    Protocol.UDP: p.udp,
+    Protocol.SCTP: p.sctp,
+}
 
 each_protocol = pytest.mark.parametrize("protocol", BUILD)
 

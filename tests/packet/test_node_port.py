@@ -15,8 +15,12 @@ from tests.packet.rows import POD_IN, UPLINK_IN, Row, passed, play, sent, untouc
 
 CLIENT = (p.CLIENT, p.CLIENT_PORT)
 LOCAL = (p.BACKEND_LOCAL, TARGET_PORT)
-BUILD: dict[Protocol, Callable[..., bytes]] = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
-OTHER = {Protocol.TCP: Protocol.UDP, Protocol.UDP: Protocol.TCP}
+BUILD: dict[Protocol, Callable[..., bytes]] = {
+    Protocol.TCP: p.tcp,
+    Protocol.UDP: p.udp,
+    Protocol.SCTP: p.sctp,
+}
+OTHER = {Protocol.TCP: Protocol.UDP, Protocol.UDP: Protocol.SCTP, Protocol.SCTP: Protocol.TCP}
 SIDES = {UPLINK_IN: (p.FROM_CLIENT, CLIENT), POD_IN: (p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT))}
 
 both_uplinks = pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)

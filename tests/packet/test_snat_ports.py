@@ -20,7 +20,7 @@ KEPT = [path for path in PATHS if not path.forwarded]
 ONE = SnatPorts(62_000, 62_000)
 TWO = SnatPorts(62_000, 62_001)
 
-each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+each_protocol = pytest.mark.parametrize("protocol", list(Protocol))
 forwarded = pytest.mark.parametrize("path", FORWARDED, ids=lambda path: path.name)
 kept = pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
 
@@ -138,7 +138,7 @@ def test_snat_ports_that_nobody_uses_are_the_nodes_own(
     datapath: Datapath, program: str, protocol: Protocol
 ) -> None:
     """A packet to such a port of the node that belongs to no flow is for the node's stack."""
-    make = p.tcp if protocol is Protocol.TCP else p.udp
+    make = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp, Protocol.SCTP: p.sctp}[protocol]
     frame = make(p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), (p.NODE1, 62_000))
     datapath.set_up_node(snat_ports=TWO)
     datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))

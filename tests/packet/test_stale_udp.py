@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from lb.config import SnatPorts
@@ -12,7 +10,7 @@ from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p
 from tests.packet.conversation import Conversation, Path, destination, each_path
 from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, Datapath
-from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.plans import TARGET_PORT, VIPS, retargeted, service
 from tests.packet.rows import POD_IN, UPLINK_IN, Row, dropped, passed, play, sent
 
 UDP = Protocol.UDP
@@ -101,16 +99,6 @@ def test_stale_udp_a_late_reply_of_the_old_backend_is_not_the_new_ones(
     client.answer()
     client.backend, client.seen = old, seen
     assert client.stray() == "NOT_VIP"
-
-
-def retargeted(plan: ServicePlan, number: int) -> ServicePlan:
-    """Return the plan with another target port."""
-    (port,) = plan.ports
-    backends, cluster, local = (
-        tuple(replace(each, port=number) for each in members)
-        for members in (port.backends, port.cluster, port.local)
-    )
-    return replace(plan, ports=(replace(port, backends=backends, cluster=cluster, local=local),))
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
