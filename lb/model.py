@@ -208,6 +208,10 @@ DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""
 
 
+HOST_NAMES = "is FQDN: no Service proxy resolves host names, so none of these endpoints is served"
+"""What is wrong with an EndpointSlice of addressType FQDN, whichever source it comes from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A core/v1 Node: its InternalIP addresses and its topology labels.

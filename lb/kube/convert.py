@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -31,6 +31,7 @@ from lb.kube.decode import (
 )
 from lb.model import (
     DELETION_TAINT,
+    HOST_NAMES,
     Endpoint,
     EndpointPort,
     EndpointSlice,
@@ -53,11 +54,15 @@ AFFINITY_DEFAULT = 10_800
 
 
 class FieldError(ValueError):
-    """A field's value cannot be acted on; field is its dotted path."""
+    """A field's value cannot be acted on; field is its dotted path.
 
-    def __init__(self, field: str, message: str) -> None:
+    instead: what the object counts as all the same; None when what it was before stays.
+    """
+
+    def __init__(self, field: str, message: str, instead: Resource | None = None) -> None:
         super().__init__(message)
         self.field = field
+        self.instead = instead
 
 
 def service(item: ServiceObject, origin: Origin) -> Service:
@@ -138,21 +143,21 @@ def _distribution(text: str) -> TrafficDistribution:
 def endpoint_slice(item: SliceObject, origin: Origin) -> EndpointSlice:
     """Return the model's EndpointSlice.
 
-    Of an endpoint's addresses the first counts, the API gives the others no meaning. A slice of host names
-    (addressType FQDN) has no endpoints here, since no proxy resolves names; a port without number, which
-    would mean every port, is left out. Conditions that are absent have the API's defaults: ready, serving,
-    not terminating.
+    Of an endpoint's addresses the first counts, the API gives the others no meaning. A port without number,
+    which would mean every port, is left out. Conditions that are absent have the API's defaults: ready,
+    serving, not terminating.
 
     Raises
     ------
-    FieldError: an address is none, or the slice names no Service.
+    FieldError: an address is none, the slice names no Service, or its endpoints are host names (addressType
+        FQDN), which no proxy resolves; it counts as a slice without endpoints then.
     """
     label = item.metadata.labels and item.metadata.labels.service
     if not label:
         raise FieldError("metadata.labels", "kubernetes.io/service-name is missing: whose slice is it?")
-    addressable = item.endpoints if item.address_type != "FQDN" else None
     key = _key(item.metadata)
-    return EndpointSlice(
+    named = item.address_type == "FQDN"
+    result = EndpointSlice(
         key=key,
         service=ObjectKey(key.namespace, label),
         ports=tuple(
@@ -160,9 +165,12 @@ def endpoint_slice(item: SliceObject, origin: Origin) -> EndpointSlice:
             for port in item.ports or ()
             if port.port is not None
         ),
-        endpoints=tuple(_endpoint(i, entry) for i, entry in enumerate(addressable or ())),
+        endpoints=tuple(_endpoint(i, entry) for i, entry in enumerate(item.endpoints or ()) if not named),
         origin=origin,
     )
+    if named:
+        raise FieldError("addressType", HOST_NAMES, instead=result)
+    return result
 
 
 def _endpoint(index: int, entry: EndpointEntry) -> Endpoint:
@@ -259,7 +267,7 @@ Kind = type[Service] | type[EndpointSlice] | type[Node]
 
 @dataclass(frozen=True, slots=True)
 class Item(Generic[R]):
-    """One object as read. resource is None when it cannot be used, and error says why."""
+    """One object as read. error says what is wrong with it; resource is what is usable, None for nothing."""
 
     key: ObjectKey
     uid: str
@@ -299,7 +307,8 @@ class Reader(Generic[S, R]):
         try:
             resource = self._convert(decoded, Origin(self.path_of(meta)))
         except FieldError as error:
-            return self._refused(meta, error.field, str(error))
+            # What a reader's own function gives instead is of the reader's kind.
+            return self._refused(meta, error.field, str(error), cast("R | None", error.instead))
         return Item(_key(meta), meta.uid, meta.resource_version, resource)
 
     def version(self, body: bytes | msgspec.Raw) -> str:
@@ -317,10 +326,10 @@ class Reader(Generic[S, R]):
         namespace = f"/namespaces/{meta.namespace}" if meta.namespace else ""
         return f"{group}{namespace}/{plural}/{meta.name}"
 
-    def _refused(self, meta: Metadata, field: str, message: str) -> Item[R]:
+    def _refused(self, meta: Metadata, field: str, message: str, instead: R | None = None) -> Item[R]:
         key = _key(meta)
         error = InputError(self.path_of(meta), 0, f"{self.model.__name__} {key}", field, message)
-        return Item(key, meta.uid, meta.resource_version, None, error)
+        return Item(key, meta.uid, meta.resource_version, instead, error)
 
 
 _ANY = msgspec.json.Decoder(ApiObject)

@@ -301,13 +301,13 @@ class Reflector(Generic[R]):
 
     def _take(self, item: Item[R], events: list[Event]) -> None:
         key = item.key
+        if item.error is None:
+            self._broken.pop(key, None)
+        elif self._broken.get(key) != str(item.error):
+            self._broken[key] = str(item.error)
+            self._report(item.error, key, item.uid)
         if item.resource is None:
-            assert item.error is not None
-            if self._broken.get(key) != str(item.error):
-                self._broken[key] = str(item.error)
-                self._report(item.error, key, item.uid)
             return
-        self._broken.pop(key, None)
         known = self._store.get(key)
         self._store[key] = (item.resource, item.uid)
         if known is None or known[0] != item.resource:

@@ -8,7 +8,7 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset
 from lb.manifests.service import read_protocol, required_port
-from lb.model import Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey
+from lb.model import HOST_NAMES, Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 SKIP_MIRROR_LABEL = "endpointslice.kubernetes.io/skip-mirror"
@@ -33,8 +33,8 @@ def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
     """Read an EndpointSlice.
 
     Of an endpoint's addresses the first counts, as for kube-proxy: the API gives the others no meaning. A
-    slice of host names (addressType FQDN) has no endpoints here, since no proxy resolves names. A port
-    without number means every port, which no proxy can serve; it is left out.
+    slice of host names (addressType FQDN) is valid to the API, but of no use to any proxy. A port without
+    number means every port, which no proxy can serve; it is left out.
     """
     service = meta.labels.get(SERVICE_LABEL, "")
     if not service:
@@ -44,6 +44,8 @@ def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
     kind = root["addressType"].choice(_AddressType, _AddressType.UNSET)
     if not kind:
         root["addressType"].error("is missing; it must be IPv4, IPv6 or FQDN")
+    elif kind is _AddressType.FQDN:
+        root["addressType"].error(HOST_NAMES)
     endpoints = (_endpoint(place.fields(_ENDPOINT), kind) for place in root["endpoints"].items())
     return EndpointSlice(
         key=meta.key,

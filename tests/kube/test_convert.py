@@ -184,13 +184,22 @@ def test_every_field_of_a_slice() -> None:
     )
 
 
-def test_a_slice_of_nothing_and_a_slice_of_names() -> None:
+def test_a_slice_of_nothing() -> None:
     empty = endpoint_slice("web-1")
     empty |= {"endpoints": None, "ports": None}
     assert read_slice(empty).endpoints == ()
+
+
+def test_a_slice_of_host_names_is_empty_and_says_why() -> None:
     names = endpoint_slice("web-2", endpoint("db.example.com"))
     names["addressType"] = "FQDN"
-    assert read_slice(names).endpoints == ()
+    read = ENDPOINT_SLICES.read(body(names))
+    assert read.resource == read_slice(endpoint_slice("web-2"))
+    assert str(read.error) == (
+        f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/web-2:"
+        f" EndpointSlice {NAMESPACE}/web-2:"
+        " addressType: is FQDN: no Service proxy resolves host names, so none of these endpoints is served"
+    )
 
 
 def test_a_node_that_is_being_deleted() -> None:

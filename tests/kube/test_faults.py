@@ -19,6 +19,7 @@ from tests.kube.harness import Running, client_of, running
 from tests.kube.objects import (
     BACKEND_A,
     BACKEND_B,
+    NAMESPACE,
     NODE,
     Object,
     endpoint,
@@ -378,6 +379,37 @@ def test_a_list_with_a_broken_object_has_all_others(double: ApiDouble) -> None:
         run.wait(lambda: run.synced)
         assert run.endpoints() == {BACKEND_A, BACKEND_B}
         assert [error.field for error in run.errors] == ["endpoints[0].addresses[0]"]
+
+
+def test_a_slice_of_host_names_is_told_of_once_and_has_no_endpoints(double: ApiDouble) -> None:
+    fill(double)
+    names = {**endpoint_slice("web-2", endpoint("db.example.com")), "addressType": "FQDN"}
+    double.put(names)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        names["endpoints"].append(endpoint("db2.example.com"))
+        double.put(names)
+        double.put(endpoint_slice("web-3", endpoint(BACKEND_B)))
+        run.wait(lambda: run.endpoints() == {BACKEND_A, BACKEND_B})
+        assert [(error.object, error.field) for error in run.errors] == [
+            (f"EndpointSlice {NAMESPACE}/web-2", "addressType")
+        ]
+        [slices] = [each for each in run.source.health() if each.resource == "endpointslices"]
+        assert (slices.objects, slices.broken) == (3, 1)
+        double.remove(names)
+        run.wait(lambda: len(run.slices()) == 2)
+        [slices] = [each for each in run.source.health() if each.resource == "endpointslices"]
+        assert slices.broken == 0
+
+
+def test_a_slice_of_host_names_in_place_of_another_leaves_none_of_its_endpoints(double: ApiDouble) -> None:
+    fill(double)
+    double.put(endpoint_slice("web-2", endpoint(BACKEND_B)))
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.put({**endpoint_slice("web-2", endpoint("db.example.com")), "addressType": "FQDN"})
+        run.wait(lambda: run.endpoints() == {BACKEND_A})
+        assert [error.field for error in run.errors] == ["addressType"]
 
 
 def test_stopping_does_not_wait_for_the_server(double: ApiDouble) -> None:

@@ -207,7 +207,7 @@ def test_endpoint_slice() -> None:
     )
 
 
-def test_a_slice_of_names_has_no_endpoints() -> None:
+def test_a_slice_of_host_names_says_why_it_has_no_endpoints() -> None:
     text = """
     apiVersion: discovery.k8s.io/v1
     kind: EndpointSlice
@@ -215,9 +215,12 @@ def test_a_slice_of_names_has_no_endpoints() -> None:
     addressType: FQDN
     endpoints: [{addresses: [a.example.net]}]
     """
-    parsed = one(text)
-    assert isinstance(parsed, EndpointSlice)
-    assert parsed.endpoints == ()
+    content = read_text(text)
+    assert content.objects == {}
+    assert [str(error) for error in content.errors] == [
+        f"{PATH}:4: EndpointSlice default/a: addressType:"
+        " is FQDN: no Service proxy resolves host names, so none of these endpoints is served"
+    ]
 
 
 ENDPOINTS = """
