@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from lb.config import SnatPorts
+from lb.config import SnatPorts, Timeouts
 from tests import packets as p
 from tests.packet.conversation import Conversation, Path, each_path
 from tests.packet.harness import Datapath
@@ -127,3 +128,70 @@ def test_connection_life_the_middle_of_an_unknown_connection_goes_where_it_went(
         assert (connection.backend, connection.seen) == was
         assert connection.answer("A") == "REPLY"
     assert len({backend for backend, _ in before.values()}) > 3
+
+
+def age(datapath: Datapath, seconds: float) -> None:
+    keys, values = datapath.read("flows")
+    values["last_seen"] -= np.uint64(seconds * 10**9)
+    datapath.update("flows", keys, values)
+
+
+CLOSING = Timeouts(tcp_closing=10, tcp_established=1000)
+STRANGERS = pytest.mark.parametrize("flags", ["R", "RA"])
+
+
+@each_path
+@pytest.mark.parametrize("who", ["client", "backend"])
+@STRANGERS
+def test_connection_life_a_strangers_reset_ends_nothing(
+    datapath: Datapath, path: Path, who: str, flags: str
+) -> None:
+    """Out of the window, in the name of one side: that side goes on, and the flow lives as long as before."""
+    datapath.set_up_node(CLOSING, SnatPorts(62_000, 62_000))
+    first, second = path.backends(20, 2)
+    datapath.apply(service(first))
+    connection = Conversation(datapath, path)
+    connection.send("S")
+    connection.answer("SA")
+    connection.send("A")
+    speak = connection.send if who == "client" else connection.answer
+    speak(flags, seq=0x7FFF_0000)
+    speak("PA", payload=p.PAYLOAD)
+    datapath.apply(service(second, terminating=[first]))
+    age(datapath, CLOSING.tcp_closing + 1)
+    if path.forwarded:  # its port is still its own
+        other = Conversation(datapath, path, 41_000)
+        datapath.apply(service(first))
+        assert other.try_to_send().reason == "SNAT_EXHAUSTED"
+        datapath.apply(service(second, terminating=[first]))
+    assert connection.send("S") == "FLOW_HIT"
+    assert connection.backend == first
+    connection.answer("A")
+
+
+@each_path
+@pytest.mark.parametrize("who", ["client", "backend"])
+@STRANGERS
+def test_connection_life_the_other_side_does_not_revive_a_reset_connection(
+    datapath: Datapath, path: Path, who: str, flags: str
+) -> None:
+    """What was on its way when the reset was sent still passes, and the flow ages fast."""
+    datapath.set_up_node(CLOSING, SnatPorts(62_000, 62_000))
+    datapath.apply(service(*path.backends(20, 1)))
+    connection = Conversation(datapath, path)
+    connection.send("S")
+    connection.answer("SA")
+    reset, late = connection.send, connection.answer
+    if who == "backend":
+        reset, late = late, reset
+    reset(flags)
+    late("PA", payload=p.PAYLOAD)
+    late("FA")
+    if path.forwarded:
+        other = Conversation(datapath, path, 41_000)
+        assert other.try_to_send().reason == "SNAT_EXHAUSTED"
+        age(datapath, CLOSING.tcp_closing + 1)
+        assert other.send() == "NEW_REMOTE"
+        assert other.seen == connection.seen
+    else:
+        assert connection.send("S").startswith("NEW_")
