@@ -47,9 +47,22 @@ spec:
   ipFamilyPolicy: RequireDualStack
   selector: {app: host}
   ports: [{name: http, port: 80, targetPort: http}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: own-node}
+spec:
+  internalTrafficPolicy: Local
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.66.1.9
+  clusterIPs: [10.66.1.9, "fd00:66::9"]
+  selector: {app: host}
+  ports: [{name: http, port: 80, targetPort: http}]
 """
+OWN_NODE = {4: "10.66.1.9", 6: "fd00:66::9"}
 WAYS: dict[str, dict[str, Any]] = {"routed": {}, "vxlan": {"overlay": Overlay.VXLAN}}
 NODES = ("node1", "node2")
+REQUESTS = 12  # if both nodes counted, the odds of meeting this one alone would be 1 in 4096
 
 
 @pytest.fixture(scope="module", params=list(WAYS))
@@ -112,11 +125,20 @@ def test_host_network_a_backend_sees_whom_a_pod_would(cluster: Cluster, version:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
     ("node", "where"),
-    [("node1", "near"), ("node1", "away"), ("node1", "remote"), ("node2", "near"), ("node2", "local")],
+    [(node, where) for node in NODES for where in ("near", "away", "local", "remote")],
 )
 def test_host_network_a_client_gets_answers(cluster: Cluster, node: str, where: str, version: int) -> None:
-    client = str(pod_of(cluster.lab, "host", node)["name"])
-    check(cluster, client, where, version, ("clusterIP", "load-balancer"))
+    """Also of itself, a process of the same node, and at a NodePort of its own node."""
+    check(cluster, str(pod_of(cluster.lab, "host", node)["name"]), where, version, KINDS)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("node", NODES)
+@pytest.mark.parametrize("client", ["host", "web"])
+def test_host_network_internal_policy_local(cluster: Cluster, client: str, node: str, version: int) -> None:
+    place, here = (str(pod_of(cluster.lab, app, node)["name"]) for app in (client, "host"))
+    answers = cluster.ask(place, [("tcp", OWN_NODE[version], 80)] * REQUESTS)
+    assert answers == [here] * REQUESTS
 
 
 def check(cluster: Cluster, place: str, where: str, version: int, kinds: tuple[str, ...]) -> None:
