@@ -159,6 +159,10 @@ class Datapath:
         }
         return Result(verdicts[run.retval], run.data, moved)
 
+    def program(self, name: str) -> bpf.FD:
+        """Return a loaded program, to attach it."""
+        return self._programs[name]
+
     def apply(self, *plans: ServicePlan) -> None:
         """Make these the only Services."""
         wanted: dict[ObjectKey, ServicePlan | None] = dict.fromkeys(self._plans)
