@@ -57,6 +57,12 @@ static __always_inline void ctx_set_address(ctx_t *ctx, u8 place, const struct a
 	}
 }
 
+/* Has the socket one peer? IPv4's sendmsg hook runs for a connected socket of IPv6, too. */
+static __always_inline bool ctx_connected(const ctx_t *ctx)
+{
+	return ctx->sk->state == BPF_TCP_ESTABLISHED;
+}
+
 /* Never the same for two sockets, as long as the machine runs. */
 static __always_inline u64 ctx_cookie(ctx_t *ctx)
 {

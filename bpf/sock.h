@@ -173,11 +173,12 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
 {
 	struct tuple t = {.protocol = ctx->protocol};
+	bool connects = hook == HOOK_SOCK_CONNECT || ctx_connected(ctx);
 	u64 verdict;
 
 	if (!ctx_address(ctx, place, &t.dst, &t.dport))
 		return VERDICT_PASS;
-	verdict = finish(hook, lead(ctx, place, &t, hook == HOOK_SOCK_CONNECT), 0);
+	verdict = finish(hook, lead(ctx, place, &t, connects), 0);
 	/* The kernel counts all 64 bits of the result, clang leaves the upper ones as they are. */
 	asm volatile("%0 &= 1" : "+r"(verdict));
 	return verdict;

@@ -1,0 +1,395 @@
+"""Services for processes of a node, and on demand for pods, by socket hooks: real sockets in a lab.
+
+All questions come from node1. ``mapped`` is a socket of IPv6 that speaks IPv4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.datapath import sockets
+from lb.datapath.pins import Pins
+from lb.lab.addressing import CLIENTS, node_address
+from lb.lab.lab import Lab
+from lb.lab.processes import environment
+from tests.netns.conftest import MakeLab, remove
+from tests.netns.host_client import ARGV, Client
+from tests.netns.waiting import dumped, eventually
+
+NODE = "node1"
+PORT = 80
+FAMILIES = ("ipv4", "ipv6", "mapped")
+WAYS = ("tcp", "udp", "connected")
+AT_SOCKETS = ("tcp", "udp")
+REQUESTS = 12
+MANY_HOOKS = 11
+
+PODS = """\
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {{name: {name}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      hostNetwork: {host}
+      containers:
+      - ports:
+        - {{name: http, containerPort: 8080}}
+        - {{name: echo, containerPort: 9000, protocol: UDP}}
+---
+"""
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {app}}}}}
+spec:
+  nodeName: {node}
+  containers:
+  - ports:
+    - {{name: http, containerPort: 8080}}
+    - {{name: echo, containerPort: 9000, protocol: UDP}}
+---
+"""
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.66.5.{number}
+  clusterIPs: [10.66.5.{number}, "fd00:66::5:{number}"]
+  selector: {{app: {app}}}
+  ports:
+  - {{name: http, port: 80, targetPort: http, nodePort: {node_port}}}
+  - {{name: echo, port: 80, targetPort: echo, nodePort: {node_port}, protocol: UDP}}
+{more}
+status:
+  loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203::{number}"}}]}}
+---
+"""
+SERVICES = {
+    "web": (51, "web", ""),
+    "sticky": (52, "web", "  sessionAffinity: ClientIP"),
+    "host": (53, "host", ""),
+    "none": (54, "nobody", ""),
+    "limited": (55, "web", f"  loadBalancerSourceRanges: [{CLIENTS[0]}/32, 2001:db8:ff::/48]"),
+    "admitted": (
+        58,
+        "web",
+        f"  loadBalancerSourceRanges: [{node_address(NODE)}/32, {node_address(NODE, 6)}/128]",
+    ),
+    "away": (56, "there", "  internalTrafficPolicy: Local"),
+    "pair": (57, "pair", ""),
+}
+
+
+def address(service: str, kind: str, family: str) -> tuple[str, int]:
+    """Return where a Service is for a socket of a family."""
+    number = SERVICES[service][0]
+    version = 6 if family == "ipv6" else 4
+    port = PORT
+    if kind == "clusterIP":
+        host = {4: f"10.66.5.{number}", 6: f"fd00:66::5:{number}"}[version]
+    elif kind == "NodePort":
+        host, port = str(node_address(NODE, version)), 30500 + number
+    else:
+        host = {4: f"203.0.113.{number}", 6: f"2001:db8:203::{number}"}[version]
+    return (f"::ffff:{host}" if family == "mapped" else host), port
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    manifests: Path = tmp_path_factory.mktemp("sockets")
+    text = PODS.format(name="web", replicas=4, host="false") + PODS.format(
+        name="host", replicas=2, host="true"
+    )
+    for name, app, node in (
+        ("there", "there", "node2"),
+        ("pair-1", "pair", NODE),
+        ("pair-2", "pair", "node2"),
+    ):
+        text += POD.format(name=name, app=app, node=node)
+    for name, (number, app, more) in SERVICES.items():
+        text += SERVICE.format(name=name, number=number, app=app, more=more, node_port=30500 + number)
+    (manifests / "all.yaml").write_text(text)
+    lab = make_lab(manifests=manifests)
+    eventually(lambda: offered(lab, "web", 4) and offered(lab, "host", 2), f"{NODE} knows all endpoints")
+    yield lab
+    remove(lab.spec.id)
+
+
+def offered(lab: Lab, service: str, count: int) -> bool:
+    vips = dumped(lab, NODE, "vips", "--service", f"default/{service}")["vips"]
+    return bool(vips) and all(len(vip["backends"]) == count for vip in vips)
+
+
+@pytest.fixture
+def client(lab: Lab) -> Iterator[Client]:
+    """A process of node1."""
+    with ExitStack() as stack:
+        yield Client(lab.command(NODE, ARGV), stack)
+
+
+def pods(lab: Lab, app: str) -> set[str]:
+    return {str(pod["name"]) for pod in lab.pods() if str(pod["name"]).startswith(app)}
+
+
+def counted(lab: Lab, reason: str, hooks: str = "") -> int:
+    rows = dumped(lab, NODE, "counters")["counters"]
+    return sum(row["packets"] for row in rows if row["reason"] == reason and row["hook"].startswith(hooks))
+
+
+def flows(lab: Lab, service: str, protocol: str) -> int:
+    found = dumped(lab, NODE, "flows", "--service", f"default/{service}")["flows"]
+    return len([flow for flow in found if flow["protocol"] == protocol])
+
+
+def let_ready(lab: Lab, *names: str) -> None:
+    """Make these pods of ``pair`` the only ready ones, and wait until node1's maps say so."""
+    for name in ("pair-1", "pair-2"):
+        lab.ask_kubelet("ready" if name in names else "unready", pod=name)
+    wanted = {a for pod in lab.pods() if pod["name"] in names for a in pod["addresses"]}
+
+    def done() -> bool:
+        vips = dumped(lab, NODE, "vips", "--service", "default/pair")["vips"]
+        return {b["address"] for vip in vips for b in vip["backends"] if b["state"] == "active"} == wanted
+
+    eventually(done, f"{names} alone")
+
+
+@contextlib.contextmanager
+def agent(lab: Lab, *flags: str) -> Iterator[None]:
+    """Run node1's agent with other flags meanwhile."""
+    lab.stop_agent(NODE)
+    ready = lab.store.ready_file(NODE)
+    ready.unlink(missing_ok=True)
+    argv = lab.command(NODE, [*lab.agent_command(NODE), *flags])
+    with open(lab.store.log(NODE), "ab") as log:
+        process = subprocess.Popen(argv, env=environment(), stdin=subprocess.DEVNULL, stderr=log)
+    try:
+        eventually(lambda: ready.exists() or process.poll() is not None, "the agent is ready")
+        assert process.poll() is None, "the agent ended"
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+        lab.start_agent(NODE)
+        lab.wait_agent(NODE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["clusterIP", "load balancer"])
+def test_cluster_ip_from_host_processes(lab: Lab, client: Client, kind: str, family: str) -> None:
+    check_answers(lab, client, kind, family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_node_port_from_the_node_itself(lab: Lab, client: Client, family: str) -> None:
+    check_answers(lab, client, "NodePort", family)
+
+
+def check_answers(lab: Lab, client: Client, kind: str, family: str) -> None:
+    """Pods answer, and whoever asks who the peer is hears the address that he gave."""
+    host, port = address("web", kind, family)
+    for way in WAYS:
+        answers = [client.ask(way, host, port, f"{way} {number}") for number in range(REQUESTS)]
+        assert {answer.get("pod") for answer in answers} <= pods(lab, "web"), answers
+        assert len({answer["pod"] for answer in answers}) > 1, "one socket, one choice"
+        assert [answer["peer"] for answer in answers] == [[host, port]] * REQUESTS
+    assert flows(lab, "web", "TCP") == 0, "no packet was translated"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", ["clusterIP", "NodePort"])
+@pytest.mark.parametrize("way", WAYS)
+def test_host_network_an_endpoint_of_the_clients_own_node(
+    lab: Lab, client: Client, way: str, kind: str, family: str
+) -> None:
+    """No packet leaves the node then: tc would not see any."""
+    host, port = address("host", kind, family)
+    answers = [client.ask(way, host, port, f"{way} {number}") for number in range(REQUESTS)]
+    assert {answer.get("pod") for answer in answers} == pods(lab, "host"), answers
+    assert [answer["peer"] for answer in answers] == [[host, port]] * REQUESTS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reject_host_processes(lab: Lab, client: Client, family: str) -> None:
+    before = counted(lab, "REJECT_NO_ENDPOINT", "SOCK")
+    for kind in ("clusterIP", "load balancer", "NodePort"):
+        host, port = address("none", kind, family)
+        answers = {way: client.ask(way, host, port) for way in WAYS}
+        assert answers == {way: {"error": "ECONNREFUSED"} for way in WAYS}, kind
+    assert counted(lab, "REJECT_NO_ENDPOINT", "SOCK") >= before + 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_unknown_port_host_processes(lab: Lab, client: Client, family: str) -> None:
+    before = counted(lab, "REJECT_UNKNOWN_PORT", "SOCK")
+    host, _ = address("web", "clusterIP", family)
+    answers = {way: client.ask(way, host, 81) for way in WAYS}
+    assert answers == {way: {"error": "ECONNREFUSED"} for way in WAYS}
+    assert counted(lab, "REJECT_UNKNOWN_PORT", "SOCK") == before + len(AT_SOCKETS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_affinity_host_processes(lab: Lab, client: Client, family: str) -> None:
+    """The node is the client, whatever socket of which process, whatever hook."""
+    host, port = address("sticky", "clusterIP", family)
+    tcp = {client.ask("tcp", host, port)["pod"] for _ in range(REQUESTS)}
+    assert len(tcp) == 1
+    udp = {client.ask(way, host, port, str(n))["pod"] for way in ("udp", "connected") for n in range(4)}
+    assert len(udp) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stale_udp_host_processes(lab: Lab, client: Client, family: str) -> None:
+    check_stale(lab, client, "udp", family)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stale_udp_connected_socket(lab: Lab, client: Client, family: str) -> None:
+    check_stale(lab, client, "connected", family)
+
+
+def check_stale(lab: Lab, client: Client, way: str, family: str) -> None:
+    """One socket is led from backend to backend."""
+    host, port = address("pair", "clusterIP", family)
+    for ready in ("pair-1", "pair-2", "pair-1"):
+        let_ready(lab, ready)
+        for _ in range(2):
+            assert client.ask(way, host, port) == {"pod": ready, "peer": [host, port]}
+    let_ready(lab)
+    assert client.ask(way, host, port) == {"error": "ECONNREFUSED"}
+    let_ready(lab, "pair-2")
+    assert client.ask(way, host, port)["pod"] == "pair-2"
+    let_ready(lab, "pair-1", "pair-2")
+    assert {client.ask(way, host, port)["pod"] for _ in range(REQUESTS)} == {"pair-2"}, "it stays"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_internal_policy_local_host_processes(lab: Lab, client: Client, family: str) -> None:
+    """None here: dropped, as a pod's packets are. By way of another address the whole set."""
+    host, port = address("away", "clusterIP", family)
+    before = counted(lab, "NO_LOCAL_ENDPOINT", "TC_UPLINK_OUT")
+    assert client.ask("tcp", host, port) == {"error": "timeout"}
+    assert counted(lab, "NO_LOCAL_ENDPOINT", "TC_UPLINK_OUT") > before
+    assert client.ask("tcp", *address("away", "NodePort", family))["pod"] == "there"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_source_ranges_host_processes(lab: Lab, client: Client, family: str) -> None:
+    before = counted(lab, "SOURCE_NOT_ALLOWED", "TC_UPLINK_OUT")
+    assert client.ask("tcp", *address("limited", "load balancer", family)) == {"error": "timeout"}
+    assert counted(lab, "SOURCE_NOT_ALLOWED", "TC_UPLINK_OUT") > before
+    for service, kind in (("limited", "clusterIP"), ("admitted", "load balancer")):
+        assert client.ask("tcp", *address(service, kind, family))["pod"] in pods(lab, "web")
+
+
+def test_cluster_ip_socket_lb_modes_host(lab: Lab) -> None:
+    pod = min(p["name"] for p in lab.pods() if p["node"] == NODE and str(p["name"]).startswith("web"))
+    host, port = address("pair", "clusterIP", "ipv4")
+    before = counted(lab, "OTHER_NETNS", "SOCK")
+    with ExitStack() as stack:
+        own = Client(lab.command(str(pod), ARGV), stack)
+        assert own.ask("tcp", host, port)["pod"] in ("pair-1", "pair-2")
+    assert counted(lab, "OTHER_NETNS", "SOCK") > before
+    assert flows(lab, "pair", "TCP") == 1
+
+
+def test_cluster_ip_socket_lb_modes_all(lab: Lab) -> None:
+    """Pods are served at the socket, but where their address matters."""
+    pod = min(p["name"] for p in lab.pods() if p["node"] == NODE and str(p["name"]).startswith("web"))
+    with agent(lab, "--socket-lb=all"), ExitStack() as stack:
+        own = Client(lab.command(str(pod), ARGV), stack)
+        for family in FAMILIES:
+            before = counted(lab, "TO_TC", "SOCK"), flows(lab, "web", "TCP"), flows(lab, "sticky", "TCP")
+            for way in WAYS:
+                host, port = address("web", "clusterIP", family)
+                answer = own.ask(way, host, port)
+                assert answer.get("pod") in pods(lab, "web"), answer
+                assert answer["peer"] == [host, port]
+            answers = {own.ask("tcp", *address("sticky", "clusterIP", family))["pod"] for _ in range(4)}
+            assert len(answers) == 1
+            assert own.ask("tcp", *address("none", "clusterIP", family)) == {"error": "ECONNREFUSED"}
+            left, web, sticky = before
+            assert counted(lab, "TO_TC", "SOCK") >= left + 5, "connected UDP, and affinity"
+            assert flows(lab, "web", "TCP") == web
+            assert flows(lab, "sticky", "TCP") == sticky + 4
+
+
+def test_cluster_ip_socket_lb_modes_off(lab: Lab, client: Client) -> None:
+    """The client of a Service with affinity keeps its backend: the hooks and tc share what they remember."""
+    pins = Pins(lab.spec.instance(NODE))
+    assert len(sockets.attached(pins)) == MANY_HOOKS
+    host, port = address("sticky", "clusterIP", "ipv4")
+    before = client.ask("tcp", host, port)
+    with agent(lab, "--socket-lb=off"):
+        assert sockets.attached(pins) == []
+        assert client.ask("tcp", host, port) == before
+        assert flows(lab, "sticky", "TCP") > 0
+        for family in FAMILIES:
+            for way in WAYS:
+                answer = client.ask(way, *address("web", "clusterIP", family), f"anew {family}")
+                assert answer.get("pod") in pods(lab, "web"), (family, way, answer)
+    assert len(sockets.attached(pins)) == MANY_HOOKS
+    assert client.ask("tcp", host, port) == before
+
+
+LOAD = """\
+import socket, sys
+addresses = [("10.66.5.51", 80), ("fd00:66::5:51", 80), ("::ffff:10.66.5.51", 80)]
+unconnected = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+               for host, _ in addresses]
+print("ready", flush=True)
+done, over = 0, []
+import threading
+threading.Thread(target=lambda: over.append(sys.stdin.read()), daemon=True).start()
+while not over:
+    for datagrams, address in zip(unconnected, addresses):
+        with socket.create_connection(address, timeout=5) as stream:
+            assert stream.getpeername()[:2] == address
+        datagrams.settimeout(5)
+        datagrams.sendto(b"x", address)
+        assert datagrams.recvfrom(100)[1][:2] == address
+        done += 1
+print(done)
+"""
+
+
+def test_an_agents_restart_breaks_nothing(lab: Lab) -> None:
+    """Every connect and every datagram of three families is served while the agent is killed and starts."""
+    argv = lab.command(NODE, [sys.executable, "-I", "-S", "-c", LOAD])
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as load:
+        assert load.stdout is not None
+        assert load.stdout.readline() == "ready\n"
+        for _ in range(3):
+            lab.stop_agent(NODE, signal.SIGKILL)
+            lab.start_agent(NODE)
+            lab.wait_agent(NODE)
+        done, _ = load.communicate("")
+    assert load.returncode == 0
+    assert int(done) > 0
+
+
+def test_nodes_do_not_serve_each_others_processes(lab: Lab) -> None:
+    """node2's client meets node2's hooks alone: node1's see no call of it."""
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        other = Client(lab.command("node2", ARGV), stack)
+        before = counted(lab, "NEW_LOCAL", "SOCK"), counted(lab, "NEW_REMOTE", "SOCK")
+        found = other.ask("tcp", *address("web", "clusterIP", "ipv4"))
+    assert found["pod"] in pods(lab, "web")
+    assert before == (counted(lab, "NEW_LOCAL", "SOCK"), counted(lab, "NEW_REMOTE", "SOCK"))
