@@ -1,4 +1,4 @@
-/* Backend selection: a consistent hash into the Service's Maglev table. */
+/* Backend selection: consistent hashing, by rendezvous among few backends, by a Maglev table among many. */
 #pragma once
 #include "service.h"
 
@@ -92,12 +92,37 @@ static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
 	       slot->service == service;
 }
 
+/* The row of the backend whose weight, mixed with the hash, is the greatest; size is not above SMALL_SET. */
+static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u32 hash)
+{
+	u64 best = 0;
+
+#pragma clang loop unroll(disable)
+	for (u32 row = 0; row < SMALL_SET; row++) {
+		u64 mixed;
+
+		if (row >= size)
+			break;
+		mixed = (u64)(line->rows[SMALL_SET + row] ^ hash) * 0x9e3779b97f4a7c15ULL;
+		mixed = (mixed ^ mixed >> 32) * 0xd6e8feb86659fd93ULL;
+		mixed = (mixed & ~(u64)(SMALL_SET - 1)) | row;
+		if (mixed > best)
+			best = mixed;
+	}
+	return best & (SMALL_SET - 1);
+}
+
 /* set.size is not 0. */
 static __always_inline bool select_backend(const struct backend_set *set, u32 service, u32 hash,
 					   struct backend *out)
 {
-	u32 row = set->offset + (u32)(((u64)hash * set->size) >> 32);
-	const u32 *id = bpf_map_lookup_elem(tables, &row);
+	bool small = set->size <= SMALL_SET;
+	u32 row = set->offset + (small ? 0 : (u32)(((u64)hash * set->size) >> 32));
+	u32 at = row / LINE_ROWS;
+	const struct table_line *line = bpf_map_lookup_elem(tables, &at);
 
-	return id && read_backend(*id, service, out);
+	if (!line)
+		return false;
+	row = small ? rendezvous(line, set->size, hash) : row % LINE_ROWS;
+	return read_backend(line->rows[row & (LINE_ROWS - 1)], service, out);
 }

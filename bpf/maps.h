@@ -11,7 +11,7 @@
 #define vips	      MAP(FD_vips)	    /* struct vip_key -> struct vip */
 #define source_ranges MAP(FD_source_ranges) /* struct source_range -> 1 */
 #define backends      MAP(FD_backends)	    /* backend id -> struct backend_slot */
-#define tables	      MAP(FD_tables)	    /* row -> backend id */
+#define tables	      MAP(FD_tables)	    /* [line] -> struct table_line */
 #define flows	      MAP(FD_flows)	    /* struct flow_key -> struct flow_entry */
 #define scratches     MAP(FD_scratch)	    /* [0] -> struct scratch, of this CPU */
 #define sockets	      MAP(FD_sockets)	    /* struct socket_key -> struct socket_entry */

@@ -27,11 +27,20 @@ struct vip_key {
 	u8 pad;
 };
 
-/* A region of the lookup-table pool; size 0: no backend to offer, the connection is rejected or, with
- * VIP_USABLE, dropped. */
+/* A region of `tables`; size 0: no backend to offer, the connection is rejected or, with VIP_USABLE, dropped.
+ * Up to SMALL_SET it is the number of backends, above that the number of rows of their Maglev table. */
 struct backend_set {
-	u32 offset; /* first row in `tables` */
-	u32 size;   /* rows, a prime */
+	u32 offset; /* first row, at the beginning of a line */
+	u32 size;
+};
+
+#define SMALL_SET 16
+#define LINE_ROWS (2 * SMALL_SET)
+
+/* What an array map has to give in one look. A small set is one line: its backends' ids and, SMALL_SET rows
+ * behind each, its weight for rendezvous hashing. A Maglev table is as many lines as it takes, of ids. */
+struct table_line {
+	u32 rows[LINE_ROWS];
 };
 
 enum vip_kind {

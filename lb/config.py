@@ -183,7 +183,7 @@ class Limits:
     table_rows: int = setting(
         8_388_608,
         ENTRIES,
-        "rows of all consistent-hash tables, 8 bytes each; a port takes 100 to 200 for each endpoint",
+        "rows of the sets of backends, 4 bytes each: 32 for a set of up to 16, else 100 to 200 for each",
     )
     flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
     affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")

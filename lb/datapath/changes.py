@@ -12,9 +12,9 @@ from lb.datapath.layouts import BackendFlag, BackendStateCode, VipFlag, pack_add
 from lb.datapath.ledger import KIND_CODES, STATE_CODES, Ledger, Port, PortKey, Socket, VipRow
 from lb.datapath.maps import Rows
 from lb.datapath.pools import NO_ROWS, Region
+from lb.datapath.tables import set_rows, set_size
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey, TrafficPolicy
-from lb.plan import lookup_table, table_size
 from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 Sockets = dict[PortKey, set[Socket]]
@@ -157,13 +157,13 @@ def _compare(slots: Rows, change: Change, kept: NDArray[np.uint32]) -> None:
 
 
 def _table(ledger: Ledger, change: Change, port: Port, backends: Sequence[Backend]) -> Region:
-    """Return the region with the lookup table of these backends, a new one if the port has none yet."""
+    """Return the region with the set of these backends, a new one if the port has none yet."""
     if not backends:
         return NO_ROWS
     ordered = sorted(backends, key=lambda backend: backend.identity)
-    ids = np.array([port.backends[_socket(backend)] for backend in ordered], np.uint32)
-    members = frozenset(ids.tolist())
+    ids = [port.backends[_socket(backend)] for backend in ordered]
+    members = frozenset(ids)
     if members not in port.regions:
-        region = port.regions[members] = ledger.rows.allocate(table_size(len(ids)))
-        change.tables.append((region, ids[lookup_table(backend.identity for backend in ordered)]))
+        region = port.regions[members] = ledger.rows.allocate(set_size(len(ids)))
+        change.tables.append((region, set_rows(ids, [backend.identity for backend in ordered])))
     return port.regions[members]

@@ -25,6 +25,7 @@ from lb.datapath.layouts import (
 )
 from lb.datapath.ledger import KIND_CODES, VipRow, read_ranges, read_vips
 from lb.datapath.maps import Maps, Rows
+from lb.datapath.tables import table_rows
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
@@ -299,7 +300,7 @@ class _Reader:
         return self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else ()
 
     def _vip_backends(self, version: int, row: VipRow) -> tuple[VipBackend, ...]:
-        tables = self._maps.array("tables")
+        tables = table_rows(self._maps)
         listed: set[int] = set()
         for offset, size in {row.inside, row.outside}:
             listed.update(np.unique(tables[offset : offset + size]).tolist())

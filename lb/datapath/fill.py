@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lb.datapath import layouts
-from lb.datapath.layouts import BackendStateCode, MapType
+from lb.datapath.layouts import LINE_ROWS, BackendStateCode, MapType
 from lb.datapath.maps import Maps
 
 
@@ -35,16 +35,17 @@ def map_fill(maps: Maps) -> list[MapFill]:
         elif spec.name.startswith("backends"):
             entries = int(np.count_nonzero(maps.array(spec.name)["state"] != BackendStateCode.FREE))
         elif spec.name == "tables":
-            entries = _table_rows(maps)
+            entries = _table_lines(maps)
         else:
             continue
         rows.append(MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full))
     return rows
 
 
-def _table_rows(maps: Maps) -> int:
-    """Return how many rows of the pool the VIPs use; several VIPs may share a region."""
+def _table_lines(maps: Maps) -> int:
+    """Return how many lines of the pool the VIPs use; several VIPs may share a region."""
     vips = [maps.read(f"vips{version}")[1] for version in layouts.FAMILIES]
     sides = np.concatenate([rows[side] for rows in vips for side in ("inside", "outside")])
     regions = np.unique(sides["offset"].astype("u8") << np.uint64(32) | sides["size"])
-    return int((regions & np.uint64(0xFFFF_FFFF)).sum())
+    sizes = regions & np.uint64(0xFFFF_FFFF)
+    return int((-(-sizes.astype("i8") // LINE_ROWS)).sum())

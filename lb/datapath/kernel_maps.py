@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class KernelMaps:
     def __init__(self, pin_dir: Path) -> None:
         self._pin_dir = pin_dir
         self._open: dict[str, tuple[FD, MapInfo, MapSpec]] = {}
-        self._arrays: dict[str, Rows] = {}
+        self._arrays: WeakValueDictionary[str, Rows] = WeakValueDictionary()
 
     def close(self) -> None:
         """Close the maps. Arrays that were handed out stay valid for as long as they are held."""
@@ -89,7 +90,8 @@ class KernelMaps:
 
         The kernel pads array elements to 8 bytes, so the rows are strided when the dtype is not.
         """
-        if name not in self._arrays:
+        array = self._arrays.get(name)
+        if array is None:
             fd, info, spec = self._map(name)
             stride = -(-info.value_size // 8) * 8
             length = -(-info.max_entries * stride // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -97,8 +99,9 @@ class KernelMaps:
                 memory = mmap.mmap(fd.fileno(), length)
             except OSError as error:
                 raise BpfError("mmap", fd.subject, error.errno or errno.EINVAL) from error
-            self._arrays[name] = np.ndarray(info.max_entries, spec.value, buffer=memory, strides=(stride,))
-        return self._arrays[name]
+            array = np.ndarray(info.max_entries, spec.value, buffer=memory, strides=(stride,))
+            self._arrays[name] = array
+        return array
 
     def capacity(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.capacity`."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from lb.model import IPAddress
+from lb.plan.rendezvous import SMALL_SET
 
 DType = np.dtype[Any]
 
@@ -50,6 +51,8 @@ def _each(*fields: tuple[Any, ...]) -> Mapping[int, DType]:
 
 VIP_KEY = _each(("address", "address"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
 BACKEND_SET: DType = np.dtype([("offset", "u4"), ("size", "u4")])
+LINE_ROWS = 2 * SMALL_SET
+TABLE_LINE: DType = np.dtype([("rows", "u4", (LINE_ROWS,))])
 VIP: DType = np.dtype(
     [
         ("service", "u4"),
@@ -149,6 +152,7 @@ ID: DType = np.dtype("u4")
 STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "vip_key": VIP_KEY,
     "backend_set": BACKEND_SET,
+    "table_line": TABLE_LINE,
     "vip": VIP,
     "source_range": SOURCE_RANGE,
     "backend_slot": BACKEND,
@@ -265,8 +269,9 @@ BPF_F_MMAPABLE = 1 << 10
 class MapSpec:
     """One map: its shape, who writes it, and what happens when it is full.
 
-    limit names the field of :class:`lb.config.Limits` that sizes it; fixed sizes it outright. version is the
-    IP version whose addresses it holds, 0 when it holds none or those of both.
+    limit names the field of :class:`lb.config.Limits` that sizes it, in units of which an entry holds
+    per_entry; fixed sizes it outright. version is the IP version whose addresses it holds, 0 when it holds
+    none or those of both.
     """
 
     name: str
@@ -280,10 +285,11 @@ class MapSpec:
     fixed: int = 0
     flags: int = 0
     version: int = 0
+    per_entry: int = 1
 
     def max_entries(self, limits: Mapping[str, int]) -> int:
         """Return the number of entries under the given limits."""
-        return self.fixed or limits[self.limit]
+        return self.fixed or -(-limits[self.limit] // self.per_entry)
 
     @property
     def c_name(self) -> str:
@@ -426,12 +432,13 @@ def _maps() -> Iterator[MapSpec]:
         "tables",
         MapType.ARRAY,
         ID,
-        ID,
+        TABLE_LINE,
         "Python",
         refused,
-        "pool of Maglev lookup tables: rows are backend ids",
+        "pool of backend sets: a line of ids and weights, or the lines of a Maglev table of ids",
         limit="table_rows",
         flags=BPF_F_MMAPABLE,
+        per_entry=LINE_ROWS,
     )
     yield MapSpec(
         "crc32c_shifts",

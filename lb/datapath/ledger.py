@@ -17,6 +17,7 @@ import numpy as np
 from lb.datapath.layouts import (
     FAMILIES,
     ID,
+    LINE_ROWS,
     NODE_NAME,
     NODE_NONE,
     NODE_SELF,
@@ -198,7 +199,9 @@ def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes
             )
             for version, family in by_version.items()
         },
-        rows=RowPool("tables", maps.capacity("tables"), "limits.table_rows", used_regions),
+        rows=RowPool(
+            "tables", maps.capacity("tables") * LINE_ROWS, "limits.table_rows", used_regions, line=LINE_ROWS
+        ),
         nodes=nodes,
     )
 

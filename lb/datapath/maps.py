@@ -58,7 +58,11 @@ class Maps(Protocol):
         ...
 
     def array(self, name: str) -> Rows:
-        """Return a mmapable array map as a live, writable array: a store is seen by the kernel at once."""
+        """Return a mmapable array map as a live, writable array: a store is seen by the kernel at once.
+
+        It is mapped into memory for as long as the array, or a view of it, is held; so is the same array
+        returned. Where the rest of a large map is not wanted, :meth:`update` writes entries of it as well.
+        """
         ...
 
     def capacity(self, name: str) -> int:
@@ -120,6 +124,9 @@ class FakeMaps:
         self._note("update", name, len(keys))
         if spec.type is MapType.PERCPU_ARRAY:
             self._arrays[name][keys] = values
+            return
+        if spec.type is MapType.ARRAY:
+            np.asarray(self._arrays[name])[keys] = values
             return
         entries = self._hashes[name]
         for key, value in zip(keys, values, strict=True):

@@ -57,19 +57,25 @@ class IdPool:
 
 
 class RowPool:
-    """Hands out regions of a range of rows: first fit, and neighbouring free rows become one."""
+    """Hands out regions of a range of rows: first fit, and neighbouring free rows become one.
 
-    def __init__(self, resource: str, rows: int, setting: str, used: Iterable[Region] = ()) -> None:
+    A region takes whole lines of so many rows.
+    """
+
+    def __init__(
+        self, resource: str, rows: int, setting: str, used: Iterable[Region] = (), *, line: int = 1
+    ) -> None:
         self._resource = resource
         self._rows = rows
         self._setting = setting
+        self._line = line
         self._offsets: list[int] = []  # of the free stretches, ascending
         self._sizes: dict[int, int] = {}  # of the free stretches, by offset
         end = 0
         for region in sorted(used):
             if region.offset > end:
                 self._add(end, region.offset - end)
-            end = max(end, region.offset + region.size)
+            end = max(end, region.offset + self._taken(region.size))
         if end < rows:
             self._add(end, rows - end)
 
@@ -77,6 +83,9 @@ class RowPool:
     def free(self) -> int:
         """Rows that nobody has, in one piece or in many."""
         return sum(self._sizes.values())
+
+    def _taken(self, size: int) -> int:
+        return -(-size // self._line) * self._line
 
     def _add(self, offset: int, size: int) -> None:
         self._offsets.insert(bisect_left(self._offsets, offset), offset)
@@ -89,18 +98,22 @@ class RowPool:
         ------
         CapacityError: no free stretch is that long.
         """
+        taken = self._taken(size)
         for index, offset in enumerate(self._offsets):
             room = self._sizes[offset]
-            if room >= size:
-                del self._offsets[index], self._sizes[offset]
-                if room > size:
-                    self._add(offset + size, room - size)
+            if room >= taken:
+                if room > taken:
+                    self._offsets[index] = offset + taken
+                    self._sizes[offset + taken] = room - taken
+                else:
+                    del self._offsets[index]
+                del self._sizes[offset]
                 return Region(offset, size)
-        raise CapacityError(self._resource, self._rows, self._rows - self.free + size, self._setting)
+        raise CapacityError(self._resource, self._rows, self._rows - self.free + taken, self._setting)
 
     def release(self, region: Region) -> None:
         """Take a region back."""
-        offset, size = region
+        offset, size = region.offset, self._taken(region.size)
         index = bisect_left(self._offsets, offset)
         if index < len(self._offsets) and self._offsets[index] == offset + size:
             size += self._sizes.pop(self._offsets.pop(index))

@@ -32,6 +32,7 @@ from lb.datapath.ledger import (
 from lb.datapath.maps import Maps
 from lb.datapath.pools import Region
 from lb.datapath.recover import nodes_in_use, read_ledger
+from lb.datapath.tables import write_sets
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey
 from lb.plan.types import ServicePlan, VipKey
@@ -95,6 +96,7 @@ class Reconciler:
         settle: Callable[[], None] = wait_for_running_programs,
     ) -> None:
         self._maps = maps
+        self._slots = {version: maps.array(f"backends{version}") for version in FAMILIES}
         self._clock = clock
         self._settle = settle
         self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
@@ -156,7 +158,7 @@ class Reconciler:
         ready = [change for change in changes if change.error is None]
         for version in FAMILIES:
             self._write_backends(version, [change for change in ready if change.version == version])
-        self._write_tables(ready)
+        self._each(changes, self._write_tables)
         for write, undo in (
             (self._put_vips, self._restore_vips),
             (self._delete_vips, _nothing),
@@ -174,7 +176,7 @@ class Reconciler:
 
     def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
         """Return the changes in one family."""
-        slots = self._maps.array(f"backends{version}")
+        slots = self._slots[version]
         changes = []
         for key, plan in plans.items():
             change = prepare(self._ledger, slots, key, version, plan)
@@ -280,7 +282,7 @@ class Reconciler:
             port.ranges.pop(network, None)
 
     def _write_backends(self, version: int, changes: Sequence[Change]) -> None:
-        slots = self._maps.array(f"backends{version}")
+        slots = self._slots[version]
         new = {slot: row for change in changes for slot, row in change.new.items()}
         if new:
             rows = np.array(list(new.values()), BACKEND[version])
@@ -299,11 +301,10 @@ class Reconciler:
         self._report.backends += len(states.keys() | {slot for slot, _, _ in edits})
 
     def _write_tables(self, changes: Sequence[Change]) -> None:
-        tables = self._maps.array("tables")
-        for change in changes:
-            for region, rows in change.tables:
-                tables[region.offset : region.offset + region.size] = rows
-                self._report.table_rows += region.size
+        tables = [table for change in changes for table in change.tables]
+        if tables:
+            write_sets(self._maps, tables)
+            self._report.table_rows += sum(region.size for region, _ in tables)
 
     def _put_vips(self, changes: Sequence[Change]) -> None:
         puts = {vip: put for change in changes for vip, put in change.puts.items()}
@@ -366,9 +367,7 @@ class Reconciler:
             self._settle()
         for version, backends in unused.backends.items():
             if backends:
-                self._maps.array(f"backends{version}")["state"][np.array(backends, ID)] = (
-                    BackendStateCode.FREE
-                )
+                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
                 self._report.backends_freed += len(backends)
         if any(unused.backends.values()) or unused.regions:
             self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))

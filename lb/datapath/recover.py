@@ -18,9 +18,9 @@ from lb.datapath.ledger import (
     read_ranges,
     read_vips,
 )
-from lb.datapath.maps import Maps
+from lb.datapath.maps import Maps, Rows
+from lb.datapath.tables import set_size, table_rows
 from lb.model import ObjectKey
-from lb.plan import table_size
 from lb.plan.types import VipKey
 
 _NAMELESS = ObjectKey("", "")
@@ -56,8 +56,9 @@ def read_ledger(maps: Maps) -> Ledger:
     _read_ranges(maps, ports)
     for family in FAMILIES:
         _read_backends(maps, family, ports)
+    tables = table_rows(maps)
     for port in ports.values():
-        _read_regions(maps, port)
+        _read_regions(tables, port)
     stray = names.keys() - {port.id for port in ports.values()}
     if stray:
         maps.delete("services", np.array(sorted(stray), ID))
@@ -112,17 +113,16 @@ def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
         slots["state"][leftovers] = BackendStateCode.FREE
 
 
-def _read_regions(maps: Maps, port: Port) -> None:
-    """File a port's lookup tables under the backends in their rows."""
-    tables = maps.array("tables")
+def _read_regions(tables: Rows, port: Port) -> None:
+    """File a port's sets under the backends in their rows."""
     own = set(port.backends.values())
     regions = {region for row in port.vips.values() if row for region in (row.inside, row.outside)}
     for region in sorted(regions):
         if not region.size:
             continue
         ids = frozenset(np.unique(tables[region.offset : region.offset + region.size]).tolist())
-        good = ids <= own and region.size == table_size(len(ids)) and ids not in port.regions
-        # A table that is not as it would be made today keeps its rows until its VIPs have a new one; the
+        good = ids <= own and region.size == set_size(len(ids)) and ids not in port.regions
+        # A set that is not as it would be made today keeps its rows until its VIPs have a new one; the
         # negative number keeps it from being taken for the table of its backends.
         port.regions[ids if good else (ids & own) | {-1 - region.offset}] = region
 

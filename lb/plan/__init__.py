@@ -3,9 +3,11 @@
 from lb.plan.claims import Claims, Conflict, Decision
 from lb.plan.health import HealthCheck, health_check
 from lb.plan.maglev import lookup_table, table_size
+from lb.plan.rendezvous import SMALL_SET, weights
 from lb.plan.services import concerned, plan_service
 
 __all__ = [
+    "SMALL_SET",
     "Claims",
     "Conflict",
     "Decision",
@@ -15,4 +17,5 @@ __all__ = [
     "lookup_table",
     "plan_service",
     "table_size",
+    "weights",
 ]

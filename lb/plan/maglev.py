@@ -1,4 +1,4 @@
-"""Consistent hashing: the lookup table that a new connection's hash picks its backend from.
+"""Consistent hashing for large sets: the lookup table that a new connection's hash picks its backend from.
 
 The algorithm is Maglev's (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",
 NSDI 2016, section 3.4): every backend has its own permutation of the rows, made from two hashes of its

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
 from lb.model import Protocol
+from lb.plan import SMALL_SET, weights
+from tests import packets as p
 from tests.packets import time_exceeded_for
 
 SEED = 0x4C426374
@@ -68,7 +70,7 @@ class ModelBackend:
 
 @dataclass(frozen=True)
 class ModelVip:
-    """A VIP: its Service port, and for each side the backend of each row of the lookup table.
+    """A VIP: its Service port, and for each side the backends of a small set, or of each row of a large one.
 
     usable: the Service port has an endpoint on some node. allowed: whose connections it takes; empty: all.
     """
@@ -78,6 +80,20 @@ class ModelVip:
     rows: Mapping[str, tuple[ModelBackend, ...]]
     usable: bool
     allowed: tuple[IPv4Network, ...] = ()
+
+
+def chosen(rows: tuple[ModelBackend, ...], flow: int) -> ModelBackend:
+    """Return where the hash of a flow leads: select_backend() of bpf/backend.h."""
+    if len(rows) > SMALL_SET:
+        return rows[flow * len(rows) >> 32]
+    scores = []
+    addresses = [ip_address(p.here(str(one.address))) for one in rows]
+    identities = [(at.version, int(at), one.port) for at, one in zip(addresses, rows, strict=True)]
+    for row, weight in enumerate(weights(identities)):
+        mixed = (weight ^ flow) * 0x9E3779B97F4A7C15 % 2**64
+        mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
+        scores.append(mixed // SMALL_SET * SMALL_SET + row)
+    return rows[max(scores) % SMALL_SET]
 
 
 @dataclass
@@ -235,7 +251,7 @@ class Model:
 
     def _pick(self, t: Tuple5, vip: ModelVip, rows: tuple[ModelBackend, ...]) -> ModelBackend:
         if not vip.affinity_seconds:
-            return rows[t.hash() * len(rows) >> 32]
+            return chosen(rows, t.hash())
         kept = self.affinity.get((t.src, vip.service))
         if (
             kept is not None
@@ -245,7 +261,7 @@ class Model:
         ):
             backend = kept[0]
         else:
-            backend = rows[hash_words(int(t.src), 0, 0) * len(rows) >> 32]
+            backend = chosen(rows, hash_words(int(t.src), 0, 0))
         incarnation = self.world.backends[vip.service, backend]
         self.affinity[t.src, vip.service] = (backend, incarnation, self.now)
         return backend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -13,15 +14,16 @@ from lb.datapath.ledger import VipRow, read_ranges, read_vips
 from lb.datapath.maps import FakeMaps, Rows
 from lb.datapath.pools import Region
 from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport
+from lb.datapath.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy
-from lb.plan import lookup_table
+from lb.plan import SMALL_SET, lookup_table, weights
 from lb.plan.types import Backend, ServicePlan, VipKey, VipKind
 from tests.unit.plan_builders import address_in, backend, plan_in, port_plan, service_plan, vip_key
 
 VIP = "10.96.0.1:80"
 OTHER_VIP = "10.96.0.2:80"
 A, B, C = "10.0.1.1:8080", "10.0.1.2:8080", "10.0.1.3:8080"
-SMALL = Limits(vips=4, backends=8, table_rows=1100, flows=16, affinity=16, services=4)
+SMALL = Limits(vips=4, backends=8, table_rows=4 * 32, flows=16, affinity=16, services=4)
 Plans = dict[ObjectKey, ServicePlan | None]
 
 
@@ -98,7 +100,7 @@ class Bench:
 
     def choices(self, region: Region) -> list[tuple[int | bytes, int]]:
         """What each row of a table leads to: address and port."""
-        ids = self.maps.array("tables")[region.offset : region.offset + region.size]
+        ids = table_rows(self.maps)[region.offset : region.offset + region.size]
         return _places(self.maps.array(self.name("backends"))[ids])
 
     def slot(self, text: str) -> np.ndarray[tuple[()], np.dtype[np.void]]:
@@ -112,6 +114,13 @@ class Bench:
 
 def web(*backends: str, vips: tuple[str, ...] = (VIP,), draining: tuple[str, ...] = ()) -> ServicePlan:
     return service_plan("web", port_plan(vips, backends, draining=draining))
+
+
+def set_table(backends: Sequence[Backend]) -> list[int]:
+    """Return which backend each row of a set is."""
+    if len(backends) <= SMALL_SET:
+        return list(range(len(backends)))
+    return lookup_table(one.identity for one in backends).tolist()  # type: ignore[no-any-return]
 
 
 def _places(slots: Rows) -> list[tuple[int | bytes, int]]:
@@ -141,7 +150,7 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
         assert row.service in named
         assert not row.flags & VipFlag.SOURCE_RANGES or row.service in dict(ranges)
         for region in (row.inside, row.outside):
-            rows = slots[version][maps.array("tables")[region.offset : region.offset + region.size]]
+            rows = slots[version][table_rows(maps)[region.offset : region.offset + region.size]]
             assert (rows["service"] == row.service).all()
             assert (rows["state"] != BackendStateCode.FREE).all()
     if exact is None:
@@ -162,9 +171,11 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
                 local = policy is TrafficPolicy.LOCAL
                 assert bool(row.flags & flag) == local
                 wanted = port.local if local else port.cluster
-                ids = maps.array("tables")[region.offset : region.offset + region.size]
-                table = lookup_table(b.identity for b in wanted)
-                assert _places(slots[port.version][ids]) == [_place(wanted[i]) for i in table]
+                ids = table_rows(maps)[region.offset : region.offset + region.size]
+                assert _places(slots[port.version][ids]) == [_place(wanted[i]) for i in set_table(wanted)]
+                if 0 < len(wanted) <= SMALL_SET:
+                    found = table_rows(maps)[region.offset + SMALL_SET :][: region.size]
+                    assert found.tolist() == weights(one.identity for one in wanted)
     for family, of_family in slots.items():
         used = of_family[of_family["state"] != BackendStateCode.FREE]
         assert sorted(_places(used)) == sorted(

@@ -338,7 +338,7 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"sockets{version}", 65536),
         )
     } | {
-        "tables": (1260 + 509, 8388608),
+        "tables": (40 + 16, 262144),
         "services": (0, 65536),
         "nodes": (0, 16384),
     }

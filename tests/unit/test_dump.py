@@ -25,6 +25,7 @@ from lb.datapath.layouts import (
 )
 from lb.datapath.maps import FakeMaps
 from lb.datapath.render import as_ipvsadm, as_json, as_table
+from lb.datapath.tables import table_rows
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
@@ -177,7 +178,7 @@ def test_flows_show_snat_and_only_the_clients_direction(bench: Bench) -> None:
 
 
 def test_affinity_names_the_backend_while_it_lives(bench: Bench) -> None:
-    slot = int(bench.maps.array("tables")[bench.row("9.9.9.9:80").inside.offset])
+    slot = int(table_rows(bench.maps)[bench.row("9.9.9.9:80").inside.offset])
     add_affinity(bench, "192.0.2.7", slot, 1)
     add_affinity(bench, "20.0.0.1", slot, 2)  # an earlier or later use of the slot
     add_affinity(bench, "3.3.3.3", 77, 1)  # a free slot
@@ -332,7 +333,7 @@ def test_flows_and_affinity_of_ipv6(bench: Bench) -> None:
         "[fd00:1::9]:8080",
         "[2001:db8::1]:61000",
     )
-    slot = int(bench.maps.array("tables")[bench.row(vip).inside.offset])
+    slot = int(table_rows(bench.maps)[bench.row(vip).inside.offset])
     add_affinity(bench, "2001:db8::77", slot, 1, vip)
     (entry,) = shown(bench.maps, "affinity")["affinity"]
     assert (entry["client"], entry["backend"]) == ("2001:db8::77", "[fd00:1::9]:8080")

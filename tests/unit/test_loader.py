@@ -21,6 +21,7 @@ from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, MAP_SPECS, VIP, VIP_KEY
 from lb.datapath.loader import Loaded, fingerprint
 from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
+from lb.datapath.tables import table_rows
 from lb.errors import CompileError, ConfigError
 from tests.unit.pins_bench import LIMITS, TINY, XDP_SOURCE, own_pins, pin_empty_maps, tiny_tree
 
@@ -254,7 +255,7 @@ def fill(pins: Pins, flows: int, vips: int) -> None:
     keys["src"] = np.arange(flows) + 1
     values["backend"] = np.arange(flows)
     maps.update("flows4", keys, values)
-    maps.array("tables")[:10] = np.arange(10)
+    table_rows(maps)[:320:32] = np.arange(10)
     maps.array("backends4")["generation"][:5] = 9
     maps.close()
 
@@ -278,22 +279,22 @@ def test_larger_maps_keep_their_entries(pins: Pins) -> None:
     assert changed == {"tables", "flows4", "flows6", "vips4", "vips6", "backends4", "backends6"}
     assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
     maps = KernelMaps(pins.maps)
-    assert maps.array("tables")[:11].tolist() == [*range(10), 0]
+    assert table_rows(maps)[:352:32].tolist() == [*range(10), 0]
     assert maps.array("backends4")["generation"][:6].tolist() == [9] * 5 + [0]
-    assert maps.capacity("tables") == 4096
+    assert maps.capacity("tables") == 4096 // 32
     maps.close()
 
 
 def test_smaller_maps_keep_entries_that_fit(pins: Pins) -> None:
     pin_empty_maps(pins)
     fill(pins, flows=20, vips=10)
-    assert pin_empty_maps(pins, replace(LIMITS, vips=10, table_rows=10, backends=5)) == frozenset()
+    assert pin_empty_maps(pins, replace(LIMITS, vips=10, table_rows=320, backends=5)) == frozenset()
     assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
 
 
 @pytest.mark.parametrize(
     "limits",
-    [replace(LIMITS, vips=9), replace(LIMITS, table_rows=9), replace(LIMITS, backends=4)],
+    [replace(LIMITS, vips=9), replace(LIMITS, table_rows=9 * 32), replace(LIMITS, backends=4)],
     ids=["vips", "tables", "backends"],
 )
 def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogCaptureFixture) -> None:

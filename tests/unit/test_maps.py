@@ -9,8 +9,9 @@ import pytest
 
 from lb.datapath import layouts
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BACKEND, COUNTER, ID, VIP, VIP_KEY
+from lb.datapath.layouts import BACKEND, COUNTER, ID, TABLE_LINE, VIP, VIP_KEY
 from lb.datapath.maps import FakeMaps, Maps, Rows
+from lb.datapath.tables import table_rows
 from lb.errors import BpfError, CapacityError
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 
@@ -96,9 +97,16 @@ def test_array_is_live(maps: Maps) -> None:
 
 
 def test_slices_of_an_array(maps: Maps) -> None:
-    table = maps.array("tables")
+    table = table_rows(maps)
     table[100:200] = np.arange(100, dtype=ID)
-    assert maps.array("tables")[99:201].tolist() == [0, *range(100), 0]
+    assert table_rows(maps)[99:201].tolist() == [0, *range(100), 0]
+
+
+def test_entries_of_an_array_are_written_without_mapping_it(maps: Maps) -> None:
+    lines = np.zeros(2, TABLE_LINE)
+    lines["rows"] = np.arange(64).reshape(2, 32)
+    maps.update("tables", np.array([3, 1], ID), lines)
+    assert table_rows(maps)[:128].tolist() == [*[0] * 32, *range(32, 64), *[0] * 32, *range(32)]
 
 
 def test_per_cpu_values(maps: Maps) -> None:

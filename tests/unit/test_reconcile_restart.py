@@ -15,6 +15,7 @@ from lb.datapath.layouts import FAMILIES
 from lb.datapath.ledger import VipRow, read_vips
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import QUARANTINE_SECONDS
+from lb.datapath.tables import table_rows
 from lb.model import TrafficPolicy
 from lb.plan import Claims
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
@@ -44,7 +45,7 @@ def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
     assert bench.row().service == ids[0]
 
 
-WRITES_OF_THAT_SYNC = 12
+WRITES_OF_THAT_SYNC = 11
 
 
 class CrashError(Exception):
@@ -89,8 +90,8 @@ def test_damage_is_repaired(bench: Bench) -> None:
     maps = bench.maps
     maps.delete("services", np.array([nameless.service], "u4"))
     slots = maps.array(bench.name("backends"))
-    slots[100] = slots[int(maps.array("tables")[bench.row().inside.offset])]
-    maps.array("tables")[bench.row().inside.offset] = 99
+    slots[100] = slots[int(table_rows(maps)[bench.row().inside.offset])]
+    table_rows(maps)[bench.row().inside.offset] = 99
     bench.start()
     strangers = bench.reconciler.known() - {web().key}
     assert len(strangers) == 1
@@ -115,7 +116,7 @@ class InFlight:
 
     def _backends(self, vip: VipKey, row: VipRow) -> list[tuple[Any, ...]]:
         slots = self._maps.array(f"backends{vip.address.version}")
-        tables = self._maps.array("tables")
+        tables = table_rows(self._maps)
         regions = (row.inside, row.outside)
         ids = np.concatenate([tables[region.offset : region.offset + region.size] for region in regions])
         return slots[["address", "port", "service"]][ids].tolist()  # type: ignore[no-any-return]
