@@ -24,10 +24,6 @@ class Case(NamedTuple):
     tests: str
 
     @property
-    def pending(self) -> bool:
-        return "to come: " in self.here
-
-    @property
     def inapplicable(self) -> bool:
         return self.here.startswith("does not apply: ")
 
@@ -78,18 +74,10 @@ def test_every_test_named_is_there() -> None:
 
 def test_every_case_has_a_test_or_says_why_not() -> None:
     bare = [case for case in CASES if not NAMED.search(case.tests)]
-    assert [case for case in bare if not case.pending and not case.inapplicable] == []
+    assert [case for case in bare if not case.inapplicable] == []
     assert [case for case in CASES if case.inapplicable and NAMED.search(case.tests)] == []
     assert [case for case in CASES if not case.case or not case.here] == []
     assert len(CASES) > 100
-
-
-def test_what_is_to_come_names_its_row_and_its_test() -> None:
-    """The proposed name begins with the row's, and is in a file of tests."""
-    for case in CASES:
-        for row, rest in re.findall(r"to come: ([a-z-]+)([^;]*)", case.here):
-            for _, name, _ in NAMED.findall(rest):
-                assert name.startswith("test_" + row.replace("-", "_")), f"line {case.line}: {name}"
 
 
 @pytest.mark.parametrize(
