@@ -211,6 +211,12 @@ def protocol(frame: bytes) -> int:
     return int(head.nh if isinstance(head, IPv6) else head.proto)
 
 
+def hops(frame: bytes) -> int:
+    """Return the TTL, which IPv6 calls hop limit."""
+    head = l3(frame)
+    return int(head.hlim if isinstance(head, IPv6) else head.ttl)
+
+
 def echo_reply_for(frame: bytes) -> bytes:
     """Return the frame that answers an echo request."""
     packet, asked = Ether(frame), l3(frame)
@@ -247,7 +253,7 @@ def rebuilt(
     if dst is not None:
         head.dst = here(dst[0])
     if ttl is not None:
-        head.ttl = head.hlim = ttl
+        setattr(head, "hlim" if IPv6 in packet else "ttl", ttl)
     ports = (src and src[1], dst and dst[1])
     if protocol(frame) == 132:
         body = bytes(head.payload)

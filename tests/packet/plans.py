@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
@@ -21,6 +21,12 @@ VIPS = {
     VipKind.EXTERNAL_IP: (p.EXTERNAL_VIP, PORT),
 }
 LOCAL_NET = "10.0.1."
+BUILD: dict[Protocol, Callable[..., bytes]] = {
+    Protocol.TCP: p.tcp,
+    Protocol.UDP: p.udp,
+    Protocol.SCTP: p.sctp,
+}
+"""What makes a frame of each protocol."""
 
 
 def backend(address: str, *, local: bool | None = None, state: BackendState = BackendState.ACTIVE) -> Backend:

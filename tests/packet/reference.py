@@ -2,26 +2,30 @@
 
 It is written from the contract, not from the C: packets are taken apart and put together by Scapy, flows are
 Python objects, and where the C may choose freely (which SNAT port) the model only checks that the choice was
-a legal one. What must be equal on every node (which backend a hash names) it computes.
+a legal one. What must be equal on every node (which backend a hash names) it computes. Addresses are roles,
+see tests/packets.py: the model knows no IP version but for the hash.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
-from scapy.packet import Packet, Raw
+from scapy.packet import Packet
 
 from lb.model import Protocol
 from lb.plan import SMALL_SET, weights
 from tests import packets as p
-from tests.packets import time_exceeded_for
+from tests.sctp import CHUNKS
 
 SEED = 0x4C426374
 MASK = 0xFFFFFFFF
+UNDONE_AT = {"inside": "hairpin", "outside": "forward", "out": "stack"}
+"""The path of the flows whose replies are translated where they enter, by side, or where they leave."""
 
 
 def _rotate(word: int, bits: int) -> int:
@@ -40,6 +44,15 @@ def hash_words(a: int, b: int, c: int) -> int:
     return ((c ^ b) - _rotate(b, 24)) & MASK
 
 
+def hash_address(role: IPv4Address) -> int:
+    """An address as one word: for IPv4 itself."""
+    packed = ip_address(p.here(str(role))).packed
+    if len(packed) == 4:
+        return int(role)
+    a, b, c, last = struct.unpack("!4I", packed)
+    return (hash_words(a, b, c) + int(last)) & MASK
+
+
 @dataclass(frozen=True)
 class Tuple5:
     """A packet's addresses, ports and protocol."""
@@ -55,7 +68,9 @@ class Tuple5:
 
     def hash(self) -> int:
         return hash_words(
-            int(self.src), (int(self.dst) + self.protocol) & MASK, self.sport << 16 | self.dport
+            hash_address(self.src),
+            (hash_address(self.dst) + self.protocol) & MASK,
+            self.sport << 16 | self.dport,
         )
 
 
@@ -73,6 +88,7 @@ class ModelVip:
     """A VIP: its Service port, and for each side the backends of a small set, or of each row of a large one.
 
     usable: the Service port has an endpoint on some node. allowed: whose connections it takes; empty: all.
+    cluster_ip: its address is nobody's but the Service's.
     """
 
     service: str
@@ -80,6 +96,7 @@ class ModelVip:
     rows: Mapping[str, tuple[ModelBackend, ...]]
     usable: bool
     allowed: tuple[IPv4Network, ...] = ()
+    cluster_ip: bool = False
 
 
 def chosen(rows: tuple[ModelBackend, ...], flow: int) -> ModelBackend:
@@ -121,6 +138,7 @@ class Timeouts:
     tcp_closing: float
     udp_new: float
     udp: float
+    sctp: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +160,7 @@ class World:
     timeouts: Timeouts
     neighbours: Mapping[IPv4Network, str]  # network -> MAC of the next hop, out of the uplink
     vips: dict[tuple[IPv4Address, int, Protocol], ModelVip] = field(default_factory=dict)
+    addresses: dict[IPv4Address, ModelVip] = field(default_factory=dict)
     backends: dict[tuple[str, ModelBackend], int] = field(default_factory=dict)  # alive: which time
 
     def next_hop(self, address: IPv4Address) -> str | None:
@@ -163,36 +182,71 @@ class Model:
 
         chosen_port gives the source port that the programs chose, when they had to choose one.
         """
-        packet = Ether(frame)
-        t = tuple_of(packet)
+        t = tuple_of(frame)
         reply = self.by_backend.get(t)
-        undone_here = "hairpin" if side == "inside" else "forward"
-        if t.dport in self.world.snat_ports and reply and reply.path == undone_here:
-            return self._known(packet, reply, "backend", "REPLY")
+        if t.dport in self.world.snat_ports and reply and reply.path == UNDONE_AT[side]:
+            return self._known(frame, reply, "backend", "REPLY")
         vip = self.world.vips.get((t.dst, t.dport, t.protocol))
         if vip is None:
+            whole = self.world.addresses.get(t.dst)
+            if whole and whole.cluster_ip:
+                return rejected(frame, "REJECT_UNKNOWN_PORT")
             return Expected("pass", frame, "NOT_VIP")
         flow = self.by_client.get(t)
-        if flow and self._usable(packet, flow):
-            return self._known(packet, flow, "client", "FLOW_HIT")
+        if flow and self._usable(frame, flow):
+            return self._known(frame, flow, "client", "FLOW_HIT")
         if flow:
             self._forget(flow)
-        return self._new(packet, t, vip, side, chosen_port)
+        return self._refusal(t.src, vip, side, frame) or self._new(frame, t, vip, side, chosen_port)
+
+    def ping(self, frame: bytes, side: str) -> Expected:
+        """An echo request that enters."""
+        asked = p.l3(frame)
+        vip = self.world.addresses.get(IPv4Address(p.role(asked.dst)))
+        if vip is None:
+            return Expected("pass", frame, "NOT_VIP")
+        answer = Expected("send", p.echo_reply_for(frame), "PING")
+        return self._refusal(IPv4Address(p.role(asked.src)), vip, side, frame) or answer
+
+    def later_fragment(self, to: IPv4Address, side: str) -> str:
+        """The reason of a later fragment that enters, when its first was not translated."""
+        return "STRAY_FRAGMENT" if side != "out" and to in self.world.addresses else "FRAGMENT"
+
+    def error(
+        self, link: Packet, header: Packet, kind: str, about: bytes, length: int, side: str
+    ) -> Expected:
+        """An ICMP error that enters, or that leaves ("out"): its headers, the frame that it is about, and how
+        much of that frame's packet it quotes behind the IP header. It changes no flow."""
+        t = tuple_of(about).reversed()
+        flow, sender = self.by_backend.get(t), "backend"
+        if flow is None or flow.path != UNDONE_AT[side]:
+            flow, sender = (self.by_client.get(t) if side != "out" else None), "client"
+        if flow is None:
+            frame = p.icmp_error(link, header, kind, p.quote(about, length))
+            return Expected("pass", frame, "NOT_VIP")
+        to = flow.backend_side if sender == "client" else flow.client_side.reversed()
+        known = p.rebuilt(about, src=(str(to.dst), to.dport), dst=(str(to.src), to.sport))
+        source = IPv4Address(p.role(header.src))
+        if source == t.src or (sender == "client" and flow.path != "stack"):
+            source = to.src
+        ours = flow.path != "stack"
+        out = p.ip(str(source), str(to.dst), ttl=63 if ours else 64)
+        frame = p.icmp_error(self._link(link, to, flow.path), out, kind, p.quote(known, length))
+        return Expected("send" if ours else "pass", frame, "ICMP_ERROR")
 
     def egress(self, frame: bytes) -> Expected:
         """A frame that leaves, to a pod or out of an uplink."""
-        packet = Ether(frame)
-        flow = self.by_backend.get(tuple_of(packet))
-        if flow is None or flow.path != "stack":
+        flow = self.by_backend.get(tuple_of(frame))
+        if flow is None or flow.path != UNDONE_AT["out"]:
             return Expected("pass", frame, "NOT_VIP")
-        if flow.state == "closed" and TCP in packet and packet[TCP].flags.S and packet[TCP].flags.A:
+        if flow.state == "closed" and signals(frame) >= {"S", "A"}:
             self._forget(flow)
             return Expected("pass", frame, "NOT_VIP")
-        return self._known(packet, flow, "backend", "REPLY")
+        return self._known(frame, flow, "backend", "REPLY")
 
-    def _usable(self, packet: Packet, flow: Flow) -> bool:
-        if TCP in packet:
-            if not packet[TCP].flags.S or packet[TCP].flags.A:
+    def _usable(self, frame: bytes, flow: Flow) -> bool:
+        if flow.client_side.protocol is not Protocol.UDP:
+            if signals(frame) & {"S", "A"} != {"S"}:
                 return True
             if flow.state == "closed":
                 return False
@@ -204,21 +258,22 @@ class Model:
         if flow.client_side.protocol is Protocol.UDP:
             limit = timeouts.udp_new if flow.state == "new" else timeouts.udp
         else:
-            limit = {"new": timeouts.tcp_syn, "established": timeouts.tcp_established}.get(
+            sctp = flow.client_side.protocol is Protocol.SCTP
+            established = timeouts.sctp if sctp else timeouts.tcp_established
+            limit = {"new": timeouts.tcp_syn, "established": established}.get(
                 flow.state, timeouts.tcp_closing
             )
         return self.now - flow.last_seen > limit
 
-    def _advance(self, packet: Packet, sender: str, flow: Flow) -> None:
+    def _advance(self, frame: bytes, sender: str, flow: Flow) -> None:
         if sender == "backend" and flow.state == "new":
             flow.state = "established"
-        if TCP not in packet:
-            return
-        if packet[TCP].flags.R:
+        said = signals(frame)
+        if "R" in said:
             flow.resets |= {sender}
         else:  # who goes on after his own reset has not sent it
             flow.resets -= {sender}
-        if packet[TCP].flags.F:
+        if "F" in said:
             flow.fins |= {sender}
         if flow.resets or flow.fins == {"client", "backend"}:
             flow.state = "closed"
@@ -227,27 +282,41 @@ class Model:
         elif flow.state == "closed":
             flow.state = "established"
 
-    def _known(self, packet: Packet, flow: Flow, sender: str, reason: str) -> Expected:
-        self._advance(packet, sender, flow)
+    def _known(self, frame: bytes, flow: Flow, sender: str, reason: str) -> Expected:
+        self._advance(frame, sender, flow)
         flow.last_seen = self.now
         to = flow.backend_side if sender == "client" else flow.client_side.reversed()
-        return self._send(packet, to, flow.path, reason)
+        return self._send(frame, to, flow.path, reason)
 
-    def _send(self, packet: Packet, to: Tuple5, path: str, reason: str) -> Expected:
-        out = translated(packet, to)
+    def _link(self, link: Packet, to: Tuple5, path: str) -> Packet:
+        """The link header of a packet that we send, or that goes on."""
         if path == "stack":
-            return Expected("pass", rebuilt(out), reason)
-        if packet[IP].ttl <= 1:
-            frame = time_exceeded_for(bytes(packet), str(self.world.node_address))
-            return Expected("send", frame, "TTL_EXPIRED")
-        out[IP].ttl -= 1
+            return link
         if path == "hairpin":
-            out.src, out.dst = packet.dst, packet.src
-        else:
-            mac = self.world.next_hop(to.dst)
-            assert mac is not None
-            out.src, out.dst = self.world.node_mac, mac
-        return Expected("send", rebuilt(out), reason)
+            return p.ether(link.dst, link.src)
+        mac = self.world.next_hop(to.dst)
+        assert mac is not None
+        return p.ether(self.world.node_mac, mac)
+
+    def _send(self, frame: bytes, to: Tuple5, path: str, reason: str) -> Expected:
+        src, dst, ttl = (str(to.src), to.sport), (str(to.dst), to.dport), p.hops(frame)
+        if path == "stack":
+            return Expected("pass", p.rebuilt(frame, src=src, dst=dst), reason)
+        if ttl <= 1:
+            answer = p.time_exceeded_for(frame, str(self.world.node_address))
+            return Expected("send", answer, "TTL_EXPIRED")
+        link = self._link(Ether(frame), to, path)
+        return Expected("send", p.rebuilt(frame, link=link, src=src, dst=dst, ttl=ttl - 1), reason)
+
+    def _refusal(self, client: IPv4Address, vip: ModelVip, side: str, frame: bytes) -> Expected | None:
+        """What becomes of a client to whom nobody is offered."""
+        if vip.allowed and not any(client in network for network in vip.allowed):
+            return Expected("drop", None, "SOURCE_NOT_ALLOWED")
+        if vip.rows[side]:
+            return None
+        if vip.usable:
+            return Expected("drop", None, "NO_LOCAL_ENDPOINT")
+        return rejected(frame, "REJECT_NO_ENDPOINT")
 
     def _pick(self, t: Tuple5, vip: ModelVip, rows: tuple[ModelBackend, ...]) -> ModelBackend:
         if not vip.affinity_seconds:
@@ -261,20 +330,15 @@ class Model:
         ):
             backend = kept[0]
         else:
-            backend = chosen(rows, hash_words(int(t.src), 0, 0))
+            backend = chosen(rows, hash_words(hash_address(t.src), 0, 0))
         incarnation = self.world.backends[vip.service, backend]
         self.affinity[t.src, vip.service] = (backend, incarnation, self.now)
         return backend
 
     def _new(
-        self, packet: Packet, t: Tuple5, vip: ModelVip, side: str, chosen_port: Callable[[], int]
+        self, frame: bytes, t: Tuple5, vip: ModelVip, side: str, chosen_port: Callable[[], int]
     ) -> Expected:
-        if vip.allowed and not any(t.src in network for network in vip.allowed):
-            return Expected("drop", None, "SOURCE_NOT_ALLOWED")
-        rows = vip.rows[side]
-        if not rows:
-            return Expected("drop", None, "NO_LOCAL_ENDPOINT") if vip.usable else rejected(packet)
-        backend = self._pick(t, vip, rows)
+        backend = self._pick(t, vip, vip.rows[side])
         source, path, reason = t.src, "stack", "NEW_LOCAL" if backend.local else "NEW_REMOTE"
         if side == "inside" and backend.address == t.src:
             source, path, reason = self.world.node_address, "hairpin", "NEW_HAIRPIN"
@@ -295,9 +359,9 @@ class Model:
             self._forget(holder)
         incarnation = self.world.backends[vip.service, backend]
         flow = Flow(t, to, vip.service, backend, incarnation, path, last_seen=self.now)
-        self._advance(packet, "client", flow)
+        self._advance(frame, "client", flow)
         self.by_client[t] = self.by_backend[to.reversed()] = flow
-        return self._send(packet, to, path, reason)
+        return self._send(frame, to, path, reason)
 
     def _forget(self, flow: Flow) -> None:
         for flows, key in (
@@ -308,52 +372,32 @@ class Model:
                 del flows[key]
 
 
-def tuple_of(packet: Packet) -> Tuple5:
-    """Return the packet's 5-tuple."""
-    l4 = packet[TCP] if TCP in packet else packet[UDP]
-    return Tuple5(
-        IPv4Address(packet[IP].src),
-        IPv4Address(packet[IP].dst),
-        l4.sport,
-        l4.dport,
-        Protocol(packet[IP].proto),
-    )
+def tuple_of(frame: bytes) -> Tuple5:
+    """Return the packet's 5-tuple, in roles."""
+    head = p.l3(frame)
+    sport, dport = struct.unpack_from("!HH", bytes(head.payload))
+    src, dst = (IPv4Address(p.role(address)) for address in (head.src, head.dst))
+    return Tuple5(src, dst, sport, dport, Protocol(p.protocol(frame)))
 
 
-def translated(packet: Packet, to: Tuple5) -> Packet:
-    """Return a copy with to's addresses and ports; checksums are left to :func:`rebuilt`."""
-    out = packet.copy()
-    l4 = out[TCP] if TCP in out else out[UDP]
-    out[IP].src, out[IP].dst = str(to.src), str(to.dst)
-    l4.sport, l4.dport = to.sport, to.dport
-    return out
+def signals(frame: bytes) -> frozenset[str]:
+    """Return what a packet says of its connection: flags of TCP, or what a chunk of SCTP means."""
+    head = p.l3(frame)
+    if TCP in head:
+        return frozenset(str(head[TCP].flags))
+    if p.protocol(frame) != Protocol.SCTP:
+        return frozenset()
+    chunk = bytes(head.payload)[12]
+    words = {"INIT": "S", "INIT ACK": "SA", "ABORT": "R", "SHUTDOWN COMPLETE": "R"}
+    return frozenset(next((word for name, word in words.items() if CHUNKS[name] == chunk), "A"))
 
 
-def rebuilt(packet: Packet) -> bytes:
-    """Return the bytes with all checksums computed from scratch; a UDP datagram without one stays without."""
-    del packet[IP].chksum
-    if TCP in packet:
-        del packet[TCP].chksum
-    elif UDP in packet and packet[UDP].chksum != 0:
-        del packet[UDP].chksum
-    return bytes(packet)
-
-
-def rejected(packet: Packet) -> Expected:
-    """The answer of a VIP without endpoints: RST (RFC 9293, 3.10.7.1) or ICMP (RFC 1122, 4.1.3.1)."""
-    ip = IP(src=packet[IP].dst, dst=packet[IP].src, id=0, flags="DF", ttl=64)
-    ether = Ether(src=packet.dst, dst=packet.src)
-    if UDP in packet:
-        quoted = bytes(packet[IP])[:28]
-        answer = ether / ip / ICMP(type=3, code=3) / Raw(quoted)
-        return Expected("send", bytes(answer), "REJECT_NO_ENDPOINT")
-    tcp = packet[TCP]
-    if tcp.flags.R:
-        return Expected("drop", None, "REJECT_UNANSWERED")
-    payload = packet[IP].len - 20 - tcp.dataofs * 4
-    if tcp.flags.A:
-        reset = TCP(sport=tcp.dport, dport=tcp.sport, flags="R", seq=tcp.ack, ack=0, window=0)
-    else:
-        ack = (tcp.seq + payload + int(tcp.flags.S) + int(tcp.flags.F)) & MASK
-        reset = TCP(sport=tcp.dport, dport=tcp.sport, flags="RA", seq=0, ack=ack, window=0)
-    return Expected("send", bytes(ether / ip / reset), "REJECT_NO_ENDPOINT")
+def rejected(frame: bytes, reason: str) -> Expected:
+    """The answer of a VIP where nobody is: RST (RFC 9293, 3.10.7.1) or ICMP (RFC 1122, 4.1.3.1)."""
+    if p.protocol(frame) == Protocol.TCP:
+        if "R" in signals(frame):
+            return Expected("drop", None, "REJECT_UNANSWERED")
+        return Expected("send", p.reset_for(frame), reason)
+    ping = p.protocol(frame) not in (Protocol.UDP, Protocol.SCTP)
+    error = "host unreachable" if ping else "port unreachable"
+    return Expected("send", p.icmp_error_for(frame, p.l3(frame).dst, error), reason)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from lb.config import SnatPorts
@@ -12,14 +10,9 @@ from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.conversation import destination, source
 from tests.packet.harness import PASS, SEND, TC_POD_IN, Datapath
-from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 
 POD = p.BACKEND_LOCAL
-BUILD: dict[Protocol, Callable[..., bytes]] = {
-    Protocol.TCP: p.tcp,
-    Protocol.UDP: p.udp,
-    Protocol.SCTP: p.sctp,
-}
 
 each_protocol = pytest.mark.parametrize("protocol", BUILD)
 

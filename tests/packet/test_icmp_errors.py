@@ -7,7 +7,6 @@ own, which covers all of it. SCTP's alone stays as it is: it says nothing withou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from tests.packet.harness import (
     XDP,
     Datapath,
 )
-from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 from tests.packet.rows import ONE_SNAT_PORT, SNAT_PORT
 
 KIND = VipKind.LOAD_BALANCER
@@ -162,14 +161,11 @@ def test_icmp_errors_of_a_pod_that_reaches_itself(datapath: Datapath, protocol: 
     """As the client it sees the VIP, as the backend it sees the node: in either role its errors come back."""
     pod = p.BACKEND_LOCAL
     client, seen, own = (pod, p.CLIENT_PORT), (p.NODE1, SNAT_PORT), (pod, TARGET_PORT)
-    build: dict[Protocol, Callable[..., bytes]] = {
-        Protocol.TCP: p.tcp, Protocol.UDP: p.udp, Protocol.SCTP: p.sctp
-    }  # fmt: skip
     datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
     datapath.apply(service(pod, protocol=protocol))
-    request = build[protocol](p.FROM_POD, client, VIP)
+    request = BUILD[protocol](p.FROM_POD, client, VIP)
     assert datapath.run(TC_POD_IN, request).reason == "NEW_HAIRPIN"
-    reply = build[protocol](p.FROM_POD, own, seen)
+    reply = BUILD[protocol](p.FROM_POD, own, seen)
     if about == "request":
         got, known = p.rebuilt(request, src=seen, dst=own), request
         sent_to, comes_from = p.NODE1, VIP[0]
@@ -189,7 +185,7 @@ def test_icmp_errors_of_a_pod_that_reaches_itself(datapath: Datapath, protocol: 
 @each_protocol
 def test_icmp_errors_of_and_to_a_host_process(datapath: Datapath, program: str, protocol: Protocol) -> None:
     """It keeps its address; its port becomes one of the range, on the way out alone."""
-    build = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp, Protocol.SCTP: p.sctp}[protocol]
+    build = BUILD[protocol]
     client, seen, backend = (p.NODE1, 50_000), (p.NODE1, SNAT_PORT), (p.BACKEND_REMOTE, TARGET_PORT)
     datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
     datapath.apply(service(backend[0], protocol=protocol))

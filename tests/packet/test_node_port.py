@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, Datapath
-from tests.packet.plans import NODE_PORT, PORT, TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, NODE_PORT, PORT, TARGET_PORT, VIPS, service
 from tests.packet.rows import POD_IN, UPLINK_IN, Row, passed, play, sent, untouched
 
 CLIENT = (p.CLIENT, p.CLIENT_PORT)
 LOCAL = (p.BACKEND_LOCAL, TARGET_PORT)
-BUILD: dict[Protocol, Callable[..., bytes]] = {
-    Protocol.TCP: p.tcp,
-    Protocol.UDP: p.udp,
-    Protocol.SCTP: p.sctp,
-}
 OTHER = {Protocol.TCP: Protocol.UDP, Protocol.UDP: Protocol.SCTP, Protocol.SCTP: Protocol.TCP}
 SIDES = {UPLINK_IN: (p.FROM_CLIENT, CLIENT), POD_IN: (p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT))}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from scapy.layers.l2 import Dot1Q, Ether
@@ -12,15 +12,10 @@ from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet import wire
 from tests.packet.harness import Datapath
-from tests.packet.plans import NODE_PORT, PORT, TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, NODE_PORT, PORT, TARGET_PORT, VIPS, service
 from tests.packet.rows import ONE_SNAT_PORT, SNAT_PORT
 from tests.packet.wire import BEHIND_TUNNEL, TUNNEL_ADDRESS, Wire
 
-BUILD: dict[Protocol, Callable[..., bytes]] = {
-    Protocol.TCP: p.tcp,
-    Protocol.UDP: p.udp,
-    Protocol.SCTP: p.sctp,
-}
 VIP = VIPS[VipKind.LOAD_BALANCER]
 LINK = p.FROM_CLIENT  # of frames whose link header is then taken off
 FAR = (BEHIND_TUNNEL, p.CLIENT_PORT)

@@ -157,7 +157,7 @@ def test_snat_ports_run_out_for_sctp(datapath: Datapath, uplink_program: str) ->
     first, second = (p.sctp(p.FROM_CLIENT, (p.CLIENT, port), vip) for port in (1, 2))
     way = {"link": p.TO_NODE2, "src": (p.NODE1, 61_000), "dst": (p.BACKEND_REMOTE, TARGET_PORT), "ttl": 63}
     steps = (
-        sent(UPLINK_IN, first, p.rebuilt(first, **way), "NEW_REMOTE"),  # type: ignore[arg-type]
+        sent(UPLINK_IN, first, p.rebuilt(first, **way), "NEW_REMOTE"),
         dropped(UPLINK_IN, second, "SNAT_EXHAUSTED"),
     )
     plan = service(p.BACKEND_REMOTE, protocol=Protocol.SCTP)

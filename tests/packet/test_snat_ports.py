@@ -13,7 +13,7 @@ from lb.plan.types import ServicePlan, Vip, VipKind
 from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation, Path
 from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, Datapath
-from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 
 FORWARDED = [path for path in PATHS if path.forwarded]
 KEPT = [path for path in PATHS if not path.forwarded]
@@ -138,8 +138,7 @@ def test_snat_ports_that_nobody_uses_are_the_nodes_own(
     datapath: Datapath, program: str, protocol: Protocol
 ) -> None:
     """A packet to such a port of the node that belongs to no flow is for the node's stack."""
-    make = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp, Protocol.SCTP: p.sctp}[protocol]
-    frame = make(p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), (p.NODE1, 62_000))
+    frame = BUILD[protocol](p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), (p.NODE1, 62_000))
     datapath.set_up_node(snat_ports=TWO)
     datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
     result = datapath.run(program, frame)

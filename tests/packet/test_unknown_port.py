@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_UPLINK_OUT, Datapath
-from tests.packet.plans import PORT, TARGET_PORT, VIPS, service
+from tests.packet.plans import BUILD, PORT, TARGET_PORT, VIPS, service
 from tests.packet.rows import POD_IN, UPLINK_IN, Row, dropped, passed, play, sent, untouched
 
-BUILD: dict[Protocol, Callable[..., bytes]] = {
-    Protocol.TCP: p.tcp,
-    Protocol.UDP: p.udp,
-    Protocol.SCTP: p.sctp,
-}
 SIDES = {UPLINK_IN: (p.FROM_CLIENT, p.CLIENT), POD_IN: (p.FROM_POD, p.POD_CLIENT)}
 PORTS = (1, PORT - 1, PORT + 1, TARGET_PORT, 61_000, 65_535)
 
