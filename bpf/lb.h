@@ -23,10 +23,14 @@ static __always_inline void decide_not_vip(const struct packet *pkt, const struc
 {
 	const struct vip *vip;
 
-	if (likely(!in_cluster_net(&pkt->tuple.dst, settings)) || pkt->piece == PIECE_LATER)
+	if (likely(!in_cluster_net(&pkt->tuple.dst, settings)))
 		return;
 	vip = lookup_address(&pkt->tuple.dst);
-	if (vip && vip->kind == VIP_CLUSTER_IP)
+	if (!vip || vip->kind != VIP_CLUSTER_IP)
+		return;
+	if (pkt->piece == PIECE_LATER) /* of a datagram to a port that went meanwhile */
+		decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
+	else
 		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
 }
 

@@ -233,3 +233,16 @@ def test_fragments_of_a_host_process(datapath: Datapath) -> None:
         result = datapath.run(TC_UPLINK_OUT, piece, from_host=True)
         assert result.verdict == SEND
         p.assert_same(result.packet, want)
+
+
+@both_uplinks
+def test_fragments_of_an_unknown_port_are_never_forwarded(datapath: Datapath, uplink_program: str) -> None:
+    """The port went between the first piece and the others; the clusterIP is still the Service's."""
+    tcp, udp = (service(p.BACKEND_LOCAL, protocol=protocol) for protocol in (Protocol.TCP, Protocol.UDP))
+    first, *later = p.pieces(p.udp(p.FROM_CLIENT, (p.CLIENT, 1), (p.CLUSTER_VIP, PORT), LONG), *CUTS)
+    datapath.apply(udp)
+    assert datapath.run(uplink_program, first).reason == "NEW_LOCAL"
+    datapath.apply(tcp)
+    for piece in later:
+        result = datapath.run(uplink_program, piece)
+        assert (result.verdict, result.reason) == (DROP, "STRAY_FRAGMENT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 
+import numpy as np
 import pytest
 
 from lb.config import SnatPorts, Timeouts
@@ -111,6 +112,24 @@ def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path:
     assert new.send() == "NEW_REMOTE"
     assert new.answer() == "REPLY"
     assert old.try_to_send().reason == "SNAT_EXHAUSTED"
+    assert new.answer() == "REPLY"
+
+
+@forwarded
+def test_snat_ports_of_a_dead_connection_are_not_revived_by_its_client(
+    datapath: Datapath, path: Path
+) -> None:
+    """A late segment without SYN must not come out of the port that another client has by now."""
+    datapath.set_up_node(Timeouts(tcp_syn=1), ONE)
+    datapath.apply(service(p.BACKEND_REMOTE))
+    old = Conversation(datapath, path, 1000)
+    old.send()
+    keys, values = datapath.read("flows")
+    values["last_seen"] -= np.uint64(2 * 10**9)
+    datapath.update("flows", keys, values)
+    new = Conversation(datapath, path, 1001)
+    assert new.send() == "NEW_REMOTE"
+    assert old.try_to_send("A").reason == "SNAT_EXHAUSTED"
     assert new.answer() == "REPLY"
 
 
