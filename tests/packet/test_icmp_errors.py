@@ -307,3 +307,14 @@ def test_icmp_errors_leave_idle_flows_idle(datapath: Datapath, path: Path) -> No
     check(datapath, path, path.egress, arrives, want)
     arrives, want = about_reply(conversation, path, p.ROUTER, "too big", 20)
     check(datapath, path, path.ingress, arrives, want)
+
+
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+def test_icmp_errors_to_a_client_that_kept_its_address_are_left_to_the_hook_that_faces_it(
+    datapath: Datapath, program: str
+) -> None:
+    """Between the hooks the stack sees one flow, client and backend: its errors too."""
+    (path,) = (path for path in PATHS if path.name == "pod-away")
+    conversation = talk(datapath, path)
+    arrives, _ = about_request(conversation, path, p.ROUTER, "too big", 20)
+    check_untouched(datapath, program, bytes(p.FROM_NODE2 / p.l3(arrives)), "NOT_VIP")
