@@ -140,7 +140,7 @@ def measure(services: int, endpoints: int, changes: int, seconds: float) -> list
     rows = 1 << max(16, (services * max(251, 128 * endpoints)).bit_length())
     backends = 1 << (services * (endpoints + 1) + changes).bit_length()
     limits = Limits(
-        vips=max(services, 1024), backends=backends, table_rows=rows, services=max(services, 1024)
+        vips=max(2 * services, 1024), backends=backends, table_rows=rows, services=max(services, 1024)
     )
     pins = Pins(f"bench.{os.getpid()}")
     pipe, other = multiprocessing.Pipe()
@@ -162,7 +162,7 @@ def measure(services: int, endpoints: int, changes: int, seconds: float) -> list
             maps = KernelMaps(pins.maps)
             slots = maps.array("backends4")
             in_use = slots["state"] != BackendStateCode.FREE
-            assert len(maps.read("vips4")[0]) == services
+            assert len(maps.read("vips4")[0]) == 2 * services  # and each address as a whole
             assert int(np.count_nonzero(in_use)) == services * endpoints
             figures.append(Figure("memory after the start", agent.memory_mb("VmRSS"), "MB"))
             figures.append(Figure("of it anonymous", agent.memory_mb("RssAnon"), "MB"))

@@ -25,8 +25,6 @@ from lb.state import ClusterState
 
 _log = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.005
-"""How long a burst is gathered after its first message, so that it costs one sync."""
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
 TIDY_SECONDS = 30.0
@@ -51,11 +49,16 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """What :class:`lb.datapath.grace.GracePeriods` waited for is over."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave; the data plane stays."""
 
 
-Message = Sequence[Event] | InterfacesChanged | Failed | Stop
+Message = Sequence[Event] | InterfacesChanged | Failed | Settled | Stop
 Inbox = queue.SimpleQueue[Message]
 
 
@@ -88,6 +91,10 @@ class Syncer(Protocol):
 
     def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
         """Write what differs; a Service's failure is in the report and stops no other."""
+        ...
+
+    def free(self) -> None:
+        """Free what had to wait for packets on their way, as far as they have passed."""
         ...
 
 
@@ -158,6 +165,33 @@ class Retries(Generic[K]):
         return sorted(failure.message for failure in self._failures.values())
 
 
+class Effort:
+    """How long to gather changes: not at all, until they come so fast that syncs take too much of a CPU.
+
+    A sync costs hardly more for some Services than for one: under load it pays to let several come together.
+    Syncs may take SHARE of the time, after a quiet time SAVED_SECONDS at once, and wait for LONGEST_SECONDS
+    at most.
+    """
+
+    SHARE = 0.03
+    SAVED_SECONDS = 0.03
+    LONGEST_SECONDS = 0.05
+
+    def __init__(self, now: float) -> None:
+        self._left = self.SAVED_SECONDS
+        self._at = now
+
+    def wait(self, now: float) -> float:
+        """Return how many seconds to gather from now on."""
+        self._left = min(self._left + (now - self._at) * self.SHARE, self.SAVED_SECONDS)
+        self._at = now
+        return min(max(-self._left / self.SHARE, 0.0), self.LONGEST_SECONDS)
+
+    def spend(self, seconds: float) -> None:
+        """Note the CPU time of a sync; a long one delays what follows no further than others."""
+        self._left = max(self._left - seconds, -self.LONGEST_SECONDS * self.SHARE)
+
+
 class Agent:
     """The main loop of a node.
 
@@ -172,6 +206,7 @@ class Agent:
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
     clock: seconds, monotonic.
+    cpu: CPU seconds of the calling thread.
 
     Attributes
     ----------
@@ -193,6 +228,7 @@ class Agent:
         synced: Callable[[Agent], None],
         beat: Callable[[Agent], None],
         clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self.stopping = False
         self.sync_seconds = 0.0
@@ -206,6 +242,8 @@ class Agent:
         self._synced = synced
         self._beat = beat
         self._clock = clock
+        self._cpu = cpu
+        self._effort = Effort(clock())
         self._claims = Claims(reconciler.holders())
         self._conflicts: set[Conflict] = set()
         self._services = Retries[ObjectKey]()
@@ -257,7 +295,9 @@ class Agent:
             if self._first_sync:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
+                begun = self._cpu()
                 self._sync()
+                self._effort.spend(self._cpu() - begun)
         if now >= self._beat_due:
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
@@ -304,20 +344,21 @@ class Agent:
         return 0.0 if since is None else self._clock() - since
 
     def _gather(self) -> list[Message]:
-        """Return the messages of one burst; none when it is time for something else."""
+        """Return the messages there are; none when it is time for something else."""
         now = self._clock()
         due = min(self._beat_due, self._tidy_due, self._services.next_due(), self._hooks.next_due())
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:
             return []
-        end = self._clock() + GATHER_SECONDS
+        now = self._clock()
+        end = now + self._effort.wait(now)
         while (rest := end - self._clock()) > 0:
             try:
                 messages.append(self._inbox.get(timeout=rest))
             except queue.Empty:
                 break
-        return messages
+        return [*messages, *(self._inbox.get() for _ in range(self._inbox.qsize()))]
 
     def _take(self, messages: Sequence[Message]) -> None:
         """Note what the messages say."""
@@ -330,6 +371,8 @@ class Agent:
                 raise LbError(f"{message.what} failed: {message.error}") from message.error
             elif isinstance(message, InterfacesChanged):
                 interfaces |= message.indexes
+            elif isinstance(message, Settled):
+                self._reconciler.free()
             else:
                 events += message
         if events:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 
+import msgspec
+
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
@@ -62,8 +64,11 @@ def socket_text(address: IPAddress, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
+# There is one of these for each endpoint of a cluster, or several: as structs they are small, and made,
+# compared and hashed in C. gc=False: they never form a cycle, and the collector need not look at them.
+
+
+class ObjectKey(msgspec.Struct, frozen=True, order=True, gc=False):
     """Namespace and name; a cluster-scoped object has the namespace ``""``."""
 
     namespace: str
@@ -145,8 +150,7 @@ class EndpointPort:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One entry of an EndpointSlice's ``endpoints``.
 
     ready, serving and terminating are the conditions with the API's defaults applied (ready and

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import lb
-from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Stop
+from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Settled, Stop
 from lb.config import NODE_NAME, PRIMARY, Config, SocketMode, split_address
 from lb.datapath import loader
+from lb.datapath.grace import GracePeriods
 from lb.datapath.hooks import Hooks, Role, Selection
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES
@@ -139,7 +140,8 @@ def startup(
     maps = KernelMaps(pins.maps)
     stack.callback(maps.close)
     write_settings(maps, config)
-    reconciler = Reconciler(maps, time.monotonic)
+    grace = GracePeriods(lambda: inbox.put(Settled()))
+    reconciler = Reconciler(maps, time.monotonic, begin=grace.begin)
     reconciler.recover()
     surroundings = KernelSurroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
@@ -193,6 +195,7 @@ def startup(
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(inbox.put, stop),
         "interface watcher": watcher.run,
+        "grace periods": grace.run,
         "health": http.run,
     }
     if address := split_address(config.metrics_address):

@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.datapath.layouts import BackendFlag, BackendStateCode, VipFlag, pack_address
-from lb.datapath.ledger import KIND_CODES, STATE_CODES, Ledger, Port, PortKey, Socket, VipRow
+from lb.datapath.ledger import KIND_CODES, Ledger, Port, PortKey, Socket, VipRow, socket_of
 from lb.datapath.maps import Rows
 from lb.datapath.pools import NO_ROWS, Region
 from lb.datapath.tables import set_rows, set_size
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey, TrafficPolicy
-from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
+from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 Sockets = dict[PortKey, set[Socket]]
+
+_ACTIVE, _TERMINATING = int(BackendStateCode.ACTIVE), int(BackendStateCode.TERMINATING)
+_LOCAL, _IN_CLUSTER_SET, _IN_LOCAL_SET = (
+    int(flag) for flag in (BackendFlag.LOCAL, BackendFlag.IN_CLUSTER_SET, BackendFlag.IN_LOCAL_SET)
+)
 
 
 @dataclass(slots=True)
@@ -27,9 +32,9 @@ class Change:
     before: the backends that the Service had. wanted: those that it shall have.
     names: ports that the ``services`` map does not name yet, with (namespace, name, port name).
     new: rows of the family's ``backends`` by id, in state FREE; states: the state they and changed ones get.
-    edits: (id, flags, node) of backends that stay. tables: region and its rows.
-    new_ranges, old_ranges: source ranges to write and to delete. puts, deletes: VIPs. error: what stopped
-    the Service.
+    kept: (id, state, flags, node) wanted of those that are there; edits: (id, flags, node) where they differ.
+    tables: region and its rows. new_ranges, old_ranges: source ranges to write and to delete. puts, deletes:
+    VIPs. error: what stopped the Service.
     """
 
     key: ObjectKey
@@ -38,6 +43,7 @@ class Change:
     wanted: Sockets = field(default_factory=dict)
     names: list[tuple[Port, tuple[bytes, bytes, bytes]]] = field(default_factory=list)
     new: dict[int, tuple[int | bytes, ...]] = field(default_factory=dict)
+    kept: list[tuple[int, int, int, int]] = field(default_factory=list)
     edits: list[tuple[int, int, int]] = field(default_factory=list)
     states: dict[int, int] = field(default_factory=dict)
     tables: list[tuple[Region, NDArray[np.uint32]]] = field(default_factory=list)
@@ -48,14 +54,11 @@ class Change:
     error: LbError | None = None
 
 
-def prepare(
-    ledger: Ledger, slots: Rows, key: ObjectKey, version: int, plan: ServicePlan | None
-) -> Change | None:
+def prepare(ledger: Ledger, key: ObjectKey, version: int, plan: ServicePlan | None) -> Change | None:
     """Compare a plan with the ledger in one family and allocate what is missing; None: the Service is gone.
 
     Ports without a VIP are left out; when nothing is wanted and nothing there, there is no change. Ids and
-    rows that were allocated are in the ledger also when the change carries an error. slots is the family's
-    live array of backends, which is only read.
+    rows that were allocated are in the ledger also when the change carries an error.
     """
     planned = [port for port in plan.ports if port.version == version and port.vips] if plan else []
     if not planned and key not in ledger.services[version]:
@@ -73,8 +76,7 @@ def prepare(
                 ports[port_key] = known or Port(ledger.service_ids.allocate())
             if not ports[port_key].named:
                 change.names.append((ports[port_key], names))
-            _prepare_port(ledger, slots, change, ports[port_key], port_plan)
-            change.wanted[port_key] = {_socket(backend) for backend in port_plan.backends}
+            change.wanted[port_key] = _prepare_port(ledger, change, ports[port_key], port_plan)
     except LbError as error:
         change.error = error
     for port_key, port in ports.items():
@@ -93,31 +95,25 @@ def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:
     return names
 
 
-def _socket(backend: Backend) -> Socket:
-    return (pack_address(backend.address), backend.port)
-
-
-def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan: PortPlan) -> None:
-    kept: list[tuple[int, int, int, int]] = []
-    cluster = {backend.identity for backend in plan.cluster}
-    local = {backend.identity for backend in plan.local}
-    for backend in plan.backends:
-        socket = _socket(backend)
-        state = STATE_CODES[backend.state]
+def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) -> set[Socket]:
+    """Note what one port needs, and return its backends."""
+    sockets = {socket_of(backend): backend for backend in plan.backends}
+    cluster = sockets.keys() if plan.cluster is plan.backends else set(map(socket_of, plan.cluster))
+    local = set(map(socket_of, plan.local))
+    for socket, backend in sockets.items():
+        state = _ACTIVE if backend.state is BackendState.ACTIVE else _TERMINATING
         flags = (
-            BackendFlag.LOCAL * backend.local
-            | BackendFlag.IN_CLUSTER_SET * (backend.identity in cluster)
-            | BackendFlag.IN_LOCAL_SET * (backend.identity in local)
+            _LOCAL * backend.local | _IN_CLUSTER_SET * (socket in cluster) | _IN_LOCAL_SET * (socket in local)
         )
         node = ledger.nodes.id_of(backend)
-        if socket in port.backends:
-            kept.append((port.backends[socket], state, flags, node))
+        slot = port.backends.get(socket)
+        if slot is not None:
+            change.kept.append((slot, state, flags, node))
         else:
             slot = port.backends[socket] = ledger.backend_ids[plan.version].allocate()
-            change.new[slot] = (*socket, int(BackendStateCode.FREE), flags, port.id, 0, node)
+            place = (pack_address(backend.address), backend.port)
+            change.new[slot] = (*place, int(BackendStateCode.FREE), flags, port.id, 0, node)
             change.states[slot] = state
-    if kept:
-        _compare(slots, change, np.array(kept, np.uint32))
     change.new_ranges += [(port, network) for network in plan.source_ranges if not port.ranges.get(network)]
     change.old_ranges += [(port, network) for network in port.ranges.keys() - set(plan.source_ranges)]
     wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
@@ -135,6 +131,7 @@ def _prepare_port(ledger: Ledger, slots: Rows, change: Change, port: Port, plan:
         if port.vips.get(vip.key) != row:
             change.puts[vip.key] = (port, row)
     change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
+    return set(sockets)
 
 
 def _vip_flags(vip: Vip, plan: PortPlan) -> int:
@@ -147,23 +144,34 @@ def _vip_flags(vip: Vip, plan: PortPlan) -> int:
     )
 
 
-def _compare(slots: Rows, change: Change, kept: NDArray[np.uint32]) -> None:
-    """Note which present backends differ from what is wanted: rows of (id, state, flags, node)."""
-    live = slots[kept[:, 0]]
-    other_state = live["state"] != kept[:, 1]
-    change.states.update(kept[other_state][:, :2].tolist())
-    other_place = (live["flags"] != kept[:, 2]) | (live["node"] != kept[:, 3])
-    change.edits += [(slot, flags, node) for slot, _, flags, node in kept[other_place].tolist()]
+def compare(slots: Rows, changes: Sequence[Change]) -> None:
+    """Note which present backends differ from what is wanted; slots is their family's live array.
+
+    All at once: for one Service or for thousands it takes the same few calls.
+    """
+    kept = [row for change in changes for row in change.kept]
+    if not kept:
+        return
+    wanted = np.array(kept, np.uint32)
+    live = slots[wanted[:, 0]]
+    other_state = live["state"] != wanted[:, 1]
+    other_place = (live["flags"] != wanted[:, 2]) | (live["node"] != wanted[:, 3])
+    if not (other_state.any() or other_place.any()):
+        return
+    owners = [change for change in changes for _ in change.kept]
+    for at in np.flatnonzero(other_state).tolist():
+        owners[at].states[kept[at][0]] = kept[at][1]
+    for at in np.flatnonzero(other_place).tolist():
+        slot, _, flags, node = kept[at]
+        owners[at].edits.append((slot, flags, node))
 
 
 def _table(ledger: Ledger, change: Change, port: Port, backends: Sequence[Backend]) -> Region:
     """Return the region with the set of these backends, a new one if the port has none yet."""
     if not backends:
         return NO_ROWS
-    ordered = sorted(backends, key=lambda backend: backend.identity)
-    ids = [port.backends[_socket(backend)] for backend in ordered]
-    members = frozenset(ids)
-    if members not in port.regions:
-        region = port.regions[members] = ledger.rows.allocate(set_size(len(ids)))
-        change.tables.append((region, set_rows(ids, [backend.identity for backend in ordered])))
-    return port.regions[members]
+    ids = tuple([port.backends[socket_of(backend)] for backend in backends])
+    if ids not in port.regions:
+        region = port.regions[ids] = ledger.rows.allocate(set_size(len(ids)))
+        change.tables.append((region, set_rows(ids, [backend.identity for backend in backends])))
+    return port.regions[ids]

@@ -6,6 +6,8 @@ import ctypes
 import logging
 import os
 import platform
+import threading
+from collections.abc import Callable
 
 _LOG = logging.getLogger(__name__)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
@@ -24,3 +26,42 @@ def wait_for_running_programs() -> None:
         _LOG.debug("no membarrier on %s: not waiting for running programs", platform.machine())
     elif libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0):
         _LOG.debug("membarrier: %s: not waiting for running programs", os.strerror(ctypes.get_errno()))
+
+
+class GracePeriods:
+    """Waits in a thread of its own, so that a change that comes meanwhile is not kept waiting.
+
+    ended is called, in that thread, after each wait. wait: :func:`wait_for_running_programs`.
+    """
+
+    TICK_SECONDS = 1.0
+
+    def __init__(
+        self, ended: Callable[[], None], wait: Callable[[], None] = wait_for_running_programs
+    ) -> None:
+        self._ended = ended
+        self._wait = wait
+        self._asked = 0
+        self._over = 0
+        self._wake = threading.Event()
+
+    def begin(self) -> Callable[[], bool]:
+        """Return at once, with what tells whether all programs that run now have ended."""
+        self._asked += 1
+        number = self._asked
+        self._wake.set()
+        return lambda: self._over >= number
+
+    def run(self, stop: threading.Event) -> None:
+        """Wait, whenever that is asked for, until stop is set."""
+        while not stop.is_set():
+            if self._wake.wait(self.TICK_SECONDS):
+                self.step()
+
+    def step(self) -> None:
+        """Do one wait; it counts for all that was asked for before."""
+        self._wake.clear()
+        asked = self._asked
+        self._wait()
+        self._over = asked
+        self._ended()

@@ -24,7 +24,6 @@ from lb.datapath.layouts import (
     SOURCE_RANGE,
     VIP,
     VIP_KEY,
-    BackendStateCode,
     VipKindCode,
     pack_address,
     unpack_address,
@@ -33,20 +32,22 @@ from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import IdPool, Region, RowPool
 from lb.errors import CapacityError, LbError
 from lb.model import IPNetwork, ObjectKey, Protocol
-from lb.plan.types import Backend, BackendState, VipKey, VipKind
+from lb.plan.types import Backend, VipKey, VipKind
 
 _LOG = logging.getLogger(__name__)
 
 PortKey = tuple[str, Protocol | None]
 """A port's name and protocol: unique within a Service, and the same over a restart."""
 
-Socket = tuple[int | bytes, int]
-"""A backend's address as :func:`lb.datapath.layouts.pack_address` gives it, and its port as a number."""
+Socket = int
+"""A backend's address as a number, times 65536, plus its port: in the order of identities, and small."""
 
-STATE_CODES = {
-    BackendState.ACTIVE: BackendStateCode.ACTIVE,
-    BackendState.TERMINATING: BackendStateCode.TERMINATING,
-}
+
+def socket_of(backend: Backend) -> Socket:
+    """Return a backend's key; it names the backend within a family."""
+    return int(backend.address) << 16 | backend.port
+
+
 KIND_CODES = {kind: VipKindCode[kind.name] for kind in VipKind}
 
 
@@ -66,7 +67,8 @@ class Port:
     """What one Service port has in the maps of one family.
 
     id: in ``services``; named: whether it is written there.
-    backends: backend id by socket. regions: lookup tables by the set of backend ids in their rows.
+    backends: backend id by socket. regions: by the ids of a set, in the order of sockets; one that is not as
+    it would be made today has a negative number among them.
     ranges: source ranges; False when a failed write left in the dark whether the kernel has it.
     vips: what the kernel holds; None when a failed write left that in the dark.
     """
@@ -74,12 +76,12 @@ class Port:
     id: int
     named: bool = False
     backends: dict[Socket, int] = field(default_factory=dict)
-    regions: dict[frozenset[int], Region] = field(default_factory=dict)
+    regions: dict[tuple[int, ...], Region] = field(default_factory=dict)
     ranges: dict[IPNetwork, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
 
-    def unreferenced(self) -> Iterator[tuple[frozenset[int], Region]]:
-        """Yield the lookup tables that no VIP uses; none while a VIP's row is in the dark."""
+    def unreferenced(self) -> Iterator[tuple[tuple[int, ...], Region]]:
+        """Yield the sets that no VIP uses; none while a VIP's row is in the dark."""
         rows = list(self.vips.values())
         if None in rows:
             return
@@ -89,7 +91,7 @@ class Port:
                 yield ids, region
 
     def listed(self) -> set[int]:
-        """Return the backend ids in lookup tables."""
+        """Return the backend ids in sets."""
         return set().union(*self.regions)
 
 

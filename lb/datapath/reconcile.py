@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lb.datapath.changes import Change, prepare
+from lb.datapath.changes import Change, compare, prepare
 from lb.datapath.cluster_network import ClusterNetworks
 from lb.datapath.grace import wait_for_running_programs
 from lb.datapath.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
@@ -87,6 +87,7 @@ class Reconciler:
     """Owns the maps that Python writes. Not thread-safe; one per node.
 
     clock: seconds, monotonic. settle: returns when no packet can still hold what it read before the call.
+    begin: the same without waiting, it returns what tells whether that is so; then call :meth:`free`.
     """
 
     def __init__(
@@ -94,11 +95,14 @@ class Reconciler:
         maps: Maps,
         clock: Callable[[], float],
         settle: Callable[[], None] = wait_for_running_programs,
+        begin: Callable[[], Callable[[], bool]] | None = None,
     ) -> None:
         self._maps = maps
         self._slots = {version: maps.array(f"backends{version}") for version in FAMILIES}
         self._clock = clock
         self._settle = settle
+        self._begin = begin or self._settle_now
+        self._settling: deque[tuple[Callable[[], bool], _Unused]] = deque()
         self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
         self._networks = ClusterNetworks(maps)
         self._quarantine: deque[tuple[float, _Unused]] = deque()  # with the time that it ends
@@ -143,6 +147,7 @@ class Reconciler:
         of the Services given.
         """
         self._report = SyncReport()
+        self.free()
         self._end_quarantine()
         if self._ledger.nodes.full:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
@@ -176,10 +181,9 @@ class Reconciler:
 
     def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
         """Return the changes in one family."""
-        slots = self._slots[version]
         changes = []
         for key, plan in plans.items():
-            change = prepare(self._ledger, slots, key, version, plan)
+            change = prepare(self._ledger, key, version, plan)
             if change is None:
                 continue
             changes.append(change)
@@ -188,7 +192,23 @@ class Reconciler:
                 unused = _Unused()
                 self._detach(change, unused)
                 self._release(unused)
+        compare(self._slots[version], [change for change in changes if change.error is None])
         return changes
+
+    def _settle_now(self) -> Callable[[], bool]:
+        self._settle()
+        return lambda: True
+
+    def free(self) -> None:
+        """Free the backends that no packet on its way can choose any more."""
+        while self._settling and self._settling[0][0]():
+            self._free(self._settling.popleft()[1])
+
+    def _free(self, unused: _Unused) -> None:
+        for version, backends in unused.backends.items():
+            if backends:
+                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
+        self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
 
     def _end_quarantine(self) -> None:
         """Hand back what has rested long enough."""
@@ -363,14 +383,12 @@ class Reconciler:
         unused = _Unused()
         for change in changes:
             self._detach(change, unused)
+        self._report.backends_freed += sum(map(len, unused.backends.values()))
         if unused.exposed:
-            self._settle()
-        for version, backends in unused.backends.items():
-            if backends:
-                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
-                self._report.backends_freed += len(backends)
-        if any(unused.backends.values()) or unused.regions:
-            self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
+            self._settling.append((self._begin(), unused))
+            self.free()
+        elif any(unused.backends.values()) or unused.regions:
+            self._free(unused)
         for change in changes:
             try:
                 self._delete_names(change)
@@ -386,7 +404,7 @@ class Reconciler:
             for ids, region in list(port.unreferenced()):
                 del port.regions[ids]
                 unused.regions.append(region)
-                dropped |= ids
+                dropped.update(ids)
             keep = wanted.get(port_key, set())
             listed = port.listed()
             gone = [s for s, slot in port.backends.items() if s not in keep and slot not in listed]

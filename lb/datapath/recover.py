@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lb.datapath.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode
+from lb.datapath.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, unpack_address
 from lb.datapath.ledger import (
     Ledger,
     NodeNames,
@@ -21,6 +21,7 @@ from lb.datapath.ledger import (
 from lb.datapath.maps import Maps, Rows
 from lb.datapath.tables import set_size, table_rows
 from lb.model import ObjectKey
+from lb.plan import SMALL_SET
 from lb.plan.types import VipKey
 
 _NAMELESS = ObjectKey("", "")
@@ -65,13 +66,13 @@ def read_ledger(maps: Maps) -> Ledger:
     return new_ledger(maps, services, _read_nodes(maps))
 
 
-def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, str]:
+def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, int, int, int]:
     """Order VIPs by id, so that a restart on equal maps always goes on in the same way.
 
     Addresses as a whole come last: it is the other VIPs that know their port's protocol.
     """
     vip, row = entry
-    return (vip.protocol is None, row.service, str(vip))
+    return (vip.protocol is None, row.service, int(vip.address), vip.port, vip.protocol or 0)
 
 
 def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
@@ -101,9 +102,12 @@ def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
     slots = maps.array(f"backends{version}")
     used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
     leftovers = []
-    for backend, slot in zip(used.tolist(), slots[used].tolist(), strict=True):
-        address, number, _, _, service, _, _ = slot
-        socket: Socket = (address, number)
+    rows = slots[used]
+    addresses = [int(unpack_address(address)) for address in rows["address"].tolist()]
+    for backend, address, number, service in zip(
+        used.tolist(), addresses, rows["port"].tolist(), rows["service"].tolist(), strict=True
+    ):
+        socket: Socket = address << 16 | number
         port = ports.get((version, service))
         if port is not None and socket not in port.backends:
             port.backends[socket] = backend
@@ -115,16 +119,18 @@ def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
 
 def _read_regions(tables: Rows, port: Port) -> None:
     """File a port's sets under the backends in their rows."""
-    own = set(port.backends.values())
+    sockets = {backend: socket for socket, backend in port.backends.items()}
     regions = {region for row in port.vips.values() if row for region in (row.inside, row.outside)}
     for region in sorted(regions):
         if not region.size:
             continue
-        ids = frozenset(np.unique(tables[region.offset : region.offset + region.size]).tolist())
-        good = ids <= own and region.size == set_size(len(ids)) and ids not in port.regions
+        found = tables[region.offset : region.offset + region.size].tolist()
+        ids = tuple(sorted(sockets.keys() & set(found), key=sockets.__getitem__))
+        as_made = list(ids) == found if region.size <= SMALL_SET else len(ids) == len(set(found))
+        good = as_made and region.size == set_size(len(ids)) and ids not in port.regions
         # A set that is not as it would be made today keeps its rows until its VIPs have a new one; the
-        # negative number keeps it from being taken for the table of its backends.
-        port.regions[ids if good else (ids & own) | {-1 - region.offset}] = region
+        # negative number keeps it from being taken for the set of its backends.
+        port.regions[ids if good else (*ids, -1 - region.offset)] = region
 
 
 def _read_nodes(maps: Maps) -> NodeNames:

@@ -8,6 +8,7 @@ refuse but kube-proxy accepts (leading zeros in IPv4 addresses, host bits in sou
 from __future__ import annotations
 
 import functools
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from lb.errors import InputError
 from lb.kube.decode import (
     UNREADABLE,
     ApiObject,
+    Conditions,
     EndpointEntry,
+    Hint,
     Metadata,
     NodeObject,
     ServiceObject,
     ServicePortEntry,
     SliceObject,
-    TargetRef,
     complaint,
 )
 from lb.model import (
@@ -39,7 +41,6 @@ from lb.model import (
     IPNetwork,
     Node,
     ObjectKey,
-    Origin,
     Protocol,
     Resource,
     Service,
@@ -65,7 +66,7 @@ class FieldError(ValueError):
         self.instead = instead
 
 
-def service(item: ServiceObject, origin: Origin) -> Service:
+def service(item: ServiceObject) -> Service:
     """Return the model's Service.
 
     The labels that give a Service to another proxy are the list's selector, so proxied is always True here;
@@ -102,7 +103,6 @@ def service(item: ServiceObject, origin: Origin) -> Service:
         health_check_node_port=spec.health_check_node_port or 0,
         distribution=_distribution(spec.traffic_distribution or ""),
         created=meta.creation_timestamp or "",
-        origin=origin,
     )
 
 
@@ -140,8 +140,8 @@ def _distribution(text: str) -> TrafficDistribution:
         return TrafficDistribution.NONE
 
 
-def endpoint_slice(item: SliceObject, origin: Origin) -> EndpointSlice:
-    """Return the model's EndpointSlice.
+def endpoint_slice(item: SliceObject) -> EndpointSlice:
+    """Return the model's EndpointSlice; which pod an endpoint is stays empty, since nothing reads it.
 
     Of an endpoint's addresses the first counts, the API gives the others no meaning. A port without number,
     which would mean every port, is left out. Conditions that are absent have the API's defaults: ready,
@@ -160,49 +160,52 @@ def endpoint_slice(item: SliceObject, origin: Origin) -> EndpointSlice:
     result = EndpointSlice(
         key=key,
         service=ObjectKey(key.namespace, label),
-        ports=tuple(
-            EndpointPort(sys.intern(port.name or ""), Protocol[port.protocol or "TCP"], port.port)
-            for port in item.ports or ()
-            if port.port is not None
+        ports=_ports(
+            tuple([(port.name or "", port.protocol, port.port) for port in item.ports or () if port.port])
         ),
-        endpoints=tuple(_endpoint(i, entry) for i, entry in enumerate(item.endpoints or ()) if not named),
-        origin=origin,
+        endpoints=() if named else tuple([_endpoint(i, e) for i, e in enumerate(item.endpoints or ())]),
     )
     if named:
         raise FieldError("addressType", HOST_NAMES, instead=result)
     return result
 
 
+@functools.lru_cache(maxsize=1024)
+def _ports(ports: tuple[tuple[str, str | None, int], ...]) -> tuple[EndpointPort, ...]:
+    """Return one tuple for all slices with the same ports: they are few."""
+    return tuple(EndpointPort(sys.intern(name), Protocol[kind or "TCP"], port) for name, kind, port in ports)
+
+
+_NO_CONDITIONS = Conditions()
+_NOBODY: frozenset[str] = frozenset()
+
+
 def _endpoint(index: int, entry: EndpointEntry) -> Endpoint:
-    conditions, hints = entry.conditions, entry.hints
+    conditions, hints = entry.conditions or _NO_CONDITIONS, entry.hints
     try:
         address = _parse_address(entry.addresses[0])
     except AddressValueError as error:
         raise FieldError(f"endpoints[{index}].addresses[0]", f"must be an IP address: {error}") from error
     return Endpoint(
-        address=address,
-        ready=conditions is None or conditions.ready is not False,
-        serving=conditions is None or conditions.serving is not False,
-        terminating=conditions is not None and conditions.terminating is True,
-        node=sys.intern(entry.node_name or ""),
-        zone=sys.intern(entry.zone or ""),
-        target=_target(entry.target_ref) if entry.target_ref else "",
-        hint_zones=_names(tuple(hint.name for hint in hints.for_zones or ())) if hints else frozenset(),
-        hint_nodes=_names(tuple(hint.name for hint in hints.for_nodes or ())) if hints else frozenset(),
+        address,
+        conditions.ready is not False,
+        conditions.serving is not False,
+        conditions.terminating is True,
+        sys.intern(entry.node_name or ""),
+        sys.intern(entry.zone or ""),
+        "",
+        _names(hints.for_zones) if hints and hints.for_zones else _NOBODY,
+        _names(hints.for_nodes) if hints and hints.for_nodes else _NOBODY,
     )
 
 
-def _target(reference: TargetRef) -> str:
-    return f"{reference.namespace or ''}/{reference.name or ''}" if reference.kind == "Pod" else ""
-
-
 @functools.lru_cache(maxsize=4096)
-def _names(names: tuple[str, ...]) -> frozenset[str]:
+def _names(hints: tuple[Hint, ...]) -> frozenset[str]:
     """Return one set for all endpoints with the same hints: there are as many sets as zones or nodes."""
-    return frozenset(map(sys.intern, names))
+    return frozenset(sys.intern(hint.name) for hint in hints)
 
 
-def node(item: NodeObject, origin: Origin) -> Node:
+def node(item: NodeObject) -> Node:
     """Return the model's Node.
 
     Raises
@@ -221,7 +224,6 @@ def node(item: NodeObject, origin: Origin) -> Node:
         zone=(item.metadata.labels and item.metadata.labels.zone) or "",
         terminating=item.metadata.deletion_timestamp is not None
         or any(taint.key == DELETION_TAINT for taint in taints),
-        origin=origin,
     )
 
 
@@ -245,8 +247,8 @@ def _parse_address(text: str) -> IPAddress:
         address = IPv6Address(text)
         return address.ipv4_mapped or address
     try:
-        return IPv4Address(text)
-    except AddressValueError:
+        return IPv4Address(int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big"))  # most of it in C
+    except (OSError, ValueError):
         return IPv4Address(".".join(part.lstrip("0") or "0" for part in text.split(".")))
 
 
@@ -285,7 +287,7 @@ class Reader(Generic[S, R]):
     path: the path of all of them, ``/api/v1/services``.
     """
 
-    def __init__(self, model: Kind, path: str, struct: type[S], convert: Callable[[S, Origin], R]) -> None:
+    def __init__(self, model: Kind, path: str, struct: type[S], convert: Callable[[S], R]) -> None:
         self.model = model
         self.path = path
         self._struct = struct
@@ -305,7 +307,7 @@ class Reader(Generic[S, R]):
             return self._refused(meta, *complaint(body, self._struct, error))
         meta = decoded.metadata
         try:
-            resource = self._convert(decoded, Origin(self.path_of(meta)))
+            resource = self._convert(decoded)
         except FieldError as error:
             # What a reader's own function gives instead is of the reader's kind.
             return self._refused(meta, error.field, str(error), cast("R | None", error.instead))

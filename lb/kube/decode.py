@@ -138,7 +138,7 @@ class Conditions(_Object):
     terminating: bool | None = None
 
 
-class Hint(_Object):
+class Hint(msgspec.Struct, frozen=True, gc=False):
     """``endpoints[].hints.forZones[]`` and ``forNodes[]``."""
 
     name: str
@@ -151,14 +151,6 @@ class Hints(_Object):
     for_nodes: tuple[Hint, ...] | None = None
 
 
-class TargetRef(_Object):
-    """``endpoints[].targetRef``."""
-
-    kind: str | None = None
-    namespace: str | None = None
-    name: str | None = None
-
-
 class EndpointEntry(_Object):
     """``endpoints[]`` of an EndpointSlice."""
 
@@ -166,7 +158,6 @@ class EndpointEntry(_Object):
     conditions: Conditions | None = None
     node_name: str | None = None
     zone: str | None = None
-    target_ref: TargetRef | None = None
     hints: Hints | None = None
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from typing import NamedTuple
 
 from lb.model import (
@@ -19,7 +22,10 @@ from lb.model import (
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
 
 _HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
-_Socket = tuple[IPAddress, int]
+_HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
+_KINDS: Mapping[int, type] = {4: IPv4Address, 6: IPv6Address}
+_Socket = tuple[int, int]
+"""An address as a number, and a port."""
 
 
 def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: Topology) -> ServicePlan:
@@ -59,7 +65,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
-            members = _members(_merge(port, version, slices), topology)
+            members = _members(_merge(port, version, slices), version, topology)
             ports.append(_plan_port(service, port, family_vips, members, topology))
     for vips_of_family in _addresses(service, topology):
         _give_addresses(ports, vips_of_family)
@@ -87,8 +93,8 @@ class Member(NamedTuple):
 
 def usable(members: Sequence[Member]) -> tuple[Member, ...]:
     """Return who takes new connections: the ready ones, else those that are serving and terminating."""
-    ready = tuple(member for member in members if member.endpoint.ready)
-    return ready or tuple(m for m in members if m.endpoint.serving and m.endpoint.terminating)
+    ready = tuple([member for member in members if member.endpoint.ready])
+    return ready or tuple([m for m in members if m.endpoint.serving and m.endpoint.terminating])
 
 
 def close(ready: Sequence[Member], topology: Topology) -> tuple[Member, ...]:
@@ -100,14 +106,12 @@ def close(ready: Sequence[Member], topology: Topology) -> tuple[Member, ...]:
     a kind count only when every ready endpoint has some and one is meant for this node, or this zone:
     otherwise somebody would be left without endpoints, or an endpoint without clients.
     """
-    kinds = (
-        (topology.node_name, [(member, member.endpoint.hint_nodes) for member in ready]),
-        (topology.zone, [(member, member.endpoint.hint_zones) for member in ready]),
-    )
-    for here, hinted in kinds:
-        meant = tuple(member for member, hints in hinted if here in hints)
-        if here and meant and all(hints for _, hints in hinted):
-            return meant
+    for here, hints_of in ((topology.node_name, _HINT_NODES), (topology.zone, _HINT_ZONES)):
+        hinted = [hints_of(member.endpoint) for member in ready] if here else []
+        if hinted and all(hinted):
+            meant = tuple([member for member, hints in zip(ready, hinted, strict=True) if here in hints])
+            if meant:
+                return meant
     return tuple(ready)
 
 
@@ -203,15 +207,15 @@ def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
 def _merge(port: ServicePort, version: int, slices: Iterable[EndpointSlice]) -> dict[_Socket, Endpoint]:
     """Return a port's endpoints of one family by address and number; of two reports the readier one."""
     merged: dict[_Socket, Endpoint] = {}
+    kind = _KINDS[version]
     for piece in slices:
-        numbers = [p.port for p in piece.ports if p.name == port.name and p.protocol is port.protocol]
-        for number in numbers:
+        for number in [p.port for p in piece.ports if p.name == port.name and p.protocol is port.protocol]:
             for endpoint in piece.endpoints:
-                socket = (endpoint.address, number)
-                if endpoint.address.version == version and (
-                    socket not in merged or _readiness(endpoint) > _readiness(merged[socket])
-                ):
-                    merged[socket] = endpoint
+                if type(endpoint.address) is kind:
+                    socket = (int(endpoint.address), number)
+                    known = merged.get(socket)
+                    if known is None or _readiness(endpoint) > _readiness(known):
+                        merged[socket] = endpoint
     return merged
 
 
@@ -220,10 +224,24 @@ def _readiness(endpoint: Endpoint) -> tuple[bool, bool, bool]:
     return (endpoint.ready, endpoint.serving, endpoint.terminating)
 
 
-def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[Member]:
+def _members(endpoints: Mapping[_Socket, Endpoint], version: int, topology: Topology) -> list[Member]:
     """Return a port's backends with their endpoints, sorted by identity."""
-    members = [Member(_backend(s, endpoint, topology), endpoint) for s, endpoint in endpoints.items()]
-    return sorted(members, key=lambda member: member.backend.identity)
+    own = _numbers(topology.node_addresses, version)
+    here = topology.node_name
+    members = []
+    for socket in sorted(endpoints):
+        endpoint, node = endpoints[socket], endpoints[socket].node
+        state = BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING
+        local = node == here and node != ""
+        backend = Backend(endpoint.address, socket[1], node, local, state, socket[0] in own)
+        members.append(Member(backend, endpoint))
+    return members
+
+
+@lru_cache(maxsize=8)
+def _numbers(addresses: frozenset[IPAddress], version: int) -> frozenset[int]:
+    """Return the addresses of one family as numbers."""
+    return frozenset(int(address) for address in addresses if address.version == version)
 
 
 def _plan_port(
@@ -231,6 +249,7 @@ def _plan_port(
 ) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
     cluster, local = offered(members, topology)
+    backends = tuple([m.backend for m in members if m.endpoint.ready or m.endpoint.terminating])
     version = vips[0].key.address.version
     ranges = {net for net in service.source_ranges if net.version == version}
     balanced = any(vip.kind is VipKind.LOAD_BALANCER for vip in vips)
@@ -240,23 +259,12 @@ def _plan_port(
         version=version,
         affinity_seconds=service.affinity_seconds,
         vips=tuple(sorted(vips, key=_vip_order)),
-        backends=tuple(m.backend for m in members if m.endpoint.ready or m.endpoint.terminating),
-        cluster=tuple(member.backend for member in cluster),
-        local=tuple(member.backend for member in local),
+        backends=backends,
+        cluster=backends if len(cluster) == len(backends) else tuple([each.backend for each in cluster]),
+        local=tuple([each.backend for each in local]),
         source_ranges=tuple(sorted(ranges, key=_network_order)) if balanced else (),
     )
 
 
 def _network_order(network: IPNetwork) -> tuple[int, int]:
     return int(network.network_address), network.prefixlen
-
-
-def _backend(socket: _Socket, endpoint: Endpoint, topology: Topology) -> Backend:
-    return Backend(
-        address=socket[0],
-        port=socket[1],
-        node=endpoint.node,
-        local=endpoint.node != "" and endpoint.node == topology.node_name,
-        state=BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING,
-        host=socket[0] in topology.node_addresses,
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+import msgspec
+
 from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy, socket_text
 
 
@@ -69,8 +71,7 @@ class Vip:
     outside: TrafficPolicy = TrafficPolicy.CLUSTER
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
+class Backend(msgspec.Struct, frozen=True, gc=False):
     """One endpoint of a Service port. node is ``""`` when the endpoint names none.
 
     host: it is a process of this node itself, with the node's address (host network).

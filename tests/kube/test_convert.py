@@ -15,7 +15,6 @@ from lb.model import (
     EndpointSlice,
     Node,
     ObjectKey,
-    Origin,
     Protocol,
     Service,
     ServicePort,
@@ -97,7 +96,6 @@ def test_every_field_of_a_service() -> None:
         distribution=TrafficDistribution.PREFER_SAME_ZONE,
         created="2020-01-15T10:20:58Z",
     )
-    assert read.resource.origin == Origin("/api/v1/namespaces/shop/services/web")
 
 
 def test_a_service_with_nothing_set_has_the_defaults() -> None:
@@ -176,7 +174,6 @@ def test_every_field_of_a_slice() -> None:
                 ip_address(BACKEND_A),
                 node="node1",
                 zone="zone-a",
-                target="shop/web-0",
                 hint_zones=frozenset(("zone-a", "zone-b")),
                 hint_nodes=frozenset(("node1",)),
             ),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
+from msgspec import structs
+
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 from tests import packets as p
@@ -81,7 +83,7 @@ def retargeted(plan: ServicePlan, number: int) -> ServicePlan:
     """Return the plan with another target port."""
     (port,) = plan.ports
     backends, cluster, local = (
-        tuple(replace(each, port=number) for each in members)
+        tuple(structs.replace(each, port=number) for each in members)
         for members in (port.backends, port.cluster, port.local)
     )
     return replace(plan, ports=(replace(port, backends=backends, cluster=cluster, local=local),))

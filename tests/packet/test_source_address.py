@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from lb.config import SnatPorts
 from lb.model import Protocol, TrafficPolicy
@@ -102,7 +103,7 @@ def twin(plan: ServicePlan) -> ServicePlan:
     """Return the same Service as the other node has it: what is local here is remote there."""
     (port,) = plan.ports
     backends, cluster, local = (
-        tuple(replace(each, local=not each.local) for each in members)
+        tuple(structs.replace(each, local=not each.local) for each in members)
         for members in (port.backends, port.cluster, port.local)
     )
     return replace(plan, ports=(replace(port, backends=backends, cluster=cluster, local=local),))

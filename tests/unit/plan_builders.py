@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 
+from msgspec import structs
+
 from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
@@ -83,7 +85,7 @@ def _port_in_ipv6(port: PortPlan) -> PortPlan:
         return port
 
     def moved(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
-        return tuple(replace(each, address=address_in(6, each.address)) for each in backends)
+        return tuple(structs.replace(each, address=address_in(6, each.address)) for each in backends)
 
     vips = (replace(vip, key=replace(vip.key, address=address_in(6, vip.key.address))) for vip in port.vips)
     return replace(

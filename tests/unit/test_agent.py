@@ -7,10 +7,23 @@ import queue
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
-from lb.agent import BEAT_SECONDS, TIDY_SECONDS, Agent, Failed, Inbox, InterfacesChanged, Retries, Stop
+from lb.agent import (
+    BEAT_SECONDS,
+    TIDY_SECONDS,
+    Agent,
+    Effort,
+    Failed,
+    Inbox,
+    InterfacesChanged,
+    Retries,
+    Settled,
+    Stop,
+)
 from lb.config import Limits
 from lb.datapath.ledger import read_vips
 from lb.datapath.maps import FakeMaps
@@ -152,10 +165,10 @@ class Bench:
         self.now += 0.001
         return self.now
 
-    def tell(self, *messages: Event | InterfacesChanged | Failed | Stop) -> None:
+    def tell(self, *messages: Event | InterfacesChanged | Failed | Settled | Stop) -> None:
         """Put the messages into the inbox, each event in a batch of its own, and let the agent step once."""
         for message in messages:
-            if isinstance(message, InterfacesChanged | Failed | Stop):
+            if isinstance(message, InterfacesChanged | Failed | Settled | Stop):
                 self.inbox.put(message)
             else:
                 self.inbox.put([message])
@@ -200,6 +213,59 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
     bench.agent._inbox = bench.inbox
     bench.tell(SYNCED)
     assert bench.vips() == {"10.96.0.1"}
+
+
+def test_effort_waits_once_syncs_take_more_than_their_share() -> None:
+    effort = Effort(now=100.0)
+    assert effort.wait(100.0) == 0.0
+    for _ in range(6):
+        effort.spend(Effort.SAVED_SECONDS / 6)
+    assert effort.wait(100.0) == pytest.approx(0.0)
+    effort.spend(0.0003)
+    assert effort.wait(100.0) == pytest.approx(0.01)
+    assert effort.wait(100.02) == 0.0
+
+
+def test_effort_never_waits_for_long_and_forgets_a_quiet_time() -> None:
+    effort = Effort(now=100.0)
+    effort.spend(10.0)
+    assert effort.wait(100.0) == pytest.approx(Effort.LONGEST_SECONDS)
+    assert effort.wait(1000.0) == 0.0
+    effort.spend(Effort.SAVED_SECONDS + 0.0003)
+    assert effort.wait(1000.0) == pytest.approx(0.01)
+
+
+def test_under_load_changes_are_gathered(bench: Bench) -> None:
+    """Each sync seems to take a second of CPU: the agent waits for more, as its clock goes on."""
+    seconds = iter(range(100))
+    bench.agent._cpu = lambda: float(next(seconds))
+    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
+
+    class Trickle(queue.SimpleQueue):  # type: ignore[type-arg]
+        waits: ClassVar[list[float]] = []
+
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            self.waits.append(timeout or 0.0)
+            return [Upsert(endpoints(WEB if len(self.waits) % 2 else DNS, f"10.0.0.{len(self.waits)}"))]
+
+    bench.agent._inbox = Trickle()
+    bench.agent.step()
+    assert bench.reconciler.syncs[1:] == [{WEB, DNS}]
+    assert len(Trickle.waits) > 10
+    assert max(Trickle.waits[1:]) <= Effort.LONGEST_SECONDS
+
+
+def test_what_waited_for_packets_on_their_way_is_freed_when_told(bench: Bench) -> None:
+    passed = False
+    bench.reconciler._begin = lambda: lambda: passed
+    bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2")), SYNCED)
+    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
+    slots = bench.maps.array("backends4")
+    bench.tell(Settled())
+    assert np.count_nonzero(slots["state"]) == 2
+    passed = True
+    bench.tell(Settled())
+    assert np.count_nonzero(slots["state"]) == 1
 
 
 def test_only_what_changed_is_planned_again(bench: Bench) -> None:

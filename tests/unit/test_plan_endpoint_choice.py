@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import pytest
+from msgspec import structs
 
 from lb.model import (
     Endpoint,
@@ -66,7 +67,7 @@ def _endpoint(node: str, conditions: tuple[bool, bool, bool], zones: str) -> End
 def choice(row: Row, service: Service = WEB) -> PortPlan:
     """Plan a Service with the row's endpoints, numbered by their last octet."""
     endpoints = tuple(
-        replace(endpoint, address=ip_address(f"10.0.0.{number}"))
+        structs.replace(endpoint, address=ip_address(f"10.0.0.{number}"))
         for number, endpoint in enumerate(row.endpoints, 1)
     )
     piece = EndpointSlice(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lb.model import (
     Endpoint,
@@ -229,7 +230,7 @@ def test_policies_of_each_kind_of_vip(internal: TrafficPolicy, external: Traffic
 
 
 DYING_REMOTE = Endpoint(ip_address("10.0.2.3"), ready=False, serving=True, terminating=True, node="node2")
-SERVING_LOCAL = replace(SERVING, node="node1")
+SERVING_LOCAL = structs.replace(SERVING, node="node1")
 
 
 @pytest.mark.parametrize(
@@ -241,9 +242,9 @@ SERVING_LOCAL = replace(SERVING, node="node1")
         ([READY_LOCAL, SERVING_LOCAL], ["10.0.1.1"], ["10.0.1.1"]),
         ([SERVING_LOCAL, DYING_REMOTE], ["10.0.1.3", "10.0.2.3"], ["10.0.1.3"]),
         ([DYING_REMOTE], ["10.0.2.3"], []),
-        ([replace(DYING, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
-        ([replace(UNREADY, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
-        ([replace(DYING, node="node1"), UNREADY], [], []),
+        ([structs.replace(DYING, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
+        ([structs.replace(UNREADY, node="node1"), READY_REMOTE], ["10.0.2.1"], []),
+        ([structs.replace(DYING, node="node1"), UNREADY], [], []),
     ],
     ids=[
         "ready-in-both-places",
@@ -350,7 +351,7 @@ def test_source_ranges_are_those_of_the_family_and_need_a_load_balancer_address(
 @pytest.mark.parametrize("worse", [UNREADY, SERVING, DYING])
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_endpoint_in_two_slices_counts_once_as_the_readier(worse: Endpoint, flip: bool) -> None:
-    slices = [piece(READY_LOCAL), piece(replace(worse, address=READY_LOCAL.address), name="b")]
+    slices = [piece(READY_LOCAL), piece(structs.replace(worse, address=READY_LOCAL.address), name="b")]
     port = only(plan_service(WEB, slices[::-1] if flip else slices, TOPOLOGY))
     assert port.backends == (Backend(READY_LOCAL.address, 8080, "node1", local=True),)
 
