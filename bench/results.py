@@ -85,7 +85,7 @@ def write_table(results: Sequence[Result], out: TextIO) -> None:
             out.write(f"\n{head}\n")
             section = head
         spread = f"{_short(result.low)} to {_short(result.high)}"
-        line = f"  {tail:<58}{_short(result.value):>10} {result.unit:<10}{spread:<22}"
+        line = f"  {tail:<58}{_short(result.value):>10} {result.unit:<11}{spread:<23}"
         if result.target is not None:
             line += f"{result.sense.value} {result.target:g}  {'met' if result.met else 'MISSED'}"
         out.write(f"{line.rstrip()}\n")
