@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import lb
+from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Settled, Stop
 from lb.config import NODE_NAME, PRIMARY, Config, SocketMode, split_address
 from lb.datapath import loader
@@ -32,7 +33,6 @@ from lb.datapath.reconcile import Reconciler
 from lb.datapath.sockets import SocketHooks, netns_cookie
 from lb.datapath.sweep import sweep
 from lb.errors import ConfigError, InputError
-from lb.manifests import ManifestSource
 from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.observe.health import HealthChecks, NodeHealth
 from lb.observe.http import HttpServer, routes
@@ -76,6 +76,7 @@ def serve(config: Config) -> None:
     ConfigError: a setting is missing or does not fit this node.
     LbError: another agent runs for the instance, or the kernel or a source failed.
     """
+    memory.few_arenas()
     config = complete(config)
     source = build_source(config)
     run_dir = RunDir(config.instance)
@@ -172,10 +173,13 @@ def startup(
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
     stack.callback(watcher.close)
     after_sync: list[Callable[[Agent], None]] = [lambda _agent: health.synced(), notes.synced]
+    first = [memory.spare]
 
     def synced(agent: Agent) -> None:
         for tell in after_sync:
             tell(agent)
+        while first:
+            first.pop()()
 
     agent = Agent(
         inbox=inbox,
@@ -244,6 +248,8 @@ def build_source(config: Config) -> Source:
     for directory in directories:
         if not directory.is_dir():
             raise ConfigError(f"setting sources: manifests:{directory}: no such directory")
+    from lb.manifests import ManifestSource  # noqa: PLC0415  (an agent of an API server does without)
+
     return ManifestSource(
         directories,
         service_cidr=config.service_cidr,

@@ -53,6 +53,12 @@ class Change:
     deletes: dict[VipKey, Port] = field(default_factory=dict)
     error: LbError | None = None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether something that was there, or was to be there, may be of no use now."""
+        changed = bool(self.before) and (bool(self.puts) or self.before != self.wanted)
+        return self.error is not None or bool(self.deletes or self.old_ranges) or changed
+
 
 def prepare(ledger: Ledger, key: ObjectKey, version: int, plan: ServicePlan | None) -> Change | None:
     """Compare a plan with the ledger in one family and allocate what is missing; None: the Service is gone.

@@ -16,15 +16,17 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-
+from lb.bare import bare_package
 from lb.config import UplinkMode
 from lb.datapath import bpf
 from lb.datapath.bpf import FD
 from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
 from lb.model import IPAddress
+
+bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
+from pyroute2.iproute.linux import IPRoute  # noqa: E402
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError  # noqa: E402
 
 _ETH_P_ALL = 0x0003
 _ARPHRD_ETHER = 1

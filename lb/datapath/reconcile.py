@@ -39,6 +39,8 @@ from lb.plan.types import ServicePlan, VipKey
 
 _LOG = logging.getLogger(__name__)
 
+AT_ONCE = 512
+"""How many Services are prepared and written together."""
 QUARANTINE_SECONDS = 1.0
 """How long freed backend ids and table rows rest; a program run takes microseconds."""
 
@@ -153,9 +155,29 @@ class Reconciler:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
         todo = {**self._pending, **plans}
         self._pending = {}
-        families = {version: self._prepared(version, todo) for version in FAMILIES}
-        changes = [change for family in families.values() for change in family]
+        left: list[Change] = []
+        keys = list(todo)
+        for start in range(0, max(len(keys), 1), AT_ONCE):  # without any: what is left of node names
+            left += self._add({key: todo[key] for key in keys[start : start + AT_ONCE]})
+        # What moves from one Service to another is at its new place before it is missing at its old one.
+        for delete in (self._delete_vips, self._delete_ranges):
+            for version in FAMILIES:
+                self._each([change for change in left if change.version == version], delete)
+        self._collect(left)
 
+        for change in left:
+            if change.error is not None:
+                self._report.errors.setdefault(change.key, change.error)
+                self._pending[change.key] = todo[change.key]
+        return self._report
+
+    def _add(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
+        """Write what is new, from the names to the VIPs; return the changes that may leave things to delete.
+
+        Some Services at a time: what all of a large cluster's have to write would be large.
+        """
+        families = {version: self._prepared(version, plans) for version in FAMILIES}
+        changes = [change for family in families.values() for change in family]
         self._each(changes, self._write_names)
         for family in families.values():
             self._each(family, self._write_ranges, self._undo_ranges)
@@ -164,20 +186,9 @@ class Reconciler:
         for version in FAMILIES:
             self._write_backends(version, [change for change in ready if change.version == version])
         self._each(changes, self._write_tables)
-        for write, undo in (
-            (self._put_vips, self._restore_vips),
-            (self._delete_vips, _nothing),
-            (self._delete_ranges, _nothing),
-        ):
-            for family in families.values():
-                self._each(family, write, undo)
-        self._collect(changes)
-
-        for change in changes:
-            if change.error is not None:
-                self._report.errors.setdefault(change.key, change.error)
-                self._pending[change.key] = todo[change.key]
-        return self._report
+        for family in families.values():
+            self._each(family, self._put_vips, self._restore_vips)
+        return [change for change in changes if change.leaves]
 
     def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
         """Return the changes in one family."""

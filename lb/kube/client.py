@@ -1,7 +1,8 @@
 """Requests to the API server: configuration, authentication and TLS by the kubernetes package, raw bytes out.
 
-Of that package only the configuration loaders and the urllib3 pool are used. Its model objects cost ten times
-the time and memory of what we need, and its watch hides the errors that a reflector has to tell apart.
+Of that package only the configuration loaders and the urllib3 pool are used, and the rest is not even
+imported: its model objects cost ten times the time and memory of what we need, and its watch hides the errors
+that a reflector has to tell apart.
 
 Credentials that change. The files that a configuration came from (kubeconfig, token, certificates) are looked
 at before every request; when one has changed, everything is loaded anew. So it is after an answer 401 and
@@ -23,13 +24,19 @@ from urllib.parse import urlencode
 import msgspec
 import urllib3
 import yaml
-from kubernetes.client import Configuration
-from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException, incluster_config, kube_config
 
 import lb
+from lb.bare import bare_package
 from lb.errors import ConfigError, LbError
 from lb.kube.decode import UNREADABLE
+
+bare_package("kubernetes")
+bare_package(
+    "kubernetes.client", Configuration="kubernetes.client.configuration", ApiClient="lb.kube.api_client"
+)
+from kubernetes.client.configuration import Configuration  # noqa: E402
+from kubernetes.client.rest import RESTClientObject  # noqa: E402
+from kubernetes.config import ConfigException, incluster_config, kube_config  # noqa: E402
 
 _log = logging.getLogger(__name__)
 
