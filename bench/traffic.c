@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 #define MESSAGE	  64	/* bytes of a request, of its answer, and of a datagram */
-#define KEPT	  4	/* connections or sockets of a client process that has several */
+#define KEPT	  8	/* connections or sockets of a client process that has several */
 #define CHUNK	  65536 /* bytes of a write of the bulk stream */
 #define LATENCIES 65536
 
@@ -122,11 +122,15 @@ static void serve(int port)
 
 /* Clients */
 
+static struct sockaddr_in servers[64];
+static int server_count;
+
 static int64_t latencies[LATENCIES];
 static int latency_count;
 
-static int connected(int type, const struct sockaddr_in *to)
+static int connected(int type)
 {
+	const struct sockaddr_in *to = &servers[random() % server_count];
 	struct timeval patience = {.tv_usec = 200000};
 	int fd = socket(AF_INET, type, 0), one = 1;
 
@@ -138,13 +142,13 @@ static int connected(int type, const struct sockaddr_in *to)
 	return fd;
 }
 
-static int64_t new_connections(const struct sockaddr_in *to, int64_t end)
+static int64_t new_connections(int64_t end)
 {
 	char data[MESSAGE] = "c";
 	int64_t done = 0, begun;
 
 	while ((begun = now()) < end) {
-		int fd = connected(SOCK_STREAM, to);
+		int fd = connected(SOCK_STREAM);
 
 		if (latency_count < LATENCIES)
 			latencies[latency_count++] = now() - begun;
@@ -159,14 +163,14 @@ static int64_t new_connections(const struct sockaddr_in *to, int64_t end)
 }
 
 /* Of UDP what is lost is not counted. */
-static int64_t requests(const struct sockaddr_in *to, int64_t end, int type)
+static int64_t requests(int64_t end, int type)
 {
 	char data[MESSAGE] = "k";
 	int fds[KEPT];
 	int64_t done = 0;
 
 	for (int i = 0; i < KEPT; i++)
-		fds[i] = connected(type, to);
+		fds[i] = connected(type);
 	while (now() < end) {
 		for (int i = 0; i < KEPT; i++)
 			if (send(fds[i], data, sizeof(data), MSG_NOSIGNAL) < 0)
@@ -177,10 +181,10 @@ static int64_t requests(const struct sockaddr_in *to, int64_t end, int type)
 	return done;
 }
 
-static int64_t datagrams(const struct sockaddr_in *to, int64_t end)
+static int64_t datagrams(int64_t end)
 {
 	char data[MESSAGE] = "s";
-	int fd = connected(SOCK_DGRAM, to);
+	int fd = connected(SOCK_DGRAM);
 	int64_t done = 0;
 
 	while (now() < end)
@@ -189,10 +193,10 @@ static int64_t datagrams(const struct sockaddr_in *to, int64_t end)
 	return done;
 }
 
-static int64_t bulk(const struct sockaddr_in *to, int64_t end)
+static int64_t bulk(int64_t end)
 {
 	static char data[CHUNK] = "b";
-	int fd = connected(SOCK_STREAM, to);
+	int fd = connected(SOCK_STREAM);
 	int64_t done = 0;
 
 	memset(data, 'b', sizeof(data));
@@ -206,18 +210,18 @@ static int64_t bulk(const struct sockaddr_in *to, int64_t end)
 	return done;
 }
 
-static int64_t work(const char *workload, const struct sockaddr_in *to, int64_t end)
+static int64_t work(const char *workload, int64_t end)
 {
 	if (!strcmp(workload, "connect"))
-		return new_connections(to, end);
+		return new_connections(end);
 	if (!strcmp(workload, "requests"))
-		return requests(to, end, SOCK_STREAM);
+		return requests(end, SOCK_STREAM);
 	if (!strcmp(workload, "echo"))
-		return requests(to, end, SOCK_DGRAM);
+		return requests(end, SOCK_DGRAM);
 	if (!strcmp(workload, "datagrams"))
-		return datagrams(to, end);
+		return datagrams(end);
 	if (!strcmp(workload, "bulk"))
-		return bulk(to, end);
+		return bulk(end);
 	fprintf(stderr, "no workload %s\n", workload);
 	exit(2);
 }
@@ -248,17 +252,17 @@ int main(int argc, char **argv)
 	end = begun + atoll(argv[2]) * 1000000;
 	processes = atoi(argv[3]);
 	total = mmap(NULL, sizeof(*total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	for (int i = 4; i < argc && server_count < 64; i++)
+		servers[server_count++] = parsed(argv[i]);
 	for (int i = 1; i < processes; i++) {
+		srandom(begun + i);
 		if (!fork()) {
-			struct sockaddr_in to = parsed(argv[4 + i % (argc - 4)]);
-
-			__atomic_add_fetch(total, work(argv[1], &to, end), __ATOMIC_RELAXED);
+			__atomic_add_fetch(total, work(argv[1], end), __ATOMIC_RELAXED);
 			_exit(0);
 		}
 	}
-	struct sockaddr_in to = parsed(argv[4]);
-
-	__atomic_add_fetch(total, work(argv[1], &to, end), __ATOMIC_RELAXED);
+	srandom(begun);
+	__atomic_add_fetch(total, work(argv[1], end), __ATOMIC_RELAXED);
 	end = now();
 	while (wait(&status) > 0)
 		failed |= status;
