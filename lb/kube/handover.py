@@ -21,6 +21,8 @@ from dataclasses import replace
 from lb.model import Delete, Endpoint, EndpointPort, EndpointSlice, Event, IPAddress, ObjectKey, Upsert
 
 HOLD_SECONDS = 0.1
+TOGETHER_SECONDS = 0.025
+"""Times end at multiples of this: of many that are held, several are let go together."""
 
 _Held = dict[IPAddress, tuple[Endpoint, float]]
 """Endpoints that stay for now, with the clock seconds until which."""
@@ -52,7 +54,7 @@ class Handover:
                 self._put(event.key, None)
             else:
                 passed.append(event)
-        until = self._clock() + self._hold_seconds
+        until = math.ceil((self._clock() + self._hold_seconds) / TOGETHER_SECONDS) * TOGETHER_SECONDS
         for key, old in before.items():
             self._hold(key, old, until)
         services = {piece.service for key in before if (piece := self._slices.get(key))}
@@ -61,7 +63,9 @@ class Handover:
 
     def due(self) -> list[Event]:
         """Return what to tell because the time of held endpoints is over."""
-        return self._tell(tuple(self._held), always=())
+        now = self._clock()
+        over = [k for k, (_, held) in self._held.items() if any(until <= now for _, until in held.values())]
+        return self._tell(over, always=())
 
     def next_due(self) -> float:
         """Return the clock seconds at which :meth:`due` has something; infinity when nothing is held."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from ipaddress import ip_address
 
-from lb.kube.handover import Handover
+from lb.kube.handover import TOGETHER_SECONDS, Handover
 from lb.model import (
     Delete,
     Endpoint,
@@ -20,7 +20,7 @@ from lb.model import (
 
 WEB = ObjectKey("shop", "web")
 HTTP = (EndpointPort("http", Protocol.TCP, 8080),)
-HOLD = 0.1
+HOLD = 4 * TOGETHER_SECONDS
 
 
 def piece(name: str, *hosts: int | Endpoint, ports: tuple[EndpointPort, ...] = HTTP) -> EndpointSlice:
@@ -118,7 +118,7 @@ def test_each_endpoint_has_its_own_time() -> None:
     bench.now = 0.06
     bench.apply(Upsert(piece("a", 1)))
     assert bench.at(HOLD) == [{1, 2}]
-    assert bench.at(0.06 + HOLD) == [{1}]
+    assert bench.at(0.06 + HOLD + TOGETHER_SECONDS) == [{1}]
 
 
 def test_an_endpoint_that_comes_back_is_held_no_longer() -> None:
