@@ -215,6 +215,7 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
 
 
 def _results(fixed: dict[str, list[float]], cases: list[Case]) -> list[Result]:
+    cases = sorted(cases, key=lambda case: case.name.startswith("tc"))
     results = [Result.of(f"packet, ns, {name}", values, "ns") for name, values in fixed.items()]
     results += [Result.of(f"packet, ns, {case.name}", case.costs, "ns") for case in cases]
     results += [
