@@ -155,7 +155,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
 
     ready, serving and terminating are the conditions with the API's defaults applied (ready and
     serving are true when absent, terminating false). target is ``namespace/name`` of the pod,
-    ``""`` for an endpoint given by hand. hint_zones and hint_nodes are the topology hints.
+    ``""`` for an endpoint given by hand or read from the API, where nobody asks for it. hint_zones and hint_nodes are the topology hints.
     """
 
     address: IPAddress

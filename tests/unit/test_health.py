@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as changed
 
 from lb.model import (
     Endpoint,
@@ -143,14 +144,14 @@ HERE = Endpoint(A, node="node1")
 COUNTED: dict[str, tuple[Sequence[Endpoint], int]] = {
     "none": ((), 0),
     "one with two ports": ((HERE,), 1),
-    "two": ((HERE, replace(HERE, address=B)), 2),
-    "elsewhere": ((replace(HERE, node="node2"), replace(HERE, address=B, node="")), 0),
-    "not ready": ((replace(HERE, ready=False, serving=False),), 0),
-    "terminating alone": ((replace(HERE, ready=False, terminating=True),), 0),
-    "terminating beside ready": ((HERE, replace(HERE, address=B, ready=False, terminating=True)), 1),
-    "terminating, published": ((replace(HERE, terminating=True),), 1),
-    "a pod of both families": ((HERE, replace(HERE, address=A6)), 1),
-    "of the second family alone": ((replace(HERE, address=A6),), 1),
+    "two": ((HERE, changed(HERE, address=B)), 2),
+    "elsewhere": ((changed(HERE, node="node2"), changed(HERE, address=B, node="")), 0),
+    "not ready": ((changed(HERE, ready=False, serving=False),), 0),
+    "terminating alone": ((changed(HERE, ready=False, terminating=True),), 0),
+    "terminating beside ready": ((HERE, changed(HERE, address=B, ready=False, terminating=True)), 1),
+    "terminating, published": ((changed(HERE, terminating=True),), 1),
+    "a pod of both families": ((HERE, changed(HERE, address=A6)), 1),
+    "of the second family alone": ((changed(HERE, address=A6),), 1),
 }
 
 

@@ -166,11 +166,12 @@ def test_slices_are_what_the_agents_read() -> None:
     assert read is not None
     assert read.service == ObjectKey("default", "web")
     assert [(port.name, port.port) for port in read.ports] == [("http", 8080)]
-    found = [(str(each.address), each.ready, each.node, each.zone, each.target) for each in read.endpoints]
+    found = [(str(each.address), each.ready, each.node, each.zone) for each in read.endpoints]
     assert found == [
-        ("10.244.1.2", True, "node1", "zone-a", "default/a"),
-        ("10.244.1.3", False, "node1", "zone-a", "default/b"),
+        ("10.244.1.2", True, "node1", "zone-a"),
+        ("10.244.1.3", False, "node1", "zone-a"),
     ]
+    assert [each["targetRef"]["name"] for each in item["endpoints"]] == ["a", "b"]
 
 
 DUAL = {"clusterIPs": ["10.66.0.9", "fd00:66::9"], "ipFamilies": ["IPv4", "IPv6"]}
