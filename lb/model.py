@@ -154,8 +154,9 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One entry of an EndpointSlice's ``endpoints``.
 
     ready, serving and terminating are the conditions with the API's defaults applied (ready and
-    serving are true when absent, terminating false). target is ``namespace/name`` of the pod,
-    ``""`` for an endpoint given by hand or read from the API, where nobody asks for it. hint_zones and hint_nodes are the topology hints.
+    serving are true when absent, terminating false). target is ``namespace/name`` of the pod, ``""`` for an
+    endpoint given by hand, or read from the API, where nobody asks for it. hint_zones and hint_nodes are the
+    topology hints.
     """
 
     address: IPAddress
