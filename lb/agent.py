@@ -206,7 +206,7 @@ class Agent:
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
     clock: seconds, monotonic.
-    cpu: CPU seconds of the calling thread.
+    cpu: CPU seconds of the calling thread. pause: let so many seconds pass.
 
     Attributes
     ----------
@@ -229,6 +229,7 @@ class Agent:
         beat: Callable[[Agent], None],
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.thread_time,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.stopping = False
         self.sync_seconds = 0.0
@@ -243,6 +244,7 @@ class Agent:
         self._beat = beat
         self._clock = clock
         self._cpu = cpu
+        self._pause = pause
         self._effort = Effort(clock())
         self._claims = Claims(reconciler.holders())
         self._conflicts: set[Conflict] = set()
@@ -351,13 +353,8 @@ class Agent:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:
             return []
-        now = self._clock()
-        end = now + self._effort.wait(now)
-        while (rest := end - self._clock()) > 0:
-            try:
-                messages.append(self._inbox.get(timeout=rest))
-            except queue.Empty:
-                break
+        if wait := self._effort.wait(self._clock()):
+            self._pause(wait)
         return [*messages, *(self._inbox.get() for _ in range(self._inbox.qsize()))]
 
     def _take(self, messages: Sequence[Message]) -> None:

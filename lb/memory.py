@@ -24,7 +24,6 @@ def few_arenas() -> None:
 
 def spare() -> None:
     """Call it when what stays is there: the collector leaves it alone from now on, what is free goes back."""
-    gc.collect()
     gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -6,12 +6,12 @@ Exit codes: 0 done; 1 it could not be done, one line on stderr says why; 2 the c
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 import lb
-from lb.cli import lab, maps, run, service, status, unload
 from lb.errors import LbError
 
 _DESCRIPTION = """\
@@ -21,15 +21,19 @@ exit codes: 0 done; 1 could not be done, stderr says why; 2 wrong usage
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; each command sets ``handler``."""
+_COMMANDS = ("run", "status", "service", "maps", "unload", "lab")
+"""Each is a module of lb.cli; what a command needs is imported only for itself: an agent is small."""
+
+
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command line, of one command alone or of all; each sets ``handler``."""
     top = argparse.ArgumentParser(
         prog="lbctl", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, status, service, maps, unload, lab):
-        group.register(commands)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        importlib.import_module(f"lb.cli.{name}").register(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)
     return top
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     """
     out = out or sys.stdout
     err = err or sys.stderr
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words[0] if words else "").parse_args(words)
     try:
         code: int = args.handler(args, out, err)
         out.flush()

@@ -156,8 +156,6 @@ def compare(slots: Rows, changes: Sequence[Change]) -> None:
     All at once: for one Service or for thousands it takes the same few calls.
     """
     kept = [row for change in changes for row in change.kept]
-    if not kept:
-        return
     wanted = np.array(kept, np.uint32)
     live = slots[wanted[:, 0]]
     other_state = live["state"] != wanted[:, 1]

@@ -29,7 +29,7 @@ from lb.datapath.ledger import (
     vip_keys,
     vip_values,
 )
-from lb.datapath.maps import Maps
+from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import Region
 from lb.datapath.recover import nodes_in_use, read_ledger
 from lb.datapath.tables import write_sets
@@ -85,6 +85,18 @@ def _nothing(_change: Change) -> None:
     """Undo nothing."""
 
 
+class _Slots(dict[int, Rows]):
+    """The live arrays of backends by IP version; that of a family without backends is not even mapped."""
+
+    def __init__(self, maps: Maps) -> None:
+        super().__init__()
+        self._maps = maps
+
+    def __missing__(self, version: int) -> Rows:
+        rows = self[version] = self._maps.array(f"backends{version}")
+        return rows
+
+
 class Reconciler:
     """Owns the maps that Python writes. Not thread-safe; one per node.
 
@@ -100,7 +112,7 @@ class Reconciler:
         begin: Callable[[], Callable[[], bool]] | None = None,
     ) -> None:
         self._maps = maps
-        self._slots = {version: maps.array(f"backends{version}") for version in FAMILIES}
+        self._slots = _Slots(maps)
         self._clock = clock
         self._settle = settle
         self._begin = begin or self._settle_now
@@ -203,7 +215,9 @@ class Reconciler:
                 unused = _Unused()
                 self._detach(change, unused)
                 self._release(unused)
-        compare(self._slots[version], [change for change in changes if change.error is None])
+        present = [change for change in changes if change.error is None and change.kept]
+        if present:
+            compare(self._slots[version], present)
         return changes
 
     def _settle_now(self) -> Callable[[], bool]:
@@ -313,6 +327,8 @@ class Reconciler:
             port.ranges.pop(network, None)
 
     def _write_backends(self, version: int, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
         slots = self._slots[version]
         new = {slot: row for change in changes for slot, row in change.new.items()}
         if new:

@@ -37,7 +37,7 @@ class Handover:
         self._clock = clock
         self._hold_seconds = hold_seconds
         self._slices: dict[ObjectKey, EndpointSlice] = {}
-        self._of_service: dict[ObjectKey, set[ObjectKey]] = {}
+        self._of_service: dict[ObjectKey, tuple[ObjectKey, ...]] = {}
         self._held: dict[ObjectKey, tuple[EndpointSlice, _Held]] = {}
 
     def apply(self, events: Sequence[Event]) -> list[Event]:
@@ -74,13 +74,12 @@ class Handover:
     def _put(self, key: ObjectKey, piece: EndpointSlice | None) -> None:
         old = self._slices.pop(key, None)
         if old is not None:
-            siblings = self._of_service[old.service]
-            siblings.discard(key)
-            if not siblings:
-                del self._of_service[old.service]
+            siblings = tuple([each for each in self._of_service.pop(old.service) if each != key])
+            if siblings:
+                self._of_service[old.service] = siblings
         if piece is not None:
             self._slices[key] = piece
-            self._of_service.setdefault(piece.service, set()).add(key)
+            self._of_service[piece.service] = (*self._of_service.get(piece.service, ()), key)
 
     def _hold(self, key: ObjectKey, old: EndpointSlice | None, until: float) -> None:
         """Hold what a slice lost; with other ports or for another Service it would be another endpoint."""

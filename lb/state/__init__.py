@@ -41,7 +41,7 @@ class ClusterState:
         self._synced = False
         self._services: dict[ObjectKey, Service] = {}
         self._slices: dict[ObjectKey, EndpointSlice] = {}
-        self._by_service: dict[ObjectKey, set[ObjectKey]] = {}
+        self._by_service: dict[ObjectKey, tuple[ObjectKey, ...]] = {}  # sorted; most have one
         self._nodes: dict[str, Node] = {}
 
     @property
@@ -55,7 +55,7 @@ class ClusterState:
 
     def slices(self, key: ObjectKey) -> tuple[EndpointSlice, ...]:
         """Return a Service's slices in the order of their keys; the Service itself need not exist."""
-        return tuple(self._slices[each] for each in sorted(self._by_service.get(key, ())))
+        return tuple([self._slices[each] for each in self._by_service.get(key, ())])
 
     def node(self, name: str) -> Node | None:
         """Return a node, None when it is unknown."""
@@ -93,7 +93,9 @@ class ClusterState:
                 if known != resource:
                     changes.services.add(resource.service)
                 self._slices[resource.key] = resource
-                self._by_service.setdefault(resource.service, set()).add(resource.key)
+                keys = self._by_service.get(resource.service, ())
+                if resource.key not in keys:
+                    self._by_service[resource.service] = tuple(sorted((*keys, resource.key)))
             case Node():
                 if self._nodes.get(resource.name) != resource:
                     changes.nodes.add(resource.name)
@@ -113,7 +115,6 @@ class ClusterState:
     def _drop_slice(self, known: EndpointSlice, changes: Changes) -> None:
         changes.services.add(known.service)
         del self._slices[known.key]
-        keys = self._by_service[known.service]
-        keys.discard(known.key)
-        if not keys:
-            del self._by_service[known.service]
+        keys = tuple([key for key in self._by_service.pop(known.service) if key != known.key])
+        if keys:
+            self._by_service[known.service] = keys
