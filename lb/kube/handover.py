@@ -18,15 +18,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from lb.model import Delete, Endpoint, EndpointPort, EndpointSlice, Event, IPAddress, ObjectKey, Upsert
+from lb.model import Delete, Endpoint, EndpointPort, EndpointSlice, Event, ObjectKey, Upsert
 
 HOLD_SECONDS = 0.1
 TOGETHER_SECONDS = 0.025
 """Times end at multiples of this: of many that are held, several are let go together."""
 
-_Held = dict[IPAddress, tuple[Endpoint, float]]
-"""Endpoints that stay for now, with the clock seconds until which."""
-_Present = Callable[[ObjectKey, tuple[EndpointPort, ...]], set[IPAddress]]
+_Held = dict[int, tuple[Endpoint, float]]
+"""Endpoints that stay for now, by their addresses as numbers, with the clock seconds until which."""
+_Present = Callable[[ObjectKey, tuple[EndpointPort, ...]], set[int]]
 """The addresses of a Service's slices with these ports."""
 
 
@@ -87,9 +87,11 @@ class Handover:
         if old is None or (now is not None and (now.ports, now.service) != (old.ports, old.service)):
             self._held.pop(key, None)
             return
-        present = {endpoint.address for endpoint in now.endpoints} if now else set()
+        present = _numbers(now.endpoints) if now else set()
         lost = {
-            e.address: (e, until) for e in old.endpoints if e.address not in present and _takes_connections(e)
+            number: (endpoint, until)
+            for endpoint in old.endpoints
+            if (number := int(endpoint.address)) not in present and _takes_connections(endpoint)
         }
         if lost:
             _, held = self._held.get(key, (old, {}))
@@ -130,9 +132,14 @@ class Handover:
             del self._held[key]
         return len(stay) < len(held)
 
-    def _addresses(self, service: ObjectKey, ports: tuple[EndpointPort, ...]) -> set[IPAddress]:
+    def _addresses(self, service: ObjectKey, ports: tuple[EndpointPort, ...]) -> set[int]:
         pieces = (self._slices[key] for key in self._of_service.get(service, ()))
-        return {endpoint.address for piece in pieces if piece.ports == ports for endpoint in piece.endpoints}
+        return set().union(*(_numbers(piece.endpoints) for piece in pieces if piece.ports == ports))
+
+
+def _numbers(endpoints: Iterable[Endpoint]) -> set[int]:
+    """Return addresses as numbers: an address as such takes four times as long to hash."""
+    return {int(endpoint.address) for endpoint in endpoints}
 
 
 def _takes_connections(endpoint: Endpoint) -> bool:
