@@ -192,7 +192,7 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
     RuntimeError: packets took another path than the one that is named.
     """
     rounds = rounds or (5 if quick else 21)
-    repeat = repeat or (1 << 16 if quick else 1 << 17)
+    repeat = repeat or (1 << 15 if quick else 1 << 17)
     aged = [case for hook in _HOOKS for case in cases(hook) if only in case.name]
     fresh = [case for hook in _HOOKS for case in _fresh_cases(hook) if only in case.name]
     fixed: dict[str, list[float]] = {}
