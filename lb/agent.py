@@ -174,7 +174,7 @@ class Effort:
     """
 
     SHARE = 0.03
-    SAVED_SECONDS = 0.03
+    SAVED_SECONDS = 0.1
     LONGEST_SECONDS = 0.05
 
     def __init__(self, now: float) -> None:
