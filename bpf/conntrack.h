@@ -3,6 +3,14 @@
 #include "backend.h"
 #include "packet.h"
 
+/* bcc has no declaration of this helper, which the kernel replaces by a load. */
+static u64 (*jiffies64)(void) = (void *)BPF_FUNC_jiffies64;
+
+static __always_inline u32 ticks(void)
+{
+	return (u32)jiffies64();
+}
+
 /* A flow entry read into registers. */
 struct flow {
 	struct tuple to; /* what the packet becomes */
@@ -12,6 +20,7 @@ struct flow {
 	u8 state;
 	u8 fins;
 	u8 path;
+	u32 touched;
 	u64 last_seen;
 };
 
@@ -19,6 +28,13 @@ struct flow {
  * stack. */
 static __always_inline void flow_key(struct flow_key *key, const struct tuple *t, u8 direction)
 {
+#if FAMILY == 4
+	u64 *words = (u64 *)key;
+
+	words[0] = JOIN(u64, 32, t->src.word[0], t->dst.word[0]);
+	words[1] = JOIN(u64, 32, JOIN(u32, 16, t->sport, t->dport),
+			JOIN(u32, 16, JOIN(u16, 8, t->protocol, direction), 0));
+#else
 	key->src = t->src;
 	key->dst = t->dst;
 	key->sport = t->sport;
@@ -26,6 +42,7 @@ static __always_inline void flow_key(struct flow_key *key, const struct tuple *t
 	key->protocol = t->protocol;
 	key->direction = direction;
 	key->pad[0] = key->pad[1] = 0;
+#endif
 }
 
 static __always_inline void flow_value(struct flow_entry *value, const struct flow *flow)
@@ -40,7 +57,8 @@ static __always_inline void flow_value(struct flow_entry *value, const struct fl
 	value->state = flow->state;
 	value->fins = flow->fins;
 	value->path = flow->path;
-	__builtin_memset(value->pad, 0, sizeof(value->pad));
+	value->pad = 0;
+	value->touched = ticks();
 	value->last_seen = flow->last_seen;
 }
 
@@ -58,6 +76,7 @@ static __always_inline void flow_from(const struct flow_entry *value, u8 protoco
 	out->fins = value->fins;
 	out->path = value->path;
 	out->last_seen = value->last_seen;
+	out->touched = value->touched;
 }
 
 static __always_inline bool lookup_flow(const struct tuple *t, u8 direction, struct flow *out)
@@ -205,7 +224,8 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	struct flow_key key;
 
 	advance_state(pkt, direction, flow);
-	if (likely(flow->state == state && flow->fins == fins && now - flow->last_seen < FLOW_REFRESH_NS))
+	if (likely(flow->state == state && flow->fins == fins &&
+		   ticks() - flow->touched < FLOW_REFRESH_TICKS))
 		return;
 	flow->last_seen = now;
 	other_key(&key, &flow->to, direction);

@@ -1,6 +1,7 @@
 /* The order of work. Ingress: VIP? flow? backend, flow, translation. Egress: reply of a flow? */
 #pragma once
 #include "conntrack.h"
+#include "fast.h"
 #include "forward.h"
 
 /* A ping. It asks for the address as a whole; the node's own addresses the stack answers for. */
@@ -150,9 +151,14 @@ static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 	u32 bytes = ctx_len(ctx), parsed;
 	struct packet pkt = {.l3 = l3};
 	struct decision d = {};
+	int fast;
 
 	if (side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
 		return finish(hook, pass(REASON_NOT_FOR_US), bytes);
+	hand_over(ctx, hook);
+	fast = fast_ingress(ctx, &at);
+	if (likely(fast != SLOW))
+		return fast;
 	if (FAMILY == 6) {
 		KEEP_WHOLE(pkt);
 		KEEP_WHOLE(d);
@@ -170,7 +176,12 @@ static __always_inline int egress(ctx_t *ctx, u32 hook, u16 l3)
 	u32 bytes = ctx_len(ctx), parsed;
 	struct packet pkt = {.l3 = l3};
 	struct decision d = {};
+	int fast;
 
+	hand_over(ctx, hook);
+	fast = fast_egress(ctx, &at);
+	if (likely(fast != SLOW))
+		return fast;
 	if (FAMILY == 6) {
 		KEEP_WHOLE(pkt);
 		KEEP_WHOLE(d);

@@ -4,11 +4,16 @@
 
 static __always_inline const struct vip *lookup_vip(const struct tuple *t)
 {
+#if FAMILY == 4
+	u64 key = JOIN(u64, 32, t->dst.word[0],
+		       JOIN(u32, 16, t->dport, JOIN(u16, 8, t->protocol, 0))); /* a struct vip_key */
+#else
 	struct vip_key key = {
 	    .address = t->dst,
 	    .port = t->dport,
 	    .protocol = t->protocol,
 	};
+#endif
 
 	return bpf_map_lookup_elem(vips, &key);
 }

@@ -143,8 +143,9 @@ struct flow_entry {
 	u8 state;	/* enum flow_state */
 	u8 fins;	/* enum fin_seen */
 	u8 path;	/* enum flow_path */
-	u8 pad[5];
-	u64 last_seen; /* ns, CLOCK_MONOTONIC; written at most once a second for an established flow */
+	u8 pad;
+	u32 touched;   /* low half of the kernel's ticks (jiffies) when last_seen was written */
+	u64 last_seen; /* ns, CLOCK_MONOTONIC; see FLOW_REFRESH_TICKS */
 };
 
 /* A datagram in pieces. */

@@ -343,7 +343,7 @@ class _Reader:
         entries = []
         for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
             src, dst, sport, dport, protocol, *_ = key
-            new_src, new_dst, new_sport, new_dport, service, _, _, state, _, _, _, last_seen = value
+            new_src, new_dst, new_sport, new_dport, service, _, _, state, _, _, _, _, last_seen = value
             if not self._selected(service):
                 continue
             entry = FlowEntry(

@@ -94,7 +94,8 @@ FLOW = _each(
     ("state", "u1"),
     ("fins", "u1"),
     ("path", "u1"),
-    ("pad", "u1", (5,)),
+    ("pad", "u1"),
+    ("touched", "u4"),
     ("last_seen", "u8"),
 )
 FRAGMENT_KEY = _each(

@@ -46,6 +46,7 @@ def age(datapath: Datapath, seconds: float) -> None:
     keys, values = datapath.read("flows")
     values = values.copy()
     values["last_seen"] -= int(seconds * SECOND)
+    values["touched"] = 0
     datapath.update("flows", keys, values)
     keys, values = datapath.read("affinity")
     values = values.copy()

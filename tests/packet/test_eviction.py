@@ -112,6 +112,7 @@ def test_eviction_of_the_backends_half_alone_is_mended_by_the_client(crowded: Da
     crowded.delete("flows", keys[reply])
     older = values[~reply].copy()
     older["last_seen"] -= np.uint64(2 * 10**9)
+    older["touched"] = 0
     crowded.update("flows", keys[~reply], older)
     assert conversation.send("A") == "FLOW_HIT"
     assert conversation.answer("A") == "REPLY"

@@ -157,6 +157,8 @@ class Machine(RuleBasedStateMachine):
         for name, field in (("flows", "last_seen"), ("affinity", "last_used")):
             keys, values = self.datapath.read(name)
             values[field] -= np.uint64(seconds * 10**9)
+            if name == "flows":
+                values["touched"] = 0
             self.datapath.update(name, keys, values)
         self.model.now += seconds
         self.datapath.skew += seconds  # freed backend slots come into use again

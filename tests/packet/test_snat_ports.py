@@ -107,6 +107,7 @@ def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path:
     keys, values = datapath.read("flows")
     values = values.copy()
     values["last_seen"] -= 2 * 10**9
+    values["touched"] = 0
     datapath.update("flows", keys, values)
     new = Conversation(datapath, path, 1001, Protocol.UDP)
     assert new.send() == "NEW_REMOTE"
