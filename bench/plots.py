@@ -12,16 +12,24 @@ _BAR_INCHES = 0.3
 
 
 def plot(results: Sequence[Result], directory: Path) -> list[Path]:
-    """Draw one picture for each unit and section that has targets or several bars; return the files.
+    """Draw what has targets, one picture for each unit and topic; return the files.
 
-    Bars are medians, whiskers the spread, and a black stroke is the target.
+    A topic is the first two parts of a name, such as "packet, XDP". Bars are medians, whiskers the spread,
+    and a black stroke is the target.
     """
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.name.rpartition(": ")[0], result.unit), []).append(result)
+        groups.setdefault((_topic(result), result.unit), []).append(result)
     return [
-        path for (section, unit), group in groups.items() for path in _bars(section, unit, group, directory)
+        path
+        for (topic, unit), group in groups.items()
+        if any(one.target is not None for one in group)
+        for path in _bars(topic, unit, group, directory)
     ]
+
+
+def _topic(result: Result) -> str:
+    return ", ".join(result.name.partition(": ")[0].split(", ")[:2])
 
 
 def _bars(section: str, unit: str, group: Sequence[Result], directory: Path) -> list[Path]:
@@ -37,7 +45,7 @@ def _bars(section: str, unit: str, group: Sequence[Result], directory: Path) -> 
     for place, one in zip(at, group, strict=True):
         if one.target is not None:
             axes.plot([one.target, one.target], [place - 0.42, place + 0.42], color="black", linewidth=2)
-    axes.set_yticks(at, [one.name.rpartition(": ")[2] for one in group])
+    axes.set_yticks(at, [one.name[len(section) :].lstrip(",: ") for one in group])
     axes.invert_yaxis()
     bound = {one.sense for one in group if one.target is not None}
     words = {Sense.AT_MOST: "shorter", Sense.AT_LEAST: "longer"}
