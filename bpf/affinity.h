@@ -10,7 +10,7 @@ static __always_inline bool lookup_affinity(const struct vip *vip, const struct 
 	struct affinity_key key = {.client = *client, .service = vip->service};
 	struct affinity *entry = bpf_map_lookup_elem(affinities, &key);
 
-	if (!entry || now - entry->last_used >= vip->affinity_seconds * NSEC_PER_SEC)
+	if (!entry || (s64)(now - entry->last_used) >= (s64)(vip->affinity_seconds * NSEC_PER_SEC))
 		return false;
 	if (!read_backend(entry->backend, vip->service, out) || out->generation != entry->generation ||
 	    !(out->flags & set))

@@ -28,13 +28,14 @@ struct flow {
  * stack. */
 static __always_inline void flow_key(struct flow_key *key, const struct tuple *t, u8 direction)
 {
-#if FAMILY == 4
-	u64 *words = (u64 *)key;
+	if (FAMILY == 4) {
+		u64 *words = (u64 *)key;
 
-	words[0] = JOIN(u64, 32, t->src.word[0], t->dst.word[0]);
-	words[1] = JOIN(u64, 32, JOIN(u32, 16, t->sport, t->dport),
-			JOIN(u32, 16, JOIN(u16, 8, t->protocol, direction), 0));
-#else
+		words[0] = JOIN(u64, 32, t->src.word[0], t->dst.word[0]);
+		words[1] = JOIN(u64, 32, JOIN(u32, 16, t->sport, t->dport),
+				JOIN(u32, 16, JOIN(u16, 8, t->protocol, direction), 0));
+		return;
+	}
 	key->src = t->src;
 	key->dst = t->dst;
 	key->sport = t->sport;
@@ -42,7 +43,6 @@ static __always_inline void flow_key(struct flow_key *key, const struct tuple *t
 	key->protocol = t->protocol;
 	key->direction = direction;
 	key->pad[0] = key->pad[1] = 0;
-#endif
 }
 
 static __always_inline void flow_value(struct flow_entry *value, const struct flow *flow)
@@ -168,7 +168,8 @@ static __always_inline u64 idle_limit(u8 protocol, u8 state, const struct settin
 static __always_inline bool expired(u8 protocol, u8 state, u64 last_seen, u64 now,
 				    const struct settings *settings)
 {
-	return now - last_seen > idle_limit(protocol, state, settings);
+	/* Signed: another CPU may have written last_seen after this one has read the clock. */
+	return (s64)(now - last_seen) > (s64)idle_limit(protocol, state, settings);
 }
 
 /* May a packet of the client still use this flow, or must a backend be selected afresh?

@@ -13,32 +13,15 @@
 /* Fill in the tuple; true when the packet is a common one. */
 static __always_inline bool fast_parse(ctx_t *ctx, u32 l3, struct tuple *t, u8 *later)
 {
-	u32 len = ctx_len(ctx);
 	void *data = ctx_data(ctx), *end = ctx_data_end(ctx);
 	void *l4 = data + l3 + sizeof(ip_header_t);
+	u32 l4_len;
 
 	if (ctx_vlan(ctx) || l4 + sizeof(struct udphdr) > end)
 		return false;
-#if FAMILY == 4
-	if (l3 && *(__be16 *)(data + l3 - 2) != bpf_htons(IP_ETHERTYPE))
+	if (l3 && *(__be16 *)(data + l3 - sizeof(__be16)) != bpf_htons(IP_ETHERTYPE))
 		return false;
-	struct iphdr *ip = data + l3;
-	if (*(u8 *)ip != 0x45 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET) ||
-	    bpf_ntohs(ip->tot_len) < sizeof(*ip) || l3 + (u32)bpf_ntohs(ip->tot_len) > len)
-		return false;
-	t->src.word[0] = ip->saddr;
-	t->dst.word[0] = ip->daddr;
-	t->protocol = ip->protocol;
-	len = bpf_ntohs(ip->tot_len) - sizeof(*ip);
-#else
-	struct ipv6hdr *ip = data + l3;
-	if (ip->version != 6 || l3 + sizeof(*ip) + bpf_ntohs(ip->payload_len) > len)
-		return false;
-	__builtin_memcpy(&t->src, &ip->saddr, 16);
-	__builtin_memcpy(&t->dst, &ip->daddr, 16);
-	t->protocol = ip->nexthdr;
-	len = bpf_ntohs(ip->payload_len);
-#endif
+	l4_len = common_ip(data + l3, ctx_len(ctx) - l3, t);
 	if (t->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 		u32 header;
@@ -46,21 +29,19 @@ static __always_inline bool fast_parse(ctx_t *ctx, u32 l3, struct tuple *t, u8 *
 		if (l4 + sizeof(*tcp) > end)
 			return false;
 		header = tcp->doff * 4;
-		if (header < sizeof(*tcp) || header > (u16)len)
-			return false;
 		*later = ((u8 *)tcp)[13] & LATER_FLAGS;
 		t->sport = tcp->source;
 		t->dport = tcp->dest;
-	} else if (t->protocol == IPPROTO_UDP) {
+		return header >= sizeof(*tcp) && header <= l4_len;
+	}
+	if (t->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = l4;
 
-		if (bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > (u16)len)
-			return false;
 		t->sport = udp->source;
 		t->dport = udp->dest;
-	} else
-		return false;
-	return true;
+		return bpf_ntohs(udp->len) >= sizeof(*udp) && bpf_ntohs(udp->len) <= l4_len;
+	}
+	return false;
 }
 
 static __always_inline bool fast_translate(ctx_t *ctx, u32 l3, const struct tuple *t,
@@ -71,30 +52,18 @@ static __always_inline bool fast_translate(ctx_t *ctx, u32 l3, const struct tupl
 	/* Read at once: the entry may become another flow's at any time. */
 	struct tuple to = {.src = e->src, .dst = e->dst, .sport = e->sport, .dport = e->dport};
 	u64 addresses = addresses_delta(t, &to);
-	u64 ports = ports_delta(t, &to);
-	void *data, *end;
-	__be16 *pair;
+	__be16 *ports;
+	void *data;
 
-	if (!(udp ? ctx_update_l4_csum(ctx, l4 + UDP_CSUM, true, addresses, ports)
-		  : ctx_update_l4_csum(ctx, l4 + TCP_CSUM, false, addresses, ports)))
+	if (!ctx_update_l4_csum(ctx, l4 + (udp ? UDP_CSUM : TCP_CSUM), udp, addresses, ports_delta(t, &to)))
 		return false;
 	data = ctx_data(ctx);
-	end = ctx_data_end(ctx);
-	if (data + l4 + 4 > end)
+	if (data + l4 + 2 * sizeof(*ports) > ctx_data_end(ctx))
 		return false;
-	pair = data + l4;
-	pair[0] = to.sport;
-	pair[1] = to.dport;
-#if FAMILY == 4
-	struct iphdr *ip = data + l3;
-	ip->check = csum_update(ip->check, addresses);
-	ip->saddr = to.src.word[0];
-	ip->daddr = to.dst.word[0];
-#else
-	struct ipv6hdr *ip = data + l3;
-	__builtin_memcpy(&ip->saddr, &to.src, 16);
-	__builtin_memcpy(&ip->daddr, &to.dst, 16);
-#endif
+	ports = data + l4;
+	ports[0] = to.sport;
+	ports[1] = to.dport;
+	store_common_ip(data + l3, addresses, &to);
 	return true;
 }
 

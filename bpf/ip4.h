@@ -71,6 +71,32 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	return PARSED;
 }
 
+/* Of a header without options, of a whole packet: fill in addresses and protocol, and return the bytes behind
+ * it. 0: it is none. room: bytes from the header on. */
+static __always_inline u32 common_ip(const void *header, u32 room, struct tuple *t)
+{
+	const struct iphdr *ip = header;
+	u32 len = bpf_ntohs(ip->tot_len);
+
+	t->src.word[0] = ip->saddr;
+	t->dst.word[0] = ip->daddr;
+	t->protocol = ip->protocol;
+	if (*(u8 *)ip != 0x45 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET) || len < sizeof(*ip) ||
+	    len > room)
+		return 0;
+	return len - sizeof(*ip);
+}
+
+/* Store other addresses in such a header. */
+static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to)
+{
+	struct iphdr *ip = header;
+
+	ip->check = csum_update(ip->check, addresses_delta);
+	ip->saddr = to->src.word[0];
+	ip->daddr = to->dst.word[0];
+}
+
 /* The head of the packet that an ICMP error quotes, as a tuple. */
 static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct tuple *quoted)
 {

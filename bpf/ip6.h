@@ -104,6 +104,28 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	return PARSED;
 }
 
+/* Of a header of a whole packet: fill in addresses and what comes next, and return the bytes behind it. 0: it
+ * is none. room: bytes from the header on. */
+static __always_inline u32 common_ip(const void *header, u32 room, struct tuple *t)
+{
+	const struct ipv6hdr *ip = header;
+	u32 len = bpf_ntohs(ip->payload_len);
+
+	t->src = addr_from6(&ip->saddr);
+	t->dst = addr_from6(&ip->daddr);
+	t->protocol = ip->nexthdr;
+	return ip->version == 6 && sizeof(*ip) + len <= room ? len : 0;
+}
+
+/* Store other addresses in such a header. */
+static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to)
+{
+	struct ipv6hdr *ip = header;
+
+	__builtin_memcpy(&ip->saddr, &to->src, sizeof(to->src));
+	__builtin_memcpy(&ip->daddr, &to->dst, sizeof(to->dst));
+}
+
 /* The head of the packet that an ICMP error quotes, as a tuple. */
 static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct tuple *quoted)
 {

@@ -4,18 +4,14 @@
 
 static __always_inline const struct vip *lookup_vip(const struct tuple *t)
 {
-#if FAMILY == 4
-	u64 key = JOIN(u64, 32, t->dst.word[0],
-		       JOIN(u32, 16, t->dport, JOIN(u16, 8, t->protocol, 0))); /* a struct vip_key */
-#else
 	struct vip_key key = {
 	    .address = t->dst,
 	    .port = t->dport,
 	    .protocol = t->protocol,
 	};
-#endif
+	u64 word = JOIN(u64, 32, t->dst.word[0], JOIN(u32, 16, t->dport, JOIN(u16, 8, t->protocol, 0)));
 
-	return bpf_map_lookup_elem(vips, &key);
+	return bpf_map_lookup_elem(vips, FAMILY == 4 ? (void *)&word : (void *)&key);
 }
 
 /* The entry for an address as a whole; NULL when it is not that of a Service alone. */
