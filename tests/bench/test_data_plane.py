@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_packet_cost() -> None:
         for path in ("not a VIP", "established TCP, 1 flow", "first packet, flow table full"):
             assert f"packet, {hook}: {path}" in names
     assert "packet, tc: reply, revNAT, 1 flow" in names
-    assert all(result.value > 0 for result in found if result.unit == "ns")
+    assert all(math.isfinite(result.value) for result in found)
 
 
 def test_packets_that_take_another_path_are_an_error() -> None:

@@ -158,14 +158,18 @@ def flows(lab: Lab, service: str, protocol: str) -> int:
 
 
 def let_ready(lab: Lab, *names: str) -> None:
-    """Make these pods of ``pair`` the only ready ones, and wait until node1's maps say so."""
+    """Make these pods of ``pair`` the only ready ones, and wait until node1's maps say so.
+
+    A backend that has gone keeps its slot, and with it its flows, until no packet can still choose it.
+    """
     for name in ("pair-1", "pair-2"):
         lab.ask_kubelet("ready" if name in names else "unready", pod=name)
     wanted = {a for pod in lab.pods() if pod["name"] in names for a in pod["addresses"]}
 
     def done() -> bool:
-        vips = dumped(lab, NODE, "vips", "--service", "default/pair")["vips"]
-        return {b["address"] for vip in vips for b in vip["backends"] if b["state"] == "active"} == wanted
+        found = dumped(lab, NODE, "--service", "default/pair")
+        offered = {b["address"] for vip in found["vips"] for b in vip["backends"] if b["state"] == "active"}
+        return offered == wanted == {backend["address"] for backend in found["backends"]}
 
     eventually(done, f"{names} alone")
 
