@@ -40,7 +40,7 @@ def test_packets_that_take_another_path_are_an_error() -> None:
 
 
 def test_lab_traffic() -> None:
-    found = lab_traffic.measure(rounds=1, millis=20, services=(1, 3))
+    found = lab_traffic.measure(rounds=1, millis=50, services=(1, 3))
     names = {result.name for result in found}
     assert len(names) == len(found)
     for way in lab_traffic.WAYS:
