@@ -45,7 +45,6 @@ static __always_inline bool is_martian(const struct addr *source)
 static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 {
 	struct iphdr *ip;
-	u16 offset;
 
 	ip = ctx_at(ctx, pkt->l3, sizeof(*ip));
 	if (!ip)

@@ -82,7 +82,6 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	pkt->tuple.dst = addr_from6(&ip->daddr);
 	pkt->tuple.protocol = ip->nexthdr;
 	pkt->ttl = ip->hop_limit;
-	pkt->tos = ip->priority << 4 | ip->flow_lbl[0] >> 4;
 	if (likely(!is_extension(ip->nexthdr)))
 		return PARSED;
 	if (ip->nexthdr != IPPROTO_FRAGMENT)

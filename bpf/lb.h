@@ -134,8 +134,6 @@ static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct
 /* What the parser leaves to others, or alone. */
 static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note *at, u32 bytes)
 {
-	if (parsed == REASON_NOT_IP)
-		hand_over(ctx, at->hook);
 	if (parsed == ICMP_ERROR) {
 		take_step(ctx, STEP_ICMP_ERROR, at);
 		parsed = REASON_OTHER_PROTOCOL;
@@ -143,52 +141,47 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 	return finish(at->hook, pass(parsed), bytes);
 }
 
+/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
+ * one. */
+static __always_inline int run(ctx_t *ctx, const struct note *at)
+{
+	u32 bytes = ctx_len(ctx), parsed;
+	struct packet pkt = {.l3 = at->l3};
+	struct decision d = {};
+	int fast;
+
+	hand_over(ctx, at->hook);
+	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
+	if (likely(fast != SLOW))
+		return fast;
+	if (FAMILY == 6) {
+		KEEP_WHOLE(pkt);
+		KEEP_WHOLE(d);
+	}
+	parsed = parse(ctx, &pkt);
+	if (unlikely(parsed != PARSED))
+		return not_parsed(ctx, parsed, at, bytes);
+	if (at->egress)
+		decide_egress(ctx, &pkt, &d);
+	else
+		decide_ingress(ctx, &pkt, at->side, &d);
+	return finish(at->hook, conclude(ctx, &pkt, &d, at), bytes);
+}
+
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:
  * behind a bridge it addresses its frames to the bridge. */
 static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 {
 	struct note at = {.hook = hook, .side = side, .l3 = l3};
-	u32 bytes = ctx_len(ctx), parsed;
-	struct packet pkt = {.l3 = l3};
-	struct decision d = {};
-	int fast;
 
 	if (side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
-		return finish(hook, pass(REASON_NOT_FOR_US), bytes);
-	hand_over(ctx, hook);
-	fast = fast_ingress(ctx, &at);
-	if (likely(fast != SLOW))
-		return fast;
-	if (FAMILY == 6) {
-		KEEP_WHOLE(pkt);
-		KEEP_WHOLE(d);
-	}
-	parsed = parse(ctx, &pkt);
-	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, parsed, &at, bytes);
-	decide_ingress(ctx, &pkt, side, &d);
-	return finish(hook, conclude(ctx, &pkt, &d, &at), bytes);
+		return finish(hook, pass(REASON_NOT_FOR_US), ctx_len(ctx));
+	return run(ctx, &at);
 }
 
 static __always_inline int egress(ctx_t *ctx, u32 hook, u16 l3)
 {
 	struct note at = {.hook = hook, .side = HOST, .egress = true, .l3 = l3};
-	u32 bytes = ctx_len(ctx), parsed;
-	struct packet pkt = {.l3 = l3};
-	struct decision d = {};
-	int fast;
 
-	hand_over(ctx, hook);
-	fast = fast_egress(ctx, &at);
-	if (likely(fast != SLOW))
-		return fast;
-	if (FAMILY == 6) {
-		KEEP_WHOLE(pkt);
-		KEEP_WHOLE(d);
-	}
-	parsed = parse(ctx, &pkt);
-	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, parsed, &at, bytes);
-	decide_egress(ctx, &pkt, &d);
-	return finish(hook, conclude(ctx, &pkt, &d, &at), bytes);
+	return run(ctx, &at);
 }

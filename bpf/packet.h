@@ -25,7 +25,7 @@ struct packet {
 	u8 l4;		  /* offset of the L4 header */
 	__sum16 ip_check; /* IPv4 */
 	u8 ttl;
-	u8 tos;
+	u8 tos;	      /* IPv4 */
 	u8 kind;      /* enum kind */
 	u8 piece;     /* enum piece */
 	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */

@@ -302,9 +302,3 @@ static __always_inline struct tuple reverse(const struct tuple *t)
 
 	return r;
 }
-
-static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
-{
-	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
-	       a->dport == b->dport && a->protocol == b->protocol;
-}
