@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-import lb
 from lb.cli.tables import table
 from lb.config import UplinkMode
 from lb.errors import LabError
@@ -21,9 +20,10 @@ from lb.lab.demo import rows, show
 from lb.lab.lab import Lab
 from lb.lab.removal import down
 from lb.lab.store import Store, labs
+from lb.shipped import shipped
 
 DEFAULT_ID = "lab"
-EXAMPLES = Path(lb.__file__).resolve().parents[1] / "examples"
+EXAMPLES = shipped("examples")
 
 _DESCRIPTION = """\
 A lab is a small cluster on this machine: an outside client and nodes on one switched segment, pods

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lb.model import IPAddress
 from lb.plan.rendezvous import SMALL_SET
+from lb.shipped import shipped
 
 DType = np.dtype[Any]
 
@@ -303,7 +303,7 @@ class MapSpec:
         return self.type is MapType.ARRAY
 
 
-BPF_DIR = Path(__file__).resolve().parent.parent.parent / "bpf"
+BPF_DIR = shipped("bpf")
 _X_ROW = re.compile(r'X\((\w+),\s*"([^"]*)"\)')
 
 

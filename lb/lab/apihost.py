@@ -21,9 +21,10 @@ from lb.lab.apply import make_namespace
 from lb.lab.processes import START_SECONDS, environment, kill, spawn, tail, wait_for
 from lb.lab.store import Store
 from lb.model import ObjectKey
+from lb.shipped import shipped
 
 ETCD, SERVER, CONTROLLERS, FORWARDER = "etcd", "kube-apiserver", "kube-controller-manager", "forwarder"
-RBAC = Path(__file__).resolve().parents[2] / "deploy" / "rbac.yaml"
+RBAC = shipped("deploy") / "rbac.yaml"
 AGENT = ObjectKey("kube-system", "lbctl")
 """The agents' service account, as RBAC makes it."""
 
