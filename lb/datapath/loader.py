@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import batch, bpf, build, crc32c, layouts
+from lb.datapath import batch, bpf, build, crc32c, layouts, privileges
 from lb.datapath.bpf import ProgType
 from lb.datapath.compile import PROGRAM_ARRAY
 from lb.datapath.layouts import MapType
@@ -144,8 +144,9 @@ def load(
     CompileError: clang or the verifier refused a program other than one for sockets; nothing pinned has
         changed.
     BpfError: the kernel refused a map or a pin.
-    DatapathError: the kernel has no bpf file system, or the child could not run.
+    DatapathError: a capability is missing, the kernel has no bpf file system, or the child could not run.
     """
+    privileges.check()
     ensure_bpffs()
     own_build = fingerprint(limits, bpf_dir)
     refused = ""

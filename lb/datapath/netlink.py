@@ -5,6 +5,7 @@ pyroute2 speaks for us; what it does not decode is read in :mod:`lb.datapath.rtn
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -20,6 +21,7 @@ from lb.bare import bare_package
 from lb.config import UplinkMode
 from lb.datapath import bpf
 from lb.datapath.bpf import FD
+from lb.datapath.pins import ROOT
 from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
 from lb.model import IPAddress
@@ -271,16 +273,29 @@ def _refused(interface: Interface, hook: str, error: NetlinkError | OSError) -> 
 
 
 def is_our_xdp(interface: Interface) -> bool:
-    """Tell whether the XDP program on an interface is one of ours, by its name."""
+    """Tell whether the XDP program on an interface is one of ours: pinned as such, or of our name."""
     if not interface.xdp_id:
         return False
+    if interface.xdp_id in _pinned_ids():
+        return True
     try:
         with bpf.prog_by_id(interface.xdp_id) as program:
             return bpf.prog_info(program).name.startswith(_OUR_XDP)
     except BpfError as error:
         if error.errno == errno.ENOENT:  # detached meanwhile
             return False
+        if error.errno == errno.EPERM:
+            return False  # to ask takes CAP_SYS_ADMIN, which an agent need not have; no pin of ours has it
         raise
+
+
+def _pinned_ids() -> set[int]:
+    """Return the ids of the XDP programs of all instances and builds that are pinned."""
+    ids = set()
+    for path in ROOT.glob(f"*/*/{_OUR_XDP}_uplink"):
+        with contextlib.suppress(BpfError), bpf.obj_get(path) as program:  # may be unpinned meanwhile
+            ids.add(bpf.prog_info(program).id)
+    return ids
 
 
 class InterfaceWatcher:

@@ -129,7 +129,10 @@ def ensure_bpffs() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
         reason = os.strerror(ctypes.get_errno())
-        raise DatapathError(f"cannot mount a bpf file system at {BPFFS}: {reason}")
+        raise DatapathError(
+            f"no bpf file system is mounted at {BPFFS}, and mounting one, which takes CAP_SYS_ADMIN, failed:"
+            f" {reason}; systemd mounts it at boot, or: mount -t bpf bpf {BPFFS}"
+        )
     _LOG.info("mounted a bpf file system at %s", BPFFS)
 
 

@@ -24,7 +24,7 @@ from lb.model import ObjectKey
 from lb.shipped import shipped
 
 ETCD, SERVER, CONTROLLERS, FORWARDER = "etcd", "kube-apiserver", "kube-controller-manager", "forwarder"
-RBAC = shipped("deploy") / "rbac.yaml"
+RBAC = shipped("deploy") / "base" / "rbac.yaml"
 AGENT = ObjectKey("kube-system", "lbctl")
 """The agents' service account, as RBAC makes it."""
 

@@ -27,7 +27,7 @@ from lb.lab.apiserver import ADMIN, ControlPlane, find
 from tests.kube.objects import NAMESPACE, Object
 from tests.kube.rules import resource_of
 
-RBAC = Path(__file__).parents[2] / "deploy" / "rbac.yaml"
+RBAC = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
 START_SECONDS = 60.0
 SERVICE_NETWORKS = (IPv4Network("10.96.0.0/16"),)
 _RESOURCES = {
@@ -56,7 +56,7 @@ class ApiServer:
     """etcd and kube-apiserver in a folder of their own; a context manager that ends both.
 
     It is a :class:`tests.kube.harness.Cluster`. Clients get a token of the service account that
-    deploy/rbac.yaml makes, so that whatever the ClusterRole lacks fails.
+    deploy/base/rbac.yaml makes, so that whatever the ClusterRole lacks fails.
     """
 
     def __init__(self, folder: Path) -> None:

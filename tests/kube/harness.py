@@ -45,7 +45,7 @@ class Cluster(Protocol):
     """What tests do to a cluster; the double and a real API server can both do it."""
 
     def client(self) -> Client:
-        """Return a client with the rights of deploy/rbac.yaml."""
+        """Return a client with the rights of deploy/base/rbac.yaml."""
         ...
 
     def put(self, item: Object) -> Object:

@@ -1,4 +1,4 @@
-"""Least privilege: deploy/rbac.yaml allows exactly what is done."""
+"""Least privilege: deploy/base/rbac.yaml allows exactly what is done."""
 
 from __future__ import annotations
 

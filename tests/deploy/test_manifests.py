@@ -1,0 +1,187 @@
+"""deploy/ as Kubernetes takes it: kustomize and Helm render the same, by schema, and what it says is true."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+import lb
+from lb import config
+from lb.datapath import privileges
+from lb.observe.health import NodeHealth
+from lb.observe.http import Request
+from tests.deploy.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "lbctl"
+SETTINGS = {each.variable for each in config.settings()}
+VERSIONS = ("1.30", "1.33", "1.37")
+"""The oldest that has every field (appArmorProfile), the newest that the schemas are there for."""
+
+EXAMPLE = ("apiServer.host=192.0.2.10", "image.repository=registry.example/lbctl")
+OVERLAYS: dict[str, Sequence[str]] = {
+    "example": EXAMPLE,
+    "canary": (*EXAMPLE, "nodeSelector.lbctl=on"),
+}
+"""What Helm is told to render what the overlay does."""
+
+Object = dict[str, Any]
+
+
+def tool(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run helm or kubectl as scripts/setup installed them."""
+    path = Path(sys.executable).with_name(name)
+    assert path.exists(), f"{path} is not there: run scripts/setup dev"
+    return subprocess.run([path, *argv], capture_output=True, text=True, check=False)
+
+
+def rendered(done: subprocess.CompletedProcess[str]) -> list[Object]:
+    """Return the objects of an output, in one order."""
+    assert done.returncode == 0, done.stderr
+    found = [each for each in yaml.safe_load_all(done.stdout) if each]
+    return sorted(found, key=lambda each: (each["kind"], each["metadata"]["name"]))
+
+
+@functools.cache
+def _kustomize(directory: str) -> subprocess.CompletedProcess[str]:
+    return tool("kubectl", "kustomize", str(DEPLOY / directory))
+
+
+def kustomized(overlay: str) -> list[Object]:
+    return rendered(_kustomize(f"overlays/{overlay}"))
+
+
+def helm(*values: str) -> subprocess.CompletedProcess[str]:
+    flags = [part for value in values for part in ("--set", value)]
+    return tool("helm", "template", "lbctl", str(CHART), "--namespace", "kube-system", *flags)
+
+
+def daemon_set(objects: Sequence[Object]) -> Object:
+    (found,) = (each for each in objects if each["kind"] == "DaemonSet")
+    return found
+
+
+def pod(objects: Sequence[Object]) -> Object:
+    spec: Object = daemon_set(objects)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(objects: Sequence[Object]) -> Object:
+    (found,) = pod(objects)["containers"]
+    return dict(found)
+
+
+def environment(objects: Sequence[Object]) -> dict[str, str | None]:
+    return {each["name"]: each.get("value") for each in container(objects)["env"]}
+
+
+def test_every_overlay_is_here() -> None:
+    assert {path.name for path in (DEPLOY / "overlays").iterdir()} == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_helm_and_kustomize_render_the_same(overlay: str) -> None:
+    assert rendered(helm(*OVERLAYS[overlay])) == kustomized(overlay)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_is_by_schema(overlay: str, version: str) -> None:
+    objects = kustomized(overlay)
+    assert {each["kind"] for each in objects} == {
+        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"
+    }  # fmt: skip
+    for each in objects:
+        kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_a_field_that_is_none_is_seen() -> None:
+    objects = kustomized("example")
+    pod(objects)["hostNetworks"] = True
+    with pytest.raises(kubernetes_validate.ValidationError, match="hostNetworks"):
+        kubernetes_validate.validate(daemon_set(objects), VERSIONS[-1], strict=True)
+
+
+def test_the_base_alone_leads_nowhere() -> None:
+    base = rendered(_kustomize("base"))
+    assert str(environment(base)["KUBERNETES_SERVICE_HOST"]).endswith(".invalid")  # RFC 6761: never resolves
+
+
+def test_helm_wants_the_api_server() -> None:
+    done = helm()
+    assert done.returncode != 0
+    assert "set apiServer.host to an address of the API server" in done.stderr
+
+
+def test_helm_finds_nothing_to_complain_of() -> None:
+    done = tool("helm", "lint", "--strict", str(CHART), "--set", EXAMPLE[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_helm_turns_settings_into_variables(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    settings = {"uplink": "eth0", "limits_flows": 1000000, "timeouts_udp": 0.5}
+    values.write_text(yaml.safe_dump({"apiServer": {"host": "fd00::1"}, "settings": settings}))
+    objects = rendered(tool("helm", "template", "lbctl", str(CHART), "--values", str(values)))
+    found = environment(objects)
+    assert found["KUBERNETES_SERVICE_HOST"] == "fd00::1"
+    for name, value in settings.items():
+        assert found[f"LBCTL_{name.upper()}"] == str(value)
+    assert {name for name in found if name.startswith("LBCTL_")} <= SETTINGS
+    for each in objects:
+        kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+
+
+def test_versions_are_those_of_the_package() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (lb.__version__, lb.__version__)
+    assert container(kustomized("example"))["image"] == f"registry.example/lbctl:{lb.__version__}"
+
+
+def test_variables_are_settings() -> None:
+    found = environment(kustomized("example"))
+    assert {name for name in found if name.startswith("LBCTL_")} <= SETTINGS
+
+
+def test_the_api_server_is_reached_without_a_service() -> None:
+    found = environment(kustomized("example"))
+    assert (found["KUBERNETES_SERVICE_HOST"], found["KUBERNETES_SERVICE_PORT"]) == ("192.0.2.10", "6443")
+    spec = pod(kustomized("example"))
+    assert (spec["hostNetwork"], spec["dnsPolicy"], spec["enableServiceLinks"]) == (True, "Default", False)
+
+
+def test_capabilities_are_those_that_the_agent_asks_for() -> None:
+    context = container(kustomized("example"))["securityContext"]
+    assert context["capabilities"]["drop"] == ["ALL"]
+    assert {f"CAP_{name}" for name in context["capabilities"]["add"]} == set(privileges.NEEDED)
+    assert "privileged" not in context
+
+
+def test_probes_ask_for_what_is_answered() -> None:
+    found = container(kustomized("example"))
+    answer = NodeHealth().answer()
+    (port,) = found["ports"]
+    assert config.Config().healthz_address == f"0.0.0.0:{port['containerPort']}"
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = found[name]["httpGet"]
+        assert asked["port"] == port["name"]
+        assert answer(Request("GET", asked["path"], "", {})).status != 404
+
+
+def test_an_update_takes_nodes_one_after_the_other() -> None:
+    strategy = daemon_set(kustomized("example"))["spec"]["updateStrategy"]
+    assert strategy["type"] == "RollingUpdate"
+    assert "maxSurge" not in strategy["rollingUpdate"]  # two agents of one instance: the second is refused
+
+
+def test_what_outlives_the_pod_is_the_host_s() -> None:
+    paths = {each["hostPath"]["path"] for each in pod(kustomized("example"))["volumes"]}
+    assert paths == {"/sys/fs/bpf", "/sys/fs/cgroup", "/var/cache/lbctl", "/run/lbctl"}
