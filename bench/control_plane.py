@@ -53,7 +53,7 @@ from lb.rundir import RunDir
 from tests.kube.double import ApiDouble, Handler, Request
 
 RATE = 100  # changes a second under load
-PAUSE = 0.15  # seconds between single changes: longer than an endpoint is held over a move
+PAUSE = 0.2  # seconds between single changes: longer than an endpoint is held over a move
 _INSIDE = "LBCTL_BENCH_NAMESPACE"
 _NODE = "node1"
 _PAGE = 500

@@ -165,33 +165,6 @@ class Retries(Generic[K]):
         return sorted(failure.message for failure in self._failures.values())
 
 
-class Effort:
-    """How long to gather changes: not at all, until they come so fast that syncs take too much of a CPU.
-
-    A sync costs hardly more for some Services than for one: under load it pays to let several come together.
-    Syncs may take SHARE of the time, after a quiet time SAVED_SECONDS at once, and wait for LONGEST_SECONDS
-    at most.
-    """
-
-    SHARE = 0.03
-    SAVED_SECONDS = 0.1
-    LONGEST_SECONDS = 0.05
-
-    def __init__(self, now: float) -> None:
-        self._left = self.SAVED_SECONDS
-        self._at = now
-
-    def wait(self, now: float) -> float:
-        """Return how many seconds to gather from now on."""
-        self._left = min(self._left + (now - self._at) * self.SHARE, self.SAVED_SECONDS)
-        self._at = now
-        return min(max(-self._left / self.SHARE, 0.0), self.LONGEST_SECONDS)
-
-    def spend(self, seconds: float) -> None:
-        """Note the CPU time of a sync; a long one delays what follows no further than others."""
-        self._left = max(self._left - seconds, -self.LONGEST_SECONDS * self.SHARE)
-
-
 class Agent:
     """The main loop of a node.
 
@@ -206,7 +179,6 @@ class Agent:
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
     clock: seconds, monotonic.
-    cpu: CPU seconds of the calling thread. pause: let so many seconds pass.
 
     Attributes
     ----------
@@ -228,8 +200,6 @@ class Agent:
         synced: Callable[[Agent], None],
         beat: Callable[[Agent], None],
         clock: Callable[[], float] = time.monotonic,
-        cpu: Callable[[], float] = time.thread_time,
-        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.stopping = False
         self.sync_seconds = 0.0
@@ -243,9 +213,6 @@ class Agent:
         self._synced = synced
         self._beat = beat
         self._clock = clock
-        self._cpu = cpu
-        self._pause = pause
-        self._effort = Effort(clock())
         self._claims = Claims(reconciler.holders())
         self._conflicts: set[Conflict] = set()
         self._services = Retries[ObjectKey]()
@@ -297,9 +264,7 @@ class Agent:
             if self._first_sync:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
-                begun = self._cpu()
                 self._sync()
-                self._effort.spend(self._cpu() - begun)
         if now >= self._beat_due:
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
@@ -353,8 +318,6 @@ class Agent:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:
             return []
-        if wait := self._effort.wait(self._clock()):
-            self._pause(wait)
         return [*messages, *(self._inbox.get() for _ in range(self._inbox.qsize()))]
 
     def _take(self, messages: Sequence[Message]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -254,6 +255,15 @@ class Response:
                 self._raw.release_conn()
                 return
             yield data
+
+    def waiting(self) -> bool:
+        """Tell whether more has come already; what lies in buffers on the way here is not seen."""
+        try:
+            poll = select.poll()
+            poll.register(self._raw.fileno(), select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError):  # it is over already
+            return False
 
     def abort(self) -> None:
         """Make a read that waits in another thread return."""

@@ -18,10 +18,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from lb.kube.timing import Pace
 from lb.model import Delete, Endpoint, EndpointPort, EndpointSlice, Event, ObjectKey, Upsert
 
 HOLD_SECONDS = 0.1
-TOGETHER_SECONDS = 0.025
+TOGETHER_SECONDS = Pace.TICK_SECONDS
 """Times end at multiples of this: of many that are held, several are let go together."""
 
 _Held = dict[int, tuple[Endpoint, float]]

@@ -33,7 +33,7 @@ from lb.errors import InputError
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
 from lb.kube.convert import Item, Kind, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
-from lb.kube.timing import Backoff, Timing
+from lb.kube.timing import Backoff, Pace, Timing
 from lb.model import Delete, Event, ObjectKey, Upsert
 
 _log = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class Reflector(Generic[R]):
         report: Callable[[InputError, ObjectKey, str], None],
         *,
         timing: Timing,
+        pace: Pace,
         silence: float = SILENCE_SECONDS,
     ) -> None:
         self._client = client
@@ -122,6 +123,7 @@ class Reflector(Generic[R]):
         self._deliver = deliver
         self._report = report
         self._timing = timing
+        self._pace = pace
         self._silence = silence
         self._backoff = Backoff(timing)
         self._store: dict[ObjectKey, tuple[R, str]] = {}
@@ -251,6 +253,8 @@ class Reflector(Generic[R]):
                     self._heard()
                     idle = idle and not lines
                     self._tell(lines)
+                    if lines and not response.waiting() and (seconds := self._pace.wait()):
+                        stop.wait(seconds)
             except SilenceError as error:
                 _log.debug("%s; watching again from version %s", error, self._version)
                 return

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
 from lb.kube.handover import HOLD_SECONDS, Handover
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
-from lb.kube.timing import Timing
+from lb.kube.timing import Pace, Timing
 from lb.model import Event, ObjectKey, Service, Synced
 
 _log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ NOT_OURS = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/hea
 """Labels that give a Service, and the slices that carry its labels, to another proxy; kube-proxy's
 selectors."""
 _TICK_SECONDS = 0.2
+_GATHER_SECONDS = 0.005
+"""Under load, how long the reflectors may take for what came by a tick."""
 _JOIN_SECONDS = 2.0
 
 
@@ -70,6 +73,7 @@ class KubernetesSource:
         self._timing = timing or Timing()
         self._silence = silence
         self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        self._pace = Pace(self._timing.clock)
         self._handover = Handover(self._timing.clock, hold_seconds)
         self._events = EventWriter(client, node_name, self._timing)
         self._services = self._reflector(Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None"))
@@ -110,7 +114,15 @@ class KubernetesSource:
             note = f"{error.field}: {error.message}" if error.field else error.message
             self._events.publish(Notice(kind, key, uid, "Unusable", "KeepLastGood", note))
 
-        return Reflector(self._client, selection, deliver, report, timing=self._timing, silence=self._silence)
+        return Reflector(
+            self._client,
+            selection,
+            deliver,
+            report,
+            timing=self._timing,
+            pace=self._pace,
+            silence=self._silence,
+        )
 
     def _turn(self, emit: Callable[[Sequence[Event]], None]) -> None:
         """Wait for something to emit, a short while, and emit it."""
@@ -118,6 +130,8 @@ class KubernetesSource:
         batches: list[_Batch] = []
         with contextlib.suppress(queue.Empty):
             batches.append(self._inbox.get(timeout=max(wait, 0.0)))
+        if self._pace.wait():
+            time.sleep(_GATHER_SECONDS)
         batches.extend(self._inbox.get() for _ in range(self._inbox.qsize()))
         events = self._handover.apply([event for batch in batches for event in batch.events])
         events += self._handover.due()

@@ -1,4 +1,4 @@
-"""Time and chance, so that tests can put their own in; and how long to wait after failures."""
+"""Time and chance, so that tests can put their own in; how long to wait after failures, and under load."""
 
 from __future__ import annotations
 
@@ -54,3 +54,39 @@ class Backoff:
         seconds = max(seconds, at_least) + seconds * self._timing.random()
         self._resumed = now + seconds
         return seconds
+
+
+class Pace:
+    """Tells when to let events gather: once this process takes more than SHARE of a CPU.
+
+    To be woken for an event costs more than the event, and all that follows costs less for several events
+    than for one after the other. So under load they stay where they are, in the socket, until the next tick.
+    Ticks are at multiples of TICK_SECONDS of the clock, so that all that is paced comes together. After a
+    quiet time SAVED_SECONDS of CPU time may be used at once; one long piece of work delays what follows it by
+    a tick at most. Usable from several threads.
+
+    clock: seconds, monotonic. cpu: CPU seconds of this process.
+    """
+
+    SHARE = 0.03
+    SAVED_SECONDS = 0.1
+    TICK_SECONDS = 0.05
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, cpu: Callable[[], float] = time.process_time
+    ) -> None:
+        self._clock = clock
+        self._cpu = cpu
+        self._lock = threading.Lock()
+        self._left = self.SAVED_SECONDS
+        self._seen = (clock(), cpu())
+
+    def wait(self) -> float:
+        """Return the seconds until the next tick under load, else 0."""
+        with self._lock:
+            now, used = self._clock(), self._cpu()
+            last, last_used = self._seen
+            self._seen = (now, used)
+            left = self._left + (now - last) * self.SHARE - (used - last_used)
+            self._left = min(max(left, -self.TICK_SECONDS * self.SHARE), self.SAVED_SECONDS)
+            return -now % self.TICK_SECONDS if self._left < 0 else 0.0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
+import pytest
+
+from lb.kube.timing import Pace
 from lb.model import ObjectKey, Synced
 from tests.kube.harness import Cluster, running
 from tests.kube.objects import (
@@ -111,6 +114,17 @@ def test_a_change_that_the_model_does_not_show_is_not_emitted(cluster: Cluster) 
         cluster.put(service("later", "10.96.0.12"))
         run.wait(lambda: run.service("later"))
         assert len(run.events) == before + 1
+
+
+def test_under_load_changes_come_together(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(cluster.client()) as run:
+        run.wait(lambda: run.synced)
+        monkeypatch.setattr(Pace, "wait", lambda _self: Pace.TICK_SECONDS)
+        before, names = run.batches, {f"web-{i:03}" for i in range(200)}
+        for i, name in enumerate(sorted(names)):
+            cluster.put(service(name, f"10.96.8.{1 + i}"))
+        run.wait(lambda: run.services() == names)
+        assert run.batches - before < len(names) / 2
 
 
 def test_an_endpoint_that_moves_between_slices_is_never_lost(cluster: Cluster) -> None:

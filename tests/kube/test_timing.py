@@ -1,8 +1,10 @@
-"""Waits after failures, with a clock and chance of the test's own."""
+"""Waits after failures and under load, with a clock and chance of the test's own."""
 
 from __future__ import annotations
 
-from lb.kube.timing import HEALTHY_SECONDS, Backoff, Timing
+import pytest
+
+from lb.kube.timing import HEALTHY_SECONDS, Backoff, Pace, Timing
 
 
 class Bench:
@@ -39,3 +41,43 @@ def test_a_time_without_failure_starts_anew() -> None:
     assert bench.fail() == 8, "not longer than that"
     bench.now += HEALTHY_SECONDS + 1
     assert bench.fail() == 0.5
+
+
+class PaceBench:
+    """A Pace whose process uses as much CPU as a test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.used = 0.0
+        self.pace = Pace(lambda: self.now, lambda: self.used)
+
+    def work(self, seconds: float) -> float:
+        """Use so much CPU in no time; return how long to wait then."""
+        self.used += seconds
+        return self.pace.wait()
+
+
+def test_events_gather_once_the_process_takes_more_than_its_share() -> None:
+    bench = PaceBench()
+    for _ in range(5):
+        assert bench.work(Pace.SAVED_SECONDS / 5 * 0.999) == 0.0
+    bench.now = 100.01
+    assert bench.work(0.001) == pytest.approx(0.04), "until the next multiple of a tick"
+    bench.now = 100.04
+    assert bench.work(0.0) == 0.0, "its share of the time since then is enough"
+
+
+def test_long_work_is_not_held_against_what_follows() -> None:
+    bench = PaceBench()
+    assert bench.work(10.0) >= 0.0
+    bench.now += Pace.TICK_SECONDS + 0.001
+    assert bench.work(0.0) == 0.0
+
+
+def test_a_quiet_time_saves_no_more_than_so_much() -> None:
+    bench = PaceBench()
+    bench.now += 1e6
+    assert bench.work(0.0) == 0.0
+    assert bench.work(Pace.SAVED_SECONDS * 0.999) == 0.0
+    bench.now += 0.01
+    assert bench.work(0.01) > 0.0

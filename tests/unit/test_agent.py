@@ -15,7 +15,6 @@ from lb.agent import (
     BEAT_SECONDS,
     TIDY_SECONDS,
     Agent,
-    Effort,
     Failed,
     Inbox,
     InterfacesChanged,
@@ -212,46 +211,6 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
     bench.agent._inbox = bench.inbox
     bench.tell(SYNCED)
     assert bench.vips() == {"10.96.0.1"}
-
-
-def test_effort_waits_once_syncs_take_more_than_their_share() -> None:
-    effort = Effort(now=100.0)
-    assert effort.wait(100.0) == 0.0
-    for _ in range(6):
-        effort.spend(Effort.SAVED_SECONDS / 6)
-    assert effort.wait(100.0) == pytest.approx(0.0)
-    effort.spend(0.0003)
-    assert effort.wait(100.0) == pytest.approx(0.01)
-    assert effort.wait(100.02) == 0.0
-
-
-def test_effort_never_waits_for_long_and_forgets_a_quiet_time() -> None:
-    effort = Effort(now=100.0)
-    effort.spend(10.0)
-    assert effort.wait(100.0) == pytest.approx(Effort.LONGEST_SECONDS)
-    assert effort.wait(1000.0) == 0.0
-    effort.spend(Effort.SAVED_SECONDS + 0.0003)
-    assert effort.wait(1000.0) == pytest.approx(0.01)
-
-
-def test_under_load_changes_are_gathered(bench: Bench) -> None:
-    """Each sync seems to take a second of CPU: the agent waits, and takes what has come meanwhile."""
-    seconds = iter(range(100))
-    pauses: list[float] = []
-
-    def pause(wanted: float) -> None:
-        pauses.append(wanted)
-        bench.inbox.put([Upsert(endpoints(DNS, "10.0.0.2"))])
-        bench.inbox.put([Upsert(endpoints(WEB, "10.0.0.3"))])
-
-    bench.agent._cpu = lambda: float(next(seconds))
-    bench.agent._pause = pause
-    bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
-    assert pauses == []
-    bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
-    assert bench.reconciler.syncs[1:] == [{WEB, DNS}]
-    assert 0 < pauses[0] <= Effort.LONGEST_SECONDS
-    assert len(pauses) == 1
 
 
 def test_what_waited_for_packets_on_their_way_is_freed_when_told(bench: Bench) -> None:
