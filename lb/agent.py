@@ -213,7 +213,7 @@ class Agent:
         self._synced = synced
         self._beat = beat
         self._clock = clock
-        self._claims = Claims(reconciler.holders())
+        self._claims = Claims(self._plan_again, reconciler.holders())
         self._conflicts: set[Conflict] = set()
         self._services = Retries[ObjectKey]()
         self._hooks = Retries[str]()
@@ -416,6 +416,13 @@ class Agent:
             return None
         assert self._topology is not None
         return plan_service(service, self._state.slices(key), self._topology)
+
+    def _plan_again(self, key: ObjectKey) -> ServicePlan | None:
+        """Return what :meth:`_plan` does; None where that fails: it is told when the Service is due."""
+        try:
+            return self._plan(key)
+        except Exception:
+            return None
 
     def _service_failed(self, key: ObjectKey, error: Exception, now: float) -> None:
         message = f"service {key}: {'' if isinstance(error, LbError) else f'{type(error).__name__}: '}{error}"

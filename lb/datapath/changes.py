@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,22 @@ from lb.datapath.pools import NO_ROWS, Region
 from lb.datapath.tables import set_rows, set_size
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey, TrafficPolicy
-from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
+from lb.plan.types import BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 Sockets = dict[PortKey, set[Socket]]
 
-_ACTIVE, _TERMINATING = int(BackendStateCode.ACTIVE), int(BackendStateCode.TERMINATING)
+_ON_HOST = attrgetter("host")
+
+_IS_ACTIVE = BackendState.ACTIVE
+_FREE, _ACTIVE, _TERMINATING = (
+    int(code) for code in (BackendStateCode.FREE, BackendStateCode.ACTIVE, BackendStateCode.TERMINATING)
+)
 _LOCAL, _IN_CLUSTER_SET, _IN_LOCAL_SET = (
     int(flag) for flag in (BackendFlag.LOCAL, BackendFlag.IN_CLUSTER_SET, BackendFlag.IN_LOCAL_SET)
 )
+_USABLE, _HOST_ENDPOINT = int(VipFlag.USABLE), int(VipFlag.HOST_ENDPOINT)
+_INSIDE_LOCAL, _OUTSIDE_LOCAL = int(VipFlag.INSIDE_LOCAL), int(VipFlag.OUTSIDE_LOCAL)
+_SOURCE_RANGES = int(VipFlag.SOURCE_RANGES)
 
 
 @dataclass(slots=True)
@@ -102,29 +111,40 @@ def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:
 
 
 def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) -> set[Socket]:
-    """Note what one port needs, and return its backends."""
-    sockets = {socket_of(backend): backend for backend in plan.backends}
-    cluster = sockets.keys() if plan.cluster is plan.backends else set(map(socket_of, plan.cluster))
-    local = set(map(socket_of, plan.local))
-    for socket, backend in sockets.items():
-        state = _ACTIVE if backend.state is BackendState.ACTIVE else _TERMINATING
-        flags = (
-            _LOCAL * backend.local | _IN_CLUSTER_SET * (socket in cluster) | _IN_LOCAL_SET * (socket in local)
-        )
+    """Note what one port needs, and return its backends.
+
+    Most of the work of a sync is here, so each backend is looked at once.
+    """
+    backends = {socket_of(backend): backend for backend in plan.backends}
+    offers = {
+        TrafficPolicy.CLUSTER: list(backends)
+        if plan.cluster is plan.backends
+        else list(map(socket_of, plan.cluster)),
+        TrafficPolicy.LOCAL: list(map(socket_of, plan.local)),
+    }
+    cluster, local = set(offers[TrafficPolicy.CLUSTER]), set(offers[TrafficPolicy.LOCAL])
+    slots = port.backends
+    for socket, backend in backends.items():
+        state = _ACTIVE if backend.state is _IS_ACTIVE else _TERMINATING
+        flags = _IN_CLUSTER_SET if socket in cluster else 0
+        if backend.local:
+            flags |= _LOCAL | (_IN_LOCAL_SET if socket in local else 0)
         node = ledger.nodes.id_of(backend)
-        slot = port.backends.get(socket)
+        slot = slots.get(socket)
         if slot is not None:
             change.kept.append((slot, state, flags, node))
         else:
-            slot = port.backends[socket] = ledger.backend_ids[plan.version].allocate()
+            slot = slots[socket] = ledger.backend_ids[plan.version].allocate()
             place = (pack_address(backend.address), backend.port)
-            change.new[slot] = (*place, int(BackendStateCode.FREE), flags, port.id, 0, node)
+            change.new[slot] = (*place, _FREE, flags, port.id, 0, node)
             change.states[slot] = state
     change.new_ranges += [(port, network) for network in plan.source_ranges if not port.ranges.get(network)]
     change.old_ranges += [(port, network) for network in port.ranges.keys() - set(plan.source_ranges)]
     wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
-    offers = {TrafficPolicy.CLUSTER: plan.cluster, TrafficPolicy.LOCAL: plan.local}
     regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}
+    common = _USABLE if plan.cluster else 0
+    if any(map(_ON_HOST, plan.cluster + plan.local)):
+        common |= _HOST_ENDPOINT
     for vip in plan.vips:
         row = VipRow(
             port.id,
@@ -132,22 +152,22 @@ def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) ->
             regions[vip.inside],
             regions[vip.outside],
             KIND_CODES[vip.kind],
-            _vip_flags(vip, plan),
+            common | _vip_flags(vip, plan),
         )
         if port.vips.get(vip.key) != row:
             change.puts[vip.key] = (port, row)
     change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
-    return set(sockets)
+    return set(backends)
 
 
 def _vip_flags(vip: Vip, plan: PortPlan) -> int:
-    return int(
-        VipFlag.INSIDE_LOCAL * (vip.inside is TrafficPolicy.LOCAL)
-        | VipFlag.OUTSIDE_LOCAL * (vip.outside is TrafficPolicy.LOCAL)
-        | VipFlag.USABLE * bool(plan.cluster)
-        | VipFlag.HOST_ENDPOINT * any(backend.host for backend in plan.cluster + plan.local)
-        | VipFlag.SOURCE_RANGES * (vip.kind is VipKind.LOAD_BALANCER and bool(plan.source_ranges))
-    )
+    """Return the flags in which the VIPs of a port may differ."""
+    flags = _INSIDE_LOCAL if vip.inside is TrafficPolicy.LOCAL else 0
+    if vip.outside is TrafficPolicy.LOCAL:
+        flags |= _OUTSIDE_LOCAL
+    if vip.kind is VipKind.LOAD_BALANCER and plan.source_ranges:
+        flags |= _SOURCE_RANGES
+    return flags
 
 
 def compare(slots: Rows, changes: Sequence[Change]) -> None:
@@ -170,12 +190,13 @@ def compare(slots: Rows, changes: Sequence[Change]) -> None:
         owners[at].edits.append((slot, flags, node))
 
 
-def _table(ledger: Ledger, change: Change, port: Port, backends: Sequence[Backend]) -> Region:
+def _table(ledger: Ledger, change: Change, port: Port, sockets: Sequence[Socket]) -> Region:
     """Return the region with the set of these backends, a new one if the port has none yet."""
-    if not backends:
+    if not sockets:
         return NO_ROWS
-    ids = tuple([port.backends[socket_of(backend)] for backend in backends])
+    ids = tuple([port.backends[socket] for socket in sockets])
     if ids not in port.regions:
         region = port.regions[ids] = ledger.rows.allocate(set_size(len(ids)))
-        change.tables.append((region, set_rows(ids, [backend.identity for backend in backends])))
+        identities = [(change.version, socket >> 16, socket & 0xFFFF) for socket in sockets]
+        change.tables.append((region, set_rows(ids, identities)))
     return port.regions[ids]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from lb.model import ObjectKey
 from lb.plan.types import ServicePlan, VipKey, VipKind
@@ -56,6 +58,17 @@ class Decision:
     conflicts: tuple[Conflict, ...]
 
 
+class _Claim(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a plan: there is one of these for each Service.
+
+    standings: for each of the VIPs whether it is a clusterIP, and whether its port has anyone to offer.
+    """
+
+    created: str
+    vips: tuple[VipKey, ...]
+    standings: tuple[tuple[bool, bool], ...]
+
+
 class Claims:
     """Remembers every Service's claims. The older Service wins a VIP.
 
@@ -67,9 +80,18 @@ class Claims:
     with endpoints to offer; then as above.
     """
 
-    def __init__(self, holders: Mapping[VipKey, ObjectKey] = MappingProxyType({})) -> None:
-        """holders: who had which VIP before the first update."""
-        self._plans: dict[ObjectKey, ServicePlan] = {}
+    def __init__(
+        self,
+        plan_again: Callable[[ObjectKey], ServicePlan | None],
+        holders: Mapping[VipKey, ObjectKey] = MappingProxyType({}),
+    ) -> None:
+        """Begin.
+
+        plan_again: gives the plan of a Service that was updated earlier; None: there is none to be had now.
+        holders: who had which VIP before the first update.
+        """
+        self._plan_again = plan_again
+        self._claims: dict[ObjectKey, _Claim] = {}
         self._winners: dict[VipKey, ObjectKey] = {}
         self._contested: dict[VipKey, set[ObjectKey]] = {}  # all that claim it, where there are several
         self._holders = holders
@@ -81,7 +103,8 @@ class Claims:
         """
         before: dict[VipKey, ObjectKey | None] = {}
         for key, plan in plans.items():
-            old, new = _vips(self._plans.pop(key, None)), _vips(plan)
+            claim = self._claims.pop(key, None)
+            old, new = set(claim.vips if claim else ()), set(_vips(plan))
             for vip in old | new:
                 before.setdefault(vip, self._winners.get(vip))
             for vip in old - new:
@@ -89,17 +112,22 @@ class Claims:
             for vip in new - old:
                 self._claim(vip, key)
             if plan is not None:
-                self._plans[key] = plan
+                self._claims[key] = _claim_of(plan)
         for vip in before.keys() & self._contested.keys():
             self._winners[vip] = self._decide(vip, before[vip] or self._holders.get(vip))
         self._holders = MappingProxyType({})
-        affected = set(plans)
+        affected = dict(plans)
         for vip, old_winner in before.items():
             winner = self._winners.get(vip)
             if winner != old_winner:
-                affected.update(key for key in (winner, old_winner) if key is not None)
+                for other in (winner, old_winner):
+                    if other is None or other in affected:
+                        continue
+                    if (again := self._plan_again(other)) is not None:
+                        affected[other] = again
         return Decision(
-            {key: self._without_lost(key) for key in sorted(affected)}, self._conflicts_about(before)
+            {key: self._without_lost(key, affected[key]) for key in sorted(affected)},
+            self._conflicts_about(before),
         )
 
     def conflicts(self) -> tuple[Conflict, ...]:
@@ -132,23 +160,18 @@ class Claims:
 
     def _standing(self, address: VipKey, key: ObjectKey) -> tuple[bool, bool]:
         """Return what orders the claims of Services on an address as a whole; the greatest wins."""
-        return next(
-            (vip.kind is VipKind.CLUSTER_IP, bool(port.cluster))
-            for port in self._plans[key].ports
-            for vip in port.vips
-            if vip.key == address
-        )
+        claim = self._claims[key]
+        return claim.standings[claim.vips.index(address)]
 
     def _seniority(self, key: ObjectKey) -> tuple[bool, str, ObjectKey]:
-        created = self._plans[key].created
+        created = self._claims[key].created
         return (not created, created, key)
 
     def _is_older(self, one: ObjectKey, other: ObjectKey) -> bool:
         """Tell whether creationTimestamps say that one Service is older than the other."""
-        return "" < self._plans[one].created < self._plans[other].created
+        return "" < self._claims[one].created < self._claims[other].created
 
-    def _without_lost(self, key: ObjectKey) -> ServicePlan | None:
-        plan = self._plans.get(key)
+    def _without_lost(self, key: ObjectKey, plan: ServicePlan | None) -> ServicePlan | None:
         if plan is None or self._contested.keys().isdisjoint(_vips(plan)):
             return plan
         ports = (
@@ -167,8 +190,19 @@ class Claims:
         return tuple(sorted(found, key=_conflict_order))
 
 
-def _vips(plan: ServicePlan | None) -> set[VipKey]:
-    return {vip.key for port in plan.ports for vip in port.vips} if plan else set()
+def _vips(plan: ServicePlan | None) -> tuple[VipKey, ...]:
+    return tuple([vip.key for port in plan.ports for vip in port.vips]) if plan else ()
+
+
+def _claim_of(plan: ServicePlan) -> _Claim:
+    standings = tuple(
+        [(vip.kind is VipKind.CLUSTER_IP, bool(port.cluster)) for port in plan.ports for vip in port.vips]
+    )
+    return _Claim(plan.created, _vips(plan), _STANDINGS.setdefault(standings, standings))
+
+
+_STANDINGS: dict[tuple[tuple[bool, bool], ...], tuple[tuple[bool, bool], ...]] = {}
+"""One tuple for all claims that have the same: they are few."""
 
 
 def _conflict_order(conflict: Conflict) -> tuple[int, int, int, int, ObjectKey]:

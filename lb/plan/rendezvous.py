@@ -26,9 +26,7 @@ _SEED = 0x6C62_6374_6C31  # part of the algorithm: another seed on one node, and
 def weights(identities: Iterable[Identity]) -> list[int]:
     """Return each backend's weight, a 32-bit hash of its identity."""
     return [
-        xxhash.xxh3_64_intdigest(
-            version.to_bytes(1, "big") + address.to_bytes(16, "big") + port.to_bytes(2, "big"), _SEED
-        )
+        xxhash.xxh3_64_intdigest((version << 144 | address << 16 | port).to_bytes(19, "big"), _SEED)
         & 0xFFFF_FFFF
         for version, address, port in identities
     ]

@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
-from typing import NamedTuple
+
+import msgspec
 
 from lb.model import (
     Endpoint,
@@ -24,8 +25,8 @@ from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology
 _HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
 _HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
 _KINDS: Mapping[int, type] = {4: IPv4Address, 6: IPv6Address}
-_Socket = tuple[int, int]
-"""An address as a number, and a port."""
+_Socket = int
+"""An address as a number, times 65536, plus a port."""
 
 
 def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: Topology) -> ServicePlan:
@@ -84,7 +85,7 @@ def concerned(service: Service, before: Topology | None, after: Topology) -> boo
     return not changed.isdisjoint(claimed)
 
 
-class Member(NamedTuple):
+class Member(msgspec.Struct, frozen=True, gc=False):
     """One backend of a port and the endpoint that it comes from."""
 
     backend: Backend
@@ -212,7 +213,7 @@ def _merge(port: ServicePort, version: int, slices: Iterable[EndpointSlice]) -> 
         for number in [p.port for p in piece.ports if p.name == port.name and p.protocol is port.protocol]:
             for endpoint in piece.endpoints:
                 if type(endpoint.address) is kind:
-                    socket = (int(endpoint.address), number)
+                    socket = int(endpoint.address) << 16 | number
                     known = merged.get(socket)
                     if known is None or _readiness(endpoint) > _readiness(known):
                         merged[socket] = endpoint
@@ -233,7 +234,7 @@ def _members(endpoints: Mapping[_Socket, Endpoint], version: int, topology: Topo
         endpoint, node = endpoints[socket], endpoints[socket].node
         state = BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING
         local = node == here and node != ""
-        backend = Backend(endpoint.address, socket[1], node, local, state, socket[0] in own)
+        backend = Backend(endpoint.address, socket & 0xFFFF, node, local, state, socket >> 16 in own)
         members.append(Member(backend, endpoint))
     return members
 

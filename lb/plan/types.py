@@ -40,8 +40,7 @@ class Topology:
     node_addresses: frozenset[IPAddress] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class VipKey:
+class VipKey(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
     """A Service address. port is in the CPU's order, 1 to 65535.
 
     Port 0 and no protocol is the address as a whole: it is about packets for none of its ports.
@@ -57,8 +56,7 @@ class VipKey:
         return f"{socket_text(self.address, self.port)}/{self.protocol.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Vip:
+class Vip(msgspec.Struct, frozen=True, gc=False):
     """One VIP of a Service port and the field that it comes from.
 
     inside and outside are the traffic policies for new connections from this node's pods and from

@@ -20,9 +20,10 @@ from lb.datapath.reconcile import Reconciler
 from lb.datapath.render import as_ipvsadm, as_json
 from lb.errors import InputError
 from lb.manifests import ManifestSource
-from lb.plan import Claims, plan_service
+from lb.plan import plan_service
 from lb.plan.types import Topology
 from lb.state import ClusterState
+from tests.unit.plan_builders import RememberedClaims
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("*/manifests"))
@@ -48,7 +49,7 @@ def outcome(case: Path) -> dict[str, str]:
         service = state.service(key)
         assert service is not None
         plans[key] = plan_service(service, state.slices(key), NODE1)
-    decision = Claims().update(plans)
+    decision = RememberedClaims().update(plans)
     maps = FakeMaps(LIMITS)
     assert not Reconciler(maps, lambda: 0.0).sync(decision.plans).errors
     shown = dump(maps, now_ns=0, sections=["vips", "addresses"])

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from lb.config import SnatPorts, Timeouts
 from lb.model import Protocol
@@ -170,7 +171,7 @@ def at_snat_port(plan: ServicePlan) -> ServicePlan:
     """Return the plan with a VIP on the node's address and a port of the range."""
     (port,) = plan.ports
     (vip,) = port.vips
-    moved = Vip(replace(vip.key, address=ip_address(p.here(p.NODE1)), port=62_000), vip.kind)
+    moved = Vip(structs.replace(vip.key, address=ip_address(p.here(p.NODE1)), port=62_000), vip.kind)
     return replace(plan, ports=(replace(port, vips=(moved,)),))
 
 

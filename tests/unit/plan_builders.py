@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
+from types import MappingProxyType
 
 from msgspec import structs
 
 from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy
+from lb.plan.claims import Claims, Decision
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 NODE = "node1"
@@ -87,7 +89,10 @@ def _port_in_ipv6(port: PortPlan) -> PortPlan:
     def moved(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
         return tuple(structs.replace(each, address=address_in(6, each.address)) for each in backends)
 
-    vips = (replace(vip, key=replace(vip.key, address=address_in(6, vip.key.address))) for vip in port.vips)
+    vips = (
+        structs.replace(vip, key=structs.replace(vip.key, address=address_in(6, vip.key.address)))
+        for vip in port.vips
+    )
     return replace(
         port,
         version=6,
@@ -97,3 +102,16 @@ def _port_in_ipv6(port: PortPlan) -> PortPlan:
         local=moved(port.local),
         source_ranges=tuple(network_in(6, network) for network in port.source_ranges),
     )
+
+
+class RememberedClaims(Claims):
+    """Claims that get again what they were given last, as from an agent."""
+
+    def __init__(self, holders: Mapping[VipKey, ObjectKey] = MappingProxyType({})) -> None:
+        self.plans: dict[ObjectKey, ServicePlan | None] = {}
+        super().__init__(lambda key: self.plans[key], holders)
+
+    def update(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> Decision:
+        """See Claims."""
+        self.plans.update(plans)
+        return super().update(plans)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from ipaddress import ip_address
 
 import numpy as np
+from msgspec import structs
 
 from lb.config import Limits
 from lb.datapath.layouts import FAMILIES, MAP_SPECS, BackendStateCode, VipFlag, VipKindCode, pack_address
@@ -83,7 +83,8 @@ class Bench:
         """Return the VIPs in the kernel, as of IPv4."""
         back = address_in(self.version, ip_address("0.0.0.0"))
         return [
-            replace(vip, address=ip_address(int(vip.address) - int(back))) for vip in read_vips(self.maps)
+            structs.replace(vip, address=ip_address(int(vip.address) - int(back)))
+            for vip in read_vips(self.maps)
         ]
 
     def wait(self) -> None:
@@ -91,7 +92,7 @@ class Bench:
 
     def row(self, vip: str = VIP) -> VipRow:
         key = vip_key(vip)
-        return read_vips(self.maps)[replace(key, address=address_in(self.version, key.address))]
+        return read_vips(self.maps)[structs.replace(key, address=address_in(self.version, key.address))]
 
     def place(self, text: str) -> tuple[int | bytes, int]:
         """Return a backend's address and port as the maps have them."""

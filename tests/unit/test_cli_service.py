@@ -12,10 +12,10 @@ from lb.cli.service import collect, render
 from lb.config import Config
 from lb.model import ObjectKey, Protocol
 from lb.observe.notes import MOST, Notes
-from lb.plan import Claims, Conflict
+from lb.plan import Conflict
 from lb.plan.types import BackendState, VipKind
 from lb.rundir import RunDir
-from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
+from tests.unit.plan_builders import NODE, RememberedClaims, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 
 SHARED = "203.0.113.1:80"
@@ -116,7 +116,7 @@ def test_nothing_is_listed_of_empty_maps_without_notes(bench: Bench) -> None:
 
 
 def test_conflicts_name_the_winner_and_the_loser(bench: Bench, tmp_path: Path) -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     decision = claims.update({ELDER.key: ELDER, HEIR.key: HEIR})
     assert not bench.reconciler.sync(decision.plans).errors
     notes = notes_of(tmp_path, list(claims.conflicts()))

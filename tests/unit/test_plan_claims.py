@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.model import ObjectKey
-from lb.plan import Claims, Conflict
+from lb.plan import Conflict
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
-from tests.unit.plan_builders import port_plan, service_plan, vip_key
+from tests.unit.plan_builders import RememberedClaims, port_plan, service_plan, vip_key
 
 SHARED = "192.0.2.10:80"
 OLD = service_plan(
@@ -32,7 +32,7 @@ def vips(plan: ServicePlan | None) -> list[str]:
 
 @pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD)])
 def test_the_older_service_wins_whatever_came_first(order: tuple[ServicePlan, ServicePlan]) -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     applied: dict[ObjectKey, ServicePlan | None] = {}
     for plan in order:
         applied |= claims.update({plan.key: plan}).plans
@@ -42,11 +42,11 @@ def test_the_older_service_wins_whatever_came_first(order: tuple[ServicePlan, Se
 
 
 def test_an_unknown_age_loses_and_a_tie_goes_by_name() -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     decision = claims.update({p.key: p for p in (UNDATED, NEW)})
     assert vips(decision.plans[UNDATED.key]) == []
     twin = service_plan("b-undated", *UNDATED.ports)
-    (conflict,) = Claims().update({p.key: p for p in (twin, UNDATED)}).conflicts
+    (conflict,) = RememberedClaims().update({p.key: p for p in (twin, UNDATED)}).conflicts
     assert conflict == Conflict(UNDATED.key, twin.key, vip_key(SHARED), older=False)
     assert str(conflict) == (
         "192.0.2.10:80/TCP belongs to Service default/a-undated; default/b-undated claims it too, and their"
@@ -58,10 +58,10 @@ def test_an_unknown_age_loses_and_a_tie_goes_by_name() -> None:
 @pytest.mark.parametrize("restart", [False, True], ids=["at once", "over a restart"])
 @pytest.mark.parametrize("newcomer", [service_plan("a", *UNDATED.ports), NEW], ids=["undated", "dated"])
 def test_conflicts_without_timestamps_leave_the_vip_where_it_is(newcomer: ServicePlan, restart: bool) -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     claims.update({UNDATED.key: UNDATED})
     if restart:
-        claims = Claims({vip_key(SHARED): UNDATED.key})
+        claims = RememberedClaims({vip_key(SHARED): UNDATED.key})
     plans = {UNDATED.key: UNDATED, newcomer.key: newcomer} if restart else {newcomer.key: newcomer}
     decision = claims.update(plans)
     assert SHARED not in vips(decision.plans[newcomer.key])
@@ -72,7 +72,7 @@ def test_conflicts_without_timestamps_leave_the_vip_where_it_is(newcomer: Servic
 
 
 def test_conflicts_with_timestamps_do_not_ask_who_was_there_first() -> None:
-    decision = Claims({vip_key(SHARED): NEW.key}).update({p.key: p for p in (OLD, NEW)})
+    decision = RememberedClaims({vip_key(SHARED): NEW.key}).update({p.key: p for p in (OLD, NEW)})
     assert SHARED in vips(decision.plans[OLD.key])
 
 
@@ -99,7 +99,7 @@ def sharing(
 def test_ping_an_address_that_services_share_is_no_conflict(
     claimants: list[ServicePlan], winner: str
 ) -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     decision = claims.update({plan.key: plan for plan in claimants})
     assert decision.conflicts == claims.conflicts() == ()
     having = [k.name for k, p in decision.plans.items() if p and WHOLE in {v.key for v in p.ports[0].vips}]
@@ -108,7 +108,7 @@ def test_ping_an_address_that_services_share_is_no_conflict(
 
 
 def test_ping_a_shared_address_goes_to_who_has_endpoints_and_stays() -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     claims.update({plan.key: plan for plan in (sharing("a", "10.0.1.1:80"), sharing("b", "10.0.1.1:80"))})
     gone = claims.update({sharing("a").key: sharing("a")})
     assert {key.name for key in gone.plans} == {"a", "b"}
@@ -118,7 +118,7 @@ def test_ping_a_shared_address_goes_to_who_has_endpoints_and_stays() -> None:
 
 
 def test_a_vip_that_becomes_free_goes_to_the_next() -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     claims.update({p.key: p for p in (OLD, NEW, ALONE)})
     decision = claims.update({OLD.key: None})
     assert decision.plans[OLD.key] is None
@@ -129,7 +129,7 @@ def test_a_vip_that_becomes_free_goes_to_the_next() -> None:
 
 
 def test_services_that_nothing_happened_to_are_left_alone() -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     claims.update({p.key: p for p in (OLD, NEW, ALONE)})
     changed = service_plan("new", port_plan([SHARED, "10.96.0.3:80"], ["10.0.1.2:80"]), created=NEW.created)
     decision = claims.update({NEW.key: changed})
@@ -156,7 +156,7 @@ plans = st.builds(
 
 @given(st.lists(st.tuples(plans, st.booleans()), max_size=12))
 def test_any_history_ends_where_a_start_with_its_maps_does(history: list[tuple[ServicePlan, bool]]) -> None:
-    claims = Claims()
+    claims = RememberedClaims()
     applied: dict[ObjectKey, ServicePlan | None] = {}
     now: dict[ObjectKey, ServicePlan] = {}
     for plan, there in history:
@@ -168,6 +168,6 @@ def test_any_history_ends_where_a_start_with_its_maps_does(history: list[tuple[S
         taken = [vip for p in applied.values() if p for vip in vips(p)]
         assert len(taken) == len(set(taken))
     holders = {v.key: key for key, plan in applied.items() if plan for p in plan.ports for v in p.vips}
-    fresh = Claims(holders).update(now)
+    fresh = RememberedClaims(holders).update(now)
     assert {key: plan for key, plan in applied.items() if plan} == fresh.plans
     assert claims.conflicts() == fresh.conflicts

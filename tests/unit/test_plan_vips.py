@@ -8,8 +8,9 @@ from ipaddress import ip_address
 import pytest
 
 from lb.model import ObjectKey, Protocol, Service, ServicePort, ServiceType
-from lb.plan import Claims, plan_service
+from lb.plan import plan_service
 from lb.plan.types import PortPlan, ServicePlan, Topology, Vip, VipKind
+from tests.unit.plan_builders import RememberedClaims
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 PRIMARY, SECOND = ip_address("192.0.2.1"), ip_address("192.0.3.1")
@@ -47,7 +48,7 @@ def shown(result: ServicePlan | None, kind: VipKind) -> list[str]:
 
 def settled(*services: Service) -> dict[str, ServicePlan | None]:
     """Return what each Service keeps, by its name, when all are there."""
-    decision = Claims().update({service.key: plan(service) for service in services})
+    decision = RememberedClaims().update({service.key: plan(service) for service in services})
     return {key.name: kept for key, kept in decision.plans.items()}
 
 
@@ -131,7 +132,7 @@ def test_external_name_and_back(type_: ServiceType) -> None:
     """A Service that becomes a name keeps nothing in the maps, whatever its other fields still say."""
     service = replace(WEB, type=type_, external_ips=(EXTERNAL,), load_balancer_ips=(BALANCED,))
     named = replace(service, type=ServiceType.EXTERNAL_NAME, external_name="db.example.org")
-    claims = Claims()
+    claims = RememberedClaims()
     before = claims.update({WEB.key: plan(service)}).plans[WEB.key]
     during = claims.update({WEB.key: plan(named)}).plans[WEB.key]
     after = claims.update({WEB.key: plan(service)}).plans[WEB.key]

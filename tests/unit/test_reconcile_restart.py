@@ -17,9 +17,16 @@ from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import QUARANTINE_SECONDS
 from lb.datapath.tables import table_rows
 from lb.model import TrafficPolicy
-from lb.plan import Claims
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
-from tests.unit.plan_builders import NODE, backend, plan_in, port_plan, service_plan, vip_key
+from tests.unit.plan_builders import (
+    NODE,
+    RememberedClaims,
+    backend,
+    plan_in,
+    port_plan,
+    service_plan,
+    vip_key,
+)
 from tests.unit.reconcile_bench import OTHER_VIP, VIP, A, B, Bench, C, Plans, check, web
 
 
@@ -181,7 +188,7 @@ histories = st.lists(st.tuples(plan_batches, st.none() | failures, st.booleans()
 def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None:
     """A step: plans (or deletions), a failure to inject, whether time passes, whether the agent restarts."""
     bench = Bench(Limits(vips=16, backends=32, table_rows=24_000, flows=16, affinity=16, services=32))
-    claims = Claims()
+    claims = RememberedClaims()
     wanted: Plans = {}
     for batch, failure, wait, restart in history:
         plans = claims.update({plan.key: plan if there else None for plan, there in batch}).plans
