@@ -1,0 +1,40 @@
+"""The container file: a linter has nothing to say, and what it copies and installs is there.
+
+It is not built here: that takes an image of Debian.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lb
+from tests.deploy.conftest import ROOT, SOURCES
+
+FILE = ROOT / "deploy" / "Containerfile"
+TEXT = FILE.read_text()
+
+
+def test_the_linter_is_content() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, "--no-color", FILE], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_it_installs_what_setup_installs() -> None:
+    setup = (ROOT / "scripts" / "setup").read_text()
+    packages = re.search(r"^packages=\((.*)\)", setup, re.MULTILINE)
+    assert packages is not None
+    installed = set(re.findall(r"[\w-]+", TEXT.rpartition("--no-install-recommends ")[2].partition("\\")[0]))
+    assert set(packages[1].split()) - installed == {"curl"}  # of the lab
+
+
+def test_it_names_the_version() -> None:
+    assert f"lbctl:{lb.__version__}" in TEXT
+
+
+def test_what_is_left_out_is_no_source() -> None:
+    left_out = (ROOT / ".dockerignore").read_text().split()
+    assert not set(left_out) & set(SOURCES)

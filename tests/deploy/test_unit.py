@@ -1,0 +1,45 @@
+"""The systemd unit: without mistakes, as closed as is documented, and for the agent that there is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from lb.datapath import privileges
+from tests.deploy.conftest import ROOT
+
+UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
+MOST = 20
+"""Tenths of the exposure level that it may have with any version of systemd; lower is less exposed."""
+
+
+def analyze(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *argv], capture_output=True, text=True, check=False)
+
+
+def test_systemd_finds_no_mistake(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/lbctl/bin/lbctl", "/bin/true"))
+    done = analyze("verify", "--man=no", str(unit))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_its_exposure_is_as_documented() -> None:
+    done = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(UNIT))
+    assert done.returncode == 0, done.stdout
+    found = re.search(r"exposure level for lbctl\.service: ([0-9.]+)", done.stdout)
+    stated = re.search(r"`systemd-analyze security` gives it ([0-9.]+)", operations())
+    assert found is not None
+    assert stated is not None
+    assert abs(float(found[1]) - float(stated[1])) < 0.15, done.stdout  # versions of systemd differ a little
+
+
+def test_it_has_the_capabilities_that_the_agent_asks_for() -> None:
+    found = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert found is not None
+    assert set(found[1].split()) == set(privileges.NEEDED)
+
+
+def operations() -> str:
+    return (ROOT / "docs" / "operations.md").read_text()
