@@ -15,7 +15,7 @@ static __always_inline u32 create_flow(const struct packet *pkt, struct flow *fl
 	u32 hash = hash_tuple(&pkt->tuple);
 	int tries;
 
-	if (flow->path != PATH_STACK)
+	if (!keeps_client(flow->path))
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < SNAT_TRIES; tries++) {
@@ -35,14 +35,35 @@ static __always_inline u32 create_flow(const struct packet *pkt, struct flow *fl
 	return REASON_FLOWS_FULL;
 }
 
+/* The way to a backend of this node, from elsewhere or from another pod: both directions go past the stack,
+ * or none. False: the decision is taken. */
+static __always_inline bool decide_redirect(ctx_t *ctx, const struct packet *pkt,
+					    const struct settings *settings, struct decision *d)
+{
+	if (likely(!settings->redirect))
+		return true;
+	if (!ctx_can_redirect()) {
+		decide(d, ACTION_PASS, REASON_TO_TC);
+		return false;
+	}
+	if (may_go_past(ctx, pkt) && decide_route(ctx, pkt, &pkt->tuple.src, true, d)) {
+		if (d->route.peer)
+			d->flow.path = PATH_REDIRECT;
+		else
+			d->action = ACTION_STACK;
+	}
+	return true;
+}
+
 /* The way to a backend just selected. False: there is none, and the decision is taken. */
 static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8 side,
-					const struct backend *backend, struct decision *d)
+					const struct backend *backend, const struct settings *settings,
+					struct decision *d)
 {
 	decide(d, ACTION_STACK, backend->local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
 	if (side == INSIDE) {
 		if (!same_addr(&backend->address, &pkt->tuple.src))
-			return true;
+			return !backend->local || decide_redirect(ctx, pkt, settings, d);
 		d->flow.path = PATH_HAIRPIN;
 		if (own_address(0, &d->flow.to.src))
 			decide(d, ACTION_HAIRPIN, REASON_NEW_HAIRPIN);
@@ -51,8 +72,8 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 		return d->action == ACTION_HAIRPIN;
 	}
 	if (side == OUTSIDE && backend->local)
-		return true;
-	if (!decide_route(ctx, pkt, &pkt->tuple.src, d))
+		return decide_redirect(ctx, pkt, settings, d);
+	if (!decide_route(ctx, pkt, &pkt->tuple.src, false, d))
 		return false;
 	if (side == HOST) {
 		/* Its address is the node's already. An endpoint that is a process of this node as well is
@@ -86,7 +107,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.to = pkt->tuple;
 	d->flow.to.dst = backend.address;
 	d->flow.to.dport = backend.port;
-	if (!decide_path(ctx, pkt, side, &backend, d))
+	if (!decide_path(ctx, pkt, side, &backend, settings, d))
 		return;
 	d->flow.service = vip->service;
 	d->flow.backend = backend.id;

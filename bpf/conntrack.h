@@ -284,6 +284,13 @@ static __always_inline bool claim_reply(const struct tuple *from, const struct f
 	return bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_ANY) == 0;
 }
 
+/* Has the client kept its address? Then it is the hook that faces it that undoes the translation, unless a
+ * reply has gone past the stack before. */
+static __always_inline bool keeps_client(u8 path)
+{
+	return path == PATH_STACK || path == PATH_REDIRECT;
+}
+
 /* Is a packet of the flow sent along the FIB by us, in this direction? */
 static __always_inline bool forwards(const struct flow *flow, u8 direction)
 {

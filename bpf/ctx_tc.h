@@ -169,16 +169,39 @@ static __always_inline bool ctx_for_us(const ctx_t *ctx)
 	return ctx->pkt_type == 0; /* PACKET_HOST */
 }
 
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool neighbour_known)
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool link_known)
 {
 	return true;
 }
 
-static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_known)
+/* Out of an interface, with the link header that it has. */
+static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex)
 {
-	if (neighbour_known)
-		return bpf_redirect(ifindex, 0);
-	return (int)redirect_neigh(ifindex, NULL, 0, 0);
+	return bpf_redirect(ifindex, 0);
+}
+
+/* Can this hook send a packet past the stack, to wherever? */
+static __always_inline bool ctx_can_redirect(void)
+{
+	return true;
+}
+
+/* Has somebody marked the packet? Routing rules may go by that, which bpf_fib_lookup does not. */
+static __always_inline bool ctx_marked(const ctx_t *ctx)
+{
+	return ctx->mark;
+}
+
+/* To the other end of a veth, in whose network namespace the packet then has arrived. Ingress alone. */
+static __always_inline int ctx_send_peer(ctx_t *ctx, u32 ifindex)
+{
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* Out of an interface, to the next hop, which the kernel resolves. */
+static __always_inline int ctx_send_neigh(ctx_t *ctx, u32 ifindex, struct bpf_redir_neigh *next_hop)
+{
+	return (int)redirect_neigh(ifindex, next_hop, sizeof(*next_hop), 0);
 }
 
 /* A packet that awaits segmentation leaves in pieces of gso_size bytes of payload. */

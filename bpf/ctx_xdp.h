@@ -137,18 +137,39 @@ static __always_inline bool ctx_for_us(const ctx_t *ctx)
 
 /* XDP can send only out of the interface that the packet came from, and sends on only what was addressed to
  * that interface, whose address is smac; everything else is tc's. */
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool neighbour_known)
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool link_known)
 {
 	u16 to[3], own[3];
 
 	__builtin_memcpy(own, smac, ETH_ALEN);
-	return neighbour_known && ifindex == ctx->ingress_ifindex && ctx_load(ctx, 0, to, sizeof(to)) &&
+	return link_known && ifindex == ctx->ingress_ifindex && ctx_load(ctx, 0, to, sizeof(to)) &&
 	       to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
 }
 
-static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex, bool neighbour_known)
+static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex)
 {
 	return XDP_TX;
+}
+
+/* XDP leaves to tc what is to go past the stack: it could send neither to a pod nor out of a veth. */
+static __always_inline bool ctx_can_redirect(void)
+{
+	return false;
+}
+
+static __always_inline bool ctx_marked(const ctx_t *ctx)
+{
+	return false;
+}
+
+static __always_inline int ctx_send_peer(ctx_t *ctx, u32 ifindex)
+{
+	return XDP_PASS;
+}
+
+static __always_inline int ctx_send_neigh(ctx_t *ctx, u32 ifindex, struct bpf_redir_neigh *next_hop)
+{
+	return XDP_PASS;
 }
 
 /* How long an IP packet of headers and payload is on the wire: XDP frames have no segmentation offload. */

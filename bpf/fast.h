@@ -1,9 +1,11 @@
-/* The common packets: for no VIP, or of a flow to whose backend the stack leads and of which there is nothing
- * new to note down. They take the order of work of lb.h in one go, which copies nothing: half the time of the
- * long way. Whatever is the least bit different, or wrong, is left to lb.h before anything was done to it. */
+/* The common packets: for no VIP, or of a flow that the stack leads on, or the option past it, and of which
+ * there is nothing new to note down. They take the order of work of lb.h in one go, which copies nothing:
+ * half the time of the long way. Whatever is the least bit different, or wrong, is left to lb.h before
+ * anything was done to it. */
 #pragma once
 #include "conntrack.h"
 #include "nat.h"
+#include "route.h"
 #include "step.h"
 
 #define SLOW (-2) /* no verdict of any hook */
@@ -44,27 +46,83 @@ static __always_inline bool fast_parse(ctx_t *ctx, u32 l3, struct tuple *t, u8 *
 	return false;
 }
 
-static __always_inline bool fast_translate(ctx_t *ctx, u32 l3, const struct tuple *t,
-					   const struct flow_entry *e)
+/* Read at once: the entry may become another flow's at any time. */
+static __always_inline void entry_tuple(const struct flow_entry *e, struct tuple *to)
+{
+	to->src = e->src;
+	to->dst = e->dst;
+	to->sport = e->sport;
+	to->dport = e->dport;
+}
+
+/* hops: what the TTL becomes less by. */
+static __always_inline bool fast_translate(ctx_t *ctx, u32 l3, const struct tuple *t, const struct tuple *to,
+					   u8 hops)
 {
 	const u32 l4 = l3 + sizeof(ip_header_t);
 	bool udp = t->protocol == IPPROTO_UDP;
-	/* Read at once: the entry may become another flow's at any time. */
-	struct tuple to = {.src = e->src, .dst = e->dst, .sport = e->sport, .dport = e->dport};
-	u64 addresses = addresses_delta(t, &to);
+	u64 addresses = addresses_delta(t, to);
 	__be16 *ports;
 	void *data;
 
-	if (!ctx_update_l4_csum(ctx, l4 + (udp ? UDP_CSUM : TCP_CSUM), udp, addresses, ports_delta(t, &to)))
+	if (!ctx_update_l4_csum(ctx, l4 + (udp ? UDP_CSUM : TCP_CSUM), udp, addresses, ports_delta(t, to)))
 		return false;
 	data = ctx_data(ctx);
 	if (data + l4 + 2 * sizeof(*ports) > ctx_data_end(ctx))
 		return false;
 	ports = data + l4;
-	ports[0] = to.sport;
-	ports[1] = to.dport;
-	store_common_ip(data + l3, addresses, &to);
+	ports[0] = to->sport;
+	ports[1] = to->dport;
+	store_common_ip(data + l3, addresses, to, hops);
 	return true;
+}
+
+/* The packet as fast_parse() has found it, as far as routes depend on it. */
+static __always_inline bool fast_packet(ctx_t *ctx, u32 l3, const struct tuple *t, struct packet *pkt)
+{
+	void *header = ctx_data(ctx) + l3, *l4 = header + sizeof(ip_header_t);
+	u32 headers = sizeof(ip_header_t) + sizeof(struct udphdr);
+
+	if (l4 + sizeof(struct tcphdr) > ctx_data_end(ctx))
+		return false;
+	pkt->tuple = *t;
+	pkt->l3 = l3;
+	common_ip_rest(header, pkt);
+	if (t->protocol == IPPROTO_TCP)
+		headers = sizeof(ip_header_t) + ((struct tcphdr *)l4)->doff * 4;
+	pkt->payload_len = pkt->ip_len - headers;
+	return true;
+}
+
+/* Past the stack; SLOW, before anything was done to it, where that is not the packet's way. */
+static __always_inline int fast_redirect(ctx_t *ctx, const struct note *at, const struct tuple *t,
+					 const struct flow_entry *e, u32 reason)
+{
+	u32 bytes = ctx_len(ctx);
+	struct packet pkt = {};
+	struct route route;
+	struct tuple to;
+
+	if (!ctx_can_redirect())
+		return finish(at->hook, pass(REASON_TO_TC), bytes);
+	entry_tuple(e, &to);
+	if (!fast_packet(ctx, at->l3, t, &pkt) || !may_go_past(ctx, &pkt) ||
+	    find_route(ctx, &pkt, &pkt.tuple.src, &to.dst, true, &route) != ROUTE_FOUND)
+		return SLOW;
+	if (!fast_translate(ctx, at->l3, t, &to, 1))
+		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
+	return finish(at->hook, send_along(ctx, &pkt, &route, reason), bytes);
+}
+
+static __always_inline int fast_stack(ctx_t *ctx, const struct note *at, const struct tuple *t,
+				      const struct flow_entry *e, u32 reason, u32 bytes)
+{
+	struct tuple to;
+
+	entry_tuple(e, &to);
+	if (!fast_translate(ctx, at->l3, t, &to, 0))
+		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
+	return finish(at->hook, pass(reason), bytes);
 }
 
 static __always_inline const struct flow_entry *fast_lookup(const struct tuple *t, u8 direction)
@@ -75,10 +133,10 @@ static __always_inline const struct flow_entry *fast_lookup(const struct tuple *
 	return bpf_map_lookup_elem(flows, &key);
 }
 
-/* Is there nothing to note down for a packet of this flow, and the stack leads on? */
+/* Is there nothing to note down for a packet of this flow, and does it keep its client's address? */
 static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 {
-	return !e->fins && e->path == PATH_STACK && e->state <= FLOW_ESTABLISHED &&
+	return !e->fins && keeps_client(e->path) && e->state <= FLOW_ESTABLISHED &&
 	       (direction == DIR_FORWARD || e->state == FLOW_ESTABLISHED) &&
 	       ticks() - e->touched < FLOW_REFRESH_TICKS;
 }
@@ -96,9 +154,17 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	settings = get_settings();
 	if (!settings || to_snat_port(&t, settings))
 		return SLOW;
-	if (!lookup_vip(&t))
+	if (!lookup_vip(&t)) {
+		if (at->side == INSIDE && unlikely(settings->redirect)) {
+			e = fast_lookup(&t, DIR_REPLY);
+			if (e && e->path == PATH_REDIRECT)
+				return later || !settled(e, DIR_REPLY)
+					   ? SLOW
+					   : fast_redirect(ctx, at, &t, e, REASON_REPLY);
+		}
 		return in_cluster_net(&t.dst, settings) ? SLOW
 							: finish(at->hook, pass(REASON_NOT_VIP), bytes);
+	}
 	e = fast_lookup(&t, DIR_FORWARD);
 	if (!e) {
 		if (!is_martian(&t.src))
@@ -108,9 +174,9 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	if (later || !settled(e, DIR_FORWARD) ||
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
 		return SLOW;
-	if (!fast_translate(ctx, at->l3, &t, e))
-		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish(at->hook, pass(REASON_FLOW_HIT), bytes);
+	if (unlikely(e->path == PATH_REDIRECT) && settings->redirect)
+		return fast_redirect(ctx, at, &t, e, REASON_FLOW_HIT);
+	return fast_stack(ctx, at, &t, e, REASON_FLOW_HIT, bytes);
 }
 
 static __always_inline int fast_egress(ctx_t *ctx, const struct note *at)
@@ -127,7 +193,5 @@ static __always_inline int fast_egress(ctx_t *ctx, const struct note *at)
 		return finish(at->hook, pass(REASON_NOT_VIP), bytes);
 	if (!e || later || !settled(e, DIR_REPLY))
 		return SLOW;
-	if (!fast_translate(ctx, at->l3, &t, e))
-		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish(at->hook, pass(REASON_REPLY), bytes);
+	return fast_stack(ctx, at, &t, e, REASON_REPLY, bytes);
 }

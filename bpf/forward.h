@@ -9,13 +9,14 @@
 #include "step.h"
 
 enum action {
-	ACTION_PASS,	/* as it came */
-	ACTION_DROP,	/* not at all */
-	ACTION_ANSWER,	/* by us */
-	ACTION_CONNECT, /* as its first packet says: to be decided in another program */
-	ACTION_STACK,	/* translate, on to the kernel's stack */
-	ACTION_HAIRPIN, /* translate, back out of the interface it came from */
-	ACTION_FORWARD, /* translate, out along the route */
+	ACTION_PASS,	 /* as it came */
+	ACTION_DROP,	 /* not at all */
+	ACTION_ANSWER,	 /* by us */
+	ACTION_CONNECT,	 /* as its first packet says: to be decided in another program */
+	ACTION_STACK,	 /* translate, on to the kernel's stack */
+	ACTION_HAIRPIN,	 /* translate, back out of the interface it came from */
+	ACTION_FORWARD,	 /* translate, out along the route */
+	ACTION_REDIRECT, /* the same past the stack: to a pod of this node, or from it */
 };
 
 struct decision {
@@ -23,8 +24,8 @@ struct decision {
 	u32 reason;
 	u8 answer;	    /* enum answer; ANSWER */
 	u8 stale;	    /* as in struct note; CONNECT */
-	struct flow flow;   /* flow.to: the translated packet; STACK, HAIRPIN and FORWARD */
-	struct route route; /* FORWARD, and ANSWER_TOO_BIG */
+	struct flow flow;   /* flow.to: the translated packet; all that translate */
+	struct route route; /* FORWARD, REDIRECT, and ANSWER_TOO_BIG */
 };
 
 static __always_inline void decide(struct decision *d, u32 action, u32 reason)
@@ -39,24 +40,31 @@ static __always_inline void decide_answer(struct decision *d, u8 answer, u32 rea
 	decide(d, ACTION_ANSWER, reason);
 }
 
-/* Find the way to d->flow.to.dst for a packet that we forward. True when there is one that this hook can
- * take, or the stack must; else the decision is taken. */
-static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-					 struct decision *d)
+static __always_inline bool translates(const struct decision *d)
 {
-	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, &d->route);
+	return d->action >= ACTION_STACK;
+}
 
-	if (result == ROUTE_STACK)
+/* Find the way to d->flow.to.dst for a packet that we forward, or that goes past the stack. True when there
+ * is one that this hook can take, or the stack must; else the decision is taken. */
+static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
+					 bool past, struct decision *d)
+{
+	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, past, &d->route);
+
+	if (past)
+		d->action = result == ROUTE_FOUND ? ACTION_REDIRECT : ACTION_STACK;
+	else if (result == ROUTE_STACK)
 		decide(d, ACTION_STACK, d->reason);
 	else if (result == ROUTE_TOO_BIG)
 		decide_answer(d, ANSWER_TOO_BIG, REASON_TOO_BIG);
 	else if (result == ROUTE_NONE)
 		decide(d, ACTION_DROP, REASON_NO_ROUTE);
-	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.neighbour_known))
+	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.link_known))
 		decide(d, ACTION_PASS, REASON_TO_TC);
 	else
 		decide(d, ACTION_FORWARD, d->reason);
-	return d->action == ACTION_FORWARD || d->action == ACTION_STACK;
+	return translates(d);
 }
 
 /* Is there nobody to offer to this client? Then the decision is taken. */
@@ -91,7 +99,7 @@ static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct d
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
 						const struct note *at)
 {
-	bool by_us = d->action == ACTION_HAIRPIN || d->action == ACTION_FORWARD;
+	bool by_us = d->action >= ACTION_HAIRPIN;
 
 	if (d->action == ACTION_PASS)
 		return pass(d->reason);
@@ -110,7 +118,7 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
 		return drop(REASON_REWRITE_FAILED);
-	if (d->action == ACTION_FORWARD)
+	if (d->action >= ACTION_FORWARD)
 		return send_along(ctx, pkt, &d->route, d->reason);
 	if (d->action == ACTION_HAIRPIN)
 		return send_hairpin(ctx, pkt, d->reason);
@@ -122,11 +130,6 @@ static __always_inline bool breaks_sctp(const struct packet *pkt, const struct t
 {
 	return pkt->tuple.protocol == IPPROTO_SCTP && pkt->piece == PIECE_FIRST &&
 	       (pkt->tuple.sport != to->sport || pkt->tuple.dport != to->dport);
-}
-
-static __always_inline bool translates(const struct decision *d)
-{
-	return d->action == ACTION_STACK || d->action == ACTION_HAIRPIN || d->action == ACTION_FORWARD;
 }
 
 /* What is common to all, behind the decision. */

@@ -59,7 +59,7 @@ static __always_inline bool find_flow(ctx_t *ctx, const struct tuple *t, const s
 {
 	*direction = DIR_REPLY;
 	if (lookup_flow(t, DIR_REPLY, flow) &&
-	    (note->egress ? flow->path == PATH_STACK : undone_at_ingress(flow, note->side)))
+	    (note->egress ? keeps_client(flow->path) : undone_at_ingress(flow, note->side)))
 		return true;
 	*direction = DIR_FORWARD;
 	return (!note->egress || ctx_from_host(ctx)) && lookup_flow(t, DIR_FORWARD, flow);
@@ -71,7 +71,7 @@ static __always_inline struct addr error_source(const struct packet *pkt, const 
 						const struct flow *flow, u8 direction)
 {
 	if (same_addr(&pkt->tuple.src, &e->tuple.src) ||
-	    (direction == DIR_FORWARD && flow->path != PATH_STACK))
+	    (direction == DIR_FORWARD && !keeps_client(flow->path)))
 		return e->to.src;
 	return pkt->tuple.src;
 }
@@ -91,13 +91,13 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	e->src = error_source(pkt, e, &flow, direction);
 	along = forwards(&flow, direction);
 	if (along) {
-		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, &route);
+		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &route);
 
 		if (result == ROUTE_STACK)
 			along = false;
 		else if (result != ROUTE_FOUND)
 			return drop(REASON_NO_ROUTE);
-		else if (!ctx_can_send(ctx, route.ifindex, route.smac, route.neighbour_known))
+		else if (!ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
 			return pass(REASON_TO_TC);
 	}
 	if ((along || back) && pkt->ttl <= 1)

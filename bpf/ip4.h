@@ -86,10 +86,27 @@ static __always_inline u32 common_ip(const void *header, u32 room, struct tuple 
 	return len - sizeof(*ip);
 }
 
-/* Store other addresses in such a header. */
-static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to)
+/* What else there is in such a header. */
+static __always_inline void common_ip_rest(const void *header, struct packet *pkt)
+{
+	const struct iphdr *ip = header;
+
+	pkt->ip_len = bpf_ntohs(ip->tot_len);
+	pkt->ttl = ip->ttl;
+	pkt->tos = ip->tos;
+}
+
+/* Store other addresses in such a header, and take hops off its TTL. */
+static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to,
+					    u8 hops)
 {
 	struct iphdr *ip = header;
+
+	if (hops) {
+		addresses_delta =
+		    delta16(addresses_delta, bpf_htons(ip->ttl << 8), bpf_htons((ip->ttl - hops) << 8));
+		ip->ttl -= hops;
+	}
 
 	ip->check = csum_update(ip->check, addresses_delta);
 	ip->saddr = to->src.word[0];

@@ -116,10 +116,22 @@ static __always_inline u32 common_ip(const void *header, u32 room, struct tuple 
 	return ip->version == 6 && sizeof(*ip) + len <= room ? len : 0;
 }
 
-/* Store other addresses in such a header. */
-static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to)
+/* What else there is in such a header. */
+static __always_inline void common_ip_rest(const void *header, struct packet *pkt)
+{
+	const struct ipv6hdr *ip = header;
+
+	pkt->ip_len = sizeof(*ip) + bpf_ntohs(ip->payload_len);
+	pkt->ttl = ip->hop_limit;
+}
+
+/* Store other addresses in such a header, and take hops off its hop limit. */
+static __always_inline void store_common_ip(void *header, u64 addresses_delta, const struct tuple *to,
+					    u8 hops)
 {
 	struct ipv6hdr *ip = header;
+
+	ip->hop_limit -= hops;
 
 	__builtin_memcpy(&ip->saddr, &to->src, sizeof(to->src));
 	__builtin_memcpy(&ip->daddr, &to->dst, sizeof(to->dst));

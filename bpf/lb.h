@@ -63,16 +63,38 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	return false;
 }
 
-/* A packet of the flow d->flow: to the backend, or back to the client. */
-static __always_inline void decide_flow(ctx_t *ctx, const struct packet *pkt, u8 direction, u64 now,
-					struct decision *d)
+/* A packet of the flow d->flow: to the backend, or back to the client; past the stack if it may. */
+static __always_inline void decide_flow(ctx_t *ctx, const struct packet *pkt, u8 direction, bool past,
+					u64 now, struct decision *d)
 {
 	decide(d, d->flow.path == PATH_HAIRPIN ? ACTION_HAIRPIN : ACTION_STACK,
 	       direction == DIR_REPLY ? REASON_REPLY : REASON_FLOW_HIT);
-	if (forwards(&d->flow, direction) && !decide_route(ctx, pkt, &d->flow.to.src, d))
+	if (past && !ctx_can_redirect()) {
+		decide(d, ACTION_PASS, REASON_TO_TC);
 		return;
+	}
+	if (past ? may_go_past(ctx, pkt) : forwards(&d->flow, direction)) {
+		if (!decide_route(ctx, pkt, past ? &pkt->tuple.src : &d->flow.to.src, past, d))
+			return;
+	}
+	if (past && direction == DIR_REPLY && d->action != ACTION_REDIRECT) {
+		decide(d, ACTION_PASS, REASON_NOT_VIP); /* the hook that faces the client will see it */
+		return;
+	}
 	if (likely(pkt->piece != PIECE_LATER))
 		touch_flow(pkt, direction, &d->flow, now);
+}
+
+/* Is it a reply whose translation is undone where it comes in, of the flow d->flow? */
+static __always_inline bool undone_here(const struct packet *pkt, u8 side, const struct settings *settings,
+					struct decision *d)
+{
+	bool past = side == INSIDE && settings->redirect;
+
+	if (likely(!past && !to_snat_port(&pkt->tuple, settings)))
+		return false;
+	return lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) &&
+	       (undone_at_ingress(&d->flow, side) || (past && d->flow.path == PATH_REDIRECT));
 }
 
 /* A packet that enters the node: from a pod, an uplink or a tunnel. */
@@ -92,15 +114,18 @@ static __always_inline void decide_ingress(ctx_t *ctx, struct packet *pkt, u8 si
 			decide(d, ACTION_PASS, REASON_FRAGMENT);
 		return;
 	}
-	if (unlikely(to_snat_port(&pkt->tuple, settings)) && lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) &&
-	    undone_at_ingress(&d->flow, side)) {
+	if (undone_here(pkt, side, settings, d)) {
+		if (d->flow.path == PATH_REDIRECT && accepts_another(pkt, &d->flow)) {
+			delete_pair(&pkt->tuple, &d->flow.to, DIR_REPLY);
+			return;
+		}
 		now = bpf_ktime_get_ns();
 	} else {
 		direction = DIR_FORWARD;
 		if (!decide_request(ctx, pkt, side, settings, &now, d))
 			return;
 	}
-	decide_flow(ctx, pkt, direction, now, d);
+	decide_flow(ctx, pkt, direction, settings->redirect && d->flow.path == PATH_REDIRECT, now, d);
 }
 
 /* A packet that leaves towards a client: to a pod, or out of an uplink or a tunnel. */
@@ -117,7 +142,7 @@ static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct
 		decide(d, ACTION_PASS, REASON_FRAGMENT);
 		return;
 	}
-	if (lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) && d->flow.path == PATH_STACK) {
+	if (lookup_flow(&pkt->tuple, DIR_REPLY, &d->flow) && keeps_client(d->flow.path)) {
 		if (accepts_another(pkt, &d->flow)) {
 			delete_pair(&pkt->tuple, &d->flow.to, DIR_REPLY);
 			return;
@@ -128,7 +153,7 @@ static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct
 		if (likely(!ctx_from_host(ctx)) || !decide_request(ctx, pkt, HOST, settings, &now, d))
 			return;
 	}
-	decide_flow(ctx, pkt, direction, now, d);
+	decide_flow(ctx, pkt, direction, false, now, d);
 }
 
 /* What the parser leaves to others, or alone. */
@@ -141,19 +166,13 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 	return finish(at->hook, pass(parsed), bytes);
 }
 
-/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
- * one. */
-static __always_inline int run(ctx_t *ctx, const struct note *at)
+/* The long way. */
+static __always_inline int slow(ctx_t *ctx, const struct note *at)
 {
 	u32 bytes = ctx_len(ctx), parsed;
 	struct packet pkt = {.l3 = at->l3};
 	struct decision d = {};
-	int fast;
 
-	hand_over(ctx, at->hook);
-	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
-	if (likely(fast != SLOW))
-		return fast;
 	if (FAMILY == 6) {
 		KEEP_WHOLE(pkt);
 		KEEP_WHOLE(d);
@@ -166,6 +185,17 @@ static __always_inline int run(ctx_t *ctx, const struct note *at)
 	else
 		decide_ingress(ctx, &pkt, at->side, &d);
 	return finish(at->hook, conclude(ctx, &pkt, &d, at), bytes);
+}
+
+/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
+ * one. */
+static __always_inline int run(ctx_t *ctx, const struct note *at)
+{
+	int fast;
+
+	hand_over(ctx, at->hook);
+	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
+	return likely(fast != SLOW) ? fast : slow(ctx, at);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:

@@ -4,13 +4,19 @@
 #include "maps.h"
 #include "step.h"
 
-/* Where a packet that we forward ourselves leaves the node. */
+/* Where a packet leaves that we send on. */
 struct route {
 	u32 ifindex;
-	u32 mtu;	      /* of the way on, when the packet is too big for it */
-	bool neighbour_known; /* else smac and dmac are unset and the kernel must resolve them */
-	u8 dmac[ETH_ALEN];
-	u8 smac[ETH_ALEN];
+	u32 mtu;	 /* of the way on, when the packet is too big for it */
+	bool peer;	 /* past the stack: the interface is a veth to a pod */
+	bool link_known; /* the addresses of the link header; else the kernel finds those of next_hop */
+	union {
+		struct {
+			u8 dmac[ETH_ALEN];
+			u8 smac[ETH_ALEN];
+		};
+		struct bpf_redir_neigh next_hop;
+	};
 };
 
 enum route_result {
@@ -20,8 +26,19 @@ enum route_result {
 	ROUTE_TOO_BIG,
 };
 
+/* Does what is redirected to the interface come out of its other end? Python says so of veths to pods; the
+ * kernel drops what is redirected so to any other device. */
+static __always_inline bool has_peer(u32 ifindex)
+{
+	const struct iface *iface = bpf_map_lookup_elem(ifaces, &ifindex);
+
+	return iface && iface->flags & IFACE_PEER;
+}
+
+/* past: in place of the stack, not of a router. A veth's other end takes what is for this host alone; to all
+ * others the kernel sends, who asks neighbours from time to time whether they are still there. */
 static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-				      const struct addr *dst, struct route *out)
+				      const struct addr *dst, bool past, struct route *out)
 {
 	struct bpf_fib_lookup fib = {
 	    .family = IP_AF,
@@ -35,9 +52,15 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	out->ifindex = fib.ifindex;
 	out->mtu = fib.tot_len; /* where the result says so, the kernel has put the MTU there */
-	out->neighbour_known = result == BPF_FIB_LKUP_RET_SUCCESS;
-	__builtin_memcpy(out->dmac, fib.dmac, ETH_ALEN);
-	__builtin_memcpy(out->smac, fib.smac, ETH_ALEN);
+	out->peer = past && has_peer(fib.ifindex);
+	out->link_known = result == BPF_FIB_LKUP_RET_SUCCESS && (!past || (out->peer && ctx_for_us(ctx)));
+	if (out->link_known) {
+		__builtin_memcpy(out->dmac, fib.dmac, ETH_ALEN);
+		__builtin_memcpy(out->smac, fib.smac, ETH_ALEN);
+	} else {
+		out->next_hop.nh_family = fib.family; /* IPv6 also for a router of IPv4: RFC 8950 */
+		__builtin_memcpy(out->next_hop.ipv6_nh, fib.ipv6_dst, sizeof(fib.ipv6_dst));
+	}
 	switch (result) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
@@ -49,6 +72,13 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	default:
 		return ROUTE_NONE;
 	}
+}
+
+/* May the packet go past the stack? What is marked may have routes of its own, of which bpf_fib_lookup knows
+ * nothing; what has come too far the stack answers, and it adds the link header where there is none. */
+static __always_inline bool may_go_past(const ctx_t *ctx, const struct packet *pkt)
+{
+	return pkt->l3 && pkt->ttl > 1 && !ctx_marked(ctx);
 }
 
 /* The node's own address on an interface, 0 for the primary one; false when we do not SNAT there. */
@@ -83,17 +113,19 @@ static __always_inline bool store_link(ctx_t *ctx, const struct packet *pkt, con
 	return !pkt->l3 || ctx_store(ctx, 0, eth, sizeof(*eth));
 }
 
-static __always_inline struct outcome send_along(ctx_t *ctx, const struct packet *pkt,
-						 const struct route *route, u32 reason)
+static __always_inline struct outcome send_along(ctx_t *ctx, const struct packet *pkt, struct route *route,
+						 u32 reason)
 {
 	__be16 ethertype = bpf_htons(FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6);
 
 	if (!pkt->l3 && (!ctx_add_link(ctx) || !ctx_store(ctx, 2 * ETH_ALEN, &ethertype, sizeof(ethertype))))
 		return drop(REASON_REWRITE_FAILED);
-	if (route->neighbour_known &&
-	    (!ctx_store(ctx, 0, route->dmac, ETH_ALEN) || !ctx_store(ctx, ETH_ALEN, route->smac, ETH_ALEN)))
+	if (!route->link_known)
+		return outcome(ctx_send_neigh(ctx, route->ifindex, &route->next_hop), reason);
+	if (!ctx_store(ctx, 0, route->dmac, ETH_ALEN) || !ctx_store(ctx, ETH_ALEN, route->smac, ETH_ALEN))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send(ctx, route->ifindex, route->neighbour_known), reason);
+	return outcome(route->peer ? ctx_send_peer(ctx, route->ifindex) : ctx_send(ctx, route->ifindex),
+		       reason);
 }
 
 static __always_inline struct outcome send_hairpin(ctx_t *ctx, const struct packet *pkt, u32 reason)

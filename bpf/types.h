@@ -121,6 +121,7 @@ enum flow_path {
 	PATH_FORWARD = 1, /* forwarded by us: the far end is another node, or the client behind the uplink */
 	PATH_HAIRPIN = 2, /* back out of the interface it came from: the pod is its own backend */
 	PATH_HOST = 3, /* forwarded by us: the client is a process of this node, which no interface faces */
+	PATH_REDIRECT = 4, /* past the stack to a pod of this node, and back; without the option PATH_STACK */
 };
 
 enum fin_seen {
@@ -197,7 +198,8 @@ struct affinity {
 	u32 generation;
 };
 
-/* What the node's own address is on an interface: the source address of what we SNAT out of it. */
+/* What the node's own address is on an interface: the source address of what we SNAT out of it. With
+ * `redirect` also the interfaces of pods, whose address is 0. */
 struct iface {
 	struct addr source;
 	u32 flags; /* enum iface_flags */
@@ -206,6 +208,7 @@ struct iface {
 enum iface_flags {
 	IFACE_UPLINK = 1,
 	IFACE_TUNNEL = 2,
+	IFACE_PEER = 4, /* a veth to a pod: what is redirected there comes out of its other end */
 };
 
 /* Operator's settings; written by Python, read for flows that change state. */
@@ -222,7 +225,8 @@ struct settings {
 	struct addr cluster_net; /* every clusterIP is in this network */
 	struct addr cluster_mask;
 	u8 all_sockets; /* the socket hooks serve those of other network namespaces, too */
-	u8 pad[3];
+	u8 redirect;	/* past the stack, where the backend is a pod of this node */
+	u8 pad[2];
 };
 
 /* Names, so that a dump needs nothing but the maps. NUL-terminated, NUL-padded. */

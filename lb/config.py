@@ -24,6 +24,13 @@ class SocketMode(enum.StrEnum):
     OFF = "off"
 
 
+class Redirect(enum.StrEnum):
+    """Whether packets for pods of this node, and their replies, go past the host's stack."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class UplinkMode(enum.StrEnum):
     """Which hook an uplink uses; AUTO decides by driver and says why."""
 
@@ -154,6 +161,7 @@ GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"
 SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
 MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 SOCKETS = Kind("MODE", "one of " + ", ".join(SocketMode), SocketMode)
+SWITCH = Kind("on|off", "on or off", Redirect)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
 LISTEN_ADDRESS = Kind(
     "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
@@ -237,6 +245,7 @@ class Config:
     tunnels: globs of overlay interfaces that lead to pods of other nodes; empty: VXLAN and Geneve devices.
     pod_interfaces: globs of the host ends of pods' interfaces; empty: veths with an end elsewhere.
     socket_lb: which sockets are led to a backend when they connect, instead of packet by packet.
+    redirect: whether packets for pods of this node, and their replies, go past the host's stack.
     cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
     node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
         of each family.
@@ -288,6 +297,12 @@ class Config:
         SOCKETS,
         "whose sockets are led to backends by socket hooks: host, the processes of the node's own network"
         " namespace; all, pods as well; off, nobody's: tc translates the packets",
+    )
+    redirect: Redirect = setting(
+        Redirect.OFF,
+        SWITCH,
+        "send packets for pods of this node, and their replies, past the host's stack: faster, but netfilter,"
+        " with what NetworkPolicies it enforces, and all else on the interfaces between do not see them",
     )
     cgroup: str = setting(
         "",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Settled, Stop
-from lb.config import NODE_NAME, PRIMARY, Config, SocketMode, split_address
+from lb.config import NODE_NAME, PRIMARY, Config, Redirect, SocketMode, split_address
 from lb.datapath import loader
 from lb.datapath.grace import GracePeriods
 from lb.datapath.hooks import Hooks, Role, Selection
@@ -274,7 +274,7 @@ def _report_input(error: InputError) -> None:
 
 
 def write_settings(maps: Maps, config: Config) -> None:
-    """Write timeouts (nanoseconds), the SNAT port range and whose sockets are served for the programs."""
+    """Write timeouts (nanoseconds), SNAT ports, whose sockets are served, and which way packets go."""
     for version in FAMILIES:
         row = maps.array(f"settings{version}")[:1]
         for name in config.timeouts.__slots__:
@@ -283,6 +283,7 @@ def write_settings(maps: Maps, config: Config) -> None:
         row["snat_port_max"] = config.snat_ports.last
         row["netns"] = netns_cookie()
         row["all_sockets"] = config.socket_lb is SocketMode.ALL
+        row["redirect"] = config.redirect is Redirect.ON
 
 
 def node_port_addresses(
@@ -323,7 +324,13 @@ class KernelSurroundings:
         self._loaded = loaded
         self._maps = maps
         self._selection = Selection(config.uplinks, config.tunnels, config.pod_interfaces)
-        self._hooks = Hooks(loaded.programs, maps, self._selection, config.uplink_mode)
+        self._hooks = Hooks(
+            loaded.programs,
+            maps,
+            self._selection,
+            config.uplink_mode,
+            redirect=config.redirect is Redirect.ON,
+        )
         self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
         self._roles: dict[str, Role] = {}
         self._pruned = False

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lb.cli.tables import table
-from lb.config import UplinkMode
+from lb.config import Redirect, UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import VARIABLE, find, kubectl
@@ -145,6 +145,13 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
         help="hook of the nodes' uplinks (default auto)",
     )
     parser.add_argument(
+        "--redirect",
+        type=Redirect,
+        choices=list(Redirect),
+        default=Redirect.OFF,
+        help="the agents' setting of that name (default off)",
+    )
+    parser.add_argument(
         "--kubernetes",
         action="store_true",
         help=f"live from an API server; {VARIABLE} names the folder with etcd and kube-apiserver",
@@ -169,6 +176,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         family=args.family,
         zones=args.zones,
         uplink_mode=args.uplink_mode,
+        redirect=args.redirect,
         agents=args.agents,
         kubernetes=str(find()) if args.kubernetes else "",
     )

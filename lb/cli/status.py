@@ -123,7 +123,7 @@ def roles(maps: Maps) -> dict[int, str]:
     for version in FAMILIES:
         keys, values = maps.read(f"ifaces{version}")
         for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True):
-            if flags:
+            if flags & (IfaceFlag.UPLINK | IfaceFlag.TUNNEL):
                 found[index] = "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
     return found
 

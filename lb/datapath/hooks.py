@@ -90,6 +90,14 @@ class Selection:
         return [AttachError(f"uplink {name}: there is no such interface") for name in absent]
 
 
+def _leads_to_pod(interface: Interface) -> bool:
+    """Tell whether what is redirected to the interface's peer is in a pod (bpf-helpers(7), redirect_peer).
+
+    The kernel drops it where there is no peer, and where that is in the same network namespace.
+    """
+    return interface.kind == "veth" and interface.foreign_peer
+
+
 def _is_overlay(interface: Interface) -> bool:
     return interface.kind in _OVERLAYS or (interface.kind in _IP_OVERLAYS and interface.up)
 
@@ -134,11 +142,18 @@ class Attached:
 class Hooks:
     """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` maps filled.
 
-    Not safe for several threads at once. modes holds, for each uplink by name, its mode and why.
+    Not safe for several threads at once. modes holds, for each uplink by name, its mode and why. redirect:
+    tell the programs to which interfaces they may redirect.
     """
 
     def __init__(
-        self, programs: Mapping[str, Path], maps: Maps, selection: Selection, uplink_mode: UplinkMode
+        self,
+        programs: Mapping[str, Path],
+        maps: Maps,
+        selection: Selection,
+        uplink_mode: UplinkMode,
+        *,
+        redirect: bool = False,
     ) -> None:
         """Open the pinned programs.
 
@@ -152,6 +167,7 @@ class Hooks:
         self._maps = maps
         self._selection = selection
         self._wanted_mode = uplink_mode
+        self._redirect = redirect
         self._default_routes: list[int] = []
         self._done: dict[int, tuple[str, Role | None]] = {}
 
@@ -231,8 +247,8 @@ class Hooks:
         """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
         The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
-        interface is there: the answer to a packet that we SNATed has to come in by one of our ingress hooks
-        that undo it.
+        interface has one: the answer to a packet that we SNATed has to come in by one of our ingress hooks
+        that undo it. To redirect, the veths of pods are there as well.
         """
         name = f"ifaces{version}"
         sources = {one.index: one.source(version) for one in interfaces}
@@ -245,6 +261,8 @@ class Hooks:
             if flags:
                 source = sources[one.index] or primary
                 wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+            elif self._redirect and one.index in roles and _leads_to_pod(one):
+                wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
         keys, values = self._maps.read(name)
         present = dict(zip(keys.tolist(), values.tolist(), strict=True))
         gone = sorted(present.keys() - wanted.keys())

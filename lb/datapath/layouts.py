@@ -119,7 +119,8 @@ SETTINGS = _each(
     ("cluster_net", "address"),
     ("cluster_mask", "address"),
     ("all_sockets", "u1"),
-    ("pad", "u1", (3,)),
+    ("redirect", "u1"),
+    ("pad", "u1", (2,)),
 )
 SOCKET_KEY = _each(
     ("cookie", "u4", (2,)), ("address", "address"), ("port", ">u2"), ("direction", "u1"), ("pad", "u1")
@@ -233,6 +234,7 @@ class FlowPath(IntEnum):
     FORWARD = 1
     HAIRPIN = 2
     HOST = 3
+    REDIRECT = 4
 
 
 class FinSeen(IntFlag):
@@ -249,6 +251,7 @@ class IfaceFlag(IntFlag):
 
     UPLINK = 1
     TUNNEL = 2
+    PEER = 4
 
 
 class MapType(IntEnum):
@@ -345,7 +348,8 @@ def _maps() -> Iterator[MapSpec]:
             IFACE[ip],
             "Python",
             "the interface is not used for SNAT, logged",
-            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin",
+            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin;"
+            " to redirect also the veths of pods",
             fixed=4096,
             flags=BPF_F_NO_PREALLOC,
             version=ip,

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from lb.config import UplinkMode
+from lb.config import Redirect, UplinkMode
 from lb.errors import LabError
 from lb.model import IPAddress, IPNetwork
 
@@ -125,6 +125,7 @@ class LabSpec:
     replicas: int | None = None
     overlay: Overlay = Overlay.NONE
     uplink_mode: UplinkMode = UplinkMode.AUTO
+    redirect: Redirect = Redirect.OFF
     agents: bool = True
     kubernetes: str = ""
     family: Family = Family.DUAL

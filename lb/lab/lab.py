@@ -181,6 +181,7 @@ class Lab:
             "--instance": spec.instance(node),
             "--uplink": UPLINK,
             "--uplink-mode": str(spec.uplink_mode),
+            "--redirect": str(spec.redirect),
             "--pod-interface": POD_INTERFACES,
             "--service-cidr": spec.service_cidr,
             "--cgroup": str(self.cgroup(node)),

@@ -133,8 +133,10 @@ def hooked(
     maps: KernelMaps,
     mode: UplinkMode = UplinkMode.AUTO,
     selection: Selection | None = None,
+    *,
+    redirect: bool = False,
 ) -> Iterator[Hooks]:
-    hooks_ = Hooks(loaded.programs, maps, selection or Selection(), mode)
+    hooks_ = Hooks(loaded.programs, maps, selection or Selection(), mode, redirect=redirect)
     try:
         yield hooks_
     finally:
@@ -253,6 +255,33 @@ def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None
         route.addr("del", index=up, address=NODE, prefixlen=24)
         own.sync({up})
         assert rows() == {0: (NODE_SECOND, 0), up: (NODE_SECOND, 1), tunnel: ("10.0.9.1", 2)}
+
+
+def test_redirect_is_for_veths_with_an_end_in_a_pod(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, pods: NetworkNamespace
+) -> None:
+    """Anything else the kernel would drop what is redirected to: a tap device, a veth with both ends here."""
+    route.link("add", ifname="pod2", kind="veth", peer={"ifname": "pod2-peer"})
+    route.link("add", ifname="pod3", kind="tuntap", mode="tap")
+    selection = Selection(pod_interfaces=("pod?",))
+
+    def peers(name: str) -> set[int]:
+        keys, values = maps.read(name)
+        return {
+            int(key) for key, row in zip(keys, values, strict=True) if row["flags"] & layouts.IfaceFlag.PEER
+        }
+
+    for redirect in (False, True, False):
+        with hooked(loaded, maps, selection=selection, redirect=redirect) as own:
+            own.sync()
+            expected = {index_of("pod1")} if redirect else set()
+            assert (peers("ifaces4"), peers("ifaces6")) == (expected, expected)
+            add_pod(route, "pod4", pods)
+            own.sync({index_of("pod4")})
+            assert (index_of("pod4") in peers("ifaces4")) == redirect
+            route.link("del", index=index_of("pod4"))
+            own.sync()
+            assert peers("ifaces4") == expected
 
 
 def test_dual_stack_interface_map_of_ipv6(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:

@@ -106,14 +106,21 @@ class Datapath:
     def close(self) -> None:
         self._stack.close()
 
-    def set_up_node(self, timeouts: Timeouts | None = None, snat_ports: SnatPorts | None = None) -> None:
-        """Write the settings, and NODE1's addresses for SNAT."""
+    def set_up_node(
+        self,
+        timeouts: Timeouts | None = None,
+        snat_ports: SnatPorts | None = None,
+        *,
+        redirect: bool = False,
+    ) -> None:
+        """Write the settings, and NODE1's addresses for SNAT; redirect: switched on, the pod has a veth."""
         times, ports = timeouts or Timeouts(), snat_ports or SnatPorts()
         row = self.maps.array(own("settings"))[0:1]
         for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp", "sctp"):
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
-        ifaces = np.zeros(3, dtype=layouts.IFACE[p.version()])
+        row["redirect"] = redirect
+        ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
         for at, (role, flags) in enumerate(
             (
                 (p.NODE1, 0),
@@ -122,7 +129,9 @@ class Datapath:
             )
         ):
             ifaces[at] = (packed(role), flags)
-        self.update("ifaces", np.array([0, self.uplink, self.uplink_2], dtype=layouts.ID), ifaces)
+        ifaces[3]["flags"] = layouts.IfaceFlag.PEER if redirect else 0
+        indexes = np.array([0, self.uplink, self.uplink_2, self.pod], dtype=layouts.ID)
+        self.update("ifaces", indexes, ifaces)
 
     def run(
         self,
@@ -132,11 +141,12 @@ class Datapath:
         ifindex: int | None = None,
         from_host: bool = False,
         gso_size: int = 0,
+        mark: int = 0,
     ) -> Result:
         """Run one program on one packet; ifindex defaults to the interface that the program belongs to.
 
         from_host: a process of the node sent the packet, it has come in by no interface (egress). gso_size:
-        the packet awaits segmentation into so many bytes of payload each (tc).
+        the packet awaits segmentation into so many bytes of payload each (tc). mark: the packet's (tc).
         """
         if ifindex is None:
             ifindex = self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
@@ -148,8 +158,8 @@ class Datapath:
                 came_in = 0 if from_host else {self.pod: self.uplink}.get(ifindex, self.pod)
             else:
                 came_in = ifindex
-            # struct __sk_buff: ingress_ifindex, ifindex, ..., gso_size
-            ctx = struct.pack("=36xII132xI12x", came_in, ifindex, gso_size)
+            # struct __sk_buff: ..., mark, ..., ingress_ifindex, ifindex, ..., gso_size
+            ctx = struct.pack("=8xI24xII132xI12x", mark, came_in, ifindex, gso_size)
         with self.namespace.entered():
             run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS

@@ -72,10 +72,10 @@ class Row:
         return self.description
 
 
-def play(datapath: Datapath, row: Row, uplink_program: str) -> None:
+def play(datapath: Datapath, row: Row, uplink_program: str, *, redirect: bool = False) -> None:
     """Run the row's steps in order and compare everything."""
     __tracebackhide__ = True
-    datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
+    datapath.set_up_node(snat_ports=ONE_SNAT_PORT, redirect=redirect)
     datapath.apply(*row.services)
     for number, step in enumerate(row.steps, 1):
         check(datapath, step, uplink_program, f"{row.description}, step {number}")

@@ -4,14 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import UplinkMode
+from lb.config import Redirect, UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef, kill, spawn, tail
 from lb.lab.store import LabRecord, PodRecord, Store, labs
 
 SPEC = LabSpec(
-    "t", "/m", nodes=3, replicas=2, overlay=Overlay.VXLAN, uplink_mode=UplinkMode.TC, family=Family.IPV6
+    "t",
+    "/m",
+    nodes=3,
+    replicas=2,
+    overlay=Overlay.VXLAN,
+    uplink_mode=UplinkMode.TC,
+    redirect=Redirect.ON,
+    family=Family.IPV6,
 )
 
 
