@@ -1,4 +1,4 @@
-"""What makes a Service of a node's pods: nothing at all, this load balancer, and the rules of kube-proxy.
+"""What makes a Service of a node's pods: nothing at all, this load balancer each way, kube-proxy's rules.
 
 Every contender serves one Service at a clusterIP, a load-balancer address and a NodePort, by TCP and by UDP,
 and others, of one endpoint each, that nobody talks to.
@@ -11,15 +11,20 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address
 
 from bench.topology import NODE, POD_INTERFACES, PODS, TARGET_PORT, UPLINK, Topology, run
-from lb.config import Config, Limits, UplinkMode
+from lb.config import Config, Limits, Redirect, SocketMode, UplinkMode
 from lb.datapath.hooks import Hooks, Selection
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.loader import load
 from lb.datapath.pins import Pins, unload
 from lb.datapath.reconcile import Reconciler
+from lb.datapath.sockets import SocketHooks
+from lb.lab import cgroups
+from lb.lab.topology import fill_in_checksums
 from lb.model import ObjectKey, Protocol
 from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
 from lb.serve import write_settings
@@ -28,8 +33,26 @@ CLUSTER_IP, LOAD_BALANCER, PORT, NODE_PORT = "10.96.0.10", "203.0.113.10", 80, 3
 PROTOCOLS = (Protocol.TCP, Protocol.UDP)
 POD_NET = "10.0.1.0/24"
 
-Contender = Callable[[Topology, contextlib.ExitStack, int], None]
-"""Adds itself to a topology's node, with so many Services; what must be undone goes on the stack."""
+Enter = Callable[[Topology, contextlib.ExitStack, int], None]
+"""Adds a contender to a topology's node, with so many Services; what must be undone goes on the stack."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """Who takes part.
+
+    Attributes
+    ----------
+    target: what its ratio to the limit is held against, but for workloads with a target of their own.
+    inside, outside: whether it serves clients of that side in a way of its own.
+    always: with every number of Services, not with the greatest alone.
+    """
+
+    enter: Enter
+    target: float | None = None
+    inside: bool = True
+    outside: bool = True
+    always: bool = False
 
 
 def _idle(services: int) -> Iterator[tuple[int, IPv4Address]]:
@@ -38,25 +61,50 @@ def _idle(services: int) -> Iterator[tuple[int, IPv4Address]]:
         yield number, IPv4Address(int(IPv4Address("10.97.0.0")) + number)
 
 
-def ours(
-    topology: Topology, stack: contextlib.ExitStack, services: int, mode: UplinkMode = UplinkMode.TC
-) -> None:
+_TC = Config(uplink_mode=UplinkMode.TC, socket_lb=SocketMode.OFF)
+
+
+def ours(topology: Topology, stack: contextlib.ExitStack, services: int, config: Config) -> None:
     """Add this load balancer, with default limits."""
-    pins = Pins(f"bench.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    instance = f"bench.{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    pins = Pins(instance)
     stack.callback(unload, pins)
     loaded = load(pins, Limits())
     maps = KernelMaps(pins.maps)
     stack.callback(maps.close)
-    write_settings(maps, Config())
+    write_settings(maps, config)
     report = Reconciler(maps, time.monotonic).sync({plan.key: plan for plan in _plans(services)})
     if report.errors:
         raise next(iter(report.errors.values()))
     with topology.node.entered():
-        hooks = Hooks(loaded.programs, maps, Selection((UPLINK,), (), (POD_INTERFACES,)), mode)
+        hooks = Hooks(
+            loaded.programs,
+            maps,
+            Selection((UPLINK,), (), (POD_INTERFACES,)),
+            config.uplink_mode,
+            redirect=config.redirect is Redirect.ON,
+        )
         stack.callback(hooks.close)
-        attached = hooks.sync()
-    if attached.errors:
-        raise attached.errors[0]
+        errors = hooks.sync().errors
+    if config.socket_lb is SocketMode.ALL:
+        topology.cgroup = cgroups.mount_point(cgroups.MOUNTS.read_text()) / instance
+        cgroups.create(topology.cgroup)
+        stack.callback(cgroups.remove, topology.cgroup)
+        group = str(topology.cgroup)
+        errors += SocketHooks(pins, loaded.sockets, loaded.refused, group, config.socket_lb).sync().errors
+    if errors:
+        raise errors[0]
+
+
+def in_xdp(topology: Topology, stack: contextlib.ExitStack, services: int) -> None:
+    """Add this load balancer with XDP at the uplink.
+
+    It sees packets before anybody completes their checksums, so the client has to make them itself, and may
+    not leave segmentation to the wire.
+    """
+    with topology.outside.entered():
+        fill_in_checksums(UPLINK)
+    ours(topology, stack, services, replace(_TC, uplink_mode=UplinkMode.XDP_NATIVE))
 
 
 def _plans(services: int) -> Iterator[ServicePlan]:
@@ -226,4 +274,14 @@ def _iptables_lines(services: int) -> Iterator[str]:
     yield "COMMIT"
 
 
-CONTENDERS: dict[str, Contender] = {"ours": ours, "nftables": nftables, "iptables": iptables}
+CONTENDERS: dict[str, Contender] = {
+    "ours": Contender(partial(ours, config=_TC), 0.95, always=True),
+    "ours, redirect": Contender(partial(ours, config=replace(_TC, redirect=Redirect.ON)), 1.05),
+    "ours, sockets": Contender(
+        partial(ours, config=replace(_TC, socket_lb=SocketMode.ALL)), 0.99, outside=False
+    ),
+    "ours, XDP": Contender(in_xdp, inside=False),
+    "nftables": Contender(nftables, always=True),
+    "iptables": Contender(iptables, always=True),
+}
+"""ours: as it is without options on a virtual device. For XDP a veth is no place: it is there to be seen."""

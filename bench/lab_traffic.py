@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contenders import CLUSTER_IP, CONTENDERS, LOAD_BALANCER, NODE_PORT, PORT
+from bench.contenders import CLUSTER_IP, CONTENDERS, LOAD_BALANCER, NODE_PORT, PORT, Contender
 from bench.results import Result
 from bench.topology import NODE, PODS, TARGET_PORT, Topology
+from lb.lab import cgroups
 
 SERVICES = (1, 1_000, 10_000)
 _LIMIT = "direct"
@@ -31,7 +32,7 @@ _SERVERS_TURN = 5.0  # seconds in which some datagram must have been read
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A workload of traffic.c: processes that generate it, and the target of its ratio.
+    """A workload of traffic.c: processes that generate it, and a target in place of the contender's own.
 
     unit is that of its rate: per operations of them a second make one.
     """
@@ -41,7 +42,7 @@ class Workload:
     processes: int
     unit: str = "1/s"
     per: float = 1
-    target: float = 0.95
+    target: float | None = None
     latency: bool = False
 
 
@@ -120,8 +121,9 @@ def measure_one(
     """
     argv = [str(program), workload.mode, str(millis), str(workload.processes), *targets]
     received, busy = topology.datagrams_received(), _busy_us()
+    command = cgroups.command(topology.cgroup, argv) if topology.cgroup else argv
     with (topology.pod if inside else topology.outside).entered():
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     busy = _busy_us() - busy
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip()}")
@@ -157,36 +159,50 @@ def measure(
     ------
     RuntimeError: a contender, the load or a server failed.
     """
-    rounds, millis = rounds or (3 if quick else 7), millis or (150 if quick else 1000)
+    rounds, millis = rounds or (3 if quick else 7), millis or (150 if quick else 600)
     services = services or ((1,) if quick else SERVICES)
-    ways = ways or (WAYS[:1] if quick else WAYS)
+    ways = ways or (WAYS[:2] if quick else WAYS)
     found: Found = {}
     with contextlib.ExitStack() as stack:
         program = build(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        nodes = dict(_nodes(program, services, stack))
+        nodes = list(_entrants(program, services, stack))
         for number, way, workload in itertools.product(range(rounds + 1), ways, WORKLOADS):
-            for name, topology in nodes.items():
+            for entrant in nodes:
+                if not entrant.serves(way):
+                    continue
+                name, topology = entrant.name, entrant.topology
                 targets = [f"{pod}:{TARGET_PORT}" for pod in PODS] if name == _LIMIT else [way.vip]
                 # The first round is there to warm up.
                 took = millis if number else _WARM_UP_MS
                 one = measure_one(program, topology, workload, targets, inside=way.inside, millis=took)
                 if number:
                     found.setdefault((way.name, workload.name, name), []).append(one)
-    return list(_results(found, list(nodes), ways, services))
+        return list(_results(found, nodes, ways, services))
 
 
-def _nodes(
-    program: Path, services: Sequence[int], stack: contextlib.ExitStack
-) -> Iterator[tuple[str, Topology]]:
-    """Yield each contender's name and node: the limit first."""
-    yield _LIMIT, stack.enter_context(Topology(program))
+@dataclass(frozen=True, slots=True)
+class _Entrant:
+    """A contender with so many Services, on its node."""
+
+    name: str
+    contender: Contender
+    topology: Topology
+
+    def serves(self, way: Way) -> bool:
+        return self.contender.inside if way.inside else self.contender.outside
+
+
+def _entrants(program: Path, services: Sequence[int], stack: contextlib.ExitStack) -> Iterator[_Entrant]:
+    """Yield the limit, then the others."""
+    nobody = Contender(lambda _topology, _stack, _services: None)
+    yield _Entrant(_LIMIT, nobody, stack.enter_context(Topology(program)))
     for name, contender in CONTENDERS.items():
-        for count in services:
+        for count in services if contender.always else services[-1:]:
             topology = stack.enter_context(Topology(program))
             begun = time.monotonic()
-            contender(topology, stack, count)
+            contender.enter(topology, stack, count)
             print(f"  {_named(name, count)}: set up in {time.monotonic() - begun:.1f} s", flush=True)
-            yield _named(name, count), topology
+            yield _Entrant(_named(name, count), contender, topology)
 
 
 def _named(contender: str, services: int) -> str:
@@ -194,10 +210,15 @@ def _named(contender: str, services: int) -> str:
 
 
 def _results(
-    found: Found, names: Sequence[str], ways: Sequence[Way], services: Sequence[int]
+    found: Found, entrants: Sequence[_Entrant], ways: Sequence[Way], services: Sequence[int]
 ) -> Iterator[Result]:
+    targets = {entrant.name: entrant.contender.target for entrant in entrants}
     for way, workload in itertools.product(ways, WORKLOADS):
-        series = {name: found[way.name, workload.name, name] for name in names}
+        series = {
+            entrant.name: found[way.name, workload.name, entrant.name]
+            for entrant in entrants
+            if entrant.serves(way)
+        }
         where = f"traffic, {way.name}, {workload.name}"
         each = workload.unit.removesuffix("/s").replace("1", "operation")
         for name, rounds in series.items():
@@ -210,11 +231,15 @@ def _results(
                 yield Result.of(f"{where}, p99: {name}", [one.p99_us for one in rounds], "µs")
             else:
                 yield Result.of(f"{where}, CPU for each {each}: {name}", [one.cpu_us for one in rounds], "µs")
-        yield from _ratios(where, workload, series, services)
+        yield from _ratios(where, workload, series, targets, services)
 
 
 def _ratios(
-    where: str, workload: Workload, series: Mapping[str, Sequence[Round]], services: Sequence[int]
+    where: str,
+    workload: Workload,
+    series: Mapping[str, Sequence[Round]],
+    targets: Mapping[str, float | None],
+    services: Sequence[int],
 ) -> Iterator[Result]:
     """Yield what is held against targets: more is better; of a latency the inverse is taken."""
 
@@ -224,7 +249,7 @@ def _ratios(
 
     for name in series:
         if name != _LIMIT:
-            target = workload.target if name.startswith("ours") else None
+            target = targets[name] and (workload.target or targets[name])
             yield Result.of(
                 f"{where}, to the limit: {name}", ratios(name, _LIMIT), "x limit", at_least=target
             )

@@ -22,11 +22,13 @@ UPLINK, POD_INTERFACES = "eth0", "pod*"
 class Topology:
     """One node with four server pods and a client pod, and a client on its uplink's segment.
 
-    Everything is plain routing, without netfilter; the contender adds what it needs to ``node``.
+    Everything is plain routing, without netfilter; the contender adds what it needs to ``node``, and may say
+    in which control group clients run.
     """
 
     def __init__(self, traffic: Path) -> None:
         self._traffic = traffic
+        self.cgroup: Path | None = None
         with contextlib.ExitStack() as stack:
             self.node, self.outside, self.pod = (self._namespace(stack) for _ in range(3))
             self.servers = [self._namespace(stack) for _ in PODS]

@@ -103,7 +103,7 @@ def build(spec: LabSpec) -> None:
         for node in spec.node_names:
             _plug(switch, node, spec.namespace(node), node_mac(node))
             if spec.uplink_mode in (UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC):
-                _fill_in_checksums(node)
+                fill_in_checksums(node)
             if spec.uplink_mode is UplinkMode.XDP_NATIVE:
                 take_back(switch, node)
     _set_up_host(spec, spec.client, {each: (*clients(each), outside_server(each)) for each in spec.versions})
@@ -132,7 +132,7 @@ def _plug(switch: Any, port: str, namespace: str, mac: str) -> None:
     switch.link("set", index=_index(switch, port), master=_index(switch, _BRIDGE), state="up")
 
 
-def _fill_in_checksums(port: str) -> None:
+def fill_in_checksums(port: str) -> None:
     """Turn off a switch port's transmit checksum offload.
 
     XDP at the other end of the veth pair would otherwise see packets whose checksums are still to be filled

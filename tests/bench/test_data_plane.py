@@ -45,7 +45,8 @@ def test_lab_traffic() -> None:
     assert len(names) == len(found)
     for way in lab_traffic.WAYS:
         for workload in lab_traffic.WORKLOADS:
-            for contender in ("ours", "nftables", "iptables"):
+            own_ways = ("ours, sockets",) if way.inside else ("ours, XDP",)
+            for contender in ("ours", "ours, redirect", *own_ways, "nftables", "iptables"):
                 assert f"traffic, {way.name}, {workload.name}, to the limit: {contender}, 3 Services" in names
     assert all(result.value > 0 for result in found if result.unit in ("1/s", "MB/s", "x limit"))
 

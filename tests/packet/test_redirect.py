@@ -250,7 +250,7 @@ def test_redirect_of_fragments(datapath: Datapath) -> None:
     long = bytes(range(256)) * 4
     request, reply = p.udp(p.FROM_CLIENT, CLIENT, VIP, long), p.udp(p.FROM_POD, LOCAL, CLIENT, long)
     for program, frame, want in (
-        (TC_UPLINK_IN, request, p.rebuilt(request, dst=LOCAL, **TO_POD)),  # type: ignore[arg-type]
+        (TC_UPLINK_IN, request, p.rebuilt(request, dst=LOCAL, **TO_POD)),
         (TC_POD_IN, reply, p.rebuilt(reply, src=VIP, ttl=63)),
     ):
         for piece, wanted in zip(p.pieces(frame, 512), p.pieces(want, 512), strict=True):
