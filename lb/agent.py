@@ -89,8 +89,8 @@ class Syncer(Protocol):
         """Return which Service has each VIP in the maps."""
         ...
 
-    def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
-        """Write what differs; a Service's failure is in the report and stops no other."""
+    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
+        """Write what differs, emptying plans; a Service's failure is in the report and stops no other."""
         ...
 
     def free(self) -> None:
@@ -392,17 +392,18 @@ class Agent:
                 failed[key] = error
         decision = self._claims.update(plans)
         self._log_conflicts()
+        checks = {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}
+        plans.clear()
+        tried = list(decision.plans)
         report = self._reconciler.sync(decision.plans)
         self.sync_seconds = self._clock() - now
         failed |= report.errors
-        self._checks.update(
-            {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}, failed.keys()
-        )
-        _log.debug("%d Services planned, %d map entries written", len(plans), report.writes)
+        self._checks.update(checks, failed.keys())
+        _log.debug("%d Services planned, %d map entries written", len(checks), report.writes)
         for key, problem in failed.items():
             self._service_failed(key, problem, now)
-        for key in decision.plans.keys() - failed.keys():
-            if self._services.succeeded(key):
+        for key in tried:
+            if key not in failed and self._services.succeeded(key):
                 _log.info("service %s: no longer failing", key)
         if not self._attached:
             self._attached = True

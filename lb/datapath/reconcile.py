@@ -153,24 +153,30 @@ class Reconciler:
             for vip in port.vips
         }
 
-    def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
         """Write what differs between the plans and the maps; None: the Service is gone.
 
         A Service that fails (a full map, a refused write) keeps what it had, is named in the report and is
         tried again with the next sync; the others are not affected, nor is its other family. The cost is that
-        of the Services given.
+        of the Services given. plans is empty afterwards: what is written is let go on the way, so that the
+        plans of a whole cluster and what follows from them are never there together.
         """
         self._report = SyncReport()
         self.free()
         self._end_quarantine()
         if self._ledger.nodes.full:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
-        todo = {**self._pending, **plans}
+        for key, plan in self._pending.items():
+            plans.setdefault(key, plan)
         self._pending = {}
         left: list[Change] = []
-        keys = list(todo)
+        kept: dict[ObjectKey, ServicePlan | None] = {}
+        keys = list(plans)
         for start in range(0, max(len(keys), 1), AT_ONCE):  # without any: what is left of node names
-            left += self._add({key: todo[key] for key in keys[start : start + AT_ONCE]})
+            some = {key: plans.pop(key) for key in keys[start : start + AT_ONCE]}
+            changes = self._add(some)
+            left += changes
+            kept |= {change.key: some[change.key] for change in changes}
         # What moves from one Service to another is at its new place before it is missing at its old one.
         for delete in (self._delete_vips, self._delete_ranges):
             for version in FAMILIES:
@@ -180,7 +186,7 @@ class Reconciler:
         for change in left:
             if change.error is not None:
                 self._report.errors.setdefault(change.key, change.error)
-                self._pending[change.key] = todo[change.key]
+                self._pending[change.key] = kept[change.key]
         return self._report
 
     def _add(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:

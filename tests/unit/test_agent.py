@@ -124,7 +124,7 @@ class CountingReconciler(Reconciler):
 
     syncs: list[set[ObjectKey]]
 
-    def sync(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
         self.syncs.append(set(plans))
         return super().sync(plans)
 
@@ -409,7 +409,7 @@ def test_problems_and_services_are_counted() -> None:
 
 
 def test_the_time_of_a_sync_is_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+    def slow(plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
         bench.now += 0.25
         return Reconciler.sync(bench.reconciler, plans)
 
@@ -541,7 +541,7 @@ def test_node_health_the_agent_is_busy_while_a_sync_lasts(
 ) -> None:
     seen = []
 
-    def slow(plans: Mapping[ObjectKey, ServicePlan | None]) -> SyncReport:
+    def slow(plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
         bench.now += 61
         seen.append(bench.agent.busy_seconds())
         return Reconciler.sync(bench.reconciler, plans)

@@ -72,7 +72,7 @@ def test_fake_and_kernel_maps_agree(kernel_maps: KernelMaps, history: list[Step]
     twin = Twin(kernel_maps, FakeMaps(LIMITS))
     for batch, _, wait, restart in history:
         plans = {plan.key: plan if there else None for plan, there in batch}
-        kernel, fake = (reconciler.sync(plans) for reconciler in twin.reconcilers)
+        kernel, fake = (reconciler.sync(dict(plans)) for reconciler in twin.reconcilers)
         assert {key: str(error) for key, error in kernel.errors.items()} == {
             key: str(error) for key, error in fake.errors.items()
         }

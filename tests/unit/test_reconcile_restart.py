@@ -211,4 +211,4 @@ def test_any_history_of_plans_failures_and_restarts(history: list[Step]) -> None
         bench.clock.now += QUARANTINE_SECONDS if wait else 0
         if restart:
             bench.start()
-            assert bench.reconciler.sync(wanted).writes == 0
+            assert bench.reconciler.sync(dict(wanted)).writes == 0
