@@ -1,11 +1,15 @@
-"""Packages without what their ``__init__`` would import."""
+"""Packages without what their ``__init__`` would import, and classes imported when they are called."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 
@@ -30,3 +34,26 @@ def bare_package(name: str, **members: str) -> None:
 
     module.__getattr__ = member
     sys.modules[name] = module
+
+
+@contextlib.contextmanager
+def late_classes(package: str, *names: str) -> Iterator[None]:
+    """Give those who import these classes meanwhile something that imports the package when it is called.
+
+    Where the package has been imported before, they get the classes themselves.
+    """
+    if package in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(package)
+    for name in names:
+        setattr(stand_in, name, functools.partial(_call, package, name))
+    sys.modules[package] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+def _call(package: str, name: str, *args: Any, **more: Any) -> Any:
+    return getattr(import_module(package), name)(*args, **more)

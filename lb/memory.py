@@ -9,6 +9,11 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h of glibc
 _LARGE = 256 * 1024
 
 
+def rare_collections() -> None:
+    """Call it first: imports and the first listing make objects that stay, by the hundred thousand."""
+    gc.set_threshold(200_000, 20, 20)
+
+
 def few_arenas() -> None:
     """Call it at the start, before there are threads: one heap for all, and large blocks apart from it.
 
@@ -19,7 +24,6 @@ def few_arenas() -> None:
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
-    gc.set_threshold(20_000, 20, 20)  # the listing makes objects that stay, by the hundred thousand
 
 
 def spare() -> None:

@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
 
 def entry() -> int:
     """Run the console script: ``lbctl … | head`` and Ctrl-C end without a traceback."""
+    from lb import memory  # noqa: PLC0415
+
+    memory.rare_collections()
     try:
         return main()
     except BrokenPipeError:

@@ -27,7 +27,7 @@ import urllib3
 import yaml
 
 import lb
-from lb.bare import bare_package
+from lb.bare import bare_package, late_classes
 from lb.errors import ConfigError, LbError
 from lb.kube.decode import UNREADABLE
 
@@ -37,7 +37,9 @@ bare_package(
 )
 from kubernetes.client.configuration import Configuration  # noqa: E402
 from kubernetes.client.rest import RESTClientObject  # noqa: E402
-from kubernetes.config import ConfigException, incluster_config, kube_config  # noqa: E402
+
+with late_classes("requests_oauthlib", "OAuth2Session"):  # for one way to log in among many
+    from kubernetes.config import ConfigException, incluster_config, kube_config
 
 _log = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ from lb.cli import main
 with contextlib.suppress(SystemExit):
     main(["run", "--version"])
 import lb.kube
-print({"kubernetes.client.models", "bcc", "lb.lab", "lb.manifests"} & sys.modules.keys())
+print({"kubernetes.client.models", "requests", "bcc", "lb.lab", "lb.manifests"} & sys.modules.keys())
 """
     assert run(code).splitlines()[-1] == "set()"
 
@@ -58,3 +58,14 @@ print({"kubernetes.client.models", "bcc", "lb.lab", "lb.manifests"} & sys.module
 def test_the_name_that_the_configuration_loader_wants_is_there() -> None:
     code = "import lb.kube; from kubernetes.client import ApiClient; print(type(ApiClient()).__module__)"
     assert run(code) == "kubernetes.client.api_client\n"
+
+
+def test_a_class_is_imported_when_it_is_called() -> None:
+    code = """
+import sys
+import lb.kube.client
+from lb.kube.client import kube_config
+assert "requests_oauthlib" not in sys.modules
+print(type(kube_config.OAuth2Session(client_id="x")).__module__)
+"""
+    assert run(code) == "requests_oauthlib.oauth2_session\n"
