@@ -1,4 +1,4 @@
-"""A cluster of any size in the API double: Services with one slice each."""
+"""A cluster of any size in the API double: Services with one slice for each family."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from tests.kube.objects import Object, endpoint, endpoint_slice, node, service
 NODES, ZONES = 100, 3
 
 
-def fill(double: ApiDouble, services: int, endpoints: int) -> None:
-    """Put Services there, each with so many endpoints on a hundred nodes of three zones."""
+def fill(double: ApiDouble, services: int, endpoints: int, *, dual: bool = False) -> None:
+    """Put Services there, each with so many endpoints on a hundred nodes of three zones.
+
+    dual: so many of each family.
+    """
+    versions = (4, 6) if dual else (4,)
     for number in range(services):
-        double.put(service(f"service-{number}", _address(10, 96 << 16 | number)))
-        double.put(slice_of(number, endpoints))
+        addresses = [_address(version, 96 << 16 | number) for version in versions]
+        double.put(service(f"service-{number}", addresses[0], clusterIPs=addresses))
+        for version in versions:
+            double.put(slice_of(number, endpoints, version=version))
     double.put(node())
 
 
-def slice_of(number: int, endpoints: int, generation: int = 0) -> Object:
-    """Return the slice of a Service; each generation has another address for its first endpoint."""
+def slice_of(number: int, endpoints: int, generation: int = 0, *, version: int = 4) -> Object:
+    """Return a Service's slice; each generation has another address for its first endpoint."""
     entries = []
     for index in range(endpoints):
         host = number * endpoints + index
@@ -25,7 +31,7 @@ def slice_of(number: int, endpoints: int, generation: int = 0) -> Object:
             host = 0x7FFFFF - generation
         entries.append(
             endpoint(
-                _address(10, 128 << 16 | host),
+                _address(version, 128 << 16 | host),
                 f"node{(number + index) % NODES}",
                 zone=f"zone-{index % ZONES}",
                 targetRef={
@@ -37,8 +43,15 @@ def slice_of(number: int, endpoints: int, generation: int = 0) -> Object:
                 hints={"forZones": [{"name": f"zone-{index % ZONES}"}]},
             )
         )
-    return endpoint_slice(f"service-{number}-abcde", *entries, of=f"service-{number}")
+    name = f"service-{number}-{'abcde' if version == 4 else 'fghij'}"
+    return {
+        **endpoint_slice(name, *entries, of=f"service-{number}"),
+        "addressType": f"IPv{version}",
+    }
 
 
-def _address(first: int, rest: int) -> str:
-    return f"{first}.{rest >> 16 & 255}.{rest >> 8 & 255}.{rest & 255}"
+def _address(version: int, rest: int) -> str:
+    """Return an address of 10.0.0.0/8, or its namesake in fd10::/96."""
+    if version == 6:
+        return f"fd10::{rest >> 16:x}:{rest & 0xFFFF:x}"
+    return f"10.{rest >> 16 & 255}.{rest >> 8 & 255}.{rest & 255}"

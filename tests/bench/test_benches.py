@@ -11,7 +11,7 @@ from pathlib import Path
 def test_control_plane(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     tiny = ["--services", "20", "--endpoints", "2", "--changes", "3", "--seconds", "0.2"]
-    argv = [sys.executable, "-m", "bench.control_plane", *tiny, "--output", str(output)]
+    argv = [sys.executable, "-m", "bench.control_plane", *tiny, "--dual-stack", "--output", str(output)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())
