@@ -23,7 +23,7 @@ from lb.datapath.loader import load
 from lb.datapath.pins import Pins, unload
 from lb.datapath.reconcile import Reconciler
 from lb.datapath.sockets import SocketHooks
-from lb.lab import cgroups
+from lb.lab import cgroups, kube_proxy
 from lb.lab.topology import fill_in_checksums
 from lb.model import ObjectKey, Protocol
 from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
@@ -137,141 +137,26 @@ def _port(protocol: Protocol, pods: tuple[str, ...], vips: list[Vip]) -> PortPla
 
 
 def nftables(topology: Topology, stack: contextlib.ExitStack, services: int) -> None:  # noqa: ARG001
-    """Add the table of kube-proxy's nftables mode: verdict maps, and chains for Services and endpoints."""
-    run(topology.node, "nft", "-f", "-", text="\n".join(_nft_lines(services)))
-
-
-def _nft_lines(services: int) -> Iterator[str]:
-    yield from """
-table ip kube-proxy {
- map no-endpoint-services { type ipv4_addr . inet_proto . inet_service : verdict; }
- map no-endpoint-nodeports { type inet_proto . inet_service : verdict; }
- map firewall-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
- map service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
- map service-nodeports { type inet_proto . inet_service : verdict; }
- set cluster-ips { type ipv4_addr; }
- set nodeport-ips { type ipv4_addr; }
- chain mark-for-masquerade { mark set mark or 0x4000; }
- chain masquerading {
-  mark and 0x4000 == 0 return
-  mark set mark xor 0x4000
-  masquerade fully-random
- }
- chain service-endpoints-check { ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }
- chain nodeport-endpoints-check {
-  ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports
- }
- chain firewall-check { ip daddr . meta l4proto . th dport vmap @firewall-ips; }
- chain cluster-ips-check { ip daddr @cluster-ips reject; }
- chain services {
-  ip daddr . meta l4proto . th dport vmap @service-ips
-  ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
- }
- chain filter-prerouting { type filter hook prerouting priority -110; ct state new jump firewall-check; }
- chain filter-input {
-  type filter hook input priority -110
-  ct state new jump nodeport-endpoints-check
-  ct state new jump service-endpoints-check
- }
- chain filter-forward {
-  type filter hook forward priority -110
-  ct state new jump service-endpoints-check
-  ct state new jump cluster-ips-check
- }
- chain filter-output {
-  type filter hook output priority -110
-  ct state new jump service-endpoints-check
-  ct state new jump firewall-check
- }
- chain filter-output-post-dnat { type filter hook output priority -90; ct state new jump cluster-ips-check; }
- chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; }
- chain nat-output { type nat hook output priority -100; jump services; }
- chain nat-postrouting { type nat hook postrouting priority srcnat; jump masquerading; }
-""".splitlines()
-    vips: list[str] = []
-    cluster_ips, node_ports = [CLUSTER_IP], []
-    for protocol in (each.name.lower() for each in PROTOCOLS):
-        service = f"web-{protocol}"
-        yield from _nft_service(service, protocol, CLUSTER_IP, PODS)
-        yield f" chain external-{service} {{ jump mark-for-masquerade; goto service-{service}; }}"
-        vips += [f"{CLUSTER_IP} . {protocol} . {PORT} : goto service-{service}"]
-        vips += [f"{LOAD_BALANCER} . {protocol} . {PORT} : goto external-{service}"]
-        node_ports.append(f"{protocol} . {NODE_PORT} : goto external-{service}")
-    for number, address in _idle(services):
-        yield from _nft_service(f"idle-{number}", "tcp", str(address), PODS[:1])
-        vips.append(f"{address} . tcp . {PORT} : goto service-idle-{number}")
-        cluster_ips.append(str(address))
-    yield "}"
-    for name, elements in (
-        ("service-ips", vips),
-        ("service-nodeports", node_ports),
-        ("cluster-ips", cluster_ips),
-        ("nodeport-ips", [NODE]),
-    ):
-        yield f"add element ip kube-proxy {name} {{ {', '.join(elements)} }}"
-
-
-def _nft_service(name: str, protocol: str, address: str, pods: tuple[str, ...]) -> Iterator[str]:
-    for at, pod in enumerate(pods):
-        yield f" chain endpoint-{name}-{at} {{"
-        yield f"  ip saddr {pod} jump mark-for-masquerade"
-        yield f"  meta l4proto {protocol} dnat to {pod}:{TARGET_PORT}"
-        yield " }"
-    choice = ", ".join(f"{at} : goto endpoint-{name}-{at}" for at in range(len(pods)))
-    yield f" chain service-{name} {{"
-    yield f"  ip daddr {address} {protocol} dport {PORT} ip saddr != {POD_NET} jump mark-for-masquerade"
-    yield f"  numgen random mod {len(pods)} vmap {{ {choice} }}"
-    yield " }"
+    """Add the table of kube-proxy's nftables mode."""
+    text = "\n".join(kube_proxy.nftables(_ports(services), POD_NET))
+    run(topology.node, "nft", "-f", "-", text=f"{text}\n")
 
 
 def iptables(topology: Topology, stack: contextlib.ExitStack, services: int) -> None:  # noqa: ARG001
-    """Add the chains of kube-proxy's iptables mode: one rule after the other, endpoints by `statistic`."""
-    run(topology.node, "iptables-restore", text="\n".join(_iptables_lines(services)) + "\n")
+    """Add the chains of kube-proxy's iptables mode."""
+    text = "\n".join(kube_proxy.iptables(_ports(services), POD_NET))
+    run(topology.node, "iptables-restore", text=f"{text}\n")
 
 
-def _iptables_lines(services: int) -> Iterator[str]:
-    yield "*filter"
-    yield ":KUBE-FORWARD - [0:0]"
-    yield "-A FORWARD -j KUBE-FORWARD"
-    yield "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP"
-    yield "-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT"
-    yield "-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
-    yield "COMMIT"
-    yield "*nat"
-    chains = ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-MARK-MASQ", "KUBE-POSTROUTING"]
-    rules = [
-        "-A PREROUTING -j KUBE-SERVICES",
-        "-A OUTPUT -j KUBE-SERVICES",
-        "-A POSTROUTING -j KUBE-POSTROUTING",
-        "-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
-        "-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000",
-        "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
-        "-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000",
+def _ports(services: int) -> list[kube_proxy.NamedPort]:
+    """Return all Service ports; the one that is talked to stands in the middle, as it would on average."""
+    web, *idle = _plans(services)
+    middle = len(idle) // 2
+    return [
+        kube_proxy.NamedPort(f"{plan.key.name}-{port.port_name}", port)
+        for plan in (*idle[:middle], web, *idle[middle:])
+        for port in plan.ports
     ]
-    # The one that is talked to stands in the middle, as it would on average.
-    idle = [(f"IDLE{number}", "tcp", str(address), PODS[:1]) for number, address in _idle(services)]
-    web = [(f"WEB{each.name}", each.name.lower(), CLUSTER_IP, PODS) for each in PROTOCOLS]
-    for name, protocol, address, pods in (*idle[: len(idle) // 2], *web, *idle[len(idle) // 2 :]):
-        chains += [f"KUBE-SVC-{name}", *(f"KUBE-SEP-{name}-{at}" for at in range(len(pods)))]
-        to = f"-m {protocol} -p {protocol} --dport"
-        rules.append(f"-A KUBE-SERVICES -d {address}/32 {to} {PORT} -j KUBE-SVC-{name}")
-        if pods is PODS:
-            chains.append(f"KUBE-EXT-{name}")
-            rules.append(f"-A KUBE-SERVICES -d {LOAD_BALANCER}/32 {to} {PORT} -j KUBE-EXT-{name}")
-            rules.append(f"-A KUBE-NODEPORTS {to} {NODE_PORT} -j KUBE-EXT-{name}")
-            rules += [f"-A KUBE-EXT-{name} -j KUBE-MARK-MASQ", f"-A KUBE-EXT-{name} -j KUBE-SVC-{name}"]
-        rules.append(f"-A KUBE-SVC-{name} ! -s {POD_NET} -d {address}/32 {to} {PORT} -j KUBE-MARK-MASQ")
-        for at, pod in enumerate(pods):
-            left = len(pods) - at
-            chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
-            rules.append(f"-A KUBE-SVC-{name} {chance}-j KUBE-SEP-{name}-{at}")
-            rules.append(f"-A KUBE-SEP-{name}-{at} -s {pod}/32 -j KUBE-MARK-MASQ")
-            dnat = f"-j DNAT --to-destination {pod}:{TARGET_PORT}"
-            rules.append(f"-A KUBE-SEP-{name}-{at} -p {protocol} -m {protocol} {dnat}")
-    rules.append("-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
-    yield from (f":{name} - [0:0]" for name in chains)
-    yield from rules
-    yield "COMMIT"
 
 
 CONTENDERS: dict[str, Contender] = {

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from lb.cli.tables import table
 from lb.config import Redirect, UplinkMode
 from lb.errors import LabError
+from lb.lab import kube_proxy
 from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import VARIABLE, find, kubectl
 from lb.lab.demo import rows, show
@@ -83,6 +84,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     agent.add_argument("node", metavar="NODE", help="node1 …")
     api = _command(actions, "api", _api, "start, stop (SIGTERM) or kill (SIGKILL) the API server")
     api.add_argument("action", choices=("start", "stop", "kill"), help="start returns when it is ready")
+    rules = _command(
+        actions,
+        "kube-proxy",
+        _kube_proxy,
+        "write the rules that kube-proxy would have on a node, or remove them",
+    )
+    rules.add_argument(
+        "mode", choices=(*kube_proxy.Mode, "off"), help="in which mode kube-proxy runs, or off"
+    )
+    rules.add_argument("node", metavar="NODE", help="node1 …")
     demo = _command(actions, "demo", _demo, "show requests being spread, and the maps that do it")
     _add_spec(demo)
     demo.add_argument(
@@ -310,6 +321,20 @@ def _agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     else:
         lab.stop_agent(args.node, signal.SIGTERM if args.action == "stop" else signal.SIGKILL)
         print(f"the agent of {args.node} has ended", file=out)
+    return 0
+
+
+def _kube_proxy(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    lab = Lab.open(args.id)
+    if args.node not in lab.spec.node_names:
+        raise LabError(f"lab {args.id} has no node {args.node}, only {', '.join(lab.spec.node_names)}")
+    run = kube_proxy.run_with(lambda argv: lab.command(args.node, argv))
+    if args.mode == "off":
+        kube_proxy.remove(run)
+        print(f"{args.node} has no rules of kube-proxy", file=out)
+        return 0
+    count = kube_proxy.write_in_lab(kube_proxy.Mode(args.mode), lab, args.node, run)
+    print(f"{args.node} has kube-proxy's rules ({args.mode}) for {count} Service ports", file=out)
     return 0
 
 

@@ -32,6 +32,9 @@ SEGMENTS: dict[int, IPNetwork] = {4: IPv4Network("192.168.77.0/24"), 6: IPv6Netw
 """By IP version, as everything below that comes in two."""
 
 SERVICE_CIDRS: dict[int, IPNetwork] = {4: IPv4Network("10.66.0.0/16"), 6: IPv6Network("fd00:66::/112")}
+POD_NETWORKS: dict[int, IPNetwork] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
+"""What all pods' addresses are in; each node has a share, :func:`pod_cidr`."""
+
 POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
 
