@@ -17,8 +17,7 @@ import numpy as np
 from lb.config import Limits
 from lb.datapath import bpf, layouts
 from lb.datapath.bpf import ProgType
-from lb.datapath.build import instructions, relocate
-from lb.datapath.compile import PROGRAM_ARRAY
+from lb.datapath.build import PROGRAM_ARRAY, instructions, relocate
 from lb.datapath.layouts import BPF_F_MMAPABLE, MapType
 from lb.datapath.loader import load
 from lb.plan.types import ServicePlan

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,36 @@ from typing import Any
 import numpy as np
 
 from lb.datapath import layouts
-from lb.datapath.compile import MAP_MARK, MAP_NAMES, c_flags
 from lb.errors import CompileError
+
+PROGRAM_ARRAY = "programs"
+MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in layouts.MAPS))
+"""The maps as C names them; the first is the array of the file's own programs."""
+MAP_MARK = 0x7FFF_0000
+
+
+_SET_RETVAL_SINCE = (5, 18)  # the helper with which a cgroup hook chooses the errno
+
+
+def _kernel(release: str) -> tuple[int, ...]:
+    """Return the first two numbers of a kernel's release such as ``6.1.0-18-amd64``."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+
+
+def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
+    """Return clang's options for one IP version: our headers first, the distribution's last."""
+    return [
+        f"-I{bpf_dir}",
+        "-g0",
+        "-Wno-macro-redefined",
+        "-Werror",
+        "-idirafter/usr/include",
+        f"-idirafter/usr/include/{machine}-linux-gnu",
+        f"-DFAMILY={version}",
+        f"-DHAVE_SET_RETVAL={int(_kernel(platform.release()) >= _SET_RETVAL_SINCE)}",
+        *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
+    ]
+
 
 CACHE = Path("/var/cache/lbctl")
 """Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
@@ -111,9 +140,15 @@ def _compile(bpf_dir: Path, sources: Mapping[str, list[str]]) -> dict[str, dict[
 def _compile_family(bpf_dir: Path, sources: Mapping[str, list[str]], version: int) -> dict[str, str]:
     package_root = Path(__file__).resolve().parent.parent.parent
     path = f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    request = {
+        "bpf_dir": str(bpf_dir),
+        "sources": sources,
+        "flags": c_flags(bpf_dir, platform.machine(), version),
+        "assertions": layouts.static_assertions(version),
+    }
     child = subprocess.run(
         [sys.executable, "-m", "lb.datapath.compile"],
-        input=json.dumps({"bpf_dir": str(bpf_dir), "version": version, "sources": sources}),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
         check=False,

@@ -4,9 +4,9 @@ The only module that imports bcc. clang inside bcc takes over 100 MB, which the 
 :mod:`lb.datapath.build` starts this module, writes one JSON request to its standard input and reads one JSON
 answer from its standard output; what clang says goes to standard error.
 
-Request: ``{"bpf_dir", "version", "sources": {file: [function, …]}}`` for one IP version. Answer: ``{"code":
-{function: base64 of struct bpf_insn[]}}`` or ``{"error": what failed}``. Where the instructions name a map,
-they hold not a file descriptor but :data:`MAP_MARK` and the map's place in :data:`MAP_NAMES`.
+Request: ``{"bpf_dir", "sources": {file: [function, …]}, "flags", "assertions"}``: clang's options, and text
+to go behind each file. Answer: ``{"code": {function: base64 of struct bpf_insn[]}}`` or ``{"error": what
+failed}``. Nothing but bcc is imported: all that is known of maps and layouts is in the request.
 """
 
 from __future__ import annotations
@@ -14,41 +14,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-import platform
-import re
 import sys
 from pathlib import Path
 from typing import Any, TextIO
-
-from lb.datapath import layouts
-
-PROGRAM_ARRAY = "programs"
-MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in layouts.MAPS))
-"""The maps as C names them; the first is the array of the file's own programs."""
-MAP_MARK = 0x7FFF_0000
-
-
-_SET_RETVAL_SINCE = (5, 18)  # the helper with which a cgroup hook chooses the errno
-
-
-def _kernel(release: str) -> tuple[int, ...]:
-    """Return the first two numbers of a kernel's release such as ``6.1.0-18-amd64``."""
-    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-
-
-def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
-    """Return clang's options for one IP version: our headers first, the distribution's last."""
-    return [
-        f"-I{bpf_dir}",
-        "-g0",
-        "-Wno-macro-redefined",
-        "-Werror",
-        "-idirafter/usr/include",
-        f"-idirafter/usr/include/{machine}-linux-gnu",
-        f"-DFAMILY={version}",
-        f"-DHAVE_SET_RETVAL={int(_kernel(platform.release()) >= _SET_RETVAL_SINCE)}",
-        *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
-    ]
 
 
 def build(request: dict[str, Any]) -> dict[str, str]:
@@ -58,13 +26,11 @@ def build(request: dict[str, Any]) -> dict[str, str]:
     ------
     Exception: bcc's own, when clang refuses or a function is not there (it has no narrower type).
     """
-    bpf_dir, version = Path(request["bpf_dir"]), request["version"]
+    bpf_dir, flags, assertions = Path(request["bpf_dir"]), request["flags"], request["assertions"]
     # bcc changes into the kernel tree and back; it reads the variable when it compiles.
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_dir)
-    from bcc import BPF  # noqa: PLC0415  (only here: importing this module must stay cheap)
+    from bcc import BPF  # noqa: PLC0415  (the caller gets to know in words when it is not there)
 
-    flags = c_flags(bpf_dir, platform.machine(), version)
-    assertions = layouts.static_assertions(version)
     code: dict[str, str] = {}
     for file, functions in request["sources"].items():
         print(f"\0{file}", file=sys.stderr, flush=True)  # whose words follow

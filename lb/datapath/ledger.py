@@ -222,13 +222,15 @@ def vip_values(rows: Sequence[VipRow]) -> Rows:
 def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
     """Read the VIPs of both families."""
     found = {}
+    regions: dict[tuple[int, int], Region] = {}  # VIPs of a port have the same ones
     for version in FAMILIES:
         keys, values = maps.read(f"vips{version}")
         for (address, port, protocol, _), (service, affinity, inside, outside, kind, flags, _) in zip(
             keys.tolist(), values.tolist(), strict=True
         ):
             vip = VipKey(unpack_address(address), port, Protocol(protocol) if protocol else None)
-            found[vip] = VipRow(service, affinity, Region(*inside), Region(*outside), kind, flags)
+            inside, outside = (regions.setdefault(side, Region(*side)) for side in (inside, outside))
+            found[vip] = VipRow(service, affinity, inside, outside, kind, flags)
     return found
 
 

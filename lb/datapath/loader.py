@@ -23,7 +23,7 @@ import numpy as np
 from lb.config import Limits
 from lb.datapath import batch, bpf, build, crc32c, layouts, privileges
 from lb.datapath.bpf import ProgType
-from lb.datapath.compile import PROGRAM_ARRAY
+from lb.datapath.build import PROGRAM_ARRAY
 from lb.datapath.layouts import MapType
 from lb.datapath.map_pins import MapSlot, open_maps, pin_maps
 from lb.datapath.pins import Pins, ensure_bpffs, remove_tree
@@ -248,10 +248,7 @@ def _build(
     ------
     CompileError: with clang's or the verifier's words.
     """
-    sources: dict[str, list[str]] = {}
-    for name, program in programs.items():
-        sources.setdefault(program.source, []).append(name)
-    code = build.instructions(bpf_dir, sources)
+    code = build.instructions(bpf_dir, _sources(programs))
     ids: dict[str, int] = {}
     refused = ""
     with contextlib.ExitStack() as stack:
@@ -287,6 +284,24 @@ def _build(
             if version == 4:
                 ids[pin] = bpf.prog_info(fd).id
     return ids, refused
+
+
+def _sources(programs: Mapping[str, Program]) -> dict[str, list[str]]:
+    """Return the programs of each file in bpf/."""
+    sources: dict[str, list[str]] = {}
+    for name, program in programs.items():
+        sources.setdefault(program.source, []).append(name)
+    return sources
+
+
+def compile_ahead() -> None:
+    """Have the instructions of all programs in the cache, so that the first start of an agent need not wait.
+
+    Raises
+    ------
+    CompileError: with clang's words.
+    """
+    build.instructions(layouts.BPF_DIR, _sources(PROGRAMS))
 
 
 def _make_array(staging: Path, name: str) -> bpf.FD:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from lb.datapath.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, unpack_address
@@ -78,7 +80,7 @@ def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, int, int, int]
 def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
     ids, names = maps.read("services")
     return {
-        service: (ObjectKey(namespace.decode(), name.decode()), port_name.decode())
+        service: (ObjectKey(sys.intern(namespace.decode()), name.decode()), sys.intern(port_name.decode()))
         for service, (namespace, name, port_name) in zip(ids.tolist(), names.tolist(), strict=True)
     }
 
@@ -103,7 +105,9 @@ def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
     used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
     leftovers = []
     rows = slots[used]
-    addresses = [int(unpack_address(address)) for address in rows["address"].tolist()]
+    addresses = rows["address"].tolist()
+    if version == 6:
+        addresses = [int(unpack_address(address)) for address in addresses]
     for backend, address, number, service in zip(
         used.tolist(), addresses, rows["port"].tolist(), rows["service"].tolist(), strict=True
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb.datapath import layouts
-from lb.datapath.compile import c_flags
+from lb.datapath.build import c_flags
 
 HEADERS = sorted(path.name for path in layouts.BPF_DIR.glob("*.h"))
 NEEDS_NO_CTX = {

@@ -401,6 +401,14 @@ def test_instructions_are_kept_for_every_instance(
         assert verdict(load(pins, tree)) == 2
 
 
+def test_what_is_compiled_ahead_is_not_compiled_by_the_first_start(
+    pins: Pins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader.compile_ahead()
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert loader.load(pins, LIMITS).compiled
+
+
 def test_without_a_cache_the_compiler_runs(pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "CACHE", Path("/proc/no/such/place"))
     assert verdict(load(pins, tree)) == 2
