@@ -222,15 +222,19 @@ def vip_values(rows: Sequence[VipRow]) -> Rows:
 def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
     """Read the VIPs of both families."""
     found = {}
-    regions: dict[tuple[int, int], Region] = {}  # VIPs of a port have the same ones
+    regions: dict[tuple[int, int], Region] = {}
+
+    def shared(side: tuple[int, int]) -> Region:
+        """Return one object for all VIPs of a port."""
+        return regions.setdefault(side, Region(*side))
+
     for version in FAMILIES:
         keys, values = maps.read(f"vips{version}")
         for (address, port, protocol, _), (service, affinity, inside, outside, kind, flags, _) in zip(
             keys.tolist(), values.tolist(), strict=True
         ):
             vip = VipKey(unpack_address(address), port, Protocol(protocol) if protocol else None)
-            inside, outside = (regions.setdefault(side, Region(*side)) for side in (inside, outside))
-            found[vip] = VipRow(service, affinity, inside, outside, kind, flags)
+            found[vip] = VipRow(service, affinity, shared(inside), shared(outside), kind, flags)
     return found
 
 
