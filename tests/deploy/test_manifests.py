@@ -32,6 +32,7 @@ OVERLAYS: dict[str, Sequence[str]] = {
     "canary": (*EXAMPLE, "nodeSelector.lbctl=on"),
 }
 """What Helm is told to render what the overlay does."""
+ALL = (*OVERLAYS, "removal")
 
 Object = dict[str, Any]
 
@@ -84,7 +85,7 @@ def environment(objects: Sequence[Object]) -> dict[str, str | None]:
 
 
 def test_every_overlay_is_here() -> None:
-    assert {path.name for path in (DEPLOY / "overlays").iterdir()} == set(OVERLAYS)
+    assert {path.name for path in (DEPLOY / "overlays").iterdir()} == set(ALL)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -93,7 +94,7 @@ def test_helm_and_kustomize_render_the_same(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", ALL)
 def test_every_object_is_by_schema(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
     assert {each["kind"] for each in objects} == {
@@ -185,3 +186,19 @@ def test_an_update_takes_nodes_one_after_the_other() -> None:
 def test_what_outlives_the_pod_is_the_host_s() -> None:
     paths = {each["hostPath"]["path"] for each in pod(kustomized("example"))["volumes"]}
     assert paths == {"/sys/fs/bpf", "/sys/fs/cgroup", "/var/cache/lbctl", "/run/lbctl"}
+
+
+def test_the_removal_never_meets_the_agent() -> None:
+    removal, agent = daemon_set(kustomized("removal")), daemon_set(kustomized("canary"))
+    for each in (removal, agent):
+        labels = each["spec"]["template"]["metadata"]["labels"]
+        assert (
+            each["spec"]["selector"]["matchLabels"]
+            == labels
+            == {"app.kubernetes.io/name": each["metadata"]["name"]}
+        )
+    assert removal["metadata"]["name"] != agent["metadata"]["name"]
+    assert pod(kustomized("removal"))["nodeSelector"]["lbctl"] == "remove"
+    assert pod(kustomized("canary"))["nodeSelector"]["lbctl"] == "on"
+    assert pod(kustomized("removal"))["volumes"] == pod(kustomized("canary"))["volumes"]
+    assert "unload" in container(kustomized("removal"))["command"][-1]

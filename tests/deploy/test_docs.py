@@ -1,0 +1,91 @@
+"""What docs/operations.md and its neighbours say, held against the kernel, the metrics and the manifests."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lb.config import Limits
+from lb.datapath import bpf
+from lb.datapath.layouts import FAMILIES, MAPS, REASONS, MapSpec
+from tests.deploy.conftest import ROOT
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+RULES = yaml.safe_load((ROOT / "deploy" / "prometheus-rules.yaml").read_text())["groups"][0]["rules"]
+SIZES = {
+    name: {4: int(four), **({6: int(six)} if six.isdigit() else {})}
+    for name, four, six in re.findall(
+        r"^\| `(\w+)` \| [^|]*(?:hash|array)[^|]* \| (\d+) \| (\S+) \|$", OPERATIONS, re.M
+    )
+}
+LIMITS = Limits().as_dict()
+ENTRIES = 1 << 15
+
+
+def memory(spec: MapSpec, entries: int) -> int:
+    """Return the bytes that the kernel takes for such a map: what it tells in the descriptor's fdinfo."""
+    shape = (spec.type, spec.key.itemsize, spec.value.itemsize, entries)
+    with bpf.map_create(*shape, flags=spec.flags, name=spec.name) as fd:
+        told = re.search(r"^memlock:\s+(\d+)$", Path(f"/proc/self/fdinfo/{fd.fileno()}").read_text(), re.M)
+    assert told is not None
+    return int(told[1])
+
+
+def test_every_map_that_takes_its_memory_at_once_has_its_size_stated() -> None:
+    assert set(SIZES) == {spec.limit for spec in MAPS if spec.limit and not spec.flags & 1}
+
+
+@pytest.mark.parametrize("spec", [spec for spec in MAPS if spec.limit in SIZES], ids=lambda spec: spec.name)
+def test_the_size_of_an_entry_is_what_the_kernel_takes(spec: MapSpec) -> None:
+    stated = SIZES[spec.limit][spec.version or 4] * spec.per_entry
+    assert memory(spec, ENTRIES) / ENTRIES == pytest.approx(stated, rel=0.02)
+
+
+def test_the_formula_gives_what_the_default_limits_take() -> None:
+    taken = sum(memory(spec, spec.max_entries(LIMITS)) for spec in MAPS) / 1e6
+    formula = sum(LIMITS[name] * sum(each.values()) for name, each in SIZES.items()) / 1e6
+    assert formula == pytest.approx(taken, rel=0.02)
+    stated = re.search(r"all maps together take (\d+) MB", OPERATIONS)
+    assert stated is not None
+    assert float(stated[1]) == pytest.approx(taken, abs=1)
+
+
+def test_every_limit_is_counted() -> None:
+    for name in LIMITS:
+        assert re.search(rf"`{name}` ≥", OPERATIONS), name
+
+
+def test_alerts_are_those_of_the_table() -> None:
+    assert [rule["alert"] for rule in RULES] == re.findall(r"^\| (Lbctl\w+) \|", OPERATIONS, re.M)
+    for rule in RULES:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+
+
+def test_alerts_ask_for_metrics_and_reasons_that_there_are() -> None:
+    source = (ROOT / "lb" / "observe" / "metrics.py").read_text()
+    families = set(re.findall(r'"(lbctl_\w+)"', source))
+    reasons = {name for name, _ in REASONS}
+    maps = {spec.name for spec in MAPS}
+    for rule in RULES:
+        for name in re.findall(r"lbctl_\w+", rule["expr"]):
+            known = name.removesuffix("_total") in families
+            assert known or name.removeprefix("lbctl_source_") in source, name
+        for matched in re.findall(r'reason=~"([^"]*)"', rule["expr"]):
+            assert set(matched.split("|")) <= reasons
+        for matched in re.findall(r'map!~"([^"]*)"', rule["expr"]):
+            left = {name for name in maps if not re.fullmatch(matched, name)}
+            assert {f"vips{version}" for version in FAMILIES} <= left
+            assert not [spec for spec in MAPS if spec.name in left and spec.limit and spec.writer == "kernel"]
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{page}: {target}"
