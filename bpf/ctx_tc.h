@@ -1,4 +1,4 @@
-/* The packet primitives, for tc (clsact, direct action). Same names as ctx_xdp.h.
+/* The packet primitives, for tc (tcx, or clsact with direct action). Same names as ctx_xdp.h.
  *
  * All writes go through helpers: a direct store would make the kernel unshare every packet at the hook's
  * door, also those that are not ours. The L4 checksum goes through bpf_l4_csum_replace, which knows the

@@ -16,8 +16,8 @@ from lb.config import UplinkMode
 from lb.datapath import bpf, layouts
 from lb.datapath.layouts import IfaceFlag
 from lb.datapath.maps import Maps
-from lb.datapath.netlink import Interface, Netlink, is_our_xdp
-from lb.datapath.rtnl import Direction, filters
+from lb.datapath.netlink import Interface, Netlink, in_place, is_our_xdp, our_names, tc_programs
+from lb.datapath.rtnl import Direction
 from lb.errors import AttachError, CapacityError
 
 _LOG = logging.getLogger(__name__)
@@ -47,6 +47,14 @@ An uplink in an XDP mode has them too: XDP leaves to them what it cannot send it
 TC_PROGRAMS_L3: Mapping[Direction, str] = {Direction.INGRESS: "lb_tc_l3_in", Direction.EGRESS: "lb_tc_l3_out"}
 """Those of an uplink or a tunnel whose packets begin with the IP header."""
 
+
+_KERNEL_NAME = 15
+_FULL_NAMES = {
+    name[:_KERNEL_NAME]: name
+    for programs in (*TC_PROGRAMS.values(), TC_PROGRAMS_L3)
+    for name in programs.values()
+}
+"""The kernel does not know more of a name."""
 
 _FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
 
@@ -164,6 +172,7 @@ class Hooks:
         self.modes: dict[str, tuple[UplinkMode, str]] = {}
         self._programs = {name: bpf.obj_get(path) for name, path in programs.items()}
         self._ids = {name: bpf.prog_info(fd).id for name, fd in self._programs.items()}
+        self._names = {ident: name for name, ident in self._ids.items()}
         self._maps = maps
         self._selection = selection
         self._wanted_mode = uplink_mode
@@ -215,8 +224,7 @@ class Hooks:
             return
         bare = role is not Role.POD and not interface.ethernet
         for direction, program in (TC_PROGRAMS_L3 if bare else TC_PROGRAMS[role]).items():
-            ours = [one.program_id for one in filters(interface.index, direction) if one.ours]
-            if ours != [self._ids[program]]:
+            if not in_place(interface.index, direction, self._ids[program], self._names):
                 net.attach_tc(interface, direction, program, self._programs[program])
                 report.attached.append(f"{interface.name} tc {direction.name.lower()}")
         if role is Role.UPLINK:
@@ -305,14 +313,20 @@ def attached() -> list[Attached]:
     AttachError, BpfError: the kernel refused.
     """
     found = []
+    names = our_names()
     with Netlink() as net:
         for one in net.interfaces():
             if one.xdp_mode is not None and is_our_xdp(one):
                 found.append(Attached(one.name, one.index, one.xdp_mode.value, XDP_PROGRAM, one.xdp_id))
             for direction in Direction:
                 found += [
-                    Attached(one.name, one.index, f"tc {direction.name.lower()}", tc.name, tc.program_id)
-                    for tc in filters(one.index, direction)
-                    if tc.ours
+                    Attached(
+                        one.name,
+                        one.index,
+                        f"tc {direction.name.lower()}",
+                        _FULL_NAMES.get(name, name),
+                        ident,
+                    )
+                    for ident, name in tc_programs(one.index, direction, names)
                 ]
     return found

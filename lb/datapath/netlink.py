@@ -11,15 +11,16 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lb.bare import bare_package
 from lb.config import UplinkMode
-from lb.datapath import bpf
+from lb.datapath import bpf, tcx
 from lb.datapath.bpf import FD
 from lb.datapath.pins import ROOT
 from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
@@ -37,7 +38,7 @@ _IFF_UP = 1
 _IFA_F_SECONDARY = 1  # IPv4; to IPv6 it is IFA_F_TEMPORARY, an address for privacy (RFC 8981)
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
-_OUR_XDP = "lb_xdp"
+_OUR_XDP, _OUR_TC = "lb_xdp", "lb_tc"
 _DUMP_TRIES = 10
 _RTMGRP = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _EVENT_BUFFER = 1 << 20
@@ -117,61 +118,82 @@ class Netlink:
         return list(dict.fromkeys(index for _, _, index in sorted(found)))
 
     def attach_tc(self, interface: Interface, direction: Direction, name: str, program: FD) -> None:
-        """Run the program at a clsact hook, direct-action; an earlier one of ours is replaced atomically.
+        """Run the program at a tc hook; an earlier one of ours is replaced atomically.
+
+        It is at the hook itself (tcx) or, where the kernel has no such thing, in a clsact qdisc's filter.
 
         Raises
         ------
         AttachError: the kernel refused.
         """
         try:
-            try:
-                self._route.tc("add", "clsact", interface.index)
-            except NetlinkError as error:
-                if error.code != errno.EEXIST:
-                    raise
-            self._route.tc(
-                "replace-filter",
-                "bpf",
-                interface.index,
-                handle=TC_HANDLE,
-                parent=int(direction),
-                prio=TC_PRIORITY,
-                protocol=_ETH_P_ALL,
-                fd=program.fileno(),
-                name=name,
-                direct_action=True,
-            )
-        except NetlinkError as error:
+            present = tcx.programs(interface.index, direction)
+            if present is None:
+                self._attach_filter(interface, direction, name, program)
+                return
+            _put_tcx(interface.index, direction, program, present)
+            # An earlier agent, or one under another kernel, may have left one.
+            self._detach_filter(interface, direction)
+        except (NetlinkError, BpfError) as error:
             raise _refused(interface, f"tc {direction.name.lower()}", error) from error
 
+    def _attach_filter(self, interface: Interface, direction: Direction, name: str, program: FD) -> None:
+        try:
+            self._route.tc("add", "clsact", interface.index)
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+        self._route.tc(
+            "replace-filter",
+            "bpf",
+            interface.index,
+            handle=TC_HANDLE,
+            parent=int(direction),
+            prio=TC_PRIORITY,
+            protocol=_ETH_P_ALL,
+            fd=program.fileno(),
+            name=name,
+            direct_action=True,
+        )
+
     def detach_tc(self, interface: Interface) -> int:
-        """Remove our filters, and the clsact qdisc when no filter is left; return how many were removed.
+        """Remove our programs from the tc hooks; return how many they were.
+
+        The clsact qdisc goes as well when it was there for a filter of ours and no other is left.
 
         Raises
         ------
         AttachError: the kernel refused.
         """
-        removed = left = 0
+        removed = 0
         try:
             for direction in Direction:
-                for one in filters(interface.index, direction):
-                    if not one.ours:
-                        left += 1
-                        continue
-                    self._route.tc(
-                        "del-filter",
-                        "bpf",
-                        interface.index,
-                        handle=TC_HANDLE,
-                        parent=int(direction),
-                        prio=TC_PRIORITY,
-                        protocol=_ETH_P_ALL,
-                    )
-                    removed += 1
-            if removed and not left:
-                self._route.tc("del", "clsact", interface.index)
-        except NetlinkError as error:
+                for ident in tcx.programs(interface.index, direction) or ():
+                    if our_name(ident, _OUR_TC):
+                        with _open(ident) as program:
+                            tcx.detach(interface.index, direction, program)
+                        removed += 1
+                removed += self._detach_filter(interface, direction)
+        except (NetlinkError, BpfError) as error:
             raise _refused(interface, "tc", error) from error
+        return removed
+
+    def _detach_filter(self, interface: Interface, direction: Direction) -> int:
+        removed = 0
+        for one in filters(interface.index, direction):
+            if one.ours:
+                self._route.tc(
+                    "del-filter",
+                    "bpf",
+                    interface.index,
+                    handle=TC_HANDLE,
+                    parent=int(direction),
+                    prio=TC_PRIORITY,
+                    protocol=_ETH_P_ALL,
+                )
+                removed += 1
+        if removed and not any(filters(interface.index, each) for each in Direction):
+            self._route.tc("del", "clsact", interface.index)
         return removed
 
     def attach_xdp(self, interface: Interface, mode: UplinkMode, program: FD) -> None:
@@ -262,9 +284,11 @@ def _remove_xdp(interface: Interface) -> None:
         set_xdp(interface.index, -1, _XDP_FLAGS[interface.xdp_mode])
 
 
-def _refused(interface: Interface, hook: str, error: NetlinkError | OSError) -> AttachError:
-    if isinstance(error, OSError):
-        code, text = error.errno or 0, error.strerror
+def _refused(interface: Interface, hook: str, error: NetlinkError | OSError | BpfError) -> AttachError:
+    if isinstance(error, BpfError):
+        code, text = error.errno, os.strerror(error.errno)
+    elif isinstance(error, OSError):
+        code, text = error.errno or 0, error.strerror or ""
     else:
         code, text = error.code, os.strerror(error.code)
     refused = AttachError(f"{interface.name}: {hook}: {text}")
@@ -273,29 +297,86 @@ def _refused(interface: Interface, hook: str, error: NetlinkError | OSError) -> 
 
 
 def is_our_xdp(interface: Interface) -> bool:
-    """Tell whether the XDP program on an interface is one of ours: pinned as such, or of our name."""
-    if not interface.xdp_id:
-        return False
-    if interface.xdp_id in _pinned_ids():
-        return True
+    """Tell whether the XDP program on an interface is one of ours."""
+    return bool(interface.xdp_id and our_name(interface.xdp_id, _OUR_XDP))
+
+
+def tc_programs(ifindex: int, direction: Direction, known: Mapping[int, str]) -> list[tuple[int, str]]:
+    """Return id and name of each of our programs at a tc hook; known are names by id, which saves time.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused the question.
+    """
+    at_hook = tcx.programs(ifindex, direction) or ()
+    here = [(ident, known.get(ident) or our_name(ident, _OUR_TC)) for ident in at_hook]
+    in_filters = [(one.program_id, one.name) for one in filters(ifindex, direction) if one.ours]
+    return [(ident, name) for ident, name in here if name] + in_filters
+
+
+def in_place(ifindex: int, direction: Direction, program: int, known: Mapping[int, str]) -> bool:
+    """Tell whether the program of this id is the only one of ours at a tc hook, and where the kernel is best.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused the question.
+    """
+    at_hook = tcx.programs(ifindex, direction)
+    return [ident for ident, _ in tc_programs(ifindex, direction, known)] == [program] and (
+        at_hook is None or program in at_hook
+    )
+
+
+def our_name(ident: int, kind: str) -> str:
+    """Return the name of a program that is ours, pinned as such or named so; ``""`` for those of others.
+
+    kind is how names of its kind begin. The kernel itself knows the first 15 letters of a name.
+    """
+    if pin := _pins(kind).get(ident):
+        return pin.name
     try:
-        with bpf.prog_by_id(interface.xdp_id) as program:
-            return bpf.prog_info(program).name.startswith(_OUR_XDP)
+        with bpf.prog_by_id(ident) as program:
+            name = bpf.prog_info(program).name
     except BpfError as error:
         if error.errno == errno.ENOENT:  # detached meanwhile
-            return False
+            return ""
         if error.errno == errno.EPERM:
-            return False  # to ask takes CAP_SYS_ADMIN, which an agent need not have; no pin of ours has it
+            return ""  # to ask takes CAP_SYS_ADMIN, which an agent need not have; no pin of ours has it
         raise
+    return name if name.startswith(kind) else ""
 
 
-def _pinned_ids() -> set[int]:
-    """Return the ids of the XDP programs of all instances and builds that are pinned."""
-    ids = set()
-    for path in ROOT.glob(f"*/*/{_OUR_XDP}_uplink"):
+def our_names() -> dict[int, str]:
+    """Return the names of the tc programs of all instances and builds that are pinned, by id."""
+    return {ident: path.name for ident, path in _pins(_OUR_TC).items()}
+
+
+def _pins(kind: str) -> dict[int, Path]:
+    """Return where programs of all instances and builds are pinned, by id."""
+    found = {}
+    for path in ROOT.glob(f"*/*/{kind}_*"):
         with contextlib.suppress(BpfError), bpf.obj_get(path) as program:  # may be unpinned meanwhile
-            ids.add(bpf.prog_info(program).id)
-    return ids
+            found[bpf.prog_info(program).id] = path
+    return found
+
+
+def _open(ident: int) -> FD:
+    pin = _pins(_OUR_TC).get(ident)
+    return bpf.obj_get(pin) if pin else bpf.prog_by_id(ident)
+
+
+def _put_tcx(ifindex: int, direction: Direction, program: FD, present: Sequence[int]) -> None:
+    """Have the program be the only one of ours at the hook, in the first one's place."""
+    ours = [ident for ident in present if our_name(ident, _OUR_TC)]
+    wanted = bpf.prog_info(program).id
+    if wanted not in ours:
+        with contextlib.ExitStack() as stack:
+            instead = stack.enter_context(_open(ours.pop(0))) if ours else None
+            tcx.attach(ifindex, direction, program, instead)
+    for ident in ours:
+        if ident != wanted:
+            with _open(ident) as other:
+                tcx.detach(ifindex, direction, other)
 
 
 class InterfaceWatcher:

@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from lb.config import UplinkMode
-from lb.datapath import bpf, hooks, layouts, loader, netlink
+from lb.datapath import bpf, hooks, layouts, loader, netlink, tcx
 from lb.datapath.bpf import ProgType
 from lb.datapath.hooks import HookReport, Hooks, Role, Selection, attached, choose_uplink_mode, detach_all
 from lb.datapath.kernel_maps import KernelMaps
@@ -221,7 +221,17 @@ def test_dual_stack_an_uplink_with_an_ipv6_route_alone(route: IPRoute) -> None:
         assert net.default_route_interfaces() == [index_of("br0")]
 
 
-def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+@pytest.fixture(params=["tcx", "clsact"])
+def tc_hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where tc programs are: at the hook itself, or, as before Linux 6.6, in a qdisc's filter."""
+    if request.param == "clsact":
+        monkeypatch.setattr(tcx, "programs", lambda *_: None)
+    elif tcx.programs(1, Direction.INGRESS) is None:
+        pytest.skip("this kernel, older than 6.6, has no tcx")
+    return str(request.param)
+
+
+def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: KernelMaps, tc_hook: str) -> None:
     with hooked(loaded, maps) as own:
         report = own.sync()
         assert shape() == UPLINK | TUNNEL | POD
@@ -233,6 +243,49 @@ def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: Kern
             "up0": (UplinkMode.TC, "veth: XDP would turn off the peer's segmentation offload")
         }
         assert own.sync() == HookReport()
+    in_filters = {one.name for direction in Direction for one in filters(index_of("up0"), direction)}
+    assert in_filters == ({"lb_tc_uplink_in", "lb_tc_uplink_out"} if tc_hook == "clsact" else set())
+
+
+def test_programs_in_filters_go_when_the_hook_takes_them(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier agent, or the node's kernel before, left them."""
+    if tcx.programs(1, Direction.INGRESS) is None:
+        pytest.skip("this kernel, older than 6.6, has no tcx")
+    with hooked(loaded, maps) as own:
+        with monkeypatch.context() as before:
+            before.setattr(tcx, "programs", lambda *_: None)
+            own.sync()
+        attached_again = own.sync()
+        assert len(attached_again.attached) == 6
+        assert shape() == UPLINK | TUNNEL | POD
+        for name in ("up0", "vx0", "pod1"):
+            assert "clsact" not in qdiscs(route, index_of(name))
+            assert [len(tcx.programs(index_of(name), each) or ()) for each in Direction] == [1, 1]
+
+
+def test_tcx_programs_of_others_are_left_alone(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    """Ours run before them, or the VIP would not be gone yet."""
+    up = index_of("up0")
+    if tcx.programs(up, Direction.INGRESS) is None:
+        pytest.skip("this kernel, older than 6.6, has no tcx")
+    with stranger_program() as stranger, hooked(loaded, maps) as own:
+        tcx.attach(up, Direction.INGRESS, stranger, None)
+        own.sync()
+        ids = [loaded.ids["lb_tc_uplink_in"], bpf.prog_info(stranger).id]
+        assert tcx.programs(up, Direction.INGRESS) == ids
+        assert own.sync() == HookReport()
+        detach_all()
+        assert tcx.programs(up, Direction.INGRESS) == ids[1:]
+
+
+def stranger_program() -> bpf.FD:
+    """Load a program of somebody else, which passes everything."""
+    code = bytes.fromhex("b7000000ffffffff9500000000000000")
+    program, log, _ = bpf.prog_load(ProgType.SCHED_CLS, code, "cil_from_net")
+    assert program is not None, log
+    return program
 
 
 def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
@@ -403,7 +456,7 @@ def test_new_programs_take_over(
     assert report.errors == []
     assert shape() == before
     assert {one.program_id for one in attached()} <= set(upgraded.ids.values())
-    assert all(len(filters(index_of("up0"), direction)) == 1 for direction in Direction)
+    assert all(len(netlink.tc_programs(index_of("up0"), direction, {})) == 1 for direction in Direction)
     loader.prune(pins, loaded)  # what is attached outlives its pins
     assert pins.builds() == [pins.programs(loaded.fingerprint)]
     assert shape() == before
@@ -462,7 +515,7 @@ def qdiscs(route: IPRoute, ifindex: int) -> set[str]:
     return {message.get_attr("TCA_KIND") for message in route.get_qdiscs(index=ifindex)}
 
 
-def test_detaching_and_unloading_leaves_nothing(route: IPRoute, tree: Path) -> None:
+def test_detaching_and_unloading_leaves_nothing(route: IPRoute, tree: Path, tc_hook: str) -> None:
     with own_pins() as pins:
         loaded = loader.load(pins, LIMITS, bpf_dir=tree)
         maps = KernelMaps(pins.maps)
@@ -495,14 +548,17 @@ def wait_until_gone(program_id: int) -> None:
     pytest.fail(f"program {program_id} is still there")
 
 
-def test_filters_of_others_are_left_alone(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+def test_filters_of_others_are_left_alone(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, tc_hook: str
+) -> None:
     up = index_of("up0")
     stranger = attach_stranger(route, up, loaded)
     route.tc("add", "clsact", index_of("vx0"))
     with hooked(loaded, maps) as own:
         assert own.sync().errors == []
         assert stranger in filters(up, Direction.INGRESS)
-        assert [one.handle for one in filters(up, Direction.INGRESS)] == [1, TC_HANDLE]
+        handles = [one.handle for one in filters(up, Direction.INGRESS)]
+        assert handles == ([1, TC_HANDLE] if tc_hook == "clsact" else [1])
         assert own.sync() == HookReport()
     detach_all()
     assert filters(up, Direction.INGRESS) == [stranger]
@@ -546,10 +602,16 @@ def test_what_has_lost_its_role_is_detached(route: IPRoute, loaded: Loaded, maps
     assert shape() == UPLINK
 
 
-def test_what_somebody_removed_comes_back(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+def test_what_somebody_removed_comes_back(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, tc_hook: str
+) -> None:
     with hooked(loaded, maps) as own:
         own.sync()
-        route.tc("del", "clsact", index_of("pod1"))
+        if tc_hook == "clsact":
+            route.tc("del", "clsact", index_of("pod1"))
+        else:
+            with Netlink() as net:
+                net.detach_tc(by_name()["pod1"])
         assert own.sync().attached == ["pod1 tc ingress", "pod1 tc egress"]
     assert shape() >= POD
 
