@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import bpf, layouts
+from lb.datapath import bpf, features, layouts
 from lb.datapath.bpf import ProgType
 from lb.datapath.build import PROGRAM_ARRAY, instructions, relocate
 from lb.datapath.layouts import BPF_F_MMAPABLE, MapType
@@ -94,6 +94,7 @@ class Feeder:
         }
         with _sources() as directory:
             code = instructions(directory, functions)
+        has = features.optional()
         for version in layouts.FAMILIES:
             vips = stack.enter_context(bpf.obj_get(self.datapath.pins.maps / f"vips{version}"))
             for kind, of in _KINDS.items():
@@ -103,7 +104,8 @@ class Feeder:
                 )
                 fds = {PROGRAM_ARRAY: array.fileno(), "scratch": feed.fileno(), "vips": vips.fileno()}
                 for name in functions[f"cost_{kind}.c"]:
-                    fd, log, _ = bpf.prog_load(of, relocate(code[version][name], fds), name, log_size=1 << 20)
+                    loadable = relocate(code[version][name], fds, has)
+                    fd, log, _ = bpf.prog_load(of, loadable, name, log_size=1 << 20)
                     if fd is None:
                         raise RuntimeError(f"the kernel refused {name}: {log}")
                     self._programs[f"{name}{version}"] = stack.enter_context(fd)

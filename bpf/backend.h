@@ -101,6 +101,8 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 	for (u32 row = 0; row < SMALL_SET; row++) {
 		u64 mixed;
 
+		/* Keep row a number that the verifier can follow: 6.1's does not know that size is small. */
+		asm volatile("" : "+r"(row));
 		if (row >= size)
 			break;
 		mixed = (u64)(line->rows[SMALL_SET + row] ^ hash) * 0x9e3779b97f4a7c15ULL;

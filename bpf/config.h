@@ -32,6 +32,10 @@
 #define NULL ((void *)0)
 #endif
 
+/* Has this kernel the feature? 1 or 0, put in by the loader: see lb/datapath/features.py. So what is compiled
+ * is the same for every kernel; the verifier leaves out what is never reached. */
+#define HAS(feature) ((u64)bpf_pseudo_fd(0, HAS_##feature))
+
 #define NSEC_PER_SEC 1000000000ULL
 
 /* A flow's last_seen is written, and its other half touched, at most this often: every second where the

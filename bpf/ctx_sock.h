@@ -77,6 +77,6 @@ static __always_inline u64 ctx_netns(ctx_t *ctx)
 /* The call that is about to be dropped fails as if a peer had refused it. */
 static __always_inline void ctx_refuse(void)
 {
-	if (HAVE_SET_RETVAL)
+	if (HAS(SET_RETVAL))
 		bpf_set_retval(-ECONNREFUSED);
 }

@@ -8,10 +8,12 @@ Command numbers and attribute layouts are those of ``linux/bpf.h``, which the ke
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import platform
+import resource
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,6 +193,16 @@ def possible_cpus(text: str | None = None) -> int:
         text = Path("/sys/devices/system/cpu/possible").read_text()
     last = text.strip().rsplit(",", 1)[-1].rsplit("-", 1)[-1]
     return int(last) + 1
+
+
+def unlimit_memory() -> None:
+    """Let this process have maps and programs of any size.
+
+    Before Linux 5.11 they count as memory that it has locked, of which it may have 64 kB or so. Without the
+    right to raise the limit (CAP_SYS_RESOURCE) it stays, and the kernel refuses what is too large with EPERM.
+    """
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def map_create(
@@ -435,4 +447,5 @@ __all__ = [
     "prog_info",
     "prog_test_run",
     "syscall",
+    "unlimit_memory",
 ]

@@ -1,8 +1,8 @@
 """From bpf/ to instructions: compiled once for each state of the sources, whatever instance asks.
 
 Instructions do not depend on an instance's maps: they name a map by a mark, and :func:`relocate` puts the
-file descriptor in its place. So they are kept, and the compiler runs again only when the sources, their
-layouts or bcc have changed.
+file descriptor in its place. Nor do they depend on the kernel: what it may lack is asked for by a mark, too.
+So they are kept, and the compiler runs again only when the sources, their layouts or bcc have changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,20 +24,15 @@ from typing import Any
 import numpy as np
 
 from lb.datapath import layouts
+from lb.datapath.features import OPTIONAL
+from lb.datapath.loops import INSN, close_by_jumps
 from lb.errors import CompileError
 
 PROGRAM_ARRAY = "programs"
 MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in layouts.MAPS))
 """The maps as C names them; the first is the array of the file's own programs."""
 MAP_MARK = 0x7FFF_0000
-
-
-_SET_RETVAL_SINCE = (5, 18)  # the helper with which a cgroup hook chooses the errno
-
-
-def _kernel(release: str) -> tuple[int, ...]:
-    """Return the first two numbers of a kernel's release such as ``6.1.0-18-amd64``."""
-    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+FEATURE_MARK = 0x7FFE_0000
 
 
 def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
@@ -51,7 +45,7 @@ def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
         "-idirafter/usr/include",
         f"-idirafter/usr/include/{machine}-linux-gnu",
         f"-DFAMILY={version}",
-        f"-DHAVE_SET_RETVAL={int(_kernel(platform.release()) >= _SET_RETVAL_SINCE)}",
+        *(f"-DHAS_{name}={FEATURE_MARK + number}" for number, name in enumerate(OPTIONAL)),
         *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
     ]
 
@@ -63,7 +57,6 @@ _KEPT = 4
 Code = Mapping[int, Mapping[str, bytes]]
 """By IP version and function: instructions, 8 bytes each (struct bpf_insn)."""
 
-_INSN = np.dtype([("opcode", "u1"), ("registers", "u1"), ("offset", "i2"), ("imm", "i4")])
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
 
@@ -105,7 +98,9 @@ def instructions(bpf_dir: Path, sources: Mapping[str, list[str]]) -> Code:
         found = _compile(bpf_dir, sources)
         _keep(name, found)
     return {
-        version: {function: base64.b64decode(text) for function, text in found[str(version)].items()}
+        version: {
+            function: close_by_jumps(base64.b64decode(text)) for function, text in found[str(version)].items()
+        }
         for version in layouts.FAMILIES
     }
 
@@ -179,9 +174,15 @@ def useful_lines(stderr: str, last: int = 40) -> str:
     return "\n".join(lines[-last:])
 
 
-def relocate(code: bytes, fds: Mapping[str, int]) -> bytes:
-    """Return the instructions with a file descriptor in place of each map's mark; fds: by name in C."""
-    rows = np.frombuffer(code, _INSN).copy()
+def relocate(code: bytes, fds: Mapping[str, int], has: Mapping[str, bool]) -> bytes:
+    """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
+
+    fds: by name in C; has: by name, of each of OPTIONAL.
+    """
+    rows = np.frombuffer(code, INSN).copy()
+    wide = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)
+    for number, name in enumerate(OPTIONAL):
+        rows["imm"][wide & (rows["imm"] == FEATURE_MARK + number)] = has[name]
     for at in _map_loads(rows):
         rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
     return rows.tobytes()

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import batch, bpf, build, crc32c, layouts, privileges
+from lb.datapath import batch, bpf, build, crc32c, features, layouts, privileges
 from lb.datapath.bpf import ProgType
 from lb.datapath.build import PROGRAM_ARRAY
 from lb.datapath.layouts import MapType
@@ -148,6 +148,7 @@ def load(
     """
     privileges.check()
     ensure_bpffs()
+    bpf.unlimit_memory()
     own_build = fingerprint(limits, bpf_dir)
     refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:
@@ -249,6 +250,7 @@ def _build(
     CompileError: with clang's or the verifier's words.
     """
     code = build.instructions(bpf_dir, _sources(programs))
+    has = features.optional()
     ids: dict[str, int] = {}
     refused = ""
     with contextlib.ExitStack() as stack:
@@ -263,7 +265,7 @@ def _build(
             fds = {slot.spec.c_name: slot.fd.fileno() for slot in slots if slot.spec.version in (0, version)}
             if program.source in arrays:
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
-            instructions = build.relocate(code[version][name], fds)
+            instructions = build.relocate(code[version][name], fds, has)
             attach_type = program.instances[version]
             load = pool.submit(_load_program, program, name, instructions, attach_type)
             loads.append((pin, version, program, load))

@@ -1,0 +1,55 @@
+"""What a kernel is asked for, and what it answers."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+
+from lb.datapath import bpf, build, features, layouts, loops
+from lb.datapath.bpf import FD, ProgType
+from lb.datapath.loader import PROGRAMS
+
+_CALL = 0x85
+
+
+def test_this_kernel_has_all_that_is_needed() -> None:
+    assert [need for need in (*features.required(), *features.at_sockets()) if not need.met] == []
+
+
+@pytest.mark.parametrize("kind", [ProgType.XDP, ProgType.SCHED_CLS, ProgType.CGROUP_SOCK_ADDR])
+def test_every_helper_that_a_program_calls_is_asked_for(kind: ProgType) -> None:
+    sources: dict[str, list[str]] = {}
+    for name, program in PROGRAMS.items():
+        if program.type is kind:
+            sources.setdefault(program.source, []).append(name)
+    called: set[int] = set()
+    for programs in build.instructions(layouts.BPF_DIR, sources).values():
+        for code in programs.values():
+            rows = np.frombuffer(code, loops.INSN)
+            called |= set(rows["imm"][(rows["opcode"] == _CALL) & (rows["registers"] >> 4 == 0)].tolist())
+    assert called <= set(features.HELPERS[kind]) | set(features.COMMON_HELPERS)
+    assert set(features.HELPERS[kind]) <= called
+
+
+def test_a_helper_that_no_kernel_has() -> None:
+    assert features.has_helper(ProgType.XDP, 100_000) == errno.EINVAL
+
+
+def test_a_helper_of_another_kind_of_program() -> None:
+    assert features.has_helper(ProgType.XDP, 9) == errno.EINVAL
+
+
+def test_a_map_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bpf.map_create
+
+    def create(map_type: int, *shape: int, flags: int = 0, name: str = "") -> FD:
+        return made(
+            1000 if map_type == layouts.MapType.LPM_TRIE else map_type, *shape, flags=flags, name=name
+        )
+
+    monkeypatch.setattr(bpf, "map_create", create)
+    assert [(need.what, need.error) for need in features.required() if not need.met] == [
+        ("lpm trie map", errno.EINVAL)
+    ]
