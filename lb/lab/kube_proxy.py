@@ -1,4 +1,4 @@
-"""The rules that kube-proxy would have on a node, in the shape that it writes them since Kubernetes 1.36.
+"""The rules that kube-proxy would have on a node, in the shape that Kubernetes 1.36 writes them.
 
 For the lab, to go over from them and back, and for the bench, to measure beside them. Of what kube-proxy does
 there is: clusterIP, NodePort and external addresses with traffic policy Cluster, over TCP, UDP and SCTP. Not

@@ -110,9 +110,9 @@ def bare(make_lab: MakeLab) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def agent(lab: Lab, policy: Policy, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def agent(lab: Lab, policy: Policy, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run the node's agent under a policy meanwhile; its words go to log."""
-    argv = lab.command(NODE, policy.command(lab.agent_command(NODE)))
+    argv = lab.command(NODE, policy.command([*lab.agent_command(NODE), *flags]))
     lab.store.ready_file(NODE).unlink(missing_ok=True)
     with (
         log.open("w") as words,
@@ -150,6 +150,25 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
             assert done.returncode == 0, path
         assert RunDir(instance).notes()["problems"] == []
         assert "connect4" in log.read_text()  # the socket hooks are attached as well
+
+
+@pytest.mark.timeout(300)
+def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
+    """Whose program is attached is asked of the pins: the kernel tells its name to CAP_SYS_ADMIN alone."""
+    ready = bare.store.ready_file(NODE)
+    for number, (flags, said) in enumerate(
+        (
+            (("--uplink-mode=xdp-generic",), "attached: eth0 xdp-generic"),
+            (("--uplink-mode=xdp-generic", "--limits-flows=2000"), "attached: eth0 xdp-generic"),
+            (("--uplink-mode=tc",), "detached: eth0 XDP"),
+        )
+    ):
+        log = tmp_path / str(number)
+        with agent(bare, pod_policy(), log, *flags) as process:
+            eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=90)
+            assert process.poll() is None, log.read_text()
+        assert said in log.read_text()
+        assert " ERROR " not in log.read_text()
 
 
 @pytest.mark.parametrize("name", NEEDED)
