@@ -9,11 +9,12 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test lint bench bench-quick format clean
+.PHONY: help lab test test-kernels lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
+	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make lint    set up, run linters only'
 	@echo 'make bench   set up, measure everything; make bench-quick does so in under three minutes'
 	@echo 'make format  set up, let ruff and clang-format rewrite the sources'
@@ -25,6 +26,10 @@ lab:
 
 test: lint
 	$(PYTEST) $(PYTEST_ARGS)
+
+test-kernels:
+	@scripts/setup vm
+	$(ROOT) $(PYTHON) -m tests.kernels $(KERNELS)
 
 lint:
 	@scripts/setup dev

@@ -69,13 +69,13 @@ def fingerprint(bpf_dir: Path = layouts.BPF_DIR) -> str:
     parts = {
         "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
         "flags": [c_flags(Path(), platform.machine(), version) for version in layouts.FAMILIES],
-        "bcc": _bcc_version(),
+        "bcc": bcc_version(),
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
-def _bcc_version() -> str:
+def bcc_version() -> str:
     """Return the text of bcc's version file without importing bcc; empty when bcc is not installed."""
     spec = importlib.util.find_spec("bcc")
     if spec is None or spec.origin is None:

@@ -238,7 +238,7 @@ def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -
     elif change == "limits":
         limits = replace(LIMITS, vips=65)
     elif change == "bcc":
-        monkeypatch.setattr(build, "_bcc_version", lambda: "another")
+        monkeypatch.setattr(build, "bcc_version", lambda: "another")
     elif change == "kernel":
         monkeypatch.setattr("platform.release", lambda: "0.0.1")
     else:

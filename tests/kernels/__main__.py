@@ -1,0 +1,131 @@
+"""``python -m tests.kernels [VERSION …]``: the tests of SELECTION on Debian's kernels, one after another.
+
+virtme-ng boots each one with this machine's root file system: the guest sees all of it, and what it writes is
+gone with it. No hardware virtualisation is in it, so it runs wherever the tests do, only slower. The programs
+are compiled here and loaded there.
+
+Exit code: 0 when every test of every kernel passed, else 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lb.datapath import build, loader
+from tests.kernels import debian
+
+TREE = Path(__file__).resolve().parents[2]
+
+SELECTION: Mapping[str, str] = {
+    "tests/unit/test_features.py::test_this_kernel_has_all_that_is_needed": "what is asked of a kernel",
+    "tests/unit/test_loops.py": "the loops of the programs",
+    "tests/packet": "every packet test",
+    "tests/kernels/lab.py": "a lab of two nodes: Services answer over both families, by tc and by XDP",
+}
+"""What runs on every kernel, and what it is. The rest of the tests is about Python, or too slow there."""
+
+_MINUTES = 60
+_TIMEOUT = 1200  # s, for each test: the first one waits until all programs are loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one kernel did: counts of tests, seconds until it ran something, and until it was gone."""
+
+    kernel: str
+    passed: int
+    skipped: int
+    failed: int
+    boot: float
+    seconds: float
+
+    @property
+    def well(self) -> bool:
+        """Whether something passed and nothing failed."""
+        return bool(self.passed) and not self.failed
+
+
+def main(versions: Sequence[str]) -> int:
+    """Run, and return the exit code."""
+    unknown = sorted(set(versions) - set(debian.SUITES))
+    if unknown:
+        print(f"no such kernel: {', '.join(unknown)}; there are {', '.join(debian.SUITES)}", file=sys.stderr)
+        return 2
+    loader.compile_ahead()
+    outcomes = []
+    for version in versions or debian.SUITES:
+        image = debian.kernel(version)
+        print(f"== Linux {version} ({image.name}), Debian's {debian.SUITES[version]}", flush=True)
+        outcomes.append(run(image, SELECTION))
+    for one in outcomes:
+        print(
+            f"{'ok  ' if one.well else 'FAIL'} {one.kernel}: {one.passed} passed, {one.skipped} skipped,"
+            f" {one.failed} failed; boot {one.boot:.0f} s, in all {one.seconds:.0f} s"
+        )
+    return 0 if outcomes and all(one.well for one in outcomes) else 1
+
+
+def run(image: Path, tests: Sequence[str] | Mapping[str, str]) -> Outcome:
+    """Boot a kernel, run tests in it, and return what became of them; one failed if it came to none."""
+    with tempfile.TemporaryDirectory(prefix="lbctl-kernel-") as directory:
+        results = Path(directory)
+        shutil.copytree(build.CACHE, results / "cache")
+        (results / "run").write_text(script(results, list(tests)))
+        began = time.time()
+        subprocess.run(command(image, results), check=False, stdin=subprocess.DEVNULL, timeout=_MINUTES * 60)
+        seconds = time.time() - began
+        begun, report = results / "begun", results / "report.xml"
+        boot = begun.stat().st_mtime - began if begun.exists() else seconds
+        passed, skipped, failed = counts(report.read_text()) if report.exists() else (0, 0, 1)
+    return Outcome(image.name.removeprefix("vmlinuz-"), passed, skipped, failed, boot, seconds)
+
+
+def script(results: Path, tests: Sequence[str]) -> str:
+    """Return what the guest runs."""
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-o", f"timeout={_TIMEOUT}"]
+    return "\n".join(
+        (
+            "set -e",
+            f"touch {results}/begun",
+            f"mkdir -p {build.CACHE}",
+            f"mount --bind {results}/cache {build.CACHE}",
+            f"cd {shlex.quote(str(TREE))}",
+            "export PYTHONDONTWRITEBYTECODE=1",
+            shlex.join([*pytest, f"--junit-xml={results}/report.xml", *tests]),
+        )
+    )
+
+
+def command(image: Path, results: Path) -> list[str]:
+    """Return the command that boots a kernel and has it run the script. The guest may write to results."""
+    return [
+        *("nice", "-n", "10"),
+        str(Path(sys.executable).with_name("vng")),
+        *("--run", str(image), "--disable-kvm", "--disable-microvm", "--cpus", "1", "--memory", "2G"),
+        *("--user", "root", "--rwdir", str(results), "--exec", f"sh {results}/run"),
+    ]
+
+
+def counts(report: str) -> tuple[int, int, int]:
+    """Return how many tests passed, were skipped and failed, from the text of a JUnit report."""
+    suite = ElementTree.fromstring(report).find("testsuite")
+    if suite is None:
+        return 0, 0, 1
+    skipped = int(suite.attrib["skipped"])
+    failed = int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+    return int(suite.attrib["tests"]) - skipped - failed, skipped, failed
+
+
+if __name__ == "__main__":
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""A small lab for kernels that are emulated: two nodes, Services of one backend each, in each uplink mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lb.config import UplinkMode
+from lb.datapath import features
+from tests.netns.conftest import MakeLab, lab, make_lab, remove
+from tests.netns.pinned import Cluster, bring_up, check_answers, check_sources
+from tests.netns.waiting import dumped
+
+__all__ = ["lab", "make_lab"]
+
+
+@pytest.fixture(scope="module", params=[UplinkMode.TC, UplinkMode.XDP_NATIVE], ids=lambda mode: mode.value)
+def cluster(
+    request: pytest.FixtureRequest, make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    found = bring_up(make_lab, tmp_path_factory.mktemp("kernel"), uplink_mode=request.param)
+    yield found
+    remove(found.lab.spec.id)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("where", ["local", "remote"])
+@pytest.mark.parametrize("client", ["outside", "pod", "same pod"])
+def test_the_backend_answers(cluster: Cluster, client: str, where: str, version: int) -> None:
+    check_answers(cluster, client, where, version)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_sources_are_kept_where_they_can_be(cluster: Cluster, version: int) -> None:
+    check_sources(cluster, version)
+
+
+def test_a_process_of_the_node_is_served(cluster: Cluster) -> None:
+    """At the socket, or by tc where the kernel has no such hooks."""
+    for target in cluster.targets.values():
+        assert cluster.ask("node1", [("tcp", target.cluster_ips[4], 80)]) == [str(target.pod["name"])]
+
+
+def test_programs_that_carried_it_are_those_of_the_mode(cluster: Cluster) -> None:
+    counters = dumped(cluster.lab, "node1")["counters"]
+    translated = {row["hook"] for row in counters if row["reason"] in ("NEW_LOCAL", "FLOW_HIT")}
+    assert ("XDP_UPLINK" in translated) == (cluster.lab.spec.uplink_mode is UplinkMode.XDP_NATIVE)
+
+
+def test_the_kernel_is_not_older_than_the_floor() -> None:
+    release = Path("/proc/sys/kernel/osrelease").read_text()
+    assert tuple(int(number) for number in release.split("-")[0].split(".")[:2]) >= features.FLOOR

@@ -1,0 +1,118 @@
+"""``lbctl doctor``: each planted fault is named, with what breaks and what to do."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lb.cli import main
+from lb.cli.doctor import render
+from lb.datapath import features
+from lb.datapath.features import Need
+from lb.observe import doctor
+from lb.observe.doctor import Finding, Probes, Result
+
+BPFFS = "30 22 0:27 / /sys/fs/bpf rw - bpf bpf rw,mode=700\n"
+WELL = Probes(
+    release=lambda: "6.1.0-50-amd64",
+    missing_privileges=list,
+    required=lambda: [Need("hash map", "3.19", 0), Need("tc helper redirect_neigh", "5.10", 0)],
+    at_sockets=lambda: [Need("programs at connect()", "4.17", 0)],
+    optional=lambda: {"SET_RETVAL": True},
+    netns_cookie=lambda: 1,
+    mountinfo=lambda: BPFFS,
+    mounts=lambda: "cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n",
+    bpffs_possible=lambda: True,
+    jit=lambda: "1\n",
+    bcc=lambda: "__version__ = '0.26.0'\n",
+)
+LACKING = [Need("hash map", "3.19", 0), Need("tc helper redirect_neigh", "5.10", errno.EINVAL)]
+FAULTS: dict[str, tuple[dict[str, Any], str, Result, str, str]] = {
+    "kernel": ({"release": lambda: "5.9.16"}, "kernel", Result.FAILS, "5.9.16", "boot a kernel of 5.10"),
+    "rights": ({"missing_privileges": lambda: ["CAP_BPF"]}, "capabilities", Result.FAILS, "CAP_BPF", "root"),
+    "helper": ({"required": lambda: LACKING}, "kernel feature", Result.FAILS, "redirect_neigh: Inv", "5.10"),
+    "connect": (
+        {"at_sockets": lambda: [Need("programs at connect()", "4.17", errno.EINVAL)]},
+        "socket hooks", Result.LIMITED, "programs at connect()", "socket_lb",
+    ),
+    "cookie": ({"netns_cookie": lambda: 0}, "socket hooks", Result.LIMITED, "SO_NETNS_COOKIE", "5.14"),
+    "retval": (
+        {"optional": lambda: {"SET_RETVAL": False}}, "socket hooks", Result.LIMITED, "set_retval", "EPERM",
+    ),
+    "no /sys": (
+        {"mountinfo": str, "bpffs_possible": lambda: False},
+        "bpffs", Result.FAILS, "does not exist", "/sys/fs/bpf",
+    ),
+    "cgroup": ({"mounts": lambda: "t / tmpfs rw 0 0\n"}, "cgroup v2", Result.LIMITED, "not mounted", "mount"),
+    "jit": ({"jit": lambda: "0\n"}, "JIT", Result.LIMITED, "interpreted", "bpf_jit_enable=1"),
+    "bcc": ({"bcc": str}, "bcc", Result.FAILS, "no module bcc", "python3-bpfcc"),
+}  # fmt: skip
+
+
+def test_a_machine_that_is_well() -> None:
+    findings = doctor.examine(WELL)
+    assert {one.result for one in findings} == {Result.OK}
+    assert doctor.healthy(findings)
+    assert all(not one.broken and not one.next for one in findings)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_nothing_else(fault: str) -> None:
+    change, check, result, found, next_step = FAULTS[fault]
+    findings = doctor.examine(replace(WELL, **change))
+    (bad,) = (one for one in findings if one.result is not Result.OK)
+    assert (bad.check, bad.result) == (check, result)
+    assert found in bad.found
+    assert next_step in bad.next
+    assert bad.broken
+    assert doctor.healthy(findings) == (result is Result.LIMITED)
+
+
+def test_without_rights_the_kernel_is_not_asked() -> None:
+    def asked() -> list[Need]:
+        raise AssertionError("asked")
+
+    doctor.examine(replace(WELL, missing_privileges=lambda: ["CAP_BPF"], required=asked, at_sockets=asked))
+
+
+@pytest.mark.parametrize(
+    ("release", "well"), [("5.10.0-32-amd64", True), ("5.4.0", False), ("10.0-rc1", True)]
+)
+def test_the_floor(release: str, well: bool) -> None:
+    assert features.FLOOR == (5, 10)
+    assert (doctor.kernel(release).result is Result.OK) == well
+
+
+def test_what_is_mounted_on_demand_is_no_fault() -> None:
+    assert doctor.bpffs("", possible=True).result is Result.OK
+
+
+def test_a_kernel_whose_jit_cannot_be_switched_off() -> None:
+    assert doctor.jit(None).result is Result.OK
+
+
+def test_the_table_says_what_to_do() -> None:
+    text = render([Finding("a", Result.OK, "fine"), Finding("b", Result.FAILS, "gone", "no c", "get it")])
+    assert text == (
+        "CHECK  RESULT  FOUND\na      ok      fine\nb      FAILS   gone\n\nb: gone\n  no c\n  to do: get it\n"
+    )
+
+
+def test_this_machine() -> None:
+    out = io.StringIO()
+    assert main(["doctor", "-o", "json"], out=out) == 0
+    found = {one["check"]: one["result"] for one in json.loads(out.getvalue())}
+    assert found["kernel"] == found["kernel features"] == found["bcc"] == found["bpffs"] == "ok"
+
+
+def test_a_failure_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = [Finding("bcc", Result.FAILS, "none", "all", "install it")]
+    monkeypatch.setattr(doctor, "examine", lambda: fails)
+    out = io.StringIO()
+    assert main(["doctor"], out=out) == 1
+    assert "to do: install it" in out.getvalue()
