@@ -100,7 +100,7 @@ def script(results: Path, tests: Sequence[str]) -> str:
             f"mkdir -p {build.CACHE}",
             f"mount --bind {results}/cache {build.CACHE}",
             f"cd {shlex.quote(str(TREE))}",
-            "export PYTHONDONTWRITEBYTECODE=1",
+            "export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1",
             shlex.join([*pytest, f"--junit-xml={results}/report.xml", *tests]),
         )
     )

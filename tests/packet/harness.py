@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import socket
 import struct
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pyroute2 import IPRoute
 
 from lb.config import Limits, SnatPorts, Timeouts
@@ -26,6 +29,7 @@ from lb.datapath.netlink import Netlink
 from lb.datapath.pins import Pins, unload
 from lb.datapath.reconcile import Reconciler
 from lb.datapath.rtnl import Direction
+from lb.errors import BpfError
 from lb.model import ObjectKey
 from lb.plan.types import ServicePlan
 from tests import packets as p
@@ -157,10 +161,11 @@ class Datapath:
             if program in (TC_UPLINK_OUT, TC_POD_OUT):
                 came_in = 0 if from_host else {self.pod: self.uplink}.get(ifindex, self.pod)
             else:
-                came_in = ifindex
+                came_in = ifindex if self._tells_ingress() else 0  # it is of no matter at ingress
             # struct __sk_buff: ..., mark, ..., ingress_ifindex, ifindex, ..., gso_size
             ctx = struct.pack("=8xI24xII132xI12x", mark, came_in, ifindex, gso_size)
         with self.namespace.entered():
+            _need_context(program == XDP, ifindex, 0 if program == XDP else came_in)
             run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
         after = self.counters()
@@ -168,6 +173,10 @@ class Datapath:
             key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)
         }
         return Result(verdicts[run.retval], run.data, moved)
+
+    def _tells_ingress(self) -> bool:
+        with self.namespace.entered():
+            return _takes_context(False, self.uplink, self.uplink)
 
     def program(self, name: str) -> bpf.FD:
         """Return a loaded program, to attach it."""
@@ -214,6 +223,32 @@ class Datapath:
             hook, reason = divmod(int(index), layouts.REASONS_PER_HOOK)
             found[layouts.HOOKS[hook][0], layouts.REASONS[reason][0]] = int(packets[index])
         return found
+
+
+@functools.cache
+def _takes_context(xdp: bool, ifindex: int, came_in: int) -> bool:
+    """Try a context that names the interfaces of a packet, in the current namespace."""
+    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # return 2
+    kind = bpf.ProgType.XDP if xdp else bpf.ProgType.SCHED_CLS
+    ctx = struct.pack("=IIIIII", 0, 64, 0, ifindex, 0, 0) if xdp else struct.pack("=36xII", came_in, ifindex)
+    fd, _, error = bpf.prog_load(kind, code, "takes_context")
+    if fd is None:
+        raise BpfError("PROG_LOAD", "takes_context", error)
+    with fd:
+        try:
+            bpf.prog_test_run(fd, bytes(64), ctx)
+        except BpfError as refused:
+            if refused.errno != errno.EINVAL:
+                raise
+            return False
+    return True
+
+
+def _need_context(xdp: bool, ifindex: int, came_in: int) -> None:
+    """Skip the test on a kernel whose test runs cannot be told these interfaces: see docs/kernels.md."""
+    if not _takes_context(xdp, ifindex, came_in):
+        what = "an XDP packet's interface" if xdp else "the interface that a packet came in by"
+        pytest.skip(f"this kernel's BPF_PROG_TEST_RUN cannot be told {what}")
 
 
 def own(name: str) -> str:
