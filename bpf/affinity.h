@@ -1,6 +1,32 @@
 /* ClientIP affinity: a client keeps its backend until affinity_seconds after its last new connection. */
 #pragma once
 #include "backend.h"
+#include "cache.h"
+
+static __always_inline struct affinity_bucket *affinity_bucket(const struct affinity_key *key,
+							       struct cache_place *place)
+{
+	const struct hashing *hashing = get_hashing();
+	u32 hash;
+
+	if (!hashing)
+		return NULL;
+	hash = hash_key(hashing, (const word_t *)key, KEY_WORDS(*key));
+	*place = place_of(hash, hashing->affinity_buckets);
+	return bpf_map_lookup_elem(affinities, &place->bucket);
+}
+
+static __always_inline u64 affinity_slot(const struct affinity_bucket *bucket, u16 tag,
+					 const struct affinity_key *key)
+{
+	return find_slot(&bucket->head, tag, (const word_t *)key, KEY_WORDS(*key),
+			 sizeof(struct affinity_slot));
+}
+
+static __always_inline u32 affinity_until(const struct vip *vip, u64 now)
+{
+	return cache_time(now + vip->affinity_seconds * NSEC_PER_SEC);
+}
 
 /* The client's backend, if it has one that is still in the set that the client is offered: set is the
  * enum backend_flags of that set. */
@@ -8,14 +34,27 @@ static __always_inline bool lookup_affinity(const struct vip *vip, const struct 
 					    struct backend *out)
 {
 	struct affinity_key key = {.client = *client, .service = vip->service};
-	struct affinity *entry = bpf_map_lookup_elem(affinities, &key);
+	struct affinity_bucket *bucket;
+	struct affinity_slot *found;
+	struct affinity *entry;
+	struct cache_place place;
+	u64 slot;
 
-	if (!entry || (s64)(now - entry->last_used) >= (s64)(vip->affinity_seconds * NSEC_PER_SEC))
+	bucket = affinity_bucket(&key, &place);
+	if (!bucket)
+		return false;
+	slot = affinity_slot(bucket, place.tag, &key);
+	if (slot >= SLOTS)
+		return false;
+	found = slot_at(bucket, slot, sizeof(*found));
+	entry = &found->value;
+	if ((s64)(now - entry->last_used) >= (s64)(vip->affinity_seconds * NSEC_PER_SEC))
 		return false;
 	if (!read_backend(entry->backend, vip->service, out) || out->generation != entry->generation ||
 	    !(out->flags & set))
 		return false;
 	entry->last_used = now;
+	bucket->head.until[slot] = affinity_until(vip, now);
 	return true;
 }
 
@@ -23,13 +62,33 @@ static __always_inline void remember_affinity(const struct vip *vip, const struc
 					      const struct backend *backend)
 {
 	struct affinity_key key = {.client = *client, .service = vip->service};
-	struct affinity entry = {
-	    .last_used = now,
-	    .backend = backend->id,
-	    .generation = backend->generation,
-	};
+	struct affinity_bucket *bucket;
+	struct affinity_slot *at;
+	bool known;
+	struct cache_place place;
+	u64 slot;
 
-	bpf_map_update_elem(affinities, &key, &entry, BPF_ANY);
+	bucket = affinity_bucket(&key, &place);
+	if (!bucket)
+		return;
+	bpf_spin_lock(&bucket->head.lock);
+	slot = affinity_slot(bucket, place.tag, &key);
+	known = slot < SLOTS;
+	if (!known)
+		slot = find_room(&bucket->head, place.tag, 0, now);
+	if (slot >= SLOTS)
+		slot = SLOTS - 1; /* never */
+	if (!known)
+		displaces(&bucket->head, slot, now);
+	at = slot_at(bucket, slot, sizeof(*at));
+	set_tag(&bucket->head, slot, 0);
+	at->key = key;
+	at->value.last_used = now;
+	at->value.backend = backend->id;
+	at->value.generation = backend->generation;
+	bucket->head.until[slot] = affinity_until(vip, now);
+	set_tag(&bucket->head, slot, place.tag);
+	bpf_spin_unlock(&bucket->head.lock);
 }
 
 /* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0. */

@@ -5,34 +5,66 @@
 #include "conntrack.h"
 #include "forward.h"
 
+/* Does the flow whose reply half this is stand in the way of another from the tuple `from`? Its own leftover
+ * does not, nor does a dead flow. */
+static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
+				       const struct settings *settings)
+{
+	return holder && !leads_back(holder, from) &&
+	       !expired(from->protocol, holder->state, holder->last_seen, now, settings);
+}
+
+/* The other half of a dead flow, whose reply half is about to be replaced. */
+static __always_inline void forget_forward_half(const struct flow_entry *reply, const struct tuple *to)
+{
+	const struct flow_entry *other;
+	struct flow_key key;
+
+	forward_key(&key, reply, to->protocol);
+	other = get_flow(&key);
+	if (other && leads_to(other, to))
+		forget_flow(&key);
+}
+
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
  * keeps its address keeps its port too, unless another flow of its own has taken it. */
 static __always_inline u32 create_flow(const struct packet *pkt, struct flow *flow, u64 now,
-				       const struct settings *settings, struct entry *entry)
+				       const struct settings *settings, struct entries *entries)
 {
+	struct entry *made = &entries->made;
+	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	u32 first = bpf_ntohs(settings->snat_port_min);
 	u32 ports = bpf_ntohs(settings->snat_port_max) - first + 1;
 	u32 hash = hash_tuple(&pkt->tuple);
+	const struct flow_entry *holder;
+	bool dead;
 	int tries;
 
 	if (!keeps_client(flow->path))
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < SNAT_TRIES; tries++) {
-		if (claim_reply(&pkt->tuple, flow, now, settings, entry))
+		other_key(&made->key, &flow->to, DIR_FORWARD);
+		holder = get_flow(&made->key);
+		if (!in_the_way(holder, &pkt->tuple, now, settings))
 			break;
 		hash = hash_words(hash, tries, 0);
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
 	}
 	if (tries == SNAT_TRIES)
 		return REASON_SNAT_EXHAUSTED;
-	flow_key(&entry->key, &pkt->tuple, DIR_FORWARD);
-	flow_value(&entry->value, flow);
-	if (bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_ANY) == 0)
-		return PARSED;
-	other_key(&entry->key, &flow->to, DIR_FORWARD);
-	bpf_map_delete_elem(flows, &entry->key);
-	return REASON_FLOWS_FULL;
+	dead = holder && !leads_back(holder, &pkt->tuple);
+	if (dead)
+		forget_forward_half(holder, &flow->to);
+	entries->half.tag = 0;
+	flow_value(&made->value, flow);
+	turn_round(&made->value, &pkt->tuple);
+	if (!put_flow(entries, idle, dead)) /* taken in this moment */
+		return REASON_SNAT_EXHAUSTED;
+	flow_key(&made->key, &pkt->tuple, DIR_FORWARD);
+	flow_value(&made->value, flow);
+	put_flow(entries, idle, true);
+	return PARSED;
 }
 
 /* The way to a backend of this node, from elsewhere or from another pod: both directions go past the stack,
@@ -92,7 +124,7 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 
 static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt, const struct vip *vip,
 					   u8 side, u64 now, const struct settings *settings,
-					   struct entry *entry, struct decision *d)
+					   struct entries *entries, struct decision *d)
 {
 	const struct backend_set set = offered_set(vip, side);
 	struct backend backend;
@@ -114,28 +146,9 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
 	advance_state(pkt, DIR_FORWARD, &d->flow);
-	created = create_flow(pkt, &d->flow, now, settings, entry);
+	created = create_flow(pkt, &d->flow, now, settings, entries);
 	if (created != PARSED)
 		decide(d, ACTION_DROP, created);
-}
-
-/* What a connect works on. It is not on the stack, which is too small for it, and of whose contents the
- * verifier would follow every combination. */
-struct work {
-	struct packet pkt;
-	struct decision d;
-	struct entry entry;
-};
-_Static_assert(sizeof(struct work) <= sizeof(struct scratch), "struct work has room in the scratch map");
-
-static __always_inline struct work *get_work(void)
-{
-	u32 zero = 0;
-	struct work *work = bpf_map_lookup_elem(scratches, &zero);
-
-	if (work)
-		__builtin_memset(work, 0, sizeof(*work));
-	return work;
 }
 
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,
@@ -155,7 +168,7 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
-	decide_connect(ctx, pkt, vip, at->side, bpf_ktime_get_ns(), settings, &work->entry, d);
+	decide_connect(ctx, pkt, vip, at->side, bpf_ktime_get_ns(), settings, &work->entries, d);
 	return conclude(ctx, pkt, d, at);
 }
 

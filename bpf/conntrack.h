@@ -1,6 +1,7 @@
 /* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair. */
 #pragma once
 #include "backend.h"
+#include "cache.h"
 #include "packet.h"
 
 /* bcc has no declaration of this helper, which the kernel replaces by a load. */
@@ -25,24 +26,21 @@ struct flow {
 };
 
 /* Keys and values are written field by field where they stand: a struct returned would be a second one on the
- * stack. */
+ * stack. Of a key, the fields smaller than a word are written as one: it is read in words. */
+static __always_inline void write_key(struct flow_key *key, const struct addr *src, const struct addr *dst,
+				      __be16 sport, __be16 dport, u8 protocol, u8 direction)
+{
+	word_t *ports = (word_t *)&key->sport;
+
+	key->src = *src;
+	key->dst = *dst;
+	ports[0] = JOIN(u32, 16, sport, dport);
+	ports[1] = JOIN(u32, 16, JOIN(u16, 8, protocol, direction), 0);
+}
+
 static __always_inline void flow_key(struct flow_key *key, const struct tuple *t, u8 direction)
 {
-	if (FAMILY == 4) {
-		u64 *words = (u64 *)key;
-
-		words[0] = JOIN(u64, 32, t->src.word[0], t->dst.word[0]);
-		words[1] = JOIN(u64, 32, JOIN(u32, 16, t->sport, t->dport),
-				JOIN(u32, 16, JOIN(u16, 8, t->protocol, direction), 0));
-		return;
-	}
-	key->src = t->src;
-	key->dst = t->dst;
-	key->sport = t->sport;
-	key->dport = t->dport;
-	key->protocol = t->protocol;
-	key->direction = direction;
-	key->pad[0] = key->pad[1] = 0;
+	write_key(key, &t->src, &t->dst, t->sport, t->dport, t->protocol, direction);
 }
 
 static __always_inline void flow_value(struct flow_entry *value, const struct flow *flow)
@@ -79,13 +77,145 @@ static __always_inline void flow_from(const struct flow_entry *value, u8 protoco
 	out->touched = value->touched;
 }
 
+static __always_inline struct flow_bucket *flow_bucket(const struct flow_key *key, struct cache_place *place)
+{
+	const struct hashing *hashing = get_hashing();
+	u32 hash;
+
+	if (!hashing)
+		return NULL;
+	hash = hash_key(hashing, (const word_t *)key, KEY_WORDS(*key));
+	*place = place_of(hash, hashing->flow_buckets);
+	return bpf_map_lookup_elem(flows, &place->bucket);
+}
+
+static __always_inline u64 flow_slot(const struct flow_bucket *bucket, u16 tag, const struct flow_key *key)
+{
+	return find_slot(&bucket->head, tag, (const word_t *)key, KEY_WORDS(*key), sizeof(struct flow_slot));
+}
+
+static __always_inline const struct flow_entry *get_flow(const struct flow_key *key)
+{
+	const struct flow_bucket *bucket;
+	const struct flow_slot *found;
+	struct cache_place place;
+	u64 slot;
+
+	bucket = flow_bucket(key, &place);
+	if (!bucket)
+		return NULL;
+	slot = flow_slot(bucket, place.tag, key);
+	if (slot >= SLOTS)
+		return NULL;
+	found = slot_at(bucket, slot, sizeof(*found));
+	return &found->value;
+}
+
+static __always_inline void forget_flow(const struct flow_key *key)
+{
+	struct flow_bucket *bucket;
+	struct cache_place place;
+	u64 slot;
+
+	bucket = flow_bucket(key, &place);
+	if (!bucket)
+		return;
+	bpf_spin_lock(&bucket->head.lock);
+	slot = flow_slot(bucket, place.tag, key);
+	if (slot < SLOTS)
+		set_tag(&bucket->head, slot, 0);
+	bpf_spin_unlock(&bucket->head.lock);
+}
+
+/* A flow entry being made, and one that had to make room for it. */
+struct entry {
+	struct flow_key key;
+	struct flow_entry value;
+};
+
+struct entries {
+	struct entry made;
+	struct entry gone;
+	struct cache_place half; /* of the half made before: where it is, nobody makes room for the other */
+};
+
+/* Of an entry that had to make room the other half goes, too: alone it would translate one direction, and
+ * nobody would mend it before its next refresh. */
+static __always_inline void forget_other_half(const struct entry *gone)
+{
+	const struct flow_entry *to = &gone->value, *other;
+	const struct flow_key *from = &gone->key;
+	struct flow_key key;
+
+	write_key(&key, &to->dst, &to->src, to->dport, to->sport, from->protocol,
+		  from->direction == DIR_REPLY ? DIR_FORWARD : DIR_REPLY);
+	other = get_flow(&key);
+	if (other && same_addr(&other->src, &from->dst) && same_addr(&other->dst, &from->src) &&
+	    other->sport == from->dport && other->dport == from->sport)
+		forget_flow(&key);
+}
+
+static __always_inline bool same_target(const struct flow_entry *a, const struct flow_entry *b)
+{
+	return same_addr(&a->src, &b->src) && same_addr(&a->dst, &b->dst) && a->sport == b->sport &&
+	       a->dport == b->dport;
+}
+
+/* Store e->made, whose time is over idle ns after its last_seen. False: the key leads elsewhere already, and
+ * not in its place. e is not on the stack, where it would not have room. */
+static __always_inline bool put_flow(struct entries *e, u64 idle, bool in_place)
+{
+	const struct entry *new = &e->made;
+	bool known, same, displaced = false;
+	struct flow_bucket *bucket;
+	struct flow_slot *at;
+	struct cache_place place;
+	u16 spared;
+	u64 slot;
+
+	bucket = flow_bucket(&new->key, &place);
+	if (!bucket)
+		return false;
+	spared = e->half.bucket == place.bucket ? e->half.tag : 0;
+	bpf_spin_lock(&bucket->head.lock);
+	slot = flow_slot(bucket, place.tag, &new->key);
+	known = slot < SLOTS;
+	if (!known)
+		slot = find_room(&bucket->head, place.tag, spared, new->value.last_seen);
+	if (slot >= SLOTS)
+		slot = SLOTS - 1; /* never */
+	at = slot_at(bucket, slot, sizeof(*at));
+	same = same_target(&at->value, &new->value);
+	if (known && !same && !in_place) {
+		bpf_spin_unlock(&bucket->head.lock);
+		return false;
+	}
+	if (!known && displaces(&bucket->head, slot, new->value.last_seen)) {
+		e->gone.key = at->key;
+		e->gone.value = at->value;
+		displaced = true;
+	}
+	/* Nobody may take half of the one and half of the other for an entry. */
+	if (!same)
+		set_tag(&bucket->head, slot, 0);
+	at->key = new->key;
+	at->value = new->value;
+	bucket->head.until[slot] = cache_time(new->value.last_seen + idle);
+	set_tag(&bucket->head, slot, place.tag);
+	bpf_spin_unlock(&bucket->head.lock);
+	e->half = place;
+	if (unlikely(displaced))
+		forget_other_half(&e->gone);
+	return true;
+}
+
 static __always_inline bool lookup_flow(const struct tuple *t, u8 direction, struct flow *out)
 {
 	const struct flow_entry *value;
 	struct flow_key key;
 
 	flow_key(&key, t, direction);
-	value = bpf_map_lookup_elem(flows, &key);
+	value = get_flow(&key);
 	if (!value)
 		return false;
 	flow_from(value, t->protocol, out);
@@ -109,25 +239,14 @@ static __always_inline bool leads_to(const struct flow_entry *entry, const struc
 /* Key of the forward half of the pair that a reply half belongs to. */
 static __always_inline void forward_key(struct flow_key *key, const struct flow_entry *reply, u8 protocol)
 {
-	key->src = reply->dst;
-	key->dst = reply->src;
-	key->sport = reply->dport;
-	key->dport = reply->sport;
-	key->protocol = protocol;
-	key->direction = DIR_FORWARD;
-	key->pad[0] = key->pad[1] = 0;
+	write_key(key, &reply->dst, &reply->src, reply->dport, reply->sport, protocol, DIR_FORWARD);
 }
 
 /* Key of the other half of a pair: of the packets that answer those which this half makes, `to`. */
 static __always_inline void other_key(struct flow_key *key, const struct tuple *to, u8 direction)
 {
-	key->src = to->dst;
-	key->dst = to->src;
-	key->sport = to->dport;
-	key->dport = to->sport;
-	key->protocol = to->protocol;
-	key->direction = direction == DIR_REPLY ? DIR_FORWARD : DIR_REPLY;
-	key->pad[0] = key->pad[1] = 0;
+	write_key(key, &to->dst, &to->src, to->dport, to->sport, to->protocol,
+		  direction == DIR_REPLY ? DIR_FORWARD : DIR_REPLY);
 }
 
 /* Make of one half's value the other's: the half for the answers to `from`. */
@@ -147,11 +266,11 @@ static __always_inline void delete_pair(const struct tuple *from, const struct t
 	struct flow_key key;
 
 	other_key(&key, to, direction);
-	other = bpf_map_lookup_elem(flows, &key);
+	other = get_flow(&key);
 	if (other && leads_back(other, from))
-		bpf_map_delete_elem(flows, &key);
+		forget_flow(&key);
 	flow_key(&key, from, direction);
-	bpf_map_delete_elem(flows, &key);
+	forget_flow(&key);
 }
 
 static __always_inline u64 idle_limit(u8 protocol, u8 state, const struct settings *settings)
@@ -215,14 +334,15 @@ static __always_inline void advance_state(const struct packet *pkt, u8 direction
 }
 
 /* Account a packet of a known flow: when its state changes, or a second after the last time, both halves are
- * written. So neither half looks idler than the other to the LRU, and a half that was evicted comes back. If
+ * written. So neither half's time is over before the other's, and a half that was evicted comes back. If
  * its place has been taken meanwhile, the flow is over: its next packet starts a new one. */
-static __always_inline void touch_flow(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
+static __always_inline void touch_flow(const struct packet *pkt, u8 direction, struct flow *flow, u64 now,
+				       const struct settings *settings, struct entries *entries)
 {
+	struct flow_key key;
 	u8 state = flow->state, fins = flow->fins;
 	const struct flow_entry *other;
-	struct flow_entry value;
-	struct flow_key key;
+	u64 idle;
 
 	advance_state(pkt, direction, flow);
 	if (likely(flow->state == state && flow->fins == fins &&
@@ -230,18 +350,23 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 		return;
 	flow->last_seen = now;
 	other_key(&key, &flow->to, direction);
-	other = bpf_map_lookup_elem(flows, &key);
+	other = get_flow(&key);
 	if (other && !leads_back(other, &pkt->tuple)) {
 		flow_key(&key, &pkt->tuple, direction);
-		bpf_map_delete_elem(flows, &key);
+		forget_flow(&key);
 		return;
 	}
-	flow_value(&value, flow);
-	turn_round(&value, &pkt->tuple);
-	bpf_map_update_elem(flows, &key, &value, BPF_ANY);
-	flow_key(&key, &pkt->tuple, direction);
-	flow_value(&value, flow);
-	bpf_map_update_elem(flows, &key, &value, BPF_ANY);
+	idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
+	entries->half.tag = 0;
+#pragma clang loop unroll(disable)
+	for (int half = 0; half < 2; half++) {
+		entries->made.key = key;
+		flow_value(&entries->made.value, flow);
+		if (half == 0)
+			turn_round(&entries->made.value, &pkt->tuple);
+		put_flow(entries, idle, true);
+		flow_key(&key, &pkt->tuple, direction);
+	}
 }
 
 /* A backend's SYN-ACK when the flow of its tuple is closed accepts another connection: one that the client,
@@ -249,39 +374,6 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 static __always_inline bool accepts_another(const struct packet *pkt, const struct flow *reply)
 {
 	return reply->state == FLOW_CLOSED && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
-}
-
-/* A flow entry being made. */
-struct entry {
-	struct flow_key key;
-	struct flow_entry value;
-};
-
-/* Claim the reply half for flow->to, which names the translated packet. False: somebody else's live flow has
- * it. An own leftover or a dead flow is replaced, the dead flow as a pair. */
-static __always_inline bool claim_reply(const struct tuple *from, const struct flow *flow, u64 now,
-					const struct settings *settings, struct entry *entry)
-{
-	const struct flow_entry *holder, *other;
-
-	other_key(&entry->key, &flow->to, DIR_FORWARD);
-	flow_value(&entry->value, flow);
-	turn_round(&entry->value, from);
-	if (bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_NOEXIST) == 0)
-		return true;
-	holder = bpf_map_lookup_elem(flows, &entry->key);
-	if (!holder)
-		return false;
-	if (!leads_back(holder, from)) {
-		if (!expired(from->protocol, holder->state, holder->last_seen, now, settings))
-			return false;
-		forward_key(&entry->key, holder, from->protocol);
-		other = bpf_map_lookup_elem(flows, &entry->key);
-		if (other && leads_to(other, &flow->to))
-			bpf_map_delete_elem(flows, &entry->key);
-		other_key(&entry->key, &flow->to, DIR_FORWARD);
-	}
-	return bpf_map_update_elem(flows, &entry->key, &entry->value, BPF_ANY) == 0;
 }
 
 /* Has the client kept its address? Then it is the hook that faces it that undoes the translation, unless a

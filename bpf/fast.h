@@ -130,7 +130,7 @@ static __always_inline const struct flow_entry *fast_lookup(const struct tuple *
 	struct flow_key key;
 
 	flow_key(&key, t, direction);
-	return bpf_map_lookup_elem(flows, &key);
+	return get_flow(&key);
 }
 
 /* Is there nothing to note down for a packet of this flow, and does it keep its client's address? */

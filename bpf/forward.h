@@ -143,3 +143,22 @@ static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *
 	}
 	return carry_out(ctx, pkt, d, at);
 }
+
+/* What the long way and the steps work on. It is not on the stack, which is too small for it, and of whose
+ * contents the verifier would follow every combination. */
+struct work {
+	struct packet pkt;
+	struct decision d;
+	struct entries entries;
+};
+_Static_assert(sizeof(struct work) <= sizeof(struct scratch), "struct work has room in the scratch map");
+
+static __always_inline struct work *get_work(void)
+{
+	u32 zero = 0;
+	struct work *work = bpf_map_lookup_elem(scratches, &zero);
+
+	if (work)
+		__builtin_memset(work, 0, __builtin_offsetof(struct work, entries));
+	return work;
+}

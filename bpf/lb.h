@@ -63,10 +63,13 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	return false;
 }
 
-/* A packet of the flow d->flow: to the backend, or back to the client; past the stack if it may. */
-static __always_inline void decide_flow(ctx_t *ctx, const struct packet *pkt, u8 direction, bool past,
-					u64 now, struct decision *d)
+/* A packet of the flow work->d.flow: to the backend, or back to the client; past the stack if it may. */
+static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64 now,
+					const struct settings *settings, struct work *work)
 {
+	const struct packet *pkt = &work->pkt;
+	struct decision *d = &work->d;
+
 	decide(d, d->flow.path == PATH_HAIRPIN ? ACTION_HAIRPIN : ACTION_STACK,
 	       direction == DIR_REPLY ? REASON_REPLY : REASON_FLOW_HIT);
 	if (past && !ctx_can_redirect()) {
@@ -82,7 +85,7 @@ static __always_inline void decide_flow(ctx_t *ctx, const struct packet *pkt, u8
 		return;
 	}
 	if (likely(pkt->piece != PIECE_LATER))
-		touch_flow(pkt, direction, &d->flow, now);
+		touch_flow(pkt, direction, &d->flow, now, settings, &work->entries);
 }
 
 /* Is it a reply whose translation is undone where it comes in, of the flow d->flow? */
@@ -98,9 +101,11 @@ static __always_inline bool undone_here(const struct packet *pkt, u8 side, const
 }
 
 /* A packet that enters the node: from a pod, an uplink or a tunnel. */
-static __always_inline void decide_ingress(ctx_t *ctx, struct packet *pkt, u8 side, struct decision *d)
+static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *work)
 {
 	const struct settings *settings = get_settings();
+	struct packet *pkt = &work->pkt;
+	struct decision *d = &work->d;
 	u8 direction = DIR_REPLY;
 	u64 now;
 
@@ -125,13 +130,15 @@ static __always_inline void decide_ingress(ctx_t *ctx, struct packet *pkt, u8 si
 		if (!decide_request(ctx, pkt, side, settings, &now, d))
 			return;
 	}
-	decide_flow(ctx, pkt, direction, settings->redirect && d->flow.path == PATH_REDIRECT, now, d);
+	decide_flow(ctx, direction, settings->redirect && d->flow.path == PATH_REDIRECT, now, settings, work);
 }
 
 /* A packet that leaves towards a client: to a pod, or out of an uplink or a tunnel. */
-static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct decision *d)
+static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 {
 	const struct settings *settings = get_settings();
+	struct packet *pkt = &work->pkt;
+	struct decision *d = &work->d;
 	u8 direction = DIR_REPLY;
 	u64 now;
 
@@ -153,7 +160,7 @@ static __always_inline void decide_egress(ctx_t *ctx, struct packet *pkt, struct
 		if (likely(!ctx_from_host(ctx)) || !decide_request(ctx, pkt, HOST, settings, &now, d))
 			return;
 	}
-	decide_flow(ctx, pkt, direction, false, now, d);
+	decide_flow(ctx, direction, false, now, settings, work);
 }
 
 /* What the parser leaves to others, or alone. */
@@ -166,36 +173,40 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 	return finish(at->hook, pass(parsed), bytes);
 }
 
-/* The long way. */
-static __always_inline int slow(ctx_t *ctx, const struct note *at)
-{
-	u32 bytes = ctx_len(ctx), parsed;
-	struct packet pkt = {.l3 = at->l3};
-	struct decision d = {};
-
-	if (FAMILY == 6) {
-		KEEP_WHOLE(pkt);
-		KEEP_WHOLE(d);
-	}
-	parsed = parse(ctx, &pkt);
-	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, parsed, at, bytes);
-	if (at->egress)
-		decide_egress(ctx, &pkt, &d);
-	else
-		decide_ingress(ctx, &pkt, at->side, &d);
-	return finish(at->hook, conclude(ctx, &pkt, &d, at), bytes);
-}
-
 /* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
- * one. */
+ * one, which is a step. */
 static __always_inline int run(ctx_t *ctx, const struct note *at)
 {
+	u32 bytes = ctx_len(ctx);
 	int fast;
 
 	hand_over(ctx, at->hook);
 	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
-	return likely(fast != SLOW) ? fast : slow(ctx, at);
+	if (likely(fast != SLOW))
+		return fast;
+	take_step(ctx, at->egress ? STEP_EGRESS : STEP_INGRESS, at);
+	return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
+}
+
+static __always_inline int long_way(ctx_t *ctx, bool egress)
+{
+	const struct note *found = get_note();
+	u32 bytes = ctx_len(ctx), parsed;
+	struct work *work = get_work();
+	struct note at;
+
+	if (!found || !work)
+		return VERDICT_DROP;
+	at = *found;
+	work->pkt.l3 = at.l3;
+	parsed = parse(ctx, &work->pkt);
+	if (unlikely(parsed != PARSED))
+		return not_parsed(ctx, parsed, &at, bytes);
+	if (egress)
+		decide_egress(ctx, work);
+	else
+		decide_ingress(ctx, at.side, work);
+	return finish(at.hook, conclude(ctx, &work->pkt, &work->d, &at), bytes);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:

@@ -12,11 +12,12 @@
 #define source_ranges MAP(FD_source_ranges) /* struct source_range -> 1 */
 #define backends      MAP(FD_backends)	    /* backend id -> struct backend_slot */
 #define tables	      MAP(FD_tables)	    /* [line] -> struct table_line */
-#define flows	      MAP(FD_flows)	    /* struct flow_key -> struct flow_entry */
+#define hashing_map   MAP(FD_hashing)	    /* [0] -> struct hashing */
+#define flows	      MAP(FD_flows)	    /* [bucket] -> struct flow_bucket, see cache.h */
 #define scratches     MAP(FD_scratch)	    /* [0] -> struct scratch, of this CPU */
 #define sockets	      MAP(FD_sockets)	    /* struct socket_key -> struct socket_entry */
 #define fragments     MAP(FD_fragments)	    /* struct fragment_key -> struct fragment */
-#define affinities    MAP(FD_affinity)	    /* struct affinity_key -> struct affinity */
+#define affinities    MAP(FD_affinity)	    /* [bucket] -> struct affinity_bucket, see cache.h */
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
 #define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
@@ -26,4 +27,11 @@ static __always_inline const struct settings *get_settings(void)
 	u32 zero = 0;
 
 	return bpf_map_lookup_elem(settings_map, &zero);
+}
+
+static __always_inline const struct hashing *get_hashing(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(hashing_map, &zero);
 }

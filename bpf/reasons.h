@@ -68,6 +68,8 @@ enum hook {
 
 /* Programs that no hook runs: the others go on in them, by tail call, with what is rare. */
 #define STEPS(X)                                                                                             \
+	X(INGRESS, "the long way of a packet that enters")                                                   \
+	X(EGRESS, "the long way of a packet that leaves")                                                    \
 	X(CONNECT, "selects a backend and creates the flow")                                                 \
 	X(ANSWER, "answers a packet itself")                                                                 \
 	X(ICMP_ERROR, "translates an ICMP error about a translated packet")
@@ -79,6 +81,6 @@ enum step {
 #undef X
 };
 
-#define PROGRAMS_PER_FAMILY 16 /* in the array of programs, first those of IPv4 */
+#define PROGRAMS_PER_FAMILY 24 /* in the array of programs, first those of IPv4 */
 
 #define REASONS_PER_HOOK 64 /* stride of a hook's row in `reasons` */

@@ -36,6 +36,16 @@ int lb_tc_l3_out(struct __sk_buff *ctx)
 	return egress(ctx, HOOK_TC_L3_OUT, 0);
 }
 
+int lb_tc_ingress(struct __sk_buff *ctx)
+{
+	return long_way(ctx, false);
+}
+
+int lb_tc_egress(struct __sk_buff *ctx)
+{
+	return long_way(ctx, true);
+}
+
 int lb_tc_connect(struct __sk_buff *ctx)
 {
 	return connect(ctx);

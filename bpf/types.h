@@ -149,6 +149,37 @@ struct flow_entry {
 	u64 last_seen; /* ns, CLOCK_MONOTONIC; see FLOW_REFRESH_TICKS */
 };
 
+/* How a table that forgets (cache.h) is filled: it names the entries of a bucket by their slot. */
+#define SLOTS 7
+
+struct bucket_head {
+	struct bpf_spin_lock lock; /* of writers */
+	u32 until[SLOTS];	   /* when the entry's time is over: see CACHE_TIME_SHIFT */
+	u64 tags[2]; /* 16 bits for each slot, from the lowest on; 0: the slot is free. The last 16 stay 0 */
+	u32 evicted; /* entries that made room before their time was over */
+	u32 pad[3];
+};
+
+struct flow_slot {
+	struct flow_key key;
+	u8 pad[FAMILY == 6 ? 24 : 8]; /* to whole cache lines */
+	struct flow_entry value;
+};
+
+struct flow_bucket {
+	struct bucket_head head;
+	struct flow_slot slots[SLOTS];
+};
+
+/* Where the entries of a family's tables are. */
+#define SEEDS 10 /* one for each word of the longest key */
+
+struct hashing {
+	u64 seeds[SEEDS]; /* by chance; they stay for as long as one of the tables does */
+	u32 flow_buckets;
+	u32 affinity_buckets;
+};
+
 /* A datagram in pieces. */
 struct fragment_key {
 	struct addr src;
@@ -196,6 +227,18 @@ struct affinity {
 	u64 last_used; /* ns, CLOCK_MONOTONIC: the last new connection */
 	u32 backend;
 	u32 generation;
+};
+
+struct affinity_slot {
+	struct affinity_key key;
+	u8 pad[FAMILY == 6 ? 4 : 0];
+	struct affinity value;
+};
+
+struct affinity_bucket {
+	struct bucket_head head;
+	struct affinity_slot slots[SLOTS];
+	u8 pad[FAMILY == 6 ? 40 : 24]; /* to whole cache lines */
 };
 
 /* What the node's own address is on an interface: the source address of what we SNAT out of it. With

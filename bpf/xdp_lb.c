@@ -11,6 +11,11 @@ int lb_xdp_uplink(struct xdp_md *ctx)
 	return ingress(ctx, HOOK_XDP_UPLINK, OUTSIDE, ETH_HLEN);
 }
 
+int lb_xdp_ingress(struct xdp_md *ctx)
+{
+	return long_way(ctx, false);
+}
+
 int lb_xdp_connect(struct xdp_md *ctx)
 {
 	return connect(ctx);

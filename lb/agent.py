@@ -27,8 +27,6 @@ _log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
-TIDY_SECONDS = 30.0
-"""How often flows and affinity entries whose time is over are deleted."""
 
 K = TypeVar("K", bound=Hashable)
 
@@ -71,10 +69,6 @@ class Surroundings(Protocol):
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         """Attach programs to the interfaces (by ifindex; None: all) and return what failed."""
-        ...
-
-    def tidy(self) -> None:
-        """Delete flows and affinity entries whose time is over."""
         ...
 
 
@@ -225,7 +219,6 @@ class Agent:
         self._node_known = False
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
-        self._tidy_due = clock() + TIDY_SECONDS
         if serving:
             self._attach(None)
 
@@ -268,9 +261,6 @@ class Agent:
         if now >= self._beat_due:
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
-        if now >= self._tidy_due and not self._first_sync:
-            self._surroundings.tidy()
-            self._tidy_due = now + TIDY_SECONDS
 
     def problems(self) -> list[str]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
@@ -313,7 +303,7 @@ class Agent:
     def _gather(self) -> list[Message]:
         """Return the messages there are; none when it is time for something else."""
         now = self._clock()
-        due = min(self._beat_due, self._tidy_due, self._services.next_due(), self._hooks.next_due())
+        due = min(self._beat_due, self._services.next_due(), self._hooks.next_due())
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:

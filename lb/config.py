@@ -193,8 +193,12 @@ class Limits:
         ENTRIES,
         "rows of the sets of backends, 4 bytes each: 32 for a set of up to 16, else 100 to 200 for each",
     )
-    flows: int = setting(262_144, ENTRIES, "flow entries; a connection takes two")
-    affinity: int = setting(65_536, ENTRIES, "clients remembered for ClientIP affinity")
+    flows: int = setting(
+        524_288, ENTRIES, "slots for flow entries; a connection takes two. Have twice as many as will be used"
+    )
+    affinity: int = setting(
+        131_072, ENTRIES, "slots for clients with ClientIP affinity. Have twice as many as will be used"
+    )
     services: int = setting(65_536, ENTRIES, "Service ports")
     sockets: int = setting(
         65_536,

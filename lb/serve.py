@@ -31,7 +31,6 @@ from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
 from lb.datapath.pins import Pins
 from lb.datapath.reconcile import Reconciler
 from lb.datapath.sockets import SocketHooks, netns_cookie
-from lb.datapath.sweep import sweep
 from lb.errors import ConfigError, InputError
 from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.observe.health import HealthChecks, NodeHealth
@@ -373,11 +372,6 @@ class KernelSurroundings:
             loader.prune(self._pins, self._loaded)
             self._pruned = True
         return [str(error) for error in report.errors]
-
-    def tidy(self) -> None:
-        """See :class:`lb.agent.Surroundings`."""
-        swept = sweep(self._maps, time.monotonic_ns())
-        _log.debug("forgot %d flow entries and %d clients", swept.flows, swept.affinity)
 
     def modes(self) -> dict[str, tuple[str, str]]:
         """Return each uplink's mode and why."""

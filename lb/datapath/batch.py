@@ -55,16 +55,16 @@ def read_all(fd: FD, info: MapInfo, keys_type: np.dtype[Any], row_bytes: int) ->
     Keys of shape (n,) and dtype keys_type, values of shape (n, row_bytes) and dtype u1. Entries that come
     or go meanwhile may or may not be among them; none is twice among them.
     """
-    keys, values = zip(*_chunks(fd, info, row_bytes), strict=True)
+    keys, values = zip(*chunks(fd, info, row_bytes), strict=True)
     return np.concatenate(keys).reshape(-1).view(keys_type), np.concatenate(values)
 
 
 def count_all(fd: FD, info: MapInfo, row_bytes: int) -> int:
     """Count the entries of a hash map as :func:`read_all` finds them, in memory for one chunk of them."""
-    return sum(len(keys) for keys, _ in _chunks(fd, info, row_bytes))
+    return sum(len(keys) for keys, _ in chunks(fd, info, row_bytes))
 
 
-def _chunks(fd: FD, info: MapInfo, row_bytes: int) -> Iterator[tuple[Rows, Rows]]:
+def chunks(fd: FD, info: MapInfo, row_bytes: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield all entries in one or more chunks, keys and values as bytes of shape (n, size)."""
     chunk = min(max(info.max_entries, 1), _MAX_BATCH)
     cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")

@@ -51,6 +51,7 @@ class Command(IntEnum):
     PROG_GET_FD_BY_ID = 13
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
+    BTF_LOAD = 18
     MAP_LOOKUP_BATCH = 24
     MAP_UPDATE_BATCH = 26
     MAP_DELETE_BATCH = 27
@@ -206,23 +207,63 @@ def unlimit_memory() -> None:
 
 
 def map_create(
-    map_type: int, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, name: str = ""
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    name: str = "",
+    locked: bool = False,
 ) -> FD:
-    """Create a map; sizes in bytes, flags are BPF_F_*."""
-    attr = bytearray(
-        struct.pack(
-            "=IIIIIII16s",
-            map_type,
-            key_size,
-            value_size,
-            max_entries,
-            flags,
-            0,
-            0,
-            name.encode()[: _NAME_LENGTH - 1],
+    """Create a map; sizes in bytes, flags are BPF_F_*.
+
+    locked: an array whose values begin with a struct bpf_spin_lock.
+    """
+    with contextlib.ExitStack() as stack:
+        described = stack.enter_context(_describe_lock(value_size)).fileno() if locked else 0
+        attr = bytearray(
+            struct.pack(
+                "=IIIIIII16sIIII",
+                map_type,
+                key_size,
+                value_size,
+                max_entries,
+                flags,
+                0,
+                0,
+                name.encode()[: _NAME_LENGTH - 1],
+                0,
+                described,
+                _BTF_U32 if locked else 0,
+                _BTF_VALUE if locked else 0,
+            )
         )
-    )
-    return FD(syscall(Command.MAP_CREATE, attr, f"map {name}"), f"map {name}")
+        return FD(syscall(Command.MAP_CREATE, attr, f"map {name}"), f"map {name}")
+
+
+_BTF_U32, _BTF_LOCK, _BTF_VALUE = 1, 2, 3  # the types that _describe_lock() gives, as they are numbered
+
+
+def _describe_lock(value_size: int) -> FD:
+    """Tell the kernel of values of so many bytes that begin with a struct bpf_spin_lock.
+
+    It finds the lock by BTF (the kernel's documentation, "BPF Type Format"), of which this is the least that
+    it accepts: the key's type, the lock's, and the value's with the lock as its one member.
+    """
+    names = b"\0u32\0bpf_spin_lock\0val\0value\0lock\0"
+    integer, structure = 1 << 24, 4 << 24 | 1  # kinds; a structure of one member
+
+    def name(text: bytes) -> int:
+        return names.index(b"\0" + text + b"\0") + 1
+
+    types = struct.pack("=IIII", name(b"u32"), integer, 4, 32)
+    types += struct.pack("=IIIIII", name(b"bpf_spin_lock"), structure, 4, name(b"val"), _BTF_U32, 0)
+    types += struct.pack("=IIIIII", name(b"value"), structure, value_size, name(b"lock"), _BTF_LOCK, 0)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    blob = np.frombuffer(header + types + names, dtype="u1")
+    attr = bytearray(struct.pack("=QQIII4x", address(blob), 0, blob.nbytes, 0, 0))
+    return FD(syscall(Command.BTF_LOAD, attr, "BTF of a lock"), "BTF of a lock")
 
 
 def _element(command: Command, fd: FD, key: Rows | None, value: Rows | None, flags: int = 0) -> None:

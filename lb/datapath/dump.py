@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lb.datapath.expiry import live_affinity, live_flows
 from lb.datapath.layouts import (
     FAMILIES,
     HOOKS,
@@ -338,7 +339,7 @@ class _Reader:
         return [entry for version in FAMILIES for entry in self._flows(version)]
 
     def _flows(self, version: int) -> list[FlowEntry]:
-        keys, values = self._maps.read(f"flows{version}")
+        keys, values = live_flows(self._maps, version, self._now_ns)
         forward = keys["direction"] == Direction.FORWARD
         entries = []
         for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
@@ -361,7 +362,7 @@ class _Reader:
     def affinity(self) -> list[AffinityEntry]:
         entries = []
         for version in FAMILIES:
-            keys, values = self._maps.read(f"affinity{version}")
+            keys, values = live_affinity(self._maps, version, self._now_ns)
             for (client, service), (last_used, slot, generation) in zip(
                 keys.tolist(), values.tolist(), strict=True
             ):

@@ -30,7 +30,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
     """
     rows = []
     for spec in layouts.MAPS:
-        if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
+        if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.CACHE):
             entries = maps.count(spec.name)
         elif spec.name.startswith("backends"):
             entries = int(np.count_nonzero(maps.array(spec.name)["state"] != BackendStateCode.FREE))

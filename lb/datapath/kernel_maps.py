@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import mmap
+import time
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from lb.datapath import batch, bpf
+from lb.datapath import batch, bpf, cache
 from lb.datapath.bpf import FD, MapInfo
 from lb.datapath.layouts import MAP_SPECS, MapSpec, MapType
 from lb.datapath.map_pins import read_rows, row_bytes
@@ -48,6 +49,8 @@ class KernelMaps:
     def read(self, name: str) -> tuple[Rows, Rows]:
         """See :meth:`lb.datapath.maps.Maps.read`. An array map's keys are all its indexes."""
         fd, info, spec = self._map(name)
+        if spec.type is MapType.CACHE:
+            return cache.read(fd, spec)[:2]
         keys, raw = read_rows(fd, spec)
         if info.type != MapType.PERCPU_ARRAY:
             return keys, raw.reshape(-1).view(spec.value)
@@ -56,7 +59,9 @@ class KernelMaps:
 
     def count(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.count`."""
-        fd, info, _ = self._map(name)
+        fd, info, spec = self._map(name)
+        if spec.type is MapType.CACHE:
+            return cache.count(fd, spec, time.monotonic_ns())
         return batch.count_all(fd, info, row_bytes(info))
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
@@ -66,6 +71,9 @@ class KernelMaps:
             raise ValueError(f"{name}: {len(keys)} keys, {len(values)} values")
         keys = np.ascontiguousarray(keys, dtype=spec.key)
         values = np.ascontiguousarray(values, dtype=spec.value)
+        if spec.type is MapType.CACHE:
+            cache.change(fd, spec, self._hashing(spec), keys, values)
+            return
         if info.type == MapType.PERCPU_ARRAY:
             raw = np.zeros((len(keys), row_bytes(info)), dtype="u1")
             by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)
@@ -83,7 +91,14 @@ class KernelMaps:
     def delete(self, name: str, keys: Rows) -> None:
         """See :meth:`lb.datapath.maps.Maps.delete`."""
         fd, _, spec = self._map(name)
-        batch.delete_all(fd, np.ascontiguousarray(keys, dtype=spec.key))
+        keys = np.ascontiguousarray(keys, dtype=spec.key)
+        if spec.type is MapType.CACHE:
+            cache.change(fd, spec, self._hashing(spec), keys, None)
+        else:
+            batch.delete_all(fd, keys)
+
+    def _hashing(self, spec: MapSpec) -> Rows:
+        return self.array(f"hashing{spec.version}")
 
     def array(self, name: str) -> Rows:
         """See :meth:`lb.datapath.maps.Maps.array`.
@@ -105,7 +120,8 @@ class KernelMaps:
 
     def capacity(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.capacity`."""
-        return self._map(name)[1].max_entries
+        _, info, spec = self._map(name)
+        return info.max_entries * spec.entries_each
 
 
 def _setting(spec: MapSpec) -> str:

@@ -98,6 +98,33 @@ FLOW = _each(
     ("touched", "u4"),
     ("last_seen", "u8"),
 )
+SLOTS = 7
+BUCKET_HEAD: DType = np.dtype(
+    [("lock", "u4"), ("until", "u4", (SLOTS,)), ("tags", "u8", (2,)), ("evicted", "u4"), ("pad", "u4", (3,))]
+)
+HASHING: DType = np.dtype([("seeds", "u8", (10,)), ("flow_buckets", "u4"), ("affinity_buckets", "u4")])
+
+
+def _slot(keys: Mapping[int, DType], pad: tuple[int, int], value: Mapping[int, DType]) -> Mapping[int, DType]:
+    """Return the dtype of an entry of a bucket for each IP version; pad: bytes between key and value."""
+    return {
+        version: np.dtype([("key", keys[version]), ("pad", "u1", (between,)), ("value", value[version])])
+        for version, between in zip(FAMILIES, pad, strict=True)
+    }
+
+
+def _bucket(slots: Mapping[int, DType]) -> Mapping[int, DType]:
+    """Return the dtype of a bucket for each IP version: whole cache lines of 64 bytes."""
+    fields = {version: [("head", BUCKET_HEAD), ("slots", slot, (SLOTS,))] for version, slot in slots.items()}
+    left = {version: -np.dtype(parts).itemsize % 64 for version, parts in fields.items()}
+    return {
+        version: np.dtype([*parts, ("pad", "u1", (left[version],))] if left[version] else parts)
+        for version, parts in fields.items()
+    }
+
+
+FLOW_SLOT = _slot(FLOW_KEY, (8, 24), FLOW)
+FLOW_BUCKET = _bucket(FLOW_SLOT)
 FRAGMENT_KEY = _each(
     ("src", "address"), ("dst", "address"), ("id", "u4"), ("protocol", "u1"), ("pad", "u1", (3,))
 )
@@ -105,6 +132,8 @@ SCRATCH: DType = np.dtype([("room", "u8", (64,))])
 FRAGMENT: DType = np.dtype([("sport", ">u2"), ("dport", ">u2")])
 AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
 AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
+AFFINITY_SLOT = _slot(AFFINITY_KEY, (0, 4), dict.fromkeys(FAMILIES, AFFINITY))
+AFFINITY_BUCKET = _bucket(AFFINITY_SLOT)
 IFACE = _each(("source", "address"), ("flags", "u4"))
 SETTINGS = _each(
     ("tcp_syn_ns", "u8"),
@@ -160,6 +189,10 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "backend_slot": BACKEND,
     "flow_key": FLOW_KEY,
     "flow_entry": FLOW,
+    "bucket_head": BUCKET_HEAD,
+    "flow_slot": FLOW_SLOT,
+    "flow_bucket": FLOW_BUCKET,
+    "hashing": HASHING,
     "scratch": SCRATCH,
     "fragment_key": FRAGMENT_KEY,
     "fragment": FRAGMENT,
@@ -167,6 +200,8 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "socket_entry": SOCKET,
     "affinity_key": AFFINITY_KEY,
     "affinity": AFFINITY,
+    "affinity_slot": AFFINITY_SLOT,
+    "affinity_bucket": AFFINITY_BUCKET,
     "iface": IFACE,
     "settings": SETTINGS,
     "service_name": SERVICE_NAME,
@@ -255,7 +290,7 @@ class IfaceFlag(IntFlag):
 
 
 class MapType(IntEnum):
-    """enum bpf_map_type of linux/bpf.h, as far as it is used here."""
+    """enum bpf_map_type of linux/bpf.h, as far as it is used here, and CACHE: our own (bpf/cache.h)."""
 
     HASH = 1
     ARRAY = 2
@@ -263,6 +298,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    CACHE = 1 << 16
 
 
 BPF_F_NO_PREALLOC = 1
@@ -276,6 +312,9 @@ class MapSpec:
     limit names the field of :class:`lb.config.Limits` that sizes it, in units of which an entry holds
     per_entry; fixed sizes it outright. version is the IP version whose addresses it holds, 0 when it holds
     none or those of both.
+
+    A CACHE is a table of keys and values to its users (:mod:`lb.datapath.cache`); to the kernel it is an
+    array of its buckets, of which the attributes kernel_… speak.
     """
 
     name: str
@@ -290,10 +329,31 @@ class MapSpec:
     flags: int = 0
     version: int = 0
     per_entry: int = 1
+    bucket: DType | None = None
 
     def max_entries(self, limits: Mapping[str, int]) -> int:
-        """Return the number of entries under the given limits."""
+        """Return the number of entries under the given limits; of a CACHE, the number of its buckets."""
         return self.fixed or -(-limits[self.limit] // self.per_entry)
+
+    @property
+    def entries_each(self) -> int:
+        """How many entries each of the kernel's holds: those of a bucket."""
+        return 1 if self.bucket is None else SLOTS
+
+    @property
+    def kernel_type(self) -> MapType:
+        """The type of map that the kernel knows it as."""
+        return MapType.ARRAY if self.type is MapType.CACHE else self.type
+
+    @property
+    def kernel_key(self) -> DType:
+        """The key that the kernel knows it by."""
+        return ID if self.bucket is not None else self.key
+
+    @property
+    def kernel_value(self) -> DType:
+        """What the kernel holds under each key."""
+        return self.value if self.bucket is None else self.bucket
 
     @property
     def c_name(self) -> str:
@@ -321,7 +381,7 @@ def _x_table(name: str) -> tuple[tuple[str, str], ...]:
 REASONS: tuple[tuple[str, str], ...] = _x_table("REASONS")
 HOOKS: tuple[tuple[str, str], ...] = _x_table("HOOKS")
 STEPS: tuple[tuple[str, str], ...] = _x_table("STEPS")
-PROGRAMS_PER_FAMILY = 16
+PROGRAMS_PER_FAMILY = 24
 REASONS_PER_HOOK = 64
 
 
@@ -390,15 +450,30 @@ def _maps() -> Iterator[MapSpec]:
             version=ip,
         )
         yield MapSpec(
+            f"hashing{ip}",
+            MapType.ARRAY,
+            ID,
+            HASHING,
+            "Python",
+            "fixed",
+            "where the entries of flows and affinity are: seeds of the hash, numbers of buckets",
+            fixed=1,
+            flags=BPF_F_MMAPABLE,
+            version=ip,
+        )
+        yield MapSpec(
             f"flows{ip}",
-            MapType.LRU_HASH,
+            MapType.CACHE,
             FLOW_KEY[ip],
             FLOW[ip],
             "kernel",
-            "the least recently used flow goes",
+            "of seven flows, the one whose time is over first goes",
             "conntrack: one entry for each direction of a translated connection",
             limit="flows",
+            flags=BPF_F_MMAPABLE,
             version=ip,
+            per_entry=SLOTS,
+            bucket=FLOW_BUCKET[ip],
         )
         yield MapSpec(
             f"fragments{ip}",
@@ -424,14 +499,17 @@ def _maps() -> Iterator[MapSpec]:
         )
         yield MapSpec(
             f"affinity{ip}",
-            MapType.LRU_HASH,
+            MapType.CACHE,
             AFFINITY_KEY[ip],
             AFFINITY,
             "kernel",
-            "the least recently used client goes",
+            "of seven clients, the one whose time is over first goes",
             "ClientIP affinity: the backend that a client keeps",
             limit="affinity",
+            flags=BPF_F_MMAPABLE,
             version=ip,
+            per_entry=SLOTS,
+            bucket=AFFINITY_BUCKET[ip],
         )
     yield MapSpec(
         "tables",

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lb.config import Limits
-from lb.datapath import batch, bpf, layouts
+from lb.datapath import batch, bpf, cache, layouts
 from lb.datapath.bpf import FD, MapInfo, Rows
 from lb.datapath.layouts import MapSpec, MapType
 from lb.datapath.pins import Pins
@@ -35,13 +37,15 @@ _NAMING_IDS = frozenset(
 class MapSlot:
     """One map that a build uses.
 
-    pinned: fd is already at its place. source: the pinned map whose entries fd takes over, if any.
+    pinned: fd is already at its place. source: the pinned map whose entries fd takes over, if any. filled: it
+    has taken them over already.
     """
 
     spec: MapSpec
     fd: FD
     pinned: bool
     source: FD | None
+    filled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def row_bytes(info: MapInfo) -> int:
 def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
     """Read a map as keys of its dtype and values of raw bytes."""
     info = bpf.map_info(fd)
-    return batch.read_all(fd, info, spec.key, row_bytes(info))
+    return batch.read_all(fd, info, spec.kernel_key, row_bytes(info))
 
 
 def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[MapSlot]:
@@ -76,21 +80,53 @@ def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[M
     keep = {name for name, one in old.items() if one is not None and one.usable}
     if not keep >= _BY_ID:
         keep -= _BY_ID | _NAMING_IDS
-    slots = []
+    for version in layouts.FAMILIES:
+        if f"hashing{version}" not in keep:
+            keep -= {f"flows{version}", f"affinity{version}"}
+    slots = {}
     for spec in layouts.MAPS:
         entries = spec.max_entries(sizes)
         before = old[spec.name]
-        if before is not None and spec.name in keep and before.info.max_entries == entries:
-            slots.append(MapSlot(spec, before.fd, pinned=True, source=None))
-            continue
-        shape = (spec.type, spec.key.itemsize, spec.value.itemsize, entries)
-        fd = bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}")
-        stack.enter_context(fd)
         source = before.fd if before is not None and spec.name in keep else None
-        slots.append(MapSlot(spec, fd, pinned=False, source=source))
+        if before is not None and source is not None and before.info.max_entries == entries:
+            slots[spec.name] = MapSlot(spec, source, pinned=True, source=None)
+            continue
+        slots[spec.name] = MapSlot(spec, _create(spec, entries, stack), pinned=False, source=source)
         if before is not None and source is None:
             _LOG.warning("map %s has another shape or room than before: its old contents are lost", spec.name)
-    return slots
+    for version in layouts.FAMILIES:
+        _set_hashing(slots, version, stack)
+    return list(slots.values())
+
+
+def _create(spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> FD:
+    shape = (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, entries)
+    locked = spec.type is MapType.CACHE
+    return stack.enter_context(
+        bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}", locked=locked)
+    )
+
+
+def _set_hashing(slots: dict[str, MapSlot], version: int, stack: contextlib.ExitStack) -> None:
+    """Let the seeds be as they were, if they were, and the numbers of buckets what they are now.
+
+    When those change, programs of the build before go on with a map of their own, as with the tables.
+    """
+    name = f"hashing{version}"
+    slot = slots[name]
+    _, values = read_rows(slot.fd, slot.spec)
+    row = values.reshape(-1).view(slot.spec.value)
+    before = row.copy()
+    if not row["seeds"].any():
+        row = cache.new_hashing()
+    for field, table in (("flow_buckets", "flows"), ("affinity_buckets", "affinity")):
+        row[field] = bpf.map_info(slots[f"{table}{version}"].fd).max_entries
+    if row == before:
+        return
+    if slot.pinned:
+        slot = MapSlot(slot.spec, _create(slot.spec, 1, stack), pinned=False, source=slot.fd, filled=True)
+        slots[name] = slot
+    batch.update_all(slot.fd, np.zeros(1, layouts.ID), row)
 
 
 def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> _Old | None:
@@ -102,7 +138,7 @@ def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitSta
     usable = (
         (pins.shapes / _shape(spec)).is_dir()
         and (info.type, info.key_size, info.value_size, info.flags)
-        == (spec.type, spec.key.itemsize, spec.value.itemsize, spec.flags)
+        == (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, spec.flags)
         and (info.max_entries <= entries or _fits(fd, spec, entries))
     )
     return _Old(fd, info, usable)
@@ -110,8 +146,8 @@ def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitSta
 
 def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
     """Tell whether what the map holds fits into a smaller one."""
-    if spec.type is MapType.LRU_HASH:
-        return True  # as ever, the least recently used ones go
+    if spec.type in (MapType.LRU_HASH, MapType.CACHE):
+        return True  # as ever, some have to go
     keys, values = read_rows(fd, spec)
     if spec.type in (MapType.HASH, MapType.LPM_TRIE):
         return len(keys) <= entries
@@ -130,12 +166,20 @@ def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
     """
     pins.maps.mkdir(exist_ok=True)
     pins.shapes.mkdir(exist_ok=True)
+    hashing = {
+        slot.spec.version: read_rows(slot.fd, slot.spec)[1].reshape(-1).view(slot.spec.value)
+        for slot in slots
+        if slot.spec.name.startswith("hashing")
+    }
+    for slot in slots:
+        if slot.spec.type is MapType.CACHE and slot.source is not None:
+            cache.copy(slot.source, slot.fd, slot.spec, hashing[slot.spec.version])
+        elif slot.source is not None and not slot.filled:
+            _copy(slot.source, slot.fd, slot.spec)
     for slot in slots:
         if slot.pinned:
             continue
         name = slot.spec.name
-        if slot.source is not None:
-            _copy(slot.source, slot.fd, slot.spec)
         for marker in pins.shapes.glob(f"{name}-*"):
             marker.rmdir()
         aside = pins.maps / f"{name}~new"
@@ -156,5 +200,5 @@ def _copy(source: FD, target: FD, spec: MapSpec) -> None:
 
 def _shape(spec: MapSpec) -> str:
     """Return the name of the marker of a map's layout: the sizes alone would not show a moved field."""
-    layout = f"{spec.key.descr}{spec.value.descr}"
+    layout = f"{spec.kernel_key.descr}{spec.kernel_value.descr}"
     return f"{spec.name}-{hashlib.sha256(layout.encode()).hexdigest()[:12]}"

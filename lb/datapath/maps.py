@@ -37,6 +37,8 @@ class Maps(Protocol):
     def count(self, name: str) -> int:
         """Return how many entries a hash map or trie has; what comes or goes meanwhile may or may not count.
 
+        Of a table that forgets (``layouts.MapType.CACHE``) those count whose time is not over.
+
         Raises
         ------
         BpfError: the kernel refused.
@@ -66,7 +68,7 @@ class Maps(Protocol):
         ...
 
     def capacity(self, name: str) -> int:
-        """Return the map's max_entries."""
+        """Return how many entries there is room for."""
         ...
 
 
@@ -131,7 +133,7 @@ class FakeMaps:
         entries = self._hashes[name]
         for key, value in zip(keys, values, strict=True):
             if key.tobytes() not in entries and len(entries) == self.capacity(name):
-                if spec.type is not MapType.LRU_HASH:
+                if spec.type not in (MapType.LRU_HASH, MapType.CACHE):
                     wanted = len(entries.keys() | {each.tobytes() for each in keys})
                     raise CapacityError(name, self.capacity(name), wanted, f"limits.{spec.limit}")
                 del entries[next(iter(entries))]
@@ -151,7 +153,8 @@ class FakeMaps:
 
     def capacity(self, name: str) -> int:
         """See :meth:`Maps.capacity`."""
-        return MAP_SPECS[name].max_entries(self._sizes)
+        spec = MAP_SPECS[name]
+        return spec.max_entries(self._sizes) * spec.entries_each
 
     def _note(self, operation: str, name: str, entries: int) -> None:
         self.before_write()

@@ -13,7 +13,6 @@ import pytest
 
 from lb.agent import (
     BEAT_SECONDS,
-    TIDY_SECONDS,
     Agent,
     Failed,
     Inbox,
@@ -86,7 +85,6 @@ class FakeSurroundings:
         self.own: frozenset[IPAddress] = frozenset()
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
-        self.tidied = 0
 
     def topology(self, node: Node | None) -> Topology:
         return Topology(NODE, node.zone if node else "", self.addresses, self.own)
@@ -94,9 +92,6 @@ class FakeSurroundings:
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         self.attached.append(changed)
         return list(self.problems)
-
-    def tidy(self) -> None:
-        self.tidied += 1
 
 
 class FakeChecks:
@@ -435,15 +430,6 @@ def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCapt
     tries = len(bench.surroundings.attached)
     bench.tell(Upsert(DNS_SERVICE))
     assert len(bench.surroundings.attached) == tries
-
-
-def test_what_has_run_out_is_deleted_now_and_then(bench: Bench) -> None:
-    bench.tell(SYNCED)
-    bench.now += TIDY_SECONDS
-    bench.agent.step()
-    assert bench.surroundings.tidied == 1
-    bench.tell(Upsert(WEB_SERVICE))
-    assert bench.surroundings.tidied == 1
 
 
 def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:

@@ -23,6 +23,7 @@ NEEDS_NO_CTX = {
     "packet.h",
     "service.h",
     "backend.h",
+    "cache.h",
     "affinity.h",
     "conntrack.h",
     "fragment.h",
@@ -86,6 +87,7 @@ def test_readme_lists_every_map() -> None:
         layouts.MapType.PERCPU_ARRAY: "per-CPU array",
         layouts.MapType.LRU_HASH: "LRU hash",
         layouts.MapType.LPM_TRIE: "LPM trie",
+        layouts.MapType.CACHE: "cache (`cache.h`)",
     }
     specs = [spec for spec in layouts.MAPS if spec.version != 6]  # a row has both families
     assert list(rows) == [spec.name for spec in specs]

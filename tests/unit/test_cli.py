@@ -332,9 +332,9 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"vips{version}", 65536),
             (f"source_ranges{version}", 65536),
             (f"backends{version}", 131072),
-            (f"flows{version}", 262144),
+            (f"flows{version}", 524293),
             (f"fragments{version}", 8192),
-            (f"affinity{version}", 65536),
+            (f"affinity{version}", 131075),
             (f"sockets{version}", 65536),
         )
     } | {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lb.config import Config
 from lb.datapath.dump import SECTIONS, dump
 from lb.datapath.layouts import (
     AFFINITY,
@@ -28,6 +30,7 @@ from lb.datapath.render import as_ipvsadm, as_json, as_table
 from lb.datapath.tables import table_rows
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
+from lb.serve import write_settings
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 
@@ -52,6 +55,7 @@ EMPTY = service_plan("empty", port_plan(["10.66.0.9:80"], [], kind=VipKind.LOAD_
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench()
+    write_settings(bench.maps, Config())
     bench.apply(WEB, DNS, EMPTY)
     return bench
 
@@ -175,6 +179,12 @@ def test_flows_show_snat_and_only_the_clients_direction(bench: Bench) -> None:
     flows = shown(bench.maps, "flows")["flows"]
     assert [flow["client"] for flow in flows] == ["20.0.0.1:5", "20.0.0.1:40", "192.0.2.7:9999"]
     assert [flow.get("snat") for flow in flows] == [None, None, "192.0.2.1:61000"]
+
+
+def test_what_is_forgotten_is_not_shown(bench: Bench) -> None:
+    add_flow(bench, "192.0.2.7:9999", "9.9.9.9:80", "10.0.1.9:8080", state=FlowState.NEW, idle=61)
+    add_affinity(bench, "192.0.2.7", 1, 1, "10.66.0.9:80")  # of a Service without affinity
+    assert shown(bench.maps, "flows", "affinity") == {"flows": [], "affinity": []}
 
 
 def test_affinity_names_the_backend_while_it_lives(bench: Bench) -> None:
@@ -322,7 +332,8 @@ def test_cluster_ip_of_ipv6_and_sctp_in_the_ipvsadm_form(bench: Bench) -> None:
 
 
 def test_flows_and_affinity_of_ipv6(bench: Bench) -> None:
-    bench.apply(SIX)
+    web, signalling = SIX.ports
+    bench.apply(replace(SIX, ports=(replace(web, affinity_seconds=10800), signalling)))
     vip, client = "[fd00::a]:80", "[2001:db8::77]:40000"
     add_flow(bench, client, vip, "[fd00:1::9]:8080", source="[2001:db8::1]:61000")
     add_flow(bench, "20.0.0.1:5", "10.66.0.9:80", "10.0.1.9:8080")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import bpf, build, layouts, loader, map_pins
+from lb.datapath import bpf, build, cache, layouts, loader
 from lb.datapath.build import useful_lines
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, MAP_SPECS, VIP, VIP_KEY
@@ -276,7 +276,8 @@ def test_larger_maps_keep_their_entries(pins: Pins) -> None:
     assert pin_empty_maps(pins, larger) == frozenset()
     after = map_ids(pins)
     changed = {name for name, ident in before.items() if after[name] != ident}
-    assert changed == {"tables", "flows4", "flows6", "vips4", "vips6", "backends4", "backends6"}
+    by_family = {f"{name}{ip}" for name in ("flows", "hashing", "vips", "backends") for ip in FAMILIES}
+    assert changed == {"tables"} | by_family
     assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
     maps = KernelMaps(pins.maps)
     assert table_rows(maps)[:352:32].tolist() == [*range(10), 0]
@@ -316,8 +317,8 @@ def test_flows_of_another_layout(pins: Pins, monkeypatch: pytest.MonkeyPatch) ->
     pin_empty_maps(pins)
     fill(pins, flows=20, vips=10)
     spec = MAP_SPECS["flows4"]
-    moved = np.dtype([("all", f"V{spec.value.itemsize}")])
-    other = tuple(replace(one, value=moved) if one.name == "flows4" else one for one in layouts.MAPS)
+    moved = np.dtype([("all", f"V{spec.kernel_value.itemsize}")])
+    other = tuple(replace(one, bucket=moved) if one.name == "flows4" else one for one in layouts.MAPS)
     monkeypatch.setattr(layouts, "MAPS", other)
     assert pin_empty_maps(pins) == {"flows4"}
     assert count(pins, "vips4") == 10
@@ -333,10 +334,36 @@ def test_a_crash_between_pin_and_marker_counts_as_another_layout(pins: Pins) -> 
 def test_opening_changes_nothing(pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
     pin_empty_maps(pins)
     before = map_ids(pins)
-    monkeypatch.setattr(map_pins, "_copy", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(cache, "copy", lambda *_: pytest.fail("copied"))
     with pytest.raises(pytest.fail.Exception):
         pin_empty_maps(pins, replace(LIMITS, flows=512))
     assert map_ids(pins) == before
+
+
+def test_a_crash_between_the_pins_of_a_table_and_of_its_hashing(pins: Pins) -> None:
+    """Only one of them is new: the entries that are there are found all the same."""
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    old = pins.maps / "hashing4~old"
+    with bpf.obj_get(pins.maps / "hashing4") as fd:
+        bpf.obj_pin(fd, old)
+    assert pin_empty_maps(pins, replace(LIMITS, flows=1024)) == frozenset()
+    old.rename(pins.maps / "hashing4")
+    assert pin_empty_maps(pins, replace(LIMITS, flows=1024)) == frozenset()
+    maps = KernelMaps(pins.maps)
+    keys, _ = maps.read("flows4")
+    assert len(keys) == 20
+    maps.delete("flows4", keys)
+    assert len(maps.read("flows4")[0]) == 0
+    maps.close()
+
+
+def test_without_the_hashing_its_tables_start_empty(pins: Pins) -> None:
+    pin_empty_maps(pins)
+    fill(pins, flows=20, vips=10)
+    (pins.maps / "hashing4").unlink()
+    assert pin_empty_maps(pins) == {"hashing4", "flows4", "affinity4"}
+    assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 10)
 
 
 def test_unload_removes_this_instance_only(pins: Pins, tree: Path) -> None:

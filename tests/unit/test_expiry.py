@@ -1,4 +1,4 @@
-"""Flows and affinity entries whose time is over."""
+"""Which flows and affinity entries live."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pytest
 
 from lb.config import Config, Timeouts
 from lb.datapath import layouts
+from lb.datapath.expiry import idle_limits, live_affinity, live_flows
 from lb.datapath.layouts import FAMILIES, FlowState
 from lb.datapath.maps import FakeMaps
-from lb.datapath.sweep import Swept, idle_limits, sweep
 from lb.model import Protocol
 from lb.serve import write_settings
 
@@ -40,7 +40,7 @@ def test_idle_limits_by_protocol_and_state(
 
 
 @pytest.mark.parametrize("version", FAMILIES)
-def test_what_has_run_out_goes_and_the_rest_stays(maps: FakeMaps, version: int) -> None:
+def test_what_has_run_out_is_not_among_the_living(maps: FakeMaps, version: int) -> None:
     keys, values = np.zeros(3, layouts.FLOW_KEY[version]), np.zeros(3, layouts.FLOW[version])
     keys["sport"], keys["protocol"] = [1, 2, 3], Protocol.UDP
     values["last_seen"] = [NOW - 5 * SECOND, NOW - 4 * SECOND, NOW + SECOND]
@@ -52,6 +52,11 @@ def test_what_has_run_out_goes_and_the_rest_stays(maps: FakeMaps, version: int) 
     clients["service"] = [7, 8, 9]
     used["last_used"] = [NOW - 59 * SECOND, NOW - SECOND, NOW - SECOND]
     maps.update(f"affinity{version}", clients, used)
-    assert sweep(maps, NOW) == Swept(flows=1, affinity=2)
-    assert sorted(maps.read(f"flows{version}")[0]["sport"].tolist()) == [2, 3]
-    assert maps.read(f"affinity{version}")[0]["service"].tolist() == [7]
+    keys, values = live_flows(maps, version, NOW)
+    assert sorted(zip(keys["sport"].tolist(), values["last_seen"].tolist(), strict=True)) == [
+        (2, NOW - 4 * SECOND),
+        (3, NOW + SECOND),
+    ]
+    keys, values = live_affinity(maps, version, NOW)
+    assert keys["service"].tolist() == [7]
+    assert values["last_used"].tolist() == [NOW - 59 * SECOND]

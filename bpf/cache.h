@@ -1,0 +1,158 @@
+/* Tables that forget: what flows and affinity are kept in. Python's side is lb/datapath/cache.py.
+ *
+ * A table is an array of buckets of SLOTS entries. A key's hash names its one bucket, and a tag; the bucket's
+ * head has the tags of all its entries. So an entry that is there is found in two cache lines that lie side
+ * by side, one that is not is missed in the first of them, and a new one is written where it was missed. The
+ * kernel's LRU maps, which are of the same use, wait for memory many times as often.
+ *
+ * In a full bucket the entry whose time is over first makes room: an unanswered SYN before a connection.
+ *
+ * Writers hold the bucket's lock. Readers do not: like a reader of the kernel's LRU maps, they may hold an
+ * entry while its slot becomes another key's. */
+#pragma once
+#include "maps.h"
+
+#define NO_SLOT SLOTS
+
+/* How many entries of a bucket may share a tag: so many keys are compared at most. */
+#define SAME_TAG 2
+
+/* Tables count time in units of 17 ms, around the clock in two years: nanoseconds of CLOCK_MONOTONIC,
+ * shifted. */
+#define CACHE_TIME_SHIFT 24
+
+typedef u32 __attribute__((may_alias)) word_t;
+
+#define KEY_WORDS(key) (sizeof(key) / sizeof(word_t))
+
+/* Multiply-shift hashing of a vector (Dietzfelbinger): with seeds that nobody knows, nobody can choose keys
+ * that meet in a bucket. */
+static __always_inline u32 hash_key(const struct hashing *hashing, const word_t *key, u32 words)
+{
+	u64 sum = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < words; i++)
+		sum += hashing->seeds[i] * key[i];
+	return sum >> 32;
+}
+
+/* Where the entry of a key is, if it is there. */
+struct cache_place {
+	u32 bucket;
+	u16 tag; /* never 0, which is the tag of a free slot */
+};
+
+static __always_inline struct cache_place place_of(u32 hash, u32 buckets)
+{
+	struct cache_place place = {.bucket = (u64)hash * buckets >> 32, .tag = hash | 1};
+
+	return place;
+}
+
+static __always_inline u32 cache_time(u64 ns)
+{
+	return ns >> CACHE_TIME_SHIFT;
+}
+
+/* The top bit of each 16 bits that are 0. */
+static __always_inline u64 zero_lanes(u64 word)
+{
+	const u64 low = 0x7fff7fff7fff7fffULL;
+
+	return ~(((word & low) + low) | word | low);
+}
+
+/* The slots that have a tag, a bit for each: 0, 16, 32, 48, 8, 24, 40 for slots 0 to 6. */
+static __always_inline u64 tagged(const struct bucket_head *head, u16 tag)
+{
+	u64 each = 0x0001000100010001ULL * tag;
+
+	return (zero_lanes(head->tags[0] ^ each) >> 15 | zero_lanes(head->tags[1] ^ each) >> 7) &
+	       ~(1ULL << 56);
+}
+
+/* The number of the slot of the lowest bit: the product has it in its top three bits. */
+static __always_inline u64 first_slot(u64 slots)
+{
+	const u64 numbers = 1ULL << 45 | 2ULL << 29 | 3ULL << 13 | 4ULL << 53 | 5ULL << 37 | 6ULL << 21;
+
+	return (slots & -slots) * numbers >> 61;
+}
+
+static __always_inline void set_tag(struct bucket_head *head, u64 slot, u16 tag)
+{
+	((u16 *)head->tags)[slot ^ (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 3)] = tag;
+}
+
+static __always_inline void *slot_at(const void *bucket, u64 slot, u32 bytes)
+{
+	return (void *)bucket + sizeof(struct bucket_head) + slot * bytes;
+}
+
+static __always_inline bool same_words(const word_t *a, const word_t *b, u32 words)
+{
+	u32 differs = 0;
+
+#pragma unroll
+	for (u32 i = 0; i < words; i++)
+		differs |= a[i] ^ b[i];
+	return !differs;
+}
+
+/* The slot of a key, which is the first thing in it; or NO_SLOT. */
+static __always_inline u64 find_slot(const struct bucket_head *head, u16 tag, const word_t *key, u32 words,
+				     u32 bytes)
+{
+	u64 slots = tagged(head, tag);
+
+#pragma unroll
+	for (int tries = 0; tries < SAME_TAG; tries++) {
+		u64 slot = first_slot(slots);
+
+		if (!slots || slot >= SLOTS)
+			break;
+		if (same_words(slot_at(head, slot, bytes), key, words))
+			return slot;
+		slots &= slots - 1;
+	}
+	return NO_SLOT;
+}
+
+static __always_inline u16 tag_in(const struct bucket_head *head, u32 slot)
+{
+	return head->tags[slot / 4] >> 16 * (slot % 4);
+}
+
+/* The slot for a key that the bucket has not: of the last of its tag when there are SAME_TAG, else a free
+ * one, else that of the entry whose time is over first, but for the one whose tag is spared: 0 spares none.
+ * For the verifier, to which each branch is a world of its own, the least is found without any. */
+static __always_inline u64 find_room(const struct bucket_head *head, u16 tag, u16 spared, u64 now)
+{
+	u64 others = tagged(head, tag), free = tagged(head, 0);
+	u32 since = cache_time(now) - (1U << 31); /* times wrap around: the past is less than the future */
+	u64 least = 1ULL << 36;
+
+	others &= others - 1;
+	if (others)
+		return first_slot(others);
+	if (free)
+		return first_slot(free);
+#pragma unroll
+	for (u32 i = 0; i < SLOTS; i++) {
+		u64 next = (u64)(u32)(head->until[i] - since) << 3 | i;
+
+		next |= ((u64)(tag_in(head, i) ^ spared) - 1) >> 63 << 35;
+		least ^= (least ^ next) & (u64)((s64)(next - least) >> 63);
+	}
+	return least & 7;
+}
+
+/* Must an entry whose time is not over make room for another? */
+static __always_inline bool displaces(struct bucket_head *head, u64 slot, u64 now)
+{
+	if (!tag_in(head, slot) || (s32)(head->until[slot] - cache_time(now)) <= 0)
+		return false;
+	head->evicted++;
+	return true;
+}
