@@ -91,7 +91,9 @@ def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[M
         if before is not None and source is not None and before.info.max_entries == entries:
             slots[spec.name] = MapSlot(spec, source, pinned=True, source=None)
             continue
-        slots[spec.name] = MapSlot(spec, _create(spec, entries, stack), pinned=False, source=source)
+        slots[spec.name] = MapSlot(
+            spec, stack.enter_context(create_map(spec, entries)), pinned=False, source=source
+        )
         if before is not None and source is None:
             _LOG.warning("map %s has another shape or room than before: its old contents are lost", spec.name)
     for version in layouts.FAMILIES:
@@ -99,12 +101,16 @@ def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[M
     return list(slots.values())
 
 
-def _create(spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> FD:
+def create_map(spec: MapSpec, entries: int) -> FD:
+    """Create a map of so many entries (of a CACHE: buckets) that is pinned nowhere.
+
+    Raises
+    ------
+    BpfError: the kernel refused.
+    """
     shape = (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, entries)
     locked = spec.type is MapType.CACHE
-    return stack.enter_context(
-        bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}", locked=locked)
-    )
+    return bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}", locked=locked)
 
 
 def _set_hashing(slots: dict[str, MapSlot], version: int, stack: contextlib.ExitStack) -> None:
@@ -124,7 +130,13 @@ def _set_hashing(slots: dict[str, MapSlot], version: int, stack: contextlib.Exit
     if row == before:
         return
     if slot.pinned:
-        slot = MapSlot(slot.spec, _create(slot.spec, 1, stack), pinned=False, source=slot.fd, filled=True)
+        slot = MapSlot(
+            slot.spec,
+            stack.enter_context(create_map(slot.spec, 1)),
+            pinned=False,
+            source=slot.fd,
+            filled=True,
+        )
         slots[name] = slot
     batch.update_all(slot.fd, np.zeros(1, layouts.ID), row)
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lb.config import Limits
-from lb.datapath import bpf
 from lb.datapath.layouts import FAMILIES, MAPS, REASONS, MapSpec
+from lb.datapath.map_pins import create_map
 from tests.deploy.conftest import ROOT
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -27,8 +27,7 @@ ENTRIES = 1 << 15
 
 def memory(spec: MapSpec, entries: int) -> int:
     """Return the bytes that the kernel takes for such a map: what it tells in the descriptor's fdinfo."""
-    shape = (spec.type, spec.key.itemsize, spec.value.itemsize, entries)
-    with bpf.map_create(*shape, flags=spec.flags, name=spec.name) as fd:
+    with create_map(spec, entries) as fd:
         told = re.search(r"^memlock:\s+(\d+)$", Path(f"/proc/self/fdinfo/{fd.fileno()}").read_text(), re.M)
     assert told is not None
     return int(told[1])
