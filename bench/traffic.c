@@ -120,7 +120,7 @@ static void serve(int port)
 	}
 }
 
-/* Clients */
+/* Clients. Each does everything at least once: a round may be so short that to connect takes all of it. */
 
 static struct sockaddr_in servers[64];
 static int server_count;
@@ -145,9 +145,9 @@ static int connected(int type)
 static int64_t new_connections(int64_t end)
 {
 	char data[MESSAGE] = "c";
-	int64_t done = 0, begun;
+	int64_t done = 0, begun = now();
 
-	while ((begun = now()) < end) {
+	do {
 		int fd = connected(SOCK_STREAM);
 
 		if (latency_count < LATENCIES)
@@ -158,7 +158,7 @@ static int64_t new_connections(int64_t end)
 			;
 		close(fd);
 		done++;
-	}
+	} while ((begun = now()) < end);
 	return done;
 }
 
@@ -171,13 +171,13 @@ static int64_t requests(int64_t end, int type)
 
 	for (int i = 0; i < KEPT; i++)
 		fds[i] = connected(type);
-	while (now() < end) {
+	do {
 		for (int i = 0; i < KEPT; i++)
 			if (send(fds[i], data, sizeof(data), MSG_NOSIGNAL) < 0)
 				die("send");
 		for (int i = 0; i < KEPT; i++)
 			done += recv(fds[i], data, sizeof(data), type == SOCK_STREAM ? MSG_WAITALL : 0) > 0;
-	}
+	} while (now() < end);
 	return done;
 }
 
@@ -187,9 +187,10 @@ static int64_t datagrams(int64_t end)
 	int fd = connected(SOCK_DGRAM);
 	int64_t done = 0;
 
-	while (now() < end)
+	do
 		for (int i = 0; i < 32; i++)
 			done += send(fd, data, sizeof(data), 0) > 0;
+	while (now() < end);
 	return done;
 }
 
@@ -200,13 +201,13 @@ static int64_t bulk(int64_t end)
 	int64_t done = 0;
 
 	memset(data, 'b', sizeof(data));
-	while (now() < end) {
+	do {
 		ssize_t sent = send(fd, data, sizeof(data), MSG_NOSIGNAL);
 
 		if (sent < 0)
 			die("send");
 		done += sent;
-	}
+	} while (now() < end);
 	return done;
 }
 
