@@ -1,4 +1,4 @@
-"""``python -m tests.kernels [VERSION …]``: the tests of SELECTION on Debian's kernels, one after another.
+"""``python -m tests.kernels [--all] [VERSION …]``: the tests of SELECTION on Debian's kernels, in turn.
 
 virtme-ng boots each one with this machine's root file system: the guest sees all of it, and what it writes is
 gone with it. No hardware virtualisation is in it, so it runs wherever the tests do, only slower. The programs
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,35 @@ from tests.kernels import debian
 
 TREE = Path(__file__).resolve().parents[2]
 
-SELECTION: Mapping[str, str] = {
-    "tests/unit/test_features.py::test_this_kernel_has_all_that_is_needed": "what is asked of a kernel",
-    "tests/unit/test_loops.py": "the loops of the programs",
-    "tests/packet": "every packet test",
-    "tests/kernels/lab.py": "a lab of two nodes: Services answer over both families, by tc and by XDP",
-}
-"""What runs on every kernel, and what it is. The rest of the tests is about Python, or too slow there."""
+PACKETS = (
+    "test_paths.py",
+    "test_affinity.py::test_affinity_of_one_service_says_nothing_about_another",
+    "test_connection_life.py::test_connection_life_a_half_closed_connection_keeps_its_backend",
+    "test_fragments.py::test_fragments_both_ways",
+    "test_hairpin.py::test_hairpin_only_to_itself",
+    "test_icmp_errors.py::test_icmp_errors_about_udp_without_checksum",
+    "test_icmp_errors.py::test_icmp_errors_of_a_pod_that_reaches_itself",
+    "test_overlay.py",
+    "test_path_mtu.py::test_icmp_errors_tell_the_mtu_of_the_route",
+    "test_ping.py::test_ping_honours_source_ranges",
+    "test_redirect.py::test_redirect_both_ways_for_clients_outside_and_in_pods",
+    "test_reject.py::test_ttl_runs_out_where_we_forward",
+    "test_reject.py::test_what_was_sent_to_many_is_not_answered",
+    "test_sctp.py::test_cluster_ip_sctp_keeps_a_wrong_checksum_wrong",
+    "test_snat_ports.py::test_snat_ports_of_two_clients_with_one_source_port_differ",
+    "test_source_ranges.py::test_source_ranges_come_before_the_question_for_endpoints",
+    "test_stale_udp.py::test_stale_udp_a_late_reply_of_the_old_backend_is_not_the_new_ones",
+    "test_untouched.py",
+)
+"""Of the packet tests, some for each program, step and map: all of them, as ``--all`` runs them, take hours."""
+
+SELECTION = (
+    "tests/unit/test_features.py::test_this_kernel_has_all_that_is_needed",
+    "tests/unit/test_loops.py",
+    "tests/kernels/lab.py",
+    *(f"tests/packet/{name}" for name in PACKETS),
+)
+"""What runs on every kernel. The other tests are about Python, or about what one kernel shows for all."""
 
 _MINUTES = 60
 _TIMEOUT = 1200  # s, for each test: the first one waits until all programs are loaded
@@ -55,8 +77,10 @@ class Outcome:
         return bool(self.passed) and not self.failed
 
 
-def main(versions: Sequence[str]) -> int:
-    """Run, and return the exit code."""
+def main(words: Sequence[str]) -> int:
+    """Run, and return the exit code; words: versions, and ``--all``."""
+    versions = [word for word in words if word != "--all"]
+    tests = (*SELECTION[:3], "tests/packet") if "--all" in words else SELECTION
     unknown = sorted(set(versions) - set(debian.SUITES))
     if unknown:
         print(f"no such kernel: {', '.join(unknown)}; there are {', '.join(debian.SUITES)}", file=sys.stderr)
@@ -66,7 +90,7 @@ def main(versions: Sequence[str]) -> int:
     for version in versions or debian.SUITES:
         image = debian.kernel(version)
         print(f"== Linux {version} ({image.name}), Debian's {debian.SUITES[version]}", flush=True)
-        outcomes.append(run(image, SELECTION))
+        outcomes.append(run(image, tests))
     for one in outcomes:
         print(
             f"{'ok  ' if one.well else 'FAIL'} {one.kernel}: {one.passed} passed, {one.skipped} skipped,"
@@ -75,12 +99,12 @@ def main(versions: Sequence[str]) -> int:
     return 0 if outcomes and all(one.well for one in outcomes) else 1
 
 
-def run(image: Path, tests: Sequence[str] | Mapping[str, str]) -> Outcome:
+def run(image: Path, tests: Sequence[str]) -> Outcome:
     """Boot a kernel, run tests in it, and return what became of them; one failed if it came to none."""
     with tempfile.TemporaryDirectory(prefix="lbctl-kernel-") as directory:
         results = Path(directory)
         shutil.copytree(build.CACHE, results / "cache")
-        (results / "run").write_text(script(results, list(tests)))
+        (results / "run").write_text(script(results, tests))
         began = time.time()
         subprocess.run(command(image, results), check=False, stdin=subprocess.DEVNULL, timeout=_MINUTES * 60)
         seconds = time.time() - began
