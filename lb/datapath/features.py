@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from lb.datapath import bpf, layouts
 from lb.datapath.bpf import ProgType
+from lb.datapath.map_pins import create_map
 from lb.errors import BpfError
 
 FLOOR = (5, 10)
@@ -57,11 +58,12 @@ HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
 COMMON_HELPERS: Mapping[int, tuple[str, str]] = {
     1: ("map_lookup_elem", "3.19"),
     2: ("map_update_elem", "3.19"),
-    3: ("map_delete_elem", "3.19"),
     5: ("ktime_get_ns", "4.1"),
     12: ("tail_call", "4.2"),
     28: ("csum_diff", "4.6"),
     69: ("fib_lookup", "4.18"),
+    93: ("spin_lock", "5.1"),
+    94: ("spin_unlock", "5.1"),
     118: ("jiffies64", "5.6"),
 }
 """Those that XDP and tc programs both call."""
@@ -128,19 +130,20 @@ def has_helper(kind: ProgType, number: int) -> int:
 
 def _map_needs() -> Iterator[Need]:
     """Try each kind of map that the data plane has, with its flags."""
-    kinds = dict.fromkeys((spec.type, spec.flags) for spec in layouts.MAPS)
-    for kind, flags in kinds:
-        spec = next(spec for spec in layouts.MAPS if (spec.type, spec.flags) == (kind, flags))
-        mapped = flags & layouts.BPF_F_MMAPABLE
-        what = f"{kind.name.lower().replace('_', ' ')} map{', mapped into memory' if mapped else ''}"
+    kinds = {(spec.type, spec.flags): spec for spec in layouts.MAPS}
+    for (kind, flags), spec in kinds.items():
+        what = f"{spec.kernel_type.name.lower().replace('_', ' ')} map"
+        since = "4.11"
+        if flags & layouts.BPF_F_MMAPABLE:
+            what, since = f"{what}, mapped into memory", "5.5"
+        if kind is layouts.MapType.CACHE:
+            what = f"{what}, with locks"
         error = 0
         try:
-            bpf.map_create(
-                kind, spec.key.itemsize, spec.value.itemsize, 1, flags=flags, name="lb_probe"
-            ).close()
+            create_map(spec, 1).close()
         except BpfError as refused:
             error = refused.errno
-        yield Need(what, "5.5" if mapped else "4.11", error)
+        yield Need(what, since, error)
 
 
 def required() -> list[Need]:

@@ -46,7 +46,7 @@ PACKETS = (
     "test_stale_udp.py::test_stale_udp_a_late_reply_of_the_old_backend_is_not_the_new_ones",
     "test_untouched.py",
 )
-"""Of the packet tests, some for each program, step and map: all of them, as ``--all`` runs them, take hours."""
+"""Of the packet tests, some for each program, step and map. ``--all`` runs all of them, which takes hours."""
 
 SELECTION = (
     "tests/unit/test_features.py::test_this_kernel_has_all_that_is_needed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,10 +45,8 @@ def test_a_helper_of_another_kind_of_program() -> None:
 def test_a_map_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     made = bpf.map_create
 
-    def create(map_type: int, *shape: int, flags: int = 0, name: str = "") -> FD:
-        return made(
-            1000 if map_type == layouts.MapType.LPM_TRIE else map_type, *shape, flags=flags, name=name
-        )
+    def create(map_type: int, *shape: int, **more: Any) -> FD:
+        return made(1000 if map_type == layouts.MapType.LPM_TRIE else map_type, *shape, **more)
 
     monkeypatch.setattr(bpf, "map_create", create)
     assert [(need.what, need.error) for need in features.required() if not need.met] == [
