@@ -180,18 +180,24 @@ class Feeder:
             bpf.prog_test_run(self._programs[program], traffic.frame, ctx, repeat=repeat)
             return (time.thread_time_ns() - before) / repeat
 
-    def proved(self, traffic: Traffic, reason: str, repeat: int, *, go_on: bool = False) -> float:
+    def proved(
+        self, traffic: Traffic, reason: str, repeat: int, *, strays: int = 0, go_on: bool = False
+    ) -> float:
         """Run as :meth:`run` does.
+
+        strays: how many packets may take another way. Of very many flows a few share a bucket with more than
+        it holds, and take turns there.
 
         Raises
         ------
-        RuntimeError: not exactly so many packets were counted, all of them for this reason.
+        RuntimeError: not exactly so many packets were counted, or more than strays not for this reason.
         """
         before = self.datapath.counters()
         cost = self.run(traffic, repeat, go_on=go_on)
         after = self.datapath.counters()
         moved = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
-        if moved != {(HOOK_OF[traffic.program], reason): repeat}:
+        hit = moved.get((HOOK_OF[traffic.program], reason), 0)
+        if sum(moved.values()) != repeat or hit < repeat - strays:
             raise RuntimeError(f"{repeat} packets were to be counted as {reason}, but there were {moved}")
         return cost
 

@@ -26,7 +26,8 @@ typedef u32 __attribute__((may_alias)) word_t;
 #define KEY_WORDS(key) (sizeof(key) / sizeof(word_t))
 
 /* Multiply-shift hashing of a vector (Dietzfelbinger): with seeds that nobody knows, nobody can choose keys
- * that meet in a bucket. */
+ * that meet in a bucket. It maps neighbours, such as the clients of one network, to even steps, which may come
+ * together in few buckets: the second multiplication is for them. */
 static __always_inline u32 hash_key(const struct hashing *hashing, const word_t *key, u32 words)
 {
 	u64 sum = 0;
@@ -34,7 +35,8 @@ static __always_inline u32 hash_key(const struct hashing *hashing, const word_t 
 #pragma unroll
 	for (u32 i = 0; i < words; i++)
 		sum += hashing->seeds[i] * key[i];
-	return sum >> 32;
+	sum ^= sum >> 32;
+	return sum * 0x9e3779b97f4a7c15ULL >> 32;
 }
 
 /* Where the entry of a key is, if it is there. */
@@ -80,9 +82,17 @@ static __always_inline u64 first_slot(u64 slots)
 	return (slots & -slots) * numbers >> 61;
 }
 
+/* Where 16 bits of a word lie, from the lowest on. */
+#define LANE_ORDER (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 3)
+
+static __always_inline u16 tag_in(const struct bucket_head *head, u64 slot)
+{
+	return ((const u16 *)head->tags)[slot ^ LANE_ORDER];
+}
+
 static __always_inline void set_tag(struct bucket_head *head, u64 slot, u16 tag)
 {
-	((u16 *)head->tags)[slot ^ (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 3)] = tag;
+	((u16 *)head->tags)[slot ^ LANE_ORDER] = tag;
 }
 
 static __always_inline void *slot_at(const void *bucket, u64 slot, u32 bytes)
@@ -100,12 +110,22 @@ static __always_inline bool same_words(const word_t *a, const word_t *b, u32 wor
 	return !differs;
 }
 
+/* The slot that an entry takes when it is free. It is known before anything of the bucket is, so that the CPU
+ * fetches it and the head at the same time. */
+static __always_inline u64 first_choice(u16 tag)
+{
+	return (u32)tag * SLOTS >> 16;
+}
+
 /* The slot of a key, which is the first thing in it; or NO_SLOT. */
 static __always_inline u64 find_slot(const struct bucket_head *head, u16 tag, const word_t *key, u32 words,
 				     u32 bytes)
 {
-	u64 slots = tagged(head, tag);
+	u64 choice = first_choice(tag), slots;
 
+	if (likely(tag_in(head, choice) == tag && same_words(slot_at(head, choice, bytes), key, words)))
+		return choice;
+	slots = tagged(head, tag);
 #pragma unroll
 	for (int tries = 0; tries < SAME_TAG; tries++) {
 		u64 slot = first_slot(slots);
@@ -117,11 +137,6 @@ static __always_inline u64 find_slot(const struct bucket_head *head, u16 tag, co
 		slots &= slots - 1;
 	}
 	return NO_SLOT;
-}
-
-static __always_inline u16 tag_in(const struct bucket_head *head, u32 slot)
-{
-	return head->tags[slot / 4] >> 16 * (slot % 4);
 }
 
 /* The slot for a key that the bucket has not: of the last of its tag when there are SAME_TAG, else a free
@@ -136,6 +151,8 @@ static __always_inline u64 find_room(const struct bucket_head *head, u16 tag, u1
 	others &= others - 1;
 	if (others)
 		return first_slot(others);
+	if (!tag_in(head, first_choice(tag)))
+		return first_choice(tag);
 	if (free)
 		return first_slot(free);
 #pragma unroll

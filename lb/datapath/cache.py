@@ -35,7 +35,8 @@ def places(hashing: Rows, keys: Rows, buckets: int) -> tuple[Rows, Rows]:
     count = keys.dtype.itemsize // 4
     words = np.ascontiguousarray(keys).view("u4").reshape(-1, count).astype("u8")
     seeds = hashing["seeds"].reshape(-1)[:count]
-    hashes = (words * seeds).sum(axis=1, dtype="u8") >> np.uint64(32)
+    sums = (words * seeds).sum(axis=1, dtype="u8")
+    hashes = (sums ^ sums >> np.uint64(32)) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(32)
     return hashes * np.uint64(buckets) >> np.uint64(32), (hashes & np.uint64(0xFFFF)) | np.uint64(1)
 
 
