@@ -97,6 +97,7 @@ static __always_inline void set_tag(struct bucket_head *head, u64 slot, u16 tag)
 
 static __always_inline void *slot_at(const void *bucket, u64 slot, u32 bytes)
 {
+	AT_MOST(slot, SLOTS - 1);
 	return (void *)bucket + sizeof(struct bucket_head) + slot * bytes;
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lb.config import UplinkMode
 from lb.datapath import features
+from lb.lab.lab import Lab
 from tests.netns.conftest import MakeLab, lab, make_lab, remove
 from tests.netns.pinned import Cluster, bring_up, check_answers, check_sources
 from tests.netns.waiting import dumped
@@ -16,11 +18,29 @@ from tests.netns.waiting import dumped
 __all__ = ["lab", "make_lab"]
 
 
+_LOADED_WITHIN = 1200  # s: an emulated CPU takes minutes for what takes a second
+
+
+@pytest.fixture(scope="session")
+def make_patient_lab(make_lab: MakeLab) -> MakeLab:
+    """Bring labs up as make_lab does, and wait for their agents longer."""
+
+    def make(**fields: Any) -> Lab:
+        made = make_lab(agents=False, **fields)
+        for node in made.spec.node_names:
+            made.start_agent(node)
+        for node in made.spec.node_names:
+            made.wait_agent(node, _LOADED_WITHIN)
+        return made
+
+    return make
+
+
 @pytest.fixture(scope="module", params=[UplinkMode.TC, UplinkMode.XDP_NATIVE], ids=lambda mode: mode.value)
 def cluster(
-    request: pytest.FixtureRequest, make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, make_patient_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    found = bring_up(make_lab, tmp_path_factory.mktemp("kernel"), uplink_mode=request.param)
+    found = bring_up(make_patient_lab, tmp_path_factory.mktemp("kernel"), uplink_mode=request.param)
     yield found
     remove(found.lab.spec.id)
 
