@@ -9,12 +9,13 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test test-kernels lint bench bench-quick format clean
+.PHONY: help lab test test-kernels test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
+	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
 	@echo 'make lint    set up, run linters only'
 	@echo 'make bench   set up, measure everything; make bench-quick does so in under three minutes'
 	@echo 'make format  set up, let ruff and clang-format rewrite the sources'
@@ -31,11 +32,16 @@ test-kernels:
 	@scripts/setup vm
 	$(ROOT) $(PYTHON) -m tests.kernels $(KERNELS)
 
+test-vm:
+	@scripts/setup vm
+	$(ROOT) $(PYTHON) -m tests.vm
+
 lint:
 	@scripts/setup dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $$(find bpf bench -name '*.[ch]' -not -path 'bpf/include/*')
+	.venv/bin/shellcheck -x scripts/setup vagrant/*.sh
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 

@@ -1,0 +1,141 @@
+"""A disk with Debian 12 as a Vagrant box has it, made by debootstrap and kept in a cache.
+
+It has what such boxes have (the user ``vagrant`` with sudo, sshd, an address on the first card), and what the
+provisioning would fetch, since the machines have no way out: the Debian packages, and in the virtual
+environment the packages that lbctl depends on, which would take many minutes under emulation. What builds the
+wheel is in a directory that pip is told of.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.kernels import debian
+
+TREE = Path(__file__).resolve().parents[2]
+CACHE = Path("/var/cache/lbctl-vm")
+SUITE = "bookworm"
+BOX = (
+    *("systemd-sysv", "dbus", "udev", "kmod", "procps", "linux-image-amd64", "initramfs-tools", "zstd"),
+    *("ifupdown", "openssh-server", "sudo", "rsync"),
+)
+PROVISIONED = ("curl", "iproute2", "linux-libc-dev", "python3", "python3-bpfcc", "python3-venv")
+_VENV = "/opt/lbctl"
+_WHEELS = "var/lib/wheels"
+_DISK = "3G"
+
+_FILES = {
+    "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
+    # The first card; what is on the segment is the lab's business. qemu's own network gives this address.
+    "etc/network/interfaces": (
+        "auto lo enp0s2\niface lo inet loopback\niface enp0s2 inet static\n"
+        "  address 10.0.2.15/24\n  gateway 10.0.2.2\n"
+    ),
+    "etc/sudoers.d/vagrant": "vagrant ALL=(ALL) NOPASSWD: ALL\n",
+    "etc/pip.conf": f"[global]\nno-index = true\nfind-links = /{_WHEELS}\n",
+    "etc/initramfs-tools/conf.d/box": "MODULES=list\n",
+    "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
+    "etc/systemd/system.conf.d/box.conf": "[Manager]\nDefaultTimeoutStartSec=900\n",
+    "etc/hosts": "127.0.0.1 localhost\n",
+}
+_COMMANDS = (
+    "useradd --create-home --shell /bin/bash vagrant",
+    "install -d -m 700 -o vagrant -g vagrant /home/vagrant/.ssh",
+    "systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer"
+    " fstrim.timer e2scrub_reap.service networking-wait-online.service",
+    "update-initramfs -u",
+    f"python3 -m venv --system-site-packages {_VENV}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a machine boots from; key is the private key that lets the user vagrant in."""
+
+    kernel: Path
+    initrd: Path
+    disk: Path
+    key: Path
+
+
+def image() -> Image:
+    """Return the image, made unless the cache has it.
+
+    Raises
+    ------
+    LookupError: this machine has no package archive of Debian.
+    subprocess.CalledProcessError: a step failed, and has said why.
+    """
+    wanted = hashlib.sha256(Path(__file__).read_bytes() + repr(_requirements()).encode()).hexdigest()[:16]
+    place = CACHE / wanted
+    with _locked():
+        if not place.exists():
+            for old in CACHE.glob("????????????????*"):
+                shutil.rmtree(old)  # of other recipes, and half-made ones
+            making = CACHE / f"{wanted}.new"
+            making.mkdir()
+            _make(making)
+            making.rename(place)
+    return Image(place / "vmlinuz", place / "initrd.img", place / "disk", place / "key")
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _requirements() -> tuple[list[str], list[str]]:
+    """Return what pip would fetch to build the wheel, and to install it."""
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())
+    return [*project["build-system"]["requires"], "wheel"], project["project"]["dependencies"]
+
+
+def _make(place: Path) -> None:
+    root = place / "root"
+    packages = ",".join((*BOX, *PROVISIONED))
+    _run("debootstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root), debian.archive())
+    for name, text in _FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    for command in _COMMANDS:
+        _run("chroot", str(root), *command.split())
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "download",
+        "--only-binary=:all:",
+    )
+    to_build, to_run = _requirements()
+    _run(*pip, "--python-version=3.11", f"--dest={root / _WHEELS}", *to_build, *to_run)
+    _run("chroot", str(root), f"{_VENV}/bin/pip", "--quiet", "install", *to_run)
+    _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(place / "key"))
+    shutil.copy(place / "key.pub", root / "home/vagrant/.ssh/authorized_keys")
+    for name in ("vmlinuz", "initrd.img"):
+        (found,) = (root / "boot").glob(f"{name}-*")
+        shutil.copy(found, place / name)
+    for left in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
+        shutil.rmtree(root / left)
+    _run("mkfs.ext4", "-q", "-d", str(root), str(place / "disk"), _DISK)
+    shutil.rmtree(root)
+
+
+def _run(*argv: str) -> None:
+    print(f"image: {' '.join(argv)[:100]}", flush=True)
+    subprocess.run(
+        ("nice", "-n", "10", *argv), check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
