@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,17 +75,25 @@ def image() -> Image:
     LookupError: this machine has no package archive of Debian.
     subprocess.CalledProcessError: a step failed, and has said why.
     """
-    wanted = hashlib.sha256(Path(__file__).read_bytes() + repr(_requirements()).encode()).hexdigest()[:16]
-    place = CACHE / wanted
+    packages = ",".join((*BOX, *PROVISIONED))
     with _locked():
-        if not place.exists():
-            for old in CACHE.glob("????????????????*"):
-                shutil.rmtree(old)  # of other recipes, and half-made ones
-            making = CACHE / f"{wanted}.new"
-            making.mkdir()
-            _make(making)
-            making.rename(place)
+        base = _made("debian", (SUITE, packages), lambda place: _bootstrap(place, packages))
+        recipe = (base.name, _FILES, _COMMANDS, _requirements(), _DISK)
+        place = _made("image", recipe, lambda place: _fill(place, base))
     return Image(place / "vmlinuz", place / "initrd.img", place / "disk", place / "key")
+
+
+def _made(kind: str, recipe: object, make: Callable[[Path], None]) -> Path:
+    """Return the directory of a recipe, made unless it is there; those of other recipes are removed."""
+    place = CACHE / f"{kind}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:16]}"
+    if not place.exists():
+        for old in CACHE.glob(f"{kind}-*"):
+            shutil.rmtree(old)
+        making = place.with_suffix(".new")
+        making.mkdir()
+        make(making)
+        making.rename(place)
+    return place
 
 
 @contextmanager
@@ -102,36 +110,37 @@ def _requirements() -> tuple[list[str], list[str]]:
     return [*project["build-system"]["requires"], "wheel"], project["project"]["dependencies"]
 
 
-def _make(place: Path) -> None:
+def _bootstrap(place: Path, packages: str) -> None:
+    _run("debootstrap", "--variant=minbase", f"--include={packages}", SUITE, str(place), debian.archive())
+    for left in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
+        shutil.rmtree(place / left)
+
+
+def _fill(place: Path, base: Path) -> None:
     root = place / "root"
-    packages = ",".join((*BOX, *PROVISIONED))
-    _run("debootstrap", "--variant=minbase", f"--include={packages}", SUITE, str(root), debian.archive())
+    _run("cp", "-a", str(base), str(root))
     for name, text in _FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     for command in _COMMANDS:
-        _run("chroot", str(root), *command.split())
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "download",
-        "--only-binary=:all:",
-    )
+        _inside(root, command)
+    download = "-m pip --quiet --disable-pip-version-check download --only-binary=:all: --python-version=3.11"
     to_build, to_run = _requirements()
-    _run(*pip, "--python-version=3.11", f"--dest={root / _WHEELS}", *to_build, *to_run)
-    _run("chroot", str(root), f"{_VENV}/bin/pip", "--quiet", "install", *to_run)
+    _run(sys.executable, *download.split(), f"--dest={root / _WHEELS}", *to_build, *to_run)
+    _inside(root, f"{_VENV}/bin/pip --quiet install {' '.join(to_run)}")
     _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(place / "key"))
     shutil.copy(place / "key.pub", root / "home/vagrant/.ssh/authorized_keys")
     for name in ("vmlinuz", "initrd.img"):
         (found,) = (root / "boot").glob(f"{name}-*")
         shutil.copy(found, place / name)
-    for left in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"):
-        shutil.rmtree(root / left)
     _run("mkfs.ext4", "-q", "-d", str(root), str(place / "disk"), _DISK)
     shutil.rmtree(root)
+
+
+def _inside(root: Path, command: str) -> None:
+    """Run a command in the root, without the variables of this machine's pip and the like."""
+    path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
+    _run("env", "-i", path, "LANG=C.UTF-8", "chroot", str(root), *command.split())
 
 
 def _run(*argv: str) -> None:
