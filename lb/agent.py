@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
 
+REREAD_SECONDS = 0.2
+"""How often it is tried again to read the maps anew, while freed ids rest."""
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -52,11 +55,16 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class Reread:
+    """Compare everything in the maps with the source again: somebody else may have written to them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave; the data plane stays."""
 
 
-Message = Sequence[Event] | InterfacesChanged | Failed | Settled | Stop
+Message = Sequence[Event] | InterfacesChanged | Failed | Settled | Reread | Stop
 Inbox = queue.SimpleQueue[Message]
 
 
@@ -85,6 +93,10 @@ class Syncer(Protocol):
 
     def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
         """Write what differs, emptying plans; a Service's failure is in the report and stops no other."""
+        ...
+
+    def reread(self) -> bool:
+        """Take over what the maps hold now; False: not yet."""
         ...
 
     def free(self) -> None:
@@ -217,6 +229,7 @@ class Agent:
         self._first_sync = True
         self._attached = serving
         self._node_known = False
+        self._reread_due = math.inf
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
         if serving:
@@ -254,6 +267,8 @@ class Agent:
         if self._state.synced:
             self._look_around()
             self._dirty |= self._services.due(now)
+            if self._reread_due <= now:
+                self._reread(now)
             if self._first_sync:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
@@ -303,7 +318,7 @@ class Agent:
     def _gather(self) -> list[Message]:
         """Return the messages there are; none when it is time for something else."""
         now = self._clock()
-        due = min(self._beat_due, self._services.next_due(), self._hooks.next_due())
+        due = min(self._beat_due, self._services.next_due(), self._hooks.next_due(), self._reread_due)
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:
@@ -321,6 +336,8 @@ class Agent:
                 raise LbError(f"{message.what} failed: {message.error}") from message.error
             elif isinstance(message, InterfacesChanged):
                 interfaces |= message.indexes
+            elif isinstance(message, Reread):
+                self._reread_due = self._clock()
             elif isinstance(message, Settled):
                 self._reconciler.free()
             else:
@@ -346,6 +363,17 @@ class Agent:
         if changed is None:  # only then everything was tried
             for problem in set(self._hooks.messages()) - set(problems):
                 self._hooks.succeeded(problem)
+
+    def _reread(self, now: float) -> None:
+        """Compare everything anew, interfaces as well; what was freed a moment ago is waited for."""
+        if not self._reconciler.reread():
+            self._reread_due = now + REREAD_SECONDS
+            return
+        self._reread_due = math.inf
+        _log.info("comparing the maps and the hooks with the source anew")
+        self._dirty |= self._state.service_keys() | self._reconciler.known()
+        if self._attached:
+            self._attach(None)
 
     def _look_around(self) -> None:
         """See where we stand; when that has changed, the Services that it concerns are planned anew."""

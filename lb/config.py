@@ -396,3 +396,15 @@ def settings(cls: type = Config, prefix: tuple[str, ...] = ()) -> Iterator[Setti
             many=get_origin(types[item.name]) is tuple,
             one=item.metadata["one"],
         )
+
+
+def texts(config: Config) -> dict[str, list[str]]:
+    """Return the settings that are not as by default, as texts by their dotted names: what was given."""
+    found = {}
+    for item in settings():
+        value: Any = config
+        for name in item.path:
+            value = getattr(value, name)
+        if value != item.default:
+            found[item.name] = [str(each) for each in value] if item.many else [str(value)]
+    return found

@@ -195,7 +195,8 @@ class Pod:
     """A core/v1 Pod, as far as Services select it.
 
     ready is the pod's Ready condition; terminating is true once deletionTimestamp is set;
-    finished is true in the phases Succeeded and Failed.
+    finished is true in the phases Succeeded and Failed. trouble says why it is not ready, in the words of its
+    status, for people alone; ``""`` when it is, or nothing is said.
     """
 
     key: ObjectKey
@@ -206,6 +207,7 @@ class Pod:
     ready: bool = False
     terminating: bool = False
     finished: bool = False
+    trouble: str = field(default="", compare=False)
     origin: Origin = field(default=NOWHERE, compare=False)
 
 

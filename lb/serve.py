@@ -12,27 +12,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import lb
 from lb import memory
-from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Settled, Stop
-from lb.config import NODE_NAME, PRIMARY, Config, Redirect, SocketMode, split_address
+from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop
+from lb.config import NODE_NAME, Config, Redirect, SocketMode, split_address
 from lb.datapath import loader
 from lb.datapath.grace import GracePeriods
-from lb.datapath.hooks import Hooks, Role, Selection
+from lb.datapath.hooks import Hooks
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES
 from lb.datapath.loader import Loaded
 from lb.datapath.maps import Maps
-from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
+from lb.datapath.netlink import InterfaceWatcher
 from lb.datapath.pins import Pins
 from lb.datapath.reconcile import Reconciler
 from lb.datapath.sockets import SocketHooks, netns_cookie
+from lb.datapath.standing import selection, standing
 from lb.errors import ConfigError, InputError
-from lb.model import Event, IPAddress, Node, ObjectKey
+from lb.model import Event, Node, ObjectKey
 from lb.observe.health import HealthChecks, NodeHealth
 from lb.observe.http import HttpServer, routes
 from lb.observe.notes import Notes
@@ -285,35 +285,6 @@ def write_settings(maps: Maps, config: Config) -> None:
         row["redirect"] = config.redirect is Redirect.ON
 
 
-def node_port_addresses(
-    interfaces: Sequence[Interface], uplinks: Sequence[str], wanted: Sequence[str]
-) -> tuple[IPAddress, ...]:
-    """Return the node's addresses on which NodePorts answer, sorted.
-
-    By default, and for the word ``primary``, the first address of each family on the uplinks; for each
-    network in wanted all addresses of any interface in it. Loopback and link-local addresses never count:
-    no packet from outside reaches them. (kube-proxy's ``--nodeport-addresses`` has the same forms.)
-    """
-    networks = [ip_network(text) for text in wanted if text != PRIMARY]
-    found: set[IPAddress] = set()
-    primaries: dict[int, IPAddress] = {}
-    for interface in sorted(
-        interfaces, key=lambda one: uplinks.index(one.name) if one.name in uplinks else -1
-    ):
-        if interface.name in uplinks:
-            for version in FAMILIES:
-                if primary := interface.source(version):
-                    primaries.setdefault(version, primary)
-        for address in interface.addresses:
-            if address.ip.is_loopback or address.ip.is_link_local:
-                continue
-            if any(address.ip in network for network in networks):
-                found.add(address.ip)
-    if not wanted or PRIMARY in wanted:
-        found |= set(primaries.values())
-    return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
-
-
 class KernelSurroundings:
     """The node's interfaces and the programs on them: :class:`lb.agent.Surroundings`."""
 
@@ -322,16 +293,14 @@ class KernelSurroundings:
         self._pins = pins
         self._loaded = loaded
         self._maps = maps
-        self._selection = Selection(config.uplinks, config.tunnels, config.pod_interfaces)
         self._hooks = Hooks(
             loaded.programs,
             maps,
-            self._selection,
+            selection(config),
             config.uplink_mode,
             redirect=config.redirect is Redirect.ON,
         )
         self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
-        self._roles: dict[str, Role] = {}
         self._pruned = False
 
     def close(self) -> None:
@@ -340,21 +309,7 @@ class KernelSurroundings:
 
     def topology(self, node: Node | None) -> Topology:
         """See :class:`lb.agent.Surroundings`."""
-        with Netlink() as net:
-            interfaces = net.interfaces()
-            roles = self._selection.roles(interfaces, net.default_route_interfaces())
-        uplinks = [one.name for one in interfaces if roles.get(one.index) is Role.UPLINK]
-        return Topology(
-            node_name=self._config.node_name,
-            zone=node.zone if node else "",
-            node_port_addresses=node_port_addresses(interfaces, uplinks, self._config.node_port_addresses),
-            node_addresses=frozenset(
-                address.ip
-                for interface in interfaces
-                for address in interface.addresses
-                if not (address.ip.is_loopback or address.ip.is_link_local)
-            ),
-        )
+        return standing(self._config, node)
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         """See :class:`lb.agent.Surroundings`."""
@@ -380,11 +335,13 @@ class KernelSurroundings:
 
 @contextlib.contextmanager
 def stop_signals(inbox: Inbox) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Stop`."""
-    before = {
-        number: signal.signal(number, lambda _number, _frame: inbox.put(Stop()))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    """Turn SIGTERM and SIGINT into :class:`Stop`, SIGHUP into :class:`Reread`."""
+    told: dict[int, Stop | Reread] = {signal.SIGTERM: Stop(), signal.SIGINT: Stop(), signal.SIGHUP: Reread()}
+
+    def tell(number: int, _frame: object) -> None:
+        inbox.put(told[number])
+
+    before = {number: signal.signal(number, tell) for number in told}
     try:
         yield
     finally:

@@ -117,6 +117,13 @@ class Netlink:
             found += [(route["family"], metric, index) for index in (*hops, *([oif] if oif else ()))]
         return list(dict.fromkeys(index for _, _, index in sorted(found)))
 
+    def linked(self, pid: int) -> bool:
+        """Tell whether the network namespace of a process has a number in ours: some link leads there."""
+        try:
+            return int(self._route.get_netnsid(pid=pid)["nsid"]) >= 0
+        except NetlinkError:
+            return False
+
     def attach_tc(self, interface: Interface, direction: Direction, name: str, program: FD) -> None:
         """Run the program at a tc hook; an earlier one of ours is replaced atomically.
 

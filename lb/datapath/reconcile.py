@@ -17,6 +17,7 @@ import numpy as np
 
 from lb.datapath.changes import Change, compare, prepare
 from lb.datapath.cluster_network import ClusterNetworks
+from lb.datapath.differences import damaged_sets, repair
 from lb.datapath.grace import wait_for_running_programs
 from lb.datapath.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
 from lb.datapath.ledger import (
@@ -138,6 +139,23 @@ class Reconciler:
         self._ledger = read_ledger(self._maps)
         rows = ((vip, port.vips[vip]) for vip, port in self._ledger.owners.items())
         self._networks.start(vip.address for vip, row in rows if row and row.kind == VipKindCode.CLUSTER_IP)
+
+    def reread(self) -> bool:
+        """Take over what the maps hold now, whoever wrote it, and mend damaged sets; then sync all Services.
+
+        False: not yet, since what was freed a moment ago rests still.
+
+        Raises
+        ------
+        BpfError: the maps could not be read, or written.
+        """
+        self.free()
+        self._end_quarantine()
+        if self._settling or self._quarantine:
+            return False
+        self.recover()
+        repair(self._maps, damaged_sets(self._ledger, self._maps, self._maps))
+        return True
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""

@@ -12,6 +12,7 @@ from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta
 from lb.manifests.service import read_protocol
 from lb.model import DELETION_TAINT, ContainerPort, IPAddress, Node, Pod
 
+_CONDITIONS = ("PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady")
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
@@ -28,6 +29,7 @@ def read_pod(root: Fields, meta: Meta) -> Pod:
         ready=_is_ready(status["conditions"]),
         terminating=meta.deleting,
         finished=status["phase"].text() in ("Succeeded", "Failed"),
+        trouble=_trouble(status),
         origin=meta.origin,
     )
 
@@ -65,6 +67,36 @@ def _container_port(place: Field) -> ContainerPort:
 def _is_ready(conditions: Field) -> bool:
     entries = [place.fields() for place in conditions.items()]
     return any(entry["type"].text() == "Ready" and entry["status"].text() == "True" for entry in entries)
+
+
+def _trouble(status: Fields) -> str:
+    """Return why a pod is not ready: its phase, the first conditions that fail, containers that wait.
+
+    A pod goes through its conditions in this order (Kubernetes: "Pod Lifecycle"); what fails later only
+    follows from what failed first. Readiness gates come between ContainersReady and Ready, and are named too.
+    """
+    conditions = {entry["type"].text(): entry for entry in (i.fields() for i in status["conditions"].items())}
+    failing = {kind: entry for kind, entry in conditions.items() if entry["status"].text() != "True"}
+    if "Ready" in conditions and "Ready" not in failing:
+        return ""
+    words = []
+    phase = status["phase"].text()
+    if phase not in ("", "Running"):
+        words.append(f"phase {phase}")
+    first = next((kind for kind in _CONDITIONS if kind in failing), "Ready")
+    gates = [kind for kind in failing if kind not in (*_CONDITIONS, "Ready") and first == "Ready"]
+    for kind in gates or [first]:
+        entry = failing.get(kind)
+        told = [] if entry is None else [entry["reason"].text(), entry["message"].text()]
+        reason = ": ".join(filter(None, told))
+        state = "is not reported" if entry is None else f"is {entry['status'].text() or 'Unknown'}"
+        words.append(f"condition {kind} {state}" + (f" ({reason})" if reason else ""))
+    for place in status["containerStatuses"].items():
+        container = place.fields()
+        waits = container["state"].fields()["waiting"].fields()["reason"].text()
+        if waits:
+            words.append(f"container {container['name'].text()} waits: {waits}")
+    return "; ".join(words)
 
 
 def read_node(root: Fields, meta: Meta) -> Node:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import lb
-from lb.config import Config
+from lb.config import Config, texts
 from lb.observe.health import HealthChecks
 from lb.observe.http import Address, show
 from lb.plan import Conflict
@@ -95,6 +95,8 @@ class Notes:
                 "node": self._config.node_name,
                 "pid": os.getpid(),
                 "network_namespace": network_namespace(),
+                "settings": _settings(self._config),
+                "rereads": True,  # on SIGHUP; one of an older version would end
                 "started": self._started,
                 "last_sync": self._last_sync,
                 "services": agent.service_count(),
@@ -108,6 +110,20 @@ class Notes:
                 "source": [_health_note(each) for each in self._source_health()],
             }
         )
+
+
+def _settings(config: Config) -> dict[str, list[str]]:
+    """Return what the agent was told, with paths that mean the same from any directory."""
+    found = texts(config)
+    if sources := found.get("sources"):
+        kind = "manifests:"
+        found["sources"] = [
+            kind + str(Path(one.removeprefix(kind)).resolve()) if one.startswith(kind) else one
+            for one in sources
+        ]
+    if path := found.get("kubeconfig"):
+        found["kubeconfig"] = [str(Path(path[0]).resolve())]
+    return found
 
 
 def _health_note(health: Health) -> dict[str, Any]:

@@ -31,9 +31,10 @@ from lb.datapath.hooks import HookReport
 from lb.datapath.layouts import BackendStateCode, IfaceFlag
 from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
+from lb.datapath.standing import node_port_addresses
 from lb.errors import ConfigError, LbError
 from lb.rundir import RunDir
-from lb.serve import complete, node_port_addresses, stop_signals, threads, write_settings
+from lb.serve import complete, stop_signals, threads, write_settings
 
 
 def run(*argv: str) -> tuple[int, str, str]:

@@ -1,0 +1,135 @@
+"""``lbctl audit``: does the kernel hold what the source says?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from lb.cli import nodes
+from lb.cli.nodes import NodeView
+from lb.datapath.differences import Difference
+from lb.errors import LbError
+from lb.observe import audit
+from lb.observe.audit import Comparison
+from lb.rundir import RunDir
+
+_DESCRIPTION = """\
+Compare what the source says with what the kernel's maps hold: the source is read anew, planned anew, and each
+entry that differs is named. A sign in front says what would bring it in step: + it is missing, - nobody
+planned it, ~ it is another. What the agent is about to write is waited for.
+
+--heal has it brought in step: by the agent, or without it when it does not run. Connections are kept.
+
+exit codes: 0 no difference, or all healed; 1 differences; 2 wrong usage
+"""
+_LOOK_AGAIN_SECONDS = 0.5
+_HEAL_SECONDS = 15.0
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "audit",
+        help="compare source, plan and kernel; name and heal differences",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    nodes.add_flags(parser)
+    parser.add_argument("--heal", action="store_true", help="bring the kernel in step with the source")
+    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    parser.set_defaults(handler=_audit)
+
+
+def _audit(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    with nodes.opened(args) as node:
+        found = look(node)
+        before = found.differences
+        if args.heal and before:
+            heal(node)
+            found = look(node)
+    report = as_dict(node.name, found, [one for one in before if one not in found.differences])
+    if args.output == "json":
+        json.dump(report, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render(report))
+    return 1 if found.differences or found.failed else 0
+
+
+def look(node: NodeView) -> Comparison:
+    """Compare until the agent has written what it was about to write."""
+    maps = node.maps
+    assert maps is not None
+
+    def once() -> Comparison:
+        snapshot = node.source.snapshot()
+        return audit.compare(maps, snapshot.state, node.topology(snapshot))
+
+    if node.agent is None:
+        return once()
+    return audit.steady(once, lambda: time.sleep(_LOOK_AGAIN_SECONDS))
+
+
+def heal(node: NodeView) -> None:
+    """Have the kernel brought in step.
+
+    Raises
+    ------
+    LbError: the agent is of a version that cannot be asked, or did not do it in time.
+    """
+    assert node.maps is not None
+    if node.agent is None:
+        with RunDir(node.name).lock():
+            snapshot = node.source.snapshot()
+            audit.heal(node.maps, snapshot.state, node.topology(snapshot))
+        return
+    if not node.notes.get("rereads"):
+        raise LbError(f"the agent, process {node.agent}, is of a version that cannot be asked: restart it")
+    os.kill(node.agent, signal.SIGHUP)
+    deadline = time.monotonic() + _HEAL_SECONDS
+    while look(node).differences and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def as_dict(name: str, found: Comparison, healed: Sequence[Difference]) -> dict[str, Any]:
+    """Return the report as the JSON form has it."""
+    return {
+        "instance": name,
+        "differences": [{"sign": one.sign, **one.as_dict()} for one in found.differences],
+        "healed": [{"sign": one.sign, **one.as_dict()} for one in healed],
+        "conflicts": [one.as_dict() for one in found.conflicts],
+        "failed": {str(key): text for key, text in sorted(found.failed.items())},
+        "services": len(found.plans),
+    }
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the table form."""
+    text = ""
+    for title, rows in (("differs", report["differences"]), ("healed", report["healed"])):
+        if rows:
+            text += f"{title}:\n{changes(rows)}\n"
+    for one in report["conflicts"]:
+        text += f"conflict: {one['text']}\n"
+    for service, why in report["failed"].items():
+        text += f"not in the maps: {service}: {why}\n"
+    services, left = report["services"], len(report["differences"])
+    if left:
+        return f"{text}{left} entries of the maps differ from the source; lbctl audit --heal writes them\n"
+    return f"{text}the kernel holds what the source says: {services} Services, no difference\n"
+
+
+def changes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return differences as lines; what is too long for a line of 100 columns goes on in the next."""
+    lines = []
+    for one in rows:
+        lines.append(f"{one['sign']} {one['map']} {one['entry']}  {one['service'] or '-'}")
+        for word, value in (("is", one["before"]), ("should be", one["after"])):
+            if value:
+                lines.append(f"    {word}: {value}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,109 @@
+"""``lbctl explain``: why does this Service not answer?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from ipaddress import ip_address
+from typing import TextIO
+
+from lb.cli import nodes
+from lb.cli.audit import look
+from lb.errors import ConfigError
+from lb.model import ObjectKey
+from lb.observe.explain import explain
+from lb.observe.facts import Finding, Result, causes
+from lb.observe.gather import Node, gather
+
+_DESCRIPTION = """\
+Work through the list that finds out why a Service does not answer, in its order: the Service, its selector,
+pods and their conditions, target ports, endpoints, traffic policies, source ranges; then whether this node's
+maps hold what the source says and its hooks are attached; then real connections from this node, straight to
+each endpoint and through each VIP. Nothing is changed.
+
+exit codes: 0 no cause was found; 1 a cause was found, or it could not be done; 2 wrong usage
+"""
+_WIDTH = 100
+_COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "explain",
+        help="why a Service does not answer, step by step",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, or NAME in the namespace default")
+    nodes.add_flags(parser)
+    parser.add_argument(
+        "--from",
+        dest="client",
+        metavar="ADDRESS",
+        help="the client that source ranges are judged for; default: this node",
+    )
+    parser.add_argument("--no-probes", action="store_true", help="make no connections")
+    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    parser.set_defaults(handler=_explain)
+
+
+def _explain(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    key = nodes.service_key(args.service)
+    try:
+        client = ip_address(args.client) if args.client else None
+    except ValueError as error:
+        raise ConfigError(f"--from {args.client}: {error}") from error
+    with nodes.opened(args, needs_maps=False) as view:
+        snapshot = view.source.snapshot()
+        topology = view.topology(snapshot)
+        compared = look(view) if view.maps else None
+        node = Node(view.config, view.maps, view.notes, view.agent is not None, view.source)
+        facts = gather(node, key, snapshot, topology, compared, client=client, probing=not args.no_probes)
+        where = view.name or view.source.name
+    findings = explain(facts)
+    if args.output == "json":
+        report = {
+            "service": str(key),
+            "node": where,
+            "causes": causes(findings),
+            "findings": [asdict(one) for one in findings],
+        }
+        json.dump(report, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render(key, where, findings, colours=out is sys.stdout and out.isatty()))
+    return 1 if causes(findings) else 0
+
+
+def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: bool = False) -> str:
+    """Return the text form: a line or more for each finding, what to do below it, and the sum."""
+    lines = [f"{key}, seen from {where}", ""]
+    wide = max((len(one.step) for one in findings), default=0)
+    for one in findings:
+        word = one.result.value.ljust(5)
+        if colours:
+            word = f"\033[{_COLOURS[one.result]}m{word}\033[0m"
+        indent = " " * (wide + 9)
+        text = _wrapped(one.found, _WIDTH - len(indent))
+        lines.append(f"{one.step.ljust(wide)}  {word}  {text[0]}")
+        lines += [indent + line for line in text[1:]]
+        if one.next:
+            told = _wrapped(f"→ {one.next}", _WIDTH - len(indent), "  ")
+            lines += [indent + line for line in told]
+    found = causes(findings)
+    lines.append("")
+    if found:
+        lines.append(f"cause: {', '.join(dict.fromkeys(found))}")
+    else:
+        lines.append("no cause found: what was looked at is as it should be")
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str, width: int, below: str = "") -> list[str]:
+    """Return a text in lines; names and addresses stay whole. below: how lines after the first begin."""
+    return textwrap.wrap(text, width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,111 @@
+"""The node that a command is about: its instance, maps, source, network namespace and agent's notes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lb.cli import instances
+from lb.cli.settings import Given, build
+from lb.config import SOURCE, Config
+from lb.datapath import netns, pins
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.pins import Pins
+from lb.datapath.standing import standing
+from lb.errors import ConfigError
+from lb.model import ObjectKey
+from lb.observe.snapshot import Snapshot, SourceReader, open_source
+from lb.plan.types import Topology
+from lb.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as commands see it. The command is in its network namespace for as long as this is open.
+
+    maps: None where nothing is pinned, and only the source is looked at. agent: its pid, None: it is not
+    there.
+    """
+
+    name: str
+    config: Config
+    maps: KernelMaps | None
+    notes: Mapping[str, Any]
+    agent: int | None
+    source: SourceReader
+
+    def topology(self, snapshot: Snapshot) -> Topology:
+        """Return where the node stands."""
+        return standing(self.config, snapshot.state.node(self.config.node_name))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which node, and from which source."""
+    instances.add_flags(parser)
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar=SOURCE.metavar,
+        help="manifests:DIR or kubernetes; default: the agent's own (may be repeated)",
+    )
+    parser.add_argument("--kubeconfig", metavar="FILE", help="how to reach the API; default: the agent's way")
+    parser.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
+
+
+@contextlib.contextmanager
+def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[NodeView]:
+    """Give the node that the flags mean, from within its network namespace.
+
+    needs_maps: nothing to look at without them; else ``--source`` alone will do.
+
+    Raises
+    ------
+    ConfigError: there is no such node, or nothing says where its Services come from.
+    """
+    existing = pins.instances()
+    alone = not needs_maps and args.source and not (args.instance or args.node) and len(existing) != 1
+    name = "" if alone else instances.choose(args, existing)
+    run_dir = RunDir(name) if name else None
+    notes = run_dir.notes() if run_dir else {}
+    config = _config(args, notes, str(run_dir.notes_path) if run_dir else "")
+    config = replace(config, instance=name, node_name=config.node_name or notes.get("node", "") or name)
+    with contextlib.ExitStack() as stack:
+        if run_dir and run_dir.elsewhere():
+            place = netns.find(notes["network_namespace"], notes.get("pid"))
+            if place is None:
+                raise ConfigError(
+                    f"instance {name}: its agent's network namespace is gone, or not to be seen from here"
+                )
+            stack.enter_context(netns.entered(place))
+        maps = KernelMaps(Pins(name).maps) if name else None
+        if maps:
+            stack.callback(maps.close)
+        yield NodeView(name, config, maps, notes, run_dir.holder() if run_dir else None, open_source(config))
+
+
+def _config(args: argparse.Namespace, notes: Mapping[str, Any], origin: str) -> Config:
+    given = {name: Given(tuple(texts), origin) for name, texts in notes.get("settings", {}).items()}
+    if args.source:
+        for name in ("kubeconfig", "context"):
+            given.pop(name, None)
+    for name, flag in (("sources", "source"), ("kubeconfig", "kubeconfig"), ("context", "context")):
+        value = getattr(args, flag)
+        if value:
+            given[name] = Given(tuple(value) if isinstance(value, list) else (value,), f"flag --{flag}")
+    return build(given)
+
+
+def service_key(text: str) -> ObjectKey:
+    """Return the Service that a word means: NAMESPACE/NAME, or NAME in the namespace default.
+
+    Raises
+    ------
+    ConfigError: it is neither.
+    """
+    namespace, slash, name = text.rpartition("/")
+    if not name or "/" in namespace or (slash and not namespace):
+        raise ConfigError(f"{text!r} is no Service: say NAMESPACE/NAME, or NAME in the namespace default")
+    return ObjectKey(namespace or "default", name)

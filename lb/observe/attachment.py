@@ -1,0 +1,103 @@
+"""Which hooks should have a program of an instance and have none, as the kernel tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lb.config import Config, SocketMode, UplinkMode
+from lb.datapath import bpf, hooks, sockets
+from lb.datapath.hooks import TC_PROGRAMS, TC_PROGRAMS_L3, XDP_PROGRAM, Attached, Role
+from lb.datapath.netlink import Interface, Netlink
+from lb.datapath.pins import Pins
+from lb.datapath.standing import selection
+from lb.errors import BpfError
+
+
+@dataclass(frozen=True, slots=True)
+class MissingHook:
+    """A hook without our program. interface is ``""`` for a control group; role: what it is to us."""
+
+    interface: str
+    role: str
+    hook: str
+    program: str
+
+    def __str__(self) -> str:
+        where = f"{self.role} {self.interface}".strip()
+        return f"{where}, {self.hook}: {self.program} is not attached"
+
+
+def wanted(
+    interfaces: Sequence[Interface], roles: Mapping[int, Role], modes: Mapping[str, Sequence[str]]
+) -> list[tuple[Interface, Role, str, str]]:
+    """Return the hooks that should have a program: interface, its role, hook, program.
+
+    modes: each uplink's mode and why, as the agent noted it; without a note it is taken for tc.
+    """
+    found = []
+    for one in interfaces:
+        role = roles.get(one.index)
+        if role is None:
+            continue
+        programs = TC_PROGRAMS_L3 if role is not Role.POD and not one.ethernet else TC_PROGRAMS[role]
+        for direction, program in programs.items():
+            found.append((one, role, f"tc {direction.name.lower()}", program))
+        mode = (modes.get(one.name) or (UplinkMode.TC.value,))[0]
+        if role is Role.UPLINK and mode != UplinkMode.TC:
+            found.append((one, role, mode, XDP_PROGRAM))
+    return found
+
+
+def absent(
+    hooks_wanted: Sequence[tuple[Interface, Role, str, str]], attached: Sequence[Attached], ours: set[int]
+) -> list[MissingHook]:
+    """Return those that are not there, or whose program is none of this instance's."""
+    there = {(one.ifindex, one.hook, one.program) for one in attached if one.program_id in ours}
+    return [
+        MissingHook(one.name, role.value, hook, program)
+        for one, role, hook, program in hooks_wanted
+        if (one.index, hook, program) not in there
+    ]
+
+
+def missing(
+    config: Config, modes: Mapping[str, Sequence[str]], problems: Sequence[str] = ()
+) -> list[MissingHook]:
+    """Look at the interfaces of the calling thread's network namespace, and at the control group.
+
+    problems: the agent's; when it says why there are no socket hooks, they are not missed.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused.
+    """
+    pins = Pins(config.instance)
+    with Netlink() as net:
+        interfaces = net.interfaces()
+        roles = selection(config).roles(interfaces, net.default_route_interfaces())
+    ours = _programs(pins)
+    found = absent(wanted(interfaces, roles, modes), hooks.attached(), ours)
+    if config.socket_lb is not SocketMode.OFF and not any("socket hooks" in each for each in problems):
+        links = sockets.attached(pins)
+        if not links:
+            found.append(MissingHook("", "control group", "connect, sendmsg", "no socket program"))
+        found += [
+            MissingHook("", "control group", one.hook, one.program)
+            for one in links
+            if one.cgroup is None or one.program_id not in ours
+        ]
+    return found
+
+
+def _programs(pins: Pins) -> set[int]:
+    """Return the ids of an instance's pinned programs; what else is pinned beside them is no program."""
+    found = set()
+    for build in pins.builds():
+        for path in build.iterdir():
+            with bpf.obj_get(path) as fd:
+                try:
+                    found.add(bpf.prog_info(fd).id)
+                except BpfError:  # a map of programs
+                    continue
+    return found

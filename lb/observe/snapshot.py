@@ -1,0 +1,275 @@
+"""What the source of a node says at this moment, read once: for commands, beside the agent or without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lb.config import Config
+from lb.errors import ConfigError, InputError, LbError
+from lb.manifests.cluster import assemble
+from lb.manifests.complete import Pools
+from lb.manifests.documents import Content, read
+from lb.manifests.library import Library
+from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceRequest
+from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
+from lb.state import ClusterState
+
+if TYPE_CHECKING:
+    from lb.kube.client import Client
+
+KUBERNETES = "kubernetes"
+_PAGE = "500"
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What a source says. errors: objects that cannot be used, or only in part."""
+
+    state: ClusterState
+    errors: list[InputError] = field(default_factory=list)
+
+
+class SourceReader(Protocol):
+    """A source that is asked once. Every method raises LbError when the source cannot be read."""
+
+    name: str
+
+    def snapshot(self) -> Snapshot:
+        """Return what the agent would have from it."""
+        ...
+
+    def merged(self, content: Content) -> Snapshot:
+        """Return what the agent would have if these objects were applied as well."""
+        ...
+
+    def service(self, key: ObjectKey) -> Service | None:
+        """Return a Service as it is, also one that is not ours; None when there is none."""
+        ...
+
+    def pods(self, namespace: str) -> list[Pod]:
+        """Return the pods of a namespace."""
+        ...
+
+
+def open_source(config: Config) -> SourceReader:
+    """Return the reader of the source that the settings name.
+
+    Raises
+    ------
+    ConfigError: they name none, a directory does not exist, or there is no access to the Kubernetes API.
+    """
+    if not config.sources:
+        raise ConfigError("the agent left no note of its source; say --source manifests:DIR or kubernetes")
+    if KUBERNETES in config.sources:
+        return ApiReader(config)
+    return ManifestReader(config)
+
+
+def read_file(path: Path, config: Config) -> Content:
+    """Return the objects of a file of manifests.
+
+    Raises
+    ------
+    ConfigError: it cannot be read. InputError: something in it is wrong; the first thing is named.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    content = read(str(path), text, Pools.parse(config.service_cidr, config.node_port_range).node_ports)
+    if content.errors:
+        first, *more = content.errors
+        raise LbError(f"{first}{f'; and {len(more)} more errors' if more else ''}") from first
+    return content
+
+
+def identity(parsed: Parsed) -> ObjectId:
+    """Return kind and key of an object."""
+    match parsed:
+        case ServiceRequest():
+            return "Service", parsed.service.key
+        case Node():
+            return "Node", ObjectKey("", parsed.name)
+        case Pod() | EndpointSlice() | Endpoints():
+            return type(parsed).__name__, parsed.key
+
+
+def _state(resources: Iterable[Resource]) -> ClusterState:
+    state = ClusterState()
+    state.apply([*map(Upsert, resources), Synced("snapshot")])
+    return state
+
+
+class ManifestReader:
+    """Folders of manifests. What an agent keeps of an object that broke since is not known here."""
+
+    def __init__(self, config: Config) -> None:
+        directories = [Path(one.removeprefix("manifests:")) for one in config.sources]
+        for directory in directories:
+            if not directory.is_dir():
+                raise ConfigError(f"source manifests:{directory}: there is no such directory")
+        self.name = ", ".join(config.sources)
+        self._pools = Pools.parse(config.service_cidr, config.node_port_range)
+        self._library = Library(directories, self._pools.node_ports, time.time)
+
+    def _contents(self) -> tuple[list[Parsed], list[InputError]]:
+        self._library.refresh()
+        return self._library.contents()
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`SourceReader`."""
+        objects, errors = self._contents()
+        resources, more = assemble(objects, self._pools)
+        return Snapshot(_state(resources.values()), [*errors, *more])
+
+    def merged(self, content: Content) -> Snapshot:
+        """See :class:`SourceReader`."""
+        objects, errors = self._contents()
+        kept = [one for one in objects if identity(one) not in content.objects]
+        resources, more = assemble([*kept, *content.objects.values()], self._pools)
+        return Snapshot(_state(resources.values()), [*errors, *more])
+
+    def service(self, key: ObjectKey) -> Service | None:
+        """See :class:`SourceReader`."""
+        return self.snapshot().state.service(key)
+
+    def pods(self, namespace: str) -> list[Pod]:
+        """See :class:`SourceReader`."""
+        return [one for one in self._contents()[0] if isinstance(one, Pod) and one.key.namespace == namespace]
+
+
+class ApiReader:
+    """The Kubernetes API, asked with the same selectors as the agent's watches."""
+
+    def __init__(self, config: Config) -> None:
+        from lb.kube import client  # noqa: PLC0415  (large; commands about manifests do without)
+
+        self.name = KUBERNETES
+        self._config = config
+        self._pools = Pools.parse(config.service_cidr, config.node_port_range)
+        if config.kubeconfig or config.context:
+            self._client: Client = client.Client(
+                lambda: client.from_kubeconfig(config.kubeconfig, config.context)
+            )
+        else:
+            self._client = client.Client(client.in_cluster)
+
+    def _list(self, path: str, **query: str) -> Iterator[bytes]:
+        """Yield the objects of a list, page by page."""
+        asked = {"limit": _PAGE, **query}
+        while True:
+            page: dict[str, Any] = json.loads(self._client.request("GET", path, asked, compress=True).body())
+            for item in page.get("items") or ():
+                yield json.dumps(item).encode()
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return
+            asked["continue"] = token
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`SourceReader`."""
+        from lb.kube import convert  # noqa: PLC0415
+        from lb.kube.source import NOT_OURS  # noqa: PLC0415
+
+        labels = f"kubernetes.io/service-name,{NOT_OURS}"
+        name = f"metadata.name={self._config.node_name}"
+        wanted: tuple[tuple[Any, dict[str, str]], ...] = (
+            (convert.SERVICES, {"labelSelector": NOT_OURS, "fieldSelector": "spec.clusterIP!=None"}),
+            (convert.ENDPOINT_SLICES, {"labelSelector": labels}),
+            (convert.NODES, {"fieldSelector": name}),
+        )
+        resources: list[Resource] = []
+        errors: list[InputError] = []
+        for reader, query in wanted:
+            for body in self._list(reader.path, **query):
+                item = reader.read(body)
+                resources += [item.resource] if item.resource is not None else []
+                errors += [item.error] if item.error is not None else []
+        return Snapshot(_state(resources), errors)
+
+    def merged(self, content: Content) -> Snapshot:
+        """See :class:`SourceReader`.
+
+        The API server and its controllers do their part: a Service keeps the addresses and node ports that it
+        has, and its slices are those of the pods that its new selector matches.
+        """
+        now = self.snapshot()
+        requests = {
+            key: self._as_applied(parsed, now.state.service(key))
+            for (kind, key), parsed in content.objects.items()
+            if kind == "Service" and isinstance(parsed, ServiceRequest)
+        }
+        others = [one for (kind, _), one in content.objects.items() if kind != "Service"]
+        kept: list[Parsed] = []
+        for key in now.state.service_keys():
+            service = now.state.service(key)
+            if service is not None and key not in requests:
+                kept.append(ServiceRequest(dataclasses.replace(service, selector=None)))
+            if key not in requests or not requests[key].service.selector:
+                kept += now.state.slices(key)
+        node = now.state.node(self._config.node_name)
+        spaces = {key.namespace for key, request in requests.items() if request.service.selector}
+        pods = [pod for space in sorted(spaces) for pod in self.pods(space)]
+        given = {identity(one) for one in others}
+        kept += [one for one in (*pods, *((node,) if node else ())) if identity(one) not in given]
+        resources, errors = assemble([*kept, *others, *requests.values()], self._pools)
+        return Snapshot(_state(resources.values()), [*now.errors, *errors])
+
+    def _as_applied(self, request: ServiceRequest, before: Service | None) -> ServiceRequest:
+        if before is None:
+            return request
+        service = request.service
+        ports = {(port.name, port.protocol): port.node_port for port in before.ports}
+        return dataclasses.replace(
+            request,
+            service=dataclasses.replace(
+                service,
+                cluster_ips=service.cluster_ips or (() if service.headless else before.cluster_ips),
+                load_balancer_ips=service.load_balancer_ips or before.load_balancer_ips,
+                created=before.created,
+                ports=tuple(
+                    dataclasses.replace(
+                        port, node_port=port.node_port or ports.get((port.name, port.protocol), 0)
+                    )
+                    if request.wants_node_ports
+                    else port
+                    for port in service.ports
+                ),
+            ),
+        )
+
+    def service(self, key: ObjectKey) -> Service | None:
+        """See :class:`SourceReader`."""
+        from lb.kube.client import ApiError  # noqa: PLC0415
+
+        path = f"/api/v1/namespaces/{key.namespace}/services/{key.name}"
+        try:
+            item = json.loads(self._client.request("GET", path).body())
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        for parsed in self._parse("Service", path, [item]):
+            if isinstance(parsed, ServiceRequest):
+                return parsed.service
+        return None
+
+    def pods(self, namespace: str) -> list[Pod]:
+        """See :class:`SourceReader`."""
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        items = [json.loads(body) for body in self._list(path)]
+        return [one for one in self._parse("Pod", path, items) if isinstance(one, Pod)]
+
+    def _parse(self, kind: str, path: str, items: list[Mapping[str, Any]]) -> list[Parsed]:
+        """Return API objects as the manifests' reader has them: it reads more than the agent's watches do."""
+        text = json.dumps({"apiVersion": "v1", "kind": f"{kind}List", "items": items})
+        content = read(path, text, range(1, 65536))
+        if content.errors:
+            raise LbError(str(content.errors[0])) from content.errors[0]
+        return list(content.objects.values())
