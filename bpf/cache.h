@@ -26,8 +26,8 @@ typedef u32 __attribute__((may_alias)) word_t;
 #define KEY_WORDS(key) (sizeof(key) / sizeof(word_t))
 
 /* Multiply-shift hashing of a vector (Dietzfelbinger): with seeds that nobody knows, nobody can choose keys
- * that meet in a bucket. It maps neighbours, such as the clients of one network, to even steps, which may come
- * together in few buckets: the second multiplication is for them. */
+ * that meet in a bucket. It maps neighbours, such as the clients of one network, to even steps, which may
+ * come together in few buckets: the second multiplication is for them. */
 static __always_inline u32 hash_key(const struct hashing *hashing, const word_t *key, u32 words)
 {
 	u64 sum = 0;
