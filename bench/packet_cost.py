@@ -9,7 +9,6 @@ prove that every single run took the path that is named; a run that did not is a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address
@@ -87,7 +86,7 @@ def _flows(count: int) -> str:
 
 
 def cases(hook: str) -> Iterator[Case]:
-    """Yield what both hooks do; the last cases spoil the flow table."""
+    """Yield what both hooks do."""
     program, here = _HOOKS[hook], VIPS[_HERE]
     stranger, known = _request(program, (_ELSEWHERE, _ELSEWHERE_PORT)), _request(program, here)
     others = f"{SERVICES:,} Services"
@@ -114,15 +113,6 @@ def cases(hook: str) -> Iterator[Case]:
     yield Case(f"{hook}: first packet", first, "NEW_LOCAL", 7, newcomers=True)
     yield Case(f"{hook}: first packet, ClientIP affinity", sticky, "NEW_LOCAL", 8, newcomers=True)
     yield Case(f"{hook}: first packet, flow table full", first, "NEW_LOCAL", newcomers=True, full=True)
-
-
-def _fresh_cases(hook: str) -> Iterator[Case]:
-    """Yield what is measured in a table that is new: entries are in memory in the order of their use.
-
-    After some thousand flows have come and gone they are not, and the CPU cannot fetch them ahead.
-    """
-    many = _request(_HOOKS[hook], VIPS[_HERE], _CROWD)
-    yield Case(f"{hook}: established TCP, {_flows(_CROWD)}, table new", many, "FLOW_HIT", 4.0)
 
 
 def _plans() -> Iterator[ServicePlan]:
@@ -195,13 +185,9 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
     """
     rounds = rounds or (5 if quick else 21)
     repeat = repeat or (1 << 15 if quick else 1 << 17)
-    aged = [case for hook in _HOOKS for case in cases(hook) if only in case.name]
-    fresh = [case for hook in _HOOKS for case in _fresh_cases(hook) if only in case.name]
+    chosen = [case for hook in _HOOKS for case in cases(hook) if only in case.name]
     fixed: dict[str, list[float]] = {}
     with Feeder(LIMITS) as feeder:
-        set_up(feeder)
-        for _, case in itertools.product(range(rounds), fresh):
-            measure_case(feeder, case, repeat)
         for _ in range(rounds):
             set_up(feeder)
             for hook, program in _HOOKS.items():
@@ -211,9 +197,9 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
                 fixed.setdefault(f"{hook}: empty program", []).append(empty)
                 fixed.setdefault(f"{hook}: floor", []).append(floor)
                 fixed.setdefault(f"{hook}: floor, measured as the paths are", []).append(empty + fed)
-            for case in aged:
+            for case in chosen:
                 measure_case(feeder, case, repeat)
-    return _results(fixed, fresh + aged)
+    return _results(fixed, chosen)
 
 
 def _results(fixed: dict[str, list[float]], cases: list[Case]) -> list[Result]:
