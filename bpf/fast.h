@@ -1,5 +1,5 @@
-/* The common packets: for no VIP, or of a flow that the stack leads on, or the option past it, and of which
- * there is nothing new to note down. They take the order of work of lb.h in one go, which copies nothing:
+/* The common packets: for no VIP, or of a flow of which there is nothing new to note down and that the stack
+ * leads on, or we do. They take the order of work of lb.h in one go, which copies nothing:
  * half the time of the long way. Whatever is the least bit different, or wrong, is left to lb.h before
  * anything was done to it. */
 #pragma once
@@ -94,21 +94,24 @@ static __always_inline bool fast_packet(ctx_t *ctx, u32 l3, const struct tuple *
 	return true;
 }
 
-/* Past the stack; SLOW, before anything was done to it, where that is not the packet's way. */
-static __always_inline int fast_redirect(ctx_t *ctx, const struct note *at, const struct tuple *t,
-					 const struct flow_entry *e, u32 reason)
+/* Sent by us: past the stack to a pod of this node, or along the FIB. SLOW, before anything was done to it,
+ * where that is not the packet's way. */
+static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const struct tuple *t,
+				     const struct flow_entry *e, bool past, u32 reason)
 {
 	u32 bytes = ctx_len(ctx);
 	struct packet pkt = {};
 	struct route route;
 	struct tuple to;
 
-	if (!ctx_can_redirect())
+	if (past && !ctx_can_redirect())
 		return finish(at->hook, pass(REASON_TO_TC), bytes);
 	entry_tuple(e, &to);
-	if (!fast_packet(ctx, at->l3, t, &pkt) || !may_go_past(ctx, &pkt) ||
-	    find_route(ctx, &pkt, &pkt.tuple.src, &to.dst, true, &route) != ROUTE_FOUND)
+	if (!fast_packet(ctx, at->l3, t, &pkt) || (past ? !may_go_past(ctx, &pkt) : pkt.ttl <= 1) ||
+	    find_route(ctx, &pkt, past ? &pkt.tuple.src : &to.src, &to.dst, past, &route) != ROUTE_FOUND)
 		return SLOW;
+	if (!past && !ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
+		return finish(at->hook, pass(REASON_TO_TC), bytes);
 	if (!fast_translate(ctx, at->l3, t, &to, 1))
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 	return finish(at->hook, send_along(ctx, &pkt, &route, reason), bytes);
@@ -133,10 +136,10 @@ static __always_inline const struct flow_entry *fast_lookup(const struct tuple *
 	return get_flow(&key);
 }
 
-/* Is there nothing to note down for a packet of this flow, and does it keep its client's address? */
+/* Is there nothing to note down for a packet of this flow? */
 static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 {
-	return !e->fins && keeps_client(e->path) && e->state <= FLOW_ESTABLISHED &&
+	return !e->fins && e->state <= FLOW_ESTABLISHED &&
 	       (direction == DIR_FORWARD || e->state == FLOW_ESTABLISHED) &&
 	       ticks() - e->touched < FLOW_REFRESH_TICKS;
 }
@@ -152,15 +155,21 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	if (!fast_parse(ctx, at->l3, &t, &later))
 		return SLOW;
 	settings = get_settings();
-	if (!settings || to_snat_port(&t, settings))
+	if (!settings)
 		return SLOW;
+	if (unlikely(to_snat_port(&t, settings))) {
+		e = fast_lookup(&t, DIR_REPLY);
+		if (!e || at->side != OUTSIDE || e->path != PATH_FORWARD || later || !settled(e, DIR_REPLY))
+			return SLOW;
+		return fast_send(ctx, at, &t, e, false, REASON_REPLY);
+	}
 	if (!lookup_vip(&t)) {
 		if (at->side == INSIDE && unlikely(settings->redirect)) {
 			e = fast_lookup(&t, DIR_REPLY);
 			if (e && e->path == PATH_REDIRECT)
 				return later || !settled(e, DIR_REPLY)
 					   ? SLOW
-					   : fast_redirect(ctx, at, &t, e, REASON_REPLY);
+					   : fast_send(ctx, at, &t, e, true, REASON_REPLY);
 		}
 		return in_cluster_net(&t.dst, settings) ? SLOW
 							: finish(at->hook, pass(REASON_NOT_VIP), bytes);
@@ -174,8 +183,10 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	if (later || !settled(e, DIR_FORWARD) ||
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
 		return SLOW;
-	if (unlikely(e->path == PATH_REDIRECT) && settings->redirect)
-		return fast_redirect(ctx, at, &t, e, REASON_FLOW_HIT);
+	if (e->path == PATH_FORWARD || (e->path == PATH_REDIRECT && settings->redirect))
+		return fast_send(ctx, at, &t, e, e->path == PATH_REDIRECT, REASON_FLOW_HIT);
+	if (!keeps_client(e->path))
+		return SLOW;
 	return fast_stack(ctx, at, &t, e, REASON_FLOW_HIT, bytes);
 }
 
@@ -191,7 +202,7 @@ static __always_inline int fast_egress(ctx_t *ctx, const struct note *at)
 	e = fast_lookup(&t, DIR_REPLY);
 	if (!e && !ctx_from_host(ctx) && !is_martian(&t.src))
 		return finish(at->hook, pass(REASON_NOT_VIP), bytes);
-	if (!e || later || !settled(e, DIR_REPLY))
+	if (!e || later || !settled(e, DIR_REPLY) || !keeps_client(e->path))
 		return SLOW;
 	return fast_stack(ctx, at, &t, e, REASON_REPLY, bytes);
 }
