@@ -86,6 +86,34 @@ def read(fd: FD, spec: MapSpec) -> Entries:
     return _join([entries(buckets) for buckets in _chunks(fd, spec)])
 
 
+def find(fd: FD, spec: MapSpec, hashing: Rows, key: Rows) -> Rows | None:
+    """Return the value of one key, as one row; None when the table has it not.
+
+    Raises
+    ------
+    BpfError: the kernel refused to read.
+    """
+    (bucket,), _ = places(hashing, key, bpf.map_info(fd).max_entries)
+    rows = np.zeros(1, spec.kernel_value)
+    bpf.map_lookup(fd, np.array([bucket], layouts.ID), rows)
+    found = entries(rows)
+    at = [row for row, one in enumerate(found.keys) if one.tobytes() == key.tobytes()]
+    return found.values[at[0] : at[0] + 1].copy() if at else None
+
+
+def clone(source: FD, target: FD, spec: MapSpec) -> None:
+    """Copy the buckets that hold something into an empty table of the same number of them, as they are.
+
+    Raises
+    ------
+    BpfError: the kernel refused to read or write.
+    """
+    info = bpf.map_info(source)
+    for numbers, values in batch.chunks(source, info, info.value_size):
+        used = tags(values.reshape(-1).view(spec.kernel_value)).any(axis=1)
+        batch.update_all(target, numbers[used], values[used])
+
+
 def count(fd: FD, spec: MapSpec, now: int) -> int:
     """Return how many entries' time is not over; now is CLOCK_MONOTONIC in nanoseconds."""
     return sum(

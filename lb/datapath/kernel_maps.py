@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -24,10 +26,12 @@ class KernelMaps:
     """The maps pinned below one directory, opened at first use.
 
     Several processes may have the same maps open; each call is atomic for one entry, not for all of them.
+    private: maps that stand in the place of those pinned, by name. They are closed with the others.
     """
 
-    def __init__(self, pin_dir: Path) -> None:
-        self._pin_dir = pin_dir
+    def __init__(self, pin_dir: Path, private: Mapping[str, FD] = MappingProxyType({})) -> None:
+        self.pin_dir = pin_dir
+        self._private = private
         self._open: dict[str, tuple[FD, MapInfo, MapSpec]] = {}
         self._arrays: WeakValueDictionary[str, Rows] = WeakValueDictionary()
 
@@ -41,7 +45,7 @@ class KernelMaps:
     def _map(self, name: str) -> tuple[FD, MapInfo, MapSpec]:
         if name not in self._open:
             spec = MAP_SPECS[name]
-            fd = bpf.obj_get(self._pin_dir / name)
+            fd = self._private.get(name) or bpf.obj_get(self.pin_dir / name)
             fd.subject = f"map {name}"
             self._open[name] = (fd, bpf.map_info(fd), spec)
         return self._open[name]
@@ -56,6 +60,24 @@ class KernelMaps:
             return keys, raw.reshape(-1).view(spec.value)
         by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)[:, :, : spec.value.itemsize]
         return keys, np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
+
+    def fd(self, name: str) -> FD:
+        """Return a map's descriptor; it closes with this object."""
+        return self._map(name)[0]
+
+    def lookup(self, name: str, key: Rows) -> Rows | None:
+        """Return the value of one key, as one row; of a trie, that of the longest prefix; None without one.
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        fd, _, spec = self._map(name)
+        key = np.ascontiguousarray(key, dtype=spec.key)
+        if spec.type is MapType.CACHE:
+            return cache.find(fd, spec, self._hashing(spec), key)
+        value = np.zeros(1, spec.value)
+        return value if bpf.map_lookup(fd, key, value) else None
 
     def count(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.count`."""

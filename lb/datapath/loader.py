@@ -252,7 +252,7 @@ def _build(
     ------
     CompileError: with clang's or the verifier's words.
     """
-    code = build.instructions(bpf_dir, _sources(programs))
+    code = build.instructions(bpf_dir, sources(programs))
     has = features.optional()
     ids: dict[str, int] = {}
     refused = ""
@@ -270,7 +270,7 @@ def _build(
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
             instructions = build.relocate(code[version][name], fds, has)
             attach_type = program.instances[version]
-            load = pool.submit(_load_program, program, name, instructions, attach_type)
+            load = pool.submit(load_program, program, name, instructions, attach_type)
             loads.append((pin, version, program, load))
         for pin, version, program, load in loads:
             try:
@@ -291,7 +291,7 @@ def _build(
     return ids, refused
 
 
-def _sources(programs: Mapping[str, Program]) -> dict[str, list[str]]:
+def sources(programs: Mapping[str, Program]) -> dict[str, list[str]]:
     """Return the programs of each file in bpf/."""
     sources: dict[str, list[str]] = {}
     for name, program in programs.items():
@@ -306,7 +306,7 @@ def compile_ahead() -> None:
     ------
     CompileError: with clang's words.
     """
-    build.instructions(layouts.BPF_DIR, _sources(PROGRAMS))
+    build.instructions(layouts.BPF_DIR, sources(PROGRAMS))
 
 
 def _make_array(staging: Path, name: str) -> bpf.FD:
@@ -315,7 +315,7 @@ def _make_array(staging: Path, name: str) -> bpf.FD:
     return array
 
 
-def _load_program(program: Program, name: str, instructions: bytes, attach_type: int) -> bpf.FD:
+def load_program(program: Program, name: str, instructions: bytes, attach_type: int) -> bpf.FD:
     """Load one program.
 
     Raises

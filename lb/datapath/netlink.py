@@ -40,6 +40,7 @@ _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
 _OUR_XDP, _OUR_TC = "lb_xdp", "lb_tc"
 _DUMP_TRIES = 10
+_RTN_LOCAL = 2  # a route to this host itself
 _RTMGRP = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 _EVENT_BUFFER = 1 << 20
 
@@ -53,7 +54,7 @@ class Interface:
     that they were given in, secondary and temporary ones last; unfit are those of them that are deprecated,
     or not (yet) known to be this host's alone. master is an ifindex, 0 for none. foreign_peer: the other end
     is in another network namespace. xdp_id is the attached XDP program, 0 for none; xdp_mode is how it is
-    attached.
+    attached. mac is its link address.
     """
 
     index: int
@@ -68,6 +69,7 @@ class Interface:
     unfit: frozenset[IPAddress] = frozenset()
     xdp_id: int = 0
     xdp_mode: UplinkMode | None = None
+    mac: str = ""
 
     def source(self, version: int) -> IPAddress | None:
         """Return the primary address of a family that other hosts can reach; None without one."""
@@ -123,6 +125,23 @@ class Netlink:
             return int(self._route.get_netnsid(pid=pid)["nsid"]) >= 0
         except NetlinkError:
             return False
+
+    def route_to(self, address: IPAddress) -> tuple[int, bool] | None:
+        """Return the ifindex of the route to an address, and whether it is this host's own; None without one.
+
+        Raises
+        ------
+        AttachError: the kernel refused to say.
+        """
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        try:
+            (message,) = self._route.route("get", dst=str(address), family=family)
+        except NetlinkError as error:
+            if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL, errno.EACCES):
+                return None
+            raise AttachError(f"the route to {address}: {os.strerror(error.code)}") from error
+        oif = message.get_attr("RTA_OIF")
+        return (oif, message["type"] == _RTN_LOCAL) if oif else None
 
     def attach_tc(self, interface: Interface, direction: Direction, name: str, program: FD) -> None:
         """Run the program at a tc hook; an earlier one of ours is replaced atomically.
@@ -283,6 +302,7 @@ def _interface(message: Any, address_messages: Iterable[Any]) -> Interface:
         unfit=frozenset(unfit),
         xdp_id=xdp_id,
         xdp_mode=(UplinkMode.XDP_GENERIC if generic else UplinkMode.XDP_NATIVE) if xdp_id else None,
+        mac=message.get_attr("IFLA_ADDRESS") or "",
     )
 
 

@@ -1,0 +1,284 @@
+"""``lbctl trace``: what the data plane would do with a packet, and why."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from lb.cli import instances
+from lb.datapath.pins import Pins
+from lb.errors import ConfigError
+from lb.lab import namespaces
+from lb.lab.addressing import LabSpec
+from lb.lab.store import Store, labs
+from lb.model import IPAddress, Protocol
+from lb.rundir import RunDir
+
+if TYPE_CHECKING:
+    from lb.datapath.witness import Tuple
+    from lb.observe.entries import Entries
+    from lb.observe.trace import Entry, Traced
+
+_CLIENT_PORT = 50_000
+_TRANSLATED = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "FLOW_HIT"})
+
+_DESCRIPTION = """\
+Run a packet through the programs of this node and tell, step by step, what became of it and why: VIP and
+Service, flow, source ranges and policy, affinity or hash, backend, NAT, verdict and reason, the packet before
+and after. It is not guessed: the very programs that are attached run on it, with the live VIPs, backends and
+settings. What they would write (flows, affinity, counters) goes to a copy: a trace leaves no trace.
+
+The packets of one call come one after the other: in a capture, a SYN makes the flow that the next packet
+finds.
+"""
+
+_EPILOG = """\
+addresses: 192.0.2.7:40000, 192.0.2.7, [2001:db8::7]:40000, 2001:db8::7; a SRC without port has port 50000; a
+DST without port is for --proto icmp (a ping)
+
+--in: an interface; outside: the uplink; pod:NAMESPACE/NAME: that pod's interface (in a lab); host: a process
+of the node has sent it. Default: what SRC and the routes say.
+
+examples:
+  lbctl trace 192.0.2.7 203.0.113.10:80
+  lbctl trace --in host 192.0.2.1 10.96.0.10:53 --proto udp
+  lbctl trace 10.244.1.2:40000 10.96.0.10:80 --reply -o json
+  lbctl trace --in eth0 --read dropped.pcapng
+
+exit codes: 0 told, whatever became of the packet; 1 could not be tried, stderr says why; 2 wrong usage
+"""
+
+_PROTOCOLS = (*(each.name.lower() for each in Protocol), "icmp")
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "trace",
+        help="what would become of a packet, and why, step by step",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="?", metavar="SRC[:PORT]", help="the client")
+    parser.add_argument("target", nargs="?", metavar="DST[:PORT]", help="the VIP, or any other address")
+    parser.add_argument(
+        "--in", dest="where", default="", metavar="WHERE", help="where it comes in, see below"
+    )
+    parser.add_argument("--proto", choices=_PROTOCOLS, default="tcp", help="default: tcp")
+    parser.add_argument("--flags", default="S", metavar="SA", help="TCP's, as F S R P A U; default: S (SYN)")
+    parser.add_argument("--reply", action="store_true", help="also trace the backend's answer")
+    parser.add_argument(
+        "--read", type=Path, metavar="FILE", help="the packets of a pcap or pcapng file instead"
+    )
+    parser.add_argument(
+        "--pcap", type=Path, metavar="OUT", help="write each packet, before and after, to a file"
+    )
+    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    instances.add_flags(parser)
+    parser.set_defaults(handler=_trace)
+
+
+def _trace(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    packet = _packet(args)
+    name = instances.choose(args)
+    with _at(name):
+        stories = list(_stories(args, name, packet))
+    if args.pcap:
+        from lb.observe import frames  # noqa: PLC0415
+
+        each = [one for story in stories for one in story]
+        frames.write_capture(args.pcap, [frame for one in each for frame in (one.before, one.after) if frame])
+    if args.output == "json":
+        _print_json(stories, out)
+    else:
+        _print_text(stories, out)
+    return 0
+
+
+def _packet(args: argparse.Namespace) -> Tuple | None:
+    """Return the packet of the command line; None with --read.
+
+    Raises
+    ------
+    ConfigError: an address, a port or the flags are wrong, or two ways of saying are mixed.
+    """
+    from lb.datapath.witness import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
+    from lb.observe import frames  # noqa: PLC0415
+
+    if args.read:
+        if args.source:
+            raise ConfigError("trace: give SRC and DST, or --read FILE, not both")
+        return None
+    if not args.source or not args.target:
+        raise ConfigError("trace: give SRC and DST, or --read FILE")
+    src, sport = _socket("SRC", args.source)
+    dst, dport = _socket("DST", args.target)
+    if src.version != dst.version:
+        raise ConfigError(f"trace: SRC {src} is IPv{src.version}, DST {dst} is IPv{dst.version}")
+    if args.proto == "icmp":
+        if sport or dport:
+            raise ConfigError("trace: --proto icmp has no ports")
+        return Tuple(src, 0, dst, 0, frames.ECHO[src.version])
+    if not dport:
+        raise ConfigError(f"DST {args.target}: give a port, as {_example(dst)}, or --proto icmp")
+    if not args.flags or set(args.flags) - set(frames.TCP_FLAGS):
+        raise ConfigError(f"--flags {args.flags}: some of {', '.join(frames.TCP_FLAGS)}")
+    return Tuple(src, sport or _CLIENT_PORT, dst, dport, Protocol[args.proto.upper()])
+
+
+def _example(address: IPAddress) -> str:
+    return f"[{address}]:80" if address.version == 6 else f"{address}:80"
+
+
+def _socket(what: str, text: str) -> tuple[IPAddress, int]:
+    """Return address and port, 0 for none.
+
+    Raises
+    ------
+    ConfigError: it is none.
+    """
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    try:
+        number = int(port) if port else 0
+        if port and not 0 < number < 1 << 16:
+            raise ValueError
+        return ip_address(host), number
+    except ValueError:
+        raise ConfigError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
+
+
+def _lab_of(instance: str) -> tuple[LabSpec, str] | None:
+    """Return the lab and the node that an instance is; None when it is none of a lab's."""
+    for lab in labs():
+        spec = Store(lab).read_lab().spec
+        for node in spec.node_names:
+            if spec.instance(node) == instance:
+                return spec, node
+    return None
+
+
+@contextlib.contextmanager
+def _at(instance: str) -> Iterator[None]:
+    """Be in the network namespace of an instance's hooks.
+
+    Raises
+    ------
+    ConfigError: it is another one than this, and not a lab's; LabError: it cannot be entered.
+    """
+    run_dir = RunDir(instance)
+    if not run_dir.elsewhere():
+        yield
+        return
+    found = _lab_of(instance)
+    if found is None:
+        raise ConfigError(
+            f"instance {instance}: its hooks are in another network namespace: {run_dir.elsewhere()}"
+        )
+    spec, node = found
+    with namespaces.inside(spec.namespace(node)):
+        yield
+
+
+def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> Iterator[list[Traced]]:
+    """Yield what became of each packet, and of its answer if there is one."""
+    from lb.datapath.layouts import FAMILIES  # noqa: PLC0415
+    from lb.datapath.shadow import Shadow  # noqa: PLC0415
+    from lb.observe import frames, trace  # noqa: PLC0415
+    from lb.observe.entries import Entries  # noqa: PLC0415
+
+    pins = Pins(instance)
+    entries = Entries(pins)
+    where = _pod_interface(args.where, instance) if args.where.startswith("pod:") else args.where
+    entry = entries.find(where, packet)
+    notes = _notes(pins, entry.side)
+    if args.read:
+        wanted = frames.read_capture(args.read, entry.mac)
+    else:
+        assert packet is not None
+        wanted = iter(
+            (frames.build(packet, mac=entry.mac, flags=args.flags if args.proto == "tcp" else "S"),)
+        )
+    versions = {packet.version} if packet else set(FAMILIES)
+    programs = entries.programs if args.reply else {program for program, _ in entry.hooks}
+    with Shadow(pins, entries.directory, programs, versions) as shadow:
+        for frame in wanted:
+            traced = trace.run(shadow, entry, frame, notes)
+            answer = _answer(entries, entry, traced) if args.reply else None
+            yield [traced, *([trace.run(shadow, *answer)] if answer else [])]
+
+
+def _answer(entries: Entries, entry: Entry, traced: Traced) -> tuple[Entry, bytes] | None:
+    """Return where the backend's answer comes to be translated back, and its frame; None without a flow."""
+    from lb.observe import frames  # noqa: PLC0415
+
+    flow, sent = traced.evidence.made, traced.evidence.sent
+    if flow is None or sent is None or traced.evidence.outcome.reason not in _TRANSLATED:
+        return None
+    there = entries.facing(entry, flow, sent.reversed())
+    frame = frames.answer(traced.after, there.mac)
+    return None if frame is None else (there, frame)
+
+
+def _pod_interface(text: str, instance: str) -> str:
+    """Return the interface of a pod of a lab, ``host`` for one in the node's network.
+
+    Raises
+    ------
+    ConfigError: there is no such pod on the node, or no lab.
+    """
+    found = _lab_of(instance)
+    if found is None:
+        raise ConfigError(
+            f"--in {text}: pods have names in a lab alone; name the interface, or leave --in out"
+        )
+    spec, node = found
+    pods = Store(spec.id).pods()
+    for pod in pods:
+        if f"pod:{pod.namespace}/{pod.name}" == text:
+            if pod.node != node:
+                raise ConfigError(
+                    f"--in {text}: that pod is on {pod.node}: --instance {spec.instance(pod.node)}"
+                )
+            return pod.interface or "host"
+    names = ", ".join(f"pod:{pod.namespace}/{pod.name}" for pod in pods if pod.node == node)
+    raise ConfigError(f"--in {text}: there is no such pod; on {node} there are {names or 'none'}")
+
+
+def _notes(pins: Pins, side: str) -> list[str]:
+    """Return what the programs at interfaces do not see: connections that the socket hooks have led away."""
+    served = pins.links.is_dir() and any(pins.links.iterdir())
+    if side != "host" or not served:
+        return []
+    return [
+        "socket hooks serve this node's processes: their TCP connections and unconnected datagrams are led to"
+        " a backend before there is a packet; this is of one that they left alone"
+    ]
+
+
+def _print_json(stories: list[list[Traced]], out: TextIO) -> None:
+    from lb.observe.story import as_dict  # noqa: PLC0415
+
+    found = [as_dict(*(one.evidence for one in story)) for story in stories]
+    json.dump({"packets": found}, out, indent=2)
+    out.write("\n")
+
+
+def _print_text(stories: list[list[Traced]], out: TextIO) -> None:
+    from lb.observe.story import render  # noqa: PLC0415
+
+    for number, story in enumerate(stories, 1):
+        if len(stories) > 1:
+            out.write(f"{'' if number == 1 else chr(10)}packet {number}: ")
+        for at, one in enumerate(story):
+            out.write(f"\nanswer: {render(one.evidence)}" if at else render(one.evidence))

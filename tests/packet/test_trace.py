@@ -1,0 +1,277 @@
+"""``lbctl trace``: it names the cause that the programs have, and leaves the live state as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lb.config import SnatPorts
+from lb.datapath import bpf
+from lb.datapath.layouts import FAMILIES, MAP_SPECS
+from lb.datapath.map_pins import read_rows
+from lb.datapath.shadow import PRIVATE, Shadow
+from lb.model import Protocol, TrafficPolicy
+from lb.observe import frames, trace
+from lb.observe.story import Side, render
+from lb.observe.trace import Entry, Traced
+from lb.plan.types import VipKind
+from tests import packets as p
+from tests.packet.harness import (
+    OUTSIDE_INGRESS,
+    TC_POD_IN,
+    TC_POD_OUT,
+    TC_UPLINK_IN,
+    TC_UPLINK_OUT,
+    XDP,
+    Datapath,
+)
+from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
+
+Shadows = Callable[[], Shadow]
+each_protocol = pytest.mark.parametrize("protocol", list(BUILD))
+NOT_COMPARED = ("notes", "scratch")
+"""A per-CPU note and work space: nothing of them outlives a packet."""
+
+
+@pytest.fixture
+def make_shadow(datapath: Datapath) -> Iterator[Shadows]:
+    """Make copies of the bench's data plane as it is then; they are closed behind the test."""
+    made: list[Shadow] = []
+
+    def make() -> Shadow:
+        (directory,) = datapath.pins.builds()
+        programs = {XDP, TC_UPLINK_IN, TC_UPLINK_OUT, TC_POD_IN, TC_POD_OUT}
+        made.append(Shadow(datapath.pins, directory, programs, {p.version()}))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def state(datapath: Datapath) -> dict[str, bytes]:
+    """Return the bytes of all that the programs write, but locks."""
+    found = {}
+    for name in PRIVATE:
+        if name not in NOT_COMPARED:
+            with bpf.obj_get(datapath.pins.maps / name) as fd:
+                keys, values = read_rows(fd, MAP_SPECS[name])
+                found[name] = keys.tobytes() + values.tobytes()
+    return found
+
+
+def outside(datapath: Datapath, *programs: str) -> Entry:
+    hooks = tuple(
+        (each, "tc ingress" if "tc" in each else "xdp-generic") for each in programs or (TC_UPLINK_IN,)
+    )
+    return Entry("up0", datapath.uplink, p.NODE1_MAC, Side.OUTSIDE, hooks)
+
+
+def inside(datapath: Datapath) -> Entry:
+    return Entry("pod0", datapath.pod, p.POD_GATEWAY_MAC, Side.INSIDE, ((TC_POD_IN, "tc ingress"),))
+
+
+def traced(datapath: Datapath, make_shadow: Shadows, entry: Entry, *wanted: bytes) -> list[Traced]:
+    """Trace frames one after the other; the live state must be the same afterwards."""
+    before = state(datapath)
+    shadow = make_shadow()
+    with datapath.namespace.entered():
+        found = [trace.run(shadow, entry, frame) for frame in wanted]
+    assert state(datapath) == before
+    return found
+
+
+def steps(one: Traced) -> dict[str, str]:
+    return {line[2:11].strip(): line[12:] for line in render(one.evidence).splitlines()[1:] if line[2] != " "}
+
+
+def test_trace_of_what_is_for_no_vip(datapath: Datapath, make_shadow: Shadows) -> None:
+    frame = p.tcp(p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT), (p.NOT_A_VIP, 80))
+    (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+    assert one.evidence.outcome.reason == "NOT_VIP"
+    assert steps(one)["VIP"].startswith("no Service has ")
+    assert one.after == frame
+
+
+@each_protocol
+def test_trace_names_the_backend_that_the_packet_then_gets(
+    datapath: Datapath, make_shadow: Shadows, protocol: Protocol
+) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, p.BACKEND_LOCAL_2, p.BACKEND_REMOTE, protocol=protocol))
+    for port in range(40_000, 40_005):
+        frame = BUILD[protocol](p.FROM_POD, (p.POD_CLIENT, port), VIPS[VipKind.CLUSTER_IP])
+        (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+        told = steps(one)
+        assert "clusterIP of default/web, port http" in told["VIP"]
+        assert told["flow"] == "none known: a new connection"
+        assert "3 backends are offered" in told["policy"]
+        assert told["hash"] == "of addresses, ports and protocol: rendezvous among 3"
+        real = datapath.run(TC_POD_IN, frame)
+        p.assert_same(one.after, real.packet)
+        assert one.evidence.made is not None
+        assert one.evidence.outcome.reason == real.reason
+        sent = frames.read(real.packet)
+        assert sent is not None
+        assert one.evidence.made.backend.address == sent.target
+
+
+def test_trace_of_a_known_flow(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, p.BACKEND_LOCAL_2))
+    ends = (p.POD_CLIENT, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP]
+    real = datapath.run(TC_POD_IN, p.tcp(p.FROM_POD, *ends))
+    (one,) = traced(datapath, make_shadow, inside(datapath), p.tcp(p.FROM_POD, *ends, "A"))
+    assert one.evidence.outcome.reason == "FLOW_HIT"
+    assert steps(one)["flow"].startswith("known, new, idle for ")
+    sent = frames.read(real.packet)
+    assert sent is not None
+    assert steps(one)["backend"].startswith(sent.target)
+
+
+def test_trace_of_a_capture_goes_on_where_its_last_packet_was(
+    datapath: Datapath, make_shadow: Shadows
+) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, p.BACKEND_LOCAL_2))
+    ends = (p.POD_CLIENT, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP]
+    wanted = [p.tcp(p.FROM_POD, *ends, flags) for flags in ("S", "A", "FA")]
+    found = traced(datapath, make_shadow, inside(datapath), *wanted)
+    assert [one.evidence.outcome.reason for one in found] == ["NEW_LOCAL", "FLOW_HIT", "FLOW_HIT"]
+
+
+def test_trace_of_affinity(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, p.BACKEND_LOCAL_2, affinity_seconds=100))
+
+    def frame(port: int) -> bytes:
+        return p.tcp(p.FROM_POD, (p.POD_CLIENT, port), VIPS[VipKind.CLUSTER_IP])
+
+    (fresh,) = traced(datapath, make_shadow, inside(datapath), frame(1000))
+    assert "has none yet" in steps(fresh)["affinity"]
+    assert steps(fresh)["hash"] == "of the client's address alone: rendezvous among 2"
+    datapath.run(TC_POD_IN, frame(1000))
+    (kept,) = traced(datapath, make_shadow, inside(datapath), frame(1001))
+    assert fresh.evidence.made is not None
+    assert f" keeps {fresh.evidence.made.backend.address}, as " in steps(kept)["affinity"]
+    assert "hash" not in steps(kept)
+    (other,) = {p.BACKEND_LOCAL, p.BACKEND_LOCAL_2} - {p.role(_host(fresh.evidence.made.backend.address))}
+    datapath.apply(service(other, affinity_seconds=100))
+    (lost,) = traced(datapath, make_shadow, inside(datapath), frame(1002))
+    assert "but that backend is gone" in steps(lost)["affinity"]
+
+
+def _host(socket: str) -> str:
+    return socket.rpartition(":")[0].strip("[]")
+
+
+def test_trace_of_a_source_that_is_not_allowed(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, source_ranges=["203.0.113.0/24"]))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.LOAD_BALANCER])
+    (one,) = traced(datapath, make_shadow, outside(datapath), frame)
+    network = p.here_net("203.0.113.0/24")
+    assert steps(one)["source"] == f"{p.here(p.CLIENT)} is not among loadBalancerSourceRanges {network}"
+    assert steps(one)["verdict"].startswith("dropped: SOURCE_NOT_ALLOWED")
+    assert one.after == b""
+
+
+def test_trace_of_no_endpoints(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service())
+    frame = p.tcp(p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP])
+    (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+    assert steps(one)["policy"].endswith("the Service has no endpoint to offer, on any node")
+    assert steps(one)["verdict"].startswith("answered by the program, back out of pod0: REJECT_NO_ENDPOINT")
+    p.assert_same(one.after, p.reset_for(frame))
+
+
+def test_trace_of_policy_local_without_local_endpoint(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_REMOTE, external=TrafficPolicy.LOCAL))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.NODE_PORT])
+    (one,) = traced(datapath, make_shadow, outside(datapath), frame)
+    assert steps(one)["policy"] == (
+        "from outside, externalTrafficPolicy Local: no endpoint on this node, though there are some on others"
+    )
+    assert steps(one)["verdict"].startswith("dropped: NO_LOCAL_ENDPOINT")
+
+
+def test_trace_of_hairpin_and_its_answer(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    frame = p.tcp(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP])
+    before, shadow, entry = state(datapath), make_shadow(), inside(datapath)
+    with datapath.namespace.entered():
+        one = trace.run(shadow, entry, frame)
+        answer = frames.answer(one.after, p.POD_GATEWAY_MAC)
+        assert answer is not None
+        back = trace.run(shadow, entry, answer)
+    assert state(datapath) == before
+    assert steps(one)["verdict"].startswith("back out of pod0, to the pod itself: NEW_HAIRPIN")
+    assert steps(back)["verdict"].startswith("back out of pod0, to the pod itself: REPLY")
+    packet = frames.read(frame)
+    assert back.evidence.sent is not None
+    assert back.evidence.sent.reversed() == packet
+
+
+@pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
+def test_trace_of_a_node_port_whose_backend_is_elsewhere(
+    datapath: Datapath, make_shadow: Shadows, uplink_program: str
+) -> None:
+    datapath.set_up_node(snat_ports=SnatPorts(61_000, 61_000))
+    datapath.apply(service(p.BACKEND_REMOTE))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.NODE1, NODE_PORT))
+    (one,) = traced(datapath, make_shadow, outside(datapath, uplink_program), frame)
+    told = steps(one)
+    assert told["backend"].endswith("on node2, another node, active")
+    assert told["verdict"].startswith("sent along the route by the program: NEW_REMOTE")
+    assert told["NAT"].split("; ")[1].endswith(frames.read(one.after).client)  # type: ignore[union-attr]
+    want = p.rebuilt(
+        frame, link=p.TO_NODE2, src=(p.NODE1, 61_000), dst=(p.BACKEND_REMOTE, TARGET_PORT), ttl=63
+    )
+    p.assert_same(one.after, want)
+
+
+def test_trace_goes_on_in_tc_where_xdp_cannot_send(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.SILENT_NEIGHBOUR))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.NODE1, NODE_PORT))
+    (one,) = traced(datapath, make_shadow, outside(datapath, *OUTSIDE_INGRESS), frame)
+    assert [hop.outcome.reason for hop in one.evidence.hops] == ["TO_TC", "NEW_REMOTE"]
+    assert one.evidence.hops[0].outcome.frame == frame
+
+
+def test_trace_of_the_answer_of_a_local_backend(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.LOAD_BALANCER])
+    shadow = make_shadow()
+    leaving = Entry(
+        "up0", datapath.uplink, p.NODE1_MAC, Side.LEAVING, ((TC_UPLINK_OUT, "tc egress"),), datapath.pod
+    )
+    with datapath.namespace.entered():
+        one = trace.run(shadow, outside(datapath), frame)
+        answer = frames.answer(one.after, p.NODE1_MAC)
+        assert answer is not None
+        back = trace.run(shadow, leaving, answer)
+    assert steps(back)["verdict"].startswith("leaves by up0: REPLY")
+    assert back.evidence.sent is not None
+    assert back.evidence.sent.reversed() == frames.read(frame)
+    assert datapath.counters() == {}
+
+
+def test_trace_of_ping(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    frame = p.echo(p.FROM_POD, p.POD_CLIENT, p.CLUSTER_VIP)
+    (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+    assert steps(one)["VIP"] == f"{p.here(p.CLUSTER_VIP)} is a clusterIP of default/web"
+    assert steps(one)["verdict"].startswith("answered by the program, back out of pod0: PING")
+    p.assert_same(one.after, p.echo_reply_for(frame))
+
+
+def test_trace_of_a_port_that_the_service_has_not(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    row = datapath.array("settings")[0:1]
+    assert row.shape == (1,)
+    frame = p.tcp(p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, 81))
+    (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+    assert steps(one)["VIP"].endswith("is a clusterIP of default/web, which has no port 81/TCP")
+
+
+def test_a_private_copy_has_no_live_map_among_those_that_programs_write() -> None:
+    families = {
+        f"{name}{version}" for name in ("flows", "fragments", "sockets", "affinity") for version in FAMILIES
+    }
+    assert set(PRIVATE) == families | {"notes", "scratch", "reasons"}
