@@ -10,12 +10,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, nodes
+from lb.datapath import netns
 from lb.datapath.pins import Pins
 from lb.errors import ConfigError
-from lb.lab import namespaces
-from lb.lab.addressing import LabSpec
-from lb.lab.store import Store, labs
 from lb.model import IPAddress, Protocol
 from lb.rundir import RunDir
 
@@ -41,8 +39,8 @@ _EPILOG = """\
 addresses: 192.0.2.7:40000, 192.0.2.7, [2001:db8::7]:40000, 2001:db8::7; a SRC without port has port 50000; a
 DST without port is for --proto icmp (a ping)
 
---in: an interface; outside: the uplink; pod:NAMESPACE/NAME: that pod's interface (in a lab); host: a process
-of the node has sent it. Default: what SRC and the routes say.
+--in: an interface; outside: the uplink; pod:NAMESPACE/NAME: the interface of that pod, of which the source
+tells (see --source); host: a process of the node has sent it. Default: what SRC and the routes say.
 
 examples:
   lbctl trace 192.0.2.7 203.0.113.10:80
@@ -65,8 +63,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", nargs="?", metavar="SRC[:PORT]", help="the client")
-    parser.add_argument("target", nargs="?", metavar="DST[:PORT]", help="the VIP, or any other address")
+    parser.add_argument("src", nargs="?", metavar="SRC[:PORT]", help="the client")
+    parser.add_argument("dst", nargs="?", metavar="DST[:PORT]", help="the VIP, or any other address")
     parser.add_argument(
         "--in", dest="where", default="", metavar="WHERE", help="where it comes in, see below"
     )
@@ -80,7 +78,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--pcap", type=Path, metavar="OUT", help="write each packet, before and after, to a file"
     )
     parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
-    instances.add_flags(parser)
+    nodes.add_flags(parser)
     parser.set_defaults(handler=_trace)
 
 
@@ -112,13 +110,13 @@ def _packet(args: argparse.Namespace) -> Tuple | None:
     from lb.observe import frames  # noqa: PLC0415
 
     if args.read:
-        if args.source:
+        if args.src:
             raise ConfigError("trace: give SRC and DST, or --read FILE, not both")
         return None
-    if not args.source or not args.target:
+    if not args.src or not args.dst:
         raise ConfigError("trace: give SRC and DST, or --read FILE")
-    src, sport = _socket("SRC", args.source)
-    dst, dport = _socket("DST", args.target)
+    src, sport = _socket("SRC", args.src)
+    dst, dport = _socket("DST", args.dst)
     if src.version != dst.version:
         raise ConfigError(f"trace: SRC {src} is IPv{src.version}, DST {dst} is IPv{dst.version}")
     if args.proto == "icmp":
@@ -126,7 +124,7 @@ def _packet(args: argparse.Namespace) -> Tuple | None:
             raise ConfigError("trace: --proto icmp has no ports")
         return Tuple(src, 0, dst, 0, frames.ECHO[src.version])
     if not dport:
-        raise ConfigError(f"DST {args.target}: give a port, as {_example(dst)}, or --proto icmp")
+        raise ConfigError(f"DST {args.dst}: give a port, as {_example(dst)}, or --proto icmp")
     if not args.flags or set(args.flags) - set(frames.TCP_FLAGS):
         raise ConfigError(f"--flags {args.flags}: some of {', '.join(frames.TCP_FLAGS)}")
     return Tuple(src, sport or _CLIENT_PORT, dst, dport, Protocol[args.proto.upper()])
@@ -158,35 +156,25 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
         raise ConfigError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
 
 
-def _lab_of(instance: str) -> tuple[LabSpec, str] | None:
-    """Return the lab and the node that an instance is; None when it is none of a lab's."""
-    for lab in labs():
-        spec = Store(lab).read_lab().spec
-        for node in spec.node_names:
-            if spec.instance(node) == instance:
-                return spec, node
-    return None
-
-
 @contextlib.contextmanager
 def _at(instance: str) -> Iterator[None]:
     """Be in the network namespace of an instance's hooks.
 
     Raises
     ------
-    ConfigError: it is another one than this, and not a lab's; LabError: it cannot be entered.
+    ConfigError: it is gone; DatapathError: it cannot be entered.
     """
     run_dir = RunDir(instance)
     if not run_dir.elsewhere():
         yield
         return
-    found = _lab_of(instance)
-    if found is None:
+    notes = run_dir.notes()
+    place = netns.find(notes["network_namespace"], notes.get("pid"))
+    if place is None:
         raise ConfigError(
-            f"instance {instance}: its hooks are in another network namespace: {run_dir.elsewhere()}"
+            f"instance {instance}: its agent's network namespace is gone, or not to be seen from here"
         )
-    spec, node = found
-    with namespaces.inside(spec.namespace(node)):
+    with netns.entered(place):
         yield
 
 
@@ -199,7 +187,9 @@ def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> I
 
     pins = Pins(instance)
     entries = Entries(pins)
-    where = _pod_interface(args.where, instance) if args.where.startswith("pod:") else args.where
+    where = args.where
+    if where.startswith("pod:"):
+        where = entries.behind(_pod_address(args, packet.version if packet else 4), where)
     entry = entries.find(where, packet)
     notes = _notes(pins, entry.side)
     if args.read:
@@ -230,29 +220,22 @@ def _answer(entries: Entries, entry: Entry, traced: Traced) -> tuple[Entry, byte
     return None if frame is None else (there, frame)
 
 
-def _pod_interface(text: str, instance: str) -> str:
-    """Return the interface of a pod of a lab, ``host`` for one in the node's network.
+def _pod_address(args: argparse.Namespace, version: int) -> IPAddress:
+    """Return a pod's address, from where the node's agent has its Services from.
 
     Raises
     ------
-    ConfigError: there is no such pod on the node, or no lab.
+    ConfigError: there is no such pod, or it has no address of this IP version.
     """
-    found = _lab_of(instance)
-    if found is None:
-        raise ConfigError(
-            f"--in {text}: pods have names in a lab alone; name the interface, or leave --in out"
-        )
-    spec, node = found
-    pods = Store(spec.id).pods()
-    for pod in pods:
-        if f"pod:{pod.namespace}/{pod.name}" == text:
-            if pod.node != node:
-                raise ConfigError(
-                    f"--in {text}: that pod is on {pod.node}: --instance {spec.instance(pod.node)}"
-                )
-            return pod.interface or "host"
-    names = ", ".join(f"pod:{pod.namespace}/{pod.name}" for pod in pods if pod.node == node)
-    raise ConfigError(f"--in {text}: there is no such pod; on {node} there are {names or 'none'}")
+    key = nodes.service_key(args.where.removeprefix("pod:"))
+    with nodes.opened(args) as view:
+        pods = {pod.key: pod for pod in view.source.pods(key.namespace)}
+    if key not in pods:
+        raise ConfigError(f"--in {args.where}: there is no such pod in {view.source.name}")
+    for address in pods[key].addresses:
+        if address.version == version:
+            return address
+    raise ConfigError(f"--in {args.where}: the pod has no IPv{version} address")
 
 
 def _notes(pins: Pins, side: str) -> list[str]:

@@ -70,6 +70,22 @@ class Entries:
                 return self._ingress(interface.index)
         raise ConfigError(f"--in {where}: there is no such interface; programs are at {self._names()}")
 
+    def behind(self, pod: IPAddress, name: str) -> str:
+        """Return the interface of a pod with this address, ``host`` for one in the node's own network.
+
+        Raises
+        ------
+        ConfigError: no interface leads to it; the message calls it by name.
+        """
+        route = self._route(pod)
+        if route and route[1]:
+            return "host"
+        if route and any(one.program == _POD_IN for one in self._at.get(route[0], ())):
+            return self._interfaces[route[0]].name
+        raise ConfigError(
+            f"--in {name}: no pod's interface of this node leads to {pod}: is it on another node?"
+        )
+
     def facing(self, entry: Entry, flow: Flow, answer: Tuple) -> Entry:
         """Return where the answer to a packet of a flow is translated back: at what faces the client.
 

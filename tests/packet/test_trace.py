@@ -20,7 +20,6 @@ from tests import packets as p
 from tests.packet.harness import (
     OUTSIDE_INGRESS,
     TC_POD_IN,
-    TC_POD_OUT,
     TC_UPLINK_IN,
     TC_UPLINK_OUT,
     XDP,
@@ -28,7 +27,7 @@ from tests.packet.harness import (
 )
 from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
 
-Shadows = Callable[[], Shadow]
+Shadows = Callable[..., Shadow]
 each_protocol = pytest.mark.parametrize("protocol", list(BUILD))
 NOT_COMPARED = ("notes", "scratch")
 """A per-CPU note and work space: nothing of them outlives a packet."""
@@ -39,9 +38,9 @@ def make_shadow(datapath: Datapath) -> Iterator[Shadows]:
     """Make copies of the bench's data plane as it is then; they are closed behind the test."""
     made: list[Shadow] = []
 
-    def make() -> Shadow:
+    def make(*entries: Entry) -> Shadow:
         (directory,) = datapath.pins.builds()
-        programs = {XDP, TC_UPLINK_IN, TC_UPLINK_OUT, TC_POD_IN, TC_POD_OUT}
+        programs = {program for entry in entries for program, _ in entry.hooks}
         made.append(Shadow(datapath.pins, directory, programs, {p.version()}))
         return made[-1]
 
@@ -62,10 +61,9 @@ def state(datapath: Datapath) -> dict[str, bytes]:
 
 
 def outside(datapath: Datapath, *programs: str) -> Entry:
-    hooks = tuple(
-        (each, "tc ingress" if "tc" in each else "xdp-generic") for each in programs or (TC_UPLINK_IN,)
-    )
-    return Entry("up0", datapath.uplink, p.NODE1_MAC, Side.OUTSIDE, hooks)
+    hooks = {XDP: (XDP, "xdp-generic"), TC_UPLINK_IN: (TC_UPLINK_IN, "tc ingress")}
+    here = tuple(hooks[program] for program in programs or (TC_UPLINK_IN,))
+    return Entry("up0", datapath.uplink, p.NODE1_MAC, Side.OUTSIDE, here)
 
 
 def inside(datapath: Datapath) -> Entry:
@@ -75,7 +73,7 @@ def inside(datapath: Datapath) -> Entry:
 def traced(datapath: Datapath, make_shadow: Shadows, entry: Entry, *wanted: bytes) -> list[Traced]:
     """Trace frames one after the other; the live state must be the same afterwards."""
     before = state(datapath)
-    shadow = make_shadow()
+    shadow = make_shadow(entry)
     with datapath.namespace.entered():
         found = [trace.run(shadow, entry, frame) for frame in wanted]
     assert state(datapath) == before
@@ -194,7 +192,8 @@ def test_trace_of_policy_local_without_local_endpoint(datapath: Datapath, make_s
 def test_trace_of_hairpin_and_its_answer(datapath: Datapath, make_shadow: Shadows) -> None:
     datapath.apply(service(p.BACKEND_LOCAL))
     frame = p.tcp(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP])
-    before, shadow, entry = state(datapath), make_shadow(), inside(datapath)
+    before, entry = state(datapath), inside(datapath)
+    shadow = make_shadow(entry)
     with datapath.namespace.entered():
         one = trace.run(shadow, entry, frame)
         answer = frames.answer(one.after, p.POD_GATEWAY_MAC)
@@ -237,12 +236,11 @@ def test_trace_goes_on_in_tc_where_xdp_cannot_send(datapath: Datapath, make_shad
 def test_trace_of_the_answer_of_a_local_backend(datapath: Datapath, make_shadow: Shadows) -> None:
     datapath.apply(service(p.BACKEND_LOCAL))
     frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.LOAD_BALANCER])
-    shadow = make_shadow()
-    leaving = Entry(
-        "up0", datapath.uplink, p.NODE1_MAC, Side.LEAVING, ((TC_UPLINK_OUT, "tc egress"),), datapath.pod
-    )
+    entry, at = outside(datapath), ((TC_UPLINK_OUT, "tc egress"),)
+    leaving = Entry("up0", datapath.uplink, p.NODE1_MAC, Side.LEAVING, at, datapath.pod)
+    shadow = make_shadow(entry, leaving)
     with datapath.namespace.entered():
-        one = trace.run(shadow, outside(datapath), frame)
+        one = trace.run(shadow, entry, frame)
         answer = frames.answer(one.after, p.NODE1_MAC)
         assert answer is not None
         back = trace.run(shadow, leaving, answer)
@@ -263,15 +261,12 @@ def test_trace_of_ping(datapath: Datapath, make_shadow: Shadows) -> None:
 
 def test_trace_of_a_port_that_the_service_has_not(datapath: Datapath, make_shadow: Shadows) -> None:
     datapath.apply(service(p.BACKEND_LOCAL))
-    row = datapath.array("settings")[0:1]
-    assert row.shape == (1,)
     frame = p.tcp(p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, 81))
     (one,) = traced(datapath, make_shadow, inside(datapath), frame)
     assert steps(one)["VIP"].endswith("is a clusterIP of default/web, which has no port 81/TCP")
 
 
 def test_a_private_copy_has_no_live_map_among_those_that_programs_write() -> None:
-    families = {
-        f"{name}{version}" for name in ("flows", "fragments", "sockets", "affinity") for version in FAMILIES
-    }
-    assert set(PRIVATE) == families | {"notes", "scratch", "reasons"}
+    of_families = ("flows", "fragments", "sockets", "affinity")
+    each = {f"{name}{version}" for name in of_families for version in FAMILIES}
+    assert set(PRIVATE) == each | {"notes", "scratch", "reasons"}
