@@ -97,9 +97,9 @@ def test_trace_names_the_backend_that_the_packet_then_gets(
     datapath: Datapath, make_shadow: Shadows, protocol: Protocol
 ) -> None:
     datapath.apply(service(p.BACKEND_LOCAL, p.BACKEND_LOCAL_2, p.BACKEND_REMOTE, protocol=protocol))
-    for port in range(40_000, 40_005):
-        frame = BUILD[protocol](p.FROM_POD, (p.POD_CLIENT, port), VIPS[VipKind.CLUSTER_IP])
-        (one,) = traced(datapath, make_shadow, inside(datapath), frame)
+    ends = [(p.POD_CLIENT, port) for port in range(40_000, 40_005)]
+    wanted = [BUILD[protocol](p.FROM_POD, each, VIPS[VipKind.CLUSTER_IP]) for each in ends]
+    for frame, one in zip(wanted, traced(datapath, make_shadow, inside(datapath), *wanted), strict=True):
         told = steps(one)
         assert "clusterIP of default/web, port http" in told["VIP"]
         assert told["flow"] == "none known: a new connection"
