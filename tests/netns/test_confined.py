@@ -76,7 +76,7 @@ def unit_policy() -> Policy:
     return Policy(
         capabilities=numbers(found["CapabilityBoundingSet"]),
         writable=[
-            *found["ReadWritePaths"],
+            *(path.removeprefix("-") for path in found["ReadWritePaths"]),
             *(f"/run/{name}" for name in found["RuntimeDirectory"]),
             *(f"/var/cache/{name}" for name in found["CacheDirectory"]),
         ],
@@ -105,6 +105,7 @@ def bare(make_lab: MakeLab) -> Iterator[Lab]:
     """A lab of one node without an agent."""
     lab = make_lab(nodes=1, agents=False)
     Path("/var/cache/lbctl").mkdir(mode=0o700, exist_ok=True)
+    Path("/sys/fs/bpf/lbctl").mkdir(mode=0o700, exist_ok=True)  # as the unit's ExecStartPre does
     yield lab
     unload(Pins(lab.spec.instance(NODE)))
 

@@ -45,7 +45,7 @@ _FILES = {
     "etc/initramfs-tools/conf.d/box": "MODULES=list\n",
     "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\next4\n",
     "etc/systemd/system.conf.d/box.conf": "[Manager]\nDefaultTimeoutStartSec=900\n",
-    "etc/hosts": "127.0.0.1 localhost\n",
+    "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 node1 node2 client\n",
 }
 _COMMANDS = (
     "useradd --create-home --shell /bin/bash vagrant",
