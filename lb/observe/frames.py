@@ -138,7 +138,7 @@ def read_capture(path: Path, mac: str) -> Iterator[bytes]:
     ConfigError: it cannot be read, or is neither.
     """
     try:
-        with PcapReader(str(path)) as reader:
+        with path.open("rb") as file, PcapReader(file) as reader:
             for packet in reader:
                 yield bytes(packet) if isinstance(packet, Ether) else _framed(packet, mac)
     except (OSError, EOFError, Scapy_Exception) as error:
