@@ -14,16 +14,18 @@ from lb.cli import nodes
 from lb.cli.nodes import NodeView
 from lb.datapath.differences import Difference
 from lb.errors import LbError
-from lb.observe import audit
+from lb.observe import attachment, audit
 from lb.observe.audit import Comparison
 from lb.rundir import RunDir
 
 _DESCRIPTION = """\
-Compare what the source says with what the kernel's maps hold: the source is read anew, planned anew, and each
-entry that differs is named. A sign in front says what would bring it in step: + it is missing, - nobody
-planned it, ~ it is another. What the agent is about to write is waited for.
+Compare what the source says with what the kernel's maps hold: the source is read anew, planned
+anew, and each entry that differs is named, and each hook without its program. A sign in front says
+what would bring it in step: + it is missing, - nobody planned it, ~ it is another. What the agent
+is about to write is waited for.
 
---heal has it brought in step: by the agent, or without it when it does not run. Connections are kept.
+--heal has it brought in step: by the agent, or without it when it does not run. Connections are
+kept.
 
 exit codes: 0 no difference, or all healed; 1 differences; 2 wrong usage
 """
@@ -65,10 +67,14 @@ def look(node: NodeView) -> Comparison:
     """Compare until the agent has written what it was about to write."""
     maps = node.maps
     assert maps is not None
+    modes, problems = node.notes.get("uplink_modes", {}), node.notes.get("problems", ())
 
     def once() -> Comparison:
         snapshot = node.source.snapshot()
-        return audit.compare(maps, snapshot.state, node.topology(snapshot))
+        found = audit.compare(maps, snapshot.state, node.topology(snapshot))
+        hooks = attachment.missing(node.config, modes, problems)
+        found.differences += [Difference("hooks", one.place, "", "", one.program) for one in hooks]
+        return found
 
     if node.agent is None:
         return once()
@@ -88,9 +94,13 @@ def heal(node: NodeView) -> None:
             snapshot = node.source.snapshot()
             audit.heal(node.maps, snapshot.state, node.topology(snapshot))
         return
-    if not node.notes.get("rereads"):
-        raise LbError(f"the agent, process {node.agent}, is of a version that cannot be asked: restart it")
-    os.kill(node.agent, signal.SIGHUP)
+    # One that starts compares everything by itself, and would not survive the signal yet.
+    if node.notes.get("pid") == node.agent:
+        if not node.notes.get("rereads"):
+            raise LbError(
+                f"the agent, process {node.agent}, is of a version that cannot be asked: restart it"
+            )
+        os.kill(node.agent, signal.SIGHUP)
     deadline = time.monotonic() + _HEAL_SECONDS
     while look(node).differences and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_SECONDS)

@@ -21,7 +21,10 @@ exit codes: 0 done; 1 could not be done, stderr says why; 2 wrong usage
 """
 
 
-_COMMANDS = ("run", "status", "service", "maps", "trace", "explain", "audit", "doctor", "unload", "lab")
+_COMMANDS = (
+    "run", "status", "service", "maps", "flows", "trace", "explain", "audit", "plan", "doctor", "unload",
+    "lab",
+)  # fmt: skip
 """Each is a module of lb.cli; what a command needs is imported only for itself: an agent is small."""
 
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from lb.cli.tables import table
 from lb.observe import doctor
-from lb.observe.doctor import Finding, Result
+from lb.observe.findings import Finding, Result
 
 _DESCRIPTION = """\
 Look at this machine and say what lbctl needs and has, what will not work, and what to do about it. Nothing is

@@ -20,10 +20,10 @@ from lb.observe.facts import Finding, Result, causes
 from lb.observe.gather import Node, gather
 
 _DESCRIPTION = """\
-Work through the list that finds out why a Service does not answer, in its order: the Service, its selector,
-pods and their conditions, target ports, endpoints, traffic policies, source ranges; then whether this node's
-maps hold what the source says and its hooks are attached; then real connections from this node, straight to
-each endpoint and through each VIP. Nothing is changed.
+Work through the list that finds out why a Service does not answer, in its order: the Service, its
+selector, pods and their conditions, target ports, endpoints, traffic policies, source ranges; then
+whether this node's maps hold what the source says and its hooks are attached; then real
+connections from this node, straight to each endpoint and through each VIP. Nothing is changed.
 
 exit codes: 0 no cause was found; 1 a cause was found, or it could not be done; 2 wrong usage
 """

@@ -1,26 +1,35 @@
-"""``lbctl service list``: every Service port with its VIPs and backends, and who lost a VIP to whom."""
+"""``lbctl service list`` and ``show``: Service ports with their VIPs and backends, and who lost a VIP."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, TextIO
 
 from lb.cli import instances
+from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.datapath import dump
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
-from lb.model import socket_text
+from lb.errors import LbError
+from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
 
 _DESCRIPTION = """\
 List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
 them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim: that is the
 agent's own note, at most five seconds old.
+"""
+
+_SHOW = """\
+Show one Service as the kernel's maps have it: each port and IP family with its VIPs, who may use
+them, and its backends; how many connections are live, how many clients have affinity. 'lbctl
+explain' says why it does not answer.
 """
 
 
@@ -37,6 +46,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     instances.add_flags(listing)
     listing.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
     listing.set_defaults(handler=_list)
+    showing = verbs.add_parser(
+        "show",
+        help="show one Service: VIPs, policies, backends, connections",
+        description=_SHOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    showing.add_argument("service", metavar="SERVICE", help="NS/NAME, or NAME in the namespace default")
+    instances.add_flags(showing)
+    showing.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    showing.set_defaults(handler=_show)
 
 
 def _list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -53,6 +72,93 @@ def _list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     else:
         out.write(render(found))
     return 0
+
+
+def _show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    key = service_key(args.service)
+    maps = KernelMaps(Pins(instances.choose(args)).maps)
+    try:
+        found = shown(maps, key, time.monotonic_ns())
+    finally:
+        maps.close()
+    if not found["ports"]:
+        raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
+    if args.output == "json":
+        json.dump(found, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render_one(found))
+    return 0
+
+
+def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
+    """Return one Service as the JSON form has it; now_ns: CLOCK_MONOTONIC.
+
+    Raises
+    ------
+    BpfError: a map could not be read.
+    """
+    read = dump.dump(maps, now_ns, ("vips", "backends", "flows", "affinity"), key)
+    ports: dict[tuple[str, int], dict[str, Any]] = {}
+    for vip in read["vips"]:
+        assert isinstance(vip, dump.VipEntry)
+        version = ip_address(vip.address).version
+        empty = {
+            "port_name": vip.port_name,
+            "family": f"IPv{version}",
+            "protocol": vip.protocol,
+            "affinity_seconds": vip.affinity_seconds,
+            "vips": [],
+            "backends": [],
+        }
+        one = ports.setdefault((vip.port_name, version), empty)
+        one["vips"].append(
+            {
+                "kind": vip.kind,
+                "address": vip.address,
+                "port": vip.port,
+                "local_only": list(vip.local_only),
+                "source_ranges": list(vip.source_ranges),
+                "offered": sum(backend.takes_new for backend in vip.backends),
+            }
+        )
+    for backend in read["backends"]:
+        assert isinstance(backend, dump.BackendEntry)
+        if port := ports.get((backend.port_name, ip_address(backend.address).version)):
+            fields = backend.as_dict()
+            port["backends"].append(
+                {n: fields[n] for n in ("id", "address", "port", "node", "local", "state")}
+            )
+    return {
+        "service": str(key),
+        "ports": [port for _, port in sorted(ports.items())],
+        "flows": len(read["flows"]),
+        "affinity": len(read["affinity"]),
+    }
+
+
+def render_one(found: Mapping[str, Any]) -> str:
+    """Return one Service in lines."""
+    text = (
+        f"{found['service']}: {found['flows']} live connections, {found['affinity']} clients with affinity\n"
+    )
+    for port in found["ports"]:
+        name = f"port {port['port_name']}, " if port["port_name"] else ""
+        affinity = f", affinity {port['affinity_seconds']} s" if port["affinity_seconds"] else ""
+        text += f"\n{name}{port['protocol']}, {port['family']}{affinity}\n"
+        for vip in port["vips"]:
+            limits = [f"Local for clients {side}" for side in vip["local_only"]]
+            limits += [f"only from {', '.join(vip['source_ranges'])}"] if vip["source_ranges"] else []
+            place = socket_text(ip_address(vip["address"]), vip["port"])
+            told = "; ".join([f"{vip['offered']} offered", *limits])
+            text += f"  {vip['kind']} {place}: {told}\n"
+        for one in port["backends"]:
+            place = socket_text(ip_address(one["address"]), one["port"])
+            where = "this node" if one["local"] else one["node"] or "unknown node"
+            text += f"    → {place} on {where}, {one['state']}\n"
+        if not port["backends"]:
+            text += "    → no backend: connections are rejected\n"
+    return text
 
 
 def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class _State:
 
     @cached_property
     def entries(self) -> Mapping[str, dict[str, _Entry]]:
-        found: dict[str, dict[str, _Entry]] = {"services": {}, "nodes": dict(self._nodes())}
+        found: dict[str, dict[str, _Entry]] = {"services": {}, "nodes": self._nodes}
         for ident, (service, port) in self._names.items():
             found["services"][f"#{ident}"] = (service, (service, port), f"{service} {port}".rstrip())
         for version in FAMILIES:
@@ -116,10 +116,17 @@ class _State:
     def _name(self, ident: int) -> tuple[str, str]:
         return self._names.get(ident, ("", ""))
 
-    def _nodes(self) -> Iterator[tuple[str, _Entry]]:
+    def _node(self, ident: int) -> str:
+        known = self._nodes.get(f"#{ident}")
+        return known[2] if known else f"node #{ident}"
+
+    @cached_property
+    def _nodes(self) -> dict[str, _Entry]:
         ids, rows = self._maps.read("nodes")
-        for ident, (name,) in zip(ids.tolist(), rows.tolist(), strict=True):
-            yield f"#{ident}", ("", name, name.decode())
+        return {
+            f"#{ident}": ("", name, name.decode())
+            for ident, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)
+        }
 
     @cached_property
     def _slots(self) -> dict[int, Rows]:
@@ -133,7 +140,7 @@ class _State:
                 BackendStateCode(state).name.lower() if state in iter(BackendStateCode) else f"state {state}"
             )
             words = [socket_text(unpack_address(address), port), name]
-            words += [f"node #{node}"] if node != NODE_NONE else []
+            words += [f"on {self._node(node)}"] if node != NODE_NONE else []
             value = (address, port, state, flags, ident, node)
             yield f"#{slot}", (self._name(ident)[0], value, f"{', '.join(words)}, flags {flags}")
 

@@ -38,6 +38,7 @@ _IFF_UP = 1
 _IFA_F_SECONDARY = 1  # IPv4; to IPv6 it is IFA_F_TEMPORARY, an address for privacy (RFC 8981)
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
+_NSID_NOT_ASSIGNED = 0xFFFF_FFFF  # linux/net_namespace.h has -1; pyroute2 reads it unsigned
 _OUR_XDP, _OUR_TC = "lb_xdp", "lb_tc"
 _DUMP_TRIES = 10
 _RTN_LOCAL = 2  # a route to this host itself
@@ -122,7 +123,8 @@ class Netlink:
     def linked(self, pid: int) -> bool:
         """Tell whether the network namespace of a process has a number in ours: some link leads there."""
         try:
-            return int(self._route.get_netnsid(pid=pid)["nsid"]) >= 0
+            number: int = self._route.get_netnsid(pid=pid)["nsid"]
+            return number != _NSID_NOT_ASSIGNED
         except NetlinkError:
             return False
 

@@ -23,9 +23,13 @@ class MissingHook:
     hook: str
     program: str
 
+    @property
+    def place(self) -> str:
+        """Which hook, in words."""
+        return f"{self.role} {self.interface}".strip() + f", {self.hook}"
+
     def __str__(self) -> str:
-        where = f"{self.role} {self.interface}".strip()
-        return f"{where}, {self.hook}: {self.program} is not attached"
+        return f"{self.place}: {self.program} is not attached"
 
 
 def wanted(

@@ -8,39 +8,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from lb.config import Config
 from lb.datapath import bpf, build, features, pins, privileges, sockets
 from lb.datapath.features import Need
+from lb.observe import host
+from lb.observe.findings import Finding, Result
+from lb.observe.host import HostProbes
 
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 _MOUNTINFO = Path("/proc/self/mountinfo")
-
-
-class Result(StrEnum):
-    """How a check came out."""
-
-    OK = "ok"
-    LIMITED = "limited"
-    """It works, but not all of it or not as well."""
-    FAILS = "FAILS"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the doctor's report.
-
-    check: what was looked at. found: what is there. broken: what will not work, and next: what to do; both
-    are empty where the result is OK.
-    """
-
-    check: str
-    result: Result
-    found: str
-    broken: str = ""
-    next: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +40,14 @@ class Probes:
     bpffs_possible: Callable[[], bool] = pins.BPFFS.is_dir
     jit: Callable[[], str | None] = lambda: _JIT.read_text() if _JIT.exists() else None
     bcc: Callable[[], str] = build.bcc_version
+    host: HostProbes = field(default_factory=HostProbes)
 
 
-def examine(probes: Probes | None = None) -> list[Finding]:
-    """Look at the machine, and return what was found, in the order in which things are needed."""
+def examine(probes: Probes | None = None, config: Config | None = None) -> list[Finding]:
+    """Look at the machine, and return what was found, in the order in which things are needed.
+
+    config: the settings of the agent that is to run; by default interfaces are detected.
+    """
     ask = probes or Probes()
     bpf.unlimit_memory()
     found = [kernel(ask.release()), *rights(ask.missing_privileges())]
@@ -77,6 +60,7 @@ def examine(probes: Probes | None = None) -> list[Finding]:
         cgroup(ask.mounts()),
         jit(ask.jit()),
         bcc(ask.bcc()),
+        *host.examine(ask.host, config),
     ]
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lb.cli import main
-from lb.cli.service import collect, render
+from lb.cli.flows import render as render_flows
+from lb.cli.service import collect, render, render_one, shown
 from lb.config import Config
+from lb.datapath.dump import FlowEntry
+from lb.datapath.layouts import FLOW, FLOW_KEY
 from lb.model import ObjectKey, Protocol
 from lb.observe.notes import MOST, Notes
 from lb.plan import Conflict
@@ -158,3 +162,46 @@ def test_conflicts_without_number_do_not_fill_the_notes(bench: Bench, tmp_path: 
 def test_an_instance_that_is_not_there_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["service", "list", "--instance", "nobody.here"]) == 1
     assert "--instance nobody.here: no such instance" in capsys.readouterr().err
+
+
+def test_one_service_is_shown() -> None:
+    bench = Bench()
+    bench.apply(WEB)
+    key, value = np.zeros(1, FLOW_KEY[4]), np.zeros(1, FLOW[4])
+    key["sport"], key["protocol"] = 40000, 6
+    value["service"] = bench.row("10.66.13.240:80").service
+    value["state"], value["last_seen"] = 1, 10**9
+    bench.maps.array("settings4")["tcp_established_ns"] = 10**10
+    bench.maps.update("flows4", key, value)
+    found = shown(bench.maps, ObjectKey("default", "web"), 2 * 10**9)
+    assert (
+        render_one(found)
+        == """\
+default/web: 1 live connections, 0 clients with affinity
+
+port http, TCP, IPv4, affinity 10800 s
+  clusterIP 9.9.9.9:80: 2 offered
+  clusterIP 10.66.13.240:80: 2 offered
+    → 10.0.1.9:8080 on this node, active
+    → 10.0.2.10:8080 on node2, active
+    → 10.0.2.11:8080 on node2, terminating
+
+port http, TCP, IPv6, affinity 10800 s
+  clusterIP [fd00:66::1]:80: 1 offered
+    → [fd00:1::9]:8080 on this node, active
+
+port udp, UDP, IPv4
+  clusterIP 10.66.13.240:9000: 0 offered
+    → no backend: connections are rejected
+"""
+    )
+    assert shown(bench.maps, ObjectKey("default", "other"), 0)["ports"] == []
+
+
+def test_flows_are_listed() -> None:
+    flow = FlowEntry("TCP", "10.244.1.2:40000", "10.96.0.1:80", "10.0.1.1:8080", "", "established", 61.4)
+    assert render_flows([flow]) == (
+        "PROTOCOL  CLIENT            VIP           BACKEND        SNAT  STATE        IDLE\n"
+        "TCP       10.244.1.2:40000  10.96.0.1:80  10.0.1.1:8080  -     established  61 s\n"
+        "1 live\n"
+    )

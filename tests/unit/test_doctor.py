@@ -14,8 +14,39 @@ from lb.cli import main
 from lb.cli.doctor import render
 from lb.datapath import features
 from lb.datapath.features import Need
+from lb.datapath.netlink import Interface
+from lb.errors import LbError
 from lb.observe import doctor
-from lb.observe.doctor import Finding, Probes, Result
+from lb.observe.doctor import Probes
+from lb.observe.findings import Finding, Result
+from lb.observe.host import HostProbes
+from lb.observe.kube_proxy import Trace
+
+ETH0 = Interface(2, "eth0", "physical", mtu=1500)
+VETH = Interface(5, "veth1", "veth", mtu=1450, foreign_peer=True)
+SYSCTLS = {
+    "ipv4/ip_forward": "1",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/eth0/rp_filter": "2",
+}
+
+
+def host(*, sysctls: dict[str, str] | None = None, **others: Any) -> HostProbes:
+    """Return a host that is well but for what is given."""
+    settings = SYSCTLS | (sysctls or {})
+    well = HostProbes(
+        kube_proxy=list,
+        sysctl=settings.get,
+        interfaces=lambda: ([ETH0, VETH], [2]),
+        driver=lambda name: "virtio_net" if name == "eth0" else "",
+    )
+    return replace(well, **others)
+
+
+def refused() -> list[Trace]:
+    raise LbError("listing the rules of nftables: Operation not permitted")
+
 
 BPFFS = "30 22 0:27 / /sys/fs/bpf rw - bpf bpf rw,mode=700\n"
 WELL = Probes(
@@ -30,6 +61,7 @@ WELL = Probes(
     bpffs_possible=lambda: True,
     jit=lambda: "1\n",
     bcc=lambda: "__version__ = '0.26.0'\n",
+    host=host(),
 )
 LACKING = [Need("hash map", "3.19", 0), Need("tc helper redirect_neigh", "5.10", errno.EINVAL)]
 FAULTS: dict[str, tuple[dict[str, Any], str, Result, str, str]] = {
@@ -50,6 +82,38 @@ FAULTS: dict[str, tuple[dict[str, Any], str, Result, str, str]] = {
     ),
     "cgroup": ({"mounts": lambda: "t / tmpfs rw 0 0\n"}, "cgroup v2", Result.LIMITED, "not mounted", "mount"),
     "jit": ({"jit": lambda: "0\n"}, "JIT", Result.LIMITED, "interpreted", "bpf_jit_enable=1"),
+    "no uplink": (
+        {"host": host(interfaces=lambda: ([ETH0, VETH], []))},
+        "uplink", Result.LIMITED, "no default route", "--uplink",
+    ),
+    "uplink down": (
+        {"host": host(interfaces=lambda: ([replace(ETH0, up=False), VETH], [2]))},
+        "uplink", Result.LIMITED, "eth0: virtio_net, xdp-native", "ip link set eth0 up",
+    ),
+    "mtu": (
+        {"host": host(interfaces=lambda: ([ETH0, replace(VETH, mtu=9000)], [2]))},
+        "MTU", Result.LIMITED, "larger than eth0's 1500: veth1 9000", "1500 or less",
+    ),
+    "forwarding": (
+        {"host": host(sysctls={"ipv4/ip_forward": "0"})},
+        "forwarding", Result.LIMITED, "net.ipv4.ip_forward off", "sysctl -w net.ipv4.ip_forward=1",
+    ),
+    "rp_filter": (
+        {"host": host(sysctls={"ipv4/conf/veth1/rp_filter": "1"})},
+        "rp_filter", Result.LIMITED, "strict (1) on veth1", "rp_filter=2",
+    ),
+    "rp_filter of all": (
+        {"host": host(sysctls={"ipv4/conf/all/rp_filter": "1"})},
+        "rp_filter", Result.LIMITED, "strict (1) on veth1", "rp_filter=2",  # eth0's own 2 is more
+    ),
+    "kube-proxy": (
+        {"host": host(kube_proxy=lambda: [Trace("nftables", "table ip kube-proxy")])},
+        "kube-proxy", Result.LIMITED, "nftables: table ip kube-proxy", "docs/migration.md",
+    ),
+    "kube-proxy unknown": (
+        {"host": host(kube_proxy=refused)},
+        "kube-proxy", Result.LIMITED, "not permitted", "root",
+    ),
     "bcc": ({"bcc": str}, "bcc", Result.FAILS, "no module bcc", "python3-bpfcc"),
 }  # fmt: skip
 

@@ -1,0 +1,101 @@
+"""``lbctl plan -f FILE``: what would change?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from lb.cli import nodes
+from lb.cli.tables import table
+from lb.observe.audit import Preview, preview
+from lb.observe.snapshot import read_file
+
+_DESCRIPTION = """\
+Show what a manifest would change in this node's maps, entry by entry, if it were applied to the
+source as it is now: Services, Endpoints, EndpointSlices, Pods, Nodes; an object of the same kind
+and name is replaced. Then how much room each map it touches has left, and how many live
+connections and clients with affinity would lose their backend. Nothing is applied.
+
+exit codes: 0 it would work, whether or not anything changes; 1 some of it would not (a full map,
+an address that another Service has), or it could not be done; 2 wrong usage
+"""
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "plan",
+        help="what a manifest would change in the maps; nothing is applied",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="manifests, in YAML or JSON")
+    nodes.add_flags(parser)
+    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    parser.set_defaults(handler=_plan)
+
+
+def _plan(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    with nodes.opened(args) as node:
+        assert node.maps is not None
+        content = read_file(Path(args.file), node.config)
+        now = node.source.snapshot()
+        then = node.source.merged(content)
+        found = preview(node.maps, now.state, then.state, node.topology(now), time.monotonic_ns())
+    known = {str(error) for error in now.errors}
+    report = as_dict(found, [str(error) for error in then.errors if str(error) not in known])
+    if args.output == "json":
+        json.dump(report, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render(report))
+    return 1 if report["problems"] else 0
+
+
+def as_dict(found: Preview, errors: list[str]) -> dict[str, Any]:
+    """Return the report as the JSON form has it; errors: what would be wrong in the source."""
+    touched = {one.map for one in found.changes}
+    problems = [*errors, *(f"{key}: {text}" for key, text in sorted(found.failed.items()))]
+    return {
+        "changes": [{"sign": one.sign, **one.as_dict()} for one in found.changes],
+        "room": [
+            {
+                "map": now.name,
+                "entries": now.entries,
+                "would_be": then.entries,
+                "capacity": now.capacity,
+                "left": now.capacity - then.entries,
+            }
+            for now, then in found.fills
+            if now.name in touched or now.entries != then.entries
+        ],
+        "flows": {"moved": found.flows, "of": found.flows_all},
+        "affinity": {"moved": found.affinity, "of": found.affinity_all},
+        "problems": problems + [str(one) for one in found.conflicts],
+        "beforehand": found.beforehand,
+    }
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the text form."""
+    lines = []
+    for one in report["changes"]:
+        lines.append(f"{one['sign']} {one['map']} {one['entry']}  {one['service'] or '-'}")
+        if one["sign"] == "~" and one["before"] != one["after"]:
+            lines.append(f"    from: {one['before']}")
+        lines.append(f"    {'to' if one['sign'] == '~' else 'entry'}: {one['after'] or one['before']}")
+    text = "\n".join(lines) + "\n\n" if lines else "no change in the maps\n"
+    if report["room"]:
+        columns = ("map", "entries", "would_be", "capacity", "left")
+        text += table(columns, [[row[name] for name in columns] for row in report["room"]]) + "\n"
+    flows, clients = report["flows"], report["affinity"]
+    text += f"live connections that would lose their backend: {flows['moved']} of {flows['of']}\n"
+    text += f"clients with affinity that would get another: {clients['moved']} of {clients['of']}\n"
+    if report["beforehand"]:
+        text += f"{report['beforehand']} entries differ from the source already: lbctl audit\n"
+    text += "".join(f"problem: {problem}\n" for problem in report["problems"])
+    return text + "nothing was applied\n"

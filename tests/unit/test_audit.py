@@ -1,0 +1,252 @@
+"""``lbctl audit`` and ``lbctl plan``: what differs is named, healed, foreseen; nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lb.cli import audit as audit_command
+from lb.cli import plan as plan_command
+from lb.config import Config, Limits
+from lb.datapath.differences import Difference
+from lb.datapath.layouts import FLOW, FLOW_KEY, ID, MAPS, SERVICE_NAME, BackendStateCode, MapType
+from lb.datapath.ledger import vip_keys
+from lb.datapath.maps import FakeMaps
+from lb.datapath.overlay import Overlay
+from lb.errors import CapacityError, LbError
+from lb.observe import audit
+from lb.observe.audit import Comparison, Preview, preview, steady
+from lb.observe.snapshot import ManifestReader, read_file
+from lb.plan.types import Topology
+from tests.unit.plan_builders import vip_key
+from tests.unit.reconcile_bench import VIP as BENCH_VIP
+from tests.unit.reconcile_bench import A, B, Bench, web
+from tests.unit.worlds import HERE, ONE, SERVICE, TWO, WEB, WELL, World, world
+
+VIP = "10.96.0.10:80"
+LINE = 32
+RANGED = SERVICE.replace("spec:", "spec:\n  type: LoadBalancer\n  loadBalancerSourceRanges: [192.0.2.0/24]")
+
+
+def slots(maps: FakeMaps) -> list[int]:
+    rows = maps.array("backends4")
+    found: list[int] = np.flatnonzero(rows["state"] != BackendStateCode.FREE).tolist()
+    return found
+
+
+def no_vip(maps: FakeMaps) -> None:
+    maps.delete("vips4", vip_keys(4, [vip_key(VIP)]))
+
+
+def foreign_vip(maps: FakeMaps) -> None:
+    _, values = maps.read("vips4")
+    maps.update("vips4", vip_keys(4, [vip_key("10.96.9.9:80")]), values[:1])
+
+
+def other_flags(maps: FakeMaps) -> None:
+    keys, values = maps.read("vips4")
+    changed = values.copy()
+    changed["affinity_seconds"] = 7
+    at = np.flatnonzero(keys["port"] == 80)
+    maps.update("vips4", keys[at], changed[at])
+
+
+def other_address(maps: FakeMaps) -> None:
+    maps.array("backends4")["port"][slots(maps)[0]] = 9
+
+
+def other_state(maps: FakeMaps) -> None:
+    maps.array("backends4")["state"][slots(maps)[0]] = BackendStateCode.TERMINATING
+
+
+def free_backend(maps: FakeMaps) -> None:
+    maps.array("backends4")["state"][slots(maps)[0]] = BackendStateCode.FREE
+
+
+def other_weight(maps: FakeMaps) -> None:
+    maps.array("tables")["rows"].reshape(-1)[LINE // 2] ^= 1
+
+
+def other_row(maps: FakeMaps) -> None:
+    maps.array("tables")["rows"].reshape(-1)[0] = 99
+
+
+def no_name(maps: FakeMaps) -> None:
+    maps.delete("services", maps.read("services")[0][:1])
+
+
+def foreign_name(maps: FakeMaps) -> None:
+    maps.update("services", np.array([77], ID), np.array([(b"a", b"b", b"")], SERVICE_NAME))
+
+
+DAMAGE: dict[str, tuple[Callable[[FakeMaps], None], str, str]] = {
+    "a VIP is missing": (no_vip, "vips4", "+"),
+    "a VIP that nobody planned": (foreign_vip, "vips4", "-"),
+    "a VIP's value": (other_flags, "vips4", "~"),
+    "a backend's port": (other_address, "backends4", "-"),
+    "a backend's state": (other_state, "backends4", "~"),
+    "a backend is free": (free_backend, "backends4", "+"),
+    "a weight": (other_weight, "tables", "~"),
+    "a row": (other_row, "tables", "-"),
+    "a name is missing": (no_name, "services", "+"),
+    "a name that nobody planned": (foreign_name, "services", "-"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_damage_is_named_and_healed(what: str, tmp_path: Path) -> None:
+    damage, name, sign = DAMAGE[what]
+    node = world(tmp_path)
+    assert node.compare().differences == []
+    damage(node.maps)
+    before = contents(node.maps)
+    found = node.compare().differences
+    assert (name, sign) in [(one.map, one.sign) for one in found], found
+    assert contents(node.maps) == before  # looking writes nothing
+    audit.heal(node.maps, node.snapshot().state, HERE)
+    assert node.compare().differences == []
+
+
+def test_source_ranges_are_compared(tmp_path: Path) -> None:
+    text = RANGED.replace("\n---", "\nstatus: {loadBalancer: {ingress: [{ip: 198.51.100.1}]}}\n---") + ONE
+    node = world(tmp_path, text)
+    keys, _ = node.maps.read("source_ranges4")
+    node.maps.delete("source_ranges4", keys)
+    (found,) = node.compare().differences
+    assert (found.map, found.entry, found.service) == ("source_ranges4", "#1 192.0.2.0/24", "default/web")
+
+
+def contents(maps: FakeMaps) -> dict[str, list[bytes]]:
+    return {
+        spec.name: sorted(a.tobytes() + b.tobytes() for a, b in zip(*maps.read(spec.name), strict=True))
+        if spec.type in (MapType.HASH, MapType.LPM_TRIE)
+        else [np.asarray(maps.array(spec.name)).tobytes()]
+        for spec in MAPS
+        if spec.writer == "Python" and spec.type is not MapType.PROG_ARRAY
+    }
+
+
+def test_what_the_agent_is_about_to_write_is_no_difference() -> None:
+    lasting = Difference("vips4", "10.96.0.1:80/TCP", "a/b", "", "x")
+    passing = Difference("vips4", "10.96.0.2:80/TCP", "a/b", "", "x")
+    looks = [[lasting, passing], [lasting], [lasting]]
+
+    def look() -> Comparison:
+        return Comparison(looks.pop(0), (), {}, {})
+
+    waits: list[None] = []
+    assert steady(look, lambda: waits.append(None)).differences == [lasting]
+    assert waits == [None]
+
+
+def test_all_is_well_at_the_first_look() -> None:
+    def wait() -> None:
+        raise AssertionError("nothing to wait for")
+
+    assert steady(lambda: Comparison([], (), {}, {}), wait).differences == []
+
+
+def test_the_reconciler_of_a_running_agent_reads_anew() -> None:
+    bench = Bench()
+    bench.apply(web(A, B))
+    bench.apply(web(A))
+    assert not bench.reconciler.reread()  # what was freed rests still
+    bench.wait()
+    bench.maps.delete("vips4", vip_keys(4, [vip_key(BENCH_VIP)]))
+    other_weight(bench.maps)
+    assert bench.reconciler.reread()
+    bench.apply(web(A))
+    bench.check([web(A)])
+
+
+def test_an_overlay_answers_as_a_full_map() -> None:
+    base = FakeMaps(Limits(services=4))
+    overlay = Overlay(base)
+    names = np.zeros(5, SERVICE_NAME)
+    overlay.update("services", np.arange(4, dtype=ID), names[:4])
+    with pytest.raises(CapacityError, match="services is full: 5 entries wanted, 4 possible"):
+        overlay.update("services", np.arange(5, dtype=ID), names)
+    assert (overlay.count("services"), base.count("services")) == (4, 0)
+    overlay.delete("services", np.arange(3, dtype=ID))
+    assert overlay.read("services")[0].tolist() == [3]
+    assert base.writes == []
+
+
+def planned(node: World, folder: Path, text: str, topology: Topology = HERE) -> Preview:
+    """Return what a file would change."""
+    file = folder / "new.yml.txt"
+    file.write_text(text)
+    config = Config(sources=(f"manifests:{folder}",))
+    then = ManifestReader(config).merged(read_file(file, config))
+    return preview(node.maps, node.snapshot().state, then.state, topology, 10**9)
+
+
+def flow(maps: FakeMaps, slot: int) -> None:
+    """Put a live connection to a backend into the maps."""
+    key, value = np.zeros(1, FLOW_KEY[4]), np.zeros(1, FLOW[4])
+    key["sport"], key["protocol"] = 1000 + slot, 6
+    value["backend"], value["last_seen"], value["state"] = slot, 10**9, 1
+    value["generation"] = maps.array("backends4")["generation"][slot]
+    maps.update("flows4", key, value)
+    maps.array("settings4")["tcp_established_ns"] = 10**10
+
+
+def test_a_manifest_that_changes_nothing(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    found = planned(node, tmp_path, WELL)
+    assert (found.changes, found.flows, found.conflicts, found.beforehand) == ([], 0, (), 0)
+
+
+def test_a_backend_that_goes_costs_its_connections(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    for slot in slots(node.maps):
+        flow(node.maps, slot)
+    found = planned(node, tmp_path, ONE.replace("app: web", "app: other"))
+    assert (found.flows, found.flows_all) == (1, 2)
+    assert [one.entry for one in found.changes if one.map == "backends4" and one.sign == "-"] == ["#1"]
+    assert node.compare().differences == []  # nothing was applied
+
+
+def test_a_new_service_and_the_room_that_is_left(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    new = SERVICE.replace("name: web", "name: new").replace("0.10", "0.11")
+    report = plan_command.as_dict(planned(node, tmp_path, new), [])
+    assert [one["entry"] for one in report["changes"] if one["map"] == "vips4"] == [
+        "10.96.0.11",
+        "10.96.0.11:80/TCP",
+    ]
+    (vips,) = [one for one in report["room"] if one["map"] == "vips4"]
+    assert (vips["entries"], vips["would_be"], vips["left"]) == (2, 4, vips["capacity"] - 4)
+    assert report["problems"] == []
+    text = plan_command.render(report)
+    assert text == (Path(__file__).parent / "texts" / "plan-new.txt").read_text()
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_an_address_that_another_has_is_a_problem(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    report = plan_command.as_dict(planned(node, tmp_path, SERVICE.replace("name: web", "name: new")), [])
+    assert "10.96.0.10:80/TCP belongs to Service default/web" in report["problems"][0]
+
+
+def test_a_file_that_is_wrong_is_one_error(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(SERVICE.replace("port: 80", "port: 80000"))
+    with pytest.raises(LbError, match=r"x.yaml:7: Service default/web: spec.ports\[0\].port: must be from 1"):
+        read_file(file, Config())
+
+
+def test_the_text_of_an_audit(tmp_path: Path) -> None:
+    node = world(tmp_path, SERVICE + ONE + TWO)
+    no_vip(node.maps)
+    foreign_vip(node.maps)
+    text = audit_command.render(audit_command.as_dict("node1", node.compare(), []))
+    assert text == (Path(__file__).parent / "texts" / "audit.txt").read_text()
+    assert max(map(len, text.splitlines())) <= 100
+    audit.heal(node.maps, node.snapshot().state, HERE)
+    healed = audit_command.render(audit_command.as_dict("node1", node.compare(), []))
+    assert healed == "the kernel holds what the source says: 1 Services, no difference\n"
+    assert WEB in node.compare().plans
