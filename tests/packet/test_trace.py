@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from lb.config import SnatPorts
-from lb.datapath import bpf
+from lb.datapath import bpf, build
 from lb.datapath.layouts import FAMILIES, MAP_SPECS
 from lb.datapath.map_pins import read_rows
 from lb.datapath.shadow import PRIVATE, Shadow
+from lb.errors import DatapathError
 from lb.model import Protocol, TrafficPolicy
 from lb.observe import frames, trace
 from lb.observe.story import Side, render
@@ -270,3 +272,17 @@ def test_a_private_copy_has_no_live_map_among_those_that_programs_write() -> Non
     of_families = ("flows", "fragments", "sockets", "affinity")
     each = {f"{name}{version}" for name in of_families for version in FAMILIES}
     assert set(PRIVATE) == each | {"notes", "scratch", "reasons"}
+
+
+def test_programs_of_another_build_are_refused(
+    datapath: Datapath, make_shadow: Shadows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = build.instructions
+
+    def other(bpf_dir: Path, sources: Mapping[str, list[str]]) -> build.Code:
+        code = real(bpf_dir, sources)
+        return {version: {**each, TC_POD_IN: each[TC_UPLINK_IN]} for version, each in code.items()}
+
+    monkeypatch.setattr(build, "instructions", other)
+    with pytest.raises(DatapathError, match=r"lb_tc_pod_in.*: the program that runs is not that of"):
+        make_shadow(inside(datapath))
