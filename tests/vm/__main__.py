@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from lb.datapath import build, loader
 from tests.vm.image import TREE, image
 from tests.vm.machines import BootError, Machine, Machines
 
@@ -40,6 +41,7 @@ def main() -> int:
     try:
         step("vagrant validate", validate)
         found = step("image", image)
+        loader.compile_ahead()  # minutes under emulation; machines of one bcc may share what it made
         with Machines(found, _MACHINES, logs) as machines:
             steps(machines)
     except (subprocess.CalledProcessError, BootError, AssertionError) as error:
@@ -87,6 +89,7 @@ def provision(machines: Machines) -> None:
 
     def one(name: str) -> None:
         machines.sync(name)
+        machines.copy(name, build.CACHE, "/var/cache/lbctl")
         command = f"/vagrant/vagrant/provision.sh {name} {len(NODES)} standalone"
         machines.run(name, command, log=f"{name}.provision")
 

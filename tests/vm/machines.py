@@ -130,12 +130,13 @@ class Machines:
 
     def sync(self, name: str) -> None:
         """Copy the tree to the machine's /vagrant, as Vagrant's synced folder of type rsync does."""
-        excluded = [f"--exclude={each}" for each in SYNCED]
-        ssh = f"ssh -F {self.ssh_config}"
-        remote = ("--rsync-path=sudo mkdir -p /vagrant && sudo rsync", "-e", ssh)
-        source, target = f"{TREE}/", f"{name}:/vagrant/"
+        self.copy(name, TREE, "/vagrant", "--delete", *(f"--exclude={each}" for each in SYNCED))
+
+    def copy(self, name: str, source: Path, target: str, *options: str) -> None:
+        """Copy what is in a directory to one of the machine's, which is root's."""
+        remote = (f"--rsync-path=sudo mkdir -p {target} && sudo rsync", "-e", f"ssh -F {self.ssh_config}")
         subprocess.run(
-            ["rsync", "-a", "--no-owner", "--no-group", "--delete", *excluded, *remote, source, target],
+            ["rsync", "-a", "--no-owner", "--no-group", *options, *remote, f"{source}/", f"{name}:{target}/"],
             check=True,
             stdin=subprocess.DEVNULL,
         )
