@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
 
+AUDIT_SECONDS = 300.0
+"""How often the agent looks whether the maps still hold what it wrote."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
 
@@ -97,6 +99,10 @@ class Syncer(Protocol):
 
     def reread(self) -> bool:
         """Take over what the maps hold now; False: not yet."""
+        ...
+
+    def drift(self) -> dict[str, int] | None:
+        """Return by map how many entries are not as they were written; None: not now."""
         ...
 
     def free(self) -> None:
@@ -189,6 +195,7 @@ class Agent:
     Attributes
     ----------
     stopping: it was told to stop.
+    drift: by map, how many entries were not as written when that was last looked at; empty before.
     sync_seconds: how long the last sync took, from planning to the last write; 0 before the first.
     """
 
@@ -230,6 +237,8 @@ class Agent:
         self._attached = serving
         self._node_known = False
         self._reread_due = math.inf
+        self._audit_due = clock() + AUDIT_SECONDS
+        self.drift: dict[str, int] = {}
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
         if serving:
@@ -273,13 +282,17 @@ class Agent:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
                 self._sync()
+        if now >= self._audit_due and not self._first_sync:
+            self._audit()
+            self._audit_due = now + AUDIT_SECONDS
         if now >= self._beat_due:
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
 
     def problems(self) -> list[str]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
-        return [*self._services.messages(), *self._hooks.messages(), *map(str, self.conflicts())]
+        drift = [self._drift_text()] if any(self.drift.values()) else []
+        return [*self._services.messages(), *self._hooks.messages(), *drift, *map(str, self.conflicts())]
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
@@ -364,12 +377,30 @@ class Agent:
             for problem in set(self._hooks.messages()) - set(problems):
                 self._hooks.succeeded(problem)
 
+    def _audit(self) -> None:
+        """Look whether somebody else has written to the maps; it is told, and left to an operator."""
+        try:
+            found = self._reconciler.drift()
+        except LbError as error:
+            _log.warning("the maps could not be compared with what was written: %s", error)
+            return
+        if found is None:
+            return
+        before, self.drift = self.drift, found
+        if found != before and any(found.values()):
+            _log.error("%s", self._drift_text())
+
+    def _drift_text(self) -> str:
+        words = ", ".join(f"{count} of {name}" for name, count in sorted(self.drift.items()) if count)
+        return f"somebody else has written to the maps: {words}; lbctl audit names and heals it"
+
     def _reread(self, now: float) -> None:
         """Compare everything anew, interfaces as well; what was freed a moment ago is waited for."""
         if not self._reconciler.reread():
             self._reread_due = now + REREAD_SECONDS
             return
         self._reread_due = math.inf
+        self.drift = {}
         _log.info("comparing the maps and the hooks with the source anew")
         self._dirty |= self._state.service_keys() | self._reconciler.known()
         if self._attached:

@@ -210,6 +210,7 @@ def startup(
         parts: dict[str, metrics.Part] = {
             "build": lambda: metrics.build_metrics(lb.__version__, loaded.fingerprint),
             "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
+            "audit": lambda: metrics.audit_metrics(agent.drift),
             "syncs": syncs.metrics,
             "source": lambda: metrics.source_metrics(source.health()),
             "maps": lambda: metrics.map_metrics(lambda: contextlib.closing(KernelMaps(pins.maps))),

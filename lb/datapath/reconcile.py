@@ -18,6 +18,7 @@ import numpy as np
 from lb.datapath.changes import Change, compare, prepare
 from lb.datapath.cluster_network import ClusterNetworks
 from lb.datapath.differences import damaged_sets, repair
+from lb.datapath.drift import drift
 from lb.datapath.grace import wait_for_running_programs
 from lb.datapath.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
 from lb.datapath.ledger import (
@@ -156,6 +157,16 @@ class Reconciler:
         self.recover()
         repair(self._maps, damaged_sets(self._ledger, self._maps, self._maps))
         return True
+
+    def drift(self) -> dict[str, int] | None:
+        """Return by map how many entries are not as they were written; None: not now, backends rest still.
+
+        Raises
+        ------
+        BpfError: a map could not be read.
+        """
+        self.free()
+        return None if self._settling or self._pending else drift(self._ledger, self._maps)
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""

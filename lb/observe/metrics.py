@@ -114,6 +114,18 @@ def agent_metrics(services: int, problems: Mapping[str, int]) -> Iterator[Metric
     yield family
 
 
+def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield in how many entries the kernel differs from what was written, by map."""
+    family = GaugeMetricFamily(
+        "lbctl_audit_differences",
+        "Entries that were not as the agent had written them when it last looked.",
+        labels=["map"],
+    )
+    for name, count in sorted(drift.items()):
+        family.add_metric([name], count)
+    yield family
+
+
 def source_metrics(
     healths: Sequence[Health],
     clock: Callable[[], float] = time.monotonic,

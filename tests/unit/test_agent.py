@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 
 from lb.agent import (
+    AUDIT_SECONDS,
     BEAT_SECONDS,
     Agent,
     Failed,
     Inbox,
     InterfacesChanged,
+    Reread,
     Retries,
     Settled,
     Stop,
 )
 from lb.config import Limits
-from lb.datapath.ledger import read_vips
+from lb.datapath.ledger import read_vips, vip_keys
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import Reconciler, SyncReport
 from lb.errors import LbError
@@ -544,3 +546,19 @@ def test_node_health_new_maps_are_in_service_with_the_first_sync() -> None:
     before = new.agent.in_service
     new.tell(SYNCED)
     assert (before, new.agent.in_service) == (False, True)
+
+
+def test_what_others_write_to_the_maps_is_told_and_healed_on_demand(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
+    bench.maps.delete("vips4", vip_keys(4, read_vips(bench.maps)))
+    bench.now += AUDIT_SECONDS
+    bench.agent.step()
+    assert bench.agent.drift["vips4"] > 0
+    (problem,) = bench.agent.problems()
+    assert "somebody else has written to the maps" in problem
+    assert "of vips4; lbctl audit names and heals it" in problem
+    assert bench.vips() == set()
+    bench.inbox.put(Reread())
+    bench.agent.step()
+    assert bench.vips() == {"10.96.0.1"}
+    assert bench.agent.problems() == []

@@ -19,6 +19,7 @@ from lb.datapath.overlay import Overlay
 from lb.errors import CapacityError, LbError
 from lb.observe import audit
 from lb.observe.audit import Comparison, Preview, preview, steady
+from lb.observe.metrics import audit_metrics
 from lb.observe.snapshot import ManifestReader, read_file
 from lb.plan.types import Topology
 from tests.unit.plan_builders import vip_key
@@ -160,6 +161,28 @@ def test_the_reconciler_of_a_running_agent_reads_anew() -> None:
     assert bench.reconciler.reread()
     bench.apply(web(A))
     bench.check([web(A)])
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (foreign_vip, "vips4"),
+        (other_flags, "vips4"),
+        (other_address, "backends4"),
+        (free_backend, "backends4"),
+    ],
+)
+def test_an_agent_sees_what_others_wrote(damage: Callable[[FakeMaps], None], name: str) -> None:
+    bench = Bench()
+    bench.apply(web(A, B))
+    assert set((bench.reconciler.drift() or {"": 1}).values()) == {0}
+    damage(bench.maps)
+    assert {n: count for n, count in (bench.reconciler.drift() or {}).items() if count} == {name: 1}
+
+
+def test_the_metric_of_an_audit() -> None:
+    (family,) = audit_metrics({"vips4": 2, "backends4": 0})
+    assert [(one.labels["map"], one.value) for one in family.samples] == [("backends4", 0), ("vips4", 2)]
 
 
 def test_an_overlay_answers_as_a_full_map() -> None:
