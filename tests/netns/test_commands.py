@@ -38,6 +38,7 @@ NOWHERE = {
 ELSEWHERE = {
     r"make lab": "tests/netns/test_lab_demo.py",
     r"make test": ".ci/run",
+    r"vagrant/smoke.sh": "tests/netns/test_smoke.py",
     r"lbctl lab up --id kube --kubernetes": "tests/netns/test_lab_kubernetes.py",
     r"lbctl run --source kubernetes": "tests/netns/test_lab_kubernetes.py",
     r"lbctl run --source manifests": "tests/netns/test_confined.py",
@@ -53,6 +54,7 @@ NOT_RUN = {
     r"export KUBEBUILDER_ASSETS=": "setup-envtest is another project's; its result is an input of the tests",
     r"apt-get install": "installs on this machine; scripts/setup does it",
     r"systemctl ": "systemd does not run here; systemd-analyze reads the unit in tests/deploy/test_unit.py",
+    r"(LAB=standalone )?vagrant up": "no box can be fetched; tests/vm runs its scripts in machines of its own",
     r"kube-proxy --cleanup": "kube-proxy is not here; the rules are removed by the commands beside it",
 }
 """Commands by their beginnings, and why no test runs them."""
