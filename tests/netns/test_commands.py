@@ -54,7 +54,7 @@ NOT_RUN = {
     r"export KUBEBUILDER_ASSETS=": "setup-envtest is another project's; its result is an input of the tests",
     r"apt-get install": "installs on this machine; scripts/setup does it",
     r"systemctl ": "systemd does not run here; systemd-analyze reads the unit in tests/deploy/test_unit.py",
-    r"(LAB=standalone )?vagrant up": "no box can be fetched; tests/vm runs its scripts in machines of its own",
+    r"(LAB=standalone )?vagrant up": "no box can be fetched; tests/vm runs the scripts in its own machines",
     r"kube-proxy --cleanup": "kube-proxy is not here; the rules are removed by the commands beside it",
 }
 """Commands by their beginnings, and why no test runs them."""
