@@ -246,17 +246,10 @@ class ApiReader:
 
     def service(self, key: ObjectKey) -> Service | None:
         """See :class:`SourceReader`."""
-        from lb.kube.client import ApiError  # noqa: PLC0415
-
-        path = f"/api/v1/namespaces/{key.namespace}/services/{key.name}"
-        try:
-            item = json.loads(self._client.request("GET", path).body())
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
-        for parsed in self._parse("Service", path, [item]):
-            if isinstance(parsed, ServiceRequest):
+        path = f"/api/v1/namespaces/{key.namespace}/services"
+        items = [json.loads(body) for body in self._list(path, fieldSelector=f"metadata.name={key.name}")]
+        for parsed in self._parse("Service", path, items):
+            if isinstance(parsed, ServiceRequest) and parsed.service.key == key:
                 return parsed.service
         return None
 

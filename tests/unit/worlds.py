@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -91,10 +90,3 @@ def world(folder: Path, text: str = WELL) -> World:
     made = World(ManifestReader(Config(sources=(f"manifests:{folder}",))), FakeMaps())
     audit.bring_in_step(made.maps, made.snapshot().state, HERE)
     return made
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
