@@ -360,12 +360,15 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	entries->half.tag = 0;
 #pragma clang loop unroll(disable)
 	for (int half = 0; half < 2; half++) {
-		entries->made.key = key;
+		/* This half first: it is there, and the other one does not take its place. */
 		flow_value(&entries->made.value, flow);
-		if (half == 0)
+		if (half == 0) {
+			flow_key(&entries->made.key, &pkt->tuple, direction);
+		} else {
+			entries->made.key = key;
 			turn_round(&entries->made.value, &pkt->tuple);
+		}
 		put_flow(entries, idle, true);
-		flow_key(&key, &pkt->tuple, direction);
 	}
 }
 

@@ -125,7 +125,7 @@ def test_per_cpu_values(maps: Maps) -> None:
 
 def test_capacity(maps: Maps) -> None:
     for spec in layouts.MAPS:
-        assert maps.capacity(spec.name) == spec.max_entries(LIMITS.as_dict())
+        assert maps.capacity(spec.name) == spec.max_entries(LIMITS.as_dict()) * spec.entries_each
 
 
 def test_keys_and_values_of_different_number(maps: Maps) -> None:
