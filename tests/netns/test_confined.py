@@ -132,8 +132,9 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
     instance = bare.spec.instance(NODE)
     unload(Pins(instance))  # so that this agent loads and attaches everything itself
     log = tmp_path / "log"
+    ready = bare.store.ready_file(NODE)
+    ready.unlink(missing_ok=True)  # of the agent before
     with agent(bare, allowed, log) as process:
-        ready = bare.store.ready_file(NODE)
         eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
         assert process.poll() is None, log.read_text()
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -165,6 +166,7 @@ def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
         )
     ):
         log = tmp_path / str(number)
+        ready.unlink(missing_ok=True)  # of the agent before
         with agent(bare, pod_policy(), log, *flags) as process:
             eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=90)
             assert process.poll() is None, log.read_text()
