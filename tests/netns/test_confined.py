@@ -100,7 +100,7 @@ def pod_policy() -> Policy:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bare(make_lab: MakeLab) -> Iterator[Lab]:
     """A lab of one node without an agent."""
     lab = make_lab(nodes=1, agents=False)
@@ -130,10 +130,8 @@ def agent(lab: Lab, policy: Policy, log: Path, *flags: str) -> Iterator[subproce
 def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Path) -> None:
     allowed = policy()
     instance = bare.spec.instance(NODE)
-    unload(Pins(instance))  # so that this agent loads and attaches everything itself
     log = tmp_path / "log"
     ready = bare.store.ready_file(NODE)
-    ready.unlink(missing_ok=True)  # of the agent before
     with agent(bare, allowed, log) as process:
         eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
         assert process.poll() is None, log.read_text()
@@ -166,7 +164,6 @@ def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
         )
     ):
         log = tmp_path / str(number)
-        ready.unlink(missing_ok=True)  # of the agent before
         with agent(bare, pod_policy(), log, *flags) as process:
             eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=90)
             assert process.poll() is None, log.read_text()
