@@ -123,7 +123,7 @@ def script(results: Path, tests: Sequence[str]) -> str:
             f"mkdir -p {build.CACHE}",
             f"mount --bind {results}/cache {build.CACHE}",
             f"cd {shlex.quote(str(TREE))}",
-            "export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1",
+            f"export PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PYTHONPATH={shlex.quote(str(TREE))}",
             shlex.join([*pytest, f"--junit-xml={results}/report.xml", *tests]),
         )
     )
