@@ -28,13 +28,13 @@ TREE = Path(__file__).resolve().parents[2]
 
 PACKETS = (
     "test_paths.py",
-    "test_affinity.py::test_affinity_of_one_service_says_nothing_about_another",
+    "test_connections.py::test_affinity_keeps_the_backend",
     "test_connection_life.py::test_connection_life_a_half_closed_connection_keeps_its_backend",
-    "test_fragments.py::test_fragments_both_ways",
+    "test_fragments.py::test_fragments_atomic",
     "test_hairpin.py::test_hairpin_only_to_itself",
     "test_icmp_errors.py::test_icmp_errors_about_udp_without_checksum",
     "test_icmp_errors.py::test_icmp_errors_of_a_pod_that_reaches_itself",
-    "test_overlay.py",
+    "test_overlay.py::test_overlay_client_outside_backend_behind_the_tunnel",
     "test_path_mtu.py::test_icmp_errors_tell_the_mtu_of_the_route",
     "test_ping.py::test_ping_honours_source_ranges",
     "test_redirect.py::test_redirect_both_ways_for_clients_outside_and_in_pods",
