@@ -11,7 +11,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-CACHE = Path("/var/cache/lbctl-kernels")
+CACHE = Path("/var/lib/lbctl-kernels")
+"""Not below /var/cache: there the guest sees a file system of its own, and would find no modules."""
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie"}
 """By kernel: the suite whose linux-image-amd64 it is, of Debian 11, 12 and 13."""
 
