@@ -89,11 +89,8 @@ class Feeder:
         self._stack.close()
 
     def _load(self, stack: contextlib.ExitStack) -> None:
-        functions = {
-            f"cost_{kind}.c": [f"{kind}_{name}" for name in ("feed", "empty", "floor")] for kind in _KINDS
-        }
         with _sources() as directory:
-            code = instructions(directory, functions)
+            code = instructions(directory, [f"cost_{kind}.c" for kind in _KINDS])
         has = features.optional()
         for version in layouts.FAMILIES:
             vips = stack.enter_context(bpf.obj_get(self.datapath.pins.maps / f"vips{version}"))
@@ -103,7 +100,7 @@ class Feeder:
                     bpf.map_create(MapType.ARRAY, 4, _FEED.itemsize, 1, flags=BPF_F_MMAPABLE, name="feed")
                 )
                 fds = {PROGRAM_ARRAY: array.fileno(), "scratch": feed.fileno(), "vips": vips.fileno()}
-                for name in functions[f"cost_{kind}.c"]:
+                for name in (f"{kind}_{part}" for part in ("feed", "empty", "floor")):
                     loadable = relocate(code[version][name], fds, has)
                     fd, log, _ = bpf.prog_load(of, loadable, name, log_size=1 << 20)
                     if fd is None:

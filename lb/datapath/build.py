@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,12 +52,15 @@ def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
     ]
 
 
+_log = logging.getLogger(__name__)
+
 CACHE = Path("/var/cache/lbctl")
 """Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
-_KEPT = 4
+_KEPT = 24  # six make a build
 
 Code = Mapping[int, Mapping[str, bytes]]
 """By IP version and function: instructions, 8 bytes each (struct bpf_insn)."""
+_Functions = dict[str, str]  # by function: base64 of its instructions
 
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
@@ -84,60 +89,94 @@ def bcc_version() -> str:
     return path.read_text() if path.is_file() else ""
 
 
-def instructions(bpf_dir: Path, sources: Mapping[str, list[str]]) -> Code:
-    """Return the instructions of the functions in each file of bpf_dir, from the cache or from the compiler.
+def instructions(bpf_dir: Path, files: Collection[str]) -> Code:
+    """Return the instructions of all functions in some files of bpf_dir, from the cache or from the compiler.
 
     Raises
     ------
     CompileError: with clang's words.
     """
-    request = json.dumps(sources, sort_keys=True)
-    name = f"{fingerprint(bpf_dir)}-{hashlib.sha256(request.encode()).hexdigest()[:8]}.json"
-    found = _read(CACHE / name)
-    if found is None:
-        found = _compile(bpf_dir, sources)
-        _keep(name, found)
+    build = fingerprint(bpf_dir)
+    parts = [(version, file) for version in layouts.FAMILIES for file in sorted(files)]
+    code = {part: _read(build, *part) for part in parts}
+    if None in code.values():
+        with _compiling():  # whoever waited here finds what another process has just compiled
+            code = {part: _read(build, *part) for part in parts}
+            missing = {
+                version: [file for of, file in parts if of == version and code[of, file] is None]
+                for version in layouts.FAMILIES
+            }
+            if any(missing.values()):
+                _log.info("compiling the programs: there is nothing of this build in %s", CACHE)
+            for (version, file), compiled in _compile(bpf_dir, missing).items():
+                code[version, file] = compiled
+                _keep(build, version, file, compiled)
     return {
         version: {
-            function: close_by_jumps(base64.b64decode(text)) for function, text in found[str(version)].items()
+            function: close_by_jumps(base64.b64decode(text))
+            for (of, _), functions in code.items()
+            if of == version
+            for function, text in (functions or {}).items()
         }
         for version in layouts.FAMILIES
     }
 
 
-def _read(path: Path) -> dict[str, dict[str, str]] | None:
+def _entry(build: str, version: int, file: str) -> Path:
+    return CACHE / f"{build}-{Path(file).stem}-{version}.json"
+
+
+def _read(build: str, version: int, file: str) -> _Functions | None:
+    path = _entry(build, version, file)
     try:
-        found: dict[str, dict[str, str]] = json.loads(path.read_text())
+        found: _Functions = json.loads(path.read_text())
+        os.utime(path)  # what is used stays
     except (OSError, ValueError):
         return None
     return found
 
 
-def _keep(name: str, code: Mapping[str, Any]) -> None:
-    """Write one file of the cache, and drop the oldest; a cache that cannot be written is none."""
+def _keep(build: str, version: int, file: str, code: _Functions) -> None:
+    """Write one file of the cache, and drop the longest unused; a cache that cannot be written is none."""
     with contextlib.suppress(OSError):
-        CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = CACHE / f"{name}.{os.getpid()}"
+        path = _entry(build, version, file)
+        aside = path.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps(code))
-        aside.rename(CACHE / name)
-        by_age = sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for old in by_age[:-_KEPT]:
+        aside.rename(path)
+        by_use = sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for old in by_use[:-_KEPT]:
             old.unlink(missing_ok=True)
 
 
-def _compile(bpf_dir: Path, sources: Mapping[str, list[str]]) -> dict[str, dict[str, str]]:
-    """Run a child for each IP version, side by side."""
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Let one process at a time compile for the cache, so that none does what another has begun."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = stack.enter_context((CACHE / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(bpf_dir: Path, missing: Mapping[int, list[str]]) -> dict[tuple[int, str], _Functions]:
+    """Run a child for each IP version, side by side; return what each file holds."""
+    wanted = {version: files for version, files in missing.items() if files}
     with ThreadPoolExecutor(len(layouts.FAMILIES)) as pool:
-        found = pool.map(lambda version: _compile_family(bpf_dir, sources, version), layouts.FAMILIES)
-        return {str(version): code for version, code in zip(layouts.FAMILIES, found, strict=True)}
+        found = pool.map(lambda version: _compile_family(bpf_dir, version, wanted[version]), wanted)
+        return {
+            (version, file): code
+            for version, files in zip(wanted, found, strict=True)
+            for file, code in files.items()
+        }
 
 
-def _compile_family(bpf_dir: Path, sources: Mapping[str, list[str]], version: int) -> dict[str, str]:
+def _compile_family(bpf_dir: Path, version: int, files: list[str]) -> dict[str, _Functions]:
     package_root = Path(__file__).resolve().parent.parent.parent
     path = f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     request = {
         "bpf_dir": str(bpf_dir),
-        "sources": sources,
+        "files": files,
         "flags": c_flags(bpf_dir, platform.machine(), version),
         "assertions": layouts.static_assertions(version),
     }
@@ -156,7 +195,7 @@ def _compile_family(bpf_dir: Path, sources: Mapping[str, list[str]], version: in
         answer = {"error": f"the compile process ended with code {child.returncode}"}
     if "error" in answer:
         raise CompileError(f"{answer['error']}\n{useful_lines(child.stderr)}".rstrip())
-    code: dict[str, str] = answer["code"]
+    code: dict[str, _Functions] = answer["code"]
     return code
 
 

@@ -253,6 +253,9 @@ def _build(
     CompileError: with clang's or the verifier's words.
     """
     code = build.instructions(bpf_dir, sources(programs))
+    for name, version, program in _instances(programs).values():
+        if name not in code[version]:
+            raise CompileError(f"{bpf_dir / program.source}: there is no function {name}")
     has = features.optional()
     ids: dict[str, int] = {}
     refused = ""
@@ -291,12 +294,9 @@ def _build(
     return ids, refused
 
 
-def sources(programs: Mapping[str, Program]) -> dict[str, list[str]]:
-    """Return the programs of each file in bpf/."""
-    sources: dict[str, list[str]] = {}
-    for name, program in programs.items():
-        sources.setdefault(program.source, []).append(name)
-    return sources
+def sources(programs: Mapping[str, Program]) -> set[str]:
+    """Return the files in bpf/ that hold the programs."""
+    return {program.source for program in programs.values()}
 
 
 def compile_ahead() -> None:

@@ -22,7 +22,7 @@ from lb.lab.addressing import (
     clients,
     outside_server,
 )
-from lb.lab.processes import START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
+from lb.lab.processes import COMPILE_SECONDS, START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
 from lb.lab.removal import Report, down
 from lb.lab.status import status
 from lb.lab.store import LabRecord, PodRecord, Store
@@ -212,7 +212,7 @@ class Lab:
         argv = self._on_node(node, self.agent_command(node))
         self.store.write_process(node, spawn(argv, self.store.log(node), environment()))
 
-    def wait_agent(self, node: str, seconds: float = START_SECONDS) -> None:
+    def wait_agent(self, node: str, seconds: float = COMPILE_SECONDS) -> None:
         """Wait until the node's agent has brought everything into the kernel once.
 
         Raises

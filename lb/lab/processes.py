@@ -19,6 +19,8 @@ from lb.errors import LabError
 
 _POLL_SECONDS = 0.02
 START_SECONDS = 60.0
+COMPILE_SECONDS = 240.0
+"""Of an agent, whose first start on a machine compiles the programs: seconds, but many on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -279,8 +279,8 @@ def test_programs_of_another_build_are_refused(
 ) -> None:
     real = build.instructions
 
-    def other(bpf_dir: Path, sources: Mapping[str, list[str]]) -> build.Code:
-        code = real(bpf_dir, sources)
+    def other(bpf_dir: Path, files: Collection[str]) -> build.Code:
+        code = real(bpf_dir, files)
         return {version: {**each, TC_POD_IN: each[TC_UPLINK_IN]} for version, each in code.items()}
 
     monkeypatch.setattr(build, "instructions", other)

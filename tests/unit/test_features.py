@@ -21,10 +21,7 @@ def test_this_kernel_has_all_that_is_needed() -> None:
 
 @pytest.mark.parametrize("kind", [ProgType.XDP, ProgType.SCHED_CLS, ProgType.CGROUP_SOCK_ADDR])
 def test_every_helper_that_a_program_calls_is_asked_for(kind: ProgType) -> None:
-    sources: dict[str, list[str]] = {}
-    for name, program in PROGRAMS.items():
-        if program.type is kind:
-            sources.setdefault(program.source, []).append(name)
+    sources = {program.source for program in PROGRAMS.values() if program.type is kind}
     called: set[int] = set()
     for programs in build.instructions(layouts.BPF_DIR, sources).values():
         for code in programs.values():

@@ -204,7 +204,7 @@ def test_missing_program(pins: Pins, tree: Path) -> None:
     (tree / "tc_tiny.c").write_text(
         '#include "maps.h"\nint another(struct __sk_buff *ctx)\n{\n\treturn 0;\n}\n'
     )
-    with pytest.raises(CompileError, match="Unknown program b'lb_tc_tiny'"):
+    with pytest.raises(CompileError, match=r"tc_tiny\.c: there is no function lb_tc_tiny"):
         load(pins, tree)
 
 
@@ -447,3 +447,34 @@ def test_a_damaged_cache_is_made_anew(pins: Pins, tree: Path) -> None:
         path.write_text("{")
     with own_pins() as other:
         assert verdict(load(other, tree)) == 2
+
+
+def test_the_longest_unused_leaves_the_cache_first(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_KEPT", 4)
+    source = tree / "tc_tiny.c"
+    older, newer = source.read_text(), f"{source.read_text()}/* newer */"
+
+    def compiled(text: str, at: int) -> str:
+        source.write_text(text)
+        build.instructions(tree, ["tc_tiny.c"])
+        of_build = build.fingerprint(tree)
+        for path in build.CACHE.glob(f"{of_build}*"):
+            os.utime(path, (at, at))
+        return of_build
+
+    used, unused = compiled(older, at=1), compiled(newer, at=2)
+    compiled(older, at=3)
+    compiled(f"{newer}/* newest */", at=4)
+    assert len(list(build.CACHE.glob(f"{used}*"))) == 2
+    assert not list(build.CACHE.glob(f"{unused}*"))
+
+
+def test_of_two_processes_one_compiles(tree: Path) -> None:
+    ask = "import logging, sys; from pathlib import Path; from lb.datapath import build\n"
+    ask += "logging.basicConfig(level=logging.INFO); build.CACHE = Path(sys.argv[1])\n"
+    ask += "build.instructions(Path(sys.argv[2]), ['tc_tiny.c'])"
+    argv = (sys.executable, "-c", ask, str(build.CACHE), str(tree))
+    both = [subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert "".join(said).count("compiling the programs") == 1

@@ -10,7 +10,7 @@ import pytest
 from lb.datapath import bpf, build, layouts, loops
 from lb.datapath.bpf import ProgType
 from lb.datapath.build import FEATURE_MARK, MAP_MARK
-from lb.datapath.loader import PROGRAMS
+from lb.datapath.loader import PROGRAMS, sources
 
 MOVE, ADD, IF_LESS, GOTO, CALL, EXIT, WIDE = 0xB7, 0x07, 0xA5, 0x05, 0x85, 0x95, 0x18
 _JIFFIES = 118
@@ -89,10 +89,7 @@ def test_a_constant_of_two_slots_is_one_instruction() -> None:
 
 
 def test_the_programs_have_no_such_loop() -> None:
-    sources: dict[str, list[str]] = {}
-    for name, program in PROGRAMS.items():
-        sources.setdefault(program.source, []).append(name)
-    for programs in build.instructions(layouts.BPF_DIR, sources).values():
+    for programs in build.instructions(layouts.BPF_DIR, sources(PROGRAMS)).values():
         assert {name: heads(code) for name, code in programs.items() if heads(code)} == {}
 
 
