@@ -55,8 +55,17 @@
 #define JOIN(type, bits, first, second) ((type)(second) | (type)(first) << (bits))
 #endif
 
-/* How many ports are tried before SNAT counts as exhausted. */
-#define SNAT_TRIES 24
+/* How many ports are tried before SNAT counts as exhausted; the first of them with a view to TIME-WAIT. */
+#define SNAT_TRIES	 24
+#define PARTICULAR_TRIES 16
+
+/* How long Linux keeps the tuple of a connection that it has closed first: RFC 9293, section 3.6.1. */
+#define TIME_WAIT_NS ((s64)(60 * NSEC_PER_SEC))
+
+/* The ports for a client that keeps its address, but not its port: below those that Linux takes for its
+ * connections, of which one may lead to the backend itself. */
+#define CLIENT_PORT_MIN 1024
+#define CLIENT_PORT_MAX 32767
 
 /* The consistent hash must give the same backend on every node: one seed for all. */
 #define HASH_SEED 0x4c426374U

@@ -5,13 +5,21 @@
 #include "conntrack.h"
 #include "forward.h"
 
+/* May the backend still know the connection whose reply half this is, and refuse another with its tuple? */
+static __always_inline bool in_time_wait(const struct flow_entry *holder, u8 protocol, u64 now)
+{
+	return protocol == IPPROTO_TCP && holder->fins == (FIN_CLIENT | FIN_BACKEND) &&
+	       (s64)(now - holder->last_seen) < TIME_WAIT_NS;
+}
+
 /* Does the flow whose reply half this is stand in the way of another from the tuple `from`? Its own leftover
- * does not, nor does a dead flow. */
+ * does not, nor does a dead flow: unless, when particular, its backend may be in TIME-WAIT. */
 static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
-				       const struct settings *settings)
+				       const struct settings *settings, bool particular)
 {
 	return holder && !leads_back(holder, from) &&
-	       !expired(from->protocol, holder->state, holder->last_seen, now, settings);
+	       (!expired(from->protocol, holder->state, holder->last_seen, now, settings) ||
+		(particular && in_time_wait(holder, from->protocol, now)));
 }
 
 /* The other half of a dead flow, whose reply half is about to be replaced. */
@@ -27,26 +35,28 @@ static __always_inline void forget_forward_half(const struct flow_entry *reply, 
 }
 
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
- * keeps its address keeps its port too, unless another flow of its own has taken it. */
+ * keeps its address keeps its port too, unless another flow of its own has taken it: then it gets one of
+ * CLIENT_PORT_MIN on, for its own are not the node's to give. */
 static __always_inline u32 create_flow(const struct packet *pkt, struct flow *flow, u64 now,
 				       const struct settings *settings, struct entries *entries)
 {
 	struct entry *made = &entries->made;
 	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
-	u32 first = bpf_ntohs(settings->snat_port_min);
-	u32 ports = bpf_ntohs(settings->snat_port_max) - first + 1;
+	bool kept = keeps_client(flow->path);
+	u32 first = kept ? CLIENT_PORT_MIN : bpf_ntohs(settings->snat_port_min);
+	u32 ports = (kept ? CLIENT_PORT_MAX : bpf_ntohs(settings->snat_port_max)) - first + 1;
 	u32 hash = hash_tuple(&pkt->tuple);
 	const struct flow_entry *holder;
 	bool dead;
 	int tries;
 
-	if (!keeps_client(flow->path))
+	if (!kept)
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < SNAT_TRIES; tries++) {
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
-		if (!in_the_way(holder, &pkt->tuple, now, settings))
+		if (!in_the_way(holder, &pkt->tuple, now, settings, tries < PARTICULAR_TRIES))
 			break;
 		hash = hash_words(hash, tries, 0);
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));

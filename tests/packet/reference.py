@@ -24,6 +24,8 @@ from tests.sctp import CHUNKS
 
 SEED = 0x4C426374
 MASK = 0xFFFFFFFF
+TIME_WAIT = 60.0  # seconds
+CLIENT_PORTS = range(1024, 32768)  # of clients that keep their address and lose their port
 UNDONE_AT = {"inside": "hairpin", "outside": "forward", "out": "stack"}
 """The path of the flows whose replies are translated where they enter, by side, or where they leave."""
 
@@ -265,6 +267,12 @@ class Model:
             )
         return self.now - flow.last_seen > limit
 
+    def _held(self, flow: Flow) -> bool:
+        """Whether its port is another flow's last choice, at the best."""
+        tcp = flow.client_side.protocol is Protocol.TCP
+        time_wait = tcp and not flow.resets and flow.fins == {"client", "backend"}
+        return not self._expired(flow) or (time_wait and self.now - flow.last_seen < TIME_WAIT)
+
     def _advance(self, frame: bytes, sender: str, flow: Flow) -> None:
         if sender == "backend" and flow.state == "new":
             flow.state = "established"
@@ -348,10 +356,11 @@ class Model:
             source, path = self.world.node_address, "forward"
         to = Tuple5(source, backend.address, t.sport, backend.port, t.protocol)
         holder = self.by_backend.get(to.reversed())
-        taken = holder is not None and holder.client_side != t and not self._expired(holder)
+        taken = holder is not None and holder.client_side != t and self._held(holder)
         if path != "stack" or taken:
             to = replace(to, sport=chosen_port())
-            assert to.sport in self.world.snat_ports, f"SNAT port {to.sport} is not in the reserved range"
+            ports = CLIENT_PORTS if path == "stack" else self.world.snat_ports
+            assert to.sport in ports, f"source port {to.sport} is not in the range {ports}"
             holder = self.by_backend.get(to.reversed())
             if holder is not None and holder.client_side != t:
                 assert self._expired(holder), f"{to} is shared with the live flow of {holder.client_side}"

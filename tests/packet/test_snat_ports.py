@@ -16,6 +16,7 @@ from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation, Path
 from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, Datapath
 from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
+from tests.packet.reference import CLIENT_PORTS, TIME_WAIT
 
 FORWARDED = [path for path in PATHS if path.forwarded]
 KEPT = [path for path in PATHS if not path.forwarded]
@@ -193,7 +194,6 @@ def test_snat_ports_replace_a_clients_port_only_when_it_is_taken(
 ) -> None:
     """One client port, four addresses of one Service, one backend: the first keeps the port, the others get
     one each, and every answer finds its VIP."""
-    datapath.set_up_node(snat_ports=SnatPorts(62_000, 62_099))
     datapath.apply(service(*path.backends(20, 1), protocol=protocol))
     conversations = [Conversation(datapath, path, protocol=protocol, kind=kind) for kind in VIPS]
     for conversation in conversations:
@@ -201,6 +201,60 @@ def test_snat_ports_replace_a_clients_port_only_when_it_is_taken(
     first, *others = (conversation.seen for conversation in conversations)
     assert first == (path.client, p.CLIENT_PORT)
     assert len(set(others)) == len(others)
-    assert all(address == path.client and port >= 62_000 for address, port in others)
+    assert all(address == path.client and port in CLIENT_PORTS for address, port in others)
     for conversation in conversations * 2:
         assert conversation.answer() == "REPLY"
+
+
+def _age(datapath: Datapath, seconds: float) -> None:
+    keys, values = datapath.read("flows")
+    values = values.copy()
+    values["last_seen"] -= np.uint64(seconds * 10**9)
+    values["touched"] = 0
+    datapath.update("flows", keys, values)
+
+
+@kept
+@pytest.mark.parametrize(
+    ("ends", "later", "keeps_port"),
+    [
+        (["answer FA", "send FA", "answer A"], TIME_WAIT - 1, False),
+        (["answer FA", "send FA", "answer A"], TIME_WAIT + 1, True),
+        (["send FA", "answer FA", "send A"], TIME_WAIT - 1, False),
+        (["send RA"], TIME_WAIT - 1, True),
+        (["answer FA", "send RA"], TIME_WAIT - 1, True),
+        ([], TIME_WAIT - 1, True),
+    ],
+    ids=str,
+)
+def test_snat_ports_keep_off_a_tuple_in_time_wait(
+    datapath: Datapath, path: Path, ends: list[str], later: float, keeps_port: bool
+) -> None:
+    """A connection that is forgotten, but not by the backend that both sides have closed it with."""
+    datapath.set_up_node(Timeouts(tcp_closing=10, tcp_established=10))
+    datapath.apply(service(*path.backends(20, 1)))
+    old, new = (
+        Conversation(datapath, path, kind=kind) for kind in (VipKind.CLUSTER_IP, VipKind.LOAD_BALANCER)
+    )
+    for segment in ["send S", "answer SA", "send A", *ends]:
+        what, flags = segment.split()
+        getattr(old, what)(flags)
+    _age(datapath, later)
+    new.send("S")
+    assert new.seen is not None
+    assert (new.seen == old.seen) is keeps_port
+    assert new.seen[0] == path.client
+    assert new.answer("SA") == "REPLY"
+
+
+@forwarded
+def test_snat_ports_in_time_wait_are_better_than_none(datapath: Datapath, path: Path) -> None:
+    datapath.set_up_node(Timeouts(tcp_closing=1), ONE)
+    datapath.apply(service(p.BACKEND_REMOTE))
+    old, new = Conversation(datapath, path, 1000), Conversation(datapath, path, 1001)
+    for what, flags in (("send", "S"), ("answer", "SA"), ("answer", "FA"), ("send", "FA")):
+        getattr(old, what)(flags)
+    assert new.try_to_send("S").reason == "SNAT_EXHAUSTED"
+    _age(datapath, 2)
+    assert new.send("S") == "NEW_REMOTE"
+    assert new.answer("SA") == "REPLY"
