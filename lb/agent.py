@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from lb.datapath.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
 from lb.model import Event, IPAddress, Node, ObjectKey
+from lb.observe.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, plan_service
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.state import ClusterState
@@ -66,7 +67,15 @@ class Stop:
     """Leave; the data plane stays."""
 
 
-Message = Sequence[Event] | InterfacesChanged | Failed | Settled | Reread | Stop
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a source has told, and when it came: seconds of the agent's clock."""
+
+    events: Sequence[Event]
+    arrived: float
+
+
+Message = Told | InterfacesChanged | Failed | Settled | Reread | Stop
 Inbox = queue.SimpleQueue[Message]
 
 
@@ -187,6 +196,7 @@ class Agent:
     serving: the maps in the kernel hold what an earlier agent wrote, so programs may be attached at once;
         otherwise they are attached after the first sync, and what ran before serves until then.
     checks: serves the health-check ports of Services.
+    history: is told why Services are planned, and when they are in the maps.
     announce: called once for everything that an operator should see at the Service itself.
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
@@ -209,6 +219,7 @@ class Agent:
         reconciler: Syncer,
         serving: bool,
         checks: Checks,
+        history: History,
         announce: Callable[[ObjectKey, Announcement], None],
         synced: Callable[[Agent], None],
         beat: Callable[[Agent], None],
@@ -222,6 +233,7 @@ class Agent:
         self._surroundings = surroundings
         self._reconciler = reconciler
         self._checks = checks
+        self._history = history
         self._announce = announce
         self._synced = synced
         self._beat = beat
@@ -233,6 +245,7 @@ class Agent:
         self._dirty: set[ObjectKey] = set()
         self._topology: Topology | None = None
         self._topology_is_old = True
+        self._moved: tuple[Cause, float] = (INTERFACES, clock())
         self._first_sync = True
         self._attached = serving
         self._node_known = False
@@ -340,7 +353,6 @@ class Agent:
 
     def _take(self, messages: Sequence[Message]) -> None:
         """Note what the messages say."""
-        events: list[Event] = []
         interfaces: frozenset[int] = frozenset()
         for message in messages:
             if isinstance(message, Stop):
@@ -354,17 +366,30 @@ class Agent:
             elif isinstance(message, Settled):
                 self._reconciler.free()
             else:
-                events += message
-        if events:
-            changes = self._state.apply(events)
-            self._dirty |= changes.services
-            if self._node_name in changes.nodes:
-                self._topology_is_old = True
-                self._node_known |= self._state.node(self._node_name) is not None
+                self._apply(message)
         if interfaces:
-            self._topology_is_old = True
+            self._topology_is_old, self._moved = True, (INTERFACES, self._clock())
             if self._attached:
                 self._attach(interfaces)
+
+    def _apply(self, told: Told) -> None:
+        """Take in what a source has told; before the first sync nothing is late, the start is the cause."""
+        if self._first_sync:
+            changes = self._state.apply(told.events)
+            self._dirty |= changes.services
+            self._note_nodes(changes.nodes, told.arrived)
+            return
+        for event in told.events:
+            changes = self._state.apply((event,))
+            if changes.services:
+                self._dirty |= changes.services
+                self._history.due_by(changes.services, event, told.arrived)
+            self._note_nodes(changes.nodes, told.arrived)
+
+    def _note_nodes(self, changed: Collection[str], arrived: float) -> None:
+        if self._node_name in changed:
+            self._topology_is_old, self._moved = True, (Cause("Node", self._node_name), arrived)
+            self._node_known |= self._state.node(self._node_name) is not None
 
     def _attach(self, changed: frozenset[int] | None) -> None:
         """Bring hooks in step; what fails is logged once and tried again later."""
@@ -403,6 +428,7 @@ class Agent:
         self.drift = {}
         _log.info("comparing the maps and the hooks with the source anew")
         self._dirty |= self._state.service_keys() | self._reconciler.known()
+        self._history.otherwise = HEAL
         if self._attached:
             self._attach(None)
 
@@ -427,6 +453,8 @@ class Agent:
             service = self._state.service(key)
             if service is not None and concerned(service, before, topology):
                 self._dirty.add(key)
+                if not self._first_sync:
+                    self._history.due((key,), *self._moved)
 
     def _sync(self) -> None:
         """Plan the dirty Services and bring the maps in step."""
@@ -447,6 +475,8 @@ class Agent:
         report = self._reconciler.sync(decision.plans)
         self.sync_seconds = self._clock() - now
         failed |= report.errors
+        self._history.settled(key for key in checks if key not in failed)
+        self._history.otherwise = CLAIM
         self._checks.update(checks, failed.keys())
         _log.debug("%d Services planned, %d map entries written", len(checks), report.writes)
         for key, problem in failed.items():

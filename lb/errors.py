@@ -4,6 +4,7 @@
 
     LbError                     anything that lbctl itself reports; never a bug's traceback
     ├── ConfigError             a setting is wrong: names the setting and where it came from
+    │   └── UsageError          a word of the command line is wrong: exit code 2
     ├── InputError              a Kubernetes object is wrong: names file or API path, line, object, field
     ├── CapacityError           a map or a pool has no room: names the map, the room and the demand
     ├── DatapathError           the kernel side failed
@@ -25,6 +26,10 @@ class LbError(Exception):
 
 class ConfigError(LbError):
     """A setting is wrong. The message names the setting and its origin."""
+
+
+class UsageError(ConfigError):
+    """A word of the command line is wrong in a way that needs no look at this machine to be seen."""
 
 
 @dataclass(eq=False)

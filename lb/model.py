@@ -172,12 +172,17 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class EndpointSlice:
-    """A discovery.k8s.io/v1 EndpointSlice; service is the object that its label names."""
+    """A discovery.k8s.io/v1 EndpointSlice; service is the object that its label names.
+
+    triggered is when the pod or Service changed that this state of it follows from, in seconds since the
+    epoch; 0 when nobody says so.
+    """
 
     key: ObjectKey
     service: ObjectKey
     ports: tuple[EndpointPort, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
+    triggered: float = field(default=0.0, compare=False)
     origin: Origin = field(default=NOWHERE, compare=False)
 
 

@@ -4,15 +4,17 @@
 
     /run/lbctl/<instance>.lock   held by flock for as long as the agent lives; holds its pid
     /run/lbctl/<instance>.json   the agent's notes: why a hook has its mode, when it last synced
+    /run/lbctl/<instance>.sock   where the agent is asked for what is in its memory alone
 
-The maps and hooks themselves are the truth; the notes only explain them. Both files are safe against SIGKILL:
-the kernel drops the lock with the process, and notes are replaced by rename.
+The maps and hooks themselves are the truth; the notes only explain them. All are safe against SIGKILL:
+the kernel drops the lock with the process, notes are replaced by rename, and nobody answers at the socket.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,8 @@ from typing import Any
 from lb.errors import LbError
 
 ROOT = Path("/run/lbctl")
+_SOCKET_PATH_MOST = 107
+"""Bytes of a Unix socket's path, unix(7)."""
 
 
 def network_namespace() -> int:
@@ -46,6 +50,14 @@ class RunDir:
     def notes_path(self) -> Path:
         """The notes' file."""
         return self.root / f"{self.instance}.json"
+
+    @property
+    def socket_path(self) -> Path:
+        """The socket's file; a name that has no room in a socket's address is shortened to its hash."""
+        path = self.root / f"{self.instance}.sock"
+        if len(bytes(path)) <= _SOCKET_PATH_MOST:
+            return path
+        return self.root / f"{hashlib.blake2b(self.instance.encode(), digest_size=16).hexdigest()}.sock"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -121,7 +133,8 @@ class RunDir:
 
     def remove(self) -> None:
         """Remove the instance's files, and the directory when it was the last one's."""
-        for path in (self.notes_path, self.notes_path.with_suffix(".json.new"), self.lock_path):
+        aside = self.notes_path.with_suffix(".json.new")
+        for path in (self.notes_path, aside, self.socket_path, self.lock_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another instance has files there
             self.root.rmdir()

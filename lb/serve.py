@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import queue
 import resource
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import lb
 from lb import memory
-from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop
+from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
 from lb.config import NODE_NAME, Config, Redirect, SocketMode, split_address
 from lb.datapath import loader
 from lb.datapath.grace import GracePeriods
@@ -33,9 +34,12 @@ from lb.datapath.sockets import SocketHooks, netns_cookie
 from lb.datapath.standing import selection, standing
 from lb.errors import ConfigError, InputError
 from lb.model import Event, Node, ObjectKey
+from lb.observe.api import history_answer
 from lb.observe.health import HealthChecks, NodeHealth
+from lb.observe.history import History
 from lb.observe.http import HttpServer, routes
 from lb.observe.notes import Notes
+from lb.observe.pages import Views, shown_at
 from lb.plan.types import Topology
 from lb.rundir import RunDir
 from lb.state import ClusterState
@@ -141,7 +145,8 @@ def startup(
     stack.callback(maps.close)
     write_settings(maps, config)
     grace = GracePeriods(lambda: inbox.put(Settled()))
-    reconciler = Reconciler(maps, time.monotonic, begin=grace.begin)
+    history = History()
+    reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
     reconciler.recover()
     surroundings = KernelSurroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
@@ -188,6 +193,7 @@ def startup(
         reconciler=reconciler,
         serving="vips4" not in loaded.fresh,
         checks=checks,
+        history=history,
         announce=lambda key, note: source.announce(
             key, reason=note.reason, action=note.action, note=note.text
         ),
@@ -196,32 +202,48 @@ def startup(
     )
     health.watch(agent)
     bodies: dict[str, Callable[[threading.Event], None]] = {
-        f"source {source.name}": lambda stop: source.run(inbox.put, stop),
+        f"source {source.name}": lambda stop: source.run(
+            lambda events: inbox.put(Told(events, time.monotonic())), stop
+        ),
         "interface watcher": watcher.run,
         "grace periods": grace.run,
         "health": http.run,
     }
+    # A server of its own: what it is asked for takes longer than a health check may wait.
+    told = HttpServer()
+    stack.callback(told.shut)
+    bodies["http"] = told.run
+    opened = functools.partial(_opened, pins)
+    asked = {
+        "/api/history": history_answer(history, config.instance, notes.started),
+        **Views(run_dir, config, opened, history).answers(),
+    }
+    told.open((str(run_dir.socket_path), 0), routes(asked), "lbctl")
     if address := split_address(config.metrics_address):
         from lb.observe import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
         from lb.observe.exposition import exposition  # noqa: PLC0415
 
-        syncs = metrics.Syncs()
+        syncs, programming = metrics.Syncs(), metrics.Programming()
         after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
+        history.measured = programming.note
         parts: dict[str, metrics.Part] = {
             "build": lambda: metrics.build_metrics(lb.__version__, loaded.fingerprint),
             "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
             "audit": lambda: metrics.audit_metrics(agent.drift),
             "syncs": syncs.metrics,
+            "programming": programming.metrics,
             "source": lambda: metrics.source_metrics(source.health()),
-            "maps": lambda: metrics.map_metrics(lambda: contextlib.closing(KernelMaps(pins.maps))),
+            "maps": lambda: metrics.map_metrics(opened),
         }
-        # A server of its own: a scrape takes longer than a health check may wait.
-        scrapes = HttpServer()
-        stack.callback(scrapes.shut)
-        scrapes.open(address, routes({"/metrics": exposition(metrics.Metrics(parts))}), "metrics")
-        bodies["metrics"] = scrapes.run
+        answers = {"/metrics": exposition(metrics.Metrics(parts)), **shown_at(address[0], asked)}
+        told.open(address, routes(answers), "metrics")
     stack.enter_context(threads(inbox, bodies))
     return agent
+
+
+def _opened(pins: Pins) -> contextlib.AbstractContextManager[Maps]:
+    """Return the maps for one who looks, apart from the agent's own."""
+    return contextlib.closing(KernelMaps(pins.maps))
 
 
 def raise_file_limit() -> None:

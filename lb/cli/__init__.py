@@ -26,6 +26,10 @@ def entry() -> int:
     from lb import memory  # noqa: PLC0415
 
     memory.rare_collections()
+    if "_ARGCOMPLETE" in os.environ:
+        from lb.cli import command, completion  # noqa: PLC0415
+
+        completion.complete(command.parser)
     try:
         return main()
     except BrokenPipeError:

@@ -1,7 +1,4 @@
-"""The top of the command line.
-
-Exit codes: 0 done; 1 it could not be done, one line on stderr says why; 2 the command line was wrong.
-"""
+"""The top of the command line."""
 
 from __future__ import annotations
 
@@ -9,33 +6,50 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 import lb
-from lb.errors import LbError
+from lb.errors import LbError, UsageError
 
 _DESCRIPTION = """\
 Load balancer for Kubernetes Services: eBPF programs translate packets, this command keeps them informed.
+"""
 
-exit codes: 0 done; 1 could not be done, stderr says why; 2 wrong usage
+_EPILOG = """\
+exit codes:
+  0    done; of audit, explain, plan and doctor: and nothing is wrong
+  1    it could not be done: a line on stderr, "lbctl: ...", says why
+       audit: something differs; explain: a cause was found; plan: some of it would not work;
+       doctor: something will not work: stdout says what, stderr nothing
+  2    wrong usage: stderr says what is wrong
+  130  ended by Ctrl-C
+  lab exec: that of the command that it ran
 """
 
 
-_COMMANDS = (
-    "run", "status", "service", "maps", "flows", "trace", "explain", "audit", "plan", "doctor", "unload",
-    "lab",
+COMMANDS = (
+    "run", "status", "service", "maps", "flows", "history", "trace", "explain", "audit", "plan", "doctor",
+    "unload", "lab", "completion",
 )  # fmt: skip
 """Each is a module of lb.cli; what a command needs is imported only for itself: an agent is small."""
+
+
+PLUGIN = "kubectl-lb"
+"""What kubectl calls for ``kubectl lb``."""
 
 
 def parser(command: str = "") -> argparse.ArgumentParser:
     """Return the parser of the command line, of one command alone or of all; each sets ``handler``."""
     top = argparse.ArgumentParser(
-        prog="lbctl", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="kubectl lb" if Path(sys.argv[0]).name == PLUGIN else "lbctl",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in [command] if command in _COMMANDS else _COMMANDS:
+    for name in [command] if command in COMMANDS else COMMANDS:
         importlib.import_module(f"lb.cli.{name}").register(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(handler=_version)
@@ -61,7 +75,7 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
         out.flush()
     except LbError as error:
         print(f"lbctl: {error}", file=err)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except PermissionError as error:
         print(f"lbctl: {error.filename}: {error.strerror}; lbctl needs root", file=err)
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,8 @@ from typing import TextIO
 
 from lb.cli import nodes
 from lb.cli.audit import look
-from lb.errors import ConfigError
+from lb.cli.colours import painted, wanted
+from lb.errors import UsageError
 from lb.model import ObjectKey
 from lb.observe.explain import explain
 from lb.observe.facts import Finding, Result, causes
@@ -57,7 +57,7 @@ def _explain(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     try:
         client = ip_address(args.client) if args.client else None
     except ValueError as error:
-        raise ConfigError(f"--from {args.client}: {error}") from error
+        raise UsageError(f"--from {args.client}: {error}") from error
     with nodes.opened(args, needs_maps=False) as view:
         snapshot = view.source.snapshot()
         topology = view.topology(snapshot)
@@ -76,7 +76,7 @@ def _explain(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         json.dump(report, out, indent=2)
         out.write("\n")
     else:
-        out.write(render(key, where, findings, colours=out is sys.stdout and out.isatty()))
+        out.write(render(key, where, findings, colours=wanted(out)))
     return 1 if causes(findings) else 0
 
 
@@ -87,7 +87,7 @@ def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: 
     for one in findings:
         word = one.result.value.ljust(5)
         if colours:
-            word = f"\033[{_COLOURS[one.result]}m{word}\033[0m"
+            word = painted(word, _COLOURS[one.result])
         indent = " " * (wide + 9)
         text = _wrapped(one.found, _WIDTH - len(indent))
         lines.append(f"{one.step.ljust(wide)}  {word}  {text[0]}")

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from lb.cli import instances
+from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.config import Limits
 from lb.datapath import dump, layouts, render
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
-from lb.errors import ConfigError
-from lb.model import ObjectKey
+from lb.errors import UsageError
 
 _DUMP = """\
 Print what the kernel's maps hold. It is read from the kernel: it is what packets meet, also when the agent is
@@ -73,8 +73,8 @@ def _dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     unknown = [section for section in args.sections if section not in known]
     if unknown:
         form = " with -o ipvsadm" if args.output == "ipvsadm" else ""
-        raise ConfigError(f"maps dump: no section {unknown[0]}{form}; there are: {', '.join(known)}")
-    service = _service_key(args.service) if args.service else None
+        raise UsageError(f"maps dump: no section {unknown[0]}{form}; there are: {', '.join(known)}")
+    service = service_key(args.service) if args.service else None
     maps = KernelMaps(Pins(instances.choose(args)).maps)
     try:
         found = dump.dump(maps, time.monotonic_ns(), args.sections or known, service)
@@ -82,13 +82,6 @@ def _dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         maps.close()
     out.write(_FORMS[args.output](found))
     return 0
-
-
-def _service_key(text: str) -> ObjectKey:
-    namespace, slash, name = text.partition("/")
-    if not (namespace and slash and name):
-        raise ConfigError(f"--service {text}: must be NAMESPACE/NAME, for example default/{text.strip('/')}")
-    return ObjectKey(namespace, name)
 
 
 def _list(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:

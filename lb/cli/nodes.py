@@ -15,7 +15,7 @@ from lb.datapath import netns, pins
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
 from lb.datapath.standing import standing
-from lb.errors import ConfigError
+from lb.errors import ConfigError, UsageError
 from lb.model import ObjectKey
 from lb.observe.snapshot import Snapshot, SourceReader, open_source
 from lb.plan.types import Topology
@@ -103,9 +103,9 @@ def service_key(text: str) -> ObjectKey:
 
     Raises
     ------
-    ConfigError: it is neither.
+    UsageError: it is neither.
     """
     namespace, slash, name = text.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):
-        raise ConfigError(f"{text!r} is no Service: say NAMESPACE/NAME, or NAME in the namespace default")
+        raise UsageError(f"{text!r} is no Service: say NAMESPACE/NAME, or NAME in the namespace default")
     return ObjectKey(namespace or "default", name)

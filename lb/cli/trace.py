@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 from lb.cli import instances, nodes
 from lb.datapath import netns
 from lb.datapath.pins import Pins
-from lb.errors import ConfigError
+from lb.errors import ConfigError, UsageError
 from lb.model import IPAddress, Protocol
 from lb.rundir import RunDir
 
@@ -104,29 +104,29 @@ def _packet(args: argparse.Namespace) -> Tuple | None:
 
     Raises
     ------
-    ConfigError: an address, a port or the flags are wrong, or two ways of saying are mixed.
+    UsageError: an address, a port or the flags are wrong, or two ways of saying are mixed.
     """
     from lb.datapath.witness import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
     from lb.observe import frames  # noqa: PLC0415
 
     if args.read:
         if args.src:
-            raise ConfigError("trace: give SRC and DST, or --read FILE, not both")
+            raise UsageError("trace: give SRC and DST, or --read FILE, not both")
         return None
     if not args.src or not args.dst:
-        raise ConfigError("trace: give SRC and DST, or --read FILE")
+        raise UsageError("trace: give SRC and DST, or --read FILE")
     src, sport = _socket("SRC", args.src)
     dst, dport = _socket("DST", args.dst)
     if src.version != dst.version:
-        raise ConfigError(f"trace: SRC {src} is IPv{src.version}, DST {dst} is IPv{dst.version}")
+        raise UsageError(f"trace: SRC {src} is IPv{src.version}, DST {dst} is IPv{dst.version}")
     if args.proto == "icmp":
         if sport or dport:
-            raise ConfigError("trace: --proto icmp has no ports")
+            raise UsageError("trace: --proto icmp has no ports")
         return Tuple(src, 0, dst, 0, frames.ECHO[src.version])
     if not dport:
-        raise ConfigError(f"DST {args.dst}: give a port, as {_example(dst)}, or --proto icmp")
+        raise UsageError(f"DST {args.dst}: give a port, as {_example(dst)}, or --proto icmp")
     if not args.flags or set(args.flags) - set(frames.TCP_FLAGS):
-        raise ConfigError(f"--flags {args.flags}: some of {', '.join(frames.TCP_FLAGS)}")
+        raise UsageError(f"--flags {args.flags}: some of {', '.join(frames.TCP_FLAGS)}")
     return Tuple(src, sport or _CLIENT_PORT, dst, dport, Protocol[args.proto.upper()])
 
 
@@ -139,7 +139,7 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
 
     Raises
     ------
-    ConfigError: it is none.
+    UsageError: it is none.
     """
     host, port = text, ""
     if text.startswith("["):
@@ -153,7 +153,7 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
             raise ValueError
         return ip_address(host), number
     except ValueError:
-        raise ConfigError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
+        raise UsageError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
 
 
 @contextlib.contextmanager

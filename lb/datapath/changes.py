@@ -43,7 +43,7 @@ class Change:
     new: rows of the family's ``backends`` by id, in state FREE; states: the state they and changed ones get.
     kept: (id, state, flags, node) wanted of those that are there; edits: (id, flags, node) where they differ.
     tables: region and its rows. new_ranges, old_ranges: source ranges to write and to delete. puts, deletes:
-    VIPs. error: what stopped the Service.
+    VIPs; replaced: those of puts that the port has already. error: what stopped the Service.
     """
 
     key: ObjectKey
@@ -59,6 +59,7 @@ class Change:
     new_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
     old_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
     puts: dict[VipKey, tuple[Port, VipRow]] = field(default_factory=dict)
+    replaced: set[VipKey] = field(default_factory=set)
     deletes: dict[VipKey, Port] = field(default_factory=dict)
     error: LbError | None = None
 
@@ -156,6 +157,8 @@ def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) ->
         )
         if port.vips.get(vip.key) != row:
             change.puts[vip.key] = (port, row)
+            if vip.key in port.vips:
+                change.replaced.add(vip.key)
     change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
     return set(backends)
 

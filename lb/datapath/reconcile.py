@@ -35,6 +35,7 @@ from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import Region
 from lb.datapath.recover import nodes_in_use, read_ledger
 from lb.datapath.tables import write_sets
+from lb.datapath.written import Written, written
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey
 from lb.plan.types import ServicePlan, VipKey
@@ -83,8 +84,8 @@ class _Unused:
     exposed: bool = False
 
 
-def _nothing(_change: Change) -> None:
-    """Undo nothing."""
+def _nothing(_what: Change | Written) -> None:
+    """Undo nothing, tell nobody."""
 
 
 class _Slots(dict[int, Rows]):
@@ -104,6 +105,7 @@ class Reconciler:
 
     clock: seconds, monotonic. settle: returns when no packet can still hold what it read before the call.
     begin: the same without waiting, it returns what tells whether that is so; then call :meth:`free`.
+    tell: called with what was written for a Service in a family, once it is in the maps.
     """
 
     def __init__(
@@ -112,8 +114,10 @@ class Reconciler:
         clock: Callable[[], float],
         settle: Callable[[], None] = wait_for_running_programs,
         begin: Callable[[], Callable[[], bool]] | None = None,
+        tell: Callable[[Written], None] = _nothing,
     ) -> None:
         self._maps = maps
+        self._tell = tell
         self._slots = _Slots(maps)
         self._clock = clock
         self._settle = settle
@@ -216,7 +220,14 @@ class Reconciler:
             if change.error is not None:
                 self._report.errors.setdefault(change.key, change.error)
                 self._pending[change.key] = kept[change.key]
+            else:
+                self._told(change)
         return self._report
+
+    def _told(self, change: Change) -> None:
+        what = written(change, self._ledger.services[change.version].get(change.key, {}))
+        if what is not None:
+            self._tell(what)
 
     def _add(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
         """Write what is new, from the names to the VIPs; return the changes that may leave things to delete.
@@ -235,6 +246,9 @@ class Reconciler:
         self._each(changes, self._write_tables)
         for family in families.values():
             self._each(family, self._put_vips, self._restore_vips)
+        for change in changes:
+            if not change.leaves:
+                self._told(change)
         return [change for change in changes if change.leaves]
 
     def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:

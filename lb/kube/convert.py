@@ -7,6 +7,7 @@ refuse but kube-proxy accepts (leading zeros in IPv4 addresses, host bits in sou
 
 from __future__ import annotations
 
+import datetime
 import functools
 import socket
 import sys
@@ -164,10 +165,21 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
             tuple([(port.name or "", port.protocol, port.port) for port in item.ports or () if port.port])
         ),
         endpoints=() if named else tuple([_endpoint(i, e) for i, e in enumerate(item.endpoints or ())]),
+        triggered=_triggered(item),
     )
     if named:
         raise FieldError("addressType", HOST_NAMES, instead=result)
     return result
+
+
+def _triggered(item: SliceObject) -> float:
+    """Return the time of the annotation in seconds since the epoch; 0 without one: it only measures."""
+    notes = item.metadata.annotations
+    text = notes.triggered if notes else None
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp() if text else 0.0
+    except ValueError:
+        return 0.0
 
 
 @functools.lru_cache(maxsize=1024)

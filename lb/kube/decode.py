@@ -116,10 +116,19 @@ class SliceLabels(_Object):
     service: str | None = msgspec.field(name="kubernetes.io/service-name", default=None)
 
 
+class SliceAnnotations(_Object):
+    """The annotation of an EndpointSlice that says what its controller has followed, and when that was."""
+
+    triggered: str | None = msgspec.field(
+        name="endpoints.kubernetes.io/last-change-trigger-time", default=None
+    )
+
+
 class SliceMetadata(Metadata):
     """``metadata`` of an EndpointSlice."""
 
     labels: SliceLabels | None = None
+    annotations: SliceAnnotations | None = None
 
 
 class SlicePort(_Object):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from ipaddress import ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ _TICK_SECONDS = 0.5
 _PIECE = 65536
 
 Address = tuple[str, int]
-"""IP address as text, TCP port. An unspecified address, of whichever family, means every address of both."""
+"""IP address as text, TCP port. An unspecified address, of whichever family, means every address of both.
+
+A path, with port 0, is a Unix socket for root alone; whatever is at that path is replaced.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,10 @@ def routes(answers: Mapping[str, Answer]) -> Answer:
 
 
 def show(address: Address) -> str:
-    """Return ``192.0.2.1:80`` or ``[2001:db8::1]:80``."""
+    """Return ``192.0.2.1:80`` or ``[2001:db8::1]:80``, of a Unix socket the path."""
     host, port = address
+    if host.startswith("/"):
+        return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -157,6 +163,8 @@ class HttpServer:
                 self._poll.unregister(site.socket)
                 del self._by_fd[site.socket.fileno()]
                 site.socket.close()
+                if address[0].startswith("/"):
+                    Path(address[0]).unlink(missing_ok=True)
 
     def bound(self, address: Address) -> Address | None:
         """Return where it listens for this address, with the port that the kernel chose for 0, or None."""
@@ -164,7 +172,7 @@ class HttpServer:
             site = self._sites.get(address)
             if site is None or site.socket is None:
                 return None
-            return address[0], site.socket.getsockname()[1]
+            return _bound(site.address, site.socket)
 
     def error(self, address: Address) -> str:
         """Return why it does not listen there at present, ``""`` if it does or should not."""
@@ -224,8 +232,7 @@ class HttpServer:
         site.socket, site.error = listening, ""
         self._by_fd[listening.fileno()] = site
         self._poll.register(listening, select.EPOLLIN)
-        where = show((site.address[0], listening.getsockname()[1]))
-        _log.info("%s: listening on %s", site.what, where)
+        _log.info("%s: listening on %s", site.what, show(_bound(site.address, listening)))
 
     def _accept(self, number: int) -> None:
         try:
@@ -309,6 +316,12 @@ class HttpServer:
             client.socket.close()
 
 
+def _bound(address: Address, listening: socket.socket) -> Address:
+    """Return an address with the port that the kernel chose for 0."""
+    host, port = address
+    return (host, port) if host.startswith("/") else (host, listening.getsockname()[1])
+
+
 def _listening(address: Address) -> socket.socket:
     """Return a socket that listens.
 
@@ -317,11 +330,27 @@ def _listening(address: Address) -> socket.socket:
     OSError: the address cannot be had.
     """
     host, port = address
+    if host.startswith("/"):
+        return _listening_at(Path(host))
     ip = ip_address(host)
     both = ip.is_unspecified and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ip.version == 6 else socket.AF_INET
     where = ("::" if both else host, port)
     listening = socket.create_server(where, family=family, backlog=MOST_CLIENTS, dualstack_ipv6=both)
+    listening.setblocking(False)
+    return listening
+
+
+def _listening_at(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listening.fileno(), 0o600)  # the file that bind makes has the mode of the socket
+        listening.bind(str(path))
+        listening.listen(MOST_CLIENTS)
+    except OSError:
+        listening.close()
+        raise
     listening.setblocking(False)
     return listening
 

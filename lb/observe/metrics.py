@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from lb.datapath import dump
 from lb.datapath.fill import map_fill
 from lb.datapath.maps import Maps
+from lb.observe.history import Since
 
 if TYPE_CHECKING:
     from lb.kube.reflector import Health
@@ -31,6 +32,26 @@ _log = logging.getLogger(__name__)
 
 SYNC_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Upper ends of the buckets of sync durations."""
+
+PROGRAMMING_SECONDS = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+"""Upper ends of the buckets of programming latencies."""
 
 Part = Callable[[], Iterable[Metric]]
 """Reads some metrics; called from the threads of those who ask, one at a time."""
@@ -92,6 +113,30 @@ class Syncs:
     def metrics(self) -> Iterator[Metric]:
         """Yield the metrics."""
         yield from self._last.collect()
+        yield from self._duration.collect()
+
+
+class Programming:
+    """How long changes take to the maps: noted by the agent's thread, read by any."""
+
+    def __init__(self) -> None:
+        self._duration = Histogram(
+            "lbctl_programming_duration_seconds",
+            "From a change to the maps that have it: since the change of the pod or Service that an"
+            " EndpointSlice follows from (trigger), or since the event's arrival where none tells (arrival).",
+            labelnames=["since"],
+            buckets=PROGRAMMING_SECONDS,
+            registry=None,
+        )
+        for since in Since:
+            self._duration.labels(since)
+
+    def note(self, since: Since, seconds: float) -> None:
+        """Note that a change is in the maps."""
+        self._duration.labels(since).observe(seconds)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the metrics."""
         yield from self._duration.collect()
 
 

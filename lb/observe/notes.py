@@ -51,6 +51,10 @@ class Notes:
     uplink_modes: gives each uplink's mode and why.
     source_health: gives how far each kind of object is in step.
     healthz: gives where ``/healthz`` is answered, None while it is not.
+
+    Attributes
+    ----------
+    started: when the agent began, ISO 8601 in UTC.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Notes:
         self._checks = checks
         self._healthz = healthz
         self._ready = Path(config.ready_file) if config.ready_file else None
-        self._started = _time_text(time.time())
+        self.started = _time_text(time.time())
         self._last_sync: str | None = None
 
     def synced(self, agent: Told) -> None:
@@ -97,7 +101,7 @@ class Notes:
                 "network_namespace": network_namespace(),
                 "settings": _settings(self._config),
                 "rereads": True,  # on SIGHUP; one of an older version would end
-                "started": self._started,
+                "started": self.started,
                 "last_sync": self._last_sync,
                 "services": agent.service_count(),
                 "problems": _first(problems),

@@ -11,17 +11,19 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
-from lb.agent import Agent, Inbox, Stop
+from lb.agent import Agent, Inbox, Stop, Told
 from lb.datapath.maps import FakeMaps
 from lb.datapath.reconcile import Reconciler
 from lb.kube import KubernetesSource
+from lb.model import Event
 from lb.observe.health import HealthChecks, NodeHealth
+from lb.observe.history import History
 from lb.observe.http import Address, HttpServer
 from lb.state import ClusterState
 from tests.kube.harness import PATIENCE, Cluster
@@ -59,12 +61,17 @@ class World:
             reconciler=Reconciler(FakeMaps(), time.monotonic, settle=lambda: None),
             serving=True,
             checks=HealthChecks(server, fresh=health.fresh, failed=lambda _key, text: pytest.fail(text)),
+            history=History(),
             announce=lambda key, note: pytest.fail(f"{key}: {note}"),
             synced=lambda _agent: self.synced.release(),
             beat=lambda _agent: None,
         )
         health.watch(self.agent)
         server.open(HEALTHZ, health.answer(), "healthz")
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Put into the inbox what a source tells."""
+        self.inbox.put(Told(events, time.monotonic()))
 
     def ask(self, address: Address, path: str = "/healthz") -> tuple[int, Any]:
         """Return status and body; 0 when nobody listens."""
@@ -95,7 +102,7 @@ def world(cluster: Cluster) -> Iterator[World]:
     with serving() as server:
         world = World(server)
         threads = [
-            threading.Thread(target=source.run, args=(world.inbox.put, stop)),
+            threading.Thread(target=source.run, args=(world.tell, stop)),
             threading.Thread(target=world.agent.run),
         ]
         for thread in threads:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -15,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from lb.cli import main
 from lb.lab.addressing import CLIENTS, node_address
 from lb.lab.lab import Lab
 from tests.netns.conftest import EXAMPLES, MakeLab
-from tests.netns.waiting import dumped, eventually
+from tests.netns.waiting import dumped, eventually, scrape
 
 STICKY = ("10.66.13.240", 80)  # examples/kubia-service.yaml: ClientIP affinity
 SPREAD = (str(node_address("node1")), 30123)  # examples/kubia-nodeport.yaml
@@ -161,6 +164,47 @@ def test_an_unready_pod_gets_no_new_connection_and_a_ready_one_does(lab: Lab) ->
         lab.ask_kubelet(round_, pod=pod["name"])
         eventually(lambda: in_step(lab), f"the maps follow {round_}")
         assert (pod["name"] in ask(lab, "client", SPREAD, 80)) is (round_ == "ready")
+
+
+def told(lab: Lab, service: str, *options: str) -> str:
+    """Return what ``lbctl history`` prints about a Service of node1, asked from outside of its namespace."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["history", service, "--instance", lab.spec.instance("node1"), *options]
+    assert main(argv, out=out, err=err) == 0, err.getvalue()
+    return out.getvalue()
+
+
+def test_history_has_the_change_with_its_cause_and_its_latency(lab: Lab) -> None:
+    pod = kubia(lab)[0]
+    latency = "lbctl_programming_duration_seconds_count"
+    before = scrape(lab, "node1")[latency, "arrival"]
+    for round_ in ("unready", "ready"):
+        lab.ask_kubelet(round_, pod=pod["name"])
+        eventually(lambda: in_step(lab), f"the maps follow {round_}")
+    gone, come = json.loads(told(lab, "default/kubia-nodeport", "-o", "json"))["changes"][-2:]
+    place = f"{pod['address']}:8080"
+    for entry, verb in ((gone, "removed"), (come, "added")):
+        assert re.fullmatch(r"EndpointSlice kubia-nodeport\S*", entry["causes"][0])
+        assert 0 < entry["seconds"] < 10
+        (backends,) = [one for one in entry["changes"] if one["what"] == "backends"]
+        assert (backends["verb"], backends["names"]) == (verb, [place])
+    assert gone["time"] < come["time"]
+    lines = told(lab, "default/kubia-nodeport").splitlines()
+    assert f"    + 1 backend {place}" in lines
+    assert lines[0].endswith("IPv4: start")
+    assert scrape(lab, "node1")[latency, "arrival"] >= before + 2
+
+
+def test_history_needs_an_agent_and_says_so(lab: Lab) -> None:
+    lab.stop_agent("node2")
+    try:
+        out, err = io.StringIO(), io.StringIO()
+        argv = ["history", "default/kubia", "--instance", lab.spec.instance("node2")]
+        assert main(argv, out=out, err=err) == 1
+        assert "no agent runs, and this is in an agent's memory alone" in err.getvalue()
+    finally:
+        lab.start_agent("node2")
+        lab.wait_agent("node2")
 
 
 def test_a_connection_to_an_unready_pod_goes_on(lab: Lab) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from typing import Any
 
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from lb.datapath.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
-from tests.netns.waiting import dumped, scrape
+from lb.observe import metrics
+from tests.deploy.conftest import ROOT
+from tests.netns.waiting import METRICS, dumped, scrape
+from tests.unit.test_metrics import SERVICES
 
 
 def test_metrics_of_an_agent(lab: Lab) -> None:
@@ -34,3 +44,72 @@ def test_every_node_has_its_own(lab: Lab) -> None:
     rooms = [scrape(lab, node)["lbctl_map_capacity", "vips4"] for node in ("node1", "node2")]
     assert min(starts) > 0
     assert rooms == [65536, 65536]
+
+
+# The dashboard and the page ask for what agents really give ----------------------------------------------
+
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "lbctl.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(lab: Lab) -> None:
+    done = lab.run("node1", ["curl", "-sSf", "-m", "10", METRICS])
+    families = list(text_string_to_metric_families(done.stdout))
+    families += metrics.source_metrics((SERVICES,))  # an agent of manifests has none of them
+    families += metrics.audit_metrics({"vips4": 0})  # nor these, before it has looked
+    samples = [one for each in families for one in each.samples]
+    labels: dict[str, set[str]] = {}
+    for one in samples:
+        labels.setdefault(one.name, {"instance"}).update(one.labels)
+    for panel in PANELS:
+        for target in panel["targets"]:
+            expression = target["expr"]
+            asked = re.findall(r"\b((?:lbctl|process)_\w+)(?:\{([^}]*)\})?", expression)
+            assert asked, panel["title"]
+            known: set[str] = {"le"} if "_bucket" in expression else set()
+            for name, matchers in asked:
+                assert name in labels, f"{panel['title']}: {name}"
+                known |= labels[name]
+                assert set(re.findall(r"(\w+)\s*[=!]~?\"", matchers)) <= labels[name], expression
+            grouped = re.findall(r"\b(?:by|on) \(([^)]*)\)", expression)
+            assert {word.strip() for words in grouped for word in words.split(",")} <= known, expression
+            assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= known, panel["title"]
+            for words in re.findall(r'reason=~"([^"]*)"', expression):
+                for word in words.split("|"):
+                    assert [name for name, _ in REASONS if re.fullmatch(word, name)], word
+
+
+def test_the_dashboard_is_whole() -> None:
+    idents = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(idents) == len(set(idents))
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    variables = {one["name"] for one in DASHBOARD["templating"]["list"]}
+    for word in re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)):
+        assert word.startswith("__") or word in variables, word
+
+
+def asked(lab: Lab, path: str) -> Any:
+    done = lab.run("node1", ["curl", "-sSf", "-m", "10", f"http://127.0.0.1:10249{path}"])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_page_of_an_agent_has_its_hooks_services_and_ways(lab: Lab) -> None:
+    page = lab.run("node1", ["curl", "-sSi", "-m", "10", "http://127.0.0.1:10249/"]).stdout
+    assert "Content-Security-Policy: default-src 'none'" in page
+    state = asked(lab, "/api/state")
+    assert {hook["program"] for hook in state["hooks"]} >= {"lb_tc_uplink_in", "lb_tc_pod_in"}
+    assert state["agent"]["running"] is True
+    service = asked(lab, "/api/service?service=default/kubia")
+    outside, pod, host = service["ports"][0]["journeys"][0]
+    assert outside["hooks"] == ["lb_tc_uplink_in at eth0, tc ingress"]
+    assert pod["hooks"][0].startswith("lb_tc_pod_in at ")
+    assert host["hooks"] == ["lb_sock_connect at the socket"]
+    assert sum(way["share"] for way in outside["ways"]) == pytest.approx(1)
+    assert {port["service"] for port in asked(lab, "/api/services?q=kubia")["ports"]} >= {"default/kubia"}

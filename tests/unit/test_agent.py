@@ -22,6 +22,7 @@ from lb.agent import (
     Retries,
     Settled,
     Stop,
+    Told,
 )
 from lb.config import Limits
 from lb.datapath.ledger import read_vips, vip_keys
@@ -45,6 +46,7 @@ from lb.model import (
     TrafficPolicy,
     Upsert,
 )
+from lb.observe.history import History, Since
 from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, Topology
 from lb.state import ClusterState
@@ -54,6 +56,8 @@ NODE_ADDRESS = ip_address("192.0.2.11")
 WEB = ObjectKey("default", "web")
 DNS = ObjectKey("kube-system", "dns")
 SYNCED = Synced("test")
+EPOCH = 1.7e9
+"""Seconds by which the time of day is ahead of the bench's clock."""
 
 
 def service(key: ObjectKey, address: str, *, node_port: int = 0, created: str = "") -> Service:
@@ -135,7 +139,12 @@ class Bench:
         self.surroundings = FakeSurroundings()
         self.checks = FakeChecks()
         self.inbox: Inbox = queue.SimpleQueue()
-        self.reconciler = CountingReconciler(self.maps, self.clock, settle=lambda: None)
+        self.history = History(self.clock, lambda: self.now + EPOCH)
+        self.latencies: list[tuple[Since, float]] = []
+        self.history.measured = lambda since, seconds: self.latencies.append((since, seconds))
+        self.reconciler = CountingReconciler(
+            self.maps, self.clock, settle=lambda: None, tell=self.history.wrote
+        )
         self.reconciler.syncs = []
         self.reconciler.recover()
         self.synced: list[list[str]] = []
@@ -149,6 +158,7 @@ class Bench:
             reconciler=self.reconciler,
             serving=serving,
             checks=self.checks,
+            history=self.history,
             announce=lambda key, note: self.announced.append((str(key), note.reason)),
             synced=lambda agent: self.synced.append(agent.problems()),
             beat=lambda agent: self.beats.append(agent.problems()),
@@ -166,7 +176,7 @@ class Bench:
             if isinstance(message, InterfacesChanged | Failed | Settled | Stop):
                 self.inbox.put(message)
             else:
-                self.inbox.put([message])
+                self.inbox.put(Told([message], self.now))
         self.agent.step()
 
     def vips(self) -> set[str]:
@@ -201,7 +211,7 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
 
     class Endless(queue.SimpleQueue):  # type: ignore[type-arg]
         def get(self, block: bool = True, timeout: float | None = None) -> object:
-            return [Upsert(WEB_SERVICE)]
+            return Told([Upsert(WEB_SERVICE)], 0.0)
 
     bench.agent._inbox = Endless()
     bench.agent.step()
@@ -437,7 +447,7 @@ def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCapt
 def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:
     bench.tell(SYNCED)
     bench.maps.writes.clear()
-    for message in ([Upsert(WEB_SERVICE)], Stop()):
+    for message in (Told([Upsert(WEB_SERVICE)], 0.0), Stop()):
         bench.inbox.put(message)
     bench.agent.run()
     assert bench.maps.writes == []

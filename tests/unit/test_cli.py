@@ -20,9 +20,9 @@ import pytest
 
 import lb
 from lb.agent import Failed, Inbox, Stop
-from lb.cli import instances, main
+from lb.cli import colours, instances, main
+from lb.cli.command import COMMANDS
 from lb.cli.status import render as status_text
-from lb.cli.status import roles
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath import layouts
@@ -33,6 +33,7 @@ from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
 from lb.datapath.standing import node_port_addresses
 from lb.errors import ConfigError, LbError
+from lb.observe.status import roles
 from lb.rundir import RunDir
 from lb.serve import complete, stop_signals, threads, write_settings
 
@@ -71,6 +72,73 @@ def test_an_error_is_exit_code_1_and_one_line() -> None:
     code, out, err = run("run", "--source", "nowhere")
     assert (code, out) == (1, "")
     assert err == "lbctl: flag --source: setting sources: 'nowhere' is not manifests:DIR or kubernetes\n"
+
+
+EXIT_CODES: list[tuple[list[str], int]] = [
+    (["version"], 0),
+    (["maps", "list"], 0),
+    (["completion", "bash"], 0),
+    (["run"], 1),
+    (["run", "--node-name", "n1", "--source", "manifests:/nowhere"], 1),
+    *(
+        ([*words, "--instance", "nobody.here"], 1)
+        for words in (
+            ["status"], ["service", "list"], ["service", "show", "web"], ["maps", "dump"], ["flows"],
+            ["history", "web"], ["explain", "web"], ["audit"], ["plan", "-f", "/dev/null"], ["unload"],
+            ["trace", "192.0.2.7", "192.0.2.8:80"],
+        )
+    ),
+    (["lab", "status", "--id", "nobody"], 1),
+    *(
+        (words, 2)
+        for words in (
+            ["service", "show", "a/b/c"], ["maps", "dump", "nonsense"], ["flows", "--service", "/web"],
+            ["history", "/web"], ["explain", "/web"], ["explain", "web", "--from", "me"],
+            ["trace", "192.0.2.7"], ["trace", "192.0.2.7", "fd00::1:80"],
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"), EXIT_CODES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_exit_codes_are_those_of_the_table(
+    argv: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["some.node"])
+    got, out, err = run(*argv)
+    assert got == code
+    if code:
+        assert (out, err.startswith("lbctl: "), err.count("\n")) == ("", True, 1)
+    else:
+        assert (bool(out), err) == (True, "")
+
+
+def test_every_command_has_an_exit_code_tried() -> None:
+    tried = {argv[0] for argv, _ in EXIT_CODES}
+    assert tried >= {*COMMANDS, "version"} - {"doctor"}, "doctor has tests of its own"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(
+    terminal: bool, environment: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(os, "environ", {"TERM": "xterm", **environment})
+    assert colours.wanted(out) is expected
+    assert not colours.wanted(io.StringIO())
 
 
 def test_run_without_a_source_says_what_is_missing() -> None:
@@ -201,14 +269,14 @@ LAB = ["demo.node1", "demo.node2", "plain"]
         ),
         (["maps", "dump", "flows", "-o", "ipvsadm"], "no section flows with -o ipvsadm; there are: vips"),
         (
-            ["maps", "dump", "--service", "web"],
-            "--service web: must be NAMESPACE/NAME, for example default/web",
+            ["maps", "dump", "--service", "/web"],
+            "'/web' is no Service: say NAMESPACE/NAME, or NAME in the namespace default",
         ),
     ],
 )
 def test_a_dump_that_cannot_be_asked_for(argv: list[str], words: str) -> None:
     code, out, err = run(*argv)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert words in err
 
 

@@ -121,7 +121,7 @@ def test_what_is_written_can_be_read(tmp_path: Path) -> None:
 def test_wrong_words_are_one_line(
     words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["trace", *words]) == 1
+    assert main(["trace", *words]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"lbctl: {complaint}")
     assert said.count("\n") == 1

@@ -23,6 +23,7 @@ from lb.errors import BpfError
 from lb.kube.reflector import Health
 from lb.observe import metrics
 from lb.observe.exposition import exposition
+from lb.observe.history import Since
 from lb.observe.http import routes
 from tests.unit.http_bench import LOOPBACK, PATIENCE, serving, url_of
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
@@ -59,10 +60,14 @@ def all_parts(maps: Maps) -> dict[str, metrics.Part]:
     syncs = metrics.Syncs(wall=lambda: 5000.0)
     syncs.note(1 / 256)
     syncs.note(1 / 32)
+    programming = metrics.Programming()
+    programming.note(Since.TRIGGER, 1 / 4)
+    programming.note(Since.ARRIVAL, 1 / 512)
     return {
         "build": lambda: metrics.build_metrics("1.2", "abcd"),
         "agent": lambda: metrics.agent_metrics(7, {"service": 2, "hook": 0, "conflict": 1}),
         "syncs": syncs.metrics,
+        "programming": programming.metrics,
         "source": lambda: metrics.source_metrics((SERVICES, NODES), lambda: 130.0, lambda: 5030.0),
         "maps": lambda: metrics.map_metrics(lambda: contextlib.nullcontext(maps)),
     }
@@ -95,11 +100,14 @@ def test_a_scrape_has_everything() -> None:
         found = samples(scrape(url))
     ours = {key: value for key, value in found.items() if key[0].startswith("lbctl_")}
     simple = {key: value for key, value in ours.items() if not key[0].startswith(("lbctl_map", "lbctl_hook"))}
-    buckets = {key: value for key, value in simple.items() if key[0] == "lbctl_sync_duration_seconds_bucket"}
+    buckets = {key: value for key, value in simple.items() if key[0].endswith("_bucket")}
     assert buckets["lbctl_sync_duration_seconds_bucket", ("0.002",)] == 0
     assert buckets["lbctl_sync_duration_seconds_bucket", ("0.005",)] == 1
     assert buckets["lbctl_sync_duration_seconds_bucket", ("+Inf",)] == 2
-    del simple["lbctl_sync_duration_seconds_created", ()]
+    assert buckets["lbctl_programming_duration_seconds_bucket", ("0.1", "trigger")] == 0
+    assert buckets["lbctl_programming_duration_seconds_bucket", ("0.25", "trigger")] == 1
+    assert buckets["lbctl_programming_duration_seconds_bucket", ("0.002", "arrival")] == 1
+    simple = {key: value for key, value in simple.items() if not key[0].endswith("_created")}
     wanted: Samples = {
         ("lbctl_build_info", ("abcd", "1.2")): 1,
         ("lbctl_services", ()): 7,
@@ -109,6 +117,10 @@ def test_a_scrape_has_everything() -> None:
         ("lbctl_last_sync_timestamp_seconds", ()): 5000,
         ("lbctl_sync_duration_seconds_count", ()): 2,
         ("lbctl_sync_duration_seconds_sum", ()): 9 / 256,
+        ("lbctl_programming_duration_seconds_count", ("trigger",)): 1,
+        ("lbctl_programming_duration_seconds_count", ("arrival",)): 1,
+        ("lbctl_programming_duration_seconds_sum", ("trigger",)): 1 / 4,
+        ("lbctl_programming_duration_seconds_sum", ("arrival",)): 1 / 512,
         ("lbctl_source_last_contact_timestamp_seconds", ("services",)): 5000,
         ("lbctl_source_last_contact_timestamp_seconds", ("nodes",)): 0,
         ("lbctl_source_listed", ("services",)): 1,

@@ -1,0 +1,84 @@
+"""``lbctl history SERVICE``: what was lately written for a Service, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from lb.cli import instances
+from lb.cli.nodes import service_key
+from lb.observe.ask import ask
+from lb.observe.history import IN_ALL, OF_ONE
+from lb.rundir import RunDir
+
+_DESCRIPTION = f"""\
+Show what the agent has lately written to this node's maps for a Service: when it was in the maps,
+how long after the event that was the cause, what that was (an object of the source, interfaces, the
+agent's start, a heal, another Service's claim), and what became of VIPs, backends, source ranges
+and lookup tables. It is in the agent's memory alone: the last {OF_ONE} changes of a Service, the last
+{IN_ALL} of all, since it started.
+"""
+_WORDS = {
+    "vips": "VIP",
+    "backends": "backend",
+    "source_ranges": "source range",
+    "table_rows": "table row",
+}
+_SIGNS = {
+    "added": "+",
+    "changed": "~",
+    "removed": "-",
+    "terminating": "terminating:",
+    "active": "active again:",
+}
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "history",
+        help="the last changes of a Service in the maps, when and why",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, or NAME in the namespace default")
+    instances.add_flags(parser)
+    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    parser.set_defaults(handler=_history)
+
+
+def _history(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    key = service_key(args.service)
+    found = ask(RunDir(instances.choose(args)), "/api/history", service=str(key))
+    if args.output == "json":
+        json.dump(found, out, indent=2)
+        out.write("\n")
+    else:
+        out.write(render(found))
+    return 0
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """Return the text form: a line for each change, and one below it for each kind of entry."""
+    if not found["changes"]:
+        return (
+            f"{found['service']}: nothing was written for it that the agent remembers;"
+            f" it started {found['agent_started']}\n"
+        )
+    lines = []
+    for one in found["changes"]:
+        causes = ", ".join(one["causes"]) + (f" and {one['more_causes']} more" if one["more_causes"] else "")
+        after = "" if one["seconds"] is None else f", {one['seconds'] * 1000:.1f} ms after"
+        lines.append(f"{one['time']}  {one['family']}{after}: {causes}")
+        lines += [f"    {change(each)}" for each in one["changes"]]
+    return "\n".join(lines) + "\n"
+
+
+def change(part: Mapping[str, Any]) -> str:
+    """Return what became of the entries of one kind, ``+ 2 backends 10.0.0.1:80, 10.0.0.2:80``."""
+    count, names = part["count"], list(part["names"])
+    left = f" and {count - len(names)} more" if names and count > len(names) else ""
+    words = f"{_WORDS[part['what']]}{'' if count == 1 else 's'}"
+    return f"{_SIGNS[part['verb']]} {count} {words} {', '.join(names)}{left}".rstrip()

@@ -1,0 +1,224 @@
+"""``GET /``: the page, one file made of three, and what it asks for below ``/api/``.
+
+The page loads nothing but itself and asks nobody but this server: its Content-Security-Policy lets no browser
+do anything else. What it is told of objects is JSON, which the script puts into the page as text alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from lb.config import Config, Redirect, SocketMode
+from lb.datapath import catalogue, dump
+from lb.datapath.maps import Maps
+from lb.errors import LbError
+from lb.observe import status
+from lb.observe.api import Query, as_json, service_of
+from lb.observe.history import History
+from lb.observe.http import Answer, Request, Response
+from lb.observe.journey import CLIENTS, Client, Hooks, journeys
+from lb.rundir import RunDir
+
+MOST_SERVICES = 100
+"""How many Services are listed at a time; the page asks for those of a name."""
+FRESH_SECONDS = 2.0
+"""What was read is told again for so long, to however many who ask."""
+
+T = TypeVar("T")
+Opened = Callable[[], contextlib.AbstractContextManager[Maps]]
+
+
+class Kept(Generic[T]):
+    """Reads at most once in FRESH_SECONDS; clock: seconds, monotonic."""
+
+    def __init__(self, read: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._clock = clock
+        self._found: tuple[float, T] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> T:
+        """Return what was read lately."""
+        with self._lock:
+            if self._found is None or self._clock() - self._found[0] >= FRESH_SECONDS:
+                self._found = (self._clock(), self._read())
+            return self._found[1]
+
+
+def document() -> tuple[bytes, str]:
+    """Return the page, with its style and script in it, and the Content-Security-Policy that fits them."""
+    here = Path(__file__).parent / "page"
+    style, script = ((here / name).read_text() for name in ("page.css", "page.js"))
+    html = (here / "page.html").read_text()
+    html = html.replace("/* page.css */", style).replace("/* page.js */", script)
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return html.encode(), policy
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def page() -> Answer:
+    """Return what answers with the page."""
+    body, policy = document()
+    headers = (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", policy),
+        ("Cache-Control", "no-cache"),
+        ("Referrer-Policy", "no-referrer"),
+        ("X-Content-Type-Options", "nosniff"),
+    )
+
+    def answer(_request: Request) -> Response:
+        return Response(200, body, headers)
+
+    return answer
+
+
+def local_only(answer: Answer) -> Answer:
+    """Return the same for those that call this server by an address or as localhost; others get 403.
+
+    A browser that some site has made to believe its name is that of this machine (DNS rebinding) says that
+    name in Host, and would show the site what it is told.
+    """
+
+    def checked(request: Request) -> Response:
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+            if host != "localhost":
+                ip_address(host)
+        except ValueError:
+            return Response(403, b"ask for this by an IP address, or as localhost\n")
+        return answer(request)
+
+    return checked
+
+
+def shown_at(host: str, asked: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Return the page and what it asks for, as they are answered at an IP address."""
+    answers = {"/": page(), **asked}
+    if ip_address(host).is_loopback:
+        return {path: local_only(answer) for path, answer in answers.items()}
+    return answers
+
+
+class Views:
+    """What the page is told. opened gives maps of the reader's own, so that the agent's are left alone."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: Config,
+        opened: Opened,
+        history: History,
+        collect: Callable[[str, RunDir], dict[str, Any]] = status.collect,
+    ) -> None:
+        self._run_dir = run_dir
+        self._opened = opened
+        self._collect = collect
+        self._history = history
+        self._redirect = config.redirect is Redirect.ON
+        served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
+        self._sockets = served.get(config.socket_lb, ())
+        self._state = Kept(self._read_state)
+        self._names = Kept(self._read_names)
+
+    def answers(self) -> dict[str, Answer]:
+        """Return what answers each path."""
+        return {
+            "/api/state": as_json(lambda _query: self._state()),
+            "/api/services": as_json(self.services),
+            "/api/service": as_json(self.service),
+        }
+
+    def _read_state(self) -> dict[str, Any]:
+        found = self._collect(self._run_dir.instance, self._run_dir)
+        notes = self._run_dir.notes()
+        with self._opened() as maps:
+            counters = [one.as_dict() for one in dump.counters(maps) if one.packets]
+        extra = {name: notes.get(name) for name in ("version", "conflicts", "conflicts_left_out")}
+        return {**found, **extra, "reasons": counters, "time": time.time()}
+
+    def _read_names(self) -> catalogue.Names:
+        with self._opened() as maps:
+            return catalogue.names(maps)
+
+    def services(self, query: Query) -> dict[str, Any]:
+        """Return the Services whose NAMESPACE/NAME contains ``q``, the first of them with their ports."""
+        wanted = query.get("q", "").lower()
+        names = self._names()
+        matching = sorted({service for service, _ in names.values() if wanted in service.lower()})
+        shown = set(matching[:MOST_SERVICES])
+        with self._opened() as maps:
+            ports = catalogue.ports(maps, {port: name for port, name in names.items() if name[0] in shown})
+        return {
+            "matching": len(matching),
+            "listed": len(shown),
+            "ports": [_summary(port) for port in ports],
+            "time": time.time(),
+        }
+
+    def service(self, query: Query) -> dict[str, Any]:
+        """Return one Service: its ports, the ways of packets to them, and its last changes.
+
+        Raises
+        ------
+        LbError: there is none of this name in the maps.
+        """
+        key = service_of(query)
+        with self._opened() as maps:
+            names = catalogue.names(maps)
+            wanted = {port: name for port, name in names.items() if name[0] == str(key)}
+            ports = catalogue.ports(maps, wanted)
+        if not ports:
+            raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
+        hooks = Hooks(self._state()["hooks"], redirect=self._redirect, sockets=self._sockets)
+        return {
+            "service": str(key),
+            "clients": dict(CLIENTS),
+            "ports": [
+                {
+                    **asdict(port),
+                    "journeys": [[asdict(one) for one in each] for each in journeys(port, hooks)],
+                }
+                for port in ports
+            ],
+            "changes": [entry.as_dict() for entry in self._history.of(key)],
+            "time": time.time(),
+        }
+
+
+def _summary(port: catalogue.PortRow) -> Mapping[str, Any]:
+    """Return a port as the list has it."""
+    return {
+        "service": port.service,
+        "port_name": port.port_name,
+        "family": f"IPv{port.version}",
+        "protocol": port.protocol,
+        "vips": [f"{vip.kind} {vip.address}" for vip in port.vips],
+        "backends": len(port.backends),
+        "local": sum(backend.local for backend in port.backends),
+        "terminating": sum(backend.state == "terminating" for backend in port.backends),
+    }

@@ -1,0 +1,96 @@
+"""Words completed by real shells, and lbctl as a plugin of the real kubectl."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import lb
+
+BIN = Path(sys.executable).parent
+LBCTL = BIN / "lbctl"
+
+BASH = """\
+source /dev/stdin <<<"$(lbctl completion bash)"
+words=($1)
+[ "${1% }" = "$1" ] || words+=("")
+COMP_WORDS=("${words[@]}") COMP_CWORD=$((${#words[@]} - 1)) COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9
+complete -p lbctl >&2
+_python_argcomplete lbctl "${words[-1]}" "" >&2
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **more}
+
+
+def bash(line: str, **more: str) -> list[str]:
+    """Return what bash offers for a line when Tab is pressed at its end."""
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH, "bash", line],
+        env=environment(**more), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [word.strip() for word in done.stdout.splitlines() if word.strip()]
+
+
+def test_bash_completes_commands_flags_and_choices() -> None:
+    commands = bash("lbctl ")
+    assert {"run", "status", "history", "completion", "lab"} <= set(commands)
+    assert bash("lbctl hi") == ["history"]
+    assert bash("lbctl maps d") == ["dump"]
+    assert "--service" in bash("lbctl flows --s")
+    assert set(bash("lbctl status -o ")) == {"table", "json"}
+    assert {"bash", "zsh", "fish"} <= set(bash("lbctl completion "))
+
+
+def test_zsh_takes_the_script() -> None:
+    script = subprocess.run([LBCTL, "completion", "zsh"], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(
+        ["zsh", "-f", "-c", f"autoload -U compinit; compinit -u -D\n{script}\nprint $_comps[lbctl]"],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("_python_argcomplete\n", "")
+
+
+def test_fish_completes_commands() -> None:
+    script = subprocess.run([LBCTL, "completion", "fish"], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", f"{script}\ncomplete -C 'lbctl hi'"],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[:1] == ["history"]
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    """Make a folder with kubectl-lb in it, as an installation of the package leaves it beside lbctl."""
+    text = LBCTL.read_text()
+    path = tmp_path / "kubectl-lb"
+    path.write_text(text)
+    path.chmod(0o755)
+    return tmp_path
+
+
+def kubectl(plugin: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = environment(PATH=f"{plugin}:{os.environ['PATH']}", KUBECONFIG=os.devnull)
+    return subprocess.run([BIN / "kubectl", *words], env=env, capture_output=True, text=True, check=False)
+
+
+def test_kubectl_runs_lbctl_as_its_plugin(plugin: Path) -> None:
+    done = kubectl(plugin, "lb", "version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"lbctl {lb.__version__}\n", "")
+    assert str(plugin / "kubectl-lb") in kubectl(plugin, "plugin", "list").stdout
+
+
+def test_kubectl_passes_flags_and_exit_codes_on(plugin: Path) -> None:
+    wrong = kubectl(plugin, "lb", "maps", "dump", "nonsense")
+    assert (wrong.returncode, wrong.stderr.startswith("lbctl: maps dump: no section nonsense")) == (2, True)
+    usage = kubectl(plugin, "lb", "flows", "--nonsense")
+    assert usage.returncode == 2
+    assert usage.stderr.startswith("usage: kubectl lb ")
