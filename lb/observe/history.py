@@ -27,7 +27,7 @@ from lb.model import Delete, EndpointSlice, Event, ObjectKey, Upsert
 OF_ONE = 40
 """How many changes of one Service are remembered; what changes in both families is two."""
 IN_ALL = 2000
-"""How many changes are remembered in all: about 2 MB."""
+"""How many changes are remembered in all: at most 5 MB."""
 _MOST_CAUSES = 4
 _MOST_BEGINNINGS = 64
 
