@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from lb.kube.timing import Pace
@@ -98,10 +98,10 @@ class Handover:
             _, held = self._held.get(key, (old, {}))
             self._held[key] = (old, {**held, **lost})
 
-    def _tell(self, keys: Iterable[ObjectKey], always: Collection[ObjectKey]) -> list[Event]:
+    def _tell(self, keys: Iterable[ObjectKey], always: Iterable[ObjectKey]) -> list[Event]:
         """Return the events of slices that let go of an endpoint or are in always; the gone last.
 
-        The others have not changed, so they say no time of their change.
+        A slice with endpoints that are held says no time of its change: that is not told in full yet.
         """
         changed, gone = [], []
         present = functools.cache(self._addresses)
@@ -110,13 +110,12 @@ class Handover:
             if not shrunk and key not in always:
                 continue
             piece = self._slices.get(key)
-            if piece is not None and key not in always:
-                piece = replace(piece, triggered=0.0)
             if key in self._held:
                 form, held = self._held[key]
-                now = piece or replace(form, endpoints=(), triggered=0.0)
+                present_ones = piece.endpoints if piece else ()
                 stay = (endpoint for endpoint, _ in held.values())
-                changed.append(Upsert(replace(now, endpoints=(*now.endpoints, *stay))))
+                whole = replace(piece or form, endpoints=(*present_ones, *stay), triggered=0.0)
+                changed.append(Upsert(whole))
             elif piece is not None:
                 changed.append(Upsert(piece))
             else:

@@ -45,4 +45,4 @@ def test_a_lab_from_the_wheel_compiles_and_serves(installed: Installed) -> None:
     said = installed.run("unshare", "--mount", "sh", "-euc", _LAB, "sh", fresh_id())
     assert "You've hit kubia-" in said
     assert "-t 192.168.77.11:30123" in said
-    assert re.search(r"^[0-9a-f]{16}-[0-9a-f]{8}\.json$", said, re.MULTILINE)
+    assert re.search(r"^[0-9a-f]{16}-tc_lb-4\.json$", said, re.MULTILINE)

@@ -149,6 +149,23 @@ def test_conditions_that_are(what: str) -> None:
     assert (read.ready, read.serving, read.terminating) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-11-22T10:00:00Z", 1795341600.0),
+        ("2026-11-22T10:00:00.250000000Z", 1795341600.25),
+        ("2026-11-22T12:00:00+02:00", 1795341600.0),
+        ("yesterday", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_when_the_change_was_that_a_slice_follows(text: str, seconds: float) -> None:
+    item = endpoint_slice("web-1")
+    item["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": text, "other": "x"}
+    assert read_slice(item).triggered == seconds
+    assert read_slice(endpoint_slice("web-1")).triggered == 0.0
+
+
 def test_every_field_of_a_slice() -> None:
     item = endpoint_slice(
         "web-1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from ipaddress import ip_address
 
 from lb.kube.handover import TOGETHER_SECONDS, Handover
@@ -102,6 +103,16 @@ def test_what_nobody_takes_up_goes_after_the_hold() -> None:
     assert bench.at(HOLD / 2) == []
     assert bench.at(HOLD) == [{1}]
     assert bench.slices == {ObjectKey("shop", "a"): piece("a", 1)}
+
+
+def test_the_time_of_a_change_is_told_once_it_is_told_in_full() -> None:
+    bench = Bench(replace(piece("a", 1, 2), triggered=5.0))
+    key = ObjectKey("shop", "a")
+    assert bench.slices[key].triggered == 5.0
+    bench.apply(Upsert(replace(piece("a", 1), triggered=9.0)))
+    assert bench.slices[key].triggered == 0.0
+    bench.at(HOLD)
+    assert bench.slices[key].triggered == 9.0
 
 
 def test_a_deleted_slice_goes_after_the_hold() -> None:
