@@ -33,16 +33,21 @@ MOST_SERVICES = 100
 """How many Services are listed at a time; the page asks for those of a name."""
 FRESH_SECONDS = 2.0
 """What was read is told again for so long, to however many who ask."""
+STEADY_SECONDS = 20.0
+"""The same of hooks and of how full maps are: neither changes fast, and to count flows takes 0.1 s of CPU."""
 
 T = TypeVar("T")
 Opened = Callable[[], contextlib.AbstractContextManager[Maps]]
 
 
 class Kept(Generic[T]):
-    """Reads at most once in FRESH_SECONDS; clock: seconds, monotonic."""
+    """Reads at most once in so many seconds; clock: seconds, monotonic."""
 
-    def __init__(self, read: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, read: Callable[[], T], seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._read = read
+        self._seconds = seconds
         self._clock = clock
         self._found: tuple[float, T] | None = None
         self._lock = threading.Lock()
@@ -50,7 +55,7 @@ class Kept(Generic[T]):
     def __call__(self) -> T:
         """Return what was read lately."""
         with self._lock:
-            if self._found is None or self._clock() - self._found[0] >= FRESH_SECONDS:
+            if self._found is None or self._clock() - self._found[0] >= self._seconds:
                 self._found = (self._clock(), self._read())
             return self._found[1]
 
@@ -137,13 +142,13 @@ class Views:
     ) -> None:
         self._run_dir = run_dir
         self._opened = opened
-        self._collect = collect
         self._history = history
         self._redirect = config.redirect is Redirect.ON
         served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
         self._sockets = served.get(config.socket_lb, ())
-        self._state = Kept(self._read_state)
-        self._names = Kept(self._read_names)
+        self._steady = Kept(lambda: collect(run_dir.instance, run_dir), STEADY_SECONDS)
+        self._state = Kept(self._read_state, FRESH_SECONDS)
+        self._names = Kept(self._read_names, FRESH_SECONDS)
 
     def answers(self) -> dict[str, Answer]:
         """Return what answers each path."""
@@ -154,12 +159,19 @@ class Views:
         }
 
     def _read_state(self) -> dict[str, Any]:
-        found = self._collect(self._run_dir.instance, self._run_dir)
         notes = self._run_dir.notes()
+        now = {name: notes[name] for name in ("last_sync", "services", "problems") if name in notes}
+        found = self._steady()
         with self._opened() as maps:
             counters = [one.as_dict() for one in dump.counters(maps) if one.packets]
-        extra = {name: notes.get(name) for name in ("version", "conflicts", "conflicts_left_out")}
-        return {**found, **extra, "reasons": counters, "time": time.time()}
+        return {
+            **found,
+            "agent": {**found["agent"], **now},
+            "source": notes.get("source", found["source"]),
+            "version": notes.get("version"),
+            "reasons": counters,
+            "time": time.time(),
+        }
 
     def _read_names(self) -> catalogue.Names:
         with self._opened() as maps:
@@ -194,7 +206,7 @@ class Views:
             ports = catalogue.ports(maps, wanted)
         if not ports:
             raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
-        hooks = Hooks(self._state()["hooks"], redirect=self._redirect, sockets=self._sockets)
+        hooks = Hooks(self._steady()["hooks"], redirect=self._redirect, sockets=self._sockets)
         return {
             "service": str(key),
             "clients": dict(CLIENTS),

@@ -40,7 +40,7 @@ const percent = (part) => `${(100 * part).toFixed(part < 0.1 ? 1 : 0)} %`;
 function scaled(number, unit) {
   for (const [factor, prefix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]])
     if (number >= factor) return `${(number / factor).toFixed(1)} ${prefix}${unit}`;
-  return `${number >= 10 || number === 0 ? Math.round(number) : number.toFixed(1)} ${unit}`.trim();
+  return `${number >= 9.95 || number === 0 ? Math.round(number) : number.toFixed(1)} ${unit}`.trim();
 }
 
 // The whole node -----------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ function ends(one, width) {
 
 function picture(one, width) {
   const wide = width >= 900;
-  const columns = wide ? [0.12, 0.19, 0.18, 0.17] : [1, 1, 1, 1];
+  const columns = wide ? [0.11, 0.17, 0.21, 0.17] : [1, 1, 1, 1];
   const room = wide ? width - 4 * GAP : width - 26;
   const steps = [
     box("CLIENT", [service.clients[one.client]], columns[0] * room),
@@ -406,5 +406,7 @@ $("#pause").addEventListener("click", (event) => {
   if (!paused) look();
 });
 setInterval(() => { if (!paused && !document.hidden) look(); }, EVERY);
+// On a small screen what is long is opened by whoever wants it.
+for (const part of document.querySelectorAll("section > details")) part.open = innerWidth > 736;
 readHash();
 look();
