@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from lb.errors import DatapathError
+from lb.datapath import bpf
+from lb.datapath.bpf import Command
+from lb.errors import BpfError, DatapathError
 
 _SYS_ADMIN = 21
+_NO_MAP = struct.pack("=i4xQQQ", -1, 0, 0, 0)
+"""A look-up that fails where bpf() is allowed: there is no such descriptor (EBADF)."""
 
 NEEDED: Mapping[str, tuple[int, str]] = {
     "CAP_BPF": (39, "makes maps and loads programs"),
@@ -45,3 +51,17 @@ def check(capabilities: int | None = None) -> None:
     if absent:
         reasons = ", ".join(f"{name}, which {NEEDED[name][1]}" for name in absent)
         raise DatapathError(f"this process lacks {reasons}; deploy/ has them for systemd and for a DaemonSet")
+    if forbidden():
+        raise DatapathError(
+            "bpf() is forbidden to this process although it has the capabilities: by a seccomp profile, as"
+            " older container runtimes have it (Docker before 23, containerd before 1.7): run it without one"
+        )
+
+
+def forbidden() -> bool:
+    """Tell whether somebody else than the kernel's capabilities forbids bpf()."""
+    try:
+        bpf.syscall(Command.MAP_LOOKUP_ELEM, bytearray(_NO_MAP), "no map")
+    except BpfError as error:
+        return error.errno == errno.EPERM
+    return False
