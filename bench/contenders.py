@@ -16,7 +16,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from bench.topology import NODE, POD_INTERFACES, PODS, TARGET_PORT, UPLINK, Topology, run
-from lb.config import Config, Limits, Redirect, SocketMode, UplinkMode
+from lb.config import Config, Limits, SocketMode, Switch, UplinkMode
 from lb.datapath.hooks import Hooks, Selection
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.loader import load
@@ -82,7 +82,7 @@ def ours(topology: Topology, stack: contextlib.ExitStack, services: int, config:
             maps,
             Selection((UPLINK,), (), (POD_INTERFACES,)),
             config.uplink_mode,
-            redirect=config.redirect is Redirect.ON,
+            redirect=config.redirect is Switch.ON,
         )
         stack.callback(hooks.close)
         errors = hooks.sync().errors
@@ -161,7 +161,7 @@ def _ports(services: int) -> list[kube_proxy.NamedPort]:
 
 CONTENDERS: dict[str, Contender] = {
     "ours": Contender(partial(ours, config=_TC), 0.95, always=True),
-    "ours, redirect": Contender(partial(ours, config=replace(_TC, redirect=Redirect.ON)), 1.05),
+    "ours, redirect": Contender(partial(ours, config=replace(_TC, redirect=Switch.ON)), 1.05),
     "ours, sockets": Contender(
         partial(ours, config=replace(_TC, socket_lb=SocketMode.ALL)), 0.99, outside=False
     ),

@@ -140,6 +140,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	struct backend backend;
 	u32 created;
 
+	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
 	if (!pick_backend(vip, side, &set, &pkt->tuple.src, hash_tuple(&pkt->tuple), now, &backend)) {
@@ -151,7 +152,6 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.to.dport = backend.port;
 	if (!decide_path(ctx, pkt, side, &backend, settings, d))
 		return;
-	d->flow.service = vip->service;
 	d->flow.backend = backend.id;
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
@@ -159,6 +159,8 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	created = create_flow(pkt, &d->flow, now, settings, entries);
 	if (created != PARSED)
 		decide(d, ACTION_DROP, created);
+	else if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
+		count_opened(backend.id); /* else it was opened before, and its flow lost */
 }
 
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,

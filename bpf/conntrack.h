@@ -1,6 +1,6 @@
 /* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair. */
 #pragma once
-#include "backend.h"
+#include "account.h"
 #include "cache.h"
 #include "packet.h"
 
@@ -317,8 +317,10 @@ static __always_inline void advance_state(const struct packet *pkt, u8 direction
 	u8 fin = direction == DIR_REPLY ? FIN_BACKEND : FIN_CLIENT;
 	u8 rst = direction == DIR_REPLY ? RST_BACKEND : RST_CLIENT;
 
-	if (direction == DIR_REPLY && flow->state == FLOW_NEW)
+	if (direction == DIR_REPLY && flow->state == FLOW_NEW) {
 		flow->state = FLOW_ESTABLISHED;
+		flow->fins &= ~SYN_AGAIN;
+	}
 	if (pkt->tcp_flags & TCP_RST)
 		flow->fins |= rst;
 	else
@@ -327,10 +329,32 @@ static __always_inline void advance_state(const struct packet *pkt, u8 direction
 		flow->fins |= fin;
 	if (flow->fins & (RST_CLIENT | RST_BACKEND) || flow->fins == (FIN_CLIENT | FIN_BACKEND))
 		flow->state = FLOW_CLOSED;
-	else if (flow->fins)
+	else if (flow->fins & (FIN_CLIENT | FIN_BACKEND))
 		flow->state = FLOW_CLOSING;
 	else if (flow->state == FLOW_CLOSED)
 		flow->state = FLOW_ESTABLISHED;
+}
+
+/* What a packet of a flow that was new says about its backend; last_seen is still the time of the client's
+ * last first packet. A reset that answers a SYN acknowledges it (RFC 9293, section 3.10.7.1); one without
+ * answers a segment of a connection that the backend does not know. */
+static __always_inline void count_start(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
+{
+	u8 flags = pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK);
+	bool sctp = pkt->tuple.protocol == IPPROTO_SCTP;
+
+	if (direction == DIR_FORWARD) {
+		if (flags != TCP_SYN || flow->fins & SYN_AGAIN)
+			return;
+		flow->fins |= SYN_AGAIN;
+		if (backend_alive(flow->backend, flow->generation, flow->service))
+			count_failed(flow->backend, false);
+	} else if (flags == (TCP_SYN | TCP_ACK)) {
+		count_handshake(flow->service, now - flow->last_seen);
+	} else if (flags == (TCP_RST | TCP_ACK) || (sctp && flags == TCP_RST)) {
+		if (backend_alive(flow->backend, flow->generation, flow->service))
+			count_failed(flow->backend, true);
+	}
 }
 
 /* Account a packet of a known flow: when its state changes, or a second after the last time, both halves are
@@ -345,6 +369,8 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	u64 idle;
 
 	advance_state(pkt, direction, flow);
+	if (unlikely(state == FLOW_NEW))
+		count_start(pkt, direction, flow, now);
 	if (likely(flow->state == state && flow->fins == fins &&
 		   ticks() - flow->touched < FLOW_REFRESH_TICKS))
 		return;

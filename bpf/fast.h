@@ -112,6 +112,7 @@ static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const st
 		return SLOW;
 	if (!past && !ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
 		return finish(at->hook, pass(REASON_TO_TC), bytes);
+	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
 	if (!fast_translate(ctx, at->l3, t, &to, 1))
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 	return finish(at->hook, send_along(ctx, &pkt, &route, reason), bytes);
@@ -123,6 +124,7 @@ static __always_inline int fast_stack(ctx_t *ctx, const struct note *at, const s
 	struct tuple to;
 
 	entry_tuple(e, &to);
+	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
 	if (!fast_translate(ctx, at->l3, t, &to, 0))
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 	return finish(at->hook, pass(reason), bytes);

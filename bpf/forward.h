@@ -103,21 +103,27 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 
 	if (d->action == ACTION_PASS)
 		return pass(d->reason);
-	if (d->action == ACTION_DROP)
+	if (d->action == ACTION_DROP) {
+		count_dropped(d->flow.service, d->reason);
 		return drop(d->reason);
+	}
 	if (by_us && pkt->ttl <= 1) {
 		d->action = ACTION_ANSWER;
 		d->answer = ANSWER_TTL_EXPIRED;
 		d->reason = REASON_TTL_EXPIRED;
 	}
-	if (d->action == ACTION_ANSWER)
+	if (d->action == ACTION_ANSWER) {
+		if (d->answer != ANSWER_ECHO)
+			count_dropped(d->flow.service, d->reason);
 		return go_on(ctx, STEP_ANSWER, d, at);
+	}
 	if (d->action == ACTION_CONNECT)
 		return go_on(ctx, STEP_CONNECT, d, at);
 	if (FAMILY == 6)
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
 		return drop(REASON_REWRITE_FAILED);
+	count_traffic(d->flow.backend, d->flow.generation, d->reason == REASON_REPLY, ctx_len(ctx));
 	if (d->action >= ACTION_FORWARD)
 		return send_along(ctx, pkt, &d->route, d->reason);
 	if (d->action == ACTION_HAIRPIN)
@@ -138,8 +144,9 @@ static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *
 {
 	if (unlikely(pkt->piece == PIECE_FIRST) && translates(d)) {
 		if (breaks_sctp(pkt, &d->flow.to))
-			return drop(REASON_SCTP_FRAGMENT);
-		remember_fragment(pkt);
+			decide(d, ACTION_DROP, REASON_SCTP_FRAGMENT);
+		else
+			remember_fragment(pkt);
 	}
 	return carry_out(ctx, pkt, d, at);
 }

@@ -13,6 +13,7 @@ static __always_inline void decide_echo(const struct packet *pkt, u8 side, struc
 	if (!vip)
 		return;
 	set = offered_set(vip, side);
+	d->flow.service = vip->service;
 	if (!decide_refusal(pkt, vip, &set, d))
 		decide_answer(d, ANSWER_ECHO, REASON_PING);
 }
@@ -29,6 +30,7 @@ static __always_inline void decide_not_vip(const struct packet *pkt, const struc
 	vip = lookup_address(&pkt->tuple.dst);
 	if (!vip || vip->kind != VIP_CLUSTER_IP)
 		return;
+	d->flow.service = vip->service;
 	if (pkt->piece == PIECE_LATER) /* of a datagram to a port that went meanwhile */
 		decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
 	else

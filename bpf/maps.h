@@ -22,6 +22,11 @@
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
 #define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
 
+/* See account.h. */
+#define traffic_map	     MAP(FD_traffic)	      /* [line] -> struct traffic_line, of this CPU */
+#define connections_map	     MAP(FD_connections)      /* backend id -> struct connections */
+#define service_counters_map MAP(FD_service_counters) /* Service port id -> struct service_counters */
+
 static __always_inline const struct settings *get_settings(void)
 {
 	u32 zero = 0;

@@ -9,6 +9,7 @@
  *   not leave this node's own stack. Those sockets keep their backend. */
 #pragma once
 #include "ctx_sock.h"
+#include "account.h"
 #include "affinity.h"
 #include "count.h"
 
@@ -92,8 +93,9 @@ static __always_inline u32 hash_socket(u64 cookie, const struct tuple *t)
 			  ((u32)t->protocol << 16) | bpf_ntohs(t->dport));
 }
 
-static __always_inline struct outcome refuse(u32 reason)
+static __always_inline struct outcome refuse(u32 service, u32 reason)
 {
+	count_dropped(service, reason);
 	ctx_refuse();
 	return drop(reason);
 }
@@ -111,7 +113,7 @@ static __always_inline struct outcome not_vip(const struct tuple *t, const struc
 		return pass(REASON_NOT_VIP);
 	if (connects && t->protocol == IPPROTO_UDP)
 		return pass(REASON_TO_TC);
-	return refuse(REASON_REJECT_UNKNOWN_PORT);
+	return refuse(vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
 
 /* The call goes to a backend. */
@@ -127,15 +129,16 @@ static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct
 	if (!known) {
 		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(),
 				  &backend))
-			return refuse(REASON_NO_BACKEND);
+			return refuse(vip->service, REASON_NO_BACKEND);
 		if (!connects && !remember_peer(cookie, t, &backend, DIR_FORWARD))
-			return refuse(REASON_FLOWS_FULL);
+			return refuse(vip->service, REASON_FLOWS_FULL);
 	}
 	if (!(known && knows_answers(cookie, t, &backend)) && !remember_peer(cookie, t, &backend, DIR_REPLY))
-		return refuse(REASON_FLOWS_FULL);
+		return refuse(vip->service, REASON_FLOWS_FULL);
 	ctx_set_address(ctx, place, &backend.address, backend.port);
 	if (known)
 		return pass(REASON_FLOW_HIT);
+	count_opened(backend.id);
 	return pass(backend.local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
 }
 
@@ -165,7 +168,7 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 	if (!source_allowed(&t->src, vip) || (!set.size && vip->flags & VIP_USABLE))
 		return pass(REASON_TO_TC);
 	if (!set.size)
-		return refuse(REASON_REJECT_NO_ENDPOINT);
+		return refuse(vip->service, REASON_REJECT_NO_ENDPOINT);
 	return lead_to(ctx, place, t, vip, &set, connects);
 }
 

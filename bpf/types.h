@@ -129,6 +129,7 @@ enum fin_seen {
 	FIN_BACKEND = 2,
 	RST_CLIENT = 4, /* until the client sends something else */
 	RST_BACKEND = 8,
+	SYN_AGAIN = 16, /* the client had to repeat itself; until the backend answers */
 };
 
 /* One direction of a translated connection. Both directions of a pair carry the same service, backend,
@@ -315,6 +316,55 @@ enum side {
 struct counter {
 	u64 packets;
 	u64 bytes;
+};
+
+/* What was translated to a backend and back from it, on one CPU. */
+struct traffic {
+	u64 packets;
+	u64 bytes;
+	u64 reply_packets;
+	u64 reply_bytes;
+	u32 generation; /* of the backend slot: a later use begins at 0, an earlier one counts no more */
+	u32 pad;
+};
+
+/* Of so many backends in one entry of an array: to the kernel each entry is an allocation for each CPU. */
+#define TRAFFIC_LINE 16
+
+struct traffic_line {
+	struct traffic cells[TRAFFIC_LINE];
+};
+
+/* What became of the connections to a backend; all CPUs add to it. */
+struct connections {
+	u64 opened;	/* flows made for a first packet, sockets led to it */
+	u64 refused;	/* it answered the first packet with a reset */
+	u64 unanswered; /* the first packet was sent again before it answered */
+};
+
+/* From SYN to SYN-ACK, in powers of two of a microsecond: up to 2^HANDSHAKE_FIRST, up to twice that, ...,
+ * and the rest. */
+#define HANDSHAKE_FIRST	  4
+#define HANDSHAKE_BUCKETS 21
+
+#define DROP_REASONS 40 /* not less than there are */
+
+/* What is counted of a Service port, whose entry Python makes and deletes; all CPUs add to it. */
+struct service_counters {
+	u64 handshakes[HANDSHAKE_BUCKETS]; /* not cumulative */
+	u64 handshake_ns;		   /* the sum of all */
+	u64 dropped[DROP_REASONS];	   /* by enum reason: packets that went nowhere, answered or not */
+};
+
+/* What backends that have ended, and whose slots others have now, counted for their Service port. */
+struct ended {
+	u64 packets;
+	u64 bytes;
+	u64 reply_packets;
+	u64 reply_bytes;
+	u64 opened;
+	u64 refused;
+	u64 unanswered;
 };
 
 /* What names a connection, and what NAT changes of it. */

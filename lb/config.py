@@ -24,8 +24,8 @@ class SocketMode(enum.StrEnum):
     OFF = "off"
 
 
-class Redirect(enum.StrEnum):
-    """Whether packets for pods of this node, and their replies, go past the host's stack."""
+class Switch(enum.StrEnum):
+    """Whether something is done."""
 
     ON = "on"
     OFF = "off"
@@ -135,6 +135,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 _DNS_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 
 ENTRIES = Kind("ENTRIES", "a whole number of entries from 1 to 2147483647", _whole(1, 2**31 - 1))
+COUNT = Kind("NUMBER", "a whole number from 0 to 1000000", _whole(0, 1_000_000))
 SECONDS = Kind("SECONDS", "a number of seconds above 0", _seconds)
 PORT = Kind("PORT", "a port number from 1 to 65535", _whole(1, 65535))
 PORT_RANGE = Kind("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
@@ -161,7 +162,7 @@ GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"
 SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
 MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 SOCKETS = Kind("MODE", "one of " + ", ".join(SocketMode), SocketMode)
-SWITCH = Kind("on|off", "on or off", Redirect)
+SWITCH = Kind("on|off", "on or off", Switch)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
 LISTEN_ADDRESS = Kind(
     "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
@@ -256,6 +257,8 @@ class Config:
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
     metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
     healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
+    traffic_counters: whether packets and bytes are counted for each backend.
+    metrics_services, metrics_backends: of how many the metrics tell at most.
     """
 
     sources: tuple[str, ...] = setting(
@@ -302,8 +305,8 @@ class Config:
         "whose sockets are led to backends by socket hooks: host, the processes of the node's own network"
         " namespace; all, pods as well; off, nobody's: tc translates the packets",
     )
-    redirect: Redirect = setting(
-        Redirect.OFF,
+    redirect: Switch = setting(
+        Switch.OFF,
         SWITCH,
         "send packets for pods of this node, and their replies, past the host's stack: faster, but netfilter,"
         " with what NetworkPolicies it enforces, and all else on the interfaces between do not see them",
@@ -339,6 +342,19 @@ class Config:
         f"where GET /healthz and /livez are answered: an IP address and a port, or {OFF}; 0.0.0.0 and [::]"
         " mean every address of both families",
     )
+    traffic_counters: Switch = setting(
+        Switch.ON,
+        SWITCH,
+        "count packets and bytes of each backend: takes 80 bytes of memory for each of limits.backends and"
+        " CPU; connections are counted anyhow",
+    )
+    metrics_services: int = setting(
+        500,
+        COUNT,
+        "Service ports of which GET /metrics tells, those with the most connections first; how many are left"
+        " out is a metric, too",
+    )
+    metrics_backends: int = setting(500, COUNT, "backends of which GET /metrics tells, likewise")
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)

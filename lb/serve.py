@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
-from lb.config import NODE_NAME, Config, Redirect, SocketMode, split_address
+from lb.config import NODE_NAME, Config, SocketMode, Switch, split_address
 from lb.datapath import loader
 from lb.datapath.grace import GracePeriods
 from lb.datapath.hooks import Hooks
@@ -135,7 +135,7 @@ def startup(
     LbError: see :func:`serve`.
     """
     pins = Pins(config.instance)
-    loaded = loader.load(pins, config.limits)
+    loaded = loader.load(pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON)
     _log.info(
         "programs %s: %s",
         loaded.fingerprint,
@@ -305,7 +305,7 @@ def write_settings(maps: Maps, config: Config) -> None:
         row["snat_port_max"] = config.snat_ports.last
         row["netns"] = netns_cookie()
         row["all_sockets"] = config.socket_lb is SocketMode.ALL
-        row["redirect"] = config.redirect is Redirect.ON
+        row["redirect"] = config.redirect is Switch.ON
 
 
 class KernelSurroundings:
@@ -321,7 +321,7 @@ class KernelSurroundings:
             maps,
             selection(config),
             config.uplink_mode,
-            redirect=config.redirect is Redirect.ON,
+            redirect=config.redirect is Switch.ON,
         )
         self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
         self._pruned = False

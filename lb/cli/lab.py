@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lb.cli.tables import table
-from lb.config import Redirect, UplinkMode
+from lb.config import Switch, UplinkMode
 from lb.errors import LabError
 from lb.lab import kube_proxy
 from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
@@ -157,9 +157,9 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--redirect",
-        type=Redirect,
-        choices=list(Redirect),
-        default=Redirect.OFF,
+        type=Switch,
+        choices=list(Switch),
+        default=Switch.OFF,
         help="the agents' setting of that name (default off)",
     )
     parser.add_argument(

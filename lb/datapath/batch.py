@@ -25,6 +25,7 @@ from lb.errors import BpfError
 
 _ENOTSUPP = 524  # the kernel's own "not supported", which some map types give for batch commands
 _MAX_BATCH = 4096
+_MAX_BYTES = 1 << 22
 
 
 def _no_batch(error: BpfError) -> bool:
@@ -66,7 +67,7 @@ def count_all(fd: FD, info: MapInfo, row_bytes: int) -> int:
 
 def chunks(fd: FD, info: MapInfo, row_bytes: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield all entries in one or more chunks, keys and values as bytes of shape (n, size)."""
-    chunk = min(max(info.max_entries, 1), _MAX_BATCH)
+    chunk = max(1, min(info.max_entries, _MAX_BATCH, _MAX_BYTES // max(row_bytes, 1)))
     cursors = np.zeros((2, max(info.key_size, 4)), dtype="u1")
     first = True
     while True:

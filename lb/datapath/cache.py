@@ -114,12 +114,16 @@ def clone(source: FD, target: FD, spec: MapSpec) -> None:
         batch.update_all(target, numbers[used], values[used])
 
 
-def count(fd: FD, spec: MapSpec, now: int) -> int:
-    """Return how many entries' time is not over; now is CLOCK_MONOTONIC in nanoseconds."""
-    return sum(
-        int(((tags(buckets) != 0) & (_left(buckets["head"]["until"], now) > 0)).sum())
-        for buckets in _chunks(fd, spec)
-    )
+def fill(fd: FD, spec: MapSpec, now: int) -> tuple[int, int]:
+    """Return how many entries' time is not over, and how many had to make room before theirs was.
+
+    now is CLOCK_MONOTONIC in nanoseconds.
+    """
+    live = evicted = 0
+    for buckets in _chunks(fd, spec):
+        live += int(((tags(buckets) != 0) & (_left(buckets["head"]["until"], now) > 0)).sum())
+        evicted += int(buckets["head"]["evicted"].sum())
+    return live, evicted
 
 
 def _left(until: Rows, now: int) -> Rows:

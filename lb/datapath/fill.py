@@ -13,12 +13,17 @@ from lb.datapath.maps import Maps
 
 @dataclass(frozen=True, slots=True)
 class MapFill:
-    """A map that can fill up. entries: those in use. when_full: what happens then, in words."""
+    """A map that can fill up.
+
+    entries: those in use. when_full: what happens then, in words. evicted: entries that made room before
+    their time was over, since the map was made; None where the kernel does not tell.
+    """
 
     name: str
     entries: int
     capacity: int
     when_full: str
+    evicted: int | None = None
 
 
 def map_fill(maps: Maps) -> list[MapFill]:
@@ -30,7 +35,12 @@ def map_fill(maps: Maps) -> list[MapFill]:
     """
     rows = []
     for spec in layouts.MAPS:
-        if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.CACHE):
+        evicted = None
+        if spec.name == "service_counters":
+            continue  # as full as services
+        if spec.type is MapType.CACHE:
+            entries, evicted = maps.fill(spec.name)
+        elif spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
             entries = maps.count(spec.name)
         elif spec.name.startswith("backends"):
             entries = int(np.count_nonzero(maps.array(spec.name)["state"] != BackendStateCode.FREE))
@@ -38,7 +48,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
             entries = _table_lines(maps)
         else:
             continue
-        rows.append(MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full))
+        rows.append(MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full, evicted))
     return rows
 
 

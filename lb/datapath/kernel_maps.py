@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from weakref import WeakValueDictionary
@@ -52,14 +52,11 @@ class KernelMaps:
 
     def read(self, name: str) -> tuple[Rows, Rows]:
         """See :meth:`lb.datapath.maps.Maps.read`. An array map's keys are all its indexes."""
-        fd, info, spec = self._map(name)
+        fd, _, spec = self._map(name)
         if spec.type is MapType.CACHE:
             return cache.read(fd, spec)[:2]
         keys, raw = read_rows(fd, spec)
-        if info.type != MapType.PERCPU_ARRAY:
-            return keys, raw.reshape(-1).view(spec.value)
-        by_cpu = raw.reshape(len(keys), bpf.possible_cpus(), -1)[:, :, : spec.value.itemsize]
-        return keys, np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
+        return keys, _values(spec, raw)
 
     def fd(self, name: str) -> FD:
         """Return a map's descriptor; it closes with this object."""
@@ -81,10 +78,29 @@ class KernelMaps:
 
     def count(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.count`."""
+        return self.fill(name)[0]
+
+    def fill(self, name: str) -> tuple[int, int]:
+        """See :meth:`lb.datapath.maps.Maps.fill`."""
         fd, info, spec = self._map(name)
         if spec.type is MapType.CACHE:
-            return cache.count(fd, spec, time.monotonic_ns())
-        return batch.count_all(fd, info, row_bytes(info))
+            return cache.fill(fd, spec, time.monotonic_ns())
+        return batch.count_all(fd, info, row_bytes(info)), 0
+
+    def some(self, name: str, keys: Rows) -> Rows:
+        """See :meth:`lb.datapath.maps.Maps.some`."""
+        fd, info, spec = self._map(name)
+        keys = np.ascontiguousarray(keys, dtype=spec.key)
+        raw = np.zeros((len(keys), row_bytes(info)), "u1")
+        for at in range(len(keys)):
+            bpf.map_lookup(fd, keys[at : at + 1], raw[at])
+        return _values(spec, raw)
+
+    def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
+        """See :meth:`lb.datapath.maps.Maps.parts`."""
+        fd, info, spec = self._map(name)
+        for keys, raw in batch.chunks(fd, info, row_bytes(info)):
+            yield keys.reshape(-1).view(spec.key), _values(spec, raw)
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """See :meth:`lb.datapath.maps.Maps.update`; a per-CPU array takes values of shape (entries, CPUs)."""
@@ -144,6 +160,16 @@ class KernelMaps:
         """See :meth:`lb.datapath.maps.Maps.capacity`."""
         _, info, spec = self._map(name)
         return info.max_entries * spec.entries_each
+
+
+def _values(spec: MapSpec, raw: Rows) -> Rows:
+    """Return values of an array or a hash as the kernel gives them, each one row of bytes, as their dtype."""
+    if spec.type is not MapType.PERCPU_ARRAY:
+        return raw.reshape(-1).view(spec.value)
+    by_cpu = raw.reshape(len(raw), bpf.possible_cpus(), raw.shape[1] // bpf.possible_cpus())
+    by_cpu = by_cpu[:, :, : spec.value.itemsize]
+    values: Rows = np.ascontiguousarray(by_cpu).view(spec.value)[:, :, 0]
+    return values
 
 
 def _setting(spec: MapSpec) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lb.config import Limits
 from lb.model import IPAddress
 from lb.plan.rendezvous import SMALL_SET
 from lb.shipped import shipped
@@ -165,6 +166,19 @@ SOCKET = _each(
 SERVICE_NAME: DType = np.dtype([("namespace", "S64"), ("name", "S64"), ("port_name", "S64")])
 NODE_NAME: DType = np.dtype([("name", "S256")])
 COUNTER: DType = np.dtype([("packets", "u8"), ("bytes", "u8")])
+_TRAFFIC = [(name, "u8") for name in ("packets", "bytes", "reply_packets", "reply_bytes")]
+_CONNECTIONS = [(name, "u8") for name in ("opened", "refused", "unanswered")]
+TRAFFIC: DType = np.dtype([*_TRAFFIC, ("generation", "u4"), ("pad", "u4")])
+TRAFFIC_IN_LINE = 16
+TRAFFIC_LINE: DType = np.dtype([("cells", TRAFFIC, (TRAFFIC_IN_LINE,))])
+CONNECTIONS: DType = np.dtype(_CONNECTIONS)
+HANDSHAKE_FIRST = 4
+HANDSHAKE_BUCKETS = 21
+DROP_REASONS = 40
+SERVICE_COUNTERS: DType = np.dtype(
+    [("handshakes", "u8", (HANDSHAKE_BUCKETS,)), ("handshake_ns", "u8"), ("dropped", "u8", (DROP_REASONS,))]
+)
+ENDED: DType = np.dtype([*_TRAFFIC, *_CONNECTIONS])
 NOTE: DType = np.dtype(
     [
         ("hook", "u4"),
@@ -208,6 +222,11 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "node_name": NODE_NAME,
     "note": NOTE,
     "counter": COUNTER,
+    "traffic": TRAFFIC,
+    "traffic_line": TRAFFIC_LINE,
+    "connections": CONNECTIONS,
+    "service_counters": SERVICE_COUNTERS,
+    "ended": ENDED,
 }
 
 
@@ -279,6 +298,7 @@ class FinSeen(IntFlag):
     BACKEND = 2
     RST_CLIENT = 4
     RST_BACKEND = 8
+    SYN_AGAIN = 16
 
 
 class IfaceFlag(IntFlag):
@@ -310,8 +330,8 @@ class MapSpec:
     """One map: its shape, who writes it, and what happens when it is full.
 
     limit names the field of :class:`lb.config.Limits` that sizes it, in units of which an entry holds
-    per_entry; fixed sizes it outright. version is the IP version whose addresses it holds, 0 when it holds
-    none or those of both.
+    per_entry, and spare more; fixed sizes it outright. optional names the setting that, off, leaves it a
+    single entry. version is the IP version whose addresses it holds, 0 when it holds none or those of both.
 
     A CACHE is a table of keys and values to its users (:mod:`lb.datapath.cache`); to the kernel it is an
     array of its buckets, of which the attributes kernel_… speak.
@@ -329,11 +349,18 @@ class MapSpec:
     flags: int = 0
     version: int = 0
     per_entry: int = 1
+    spare: int = 0
+    optional: str = ""
     bucket: DType | None = None
 
-    def max_entries(self, limits: Mapping[str, int]) -> int:
-        """Return the number of entries under the given limits; of a CACHE, the number of its buckets."""
-        return self.fixed or -(-limits[self.limit] // self.per_entry)
+    def max_entries(self, sizes: Mapping[str, int]) -> int:
+        """Return the number of entries under the given sizes; of a CACHE, the number of its buckets.
+
+        sizes: see :func:`sizes`.
+        """
+        if not sizes.get(self.optional, 1):
+            return 1
+        return self.fixed or -(-sizes[self.limit] // self.per_entry) + self.spare
 
     @property
     def entries_each(self) -> int:
@@ -383,6 +410,12 @@ HOOKS: tuple[tuple[str, str], ...] = _x_table("HOOKS")
 STEPS: tuple[tuple[str, str], ...] = _x_table("STEPS")
 PROGRAMS_PER_FAMILY = 24
 REASONS_PER_HOOK = 64
+TRAFFIC_COUNTERS = "traffic_counters"
+
+
+def sizes(limits: Limits, *, traffic_counters: bool = True) -> Mapping[str, int]:
+    """Return what maps are sized by: the limits, and the setting that some depend on, by their names."""
+    return {**limits.as_dict(), TRAFFIC_COUNTERS: traffic_counters}
 
 
 def _maps() -> Iterator[MapSpec]:
@@ -511,6 +544,32 @@ def _maps() -> Iterator[MapSpec]:
             per_entry=SLOTS,
             bucket=AFFINITY_BUCKET[ip],
         )
+        yield MapSpec(
+            f"traffic{ip}",
+            MapType.PERCPU_ARRAY,
+            ID,
+            TRAFFIC_LINE,
+            "kernel",
+            "as large as backends; with traffic_counters off nothing is counted",
+            "packets and bytes by backend, 16 in a line",
+            limit="backends",
+            version=ip,
+            per_entry=TRAFFIC_IN_LINE,
+            spare=1,
+            optional=TRAFFIC_COUNTERS,
+        )
+        yield MapSpec(
+            f"connections{ip}",
+            MapType.ARRAY,
+            ID,
+            CONNECTIONS,
+            "kernel",
+            "as large as backends",
+            "by backend id: connections opened, refused, unanswered",
+            limit="backends",
+            flags=BPF_F_MMAPABLE,
+            version=ip,
+        )
     yield MapSpec(
         "tables",
         MapType.ARRAY,
@@ -563,6 +622,29 @@ def _maps() -> Iterator[MapSpec]:
         "fixed",
         "packets and bytes by hook and reason",
         fixed=REASONS_PER_HOOK * len(HOOKS),
+    )
+    yield MapSpec(
+        "service_counters",
+        MapType.HASH,
+        ID,
+        SERVICE_COUNTERS,
+        "kernel",
+        "as large as services",
+        "by Service port id, with its name: handshake times, and packets dropped by reason",
+        limit="services",
+        flags=BPF_F_NO_PREALLOC,
+    )
+    yield MapSpec(
+        "ended",
+        MapType.ARRAY,
+        ID,
+        ENDED,
+        "Python",
+        "as large as services",
+        "by Service port id: what its former backends, whose slots others have, had counted",
+        limit="services",
+        flags=BPF_F_MMAPABLE,
+        spare=1,
     )
     yield MapSpec(
         "services",

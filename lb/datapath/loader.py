@@ -137,10 +137,13 @@ def load(
     pins: Pins,
     limits: Limits,
     *,
+    traffic_counters: bool = True,
     bpf_dir: Path = layouts.BPF_DIR,
     programs: Mapping[str, Program] = PROGRAMS,
 ) -> Loaded:
     """Make sure that the maps and programs of this build are pinned, and return them.
+
+    traffic_counters: whether there is room to count the packets of each backend.
 
     Raises
     ------
@@ -152,10 +155,11 @@ def load(
     privileges.check()
     ensure_bpffs()
     bpf.unlimit_memory()
-    own_build = fingerprint(limits, bpf_dir)
+    sizes = layouts.sizes(limits, traffic_counters=traffic_counters)
+    own_build = fingerprint(sizes, bpf_dir)
     refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:
-        slots = open_maps(pins, limits, stack)
+        slots = open_maps(pins, sizes, stack)
         directory = pins.programs(own_build)
         ids = _pinned_programs(directory, programs, {bpf.map_info(slot.fd).id for slot in slots})
         compiled = ids is None
@@ -213,9 +217,9 @@ def prune(pins: Pins, loaded: Loaded) -> None:
                 remove_tree(path)
 
 
-def fingerprint(limits: Limits, bpf_dir: Path = layouts.BPF_DIR) -> str:
+def fingerprint(sizes: Mapping[str, int], bpf_dir: Path = layouts.BPF_DIR) -> str:
     """Return 16 hex digits over everything that loaded programs depend on."""
-    parts = [build.fingerprint(bpf_dir), sorted(limits.as_dict().items()), platform.release()]
+    parts = [build.fingerprint(bpf_dir), sorted(sizes.items()), platform.release()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lb.config import Limits
 from lb.datapath import batch, bpf, cache, layouts
 from lb.datapath.bpf import FD, MapInfo, Rows
 from lb.datapath.layouts import MapSpec, MapType
@@ -29,8 +28,10 @@ _BY_ID = frozenset(
     | {f"{name}{version}" for name in ("backends", "source_ranges", "vips") for version in layouts.FAMILIES}
 )
 _NAMING_IDS = frozenset(
-    f"{name}{version}" for name in ("flows", "affinity", "sockets") for version in layouts.FAMILIES
-)
+    f"{name}{version}"
+    for name in ("flows", "affinity", "sockets", "traffic", "connections")
+    for version in layouts.FAMILIES
+) | {"service_counters", "ended"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,13 @@ def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
     return batch.read_all(fd, info, spec.kernel_key, row_bytes(info))
 
 
-def open_maps(pins: Pins, limits: Limits, stack: contextlib.ExitStack) -> list[MapSlot]:
-    """Return a slot for each map of layouts.MAPS; descriptors close with the stack.
+def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack) -> list[MapSlot]:
+    """Return a slot for each map of layouts.MAPS; descriptors close with the stack. sizes: of them.
 
     Raises
     ------
     BpfError: a map could not be opened or created.
     """
-    sizes = limits.as_dict()
     old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in layouts.MAPS}
     keep = {name for name, one in old.items() if one is not None and one.usable}
     if not keep >= _BY_ID:

@@ -6,7 +6,7 @@ Keys and values are numpy arrays of the dtypes in :mod:`lb.datapath.layouts`, on
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.config import Limits
-from lb.datapath.layouts import MAP_SPECS, MAPS, MapSpec, MapType
+from lb.datapath.layouts import MAP_SPECS, MAPS, MapSpec, MapType, sizes
 from lb.errors import BpfError, CapacityError
 
 Rows = NDArray[Any]
@@ -38,6 +38,35 @@ class Maps(Protocol):
         """Return how many entries a hash map or trie has; what comes or goes meanwhile may or may not count.
 
         Of a table that forgets (``layouts.MapType.CACHE``) those count whose time is not over.
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        ...
+
+    def fill(self, name: str) -> tuple[int, int]:
+        """Return what :meth:`count` does, and how many entries had to go before their time to make room.
+
+        The second is that of a table that forgets, since it was made, and 0 for other maps.
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        ...
+
+    def some(self, name: str, keys: Rows) -> Rows:
+        """Return a copy of these entries of an array map; a per-CPU map's have the shape (keys, CPUs).
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        ...
+
+    def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
+        """Yield what :meth:`read` returns of an array map, from the first entry on, a few MB at a time.
 
         Raises
         ------
@@ -85,7 +114,7 @@ class FakeMaps:
     def __init__(self, limits: Limits | None = None) -> None:
         self.writes: list[tuple[str, str, int]] = []
         self.before_write: Callable[[], None] = lambda: None
-        self._sizes = (limits or Limits()).as_dict()
+        self._sizes = sizes(limits or Limits())
         self._hashes: dict[str, dict[bytes, bytes]] = {}
         self._arrays: dict[str, Rows] = {}
         self._failures: dict[tuple[str, str], int] = {}
@@ -117,6 +146,20 @@ class FakeMaps:
         """See :meth:`Maps.count`."""
         self._fail_if_told("read", name)
         return len(self._hashes[name])
+
+    def fill(self, name: str) -> tuple[int, int]:
+        """See :meth:`Maps.fill`; nothing had to go."""
+        return self.count(name), 0
+
+    def some(self, name: str, keys: Rows) -> Rows:
+        """See :meth:`Maps.some`."""
+        self._fail_if_told("read", name)
+        return np.array(self._arrays[name][keys], subok=False)
+
+    def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
+        """See :meth:`Maps.parts`: entry by entry."""
+        for keys, values in zip(*self.read(name), strict=True):
+            yield np.atleast_1d(keys), values[np.newaxis]
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """See :meth:`Maps.update`; a per-CPU array takes values of the shape (entries, CPUs)."""

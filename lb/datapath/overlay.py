@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from lb.datapath.layouts import MAP_SPECS, MapType
@@ -38,6 +40,18 @@ class Overlay:
     def count(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.Maps.count`."""
         return len(self._hashes[name]) if name in self._hashes else self._base.count(name)
+
+    def fill(self, name: str) -> tuple[int, int]:
+        """See :meth:`lb.datapath.maps.Maps.fill`."""
+        return self.count(name), self._base.fill(name)[1]
+
+    def some(self, name: str, keys: Rows) -> Rows:
+        """See :meth:`lb.datapath.maps.Maps.some`."""
+        return self._arrays[name][keys] if name in self._arrays else self._base.some(name, keys)
+
+    def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
+        """See :meth:`lb.datapath.maps.Maps.parts`."""
+        return iter([self.read(name)]) if name in self._arrays else self._base.parts(name)
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """See :meth:`lb.datapath.maps.Maps.update`."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lb.datapath import accounts
 from lb.datapath.changes import Change, compare, prepare
 from lb.datapath.cluster_network import ClusterNetworks
 from lb.datapath.differences import damaged_sets, repair
@@ -326,11 +327,9 @@ class Reconciler:
         names = [(port, names) for change in changes for port, names in change.names]
         if not names:
             return
-        self._maps.update(
-            "services",
-            np.array([port.id for port, _ in names], ID),
-            np.array([row for _, row in names], SERVICE_NAME),
-        )
+        ids = [port.id for port, _ in names]
+        accounts.begin(self._maps, ids)
+        self._maps.update("services", np.array(ids, ID), np.array([row for _, row in names], SERVICE_NAME))
         for port, _ in names:
             port.named = True
         self._report.names += len(names)
@@ -383,6 +382,7 @@ class Reconciler:
         if new:
             rows = np.array(list(new.values()), BACKEND[version])
             ids = np.array(list(new), ID)
+            accounts.hand_over(self._maps, version, ids)
             rows["generation"] = slots["generation"][ids] + np.uint32(1)
             slots[ids] = rows
         edits = [edit for change in changes for edit in change.edits]
@@ -498,6 +498,7 @@ class Reconciler:
         named = [ports[port_key].id for port_key in empty if ports[port_key].named]
         if named:
             self._maps.delete("services", np.array(named, ID))
+            accounts.end(self._maps, named)
             self._report.names_deleted += len(named)
         self._ledger.service_ids.release(ports.pop(port_key).id for port_key in empty)
         if not ports:

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 
+from lb.datapath import accounts
 from lb.datapath.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, unpack_address
 from lb.datapath.ledger import (
     Ledger,
@@ -65,6 +66,7 @@ def read_ledger(maps: Maps) -> Ledger:
     stray = names.keys() - {port.id for port in ports.values()}
     if stray:
         maps.delete("services", np.array(sorted(stray), ID))
+    accounts.recover(maps, sorted(names.keys() - stray))
     return new_ledger(maps, services, _read_nodes(maps))
 
 

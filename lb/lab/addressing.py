@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from lb.config import Redirect, UplinkMode
+from lb.config import Switch, UplinkMode
 from lb.errors import LabError
 from lb.model import IPAddress, IPNetwork
 
@@ -128,7 +128,7 @@ class LabSpec:
     replicas: int | None = None
     overlay: Overlay = Overlay.NONE
     uplink_mode: UplinkMode = UplinkMode.AUTO
-    redirect: Redirect = Redirect.OFF
+    redirect: Switch = Switch.OFF
     agents: bool = True
     kubernetes: str = ""
     family: Family = Family.DUAL

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lb.config import Redirect, UplinkMode
+from lb.config import Switch, UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef
@@ -172,7 +172,7 @@ class Store:
             spec = data["spec"]
             spec["overlay"] = Overlay(spec["overlay"])
             spec["uplink_mode"] = UplinkMode(spec["uplink_mode"])
-            spec["redirect"] = Redirect(spec["redirect"])
+            spec["redirect"] = Switch(spec["redirect"])
             spec["family"] = Family(spec["family"])
             spec["zones"] = tuple(spec["zones"])
             return LabRecord(LabSpec(**spec), ProcessRef(**data["owner"]), data["complete"])

@@ -233,9 +233,16 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
         "lbctl_map_entries", "Entries in use, of the maps that can fill up.", labels=["map"]
     )
     capacity = GaugeMetricFamily("lbctl_map_capacity", "Entries that fit into the map.", labels=["map"])
+    evictions = CounterMetricFamily(
+        "lbctl_map_evictions",
+        "Entries that made room before their time was over, of the maps that forget what is oldest and tell.",
+        labels=["map"],
+    )
     for fill in fills:
         entries.add_metric([fill.name], fill.entries)
         capacity.add_metric([fill.name], fill.capacity)
+        if fill.evicted is not None:
+            evictions.add_metric([fill.name], fill.evicted)
     packets = CounterMetricFamily(
         "lbctl_hook_packets",
         "Packets by the hook that saw them and the reason they left it with; one packet may pass two hooks.",
@@ -245,4 +252,4 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     for one in counters:
         packets.add_metric([one.hook, one.reason], one.packets)
         octets.add_metric([one.hook, one.reason], one.bytes)
-    yield from (entries, capacity, packets, octets)
+    yield from (entries, capacity, evictions, packets, octets)

@@ -9,18 +9,31 @@ import pytest
 import yaml
 
 from lb.config import Limits
+from lb.datapath.bpf import possible_cpus
+from lb.datapath.fill import map_fill
 from lb.datapath.layouts import FAMILIES, MAPS, REASONS, MapSpec
 from lb.datapath.map_pins import create_map
+from lb.datapath.maps import FakeMaps
 from tests.deploy.conftest import ROOT
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def _bytes(text: str) -> int:
+    """Return a number of bytes, which may be one for each CPU."""
+    number, _, factor = text.partition(" \N{MULTIPLICATION SIGN} ")
+    assert factor in ("", "CPUs")
+    return int(number) * (possible_cpus() if factor else 1)
+
+
 RULES = yaml.safe_load((ROOT / "deploy" / "prometheus-rules.yaml").read_text())["groups"][0]["rules"]
 SIZES = {
-    name: {4: int(four), **({6: int(six)} if six.isdigit() else {})}
+    name: {version: _bytes(text) for version, text in ((4, four), (6, six)) if text != "\N{EN DASH}"}
     for name, four, six in re.findall(
-        r"^\| `(\w+)` \| [^|]*(?:hash|array)[^|]* \| (\d+) \| (\S+) \|$", OPERATIONS, re.M
+        r"^\| `\w+` \| `(\w+)`[^|]* \| [^|]*(?:hash|array)[^|]* \| ([^|]+) \| ([^|]+) \|$", OPERATIONS, re.M
     )
 }
+"""Bytes of each entry by a map's name in C and IP version."""
 LIMITS = Limits().as_dict()
 ENTRIES = 1 << 15
 
@@ -34,22 +47,23 @@ def memory(spec: MapSpec, entries: int) -> int:
 
 
 def test_every_map_that_takes_its_memory_at_once_has_its_size_stated() -> None:
-    assert set(SIZES) == {spec.limit for spec in MAPS if spec.limit and not spec.flags & 1}
+    assert set(SIZES) == {spec.c_name for spec in MAPS if spec.limit and not spec.flags & 1}
 
 
-@pytest.mark.parametrize("spec", [spec for spec in MAPS if spec.limit in SIZES], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [spec for spec in MAPS if spec.c_name in SIZES], ids=lambda spec: spec.name)
 def test_the_size_of_an_entry_is_what_the_kernel_takes(spec: MapSpec) -> None:
-    stated = SIZES[spec.limit][spec.version or 4] * spec.per_entry
+    stated = SIZES[spec.c_name][spec.version or 4] * spec.per_entry
     assert memory(spec, ENTRIES) / ENTRIES == pytest.approx(stated, rel=0.02)
 
 
 def test_the_formula_gives_what_the_default_limits_take() -> None:
     taken = sum(memory(spec, spec.max_entries(LIMITS)) for spec in MAPS) / 1e6
-    formula = sum(LIMITS[name] * sum(each.values()) for name, each in SIZES.items()) / 1e6
+    limits = {spec.c_name: LIMITS[spec.limit] for spec in MAPS if spec.limit}
+    formula = sum(limits[name] * sum(each.values()) for name, each in SIZES.items()) / 1e6
     assert formula == pytest.approx(taken, rel=0.02)
-    stated = re.search(r"all maps together take (\d+) MB", OPERATIONS)
+    stated = re.search(r"all maps together take (\d+) MB, and ([\d.]+) MB more for each CPU", OPERATIONS)
     assert stated is not None
-    assert float(stated[1]) == pytest.approx(taken, abs=1)
+    assert float(stated[1]) + float(stated[2]) * possible_cpus() == pytest.approx(taken, abs=1)
 
 
 def test_every_limit_is_counted() -> None:
@@ -64,10 +78,12 @@ def test_alerts_are_those_of_the_table() -> None:
 
 
 def test_alerts_ask_for_metrics_and_reasons_that_there_are() -> None:
-    source = (ROOT / "lb" / "observe" / "metrics.py").read_text()
+    source = "".join(
+        (ROOT / "lb" / "observe" / f"{name}.py").read_text() for name in ("metrics", "service_metrics")
+    )
     families = set(re.findall(r'"(lbctl_\w+)"', source))
     reasons = {name for name, _ in REASONS}
-    maps = {spec.name for spec in MAPS}
+    maps = {fill.name for fill in map_fill(FakeMaps())}
     for rule in RULES:
         for name in re.findall(r"lbctl_\w+", rule["expr"]):
             known = name.removesuffix("_total") in families

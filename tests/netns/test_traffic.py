@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lb.config import Redirect, UplinkMode
+from lb.config import Switch, UplinkMode
 from lb.lab.addressing import Overlay
 from tests.netns.conftest import MakeLab, remove
 from tests.netns.pinned import Cluster, bring_up, check_answers, check_large_transfers, check_sources
@@ -19,9 +19,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "xdp-generic": {"uplink_mode": UplinkMode.XDP_GENERIC},
     "vxlan": {"overlay": Overlay.VXLAN},
     "vxlan-xdp": {"overlay": Overlay.VXLAN, "uplink_mode": UplinkMode.XDP_NATIVE},
-    "redirect": {"uplink_mode": UplinkMode.TC, "redirect": Redirect.ON},
-    "redirect-vxlan": {"overlay": Overlay.VXLAN, "redirect": Redirect.ON},
-    "redirect-xdp": {"uplink_mode": UplinkMode.XDP_NATIVE, "redirect": Redirect.ON},
+    "redirect": {"uplink_mode": UplinkMode.TC, "redirect": Switch.ON},
+    "redirect-vxlan": {"overlay": Overlay.VXLAN, "redirect": Switch.ON},
+    "redirect-xdp": {"uplink_mode": UplinkMode.XDP_NATIVE, "redirect": Switch.ON},
 }
 
 
@@ -61,7 +61,7 @@ def test_programs_that_carried_it_are_those_of_the_mode(cluster: Cluster) -> Non
     mode = cluster.lab.spec.uplink_mode
     assert ("XDP_UPLINK" in translated) == (mode in (UplinkMode.XDP_NATIVE, UplinkMode.XDP_GENERIC))
     # Replies of local pods go past the stack with the option alone; those of hairpin in any case.
-    redirected = cluster.lab.spec.redirect is Redirect.ON
+    redirected = cluster.lab.spec.redirect is Switch.ON
     assert (sum(row["packets"] for row in counters if _is_reply(row, "TC_UPLINK_OUT")) == 0) == redirected
     trouble = {"REWRITE_FAILED", "NO_ROUTE", "NO_BACKEND", "SNAT_EXHAUSTED", "TTL_EXPIRED"}
     assert not trouble & {row["reason"] for row in counters}

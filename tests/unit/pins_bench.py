@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lb.config import Limits
 from lb.datapath.bpf import ProgType
-from lb.datapath.layouts import BPF_DIR
+from lb.datapath.layouts import BPF_DIR, sizes
 from lb.datapath.loader import Program
 from lb.datapath.map_pins import open_maps, pin_maps
 from lb.datapath.pins import Pins, ensure_bpffs, unload
@@ -54,7 +54,7 @@ def pin_empty_maps(pins: Pins, limits: Limits = LIMITS) -> frozenset[str]:
     """Pin the maps without any program; return the names of the fresh ones."""
     ensure_bpffs()
     with pins.lock(), contextlib.ExitStack() as stack:
-        return pin_maps(pins, open_maps(pins, limits, stack))
+        return pin_maps(pins, open_maps(pins, sizes(limits), stack))
 
 
 def tiny_tree(directory: Path) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import Redirect, UplinkMode
+from lb.config import Switch, UplinkMode
 from lb.errors import LabError
 from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef, kill, spawn, tail
@@ -17,7 +17,7 @@ SPEC = LabSpec(
     replicas=2,
     overlay=Overlay.VXLAN,
     uplink_mode=UplinkMode.TC,
-    redirect=Redirect.ON,
+    redirect=Switch.ON,
     family=Family.IPV6,
 )
 

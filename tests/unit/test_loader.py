@@ -226,24 +226,26 @@ def test_two_at_once(pins: Pins, tree: Path) -> None:
     assert loaded[0].ids == loaded[1].ids
 
 
-@pytest.mark.parametrize("change", ["source", "header", "limits", "bcc", "kernel", "layouts"])
+@pytest.mark.parametrize("change", ["source", "header", "limits", "counters", "bcc", "kernel", "layouts"])
 def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint(LIMITS, tree)
-    assert before == fingerprint(LIMITS, tree)
-    limits = LIMITS
+    before = fingerprint(layouts.sizes(LIMITS), tree)
+    assert before == fingerprint(layouts.sizes(LIMITS), tree)
+    limits, counters = LIMITS, True
     if change == "source":
         (tree / "tc_tiny.c").write_text("")
     elif change == "header":
         (tree / "include" / "linux" / "log2.h").write_text("")
     elif change == "limits":
         limits = replace(LIMITS, vips=65)
+    elif change == "counters":
+        counters = False
     elif change == "bcc":
         monkeypatch.setattr(build, "bcc_version", lambda: "another")
     elif change == "kernel":
         monkeypatch.setattr("platform.release", lambda: "0.0.1")
     else:
         monkeypatch.setattr(layouts, "static_assertions", lambda version: f"another {version}")
-    assert fingerprint(limits, tree) != before
+    assert fingerprint(layouts.sizes(limits, traffic_counters=counters), tree) != before
 
 
 def fill(pins: Pins, flows: int, vips: int) -> None:
@@ -276,7 +278,8 @@ def test_larger_maps_keep_their_entries(pins: Pins) -> None:
     assert pin_empty_maps(pins, larger) == frozenset()
     after = map_ids(pins)
     changed = {name for name, ident in before.items() if after[name] != ident}
-    by_family = {f"{name}{ip}" for name in ("flows", "hashing", "vips", "backends") for ip in FAMILIES}
+    of_backends = ("backends", "traffic", "connections")
+    by_family = {f"{name}{ip}" for name in ("flows", "hashing", "vips", *of_backends) for ip in FAMILIES}
     assert changed == {"tables"} | by_family
     assert (count(pins, "flows4"), count(pins, "vips4")) == (20, 10)
     maps = KernelMaps(pins.maps)
@@ -304,9 +307,11 @@ def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogC
     fill(pins, flows=20, vips=10)
     with caplog.at_level(logging.WARNING):
         fresh = pin_empty_maps(pins, limits)
-    of_families = ("backends", "source_ranges", "vips", "flows", "affinity", "sockets")
+    of_families = (
+        "backends", "source_ranges", "vips", "flows", "affinity", "sockets", "traffic", "connections",
+    )  # fmt: skip
     by_id = {f"{name}{version}" for name in of_families for version in FAMILIES}
-    assert fresh == {"nodes", "services", "tables"} | by_id
+    assert fresh == {"nodes", "services", "tables", "service_counters", "ended"} | by_id
     assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 0)
     assert {record.args for record in caplog.records} == {(name,) for name in fresh}
     assert "its old contents are lost" in caplog.text

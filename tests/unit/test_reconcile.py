@@ -34,6 +34,8 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 def test_a_new_service_is_written_from_the_names_to_the_vip(bench: Bench) -> None:
     plan = service_plan("web", port_plan([VIP], [backend(A, NODE), backend(B, "node2")], affinity_seconds=60))
     assert bench.apply(plan) == [
+        ("update", "service_counters"),
+        ("update", "ended"),
         ("update", "services"),
         ("update", "nodes"),
         ("store", "backends"),
@@ -57,6 +59,8 @@ def test_one_call_for_each_map_however_many_services(bench: Bench) -> None:
     plans = [service_plan(f"s{n}", port_plan([f"10.96.1.{n}:80"], [f"10.0.1.{n}:80"])) for n in range(1, 50)]
     writes = bench.apply(*plans)
     assert [write for write in writes if write[0] == "update"] == [
+        ("update", "service_counters"),
+        ("update", "ended"),
         ("update", "services"),
         ("update", "tables"),
         ("update", "vips"),
@@ -194,6 +198,7 @@ def test_deletion_goes_the_other_way_and_leaves_nothing(bench: Bench) -> None:
         ("delete", "vips"),
         ("store", "backends"),
         ("delete", "services"),
+        ("delete", "service_counters"),
     ]
     assert bench.reconciler.known() == set()
     assert not bench.maps.array(bench.name("backends"))["state"].any()

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from lb.datapath.dump import dump
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES, MAPS
+from lb.datapath.layouts import FAMILIES, MAPS, sizes
 from lb.datapath.map_pins import open_maps, pin_maps
 from lb.datapath.maps import FakeMaps, Maps
 from lb.datapath.pins import Pins, unload
@@ -32,7 +32,7 @@ def kernel_maps() -> Iterator[KernelMaps]:
     with contextlib.ExitStack() as stack:
         stack.callback(unload, pins)
         pins.base.mkdir(parents=True)
-        pin_maps(pins, open_maps(pins, LIMITS, stack))
+        pin_maps(pins, open_maps(pins, sizes(LIMITS), stack))
         maps = KernelMaps(pins.maps)
         stack.callback(maps.close)
         yield maps

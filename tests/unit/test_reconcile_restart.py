@@ -52,7 +52,7 @@ def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
     assert bench.row().service == ids[0]
 
 
-WRITES_OF_THAT_SYNC = 11
+WRITES_OF_THAT_SYNC = 14
 
 
 class CrashError(Exception):
