@@ -222,6 +222,7 @@ def startup(
     if address := split_address(config.metrics_address):
         from lb.observe import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
         from lb.observe.exposition import exposition  # noqa: PLC0415
+        from lb.observe.service_metrics import service_metrics  # noqa: PLC0415
 
         syncs, programming = metrics.Syncs(), metrics.Programming()
         after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
@@ -234,6 +235,7 @@ def startup(
             "programming": programming.metrics,
             "source": lambda: metrics.source_metrics(source.health()),
             "maps": lambda: metrics.map_metrics(opened),
+            "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
         }
         answers = {"/metrics": exposition(metrics.Metrics(parts)), **shown_at(address[0], asked)}
         told.open(address, routes(answers), "metrics")

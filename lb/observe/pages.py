@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from lb.config import Config, Redirect, SocketMode
+from lb.config import Config, Switch, SocketMode
 from lb.datapath import catalogue, dump
 from lb.datapath.maps import Maps
 from lb.errors import LbError
@@ -143,7 +143,7 @@ class Views:
         self._run_dir = run_dir
         self._opened = opened
         self._history = history
-        self._redirect = config.redirect is Redirect.ON
+        self._redirect = config.redirect is Switch.ON
         served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
         self._sockets = served.get(config.socket_lb, ())
         self._steady = Kept(lambda: collect(run_dir.instance, run_dir), STEADY_SECONDS)
