@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from lb.config import Config, Switch, SocketMode
+from lb.config import Config, SocketMode, Switch
 from lb.datapath import catalogue, dump
 from lb.datapath.maps import Maps
 from lb.errors import LbError

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb.datapath.figures import HANDSHAKE_BOUNDS
 from lb.datapath.maps import FakeMaps
 from lb.errors import BpfError
+from lb.observe.metrics import Part
 from lb.observe.service_metrics import service_metrics
 from tests.unit.figures_bench import WEB, Node
 from tests.unit.pins_bench import LIMITS
-from tests.unit.test_metrics import OPENMETRICS, Samples, answering, get
+from tests.unit.test_metrics import OPENMETRICS, Samples, answering, get, parse_openmetrics
 
 WEB_LABELS = ("default", "web", "http", "TCP")
 DNS_LABELS = ("kube-system", "kube-dns", "dns", "UDP")
@@ -44,11 +44,11 @@ def node() -> Node:
 
 def told(node: Node, services: int = 100, backends: int = 100) -> list[Metric]:
     """Return the metrics after a way over the wire."""
-    parts = {
+    parts: dict[str, Part] = {
         "figures": lambda: service_metrics(lambda: contextlib.nullcontext(node.maps), services, backends)
     }
     with answering(parts) as url:
-        list(openmetrics.text_string_to_metric_families(get(url, OPENMETRICS)))
+        list(parse_openmetrics(get(url, OPENMETRICS)))
         families = list(text_string_to_metric_families(get(url)))
     return [one for one in families if one.name.startswith("lbctl_") and not one.name.endswith("_created")]
 
