@@ -3,7 +3,7 @@
 #pragma once
 #include "nat.h"
 #include "route.h"
-#include "step.h"
+#include "watch.h"
 
 /* RFC 1122, section 3.2.2, and RFC 4443, section 2.4 (e): no ICMP error about a later
  * fragment, or about what was sent to many (link_back is the turned-round link header). */
@@ -226,5 +226,5 @@ static __always_inline int answer(ctx_t *ctx)
 	pkt.l3 = note.l3;
 	if (parse(ctx, &pkt) != PARSED)
 		return finish(note.hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish(note.hook, give_answer(ctx, &pkt, &note), bytes);
+	return finish_told(ctx, &note, give_answer(ctx, &pkt, &note), bytes);
 }

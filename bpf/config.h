@@ -32,6 +32,8 @@
  * used next. Those of Linux 5.10 and 6.1 learn nothing from "not equal", nor of a copy on the stack. */
 #define AT_MOST(number, limit) asm volatile("if %0 <= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
 
+#define AT_LEAST(number, limit) asm volatile("if %0 >= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
+
 #ifndef NULL
 #define NULL ((void *)0)
 #endif

@@ -150,9 +150,9 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.to = pkt->tuple;
 	d->flow.to.dst = backend.address;
 	d->flow.to.dport = backend.port;
+	d->flow.backend = backend.id;
 	if (!decide_path(ctx, pkt, side, &backend, settings, d))
 		return;
-	d->flow.backend = backend.id;
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
 	advance_state(pkt, DIR_FORWARD, &d->flow);
@@ -196,5 +196,5 @@ static __always_inline int connect(ctx_t *ctx)
 	if (!found || !settings || !work)
 		return VERDICT_DROP;
 	at = *found;
-	return finish(at.hook, connect_packet(ctx, work, settings, &at), bytes);
+	return finish_told(ctx, &at, connect_packet(ctx, work, settings, &at), bytes);
 }

@@ -93,6 +93,16 @@ static __always_inline bool ctx_store(ctx_t *ctx, u32 off, const void *from, u32
 	return bpf_skb_store_bytes(ctx, off, (void *)from, len, 0) == 0;
 }
 
+/* Copy the packet's first EVENT_BYTES, or what there is, out of it; return how many. */
+static __always_inline u32 ctx_copy_head(ctx_t *ctx, u8 *to)
+{
+	u64 len = ctx->len;
+
+	AT_MOST(len, EVENT_BYTES);
+	AT_LEAST(len, 1);
+	return bpf_skb_load_bytes(ctx, 0, to, len) ? 0 : len;
+}
+
 static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 {
 	return bpf_skb_change_tail(ctx, len, 0) == 0;

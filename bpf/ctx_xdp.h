@@ -78,6 +78,21 @@ static __always_inline bool ctx_store(const ctx_t *ctx, u32 off, const void *fro
 	return true;
 }
 
+/* Copy the packet's first EVENT_BYTES, or what there is, out of it; return how many. */
+static __always_inline u32 ctx_copy_head(const ctx_t *ctx, u8 *to)
+{
+	const u8 *data = ctx_data(ctx);
+	u32 at;
+
+#pragma clang loop unroll(disable)
+	for (at = 0; at < EVENT_BYTES; at++) {
+		if ((void *)(data + at + 1) > ctx_data_end(ctx))
+			break;
+		to[at] = data[at];
+	}
+	return at;
+}
+
 /* Make the frame len bytes long. Earlier packet pointers are void. */
 static __always_inline bool ctx_resize(ctx_t *ctx, u32 len)
 {

@@ -6,9 +6,10 @@
 #include "conntrack.h"
 #include "nat.h"
 #include "route.h"
-#include "step.h"
+#include "watch.h"
 
-#define SLOW (-2) /* no verdict of any hook */
+#define SLOW  (-2) /* no verdict of any hook */
+#define FIRST (-3) /* nor this: the first packet of a connection */
 
 #define LATER_FLAGS (TCP_FIN | TCP_SYN | TCP_RST)
 
@@ -138,12 +139,12 @@ static __always_inline const struct flow_entry *fast_lookup(const struct tuple *
 	return get_flow(&key);
 }
 
-/* Is there nothing to note down for a packet of this flow? */
+/* Is there nothing to note down for a packet of this flow, and nothing to tell of it? */
 static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 {
 	return !e->fins && e->state <= FLOW_ESTABLISHED &&
 	       (direction == DIR_FORWARD || e->state == FLOW_ESTABLISHED) &&
-	       ticks() - e->touched < FLOW_REFRESH_TICKS;
+	       ticks() - e->touched < FLOW_REFRESH_TICKS && likely(!(watched() & WATCH_PACKETS));
 }
 
 static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
@@ -177,11 +178,8 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 							: finish(at->hook, pass(REASON_NOT_VIP), bytes);
 	}
 	e = fast_lookup(&t, DIR_FORWARD);
-	if (!e) {
-		if (!is_martian(&t.src))
-			take_step(ctx, STEP_CONNECT, at);
-		return SLOW;
-	}
+	if (!e)
+		return is_martian(&t.src) ? SLOW : FIRST;
 	if (later || !settled(e, DIR_FORWARD) ||
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
 		return SLOW;

@@ -6,7 +6,7 @@
 #include "nat.h"
 #include "route.h"
 #include "service.h"
-#include "step.h"
+#include "watch.h"
 
 enum action {
 	ACTION_PASS,	 /* as it came */
@@ -24,6 +24,8 @@ struct decision {
 	u32 reason;
 	u8 answer;	    /* enum answer; ANSWER */
 	u8 stale;	    /* as in struct note; CONNECT */
+	u8 direction;	    /* enum direction, of a packet of `flow` */
+	u8 closes;	    /* the packet is the one that closes `flow` */
 	struct flow flow;   /* flow.to: the translated packet; all that translate */
 	struct route route; /* FORWARD, REDIRECT, and ANSWER_TOO_BIG */
 };
@@ -160,10 +162,17 @@ struct work {
 };
 _Static_assert(sizeof(struct work) <= sizeof(struct scratch), "struct work has room in the scratch map");
 
-static __always_inline struct work *get_work(void)
+/* As the program before has left it. */
+static __always_inline struct work *peek_work(void)
 {
 	u32 zero = 0;
-	struct work *work = bpf_map_lookup_elem(scratches, &zero);
+
+	return bpf_map_lookup_elem(scratches, &zero);
+}
+
+static __always_inline struct work *get_work(void)
+{
+	struct work *work = peek_work();
 
 	if (work)
 		__builtin_memset(work, 0, __builtin_offsetof(struct work, entries));

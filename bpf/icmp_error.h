@@ -5,9 +5,7 @@
  * looked up, and translated, like an answer to the packet; it says nothing about the flow's own life. */
 #pragma once
 #include "conntrack.h"
-#include "nat.h"
-#include "route.h"
-#include "step.h"
+#include "forward.h"
 
 /* The checksum in the L4 header that an ICMP error quotes, which may end before it; *delta is what its update
  * adds to ICMP's own. */
@@ -77,19 +75,19 @@ static __always_inline struct addr error_source(const struct packet *pkt, const 
 }
 
 static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct packet *pkt,
-						    struct icmp_error *e, const struct note *note)
+						    struct icmp_error *e, struct flow *flow,
+						    const struct note *note)
 {
 	struct route route;
-	struct flow flow;
 	bool along, back; /* sent by us, or else the stack's */
 	u8 direction;
 
-	if (!find_flow(ctx, &e->tuple, note, &direction, &flow))
+	if (!find_flow(ctx, &e->tuple, note, &direction, flow))
 		return pass(REASON_NOT_VIP);
-	back = flow.path == PATH_HAIRPIN;
-	e->to = flow.to;
-	e->src = error_source(pkt, e, &flow, direction);
-	along = forwards(&flow, direction);
+	back = flow->path == PATH_HAIRPIN;
+	e->to = flow->to;
+	e->src = error_source(pkt, e, flow, direction);
+	along = forwards(flow, direction);
 	if (along) {
 		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &route);
 
@@ -104,6 +102,9 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 		return drop(REASON_REJECT_UNANSWERED);
 	if (!translate_error(ctx, pkt, e, pkt->ttl - (along || back)))
 		return drop(REASON_REWRITE_FAILED);
+	flow->to.src = e->src; /* for whoever watches: what the error has become */
+	flow->to.sport = 0;
+	flow->to.dport = 0;
 	if (along)
 		return send_along(ctx, pkt, &route, REASON_ICMP_ERROR);
 	if (back)
@@ -111,25 +112,26 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	return pass(REASON_ICMP_ERROR);
 }
 
-/* The step. */
+/* The step. What is known of the packet so far, the long way has left in `scratch`. */
 static __always_inline int icmp_error(ctx_t *ctx)
 {
 	const struct note *found = get_note();
 	struct tuple quoted = {};
 	u32 bytes = ctx_len(ctx), parsed;
+	struct work *work = peek_work();
 	struct icmp_error e = {};
-	struct packet pkt = {};
+	struct packet *pkt;
 	struct note note;
 
-	if (!found)
+	if (!found || !work)
 		return VERDICT_PASS;
 	note = *found;
-	pkt.l3 = note.l3;
-	parsed = parse(ctx, &pkt);
+	pkt = &work->pkt;
+	parsed = parse(ctx, pkt);
 	if (parsed == ICMP_ERROR)
-		parsed = parse_quoted(ctx, &pkt, &quoted);
+		parsed = parse_quoted(ctx, pkt, &quoted);
 	if (parsed != PARSED)
 		return finish(note.hook, pass(parsed), bytes);
 	e.tuple = reverse(&quoted);
-	return finish(note.hook, pass_on_error(ctx, &pkt, &e, &note), bytes);
+	return finish_told(ctx, &note, pass_on_error(ctx, pkt, &e, &work->d.flow, &note), bytes);
 }

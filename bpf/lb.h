@@ -71,7 +71,9 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 {
 	const struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
+	u8 state = d->flow.state;
 
+	d->direction = direction;
 	decide(d, d->flow.path == PATH_HAIRPIN ? ACTION_HAIRPIN : ACTION_STACK,
 	       direction == DIR_REPLY ? REASON_REPLY : REASON_FLOW_HIT);
 	if (past && !ctx_can_redirect()) {
@@ -88,6 +90,7 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 	}
 	if (likely(pkt->piece != PIECE_LATER))
 		touch_flow(pkt, direction, &d->flow, now, settings, &work->entries);
+	d->closes = d->flow.state == FLOW_CLOSED && state != FLOW_CLOSED;
 }
 
 /* Is it a reply whose translation is undone where it comes in, of the flow d->flow? */
@@ -176,16 +179,24 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 }
 
 /* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
- * one, which is a step. */
-static __always_inline int run(ctx_t *ctx, const struct note *at)
+ * one, which is a step. So is what may be left out of it: first packets are sent ahead, unless somebody wants
+ * to have seen them as they came. */
+static __always_inline int run(ctx_t *ctx, struct note *at)
 {
 	u32 bytes = ctx_len(ctx);
 	int fast;
 
 	hand_over(ctx, at->hook);
 	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
-	if (likely(fast != SLOW))
+	if (likely(fast > SLOW))
 		return fast;
+	at->watch = watched();
+	if (unlikely(at->watch & WATCH_BYTES)) {
+		take_step(ctx, STEP_CAPTURE, at);
+		at->watch &= ~WATCH_BYTES;
+	}
+	if (fast == FIRST)
+		take_step(ctx, STEP_CONNECT, at);
 	take_step(ctx, at->egress ? STEP_EGRESS : STEP_INGRESS, at);
 	return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 }
@@ -208,7 +219,7 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 		decide_egress(ctx, work);
 	else
 		decide_ingress(ctx, at.side, work);
-	return finish(at.hook, conclude(ctx, &work->pkt, &work->d, &at), bytes);
+	return finish_told(ctx, &at, conclude(ctx, &work->pkt, &work->d, &at), bytes);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:

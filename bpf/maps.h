@@ -21,6 +21,9 @@
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
 #define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
+#define watch_map     MAP(FD_watch)	    /* [0] -> struct watch */
+#define draft_map     MAP(FD_draft)	    /* [0] -> struct event, of this CPU */
+#define events	      MAP(FD_events)	    /* ring of struct event */
 
 /* See account.h. */
 #define traffic_map	     MAP(FD_traffic)	      /* [line] -> struct traffic_line, of this CPU */

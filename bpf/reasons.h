@@ -72,7 +72,9 @@ enum hook {
 	X(EGRESS, "the long way of a packet that leaves")                                                    \
 	X(CONNECT, "selects a backend and creates the flow")                                                 \
 	X(ANSWER, "answers a packet itself")                                                                 \
-	X(ICMP_ERROR, "translates an ICMP error about a translated packet")
+	X(ICMP_ERROR, "translates an ICMP error about a translated packet")                                  \
+	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
+	X(REPORT, "tells whoever watches what became of a packet")
 
 enum step {
 	BEFORE_STEPS = HOOK_COUNT - 1, /* hooks and steps are numbered through */

@@ -5,6 +5,7 @@
 #include "connect.h"
 #include "answer.h"
 #include "icmp_error.h"
+#include "report.h"
 
 int lb_tc_uplink_in(struct __sk_buff *ctx)
 {
@@ -59,4 +60,14 @@ int lb_tc_answer(struct __sk_buff *ctx)
 int lb_tc_icmp_error(struct __sk_buff *ctx)
 {
 	return icmp_error(ctx);
+}
+
+int lb_tc_capture(struct __sk_buff *ctx)
+{
+	return capture(ctx);
+}
+
+int lb_tc_report(struct __sk_buff *ctx)
+{
+	return report(ctx);
 }

@@ -294,7 +294,8 @@ struct note {
 	u8 answer;  /* enum answer */
 	u8 egress;  /* the packet leaves this node: an answer goes to a process of it */
 	u8 stale;   /* the packet's tuple has a flow that is over */
-	u8 pad[3];
+	u8 watch;   /* enum watch_flags, as they were when the packet came */
+	u8 pad[2];
 };
 
 /* What the data plane says itself. */
@@ -365,6 +366,59 @@ struct ended {
 	u64 opened;
 	u64 refused;
 	u64 unanswered;
+};
+
+/* What somebody who watches wants to be told. */
+enum watch_flags {
+	WATCH_FLOWS = 1,   /* connections that begin, and that both sides have ended */
+	WATCH_DROPS = 2,   /* packets that are dropped, or refused by an answer of ours */
+	WATCH_PACKETS = 4, /* every packet that is translated or answered: none takes the short way */
+	WATCH_BYTES = 8,   /* with its first bytes, as it came and as it goes */
+};
+
+#define WATCHED_SERVICES 16
+
+struct watch {
+	u64 until_ns; /* CLOCK_MONOTONIC: then nobody watches any more, and `what` becomes 0 */
+	u64 lost;     /* events that the ring had no room for, since the map was made */
+	u32 what;     /* enum watch_flags; 0: nobody watches */
+	u32 one_in;   /* of so many connections one is told of, with all its packets; 0 and 1: of each */
+	u32 services[WATCHED_SERVICES]; /* ids of Service ports, then 0; the first 0: all of them */
+};
+
+/* How much of a packet an event has. */
+#define EVENT_BYTES 256
+
+/* What became of one packet. Addresses of IPv4 are in the first word, the others 0. */
+struct event {
+	u64 time_ns;   /* CLOCK_MONOTONIC */
+	u32 hook;      /* enum hook */
+	u32 reason;    /* enum reason */
+	s32 verdict;   /* as the kernel understands it, of the hook's kind of program */
+	u32 ifindex;   /* of the hook */
+	u32 service;   /* id of the Service port; 0: none is known */
+	u32 backend;   /* id; of meaning where `to` has an address */
+	u32 len;       /* bytes of the frame as it came */
+	u32 sent_len;  /* of the frame that goes; 0: it is dropped */
+	__be32 src[4]; /* src..dport: as it came; ports are 0 where there are none */
+	__be32 dst[4];
+	__be32 to_src[4]; /* to_src..to_dport: what that became, or would have; 0: nothing */
+	__be32 to_dst[4];
+	__be16 sport;
+	__be16 dport;
+	__be16 to_sport;
+	__be16 to_dport;
+	u16 captured;	   /* bytes in `before` */
+	u16 sent_captured; /* bytes in `after` */
+	u8 family;	   /* 4 or 6 */
+	u8 protocol;
+	u8 direction; /* enum direction */
+	u8 tcp_flags;
+	u8 closes; /* with this packet both sides have ended the connection */
+	u8 l3;	   /* bytes before the IP header as it came: 0 where there is no link header */
+	u8 pad[6];
+	u8 before[EVENT_BYTES]; /* before and after: with WATCH_BYTES alone */
+	u8 after[EVENT_BYTES];
 };
 
 /* What names a connection, and what NAT changes of it. */

@@ -5,6 +5,7 @@
 #include "connect.h"
 #include "answer.h"
 #include "icmp_error.h"
+#include "report.h"
 
 int lb_xdp_uplink(struct xdp_md *ctx)
 {
@@ -29,4 +30,14 @@ int lb_xdp_answer(struct xdp_md *ctx)
 int lb_xdp_icmp_error(struct xdp_md *ctx)
 {
 	return icmp_error(ctx);
+}
+
+int lb_xdp_capture(struct xdp_md *ctx)
+{
+	return capture(ctx);
+}
+
+int lb_xdp_report(struct xdp_md *ctx)
+{
+	return report(ctx);
 }

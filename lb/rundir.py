@@ -4,10 +4,11 @@
 
     /run/lbctl/<instance>.lock   held by flock for as long as the agent lives; holds its pid
     /run/lbctl/<instance>.json   the agent's notes: why a hook has its mode, when it last synced
+    /run/lbctl/<instance>.watch  held by flock for as long as somebody watches; holds their pid
     /run/lbctl/<instance>.sock   where the agent is asked for what is in its memory alone
 
 The maps and hooks themselves are the truth; the notes only explain them. All are safe against SIGKILL:
-the kernel drops the lock with the process, notes are replaced by rename, and nobody answers at the socket.
+the kernel drops a lock with the process, notes are replaced by rename, and nobody answers at the socket.
 """
 
 from __future__ import annotations
@@ -59,6 +60,11 @@ class RunDir:
             return path
         return self.root / f"{hashlib.blake2b(self.instance.encode(), digest_size=16).hexdigest()}.sock"
 
+    @property
+    def watch_path(self) -> Path:
+        """The file of the lock of whoever watches."""
+        return self.root / f"{self.instance}.watch"
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only one that works on this instance.
@@ -68,8 +74,26 @@ class RunDir:
         LbError: another process holds the lock.
         PermissionError: not root.
         """
+        with self._held(self.lock_path, "in use by", "stop it first, or choose another --instance"):
+            yield
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Be the only one that watches this instance.
+
+        Raises
+        ------
+        LbError: another process does.
+        PermissionError: not root.
+        """
+        with self._held(self.watch_path, "already watched by", "its packets are told to one at a time"):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, path: Path, taken: str, advice: str) -> Iterator[None]:
+        """Hold the lock of a file; taken and advice are for the error message when another process does."""
         self.root.mkdir(parents=True, exist_ok=True)
-        fd = self._locked()
+        fd = self._locked(path, taken, advice)
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
@@ -77,13 +101,13 @@ class RunDir:
         finally:
             os.close(fd)
 
-    def _locked(self) -> int:
+    def _locked(self, path: Path, taken: str, advice: str) -> int:
         """Return the lock file's descriptor, locked; opens anew when :meth:`remove` came in between."""
         while True:
-            fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), self.lock_path.stat()):
+                if os.path.samestat(os.fstat(fd), path.stat()):
                     return fd
             except FileNotFoundError:
                 pass
@@ -91,8 +115,7 @@ class RunDir:
                 holder = os.pread(fd, 32, 0).decode() or "unknown"
                 os.close(fd)
                 raise LbError(
-                    f"instance {self.instance}: in use by process {holder}, which holds {self.lock_path};"
-                    " stop it first, or choose another --instance"
+                    f"instance {self.instance}: {taken} process {holder}, which holds {path}; {advice}"
                 ) from None
             os.close(fd)
 
@@ -134,7 +157,7 @@ class RunDir:
     def remove(self) -> None:
         """Remove the instance's files, and the directory when it was the last one's."""
         aside = self.notes_path.with_suffix(".json.new")
-        for path in (self.notes_path, aside, self.socket_path, self.lock_path):
+        for path in (self.notes_path, aside, self.socket_path, self.lock_path, self.watch_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another instance has files there
             self.root.rmdir()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 
-from lb.datapath import pins
+from lb.datapath import netns, pins
 from lb.errors import ConfigError
+from lb.rundir import RunDir
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,3 +45,25 @@ def choose(args: argparse.Namespace, existing: list[str] | None = None) -> str:
         return found[0]
     problem = "no such instance" if not found else "more than one instance fits; say --instance NAME"
     raise ConfigError(f"{wanted}: {problem}; {listed}")
+
+
+@contextlib.contextmanager
+def entered(instance: str) -> Iterator[None]:
+    """Be in the network namespace of an instance's hooks.
+
+    Raises
+    ------
+    ConfigError: it is gone; DatapathError: it cannot be entered.
+    """
+    run_dir = RunDir(instance)
+    if not run_dir.elsewhere():
+        yield
+        return
+    notes = run_dir.notes()
+    place = netns.find(notes["network_namespace"], notes.get("pid"))
+    if place is None:
+        raise ConfigError(
+            f"instance {instance}: its agent's network namespace is gone, or not to be seen from here"
+        )
+    with netns.entered(place):
+        yield

@@ -11,7 +11,7 @@ from typing import Any
 from lb.cli import instances
 from lb.cli.settings import Given, build
 from lb.config import SOURCE, Config
-from lb.datapath import netns, pins
+from lb.datapath import pins
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
 from lb.datapath.standing import standing
@@ -73,13 +73,8 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
     config = _config(args, notes, str(run_dir.notes_path) if run_dir else "")
     config = replace(config, instance=name, node_name=config.node_name or notes.get("node", "") or name)
     with contextlib.ExitStack() as stack:
-        if run_dir and run_dir.elsewhere():
-            place = netns.find(notes["network_namespace"], notes.get("pid"))
-            if place is None:
-                raise ConfigError(
-                    f"instance {name}: its agent's network namespace is gone, or not to be seen from here"
-                )
-            stack.enter_context(netns.entered(place))
+        if name:
+            stack.enter_context(instances.entered(name))
         maps = KernelMaps(Pins(name).maps) if name else None
         if maps:
             stack.callback(maps.close)

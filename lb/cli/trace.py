@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lb.cli import instances, nodes
-from lb.datapath import netns
 from lb.datapath.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.model import IPAddress, Protocol
-from lb.rundir import RunDir
 
 if TYPE_CHECKING:
     from lb.datapath.witness import Tuple
@@ -85,7 +82,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _trace(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     packet = _packet(args)
     name = instances.choose(args)
-    with _at(name):
+    with instances.entered(name):
         stories = list(_stories(args, name, packet))
     if args.pcap:
         from lb.observe import frames  # noqa: PLC0415
@@ -154,28 +151,6 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
         return ip_address(host), number
     except ValueError:
         raise UsageError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
-
-
-@contextlib.contextmanager
-def _at(instance: str) -> Iterator[None]:
-    """Be in the network namespace of an instance's hooks.
-
-    Raises
-    ------
-    ConfigError: it is gone; DatapathError: it cannot be entered.
-    """
-    run_dir = RunDir(instance)
-    if not run_dir.elsewhere():
-        yield
-        return
-    notes = run_dir.notes()
-    place = netns.find(notes["network_namespace"], notes.get("pid"))
-    if place is None:
-        raise ConfigError(
-            f"instance {instance}: its agent's network namespace is gone, or not to be seen from here"
-        )
-    with netns.entered(place):
-        yield
 
 
 def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> Iterator[list[Traced]]:

@@ -65,6 +65,7 @@ COMMON_HELPERS: Mapping[int, tuple[str, str]] = {
     93: ("spin_lock", "5.1"),
     94: ("spin_unlock", "5.1"),
     118: ("jiffies64", "5.6"),
+    130: ("ringbuf_output", "5.8"),
 }
 """Those that XDP and tc programs both call."""
 
@@ -138,9 +139,11 @@ def _map_needs() -> Iterator[Need]:
             what, since = f"{what}, mapped into memory", "5.5"
         if kind is layouts.MapType.CACHE:
             what = f"{what}, with locks"
+        elif kind is layouts.MapType.RINGBUF:
+            what, since = "ring buffer", "5.8"
         error = 0
         try:
-            create_map(spec, 1).close()
+            create_map(spec, spec.fixed if kind is layouts.MapType.RINGBUF else 1).close()
         except BpfError as refused:
             error = refused.errno
         yield Need(what, since, error)

@@ -189,9 +189,54 @@ NOTE: DType = np.dtype(
         ("answer", "u1"),
         ("egress", "u1"),
         ("stale", "u1"),
-        ("pad", "u1", (3,)),
+        ("watch", "u1"),
+        ("pad", "u1", (2,)),
     ]
 )
+WATCHED_SERVICES = 16
+WATCH: DType = np.dtype(
+    [
+        ("until_ns", "u8"),
+        ("lost", "u8"),
+        ("what", "u4"),
+        ("one_in", "u4"),
+        ("services", "u4", (WATCHED_SERVICES,)),
+    ]
+)
+EVENT_BYTES = 256
+EVENT: DType = np.dtype(
+    [
+        ("time_ns", "u8"),
+        ("hook", "u4"),
+        ("reason", "u4"),
+        ("verdict", "i4"),
+        ("ifindex", "u4"),
+        ("service", "u4"),
+        ("backend", "u4"),
+        ("len", "u4"),
+        ("sent_len", "u4"),
+        ("src", "V16"),
+        ("dst", "V16"),
+        ("to_src", "V16"),
+        ("to_dst", "V16"),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("to_sport", ">u2"),
+        ("to_dport", ">u2"),
+        ("captured", "u2"),
+        ("sent_captured", "u2"),
+        ("family", "u1"),
+        ("protocol", "u1"),
+        ("direction", "u1"),
+        ("tcp_flags", "u1"),
+        ("closes", "u1"),
+        ("l3", "u1"),
+        ("pad", "u1", (6,)),
+        ("before", "u1", (EVENT_BYTES,)),
+        ("after", "u1", (EVENT_BYTES,)),
+    ]
+)
+NOTHING: DType = np.dtype([])
 ID: DType = np.dtype("u4")
 
 STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
@@ -227,6 +272,8 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "connections": CONNECTIONS,
     "service_counters": SERVICE_COUNTERS,
     "ended": ENDED,
+    "watch": WATCH,
+    "event": EVENT,
 }
 
 
@@ -309,6 +356,15 @@ class IfaceFlag(IntFlag):
     PEER = 4
 
 
+class WatchFlag(IntFlag):
+    """enum watch_flags."""
+
+    FLOWS = 1
+    DROPS = 2
+    PACKETS = 4
+    BYTES = 8
+
+
 class MapType(IntEnum):
     """enum bpf_map_type of linux/bpf.h, as far as it is used here, and CACHE: our own (bpf/cache.h)."""
 
@@ -318,6 +374,7 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    RINGBUF = 27
     CACHE = 1 << 16
 
 
@@ -334,7 +391,8 @@ class MapSpec:
     single entry. version is the IP version whose addresses it holds, 0 when it holds none or those of both.
 
     A CACHE is a table of keys and values to its users (:mod:`lb.datapath.cache`); to the kernel it is an
-    array of its buckets, of which the attributes kernel_… speak.
+    array of its buckets, of which the attributes kernel_… speak. A RINGBUF has neither keys nor values, and
+    its entries are bytes (:mod:`lb.datapath.ringbuf`).
     """
 
     name: str
@@ -645,6 +703,37 @@ def _maps() -> Iterator[MapSpec]:
         limit="services",
         flags=BPF_F_MMAPABLE,
         spare=1,
+    )
+    yield MapSpec(
+        "watch",
+        MapType.ARRAY,
+        ID,
+        WATCH,
+        "lbctl monitor, kernel",
+        "fixed",
+        "whether somebody watches, and what is wanted",
+        fixed=1,
+        flags=BPF_F_MMAPABLE,
+    )
+    yield MapSpec(
+        "draft",
+        MapType.PERCPU_ARRAY,
+        ID,
+        EVENT,
+        "kernel",
+        "fixed",
+        "the event that is being made",
+        fixed=1,
+    )
+    yield MapSpec(
+        "events",
+        MapType.RINGBUF,
+        NOTHING,
+        NOTHING,
+        "kernel",
+        "the event is lost, counted in `watch`",
+        "what became of packets, for whoever watches",
+        fixed=1 << 20,
     )
     yield MapSpec(
         "services",

@@ -158,7 +158,7 @@ def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitSta
 
 def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
     """Tell whether what the map holds fits into a smaller one."""
-    if spec.type in (MapType.LRU_HASH, MapType.CACHE):
+    if spec.type in (MapType.LRU_HASH, MapType.CACHE, MapType.RINGBUF):
         return True  # as ever, some have to go
     keys, values = read_rows(fd, spec)
     if spec.type in (MapType.HASH, MapType.LPM_TRIE):
@@ -203,6 +203,8 @@ def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
 
 
 def _copy(source: FD, target: FD, spec: MapSpec) -> None:
+    if spec.type is MapType.RINGBUF:
+        return  # what nobody has read by now, nobody waits for
     keys, values = read_rows(source, spec)
     if spec.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
         inside = keys < bpf.map_info(target).max_entries

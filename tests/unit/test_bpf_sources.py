@@ -88,6 +88,7 @@ def test_readme_lists_every_map() -> None:
         layouts.MapType.LRU_HASH: "LRU hash",
         layouts.MapType.LPM_TRIE: "LPM trie",
         layouts.MapType.CACHE: "cache (`cache.h`)",
+        layouts.MapType.RINGBUF: "ring buffer",
     }
     specs = [spec for spec in layouts.MAPS if spec.version != 6]  # a row has both families
     assert list(rows) == [spec.name for spec in specs]

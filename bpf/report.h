@@ -1,0 +1,145 @@
+/* Telling whoever watches what became of a packet. Two steps: one before the long way, which keeps the
+ * packet's first bytes, one behind the last program of all, which tells. */
+#pragma once
+#include "forward.h"
+#include "watch.h"
+
+/* The step before. */
+static __always_inline int capture(ctx_t *ctx)
+{
+	const struct note *found = get_note();
+	struct event *event = get_draft();
+	struct note at;
+
+	if (!found || !event)
+		return VERDICT_DROP;
+	at = *found;
+	event->captured = ctx_copy_head(ctx, event->before);
+	take_step(ctx, at.egress ? STEP_EGRESS : STEP_INGRESS, &at);
+	return VERDICT_DROP;
+}
+
+/* What of enum watch_flags the packet is told for; 0: it was none of our business. */
+static __always_inline u32 told_for(const struct event *event, bool closes)
+{
+	switch (event->reason) {
+	case REASON_NEW_LOCAL:
+	case REASON_NEW_REMOTE:
+	case REASON_NEW_HAIRPIN:
+		return WATCH_FLOWS | WATCH_PACKETS;
+	case REASON_FLOW_HIT:
+	case REASON_REPLY:
+		return closes ? WATCH_FLOWS | WATCH_PACKETS : WATCH_PACKETS;
+	case REASON_ICMP_ERROR:
+	case REASON_PING:
+		return WATCH_PACKETS;
+	case REASON_REJECT_NO_ENDPOINT:
+	case REASON_REJECT_UNKNOWN_PORT:
+	case REASON_TTL_EXPIRED:
+	case REASON_TOO_BIG:
+		return WATCH_DROPS | WATCH_PACKETS;
+	default:
+		return event->verdict == VERDICT_DROP ? WATCH_DROPS | WATCH_PACKETS : 0;
+	}
+}
+
+/* Without branches: for the verifier each one doubles the number of ways through. */
+static __always_inline bool watches_service(const struct watch *watch, u32 service)
+{
+	u64 found = 0;
+
+	if (!watch->services[0] || !service)
+		return !watch->services[0];
+#pragma unroll
+	for (int i = 0; i < WATCHED_SERVICES; i++)
+		found |= ((u64)(watch->services[i] ^ service) - 1) >> 63;
+	return found;
+}
+
+/* A connection is told of as a whole or not at all: what counts is the tuple of the client's packets. */
+static __always_inline bool is_sample(const struct watch *watch, const struct work *work)
+{
+	struct tuple t = work->pkt.tuple;
+
+	if (watch->one_in < 2)
+		return true;
+	if (work->d.direction == DIR_REPLY)
+		t = reverse(&work->d.flow.to);
+	/* Mixed once more: the hash alone chooses the backend, and the sample would be of few of them. */
+	return hash_words(hash_tuple(&t), 0, 0) % watch->one_in == 0;
+}
+
+static __always_inline void put_address(__be32 *to, const struct addr *address)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		to[i] = i < ADDR_WORDS ? address->word[i % ADDR_WORDS] : 0;
+}
+
+static __always_inline void describe(ctx_t *ctx, struct event *event, const struct work *work,
+				     const struct note *at)
+{
+	const struct tuple *from = &work->pkt.tuple, *to = &work->d.flow.to;
+
+	event->hook = at->hook;
+	event->ifindex = ctx_ifindex(ctx);
+	event->service = work->d.flow.service;
+	event->backend = work->d.flow.backend;
+	event->sent_len = event->verdict == VERDICT_DROP ? 0 : ctx_len(ctx);
+	put_address(event->src, &from->src);
+	put_address(event->dst, &from->dst);
+	put_address(event->to_src, &to->src);
+	put_address(event->to_dst, &to->dst);
+	event->sport = from->sport;
+	event->dport = from->dport;
+	event->to_sport = to->sport;
+	event->to_dport = to->dport;
+	event->family = FAMILY;
+	event->protocol = from->protocol;
+	event->direction = work->d.direction;
+	event->tcp_flags = work->pkt.tcp_flags;
+	event->closes = work->d.closes;
+	event->l3 = at->l3;
+}
+
+static __always_inline void tell(ctx_t *ctx, struct watch *watch, struct event *event,
+				 const struct work *work, const struct note *at)
+{
+	bool bytes = at->watch & WATCH_BYTES;
+	long full;
+
+	if (!(told_for(event, work->d.closes) & watch->what) ||
+	    !watches_service(watch, work->d.flow.service) || !is_sample(watch, work))
+		return;
+	describe(ctx, event, work, at);
+	if (bytes) {
+		event->sent_captured = event->sent_len ? ctx_copy_head(ctx, event->after) : 0;
+		full = bpf_ringbuf_output(events, event, sizeof(*event), 0);
+	} else {
+		event->captured = 0;
+		event->sent_captured = 0;
+		full = bpf_ringbuf_output(events, event, __builtin_offsetof(struct event, before), 0);
+	}
+	if (full)
+		__sync_fetch_and_add(&watch->lost, 1);
+}
+
+/* The step behind. Whoever watches says so again and again; once nobody has for a while, here it ends. */
+static __always_inline int report(ctx_t *ctx)
+{
+	const struct note *at = get_note();
+	struct event *event = get_draft();
+	const struct work *work = peek_work();
+	struct watch *watch;
+	u32 zero = 0;
+
+	watch = bpf_map_lookup_elem(watch_map, &zero);
+	if (!at || !event || !work || !watch)
+		return VERDICT_DROP;
+	event->time_ns = bpf_ktime_get_ns();
+	if (event->time_ns > watch->until_ns)
+		watch->what = 0;
+	else
+		tell(ctx, watch, event, work, at);
+	return event->verdict;
+}

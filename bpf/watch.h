@@ -1,0 +1,39 @@
+/* For whoever watches (`lbctl monitor`): is anybody there, and the way to telling it. What is told is put
+ * together in report.h, by programs of their own. */
+#pragma once
+#include "step.h"
+
+/* enum watch_flags; 0: nobody watches, and this is all that it costs. */
+static __always_inline u32 watched(void)
+{
+	u32 zero = 0;
+	const struct watch *watch = bpf_map_lookup_elem(watch_map, &zero);
+
+	return watch ? watch->what : 0;
+}
+
+/* The event that is being made on this CPU. */
+static __always_inline struct event *get_draft(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(draft_map, &zero);
+}
+
+/* The end of a program that had something to decide. */
+static __always_inline int finish_told(ctx_t *ctx, const struct note *at, struct outcome o, u32 bytes)
+{
+	int verdict = finish(at->hook, o, bytes);
+	struct event *event;
+
+	if (likely(!at->watch))
+		return verdict;
+	event = get_draft();
+	if (!event)
+		return verdict;
+	event->verdict = verdict;
+	event->reason = o.reason;
+	event->len = bytes;
+	take_step(ctx, STEP_REPORT, at);
+	return verdict;
+}

@@ -1,0 +1,530 @@
+"""What whoever watches is told: each event whole, from each kind of program; the packets are as ever."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.utils import RawPcapNgReader
+
+from lb.datapath import bpf
+from lb.datapath.layouts import EVENT_BYTES, REASONS, WatchFlag
+from lb.datapath.watch import LEASE_SECONDS, Watch
+from lb.errors import ConfigError
+from lb.model import ObjectKey, Protocol, TrafficPolicy, socket_text
+from lb.observe.capture import Capture
+from lb.observe.events import Event, Names, What, describe
+from lb.plan.types import VipKind
+from tests import packets as p
+from tests.packet.harness import (
+    HOOK_OF,
+    OUTSIDE_INGRESS,
+    PASS,
+    TC_POD_IN,
+    TC_POD_OUT,
+    TC_UPLINK_IN,
+    TC_UPLINK_OUT,
+    XDP,
+    Datapath,
+    Result,
+)
+from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.rows import ONE_SNAT_PORT, SNAT_PORT, play
+from tests.packet.test_paths import rows
+
+Socket = tuple[str, int]
+VIP = VIPS[VipKind.CLUSTER_IP]
+CLIENT = (p.CLIENT, p.CLIENT_PORT)
+POD = (p.POD_CLIENT, p.CLIENT_PORT)
+LOCAL = (p.BACKEND_LOCAL, TARGET_PORT)
+REMOTE = (p.BACKEND_REMOTE, TARGET_PORT)
+WEB = "default/web:http"
+FLOWS, DROPS, PACKETS, BYTES = WatchFlag
+EVENTS = FLOWS | DROPS
+ALL = EVENTS | PACKETS
+
+both_uplinks = pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
+each_protocol = pytest.mark.parametrize("protocol", list(Protocol))
+BUILD: dict[Protocol, Callable[..., bytes]] = {
+    Protocol.TCP: p.tcp,
+    Protocol.UDP: p.udp,
+    Protocol.SCTP: p.sctp,
+}
+
+
+class Told:
+    """Somebody who watches, and what became of the packets that were run meanwhile."""
+
+    def __init__(self, datapath: Datapath, watch: Watch) -> None:
+        self.datapath, self.watch = datapath, watch
+        self.names = Names(datapath.maps)
+
+    def records(self) -> list[Any]:
+        """Return the records that have come."""
+        return list(self.watch.events())
+
+    def events(self) -> list[Event]:
+        """Return what has come in words, with a time of 0."""
+        with self.datapath.namespace.entered():
+            return [replace(describe(one, self.names, 0), time_ns=0) for one in self.records()]
+
+    def of(self, program: str, frame: bytes, **how: Any) -> list[Event]:
+        """Run a program on a frame, and return what was told."""
+        self.datapath.run(program, frame, **how)
+        return self.events()
+
+
+@contextlib.contextmanager
+def watching(datapath: Datapath, what: WatchFlag, **how: Any) -> Iterator[Told]:
+    with Watch(datapath.maps, what, **how) as watch:
+        yield Told(datapath, watch)
+
+
+def text(there: Socket) -> str:
+    """Return an address and port in the family under test, as events have them."""
+    address = ip_address(p.here(there[0]))
+    return socket_text(address, there[1]) if there[1] else str(address)
+
+
+def event(what: What, program: str, reason: str, frame: bytes, **fields: Any) -> Event:
+    """Return the event of a frame; fields are those that are not as in most."""
+    meaning = next(words for name, words in REASONS if name == reason)
+    known = {"sent_source": "", "sent_destination": "", "client": "", "vip": "", "backend": "", "snat": ""}
+    usual = {
+        "time_ns": 0,
+        "what": what,
+        "hook": HOOK_OF[program],
+        "interface": "pod0" if program in (TC_POD_IN, TC_POD_OUT) else "up0",
+        "reason": reason,
+        "meaning": meaning,
+        "service": WEB,
+        "protocol": "TCP",
+        "reply": False,
+        "flags": "",
+        "length": len(frame),
+    }
+    return Event(**{**known, **usual, **fields})
+
+
+def request(source: Socket, vip: Socket, seen: Socket, backend: Socket) -> dict[str, Any]:
+    """Return the fields of a client's packet that reaches a backend as if it came from seen."""
+    return {
+        "source": text(source),
+        "destination": text(vip),
+        "sent_source": text(seen),
+        "sent_destination": text(backend),
+        "client": text(source),
+        "vip": text(vip),
+        "backend": text(backend),
+        "snat": text(seen) if seen != source else "",
+    }
+
+
+def answer(source: Socket, vip: Socket, seen: Socket, backend: Socket) -> dict[str, Any]:
+    """Return the fields of the backend's packets of the same connection."""
+    return request(source, vip, seen, backend) | {
+        "reply": True,
+        "source": text(backend),
+        "destination": text(seen),
+        "sent_source": text(vip),
+        "sent_destination": text(source),
+    }
+
+
+@both_uplinks
+@each_protocol
+def test_a_connection_from_outside_to_a_backend_here(
+    datapath: Datapath, uplink_program: str, protocol: Protocol
+) -> None:
+    """New, an answer, a later packet: the last two are told of when every packet is wanted, and only then."""
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=protocol))
+    tcp = protocol is Protocol.TCP
+    flags = ("S", "SA", "PA") if tcp else ("", "", "")
+    ends = ((p.FROM_CLIENT, CLIENT, VIP), (p.TO_CLIENT, LOCAL, CLIENT), (p.FROM_CLIENT, CLIENT, VIP))
+    programs = (uplink_program, TC_UPLINK_OUT, uplink_program)
+    frames = [
+        (program, BUILD[protocol](*end, *([flag] if tcp else [])))
+        for program, end, flag in zip(programs, ends, flags, strict=True)
+    ]
+    way = (CLIENT, VIP, CLIENT, LOCAL)
+    told_as = (
+        (What.NEW, "NEW_LOCAL", request(*way)),
+        (What.PASSED, "REPLY", answer(*way)),
+        (What.PASSED, "FLOW_HIT", request(*way)),
+    )
+    expected = [
+        event(what, program, reason, frame, protocol=protocol.name, flags=flag, **fields)
+        for (program, frame), flag, (what, reason, fields) in zip(frames, flags, told_as, strict=True)
+    ]
+    for wanted, told_of in ((EVENTS, expected[:1]), (ALL, expected)):
+        datapath.reset()
+        with watching(datapath, wanted) as told:
+            assert [each for program, frame in frames for each in told.of(program, frame)] == told_of
+
+
+@both_uplinks
+def test_a_connection_to_a_backend_elsewhere_is_told_with_its_snat(
+    datapath: Datapath, uplink_program: str
+) -> None:
+    datapath.apply(service(p.BACKEND_REMOTE))
+    datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
+    seen = (p.NODE1, SNAT_PORT)
+    way = (CLIENT, VIP, seen, REMOTE)
+    first = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
+    back = p.tcp(p.FROM_NODE2, REMOTE, seen, "SA")
+    with watching(datapath, ALL) as told:
+        assert told.of(uplink_program, first) == [
+            event(What.NEW, uplink_program, "NEW_REMOTE", first, flags="S", **request(*way))
+        ]
+        assert told.of(uplink_program, back) == [
+            event(What.PASSED, uplink_program, "REPLY", back, flags="SA", **answer(*way))
+        ]
+
+
+def test_a_pods_connection_and_its_end(datapath: Datapath) -> None:
+    """Closed is told once: with the packet by which both sides have ended it, whichever side's that is."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    way = (POD, VIP, POD, LOCAL)
+    with watching(datapath, EVENTS) as told:
+        for flags in ("S", "FA"):
+            told.of(TC_POD_IN, p.tcp(p.FROM_POD, POD, VIP, flags))
+        fin = p.tcp(p.TO_POD, LOCAL, POD, "FA")
+        assert told.of(TC_POD_OUT, fin) == [
+            event(What.CLOSED, TC_POD_OUT, "REPLY", fin, flags="FA", **answer(*way))
+        ]
+        assert told.of(TC_POD_IN, p.tcp(p.FROM_POD, POD, VIP, "A")) == []
+        assert told.of(TC_POD_OUT, fin) == []
+    with watching(datapath, EVENTS) as told:
+        told.of(TC_POD_IN, p.tcp(p.FROM_POD, POD, VIP, "S"))
+        reset = p.tcp(p.FROM_POD, POD, VIP, "R")
+        assert told.of(TC_POD_IN, reset) == [
+            event(What.CLOSED, TC_POD_IN, "FLOW_HIT", reset, flags="R", **request(*way))
+        ]
+
+
+def _ends(source: Socket, vip: Socket) -> dict[str, Any]:
+    """Return the fields of a client's packet that nothing was chosen for."""
+    return {
+        "source": text(source),
+        "destination": text(vip),
+        "client": text(source),
+        "vip": text(vip),
+    }
+
+
+@both_uplinks
+def test_what_is_dropped(datapath: Datapath, uplink_program: str) -> None:
+    balanced = VIPS[VipKind.LOAD_BALANCER]
+    cases = {
+        "SOURCE_NOT_ALLOWED": (
+            service(p.BACKEND_LOCAL, source_ranges=["203.0.113.0/24"]),
+            _ends(CLIENT, balanced),
+        ),
+        "NO_LOCAL_ENDPOINT": (
+            service(p.BACKEND_REMOTE, external=TrafficPolicy.LOCAL),
+            _ends(CLIENT, balanced),
+        ),
+        "NO_ROUTE": (
+            service(p.BACKEND_UNROUTED),
+            request(CLIENT, balanced, CLIENT, (p.BACKEND_UNROUTED, TARGET_PORT)),
+        ),
+    }
+    frame = p.tcp(p.FROM_CLIENT, CLIENT, balanced)
+    for reason, (plan, fields) in cases.items():
+        datapath.apply(plan)
+        with watching(datapath, DROPS) as told:
+            assert told.of(uplink_program, frame) == [
+                event(What.DROPPED, uplink_program, reason, frame, flags="S", **fields)
+            ]
+
+
+@both_uplinks
+def test_what_is_refused_is_a_drop_too(datapath: Datapath, uplink_program: str) -> None:
+    datapath.apply(service())
+    frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
+    refused = event(
+        What.REFUSED, uplink_program, "REJECT_NO_ENDPOINT", frame, flags="S", **_ends(CLIENT, VIP)
+    )
+    for wanted, expected in ((DROPS, [refused]), (FLOWS, []), (FLOWS | PACKETS, [refused])):
+        with watching(datapath, wanted) as told:
+            assert told.of(uplink_program, frame) == expected
+    datapath.apply(service(p.BACKEND_LOCAL))
+    unknown = p.udp(p.FROM_CLIENT, CLIENT, (p.CLUSTER_VIP, 81))
+    with watching(datapath, DROPS) as told:
+        assert told.of(uplink_program, unknown) == [
+            event(
+                What.REFUSED,
+                uplink_program,
+                "REJECT_UNKNOWN_PORT",
+                unknown,
+                protocol="UDP",
+                **_ends(CLIENT, (p.CLUSTER_VIP, 81)),
+            )
+        ]
+
+
+@both_uplinks
+def test_pings_and_icmp_errors_have_no_ports(datapath: Datapath, uplink_program: str) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    protocol = "ICMP" if p.version() == 4 else "ICMPv6"
+    asked = p.echo(p.FROM_CLIENT, p.CLIENT, p.CLUSTER_VIP)
+    first = p.udp(p.FROM_CLIENT, CLIENT, VIP)
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
+    with watching(datapath, ALL) as told:
+        assert told.of(uplink_program, asked) == [
+            event(
+                What.ANSWERED,
+                uplink_program,
+                "PING",
+                asked,
+                protocol=protocol,
+                source=p.here(p.CLIENT),
+                destination=p.here(p.CLUSTER_VIP),
+            )
+        ]
+        there = datapath.run(uplink_program, first).packet
+        told.events()
+        error = p.icmp_error(p.TO_CLIENT, p.ip(p.BACKEND_LOCAL, p.CLIENT), "port unreachable", p.quote(there))
+        assert told.of(TC_UPLINK_OUT, error) == [
+            event(
+                What.PASSED,
+                TC_UPLINK_OUT,
+                "ICMP_ERROR",
+                error,
+                protocol=protocol,
+                source=p.here(p.BACKEND_LOCAL),
+                destination=p.here(p.CLIENT),
+                sent_source=p.here(p.CLUSTER_VIP),
+                sent_destination=p.here(p.CLIENT),
+            )
+        ]
+
+
+@both_uplinks
+def test_what_is_none_of_our_business_is_not_told(datapath: Datapath, uplink_program: str) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    other = p.tcp(p.FROM_CLIENT, CLIENT, (p.NODE1, 22))
+    vlan = other[:12] + b"\x81\x00\x00\x07" + other[12:]
+    with watching(datapath, ALL | BYTES) as told:
+        for frame in (other, vlan, other[:30]):
+            assert told.of(uplink_program, frame) == []
+        assert told.of(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (p.NODE1, 22), CLIENT)) == []
+
+
+@both_uplinks
+@each_protocol
+def test_a_packet_is_the_same_whether_or_not_somebody_watches(
+    datapath: Datapath, uplink_program: str, protocol: Protocol
+) -> None:
+    """Every way through the data plane, with all that can be asked for: bytes, verdicts and reasons."""
+    for row in rows(protocol, VipKind.LOAD_BALANCER):
+        datapath.reset()
+        with watching(datapath, ALL | BYTES) as told:
+            play(datapath, row, uplink_program)
+            reasons = [step.reason for step in row.steps if step.reason != "NOT_VIP"]
+            assert [one.reason for one in told.events()] == reasons, row.description
+
+
+@both_uplinks
+@pytest.mark.parametrize("size", [0, 1, 200, 1200])
+def test_the_bytes_before_and_after(datapath: Datapath, uplink_program: str, size: int) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    frames = [
+        p.tcp(p.FROM_CLIENT, CLIENT, VIP, flags, (bytes(range(256)) * 5)[:size]) for flags in ("S", "A")
+    ]
+    with watching(datapath, ALL | BYTES) as told:
+        for frame in frames:  # by the program for first packets, and by the other
+            result = datapath.run(uplink_program, frame)
+            (record,) = told.records()
+            before, after = frame[:EVENT_BYTES], result.packet[:EVENT_BYTES]
+            assert record["before"][: record["captured"]].tobytes() == before
+            assert record["after"][: record["sent_captured"]].tobytes() == after
+            assert (record["len"], record["sent_len"]) == (len(frame), len(result.packet))
+
+
+@both_uplinks
+def test_of_an_answer_and_of_a_drop_there_are_bytes_as_well(datapath: Datapath, uplink_program: str) -> None:
+    datapath.apply(service(source_ranges=["203.0.113.0/24"]))
+    refused = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
+    dropped = p.tcp(p.FROM_CLIENT, CLIENT, VIPS[VipKind.LOAD_BALANCER])
+    with watching(datapath, DROPS | BYTES) as told:
+        for frame, out in ((refused, p.reset_for(refused)), (dropped, b"")):
+            datapath.run(uplink_program, frame)
+            (record,) = told.records()
+            assert record["before"][: record["captured"]].tobytes() == frame
+            assert record["after"][: record["sent_captured"]].tobytes() == out
+            assert record["sent_len"] == len(out)
+
+
+def test_without_bytes_none_of_an_earlier_packet_are_told(datapath: Datapath) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    with watching(datapath, ALL | BYTES) as told:
+        datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP))
+        assert told.records()[0]["captured"]
+    with watching(datapath, ALL) as told:
+        datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A"))
+        (record,) = told.records()
+        assert (record["captured"], record["sent_captured"]) == (0, 0)
+        assert not record["before"].any()
+
+
+@both_uplinks
+def test_only_the_services_that_are_asked_for(datapath: Datapath, uplink_program: str) -> None:
+    udp = service(p.BACKEND_LOCAL, name="dns", protocol=Protocol.UDP, whole=False)
+    datapath.apply(service(p.BACKEND_LOCAL), udp)
+    frames = [p.tcp(p.FROM_CLIENT, CLIENT, VIP), p.udp(p.FROM_CLIENT, CLIENT, VIP)]
+    names = Names(datapath.maps)
+    for name in ("web", "dns"):
+        datapath.reset()
+        (ident,) = names.ports(ObjectKey("default", name))
+        with watching(datapath, ALL, services=[ident]) as told:
+            found = [each.service for frame in frames for each in told.of(uplink_program, frame)]
+            assert found == [f"default/{name}:http"]
+            # an address that no Service has, and so no Service's
+            assert told.of(uplink_program, p.pieces(frames[0], 24)[1]) == []
+
+
+def test_the_ports_of_a_service(datapath: Datapath) -> None:
+    datapath.apply(
+        service(p.BACKEND_LOCAL), service(p.BACKEND_LOCAL, name="dns", protocol=Protocol.UDP, whole=False)
+    )
+    names, web = Names(datapath.maps), ObjectKey("default", "web")
+    (ident,) = names.ports(web)
+    assert names.service(ident) == WEB
+    assert names.ports(web, "http") == names.ports(web, "80") == names.ports(web, "30080") == [ident]
+    for port in ("https", "8080"):
+        with pytest.raises(ConfigError, match=f"default/web:{port}: the Service has no port of that name"):
+            names.ports(web, port)
+    with pytest.raises(ConfigError, match="--service default/none: this node has nothing of such a Service"):
+        names.ports(ObjectKey("default", "none"))
+    assert names.service(0) == names.service(4000) == ""
+
+
+def test_one_of_so_many_connections_and_all_of_each(datapath: Datapath) -> None:
+    """In both directions and of every backend: what is drawn must not depend on what the hash chose."""
+    backends = [f"10.0.1.{number}" for number in range(10, 14)]
+    datapath.apply(service(*backends))
+    told_of: dict[str, list[str]] = {}
+    with watching(datapath, ALL, one_in=4) as told:
+        for port in range(40_000, 40_400):
+            client = (p.CLIENT, port)
+            sent = datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, client, VIP)).packet
+            backend = p.role(p.l3(sent).dst)
+            datapath.run(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (backend, TARGET_PORT), client, "SA"))
+            datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, client, VIP, "A"))
+            for one in told.events():
+                told_of.setdefault(one.client, []).append(f"{one.reason} {one.backend}")
+    assert 60 <= len(told_of) <= 140
+    for reasons in told_of.values():
+        assert [one.split()[0] for one in reasons] == ["NEW_LOCAL", "REPLY", "FLOW_HIT"]
+    assert len({one.split()[1] for reasons in told_of.values() for one in reasons}) == len(backends)
+
+
+def test_what_there_is_no_room_for_is_counted(datapath: Datapath) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, source_ranges=["203.0.113.0/24"]))
+    frame, times = p.tcp(p.FROM_CLIENT, CLIENT, VIPS[VipKind.LOAD_BALANCER]), 3000
+    with watching(datapath, DROPS | BYTES) as told, datapath.namespace.entered():
+        assert told.watch.lost == 0
+        bpf.prog_test_run(datapath.program(TC_UPLINK_IN), frame, repeat=times)
+        records = told.records()
+        assert 1000 < len(records) < times
+        assert told.watch.lost == times - len(records)
+        assert {one["before"][: one["captured"]].tobytes() for one in records} == {frame}
+        datapath.run(TC_UPLINK_IN, frame)
+        assert len(told.records()) == 1  # there is room again
+    with watching(datapath, DROPS) as told:
+        assert told.watch.lost == 0
+
+
+def test_what_was_told_to_another_is_not_told_again(datapath: Datapath) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    with watching(datapath, ALL):
+        datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP))
+    with watching(datapath, ALL) as told:
+        assert told.records() == []
+
+
+def test_nobody_is_told_after_the_end_and_programs_clear_what_was_wanted(datapath: Datapath) -> None:
+    """A watcher that was killed: its lease runs out, and the next packet takes the short way again."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
+    asked = datapath.maps.array("watch")["what"]
+    past = time.monotonic_ns() - int(LEASE_SECONDS * 1e9) - 1
+    with watching(datapath, ALL, clock=lambda: past) as told:
+        assert asked[0] == ALL
+        assert told.of(XDP, frame) == []
+        assert asked[0] == 0
+        result = datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A"))
+        assert (result.verdict, result.reason) == (PASS, "FLOW_HIT")
+    with watching(datapath, ALL):
+        assert asked[0] == ALL
+    assert asked[0] == 0
+
+
+def test_a_capture_has_both_packets_and_the_reason(datapath: Datapath, tmp_path: Path) -> None:
+    """Read back by Scapy, block by block; Wireshark shows the comments."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    path = tmp_path / "nat.pcapng"
+    capture = Capture(path)
+    first, refused = p.tcp(p.FROM_CLIENT, CLIENT, VIP), p.udp(p.FROM_POD, POD, (p.CLUSTER_VIP, 81))
+    expected, results = [], list[Result]()
+    with watching(datapath, ALL | BYTES) as told:
+        for program, frame in ((XDP, first), (TC_POD_IN, refused)):
+            results.append(datapath.run(program, frame))
+            (record,) = told.records()
+            with datapath.namespace.entered():
+                told_of = describe(record, told.names, 1_700_000_000_000_000_000 - int(record["time_ns"]))
+            capture.write(record, told_of)
+            for when, packet in (("before", frame), ("after", results[-1].packet)):
+                expected.append((HOOK_OF[program], packet, f"{when}: {told_of.words()}: {told_of.meaning}"))
+    capture.close()
+    with RawPcapNgReader(str(path)) as reader:
+        read = list(reader)
+    found = [(meta.ifname.decode(), data, meta.comments[0].decode()) for data, meta in read]
+    assert found == expected
+    assert {(meta.tshigh << 32) | meta.tslow for _, meta in read} == {1_700_000_000_000_000}
+    assert [meta.wirelen for _, meta in read] == [len(packet) for _, packet, _ in expected]
+    assert "NEW_LOCAL" in expected[0][2]
+    assert WEB in expected[0][2]
+
+
+def test_a_packet_without_link_header_gets_one_in_the_capture(datapath: Datapath, tmp_path: Path) -> None:
+    """As of a tunnel; and where it was sent on, it has got its own."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    capture, path = Capture(tmp_path / "bare.pcapng"), tmp_path / "bare.pcapng"
+    frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
+    empty = bytes(12) + frame[12:14]
+    with watching(datapath, ALL | BYTES) as told:
+        result = datapath.run(XDP, frame)
+        (record,) = told.records()
+        bare = frame[14:]
+        record = record.copy()
+        record["l3"], record["len"], record["captured"] = 0, len(bare), len(bare)
+        record["before"][: len(bare)] = list(bare)
+        capture.write(record, describe(record, told.names, 0))
+        record["sent_len"], record["sent_captured"] = len(bare), len(bare)
+        record["after"][: len(bare)] = list(result.packet[14:])
+        capture.write(record, describe(record, told.names, 0))
+    capture.close()
+    with RawPcapNgReader(str(path)) as reader:
+        read = [data for data, _ in reader]
+    assert read == [empty + bare, result.packet, empty + bare, empty + result.packet[14:]]
+
+
+def test_a_capture_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--pcap .*/none/x.pcapng: No such file or directory"):
+        Capture(tmp_path / "none" / "x.pcapng")
+
+
+def test_every_field_is_in_the_json(datapath: Datapath) -> None:
+    datapath.apply(service(p.BACKEND_REMOTE))
+    with watching(datapath, ALL) as told:
+        (one,) = told.of(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP))
+    assert one.as_dict().keys() == (asdict(one).keys() - {"time_ns"}) | {"time"}
+    assert one.as_dict()["time"].startswith("1970-01-01T")
