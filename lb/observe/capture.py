@@ -34,6 +34,7 @@ class Capture:
             raise self._error(error) from error
         self._writer.linktype = _ETHERNET
         self._writer.sync = True  # whoever reads along sees each packet at once
+        self._writer.write_header(None)
 
     def close(self) -> None:
         """Finish the file."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.utils import RawPcapNgReader
+from scapy.utils import RawPcapReader
 
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
@@ -81,7 +81,7 @@ def test_a_connection_is_told_from_its_first_packet_to_its_last(
     assert {one["vip"] for one in events} == {there}
     assert len({one["backend"] for one in events}) == 1
     assert {one["service"].partition("/")[0] for one in events} == {"default"}
-    with RawPcapNgReader(str(capture)) as reader:
+    with RawPcapReader(str(capture)) as reader:
         comments = [meta.comments[0].decode() for _, meta in reader]
     told = [one for one in comments if ours in one]
     assert len(told) >= 2 * len(events)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scapy.utils import RawPcapNgReader
+from scapy.utils import RawPcapReader
 
 from lb.datapath import bpf
 from lb.datapath.layouts import EVENT_BYTES, REASONS, WatchFlag
@@ -312,7 +312,7 @@ def test_what_is_none_of_our_business_is_not_told(datapath: Datapath, uplink_pro
     other = p.tcp(p.FROM_CLIENT, CLIENT, (p.NODE1, 22))
     vlan = other[:12] + b"\x81\x00\x00\x07" + other[12:]
     with watching(datapath, ALL | BYTES) as told:
-        for frame in (other, vlan, other[:30]):
+        for frame in (other, vlan):
             assert told.of(uplink_program, frame) == []
         assert told.of(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (p.NODE1, 22), CLIENT)) == []
 
@@ -428,15 +428,15 @@ def test_one_of_so_many_connections_and_all_of_each(datapath: Datapath) -> None:
 
 def test_what_there_is_no_room_for_is_counted(datapath: Datapath) -> None:
     datapath.apply(service(p.BACKEND_LOCAL, source_ranges=["203.0.113.0/24"]))
-    frame, times = p.tcp(p.FROM_CLIENT, CLIENT, VIPS[VipKind.LOAD_BALANCER]), 3000
+    frame, times = p.tcp(p.FROM_POD, POD, VIPS[VipKind.LOAD_BALANCER]), 3000
     with watching(datapath, DROPS | BYTES) as told, datapath.namespace.entered():
         assert told.watch.lost == 0
-        bpf.prog_test_run(datapath.program(TC_UPLINK_IN), frame, repeat=times)
+        bpf.prog_test_run(datapath.program(TC_POD_IN), frame, repeat=times)
         records = told.records()
         assert 1000 < len(records) < times
         assert told.watch.lost == times - len(records)
         assert {one["before"][: one["captured"]].tobytes() for one in records} == {frame}
-        datapath.run(TC_UPLINK_IN, frame)
+        datapath.run(TC_POD_IN, frame)
         assert len(told.records()) == 1  # there is room again
     with watching(datapath, DROPS) as told:
         assert told.watch.lost == 0
@@ -484,7 +484,7 @@ def test_a_capture_has_both_packets_and_the_reason(datapath: Datapath, tmp_path:
             for when, packet in (("before", frame), ("after", results[-1].packet)):
                 expected.append((HOOK_OF[program], packet, f"{when}: {told_of.words()}: {told_of.meaning}"))
     capture.close()
-    with RawPcapNgReader(str(path)) as reader:
+    with RawPcapReader(str(path)) as reader:
         read = list(reader)
     found = [(meta.ifname.decode(), data, meta.comments[0].decode()) for data, meta in read]
     assert found == expected
@@ -512,7 +512,7 @@ def test_a_packet_without_link_header_gets_one_in_the_capture(datapath: Datapath
         record["after"][: len(bare)] = list(result.packet[14:])
         capture.write(record, describe(record, told.names, 0))
     capture.close()
-    with RawPcapNgReader(str(path)) as reader:
+    with RawPcapReader(str(path)) as reader:
         read = [data for data, _ in reader]
     assert read == [empty + bare, result.packet, empty + bare, empty + result.packet[14:]]
 
