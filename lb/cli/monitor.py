@@ -6,9 +6,7 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,12 +15,14 @@ from types import FrameType
 from typing import Any, TextIO
 
 from lb.cli import instances
+from lb.cli.colours import painted
+from lb.cli.colours import wanted as colours_wanted
 from lb.cli.nodes import service_key
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import WatchFlag
 from lb.datapath.pins import Pins
 from lb.datapath.watch import Watch
-from lb.errors import ConfigError
+from lb.errors import UsageError
 from lb.observe.events import Event, Names, What
 from lb.observe.monitor import Monitor
 from lb.rundir import RunDir
@@ -52,8 +52,8 @@ processes that are led to their backend at the socket. One at a time may watch a
 exit codes: 0 told, until it was enough; 1 could not be told, stderr says why; 2 wrong usage
 """
 
-_COLOURS = {What.NEW: 32, What.CLOSED: 36, What.ANSWERED: 36, What.REFUSED: 33, What.DROPPED: 31}
-"""As of ECMA-48: green, cyan, yellow, red."""
+_COLOURS = {What.NEW: "32", What.CLOSED: "36", What.ANSWERED: "36", What.REFUSED: "33", What.DROPPED: "31"}
+"""Green, cyan, yellow, red."""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -112,7 +112,7 @@ def _monitor(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     service, _, port = (args.service or "").partition(":")
     key = service_key(service) if args.service else None
     if key and args.service.endswith(":"):
-        raise ConfigError(f"--service {args.service}: a port's name or number is missing behind the colon")
+        raise UsageError(f"--service {args.service}: a port's name or number is missing behind the colon")
     instance = instances.choose(args)
     with contextlib.ExitStack() as stack:
         stack.enter_context(instances.entered(instance))
@@ -155,9 +155,14 @@ def _capture(path: Path | None, stack: contextlib.ExitStack) -> Iterator[Tell]:
 def _printer(args: argparse.Namespace, out: TextIO) -> Tell:
     if args.output == "json":
         return lambda _, event: print(json.dumps(event.as_dict()), file=out)
-    coloured = out is sys.stdout and out.isatty() and not os.environ.get("NO_COLOR")
-    colours = _COLOURS if coloured else None
-    return lambda _, event: print(event.line(colours), file=out)
+    colours = _COLOURS if colours_wanted(out) else {}
+    return lambda _, event: print(_line(event, colours.get(event.what, "")), file=out)
+
+
+def _line(event: Event, colour: str) -> str:
+    """Return an event as a line whose word for what it is about has a colour."""
+    line, word = event.line(), event.what.value
+    return line.replace(word, painted(word, colour), 1) if colour else line
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from lb.datapath import pins
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
 from lb.datapath.standing import standing
-from lb.errors import ConfigError, UsageError
+from lb.errors import UsageError
 from lb.model import ObjectKey
 from lb.observe.snapshot import Snapshot, SourceReader, open_source
 from lb.plan.types import Topology

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lb.datapath import catalogue
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import HOOKS, ID, REASONS, Direction
 from lb.datapath.ledger import read_vips
@@ -90,17 +90,10 @@ class Event:
         service = f"{self.service or '-'}"
         return f"{self.what:<8}  {self.reason:<18}  {service}  {self.protocol} {self._way()}{flags}"
 
-    def line(self, colours: Mapping[What, int] | None = None) -> str:
-        """Return the event in one line, with the time of the day.
-
-        colours: numbers of ECMA-48, by what it is about.
-        """
-        words = self.words()
-        if colours and self.what in colours:
-            end = len(self.what)
-            words = f"\033[{colours[self.what]}m{words[:end]}\033[0m{words[end:]}"
+    def line(self) -> str:
+        """Return the event in one line, with the time of the day."""
         clock = _moment(self.time_ns).strftime("%H:%M:%S.%f")
-        return f"{clock}  {words}  {self.interface} {self.hook}"
+        return f"{clock}  {self.words()}  {self.interface} {self.hook}"
 
     def _way(self) -> str:
         """Tell the ends: to the right what the client sends, to the left what it gets."""
@@ -158,12 +151,10 @@ class Names:
         ------
         ConfigError: there is no such Service, or it has no such port.
         """
-        ids, rows = self._maps.read("services")
-        wanted = (key.namespace.encode(), key.name.encode())
         found = {
-            ident: port_name.decode()
-            for ident, (*name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
-            if tuple(name) == wanted
+            ident: port_name
+            for ident, (service, port_name) in catalogue.names(self._maps).items()
+            if service == str(key)
         }
         if not found:
             raise ConfigError(f"--service {key}: this node has nothing of such a Service in its maps")

@@ -9,9 +9,10 @@ import pytest
 
 from lb.config import SnatPorts
 from lb.datapath import bpf, build
-from lb.datapath.layouts import FAMILIES, MAP_SPECS
+from lb.datapath.layouts import FAMILIES, MAP_SPECS, WatchFlag
 from lb.datapath.map_pins import read_rows
 from lb.datapath.shadow import PRIVATE, Shadow
+from lb.datapath.watch import Watch
 from lb.errors import DatapathError
 from lb.model import Protocol, TrafficPolicy
 from lb.observe import frames, trace
@@ -31,7 +32,7 @@ from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
 
 Shadows = Callable[..., Shadow]
 each_protocol = pytest.mark.parametrize("protocol", list(BUILD))
-NOT_COMPARED = ("notes", "scratch")
+NOT_COMPARED = ("notes", "scratch", "events")  # the last is no table
 """A per-CPU note and work space: nothing of them outlives a packet."""
 
 
@@ -273,6 +274,16 @@ def test_a_private_copy_has_no_live_map_among_those_that_programs_write() -> Non
     each = {f"{name}{version}" for name in of_families for version in FAMILIES}
     own = {"notes", "scratch", "reasons", "service_counters", "watch", "draft", "events"}
     assert set(PRIVATE) == each | own
+
+
+def test_nobody_who_watches_is_told_of_a_trace(datapath: Datapath, make_shadow: Shadows) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    with Watch(datapath.maps, WatchFlag.FLOWS | WatchFlag.PACKETS) as watch:
+        frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, 80))
+        traced(datapath, make_shadow, outside(datapath), frame)
+        assert list(watch.events()) == []
+        datapath.run(TC_UPLINK_IN, frame)
+        assert len(list(watch.events())) == 1
 
 
 def test_programs_of_another_build_are_refused(

@@ -85,7 +85,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
         for words in (
             ["status"], ["service", "list"], ["service", "show", "web"], ["maps", "dump"], ["flows"],
             ["history", "web"], ["explain", "web"], ["audit"], ["plan", "-f", "/dev/null"], ["unload"],
-            ["trace", "192.0.2.7", "192.0.2.8:80"],
+            ["trace", "192.0.2.7", "192.0.2.8:80"], ["monitor"],
         )
     ),
     (["lab", "status", "--id", "nobody"], 1),
@@ -93,6 +93,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
         (words, 2)
         for words in (
             ["service", "show", "a/b/c"], ["maps", "dump", "nonsense"], ["flows", "--service", "/web"],
+            ["monitor", "--service", "/web"], ["monitor", "--service", "web:"],
             ["history", "/web"], ["explain", "/web"], ["explain", "web", "--from", "me"],
             ["trace", "192.0.2.7"], ["trace", "192.0.2.7", "fd00::1:80"],
         )
