@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,7 +19,8 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from lb.config import Config, SocketMode, Switch
-from lb.datapath import catalogue, dump
+from lb.datapath import catalogue, dump, figures
+from lb.datapath.figures import Figures, PortName, Sample, quantile
 from lb.datapath.maps import Maps
 from lb.errors import LbError
 from lb.observe import status
@@ -35,6 +36,8 @@ FRESH_SECONDS = 2.0
 """What was read is told again for so long, to however many who ask."""
 STEADY_SECONDS = 20.0
 """The same of hooks and of how full maps are: neither changes fast, and to count flows takes 0.1 s of CPU."""
+
+_QUANTILES = {"p50": 0.5, "p99": 0.99}
 
 T = TypeVar("T")
 Opened = Callable[[], contextlib.AbstractContextManager[Maps]]
@@ -149,6 +152,7 @@ class Views:
         self._steady = Kept(lambda: collect(run_dir.instance, run_dir), STEADY_SECONDS)
         self._state = Kept(self._read_state, FRESH_SECONDS)
         self._names = Kept(self._read_names, FRESH_SECONDS)
+        self._figures = Kept(self._read_figures, FRESH_SECONDS)
 
     def answers(self) -> dict[str, Answer]:
         """Return what answers each path."""
@@ -177,6 +181,10 @@ class Views:
         with self._opened() as maps:
             return catalogue.names(maps)
 
+    def _read_figures(self) -> _Counted:
+        with self._opened() as maps:
+            return _Counted(figures.sample(maps), time.time())
+
     def services(self, query: Query) -> dict[str, Any]:
         """Return the Services whose NAMESPACE/NAME contains ``q``, the first of them with their ports."""
         wanted = query.get("q", "").lower()
@@ -185,11 +193,18 @@ class Views:
         shown = set(matching[:MOST_SERVICES])
         with self._opened() as maps:
             ports = catalogue.ports(maps, {port: name for port, name in names.items() if name[0] in shown})
+        counted = self._figures()
+        by_port: dict[tuple[str, str, str], list[catalogue.PortRow]] = {}
+        for port in ports:
+            by_port.setdefault((port.service, port.port_name, port.protocol), []).append(port)
         return {
             "matching": len(matching),
             "listed": len(shown),
-            "ports": [_summary(port) for port in ports],
-            "time": time.time(),
+            "ports": [
+                {**_summary(families), **counted.of_port(families[0])} for families in by_port.values()
+            ],
+            "counts_traffic": counted.sample.counts_traffic,
+            "time": counted.time,
         }
 
     def service(self, query: Query) -> dict[str, Any]:
@@ -207,30 +222,66 @@ class Views:
         if not ports:
             raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
         hooks = Hooks(self._steady()["hooks"], redirect=self._redirect, sockets=self._sockets)
+        counted = self._figures()
         return {
             "service": str(key),
             "clients": dict(CLIENTS),
             "ports": [
                 {
                     **asdict(port),
+                    **counted.of_port(port),
+                    "of_backends": counted.of_backends(port),
                     "journeys": [[asdict(one) for one in each] for each in journeys(port, hooks)],
                 }
                 for port in ports
             ],
             "changes": [entry.as_dict() for entry in self._history.of(key)],
-            "time": time.time(),
+            "counts_traffic": counted.sample.counts_traffic,
+            "time": counted.time,
         }
 
 
-def _summary(port: catalogue.PortRow) -> Mapping[str, Any]:
-    """Return a port as the list has it."""
+class _Counted:
+    """What was counted at one time, seconds since the epoch."""
+
+    def __init__(self, sample: Sample, time: float) -> None:
+        self.sample = sample
+        self.time = time
+        self._rows = {
+            version: dict(zip(one.ids.tolist(), range(len(one.ids)), strict=True))
+            for version, one in sample.backends.items()
+        }
+
+    def of_port(self, port: catalogue.PortRow) -> dict[str, Any]:
+        """Return figures, handshake times and dropped packets of a Service port, both families together."""
+        namespace, _, name = port.service.partition("/")
+        row = self.sample.ports.get(PortName(namespace, name, port.port_name, port.protocol))
+        if row is None:  # it has come since
+            return {"figures": None, "handshake_seconds": {}, "dropped": {}}
+        times = self.sample.handshakes[row].tolist()
+        return {
+            "figures": self.sample.of_port(row)._asdict(),
+            "handshake_seconds": {word: quantile(times, part) for word, part in _QUANTILES.items()},
+            "dropped": self.sample.dropped_of(row),
+        }
+
+    def of_backends(self, port: catalogue.PortRow) -> dict[int, dict[str, int]]:
+        """Return the figures of a port's backends by their ids."""
+        rows, figures = self._rows[port.version], self.sample.backends[port.version].figures
+        ids = [backend.id for backend in port.backends if backend.id in rows]
+        return {backend: Figures(*figures[rows[backend]].item())._asdict() for backend in ids}
+
+
+def _summary(families: Sequence[catalogue.PortRow]) -> dict[str, Any]:
+    """Return a port, given for each family, as the list has it."""
+    first = families[0]
+    backends = [backend for port in families for backend in port.backends]
     return {
-        "service": port.service,
-        "port_name": port.port_name,
-        "family": f"IPv{port.version}",
-        "protocol": port.protocol,
-        "vips": [f"{vip.kind} {vip.address}" for vip in port.vips],
-        "backends": len(port.backends),
-        "local": sum(backend.local for backend in port.backends),
-        "terminating": sum(backend.state == "terminating" for backend in port.backends),
+        "service": first.service,
+        "port_name": first.port_name,
+        "protocol": first.protocol,
+        "vips": [f"{vip.kind} {vip.address}" for port in families for vip in port.vips],
+        "backends": len(backends),
+        "local": sum(backend.local for backend in backends),
+        "terminating": sum(backend.state == "terminating" for backend in backends),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -14,8 +15,10 @@ from lb.datapath.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
 from lb.observe import metrics
+from lb.observe.service_metrics import service_metrics
 from tests.deploy.conftest import ROOT
 from tests.netns.waiting import METRICS, dumped, scrape
+from tests.unit.figures_bench import Node
 from tests.unit.test_metrics import SERVICES
 
 
@@ -57,6 +60,9 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(lab: Lab) -> N
     families = list(text_string_to_metric_families(done.stdout))
     families += metrics.source_metrics((SERVICES,))  # an agent of manifests has none of them
     families += metrics.audit_metrics({"vips4": 0})  # nor these, before it has looked
+    counted = Node()
+    counted.busy()  # and what has not been dropped yet is not there
+    families += service_metrics(lambda: contextlib.nullcontext(counted.maps), 9, 9)
     samples = [one for each in families for one in each.samples]
     labels: dict[str, set[str]] = {}
     for one in samples:

@@ -18,6 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from lb.config import Config
+from lb.datapath import catalogue
+from lb.datapath.maps import FakeMaps
 from lb.model import (
     Endpoint,
     EndpointPort,
@@ -32,8 +34,9 @@ from lb.model import (
 )
 from lb.observe.api import history_answer
 from lb.observe.http import HttpServer, Request, routes
-from lb.observe.pages import Views, local_only, page
+from lb.observe.pages import FRESH_SECONDS, Views, local_only, page
 from lb.rundir import RunDir
+from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
 from tests.unit.test_agent import SYNCED, Bench
 
@@ -129,7 +132,26 @@ def filled() -> Bench:
         SYNCED,
     )
     bench.tell(Upsert(piece(SHOP, 4, "10.244.2.9", node="node2", ready=False, terminating=True)))
+    carry(bench)
     return bench
+
+
+class Counting(Node):
+    """The counters of maps that are there already."""
+
+    def __init__(self, maps: FakeMaps) -> None:
+        self.maps = maps
+
+
+def carry(bench: Bench) -> None:
+    """Let the Service have carried something: 30 connections to its first backend, 10 to its second."""
+    names = {port: name for port, name in catalogue.names(bench.maps).items() if name[0] == str(SHOP)}
+    port = next(one for one in catalogue.ports(bench.maps, names) if one.version == 4)
+    first, second, *_ = port.backends
+    counting = Counting(bench.maps)
+    counting.count(first.id, traffic=(200, 20_000, 180, 900_000), connections=(30, 0, 0))
+    counting.count(second.id, traffic=(100, 10_000, 90, 400_000), connections=(10, 2, 1))
+    counting.of_service(port.id, {3: 30, 9: 7}, dropped={"SOURCE_NOT_ALLOWED": 5})
 
 
 @contextlib.contextmanager
@@ -174,17 +196,19 @@ def told(server: HttpServer, path: str) -> Any:
 def test_services_are_found_by_a_part_of_their_name(server: HttpServer) -> None:
     found = told(server, "/api/services?q=HECK")
     assert (found["matching"], found["listed"]) == (1, 1)
-    v4, v6 = found["ports"]
-    assert (v4["service"], v4["family"], v4["backends"], v4["local"], v4["terminating"]) == (
-        "shop/checkout", "IPv4", 5, 2, 1,
+    (port,) = found["ports"]
+    assert (port["service"], port["protocol"], port["backends"], port["local"], port["terminating"]) == (
+        "shop/checkout", "TCP", 6, 3, 1,
     )  # fmt: skip
-    assert v4["vips"] == [
+    assert port["vips"] == [
         "clusterIP 10.96.0.10:80", "nodePort 192.0.2.11:30080", "loadBalancer 203.0.113.10:80",
+        "clusterIP [fd00:96::10]:80",
     ]  # fmt: skip
-    assert (v6["backends"], v6["vips"]) == (1, ["clusterIP [fd00:96::10]:80"])
+    assert (port["figures"]["opened"], port["figures"]["refused"], port["figures"]["packets"]) == (40, 2, 300)
+    assert port["dropped"] == {"SOURCE_NOT_ALLOWED": 5}
     assert told(server, "/api/services")["matching"] == 3
     assert told(server, "/api/services?q=nothing") | {"time": 0} == {
-        "matching": 0, "listed": 0, "ports": [], "time": 0,
+        "matching": 0, "listed": 0, "ports": [], "counts_traffic": True, "time": 0,
     }  # fmt: skip
 
 
@@ -311,9 +335,9 @@ def test_the_page_shows_the_node(browser: Browser) -> None:
     browser.open()
     assert browser.driver.title == "lbctl node1"
     rows = [row.text for row in browser.driver.find_elements(By.CSS_SELECTOR, "#services tbody tr")]
-    assert len(rows) == 4
-    assert any("shop/checkout" in row and "5 (2 on this node, 1 terminating)" in row for row in rows)
-    assert "none: connections are refused" in browser.text("#services")
+    assert len(rows) == 3
+    assert any("shop/checkout" in row and "6 (3 on this node, 1 terminating)" in row for row in rows)
+    assert "none: refused" in browser.text("#services")
     assert "lb_xdp_uplink (40)" in browser.text("#hooks")
     assert "1\u202f234\u202f567 of 2\u202f000\u202f000" in browser.text("#maps")
     assert browser.complaints() == []
@@ -321,13 +345,18 @@ def test_the_page_shows_the_node(browser: Browser) -> None:
 
 def test_a_service_is_chosen_by_keyboard_and_drawn(browser: Browser) -> None:
     browser.open()
-    button = browser.find('button[data-key="shop/checkout http IPv4"]')
+    button = browser.find('button[data-key="shop/checkout http TCP"]')
     button.send_keys(Keys.ENTER)
     browser.until("document.querySelector('#picture svg')")
     assert browser.driver.current_url.endswith("#shop%2Fcheckout")
     assert browser.until("document.activeElement.id") == "service"
     assert browser.find('tr[aria-current="true"] button').text == "shop/checkout"
     drawn = browser.text("#picture svg")
+    assert "40 connections; 3 failed; handshake " in browser.text("#so-far")
+    assert "went nowhere: 5 packets SOURCE_NOT_ALLOWED" in browser.text("#so-far")
+    first = browser.find("#backends tbody tr").text.split()
+    assert first[:7] == ["10.244.1.4:8080", "node1", "(this", "node)", "active", "25", "%"]
+    assert first[7:10] == ["30", "0", "0"]
     for word in ("CLIENT", "HOOK", "VIP", "POLICY", "lb_xdp_uplink", "10.96.0.10:80/TCP", "25 %"):
         assert word in drawn, word
     browser.find("#vip").send_keys("loadBalancer")
@@ -350,7 +379,7 @@ def test_the_search_narrows_the_list(browser: Browser) -> None:
     assert browser.text("#found") == "1 Service"
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280, 2560])
+@pytest.mark.parametrize("width", [360, 768, 1160, 1280, 2560])
 def test_nothing_is_cut_at_any_width(browser: Browser, width: int) -> None:
     browser.open("/#shop%2Fcheckout", width)
     browser.until("document.querySelector('#picture svg')")
@@ -362,6 +391,17 @@ def test_nothing_is_cut_at_any_width(browser: Browser, width: int) -> None:
             return box.right > view.right + 1 || box.bottom > view.bottom + 1 || box.left < view.left - 1;
         }).map((each) => each.textContent)"""
     assert browser.driver.execute_script(escaped) == []
+
+
+def test_rates_are_those_between_two_looks(bench: Bench, browser: Browser) -> None:
+    browser.open("/#shop%2Fcheckout")
+    cells = "[...document.querySelectorAll('#services tr[aria-current] td')].map((one) => one.textContent)"
+    assert browser.driver.execute_script(f"return {cells}")[5] == "…"
+    carry(bench)
+    browser.until(f"look() && {cells}[5] !== '…'")
+    rate = browser.driver.execute_script(f"return {cells}")[5]
+    assert 0 < float(rate) <= 40 / FRESH_SECONDS
+    assert browser.driver.execute_script(f"return {cells}")[4] == "80"
 
 
 def test_light_and_dark(browser: Browser) -> None:

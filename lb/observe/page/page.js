@@ -43,13 +43,31 @@ function scaled(number, unit) {
   return `${number >= 9.95 || number === 0 ? Math.round(number) : number.toFixed(1)} ${unit}`.trim();
 }
 
+// What counters say of the time between two looks at them; null when there was but one.
+class Rates {
+  before = { time: null, rows: new Map() };
+  now = this.before;
+
+  note(time, rows) {
+    if (time !== this.now.time) this.before = this.now;
+    this.now = { time, rows: new Map([...(time === this.now.time ? this.now.rows : []), ...rows]) };
+  }
+
+  of(key, field) {
+    const [then, now] = [this.before.rows.get(key), this.now.rows.get(key)];
+    const seconds = this.now.time - this.before.time;
+    return then && now && seconds > 0 ? Math.max(0, now[field] - then[field]) / seconds : null;
+  }
+}
+const told = (value, unit = "") => (value === null ? "…" : scaled(value, unit));
+const bits = (bytes) => told(bytes === null ? null : 8 * bytes, "bit");
+
 // The whole node -----------------------------------------------------------------------------------------
 
-let seen = null; // the state of the look before, from which rates are
-let state = null;
+const ofReasons = new Rates();
 
 function showState(now) {
-  if (state === null || now.time !== state.time) [seen, state] = [state, now];
+  ofReasons.note(now.time, now.reasons.map((one) => [`${one.hook} ${one.reason}`, one]));
   const { agent } = now;
   $("#node").textContent = now.node ?? now.instance;
   document.title = `lbctl ${now.node ?? now.instance}`;
@@ -61,17 +79,13 @@ function showState(now) {
   $("#problems").hidden = problems.length === 0;
   $("#problems ul").replaceChildren(...problems.map((text) => el("li", {}, text)));
 
-  const before = new Map((seen?.reasons ?? []).map((one) => [`${one.hook} ${one.reason}`, one]));
-  const seconds = seen ? now.time - seen.time : 0;
-  const rate = (one, field) =>
-    seconds > 0 ? Math.max(0, one[field] - (before.get(`${one.hook} ${one.reason}`)?.[field] ?? 0)) / seconds : null;
-  const told = (value, unit) => (value === null ? "…" : scaled(value, unit));
+  const rate = (one, field) => ofReasons.of(`${one.hook} ${one.reason}`, field);
   table($("#reasons table"), [
     ["Hook", (one) => one.hook],
     ["Reason", (one) => one.reason],
     ["Packets", (one) => count(one.packets), "number"],
-    ["Packets/s", (one) => told(rate(one, "packets"), ""), "number"],
-    ["Bits/s", (one) => { const bytes = rate(one, "bytes"); return told(bytes === null ? null : 8 * bytes, "bit"); }, "number"],
+    ["Packets/s", (one) => told(rate(one, "packets")), "number"],
+    ["Bits/s", (one) => bits(rate(one, "bytes")), "number"],
     ["Meaning", (one) => one.meaning, "soft"],
   ], now.reasons.toSorted((a, b) => b.packets - a.packets));
   $("#quiet").hidden = now.reasons.length > 0;
@@ -97,23 +111,39 @@ const time = (text) => (text ? new Date(text).toISOString().slice(0, 19).replace
 // Services -----------------------------------------------------------------------------------------------
 
 let chosen = ""; // NAMESPACE/NAME
+const ofPorts = new Rates();
+const ofBackends = new Rates();
+const portKey = (one) => `${one.service} ${one.port_name} ${one.protocol}`;
+const both = (one) => ({ ...one, packets: one.packets + one.reply_packets, bytes: one.bytes + one.reply_bytes });
+const failed = (one) => one.refused + one.unanswered;
+
+// Packets and bits, where they are counted; rates and key say of what.
+const traffic = (counts, rates, key) => (counts ? [
+  ["Packets/s", (one) => told(rates.of(key(one), "packets")), "number"],
+  ["Bits/s", (one) => bits(rates.of(key(one), "bytes")), "number"],
+] : []);
 
 function showServices(found) {
+  ofPorts.note(found.time, found.ports.filter((one) => one.figures).map((one) => [portKey(one), both(one.figures)]));
   const more = found.matching > found.listed ? `, the first ${count(found.listed)} are listed` : "";
   $("#found").textContent = `${several(found.matching, "Service")}${more}`;
   table($("#services table"), [
     ["Service", (one) => {
-      const button = el("button", { type: "button", "data-key": `${one.service} ${one.port_name} ${one.family}` }, one.service);
+      const button = el("button", { type: "button", "data-key": portKey(one) }, one.service);
       button.addEventListener("click", () => choose(one.service));
       return button;
     }],
-    ["Port", (one) => [one.port_name, one.protocol, one.family].filter(Boolean).join(" ")],
-    ["VIPs", (one) => one.vips.map((vip) => el("div", {}, vip)), "address"],
+    ["Port", (one) => [one.port_name, one.protocol].filter(Boolean).join(" ")],
+    ["VIPs", (one) => one.vips.map((vip) => el("div", {}, vip)), "address vips"],
     ["Backends", (one) => {
-      if (one.backends === 0) return "none: connections are refused";
+      if (one.backends === 0) return "none: refused";
       const here = `${one.local} on this node`;
       return `${one.backends} (${one.terminating ? `${here}, ${one.terminating} terminating` : here})`;
     }],
+    ["Connections", (one) => (one.figures ? count(one.figures.opened) : "–"), "number"],
+    ["Conn./s", (one) => told(ofPorts.of(portKey(one), "opened")), "number"],
+    ...traffic(found.counts_traffic, ofPorts, portKey),
+    ["Failed", (one) => (one.figures ? count(failed(one.figures)) : "–"), "number"],
   ], found.ports, (one) => (one.service === chosen ? { "aria-current": "true" } : {}));
 }
 
@@ -144,14 +174,37 @@ function showService(found) {
   showJourney();
   const shares = new Map((journey()?.ways ?? []).map((way) => [way.backend.id, way.share]));
   const one = all.find((each) => each.id === picked.vip);
+  const key = (row) => `${found.service} ${row.address} ${row.id}`;
+  const figures = Object.assign({}, ...found.ports.map((port) => Object.fromEntries(
+    port.backends.filter((row) => port.of_backends[row.id]).map((row) => [key(row), both(port.of_backends[row.id])]))));
+  ofBackends.note(found.time, Object.entries(figures));
+  const number = (tell) => (row) => (figures[key(row)] ? count(tell(figures[key(row)])) : "–");
   table($("#backends"), [
     ["Address", (row) => row.address, "address"],
     ["Node", (row) => (row.local ? `${row.node || "this node"} (this node)` : row.node || "not named")],
     ["State", (row) => row.state],
-    ["Share", (row) => (shares.has(row.id) ? percent(shares.get(row.id)) : "no new connections"), "number"],
+    ["Share", (row) => (shares.has(row.id) ? percent(shares.get(row.id)) : "no new ones"), "number"],
+    ["Connections", number((each) => each.opened), "number"],
+    ["Refused", number((each) => each.refused), "number"],
+    ["Unanswered", number((each) => each.unanswered), "number"],
+    ...traffic(found.counts_traffic, ofBackends, key),
   ], one?.port.backends ?? []);
+  $("#so-far").textContent = one ? soFar(one.port) : "";
   $("#changes").replaceChildren(...(found.changes.length ? found.changes.toReversed().map(change) : [
     el("li", {}, "none since the agent started, or too long ago to be remembered")]));
+}
+
+// What a port's counters say, in a sentence.
+function soFar(port) {
+  if (!port.figures) return "";
+  const { p50, p99 } = port.handshake_seconds;
+  const dropped = Object.entries(port.dropped).map(([reason, packets]) => `${several(packets, "packet")} ${reason}`);
+  return [
+    several(port.figures.opened, "connection"),
+    `${count(failed(port.figures))} failed`,
+    p50 === null ? "" : `handshake ${(1000 * p50).toPrecision(2)} ms (half of them), ${(1000 * p99).toPrecision(2)} ms (99 %)`,
+    dropped.length ? `went nowhere: ${dropped.join(", ")}` : "",
+  ].filter(Boolean).join("; ") + ".";
 }
 
 function options(select, values, value) {
