@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lb
+from lb.cli import completion
 
 BIN = Path(sys.executable).parent
 LBCTL = BIN / "lbctl"
@@ -94,3 +96,17 @@ def test_kubectl_passes_flags_and_exit_codes_on(plugin: Path) -> None:
     usage = kubectl(plugin, "lb", "flows", "--nonsense")
     assert usage.returncode == 2
     assert usage.stderr.startswith("usage: kubectl lb ")
+
+
+def test_values_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["lab.node1", "lab.node2"])
+
+    def values(dest: str, prefix: str = "") -> list[str]:
+        action = argparse.Action([f"--{dest}"], dest)
+        return completion._values(prefix, action, argparse.Namespace(instance=None, node=None))
+
+    assert values("instance") == ["lab.node1", "lab.node2"]
+    assert values("node") == ["node1", "node2"]
+    assert values("service") == [], "it must say which instance first"
+    assert values("limits.flows") == []
+    assert values("file", "/etc/host") != []
