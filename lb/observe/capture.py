@@ -52,7 +52,7 @@ class Capture:
         """
         before = record["before"][: record["captured"]].tobytes()
         after = record["after"][: record["sent_captured"]].tobytes()
-        words = f"{event.words()}: {event.meaning}"
+        words = f"{' '.join(event.words().split())}: {event.meaning}"
         bare = not record["l3"]
         # Where we send a packet on that came without a link header, it has got one.
         grown = record["sent_len"] == record["len"] + _LINK_BYTES and event.what is not What.REFUSED

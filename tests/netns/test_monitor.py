@@ -85,7 +85,7 @@ def test_a_connection_is_told_from_its_first_packet_to_its_last(
         comments = [meta.comments[0].decode() for _, meta in reader]
     told = [one for one in comments if ours in one]
     assert len(told) >= 2 * len(events)
-    assert told[0].startswith("before: new")
+    assert told[0].startswith("before: new NEW_LOCAL")
     assert told[1].startswith("after: new")
     assert asked(lab) == 0
 

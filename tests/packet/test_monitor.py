@@ -482,7 +482,8 @@ def test_a_capture_has_both_packets_and_the_reason(datapath: Datapath, tmp_path:
                 told_of = describe(record, told.names, 1_700_000_000_000_000_000 - int(record["time_ns"]))
             capture.write(record, told_of)
             for when, packet in (("before", frame), ("after", results[-1].packet)):
-                expected.append((HOOK_OF[program], packet, f"{when}: {told_of.words()}: {told_of.meaning}"))
+                words = " ".join(told_of.words().split())
+                expected.append((HOOK_OF[program], packet, f"{when}: {words}: {told_of.meaning}"))
     capture.close()
     with RawPcapReader(str(path)) as reader:
         read = list(reader)
