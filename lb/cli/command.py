@@ -29,8 +29,8 @@ exit codes:
 
 
 COMMANDS = (
-    "run", "status", "service", "maps", "flows", "monitor", "history", "trace", "explain", "audit", "plan",
-    "doctor", "unload", "lab", "completion",
+    "run", "status", "service", "maps", "flows", "top", "monitor", "history", "trace", "explain", "audit",
+    "plan", "doctor", "unload", "lab", "completion",
 )  # fmt: skip
 """Each is a module of lb.cli; what a command needs is imported only for itself: an agent is small."""
 

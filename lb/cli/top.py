@@ -1,0 +1,245 @@
+"""``lbctl top``: Services and backends by what they carry, live."""
+
+from __future__ import annotations
+
+import argparse
+import curses
+import json
+import locale
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TextIO
+
+from lb.cli import instances
+from lb.datapath import figures
+from lb.datapath.figures import PortName, Sample
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.pins import Pins
+from lb.errors import LbError
+from lb.observe import top
+from lb.observe.top import Line, Row, View
+
+_DESCRIPTION = """\
+Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
+handshakes took (SYN to SYN-ACK; median and 99th percentile of the last interval), connections that
+backends refused or did not answer (FAIL), packets that went nowhere (DROP). IN is towards backends,
+OUT back from them. A wide terminal shows totals as well.
+
+keys: up and down select, enter shows the backends of a Service, escape goes back, < and > change the
+column that is sorted by, q leaves.
+"""
+_ONCE_WIDTH = 132
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "top",
+        help="Services and backends by what they carry, live",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    instances.add_flags(parser)
+    parser.add_argument(
+        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
+    )
+    parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=["screen", "json"],
+        default="screen",
+        help="json: one interval; default: screen",
+    )
+    parser.set_defaults(handler=_top)
+
+
+def _interval(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return value
+
+
+def _top(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    name = instances.choose(args)
+    maps = KernelMaps(Pins(name).maps)
+    try:
+        meter = Meter(lambda: figures.sample(maps), time.monotonic)
+        if args.once or args.output == "json":
+            time.sleep(args.interval)
+            meter.look()
+            out.write(as_json(meter) if args.output == "json" else as_table(meter))
+        else:
+            _on_screen(meter, name, args.interval)
+    finally:
+        maps.close()
+    return 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """The last two samples, and the seconds between them."""
+
+    read: Callable[[], Sample]
+    clock: Callable[[], float]
+    before: Sample = field(init=False)
+    after: Sample = field(init=False)
+    seconds: float = field(init=False, default=1.0)
+    _at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._at = self.clock()
+        self.before = self.after = self.read()
+
+    def look(self) -> None:
+        """Take another sample."""
+        now = self.clock()
+        self.before, self.after = self.after, self.read()
+        self.seconds, self._at = max(now - self._at, 1e-3), now
+
+    def services(self) -> list[Row]:
+        """Return a row for each Service port."""
+        return top.service_rows(self.before, self.after, self.seconds)
+
+    def backends(self, view: View | None = None) -> list[Row]:
+        """Return a row for each backend, of the Service port that is looked at or of all."""
+        return top.backend_rows(self.before, self.after, self.seconds, view.port if view else None)
+
+
+def as_json(meter: Meter) -> str:
+    """Return everything as one object."""
+    found = {
+        "seconds": round(meter.seconds, 3),
+        "services": [one.as_dict() for one in meter.services()],
+        "backends": [one.as_dict() for one in meter.backends()],
+    }
+    return json.dumps(found, indent=2) + "\n"
+
+
+def as_table(meter: Meter) -> str:
+    """Return Services, the busiest first, each with its backends below it."""
+    services, by_port = meter.services(), dict[PortName, list[Row]]()
+    for one in meter.backends():
+        by_port.setdefault(one.port, []).append(one)
+    shown, view = top.columns(_ONCE_WIDTH, of_backends=False), View()
+    lines = [top.summary(services), top.head(shown, view, _ONCE_WIDTH).text]
+    for service in top.ordered(services, view.sort):
+        lines.append(top.cells(service, shown, _ONCE_WIDTH))
+        backends = top.ordered(by_port.get(service.port, ()), view.sort)
+        lines += [top.cells(one, shown, _ONCE_WIDTH, indent="  ") for one in backends]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+class Screen:
+    """What is on the terminal: the meter's rows under a view."""
+
+    def __init__(self, meter: Meter, name: str, interval: float) -> None:
+        self._meter, self._name, self._interval = meter, name, interval
+        self.view = View()
+        self._rows: list[Row] = []
+        self.arrange()
+
+    def look(self) -> None:
+        """Take another sample."""
+        self._meter.look()
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Make the rows that the view asks for."""
+        rows = self._meter.backends(self.view) if self.view.port else self._meter.services()
+        self._rows = top.ordered(rows, self.view.sort)
+
+    def lines(self, width: int, height: int) -> list[Line]:
+        """Return the screen."""
+        place = f" {self.view.port}" if self.view.port else ""
+        what = "backends" if self.view.port else "Service ports"
+        title = f"lbctl top {self._name}{place}   {what}: {len(self._rows)}   every {self._interval:g} s"
+        return top.screen(self._rows, self.view, width, height, title)
+
+    def press(self, key: str, width: int, height: int) -> bool:
+        """Take a key; False: leave."""
+        view = top.press(key, self.view, self._rows, width, max(height - top.TOP_LINES - 2, 1))
+        if view is None:
+            return False
+        if view != self.view:
+            self.view = view
+            self.arrange()
+        return True
+
+
+def _on_screen(meter: Meter, name: str, interval: float) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise LbError("no terminal to show it on; --once prints a table, -o json an object")
+    locale.setlocale(locale.LC_ALL, "")
+    os.environ.setdefault("ESCDELAY", "25")
+    try:
+        with _ended_by_sigterm():
+            curses.wrapper(_loop, Screen(meter, name, interval), interval)
+    except curses.error as error:
+        raise LbError(f"this terminal (TERM={os.environ.get('TERM', '')}) cannot show it: {error}") from error
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that the terminal is put in order."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_KEYS = {
+    curses.KEY_UP: "up", curses.KEY_DOWN: "down", curses.KEY_LEFT: "left", curses.KEY_RIGHT: "right",
+    curses.KEY_PPAGE: "page up", curses.KEY_NPAGE: "page down", curses.KEY_HOME: "home",
+    curses.KEY_END: "end", curses.KEY_ENTER: "enter", 10: "enter", 13: "enter", 27: "escape",
+    curses.KEY_BACKSPACE: "backspace", 127: "backspace", 8: "backspace",
+}  # fmt: skip
+
+
+def _loop(window: curses.window, screen: Screen, interval: float) -> None:
+    """Paint, wait for a key or for the time to look again, until somebody leaves."""
+    curses.use_default_colors()
+    curses.curs_set(0)
+    due = time.monotonic() + interval
+    while True:
+        height, width = window.getmaxyx()
+        _paint(window, screen.lines(width, height), width)
+        window.timeout(max(0, round((due - time.monotonic()) * 1000)))
+        key = window.getch()
+        if key == -1:
+            screen.look()
+            due = time.monotonic() + interval
+        elif key != curses.KEY_RESIZE:
+            name = _KEYS.get(key, chr(key) if 32 <= key < 127 else "")
+            if not screen.press(name, width, height):
+                return
+
+
+_STYLES = {"plain": curses.A_NORMAL, "bold": curses.A_BOLD, "head": curses.A_UNDERLINE | curses.A_BOLD,
+           "selected": curses.A_REVERSE}  # fmt: skip
+
+
+def _paint(window: curses.window, lines: list[Line], width: int) -> None:
+    """Write the lines; what reaches the terminal is the difference, which curses knows."""
+    window.erase()
+    for at, line in enumerate(lines):
+        # The last cell of the last line would scroll: insert there.
+        put = window.addnstr if at < len(lines) - 1 else window.insnstr
+        put(at, 0, line.text, width, _STYLES[line.style])
+    window.noutrefresh()
+    curses.doupdate()
