@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, TextIO
 
+import numpy as np
+
 from lb.cli import instances
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
-from lb.datapath import dump
+from lb.datapath import accounts, dump
+from lb.datapath.figures import Figures
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
@@ -126,15 +129,23 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
         assert isinstance(backend, dump.BackendEntry)
         if port := ports.get((backend.port_name, ip_address(backend.address).version)):
             fields = backend.as_dict()
-            port["backends"].append(
-                {n: fields[n] for n in ("id", "address", "port", "node", "local", "state")}
-            )
+            one = {n: fields[n] for n in ("id", "address", "port", "node", "local", "state")}
+            port["backends"].append(one | _counted(maps, backend))
     return {
         "service": str(key),
         "ports": [port for _, port in sorted(ports.items())],
         "flows": len(read["flows"]),
         "affinity": len(read["affinity"]),
     }
+
+
+def _counted(maps: Maps, backend: dump.BackendEntry) -> dict[str, int]:
+    """Return the connections of a backend by what became of them, and its packets if they are counted."""
+    version = ip_address(backend.address).version
+    at = (np.array([number], "u4") for number in (backend.id, backend.generation))
+    found = Figures(*accounts.slot_figures(maps, version, *at)[0].item())._asdict()
+    wanted = accounts.FIGURES.names if accounts.counts_traffic(maps) else accounts.OF_CONNECTIONS
+    return {name: found[name] for name in wanted or ()}
 
 
 def render_one(found: Mapping[str, Any]) -> str:
@@ -155,7 +166,9 @@ def render_one(found: Mapping[str, Any]) -> str:
         for one in port["backends"]:
             place = socket_text(ip_address(one["address"]), one["port"])
             where = "this node" if one["local"] else one["node"] or "unknown node"
-            text += f"    → {place} on {where}, {one['state']}\n"
+            failed = [f"{one[name]} {name}" for name in ("refused", "unanswered") if one[name]]
+            counted = ", ".join([f"{one['opened']} connections", *failed])
+            text += f"    → {place} on {where}, {one['state']}; so far {counted}\n"
         if not port["backends"]:
             text += "    → no backend: connections are rejected\n"
     return text

@@ -173,6 +173,8 @@ def test_one_service_is_shown() -> None:
     value["state"], value["last_seen"] = 1, 10**9
     bench.maps.array("settings4")["tcp_established_ns"] = 10**10
     bench.maps.update("flows4", key, value)
+    first = bench.maps.array("connections4")[1:2]
+    first["opened"], first["refused"] = 7, 2
     found = shown(bench.maps, ObjectKey("default", "web"), 2 * 10**9)
     assert (
         render_one(found)
@@ -182,13 +184,13 @@ default/web: 1 live connections, 0 clients with affinity
 port http, TCP, IPv4, affinity 10800 s
   clusterIP 9.9.9.9:80: 2 offered
   clusterIP 10.66.13.240:80: 2 offered
-    → 10.0.1.9:8080 on this node, active
-    → 10.0.2.10:8080 on node2, active
-    → 10.0.2.11:8080 on node2, terminating
+    → 10.0.1.9:8080 on this node, active; so far 7 connections, 2 refused
+    → 10.0.2.10:8080 on node2, active; so far 0 connections
+    → 10.0.2.11:8080 on node2, terminating; so far 0 connections
 
 port http, TCP, IPv6, affinity 10800 s
   clusterIP [fd00:66::1]:80: 1 offered
-    → [fd00:1::9]:8080 on this node, active
+    → [fd00:1::9]:8080 on this node, active; so far 0 connections
 
 port udp, UDP, IPv4
   clusterIP 10.66.13.240:9000: 0 offered
