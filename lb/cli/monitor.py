@@ -126,7 +126,7 @@ def _monitor(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
         watch = stack.enter_context(Watch(maps, wanted(args), one_in=args.sample, services=services))
         complain = partial(print, "lbctl:", file=err, flush=True)
         monitor = Monitor(watch, names, services=ports, tell=tell, told=out.flush, complain=complain)
-        with _ended_by_signals():
+        with _ended_by_signals(monitor):
             complain(f"watching {instance}; Ctrl-C ends it")
             monitor.run(args.count, args.duration)
         complain(f"{monitor.count} events, {watch.lost} lost")
@@ -166,18 +166,18 @@ def _line(event: Event, colour: str) -> str:
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _ended_by_signals(monitor: Monitor) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end what is inside, as an end and not as a failure."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():  # signals are not for this one
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        monitor.end()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -79,12 +79,26 @@ class Monitor:
         self._lost = 0
         self._offset = clock_offset()
         self._renew_due = -math.inf
+        self._waiting = False
+        self._ended = False
+
+    def end(self) -> None:
+        """End :meth:`run`, between two events; for a signal's handler.
+
+        Raises
+        ------
+        KeyboardInterrupt: nothing is being told, but waited for.
+        """
+        self._ended = True
+        if self._waiting:
+            raise KeyboardInterrupt
 
     def run(self, count: float = math.inf, seconds: float = math.inf) -> None:
-        """Tell events until there were so many, or for so long."""
+        """Tell events until there were so many, or for so long, or until :meth:`end`."""
         end = self._clock() + seconds
-        while self.count < count and self._clock() < end:
-            self.step(count, end)
+        with contextlib.suppress(KeyboardInterrupt):
+            while not self._ended and self.count < count and self._clock() < end:
+                self.step(count, end)
 
     def step(self, count: float, end: float) -> None:
         """Wait for events until it is time for something else, and tell them; in all not more than count."""
@@ -92,7 +106,10 @@ class Monitor:
         if now >= self._renew_due:
             self._renew()
             self._renew_due = now + RENEW_SECONDS
-        self._watch.wait(max(0.0, min(self._renew_due, end) - now))
+        self._waiting = True
+        if not self._ended:
+            self._watch.wait(max(0.0, min(self._renew_due, end) - now))
+        self._waiting = False
         for record in self._watch.events():
             if self._services is not None and int(record["service"]) not in self._services:
                 continue
@@ -100,7 +117,7 @@ class Monitor:
             for tell in self._tell:
                 tell(record, event)
             self.count += 1
-            if self.count >= count:
+            if self._ended or self.count >= count:
                 break
         self._told()
 

@@ -84,8 +84,8 @@ def test_a_connection_is_told_from_its_first_packet_to_its_last(
     with RawPcapReader(str(capture)) as reader:
         comments = [meta.comments[0].decode() for _, meta in reader]
     told = [one for one in comments if ours in one]
-    assert len(told) >= 2 * len(events)
-    assert told[0].startswith("before: new NEW_LOCAL")
+    assert len(told) >= 2 * len(events)  # those that came meanwhile are not all in events
+    assert told[0].startswith("before: new NEW_")
     assert told[1].startswith("after: new")
     assert asked(lab) == 0
 

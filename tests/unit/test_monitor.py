@@ -218,6 +218,24 @@ def test_the_loop_ends_after_so_long_and_renews_meanwhile() -> None:
     assert (telling.names.forgotten, telling.events, telling.said) == (3, [], [])
 
 
+def test_the_loop_ends_between_two_events_or_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal ends it."""
+
+    def end(_: Any) -> str:
+        telling.loop.end()
+        return "eth0"
+
+    telling = Telling(Watched(RECORDS[:3]))
+    monkeypatch.setattr(telling.names, "interface", end)
+    telling.loop.run()
+    assert (telling.loop.count, telling.flushed) == (1, 1)
+    watched = Watched()
+    telling = Telling(watched)
+    monkeypatch.setattr(watched, "wait", end)
+    telling.loop.run()
+    assert (telling.loop.count, telling.flushed) == (0, 0)
+
+
 def test_losses_are_said_once_each() -> None:
     telling = Telling(Watched())
     for lost in (0, 5, 5, 7):
