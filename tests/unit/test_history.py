@@ -217,7 +217,7 @@ def test_of_all_services_the_oldest_change_goes_first_and_memory_is_bounded() ->
     assert history.of(ObjectKey("default", "s499")) == []
     assert len(history.of(ObjectKey("default", "s500"))) == 1
     assert len(history._of_service) == IN_ALL
-    assert used < 5_000_000
+    assert used < 4_000_000
 
 
 def test_causes_and_beginnings_of_a_service_that_keeps_failing_are_bounded() -> None:
