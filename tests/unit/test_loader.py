@@ -289,6 +289,21 @@ def test_larger_maps_keep_their_entries(pins: Pins) -> None:
     maps.close()
 
 
+def test_traffic_counters_are_switched_off_and_on(pins: Pins, tree: Path) -> None:
+    """The maps alone change, and what they had counted goes; connections are counted anyhow."""
+    rooms = []
+    for on in (True, False, True):
+        loaded = loader.load(pins, LIMITS, traffic_counters=on, bpf_dir=tree, programs=TINY)
+        assert loaded.fresh in (frozenset(), {spec.name for spec in layouts.MAPS})
+        maps = KernelMaps(pins.maps)
+        rooms.append((maps.capacity("traffic4"), maps.capacity("connections4")))
+        maps.array("connections4")["opened"][1] += 1
+        opened = int(maps.array("connections4")["opened"][1])
+        maps.close()
+    assert rooms == [(5, 64), (1, 64), (5, 64)]
+    assert opened == 3
+
+
 def test_smaller_maps_keep_entries_that_fit(pins: Pins) -> None:
     pin_empty_maps(pins)
     fill(pins, flows=20, vips=10)
