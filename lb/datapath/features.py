@@ -10,6 +10,7 @@ The floor is Linux 5.10, which is Debian 11's. It is where the programs have bee
 from __future__ import annotations
 
 import errno
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _map_needs() -> Iterator[Need]:
             what, since = "ring buffer", "5.8"
         error = 0
         try:
-            create_map(spec, spec.fixed if kind is layouts.MapType.RINGBUF else 1).close()
+            create_map(spec, mmap.PAGESIZE if kind is layouts.MapType.RINGBUF else 1).close()
         except BpfError as refused:
             error = refused.errno
         yield Need(what, since, error)
