@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, Datapath
 from tests.packet.plans import TARGET_PORT, VIPS, service
+from tests.packet.reference import CLIENT_PORTS, Tuple5, hash_words
 from tests.packet.rows import (
     POD_IN,
     POD_OUT,
@@ -184,9 +186,11 @@ def test_one_number_for_tcp_and_udp(datapath: Datapath, uplink_program: str) -> 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
 def test_two_vips_from_one_client_port_are_told_apart(datapath: Datapath, uplink_program: str) -> None:
-    """The backend would see one 5-tuple twice, so the second connection gets a port of the node's range."""
+    """The backend would see one 5-tuple twice, so the second connection gets another port."""
     first, second = VIPS[VipKind.CLUSTER_IP], VIPS[VipKind.LOAD_BALANCER]
-    moved = (p.CLIENT, SNAT_PORT)
+    asked = Tuple5(IPv4Address(p.CLIENT), IPv4Address(second[0]), p.CLIENT_PORT, second[1], Protocol.TCP)
+    by_chance = hash_words(asked.hash(), 0, 0)
+    moved = (p.CLIENT, CLIENT_PORTS[by_chance * len(CLIENT_PORTS) >> 32])
     one = p.tcp(p.FROM_CLIENT, CLIENT, first)
     two = p.tcp(p.FROM_CLIENT, CLIENT, second)
     answer_one = p.tcp(p.TO_CLIENT, LOCAL, CLIENT, "SA", seq=1, ack=1001)
