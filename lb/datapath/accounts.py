@@ -112,6 +112,9 @@ def hand_over(maps: Maps, version: int, backends: Rows) -> None:
     if not len(used):
         return
     figures = slot_figures(maps, version, used, slots["generation"][used])
+    if not numbers(figures).any():
+        slots["service"][used] = 0
+        return
     services, rows = np.unique(slots["service"][used], return_inverse=True)
     sums = maps.some("ended", services)
     np.add.at(numbers(sums), rows, numbers(figures))
