@@ -1,6 +1,6 @@
-/* The maps, by name. Python creates and pins them (the table is lb/datapath/layouts.py) and hands each one's
- * file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips, &key). Where the
- * families have a map each, the name stands for that of FAMILY. */
+/* The maps, by name. Python creates and pins them (the table is lb/datapath/map_table.py) and hands each
+ * one's file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips, &key).
+ * Where the families have a map each, the name stands for that of FAMILY. */
 #pragma once
 #include "types.h"
 

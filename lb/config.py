@@ -212,7 +212,7 @@ class Limits:
     )
 
     def as_dict(self) -> dict[str, int]:
-        """Return the limits by name, as :meth:`lb.datapath.layouts.MapSpec.max_entries` takes them."""
+        """Return the limits by name, as :meth:`lb.datapath.map_table.MapSpec.max_entries` takes them."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 

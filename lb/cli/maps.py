@@ -11,7 +11,7 @@ from lb.cli import instances
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.config import Limits
-from lb.datapath import dump, layouts, render
+from lb.datapath import dump, layouts, map_table, render
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.pins import Pins
 from lb.errors import UsageError
@@ -103,7 +103,7 @@ def _list(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             spec.when_full,
             spec.purpose,
         )
-        for spec in layouts.MAPS
+        for spec in map_table.MAPS
     ]
     out.write(table(columns, rows))
     return 0

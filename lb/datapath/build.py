@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from lb.datapath import layouts
+from lb.datapath import layouts, map_table
 from lb.datapath.features import OPTIONAL
 from lb.datapath.loops import INSN, close_by_jumps
 from lb.errors import CompileError
 
 PROGRAM_ARRAY = "programs"
-MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in layouts.MAPS))
+MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in map_table.MAPS))
 """The maps as C names them; the first is the array of the file's own programs."""
 MAP_MARK = 0x7FFF_0000
 FEATURE_MARK = 0x7FFE_0000

@@ -1,7 +1,7 @@
 """Tables that forget: the entries of flows and affinity, in and out of their buckets.
 
 ``bpf/cache.h`` says what a bucket is. Buckets here are arrays of a map's bucket dtype
-(:attr:`lb.datapath.layouts.MapSpec.bucket`), hashing is one row of ``layouts.HASHING``. The programs write
+(:attr:`lb.datapath.map_table.MapSpec.bucket`), hashing is one row of ``layouts.HASHING``. The programs write
 while this reads: an entry that moves meanwhile may be there twice, or not at all.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from lb.datapath import batch, bpf, layouts
 from lb.datapath.bpf import FD, Rows
-from lb.datapath.layouts import HASHING, SLOTS, MapSpec
+from lb.datapath.layouts import HASHING, SLOTS
+from lb.datapath.map_table import MapSpec
 
 TIME_SHIFT = 24
 """``until`` counts CLOCK_MONOTONIC's nanoseconds in units of 2 to the power of this."""

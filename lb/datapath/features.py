@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lb.datapath import bpf, layouts
+from lb.datapath import bpf, map_table
 from lb.datapath.bpf import ProgType
 from lb.datapath.map_pins import create_map
 from lb.errors import BpfError
@@ -132,19 +132,19 @@ def has_helper(kind: ProgType, number: int) -> int:
 
 def _map_needs() -> Iterator[Need]:
     """Try each kind of map that the data plane has, with its flags."""
-    kinds = {(spec.type, spec.flags): spec for spec in layouts.MAPS}
+    kinds = {(spec.type, spec.flags): spec for spec in map_table.MAPS}
     for (kind, flags), spec in kinds.items():
         what = f"{spec.kernel_type.name.lower().replace('_', ' ')} map"
         since = "4.11"
-        if flags & layouts.BPF_F_MMAPABLE:
+        if flags & map_table.BPF_F_MMAPABLE:
             what, since = f"{what}, mapped into memory", "5.5"
-        if kind is layouts.MapType.CACHE:
+        if kind is map_table.MapType.CACHE:
             what = f"{what}, with locks"
-        elif kind is layouts.MapType.RINGBUF:
+        elif kind is map_table.MapType.RINGBUF:
             what, since = "ring buffer", "5.8"
         error = 0
         try:
-            create_map(spec, mmap.PAGESIZE if kind is layouts.MapType.RINGBUF else 1).close()
+            create_map(spec, mmap.PAGESIZE if kind is map_table.MapType.RINGBUF else 1).close()
         except BpfError as refused:
             error = refused.errno
         yield Need(what, since, error)

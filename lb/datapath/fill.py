@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lb.datapath import layouts
-from lb.datapath.layouts import LINE_ROWS, BackendStateCode, MapType
+from lb.datapath import layouts, map_table
+from lb.datapath.layouts import LINE_ROWS, BackendStateCode
+from lb.datapath.map_table import MapType
 from lb.datapath.maps import Maps
 
 
@@ -27,14 +28,14 @@ class MapFill:
 
 
 def map_fill(maps: Maps) -> list[MapFill]:
-    """Return the fill of each map that can fill up, in the order of :data:`lb.datapath.layouts.MAPS`.
+    """Return the fill of each map that can fill up, in the order of :data:`lb.datapath.map_table.MAPS`.
 
     Raises
     ------
     BpfError: the kernel refused to show a map.
     """
     rows = []
-    for spec in layouts.MAPS:
+    for spec in map_table.MAPS:
         evicted = None
         if spec.name == "service_counters":
             continue  # as full as services

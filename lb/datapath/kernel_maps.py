@@ -14,8 +14,8 @@ import numpy as np
 
 from lb.datapath import batch, bpf, cache
 from lb.datapath.bpf import FD, MapInfo
-from lb.datapath.layouts import MAP_SPECS, MapSpec, MapType
 from lb.datapath.map_pins import read_rows, row_bytes
+from lb.datapath.map_table import MAP_SPECS, MapSpec, MapType
 from lb.datapath.maps import Rows
 from lb.errors import BpfError, CapacityError
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import batch, bpf, build, crc32c, features, layouts, privileges
+from lb.datapath import batch, bpf, build, crc32c, features, layouts, map_table, privileges
 from lb.datapath.bpf import ProgType
 from lb.datapath.build import PROGRAM_ARRAY
-from lb.datapath.layouts import MapType
 from lb.datapath.map_pins import MapSlot, open_maps, pin_maps
+from lb.datapath.map_table import MapType
 from lb.datapath.pins import Pins, ensure_bpffs, remove_tree
 from lb.errors import CompileError, DatapathError
 
@@ -155,7 +155,7 @@ def load(
     privileges.check()
     ensure_bpffs()
     bpf.unlimit_memory()
-    sizes = layouts.sizes(limits, traffic_counters=traffic_counters)
+    sizes = map_table.sizes(limits, traffic_counters=traffic_counters)
     own_build = fingerprint(sizes, bpf_dir)
     refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:

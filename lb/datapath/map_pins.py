@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lb.datapath import batch, bpf, cache, layouts
+from lb.datapath import batch, bpf, cache, layouts, map_table
 from lb.datapath.bpf import FD, MapInfo, Rows
-from lb.datapath.layouts import MapSpec, MapType
+from lb.datapath.map_table import MapSpec, MapType
 from lb.datapath.pins import Pins
 
 _LOG = logging.getLogger(__name__)
@@ -70,13 +70,13 @@ def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
 
 
 def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack) -> list[MapSlot]:
-    """Return a slot for each map of layouts.MAPS; descriptors close with the stack. sizes: of them.
+    """Return a slot for each map of map_table.MAPS; descriptors close with the stack. sizes: of them.
 
     Raises
     ------
     BpfError: a map could not be opened or created.
     """
-    old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in layouts.MAPS}
+    old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in map_table.MAPS}
     keep = {name for name, one in old.items() if one is not None and one.usable}
     if not keep >= _BY_ID:
         keep -= _BY_ID | _NAMING_IDS
@@ -84,7 +84,7 @@ def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack)
         if f"hashing{version}" not in keep:
             keep -= {f"flows{version}", f"affinity{version}"}
     slots = {}
-    for spec in layouts.MAPS:
+    for spec in map_table.MAPS:
         entries = spec.max_entries(sizes)
         before = old[spec.name]
         source = before.fd if before is not None and spec.name in keep else None

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lb.config import Limits
-from lb.datapath.layouts import MAP_SPECS, MAPS, MapSpec, MapType, sizes
+from lb.datapath.map_table import MAP_SPECS, MAPS, MapSpec, MapType, sizes
 from lb.errors import BpfError, CapacityError
 
 Rows = NDArray[Any]
 
 
 class Maps(Protocol):
-    """The maps of one node, by the names in :data:`lb.datapath.layouts.MAPS`."""
+    """The maps of one node, by the names in :data:`lb.datapath.map_table.MAPS`."""
 
     def read(self, name: str) -> tuple[Rows, Rows]:
         """Return all entries of a hash map or trie as (keys, values), in no order.
@@ -37,7 +37,7 @@ class Maps(Protocol):
     def count(self, name: str) -> int:
         """Return how many entries a hash map or trie has; what comes or goes meanwhile may or may not count.
 
-        Of a table that forgets (``layouts.MapType.CACHE``) those count whose time is not over.
+        Of a table that forgets (``map_table.MapType.CACHE``) those count whose time is not over.
 
         Raises
         ------

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lb.datapath.layouts import MAP_SPECS, MapType
+from lb.datapath.map_table import MAP_SPECS, MapType
 from lb.datapath.maps import Maps, Rows
 from lb.errors import CapacityError
 

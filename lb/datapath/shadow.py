@@ -27,9 +27,9 @@ import numpy as np
 from lb.datapath import batch, bpf, build, cache, features, layouts, loader, privileges
 from lb.datapath.bpf import FD, ProgType
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import MAP_SPECS, MAPS, MapType
 from lb.datapath.loader import PROGRAMS
 from lb.datapath.map_pins import create_map, read_rows
+from lb.datapath.map_table import MAP_SPECS, MAPS, MapType
 from lb.datapath.pins import Pins
 from lb.errors import BpfError, DatapathError
 

@@ -11,8 +11,9 @@ import yaml
 from lb.config import Limits
 from lb.datapath.bpf import possible_cpus
 from lb.datapath.fill import map_fill
-from lb.datapath.layouts import FAMILIES, MAPS, REASONS, MapSpec
+from lb.datapath.layouts import FAMILIES, REASONS
 from lb.datapath.map_pins import create_map
+from lb.datapath.map_table import MAPS, MapSpec
 from lb.datapath.maps import FakeMaps
 from tests.deploy.conftest import ROOT
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lb.datapath import bpf, cache
-from lb.datapath.layouts import MAP_SPECS
 from lb.datapath.map_pins import read_rows
+from lb.datapath.map_table import MAP_SPECS
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import XDP, Datapath, own

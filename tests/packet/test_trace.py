@@ -9,8 +9,9 @@ import pytest
 
 from lb.config import SnatPorts
 from lb.datapath import bpf, build
-from lb.datapath.layouts import FAMILIES, MAP_SPECS, WatchFlag
+from lb.datapath.layouts import FAMILIES, WatchFlag
 from lb.datapath.map_pins import read_rows
+from lb.datapath.map_table import MAP_SPECS
 from lb.datapath.shadow import PRIVATE, Shadow
 from lb.datapath.watch import Watch
 from lb.errors import DatapathError

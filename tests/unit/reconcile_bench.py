@@ -9,8 +9,9 @@ import numpy as np
 from msgspec import structs
 
 from lb.config import Limits
-from lb.datapath.layouts import FAMILIES, MAP_SPECS, BackendStateCode, VipFlag, VipKindCode, pack_address
+from lb.datapath.layouts import FAMILIES, BackendStateCode, VipFlag, VipKindCode, pack_address
 from lb.datapath.ledger import VipRow, read_ranges, read_vips
+from lb.datapath.map_table import MAP_SPECS
 from lb.datapath.maps import FakeMaps, Rows
 from lb.datapath.pools import Region
 from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport

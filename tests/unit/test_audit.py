@@ -12,8 +12,9 @@ from lb.cli import audit as audit_command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
 from lb.datapath.differences import Difference
-from lb.datapath.layouts import FLOW, FLOW_KEY, ID, MAPS, SERVICE_NAME, BackendStateCode, MapType
+from lb.datapath.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode
 from lb.datapath.ledger import vip_keys
+from lb.datapath.map_table import MAPS, MapType
 from lb.datapath.maps import FakeMaps
 from lb.datapath.overlay import Overlay
 from lb.errors import CapacityError, LbError

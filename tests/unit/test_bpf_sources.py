@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.datapath import layouts
+from lb.datapath import layouts, map_table
 from lb.datapath.build import c_flags
 
 HEADERS = sorted(path.name for path in layouts.BPF_DIR.glob("*.h"))
@@ -82,15 +82,15 @@ def test_readme_lists_every_map() -> None:
         )
     }
     kinds = {
-        layouts.MapType.HASH: "hash",
-        layouts.MapType.ARRAY: "array, mmap",
-        layouts.MapType.PERCPU_ARRAY: "per-CPU array",
-        layouts.MapType.LRU_HASH: "LRU hash",
-        layouts.MapType.LPM_TRIE: "LPM trie",
-        layouts.MapType.CACHE: "cache (`cache.h`)",
-        layouts.MapType.RINGBUF: "ring buffer",
+        map_table.MapType.HASH: "hash",
+        map_table.MapType.ARRAY: "array, mmap",
+        map_table.MapType.PERCPU_ARRAY: "per-CPU array",
+        map_table.MapType.LRU_HASH: "LRU hash",
+        map_table.MapType.LPM_TRIE: "LPM trie",
+        map_table.MapType.CACHE: "cache (`cache.h`)",
+        map_table.MapType.RINGBUF: "ring buffer",
     }
-    specs = [spec for spec in layouts.MAPS if spec.version != 6]  # a row has both families
+    specs = [spec for spec in map_table.MAPS if spec.version != 6]  # a row has both families
     assert list(rows) == [spec.name for spec in specs]
     for spec in specs:
         _, kind, writer, _, when_full, purpose = rows[spec.name]

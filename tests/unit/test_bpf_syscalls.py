@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lb.datapath import batch, bpf
-from lb.datapath.layouts import MapType
+from lb.datapath.map_table import MapType
 from lb.datapath.pins import Pins, ensure_bpffs
 from lb.errors import BpfError
 from tests.unit.pins_bench import own_pins

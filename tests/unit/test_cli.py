@@ -25,7 +25,7 @@ from lb.cli.command import COMMANDS
 from lb.cli.status import render as status_text
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
-from lb.datapath import layouts
+from lb.datapath import layouts, map_table
 from lb.datapath.fill import map_fill
 from lb.datapath.hooks import HookReport
 from lb.datapath.layouts import BackendStateCode, IfaceFlag
@@ -244,7 +244,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_maps_list_has_every_map() -> None:
     code, out, _ = run("maps", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == [spec.name for spec in layouts.MAPS]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == [spec.name for spec in map_table.MAPS]
 
 
 def test_a_reader_that_goes_away_leaves_no_traceback() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb.datapath import bpf, build, features, layouts, loops
+from lb.datapath import bpf, build, features, layouts, loops, map_table
 from lb.datapath.bpf import FD, ProgType
 from lb.datapath.loader import PROGRAMS
 
@@ -43,7 +43,7 @@ def test_a_map_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     made = bpf.map_create
 
     def create(map_type: int, *shape: int, **more: Any) -> FD:
-        return made(1000 if map_type == layouts.MapType.LPM_TRIE else map_type, *shape, **more)
+        return made(1000 if map_type == map_table.MapType.LPM_TRIE else map_type, *shape, **more)
 
     monkeypatch.setattr(bpf, "map_create", create)
     assert [(need.what, need.error) for need in features.required() if not need.met] == [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import accounts, figures, layouts
+from lb.datapath import accounts, figures, layouts, map_table
 from lb.datapath.figures import HANDSHAKE_BOUNDS, Endpoint, Figures, PortName, quantile
 from lb.datapath.maps import FakeMaps
 from lb.errors import BpfError
@@ -77,9 +77,9 @@ def test_without_traffic_counters_there_are_connections_alone() -> None:
 
 
 def test_a_map_without_room_for_traffic_has_one_line() -> None:
-    off = layouts.sizes(Limits(), traffic_counters=False)
-    on = layouts.sizes(Limits())
-    spec = layouts.MAP_SPECS["traffic4"]
+    off = map_table.sizes(Limits(), traffic_counters=False)
+    on = map_table.sizes(Limits())
+    spec = map_table.MAP_SPECS["traffic4"]
     assert (spec.max_entries(off), spec.max_entries(on)) == (1, Limits().backends // 16 + 1)
     lines, places = accounts.line_of(np.array([1, 16, 17, Limits().backends - 1], "u4"))
     assert lines.tolist() == [1, 1, 2, Limits().backends // 16]

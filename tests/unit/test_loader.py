@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import bpf, build, cache, layouts, loader
+from lb.datapath import bpf, build, cache, layouts, loader, map_table
 from lb.datapath.build import useful_lines
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, MAP_SPECS, VIP, VIP_KEY
+from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, VIP, VIP_KEY
 from lb.datapath.loader import Loaded, fingerprint
+from lb.datapath.map_table import MAP_SPECS
 from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
 from lb.datapath.tables import table_rows
 from lb.errors import CompileError, ConfigError
@@ -228,8 +229,8 @@ def test_two_at_once(pins: Pins, tree: Path) -> None:
 
 @pytest.mark.parametrize("change", ["source", "header", "limits", "counters", "bcc", "kernel", "layouts"])
 def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint(layouts.sizes(LIMITS), tree)
-    assert before == fingerprint(layouts.sizes(LIMITS), tree)
+    before = fingerprint(map_table.sizes(LIMITS), tree)
+    assert before == fingerprint(map_table.sizes(LIMITS), tree)
     limits, counters = LIMITS, True
     if change == "source":
         (tree / "tc_tiny.c").write_text("")
@@ -245,7 +246,7 @@ def test_fingerprint(tree: Path, change: str, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("platform.release", lambda: "0.0.1")
     else:
         monkeypatch.setattr(layouts, "static_assertions", lambda version: f"another {version}")
-    assert fingerprint(layouts.sizes(limits, traffic_counters=counters), tree) != before
+    assert fingerprint(map_table.sizes(limits, traffic_counters=counters), tree) != before
 
 
 def fill(pins: Pins, flows: int, vips: int) -> None:
@@ -294,7 +295,7 @@ def test_traffic_counters_are_switched_off_and_on(pins: Pins, tree: Path) -> Non
     rooms = []
     for on in (True, False, True):
         loaded = loader.load(pins, LIMITS, traffic_counters=on, bpf_dir=tree, programs=TINY)
-        assert loaded.fresh in (frozenset(), {spec.name for spec in layouts.MAPS})
+        assert loaded.fresh in (frozenset(), {spec.name for spec in map_table.MAPS})
         maps = KernelMaps(pins.maps)
         rooms.append((maps.capacity("traffic4"), maps.capacity("connections4")))
         maps.array("connections4")["opened"][1] += 1
@@ -338,8 +339,8 @@ def test_flows_of_another_layout(pins: Pins, monkeypatch: pytest.MonkeyPatch) ->
     fill(pins, flows=20, vips=10)
     spec = MAP_SPECS["flows4"]
     moved = np.dtype([("all", f"V{spec.kernel_value.itemsize}")])
-    other = tuple(replace(one, bucket=moved) if one.name == "flows4" else one for one in layouts.MAPS)
-    monkeypatch.setattr(layouts, "MAPS", other)
+    other = tuple(replace(one, bucket=moved) if one.name == "flows4" else one for one in map_table.MAPS)
+    monkeypatch.setattr(map_table, "MAPS", other)
     assert pin_empty_maps(pins) == {"flows4"}
     assert count(pins, "vips4") == 10
     assert pin_empty_maps(pins) == frozenset()

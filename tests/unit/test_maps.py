@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lb.datapath import layouts
+from lb.datapath import layouts, map_table
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import BACKEND, COUNTER, ID, TABLE_LINE, VIP, VIP_KEY
 from lb.datapath.maps import FakeMaps, Maps, Rows
@@ -124,7 +124,7 @@ def test_per_cpu_values(maps: Maps) -> None:
 
 
 def test_capacity(maps: Maps) -> None:
-    for spec in layouts.MAPS:
+    for spec in map_table.MAPS:
         assert maps.capacity(spec.name) == spec.max_entries(LIMITS.as_dict()) * spec.entries_each
 
 

@@ -396,11 +396,10 @@ def test_nothing_is_cut_at_any_width(browser: Browser, width: int) -> None:
 def test_rates_are_those_between_two_looks(bench: Bench, browser: Browser) -> None:
     browser.open("/#shop%2Fcheckout")
     cells = "[...document.querySelectorAll('#services tr[aria-current] td')].map((one) => one.textContent)"
-    assert browser.driver.execute_script(f"return {cells}")[5] == "…"
+    assert browser.driver.execute_script(f"return {cells}[5]") in ("…", "0")  # "0" on a machine so slow
     carry(bench)
-    browser.until(f"look() && {cells}[5] !== '…'")
-    rate = browser.driver.execute_script(f"return {cells}")[5]
-    assert 0 < float(rate) <= 40 / FRESH_SECONDS
+    rate = browser.until(f"look() && Number({cells}[5]) > 0 && {cells}[5]")
+    assert float(rate) <= 40 / FRESH_SECONDS
     assert browser.driver.execute_script(f"return {cells}")[4] == "80"
 
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 
 from lb.datapath.dump import dump
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES, MAPS, sizes
+from lb.datapath.layouts import FAMILIES
 from lb.datapath.map_pins import open_maps, pin_maps
+from lb.datapath.map_table import MAPS, sizes
 from lb.datapath.maps import FakeMaps, Maps
 from lb.datapath.pins import Pins, unload
 from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
