@@ -35,15 +35,28 @@ static __always_inline bool has_peer(u32 ifindex)
 	return iface && iface->flags & IFACE_PEER;
 }
 
+/* The MTU that a packet of so many bytes is too big for. Linux has told it since 5.12, where told was the
+ * length before. Else it is one that any way on has (RFC 8200, section 5), or for IPv4 one that many have:
+ * whoever is told too much would send the same again. */
+static __always_inline u32 mtu_below(u32 len, u32 told)
+{
+	if (likely(told < len))
+		return told;
+	if (FAMILY == 6 || len > 1280)
+		return 1280;
+	return len > 576 ? 576 : 68;
+}
+
 /* past: in place of the stack, not of a router. A veth's other end takes what is for this host alone; to all
  * others the kernel sends, who asks neighbours from time to time whether they are still there. */
 static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
 				      const struct addr *dst, bool past, struct route *out)
 {
+	u32 len = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len, pkt->payload_len);
 	struct bpf_fib_lookup fib = {
 	    .family = IP_AF,
 	    .l4_protocol = pkt->tuple.protocol,
-	    .tot_len = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len, pkt->payload_len),
+	    .tot_len = len,
 	    .ifindex = ctx_ifindex(ctx),
 	};
 	int result;
@@ -51,7 +64,7 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	fib_addresses(&fib, pkt, src, dst);
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	out->ifindex = fib.ifindex;
-	out->mtu = fib.tot_len; /* where the result says so, the kernel has put the MTU there */
+	out->mtu = mtu_below(len, fib.tot_len);
 	out->peer = past && has_peer(fib.ifindex);
 	out->link_known = result == BPF_FIB_LKUP_RET_SUCCESS && (!past || (out->peer && ctx_for_us(ctx)));
 	if (out->link_known) {

@@ -136,6 +136,7 @@ def script(results: Path, tests: Sequence[str]) -> str:
         (
             "set -e",
             f"touch {results}/begun",
+            "modprobe tun",
             f"mkdir -p {build.CACHE}",
             f"cp {results}/cache/* {build.CACHE}",
             f"cd {shlex.quote(str(TREE))}",
