@@ -413,6 +413,7 @@ def test_one_of_so_many_connections_and_all_of_each(datapath: Datapath) -> None:
     told_of: dict[str, list[str]] = {}
     with watching(datapath, ALL, one_in=4) as told:
         for port in range(40_000, 40_400):
+            told.watch.renew()  # a slow machine takes longer than one lease
             client = (p.CLIENT, port)
             sent = datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, client, VIP)).packet
             backend = p.role(p.l3(sent).dst)
