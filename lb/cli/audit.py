@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from lb.cli import nodes
+from lb.cli import nodes, output
 from lb.cli.nodes import NodeView
 from lb.datapath.differences import Difference
 from lb.errors import LbError
@@ -43,7 +42,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     nodes.add_flags(parser)
     parser.add_argument("--heal", action="store_true", help="bring the kernel in step with the source")
-    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    output.add_flag(parser, "table")
     parser.set_defaults(handler=_audit)
 
 
@@ -55,11 +54,7 @@ def _audit(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             heal(node)
             found = look(node)
     report = as_dict(node.name, found, [one for one in before if one not in found.differences])
-    if args.output == "json":
-        json.dump(report, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(report))
+    output.write(args, out, report, lambda: render(report))
     return 1 if found.differences or found.failed else 0
 
 

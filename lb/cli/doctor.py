@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TextIO
 
+from lb.cli import output
 from lb.cli.tables import table
 from lb.observe import doctor
 from lb.observe.findings import Finding, Result
@@ -28,17 +28,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    output.add_flag(parser, "table")
     parser.set_defaults(handler=_doctor)
 
 
 def _doctor(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     findings = doctor.examine()
-    if args.output == "json":
-        json.dump([asdict(one) for one in findings], out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(findings))
+    output.write(args, out, [asdict(one) for one in findings], lambda: render(findings))
     return 0 if doctor.healthy(findings) else 1
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from typing import TextIO
 
-from lb.cli import nodes
+from lb.cli import nodes, output
 from lb.cli.audit import look
 from lb.cli.colours import painted, wanted
 from lb.errors import UsageError
@@ -48,7 +47,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="the client that source ranges are judged for; default: this node",
     )
     parser.add_argument("--no-probes", action="store_true", help="make no connections")
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(parser, "text")
     parser.set_defaults(handler=_explain)
 
 
@@ -66,17 +65,13 @@ def _explain(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         facts = gather(node, key, snapshot, topology, compared, client=client, probing=not args.no_probes)
         where = view.name or view.source.name
     findings = explain(facts)
-    if args.output == "json":
-        report = {
-            "service": str(key),
-            "node": where,
-            "causes": causes(findings),
-            "findings": [asdict(one) for one in findings],
-        }
-        json.dump(report, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(key, where, findings, colours=wanted(out)))
+    report = {
+        "service": str(key),
+        "node": where,
+        "causes": causes(findings),
+        "findings": [asdict(one) for one in findings],
+    }
+    output.write(args, out, report, lambda: render(key, where, findings, colours=wanted(out)))
     return 1 if causes(findings) else 0
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.datapath import dump
@@ -36,7 +35,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     instances.add_flags(parser)
     parser.add_argument("--service", metavar="NS/NAME", help="only those of this Service")
-    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    output.add_flag(parser, "table")
     parser.set_defaults(handler=_flows)
 
 
@@ -48,11 +47,7 @@ def _flows(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     finally:
         maps.close()
     found = [one for one in read if isinstance(one, FlowEntry)]
-    if args.output == "json":
-        json.dump({"flows": [one.as_dict() for one in found]}, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(found))
+    output.write(args, out, {"flows": [one.as_dict() for one in found]}, lambda: render(found))
     return 0
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.observe.ask import ask
 from lb.observe.history import IN_ALL, OF_ONE
@@ -45,18 +44,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, or NAME in the namespace default")
     instances.add_flags(parser)
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(parser, "text")
     parser.set_defaults(handler=_history)
 
 
 def _history(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     key = service_key(args.service)
     found = ask(RunDir(instances.choose(args)), "/api/history", service=str(key))
-    if args.output == "json":
-        json.dump(found, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(found))
+    output.write(args, out, found, lambda: render(found))
     return 0
 
 

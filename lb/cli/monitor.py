@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.colours import painted
 from lb.cli.colours import wanted as colours_wanted
 from lb.cli.nodes import service_key
@@ -88,7 +88,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         help="also write the packets, before and after, as pcapng with the reason as a comment (the first 256"
         " bytes of each); of every packet, or with --drops of those",
     )
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(parser, "text")
     parser.set_defaults(handler=_monitor)
 
 

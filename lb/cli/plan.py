@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from lb.cli import nodes
+from lb.cli import nodes, output
 from lb.cli.tables import table
 from lb.observe.audit import Preview, preview
 from lb.observe.snapshot import read_file
@@ -35,7 +34,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help="manifests, in YAML or JSON")
     nodes.add_flags(parser)
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(parser, "text")
     parser.set_defaults(handler=_plan)
 
 
@@ -48,11 +47,7 @@ def _plan(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         found = preview(node.maps, now.state, then.state, node.topology(now), time.monotonic_ns())
     known = {str(error) for error in now.errors}
     report = as_dict(found, [str(error) for error in then.errors if str(error) not in known])
-    if args.output == "json":
-        json.dump(report, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(report))
+    output.write(args, out, report, lambda: render(report))
     return 1 if report["problems"] else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -11,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.datapath import accounts, dump
@@ -47,7 +46,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     instances.add_flags(listing)
-    listing.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    output.add_flag(listing, "table")
     listing.set_defaults(handler=_list)
     showing = verbs.add_parser(
         "show",
@@ -57,7 +56,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     showing.add_argument("service", metavar="SERVICE", help="NS/NAME, or NAME in the namespace default")
     instances.add_flags(showing)
-    showing.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(showing, "text")
     showing.set_defaults(handler=_show)
 
 
@@ -69,11 +68,7 @@ def _list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         found = collect(maps, run_dir.notes(), running=run_dir.holder() is not None)
     finally:
         maps.close()
-    if args.output == "json":
-        json.dump(found, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(found))
+    output.write(args, out, found, lambda: render(found))
     return 0
 
 
@@ -86,11 +81,7 @@ def _show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         maps.close()
     if not found["ports"]:
         raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
-    if args.output == "json":
-        json.dump(found, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render_one(found))
+    output.write(args, out, found, lambda: render_one(found))
     return 0
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.tables import table
 from lb.observe.status import collect
 from lb.rundir import RunDir
@@ -30,18 +29,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     instances.add_flags(parser)
-    parser.add_argument("-o", "--output", choices=["table", "json"], default="table", help="default: table")
+    output.add_flag(parser, "table")
     parser.set_defaults(handler=_status)
 
 
 def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     name = instances.choose(args)
     status = collect(name, RunDir(name))
-    if args.output == "json":
-        json.dump(status, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render(status))
+    output.write(args, out, status, lambda: render(status))
     return 0
 
 

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lb.cli import instances, nodes
+from lb.cli import instances, nodes, output
 from lb.datapath.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.model import IPAddress, Protocol
@@ -74,7 +74,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.add_argument(
         "--pcap", type=Path, metavar="OUT", help="write each packet, before and after, to a file"
     )
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
+    output.add_flag(parser, "text")
     nodes.add_flags(parser)
     parser.set_defaults(handler=_trace)
 
