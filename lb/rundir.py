@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.errors import LbError
+from lb.folders import make
 
 ROOT = Path("/run/lbctl")
 _SOCKET_PATH_MOST = 107
@@ -92,7 +93,6 @@ class RunDir:
     @contextlib.contextmanager
     def _held(self, path: Path, taken: str, advice: str) -> Iterator[None]:
         """Hold the lock of a file; taken and advice are for the error message when another process does."""
-        self.root.mkdir(parents=True, exist_ok=True)
         fd = self._locked(path, taken, advice)
         try:
             os.ftruncate(fd, 0)
@@ -104,7 +104,11 @@ class RunDir:
     def _locked(self, path: Path, taken: str, advice: str) -> int:
         """Return the lock file's descriptor, locked; opens anew when :meth:`remove` came in between."""
         while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            make(self.root)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(fd), path.stat()):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from lb.cli import instances, nodes, output
 from lb.datapath.pins import Pins
 from lb.errors import ConfigError, UsageError
+from lb.folders import entries
 from lb.model import IPAddress, Protocol
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _pod_address(args: argparse.Namespace, version: int) -> IPAddress:
 
 def _notes(pins: Pins, side: str) -> list[str]:
     """Return what the programs at interfaces do not see: connections that the socket hooks have led away."""
-    served = pins.links.is_dir() and any(pins.links.iterdir())
+    served = bool(entries(pins.links))
     if side != "host" or not served:
         return []
     return [

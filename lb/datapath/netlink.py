@@ -25,6 +25,7 @@ from lb.datapath.bpf import FD
 from lb.datapath.pins import ROOT
 from lb.datapath.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
+from lb.folders import entries
 from lb.model import IPAddress
 
 bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
@@ -383,9 +384,10 @@ def our_names() -> dict[int, str]:
 def _pins(kind: str) -> dict[int, Path]:
     """Return where programs of all instances and builds are pinned, by id."""
     found = {}
-    for path in ROOT.glob(f"*/*/{kind}_*"):
-        with contextlib.suppress(BpfError), bpf.obj_get(path) as program:  # may be unpinned meanwhile
-            found[bpf.prog_info(program).id] = path
+    for path in (path for base in entries(ROOT) for build in entries(base) for path in entries(build)):
+        if path.name.startswith(f"{kind}_"):
+            with contextlib.suppress(BpfError), bpf.obj_get(path) as program:  # may be unpinned meanwhile
+                found[bpf.prog_info(program).id] = path
     return found
 
 

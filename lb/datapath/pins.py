@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.errors import ConfigError, DatapathError
+from lb.folders import entries, make
 
 _LOG = logging.getLogger(__name__)
 BPFFS = Path("/sys/fs/bpf")
@@ -79,14 +80,12 @@ class Pins:
 
     def builds(self) -> list[Path]:
         """Return all program directories, half-made ones included."""
-        if not self.base.is_dir():
-            return []
-        return sorted(path for path in self.base.iterdir() if path.name.startswith((_PROGS, _STAGING)))
+        return [path for path in entries(self.base) if path.name.startswith((_PROGS, _STAGING))]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from loading or unloading this instance meanwhile."""
-        self.base.mkdir(parents=True, exist_ok=True)
+        make(self.base)
         fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -97,9 +96,7 @@ class Pins:
 
 def instances() -> list[str]:
     """Return the names of all instances with pins on this machine."""
-    if not ROOT.is_dir():
-        return []
-    return sorted(path.name.replace("~", ".") for path in ROOT.iterdir())
+    return [path.name.replace("~", ".") for path in entries(ROOT)]
 
 
 def is_bpffs(path: Path, mountinfo: str | None = None) -> bool:

@@ -22,6 +22,7 @@ from lb.datapath.bpf import FD
 from lb.datapath.hooks import HookReport
 from lb.datapath.pins import Pins
 from lb.errors import AttachError, BpfError
+from lb.folders import entries
 
 MOUNTS = Path("/proc/self/mounts")
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14
@@ -112,7 +113,7 @@ class SocketHooks:
                 with bpf.obj_get(path) as program:
                     if _put(self._pins.links / name, program, target, attach_type):
                         report.attached.append(f"{group} {_HOOKS[attach_type]}")
-        for left in set(self._pins.links.iterdir()) - {self._pins.links / name for name in self._programs}:
+        for left in set(_links(self._pins)) - {self._pins.links / name for name in self._programs}:
             left.unlink()
 
 
@@ -180,7 +181,7 @@ def attached(pins: Pins) -> list[AttachedSocket]:
 
 
 def _links(pins: Pins) -> list[Path]:
-    return sorted(pins.links.iterdir()) if pins.links.is_dir() else []
+    return entries(pins.links)
 
 
 def _group(ident: int) -> Path | None:

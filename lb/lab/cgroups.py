@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lb.datapath.sockets import cgroup_root
 from lb.errors import LabError
+from lb.folders import make
 
 MOUNTS = Path("/proc/self/mounts")
 _TOP = "lbctl-lab"
@@ -65,7 +66,7 @@ def create(group: Path) -> None:
     LabError: the kernel refuses.
     """
     try:
-        group.mkdir(parents=True, exist_ok=True)
+        make(group)
     except OSError as error:
         raise LabError(f"control group {group}: {error.strerror}") from error
 

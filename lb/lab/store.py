@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from typing import Any
 
 from lb.config import Switch, UplinkMode
 from lb.errors import LabError
+from lb.folders import entries, make
 from lb.lab.addressing import Family, LabSpec, Overlay
 from lb.lab.processes import ProcessRef
 
@@ -134,9 +134,8 @@ class Store:
         ------
         LabError: a lab of this id is there already; says in which state.
         """
-        self.base.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.base.mkdir(mode=0o755)
+            make(self.base, exist_ok=False)
         except FileExistsError:
             raise LabError(self.why_taken()) from None
         self.write_lab(record)
@@ -192,9 +191,8 @@ class Store:
 
     def processes(self) -> Iterator[ProcessRef]:
         """Return every noted process, pods included."""
-        directory = self.base / "processes"
-        names = sorted(os.listdir(directory)) if directory.is_dir() else []
-        found = [self.process(name) for name in names] + [pod.process for pod in self.pods()]
+        found = [self.process(path.name) for path in entries(self.base / "processes")]
+        found += [pod.process for pod in self.pods()]
         return (process for process in found if process)
 
     def write_pod(self, pod: PodRecord) -> None:
@@ -209,8 +207,8 @@ class Store:
         """Return the noted pods by namespace and name."""
         directory = self.base / "pods"
         pods = []
-        for name in sorted(os.listdir(directory)) if directory.is_dir() else ():
-            data = _read(directory / name)
+        for path in entries(directory):
+            data = _read(path)
             if data:
                 process = ProcessRef(**data.pop("process")) if data["process"] else data.pop("process")
                 addresses = tuple(data.pop("addresses"))
@@ -248,7 +246,7 @@ class Store:
 
 def labs(root: Path = ROOT) -> list[str]:
     """Return the ids of all labs on this machine, half-made ones included."""
-    return sorted(os.listdir(root)) if root.is_dir() else []
+    return [path.name for path in entries(root)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from lb.datapath.netlink import Interface, Netlink
 from lb.datapath.pins import Pins
 from lb.datapath.standing import selection
 from lb.errors import BpfError
+from lb.folders import entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,7 @@ def _programs(pins: Pins) -> set[int]:
     """Return the ids of an instance's pinned programs; what else is pinned beside them is no program."""
     found = set()
     for build in pins.builds():
-        for path in build.iterdir():
-            with bpf.obj_get(path) as fd:
-                try:
-                    found.add(bpf.prog_info(fd).id)
-                except BpfError:  # a map of programs
-                    continue
+        for path in entries(build):
+            with contextlib.suppress(BpfError), bpf.obj_get(path) as fd:  # a map of programs, or just gone
+                found.add(bpf.prog_info(fd).id)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from lb.datapath.layouts import FAMILIES, IfaceFlag
 from lb.datapath.loader import PROGRAMS, program_array
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
+from lb.errors import BpfError
+from lb.folders import entries
 from lb.rundir import RunDir
 
 _ARRAYS = {program_array(program.source) for program in PROGRAMS.values()}
@@ -62,9 +65,14 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
 def _programs(pins: Pins) -> list[dict[str, Any]]:
     found = []
     for build in pins.builds():
-        for path in sorted(path for path in build.iterdir() if path.name not in _ARRAYS):
-            with bpf.obj_get(path) as program:
-                info = bpf.prog_info(program)
+        for path in (path for path in entries(build) if path.name not in _ARRAYS):
+            try:
+                with bpf.obj_get(path) as program:
+                    info = bpf.prog_info(program)
+            except BpfError as error:
+                if error.errno == errno.ENOENT:  # the agent has just replaced it
+                    continue
+                raise
             found.append(
                 {
                     "name": path.name,
