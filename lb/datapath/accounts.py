@@ -59,13 +59,14 @@ def slot_figures(maps: Maps, version: int, backends: Rows, generations: Rows) ->
     BpfError: the kernel refused.
     """
     found = np.zeros(len(backends), FIGURES)
-    connections = maps.some(f"connections{version}", backends)
+    connections = maps.array(f"connections{version}")[backends]
     for name in OF_CONNECTIONS:
         found[name] = connections[name]
     if counts_traffic(maps):
         lines, places = line_of(backends)
+        lines, of_line = np.unique(lines, return_inverse=True)  # neighbours share one: it is read once
         rows = maps.some(f"traffic{version}", lines)["cells"]
-        cells = rows[np.arange(len(rows)), :, places]
+        cells = rows[of_line, :, places]
         same = cells["generation"] == generations[:, np.newaxis]
         for name in OF_TRAFFIC:
             found[name] = np.where(same, cells[name], 0).sum(axis=1)
@@ -120,7 +121,7 @@ def hand_over(maps: Maps, version: int, backends: Rows) -> None:
     np.add.at(numbers(sums), rows, numbers(figures))
     _note_change(maps)
     maps.update("ended", services[services != 0], sums[services != 0])
-    maps.update(f"connections{version}", used, np.zeros(len(used), CONNECTIONS))
+    maps.array(f"connections{version}")[used] = np.zeros((), CONNECTIONS)
     slots["service"][used] = 0
     _note_change(maps)
 
