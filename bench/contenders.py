@@ -22,12 +22,12 @@ from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.loader import load
 from lb.datapath.pins import Pins, unload
 from lb.datapath.reconcile import Reconciler
+from lb.datapath.settings import write_settings
 from lb.datapath.sockets import SocketHooks
 from lb.lab import cgroups, kube_proxy
 from lb.lab.topology import fill_in_checksums
 from lb.model import ObjectKey, Protocol
 from lb.plan.types import Backend, PortPlan, ServicePlan, Vip, VipKey, VipKind
-from lb.serve import write_settings
 
 CLUSTER_IP, LOAD_BALANCER, PORT, NODE_PORT = "10.96.0.10", "203.0.113.10", 80, 30080
 PROTOCOLS = (Protocol.TCP, Protocol.UDP)

@@ -87,7 +87,14 @@ class Surroundings(Protocol):
         ...
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
-        """Attach programs to the interfaces (by ifindex; None: all) and return what failed."""
+        """Attach programs to the interfaces (by ifindex; None: all) and return what failed.
+
+        None also has written anew what the programs know of the node and its configuration.
+        """
+        ...
+
+    def drift(self) -> dict[str, int]:
+        """Return by map how many entries about the node and its configuration are not as they should be."""
         ...
 
 
@@ -406,6 +413,8 @@ class Agent:
         """Look whether somebody else has written to the maps; it is told, and left to an operator."""
         try:
             found = self._reconciler.drift()
+            if found is not None:
+                found |= self._surroundings.drift()
         except LbError as error:
             _log.warning("the maps could not be compared with what was written: %s", error)
             return

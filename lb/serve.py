@@ -19,21 +19,22 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
-from lb.config import NODE_NAME, Config, SocketMode, Switch, split_address
+from lb.config import NODE_NAME, Config, Switch, split_address
 from lb.datapath import loader
 from lb.datapath.grace import GracePeriods
 from lb.datapath.hooks import Hooks
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES
 from lb.datapath.loader import Loaded
 from lb.datapath.maps import Maps
 from lb.datapath.netlink import InterfaceWatcher
 from lb.datapath.pins import Pins
 from lb.datapath.reconcile import Reconciler
-from lb.datapath.sockets import SocketHooks, netns_cookie
+from lb.datapath.settings import write_settings
+from lb.datapath.sockets import SocketHooks
 from lb.datapath.standing import selection, standing
 from lb.errors import ConfigError, InputError
 from lb.model import Event, Node, ObjectKey
+from lb.observe import attachment
 from lb.observe.api import history_answer
 from lb.observe.health import HealthChecks, NodeHealth
 from lb.observe.history import History
@@ -143,7 +144,6 @@ def startup(
     )
     maps = KernelMaps(pins.maps)
     stack.callback(maps.close)
-    write_settings(maps, config)
     grace = GracePeriods(lambda: inbox.put(Settled()))
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
@@ -297,19 +297,6 @@ def _report_input(error: InputError) -> None:
     _log.error("%s", error)
 
 
-def write_settings(maps: Maps, config: Config) -> None:
-    """Write timeouts (nanoseconds), SNAT ports, whose sockets are served, and which way packets go."""
-    for version in FAMILIES:
-        row = maps.array(f"settings{version}")[:1]
-        for name in config.timeouts.__slots__:
-            row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
-        row["snat_port_min"] = config.snat_ports.first
-        row["snat_port_max"] = config.snat_ports.last
-        row["netns"] = netns_cookie()
-        row["all_sockets"] = config.socket_lb is SocketMode.ALL
-        row["redirect"] = config.redirect is Switch.ON
-
-
 class KernelSurroundings:
     """The node's interfaces and the programs on them: :class:`lb.agent.Surroundings`."""
 
@@ -338,6 +325,8 @@ class KernelSurroundings:
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         """See :class:`lb.agent.Surroundings`."""
+        if changed is None:
+            write_settings(self._maps, self._config)
         report = self._hooks.sync(changed)
         if changed is None:
             sockets = self._sockets.sync()
@@ -352,6 +341,10 @@ class KernelSurroundings:
             loader.prune(self._pins, self._loaded)
             self._pruned = True
         return [str(error) for error in report.errors]
+
+    def drift(self) -> dict[str, int]:
+        """See :class:`lb.agent.Surroundings`."""
+        return attachment.drift(self._maps, self._config)
 
     def modes(self) -> dict[str, tuple[str, str]]:
         """Return each uplink's mode and why."""

@@ -6,12 +6,13 @@ import argparse
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 from lb.cli import nodes, output
 from lb.cli.nodes import NodeView
 from lb.datapath.differences import Difference
+from lb.datapath.maps import Maps
 from lb.errors import LbError
 from lb.observe import attachment, audit
 from lb.observe.audit import Comparison
@@ -19,7 +20,8 @@ from lb.rundir import RunDir
 
 _DESCRIPTION = """\
 Compare what the source says with what the kernel's maps hold: the source is read anew, planned
-anew, and each entry that differs is named, and each hook without its program. A sign in front says
+anew, and each entry that differs is named, and each hook without its program. Interfaces and
+settings are compared with the node and with what its agent was told. A sign in front says
 what would bring it in step: + it is missing, - nobody planned it, ~ it is another. What the agent
 is about to write is waited for.
 
@@ -66,7 +68,7 @@ def look(node: NodeView) -> Comparison:
 
     def once() -> Comparison:
         snapshot = node.source.snapshot()
-        found = audit.compare(maps, snapshot.state, node.topology(snapshot))
+        found = audit.compare(maps, snapshot.state, node.topology(snapshot), around(node))
         hooks = attachment.missing(node.config, modes, problems)
         found.differences += [Difference("hooks", one.place, "", "", one.program) for one in hooks]
         return found
@@ -88,6 +90,7 @@ def heal(node: NodeView) -> None:
         with RunDir(node.name).lock():
             snapshot = node.source.snapshot()
             audit.heal(node.maps, snapshot.state, node.topology(snapshot))
+            around(node)(node.maps)
         return
     # One that starts compares everything by itself, and would not survive the signal yet.
     if node.notes.get("pid") == node.agent:
@@ -99,6 +102,11 @@ def heal(node: NodeView) -> None:
     deadline = time.monotonic() + _HEAL_SECONDS
     while look(node).differences and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def around(node: NodeView) -> Callable[[Maps], None]:
+    """Return what writes to maps what the node's agent does of its configuration and interfaces."""
+    return lambda maps: attachment.write_node(maps, node.config)
 
 
 def as_dict(name: str, found: Comparison, healed: Sequence[Difference]) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lb.datapath.layouts import FAMILIES, NODE_NONE, BackendStateCode, VipFlag, unpack_address
+from lb.datapath.layouts import (
+    FAMILIES,
+    NODE_NONE,
+    SETTINGS,
+    BackendStateCode,
+    IfaceFlag,
+    VipFlag,
+    unpack_address,
+)
 from lb.datapath.ledger import KIND_CODES, Ledger, VipRow, read_ranges, read_vips
 from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import Region
@@ -51,7 +59,9 @@ class Difference:
 
 
 def differences(before: Maps, after: Maps) -> list[Difference]:
-    """Compare the maps that Python writes, but for settings; sorted by map and entry.
+    """Compare the maps that Python writes; sorted by map and entry.
+
+    A cluster network that is wider than it would be is no difference: it only grows while an agent runs.
 
     Raises
     ------
@@ -63,15 +73,34 @@ def differences(before: Maps, after: Maps) -> list[Difference]:
         others = new.entries[name]
         for key in sorted(entries.keys() | others.keys(), key=str):
             was, would = entries.get(key), others.get(key)
-            if was is not None and would is not None and was[1] == would[1]:
+            if was is not None and would is not None and _in_step(was[1], would[1]):
                 continue
             service = would[0] if would else was[0] if was else ""
             found.append(Difference(name, key, service, was[2] if was else "", would[2] if would else ""))
     return found
 
 
+def _in_step(was: object, would: object) -> bool:
+    return was.holds(would) if isinstance(was, _ClusterNetwork) else was == would
+
+
 _Entry = tuple[str, object, str]
 """Service, what is compared, and the same in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ClusterNetwork:
+    """As in the settings; one without any clusterIP has the net 0."""
+
+    net: int
+    mask: int
+
+    def holds(self, other: object) -> bool:
+        """Tell whether every clusterIP of another is in this one."""
+        if not isinstance(other, _ClusterNetwork):
+            return False
+        within = not self.mask & ~other.mask and not (self.net ^ other.net) & self.mask
+        return within or not other.net
 
 
 class _State:
@@ -89,6 +118,8 @@ class _State:
             found[f"source_ranges{version}"] = {}
             found[f"backends{version}"] = dict(self._backends(version))
             found[f"vips{version}"] = {}
+            found[f"ifaces{version}"] = dict(self._ifaces(version))
+            found[f"settings{version}"] = dict(self._settings(version))
         for ident, network in read_ranges(self._maps):
             service, port = self._name(ident)
             entry = (service, ident, "let in")
@@ -143,6 +174,22 @@ class _State:
             words += [f"on {self._node(node)}"] if node != NODE_NONE else []
             value = (address, port, state, flags, ident, node)
             yield f"#{slot}", (self._name(ident)[0], value, f"{', '.join(words)}, flags {flags}")
+
+    def _ifaces(self, version: int) -> Iterator[tuple[str, _Entry]]:
+        indexes, rows = self._maps.read(f"ifaces{version}")
+        for index, row in zip(indexes.tolist(), rows.tolist(), strict=True):
+            address, flags = unpack_address(row[0]), IfaceFlag(row[1])
+            words = [one.name.lower() for one in flags if one.name] or ["primary address"]
+            words += [str(address)] if int(address) else []
+            yield f"#{index}", ("", row, " ".join(words))
+
+    def _settings(self, version: int) -> Iterator[tuple[str, _Entry]]:
+        row = self._maps.array(f"settings{version}")[0]
+        for name in SETTINGS[version].fields or ():
+            if name not in {"cluster_net", "cluster_mask", "pad"}:
+                yield name, ("", int(row[name]), str(int(row[name])))
+        net, mask = (unpack_address(row[name].tolist()) for name in ("cluster_net", "cluster_mask"))
+        yield "cluster_net", ("", _ClusterNetwork(int(net), int(mask)), f"{net} mask {mask}")
 
     @cached_property
     def _tables(self) -> Rows:

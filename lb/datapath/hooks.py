@@ -199,7 +199,10 @@ class Hooks:
             self._default_routes = net.default_route_interfaces() or self._default_routes
             roles = self._selection.roles(interfaces, self._default_routes)
             for version in layouts.FAMILIES:
-                self._fill_ifaces(version, interfaces, roles, report)
+                try:
+                    fill_ifaces(self._maps, version, interfaces, roles, redirect=self._redirect)
+                except CapacityError as error:
+                    report.errors.append(error)
             report.errors += self._selection.missing(interfaces, roles)
             done: dict[int, tuple[str, Role | None]] = {}
             for interface in interfaces:
@@ -249,40 +252,42 @@ class Hooks:
             _LOG.info("uplink %s: %s (%s)", interface.name, mode.value, why)
         self.modes[interface.name] = (mode, why)
 
-    def _fill_ifaces(
-        self, version: int, interfaces: Sequence[Interface], roles: Mapping[int, Role], report: HookReport
-    ) -> None:
-        """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
-        The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
-        interface has one: the answer to a packet that we SNATed has to come in by one of our ingress hooks
-        that undo it. To redirect, the veths of pods are there as well.
-        """
-        name = f"ifaces{version}"
-        sources = {one.index: one.source(version) for one in interfaces}
-        uplinks = [one.index for one in interfaces if roles.get(one.index) is Role.UPLINK]
-        primary = next((sources[index] for index in uplinks if sources[index]), None)
-        nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
-        wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
-        for one in interfaces:
-            flags = _FLAGS.get(roles.get(one.index))
-            if flags:
-                source = sources[one.index] or primary
-                wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
-            elif self._redirect and one.index in roles and _leads_to_pod(one):
-                wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
-        keys, values = self._maps.read(name)
-        present = dict(zip(keys.tolist(), values.tolist(), strict=True))
-        gone = sorted(present.keys() - wanted.keys())
-        changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
-        if gone:
-            self._maps.delete(name, np.array(gone, dtype=layouts.ID))
-        if changed:
-            rows = np.array([wanted[index] for index in changed], dtype=layouts.IFACE[version])
-            try:
-                self._maps.update(name, np.array(changed, dtype=layouts.ID), rows)
-            except CapacityError as error:
-                report.errors.append(error)
+def fill_ifaces(
+    maps: Maps, version: int, interfaces: Sequence[Interface], roles: Mapping[int, Role], *, redirect: bool
+) -> None:
+    """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
+
+    The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
+    interface has one: the answer to a packet that we SNATed has to come in by one of our ingress hooks
+    that undo it. To redirect, the veths of pods are there as well.
+
+    Raises
+    ------
+    BpfError: the kernel refused; CapacityError when there are more interfaces than the map has room for.
+    """
+    name = f"ifaces{version}"
+    sources = {one.index: one.source(version) for one in interfaces}
+    uplinks = [one.index for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    primary = next((sources[index] for index in uplinks if sources[index]), None)
+    nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
+    wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
+    for one in interfaces:
+        flags = _FLAGS.get(roles.get(one.index))
+        if flags:
+            source = sources[one.index] or primary
+            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+        elif redirect and one.index in roles and _leads_to_pod(one):
+            wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
+    keys, values = maps.read(name)
+    present = dict(zip(keys.tolist(), values.tolist(), strict=True))
+    gone = sorted(present.keys() - wanted.keys())
+    changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
+    if gone:
+        maps.delete(name, np.array(gone, dtype=layouts.ID))
+    if changed:
+        rows = np.array([wanted[index] for index in changed], dtype=layouts.IFACE[version])
+        maps.update(name, np.array(changed, dtype=layouts.ID), rows)
 
 
 def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:

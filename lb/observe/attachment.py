@@ -1,16 +1,20 @@
-"""Which hooks should have a program of an instance and have none, as the kernel tells it."""
+"""What of the node itself an instance should know and do: hooks with its programs, interfaces, settings."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lb.config import Config, SocketMode, UplinkMode
+from lb.config import Config, SocketMode, Switch, UplinkMode
 from lb.datapath import bpf, hooks, sockets
-from lb.datapath.hooks import TC_PROGRAMS, TC_PROGRAMS_L3, XDP_PROGRAM, Attached, Role
+from lb.datapath.hooks import TC_PROGRAMS, TC_PROGRAMS_L3, XDP_PROGRAM, Attached, Role, fill_ifaces
+from lb.datapath.layouts import FAMILIES
+from lb.datapath.maps import Maps, Rows
 from lb.datapath.netlink import Interface, Netlink
+from lb.datapath.overlay import Overlay
 from lb.datapath.pins import Pins
+from lb.datapath.settings import write_settings
 from lb.datapath.standing import selection
 from lb.errors import BpfError
 from lb.folders import entries
@@ -94,6 +98,49 @@ def missing(
             if one.cgroup is None or one.program_id not in ours
         ]
     return found
+
+
+def write_node(maps: Maps, config: Config) -> None:
+    """Write to maps what an agent writes there of its configuration and of the interfaces around it.
+
+    The interfaces are left as they are while there is no uplink: an agent remembers the one it had.
+
+    Raises
+    ------
+    AttachError: the kernel refused to list interfaces.
+    BpfError: it refused the maps.
+    """
+    write_settings(maps, config)
+    with Netlink() as net:
+        interfaces = net.interfaces()
+        roles = selection(config).roles(interfaces, net.default_route_interfaces())
+    if Role.UPLINK in roles.values():
+        for version in FAMILIES:
+            fill_ifaces(maps, version, interfaces, roles, redirect=config.redirect is Switch.ON)
+
+
+def drift(maps: Maps, config: Config) -> dict[str, int]:
+    """Return by map how many interfaces and settings are not as :func:`write_node` would have them.
+
+    Raises
+    ------
+    AttachError: the kernel refused to list interfaces.
+    BpfError: it refused the maps.
+    """
+    should = Overlay(maps)
+    write_node(should, config)
+    found = {}
+    for version in FAMILIES:
+        name = f"ifaces{version}"
+        live, right = (set(_pairs(*each.read(name))) for each in (maps, should))
+        found[name] = len({index for index, _ in live ^ right})
+        name = f"settings{version}"
+        found[name] = int(maps.array(name).tobytes() != should.array(name).tobytes())
+    return found
+
+
+def _pairs(keys: Rows, values: Rows) -> Iterator[tuple[int, bytes]]:
+    return zip(keys.tolist(), (value.tobytes() for value in values), strict=True)
 
 
 def _programs(pins: Pins) -> set[int]:

@@ -41,14 +41,20 @@ class Comparison:
     damaged: list[DamagedSet] = field(default_factory=list)
 
 
-def compare(maps: Maps, state: ClusterState, topology: Topology) -> Comparison:
-    """Compare the maps with what the source says.
+def _nothing(_maps: Maps) -> None: ...
+
+
+def compare(
+    maps: Maps, state: ClusterState, topology: Topology, around: Callable[[Maps], None] = _nothing
+) -> Comparison:
+    """Compare the maps with what the source says, and with what around writes of the node itself.
 
     Raises
     ------
     BpfError: a map could not be read.
     """
     overlay = Overlay(maps)
+    around(overlay)
     result = bring_in_step(overlay, state, topology)
     result.damaged = damaged_sets(read_ledger(overlay), maps, overlay)
     found = differences(maps, overlay)
@@ -88,6 +94,7 @@ def bring_in_step(
     decision = claims.update(plans)
     decided = {key: plan for key, plan in decision.plans.items() if plan is not None}
     report = reconciler.sync(dict(decision.plans))
+    reconciler.recover()  # the cluster networks, without what has gone
     failed |= {key: str(error) for key, error in report.errors.items()}
     return Comparison([], claims.conflicts(), failed, decided)
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from lb.cli import main
+from lb.config import Timeouts
 from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BackendStateCode
+from lb.datapath.layouts import ID, BackendStateCode
 from lb.datapath.ledger import vip_keys
 from lb.datapath.netlink import Netlink
 from lb.datapath.pins import Pins
@@ -157,6 +158,28 @@ def test_a_map_changed_behind_our_back(lab: Lab, *, with_agent: bool) -> None:
     assert (code, report["differences"]) == (0, [])
     assert len(report["healed"]) == 2
     assert said(lab, "explain", "good")[0] == 0
+    if not with_agent:
+        lab.start_agent("node1")
+        lab.wait_agent("node1")
+        eventually(lambda: in_step(lab), "the agent takes over what was healed")
+
+
+@pytest.mark.parametrize("with_agent", [True, False])
+def test_what_the_programs_know_of_the_node(lab: Lab, *, with_agent: bool) -> None:
+    if not with_agent:
+        lab.stop_agent("node1")
+    with live(lab) as maps:
+        index = int(maps.read("ifaces4")[0].max())
+        maps.delete("ifaces4", np.array([index], ID))
+        maps.array("settings6")["udp_ns"] = 1
+    code, report = said(lab, "audit")
+    assert code == 1
+    found = {(one["map"], one["entry"]): (one["before"], one["after"]) for one in report["differences"]}
+    assert found["settings6", "udp_ns"] == ("1", str(round(Timeouts().udp * 1e9)))
+    assert found.keys() == {("settings6", "udp_ns"), ("ifaces4", f"#{index}")}
+    assert not found["ifaces4", f"#{index}"][0]
+    code, report = said(lab, "audit", "--heal")
+    assert (code, len(report["healed"])) == (0, 2)
     if not with_agent:
         lab.start_agent("node1")
         lab.wait_agent("node1")

@@ -91,6 +91,7 @@ class FakeSurroundings:
         self.own: frozenset[IPAddress] = frozenset()
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
+        self.changed: dict[str, int] = {}
 
     def topology(self, node: Node | None) -> Topology:
         return Topology(NODE, node.zone if node else "", self.addresses, self.own)
@@ -98,6 +99,9 @@ class FakeSurroundings:
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         self.attached.append(changed)
         return list(self.problems)
+
+    def drift(self) -> dict[str, int]:
+        return dict(self.changed)
 
 
 class FakeChecks:
@@ -561,11 +565,13 @@ def test_node_health_new_maps_are_in_service_with_the_first_sync() -> None:
 def test_what_others_write_to_the_maps_is_told_and_healed_on_demand(bench: Bench) -> None:
     bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
     bench.maps.delete("vips4", vip_keys(4, read_vips(bench.maps)))
+    bench.surroundings.changed = {"ifaces4": 1}
     bench.now += AUDIT_SECONDS
     bench.agent.step()
     assert bench.agent.drift["vips4"] > 0
     (problem,) = bench.agent.problems()
     assert "somebody else has written to the maps" in problem
+    assert ": 1 of ifaces4, " in problem
     assert "of vips4; lbctl audit names and heals it" in problem
     assert bench.vips() == set()
     bench.inbox.put(Reread())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lb.cli import audit as audit_command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
 from lb.datapath.differences import Difference
-from lb.datapath.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode
+from lb.datapath.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode, pack_address
 from lb.datapath.ledger import vip_keys
 from lb.datapath.map_table import MAPS, MapType
 from lb.datapath.maps import FakeMaps
@@ -119,6 +120,32 @@ def test_source_ranges_are_compared(tmp_path: Path) -> None:
     node.maps.delete("source_ranges4", keys)
     (found,) = node.compare().differences
     assert (found.map, found.entry, found.service) == ("source_ranges4", "#1 192.0.2.0/24", "default/web")
+
+
+@pytest.mark.parametrize(
+    ("net", "mask", "differs"),
+    [
+        ("10.96.0.0", "255.255.0.0", False),  # an agent had others as well
+        ("0.0.0.0", "0.0.0.0", False),
+        ("10.96.0.11", "255.255.255.255", True),
+        ("10.97.0.0", "255.255.0.0", True),
+        ("10.96.0.0", "255.255.0.255", True),
+    ],
+)
+def test_the_cluster_network_may_be_wider(tmp_path: Path, net: str, mask: str, *, differs: bool) -> None:
+    node = world(tmp_path)
+    row = node.maps.array("settings4")[:1]
+    row["cluster_net"], row["cluster_mask"] = (pack_address(ip_address(text)) for text in (net, mask))
+    found = [(one.map, one.entry) for one in node.compare().differences]
+    assert found == ([("settings4", "cluster_net")] if differs else [])
+    audit.heal(node.maps, node.snapshot().state, HERE)
+    assert node.compare().differences == []
+
+
+def test_no_cluster_network_is_wanted_any_more(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    (tmp_path / "all.yaml").write_text("")
+    assert all(one.map != "settings4" for one in node.compare().differences)
 
 
 def contents(maps: FakeMaps) -> dict[str, list[bytes]]:

@@ -31,11 +31,12 @@ from lb.datapath.hooks import HookReport
 from lb.datapath.layouts import BackendStateCode, IfaceFlag
 from lb.datapath.maps import FakeMaps
 from lb.datapath.netlink import Interface
+from lb.datapath.settings import write_settings
 from lb.datapath.standing import node_port_addresses
 from lb.errors import ConfigError, LbError
 from lb.observe.status import roles
 from lb.rundir import RunDir
-from lb.serve import complete, stop_signals, threads, write_settings
+from lb.serve import complete, stop_signals, threads
 
 
 def run(*argv: str) -> tuple[int, str, str]:

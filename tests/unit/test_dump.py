@@ -27,10 +27,10 @@ from lb.datapath.layouts import (
 )
 from lb.datapath.maps import FakeMaps
 from lb.datapath.render import as_ipvsadm, as_json, as_table
+from lb.datapath.settings import write_settings
 from lb.datapath.tables import table_rows
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
-from lb.serve import write_settings
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 

@@ -10,8 +10,8 @@ from lb.datapath import layouts
 from lb.datapath.expiry import idle_limits, live_affinity, live_flows
 from lb.datapath.layouts import FAMILIES, FlowState
 from lb.datapath.maps import FakeMaps
+from lb.datapath.settings import write_settings
 from lb.model import Protocol
-from lb.serve import write_settings
 
 SECOND = 1_000_000_000
 NOW = 10_000 * SECOND
