@@ -8,7 +8,8 @@ because it gathers changes for a second.
 
 Here changes are passed on at once, except one: an endpoint that takes connections and vanishes from its slice
 stays in what is told of this slice for HOLD_SECONDS, or until another slice of the Service has it. A change
-of its conditions (unready, terminating) is told at once: that is how a pod's end begins.
+of its conditions (unready, terminating) is told at once: that is how a pod's end begins. So is what the only
+slice of a Service for some ports and a family loses: had it moved, its new slice would be there already.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class Handover:
     def _hold(self, key: ObjectKey, old: EndpointSlice | None, until: float) -> None:
         """Hold what a slice lost; with other ports or for another Service it would be another endpoint."""
         now = self._slices.get(key)
-        if old is None or (now is not None and (now.ports, now.service) != (old.ports, old.service)):
+        if old is None or (
+            now is not None
+            and ((now.ports, now.service) != (old.ports, old.service) or not self._may_move(key, old))
+        ):
             self._held.pop(key, None)
             return
         present = _numbers(now.endpoints) if now else set()
@@ -97,6 +101,16 @@ class Handover:
         if lost:
             _, held = self._held.get(key, (old, {}))
             self._held[key] = (old, {**held, **lost})
+
+    def _may_move(self, key: ObjectKey, piece: EndpointSlice) -> bool:
+        """Tell whether the Service has another slice that the endpoints of this one might be in."""
+        versions = {endpoint.address.version for endpoint in piece.endpoints[:1]}
+        others = (self._slices[each] for each in self._of_service[piece.service] if each != key)
+        return any(
+            other.ports == piece.ports
+            and (not other.endpoints or other.endpoints[0].address.version in versions)
+            for other in others
+        )
 
     def _tell(self, keys: Iterable[ObjectKey], always: Iterable[ObjectKey]) -> list[Event]:
         """Return the events of slices that let go of an endpoint or are in always; the gone last.

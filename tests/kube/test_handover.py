@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
+
 from lb.kube.handover import TOGETHER_SECONDS, Handover
 from lb.model import (
     Delete,
@@ -97,16 +99,39 @@ def test_both_in_one_batch_are_told_gains_first() -> None:
 
 
 def test_what_nobody_takes_up_goes_after_the_hold() -> None:
-    bench = Bench(piece("a", 1, 2))
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
     bench.apply(Upsert(piece("a", 1)))
     assert bench.handover.next_due() == HOLD
     assert bench.at(HOLD / 2) == []
-    assert bench.at(HOLD) == [{1}]
-    assert bench.slices == {ObjectKey("shop", "a"): piece("a", 1)}
+    assert bench.at(HOLD) == [{1, 3}]
+    assert bench.slices[ObjectKey("shop", "a")] == piece("a", 1)
+
+
+def test_what_the_only_slice_loses_goes_at_once() -> None:
+    """The controller makes a slice before it takes endpoints from another."""
+    bench = Bench(piece("a", 1, 2))
+    assert bench.apply(Upsert(piece("a", 1))) == [{1}]
+    assert bench.handover.next_due() == math.inf
+
+
+@pytest.mark.parametrize(
+    ("other", "held"),
+    [
+        (piece("b"), True),
+        (piece("b", ports=(*HTTP, EndpointPort("metrics", Protocol.TCP, 9090))), False),
+        (piece("b", Endpoint(ip_address("fd00::1"))), False),
+        (replace(piece("b"), service=ObjectKey("shop", "other")), False),
+    ],
+    ids=["an empty one", "other ports", "the other family", "another Service"],
+)
+def test_which_slice_could_take_an_endpoint(other: EndpointSlice, *, held: bool) -> None:
+    bench = Bench(piece("a", 1, 2), other)
+    bench.apply(Upsert(piece("a", 1)))
+    assert (2 in bench.hosts()) == held
 
 
 def test_the_time_of_a_change_is_told_once_it_is_told_in_full() -> None:
-    bench = Bench(replace(piece("a", 1, 2), triggered=5.0))
+    bench = Bench(replace(piece("a", 1, 2), triggered=5.0), piece("b", 3))
     key = ObjectKey("shop", "a")
     assert bench.slices[key].triggered == 5.0
     bench.apply(Upsert(replace(piece("a", 1), triggered=9.0)))
@@ -124,19 +149,20 @@ def test_a_deleted_slice_goes_after_the_hold() -> None:
 
 
 def test_each_endpoint_has_its_own_time() -> None:
-    bench = Bench(piece("a", 1, 2, 3))
+    bench = Bench(piece("a", 1, 2, 3), piece("b", 4))
     bench.apply(Upsert(piece("a", 1, 2)))
     bench.now = 0.06
     bench.apply(Upsert(piece("a", 1)))
-    assert bench.at(HOLD) == [{1, 2}]
-    assert bench.at(0.06 + HOLD + TOGETHER_SECONDS) == [{1}]
+    assert bench.at(HOLD) == [{1, 2, 4}]
+    assert bench.at(0.06 + HOLD + TOGETHER_SECONDS) == [{1, 4}]
 
 
 def test_an_endpoint_that_comes_back_is_held_no_longer() -> None:
-    bench = Bench(piece("a", 1, 2))
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
     bench.apply(Upsert(piece("a", 1)))
+    assert bench.hosts() == {1, 2, 3}
     bench.apply(Upsert(piece("a", 1, 2)))
-    assert bench.slices == {ObjectKey("shop", "a"): piece("a", 1, 2)}
+    assert bench.slices[ObjectKey("shop", "a")] == piece("a", 1, 2)
     assert bench.handover.next_due() == math.inf
 
 
@@ -154,9 +180,10 @@ def test_an_endpoint_that_takes_no_connections_goes_at_once() -> None:
 
 
 def test_the_same_address_with_another_port_is_another_endpoint() -> None:
-    bench = Bench(piece("a", 1, 2), piece("b", 2, ports=(EndpointPort("http", Protocol.TCP, 9090),)))
+    other = piece("b", 2, ports=(EndpointPort("http", Protocol.TCP, 9090),))
+    bench = Bench(piece("a", 1, 2), other, piece("c", 3))
     bench.apply(Upsert(piece("a", 1)))
-    assert [len(each.endpoints) for each in bench.slices.values()] == [2, 1]
+    assert [len(each.endpoints) for each in bench.slices.values()] == [2, 1, 1]
 
 
 def test_a_slice_whose_ports_change_holds_nothing() -> None:

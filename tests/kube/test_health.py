@@ -74,10 +74,10 @@ class World:
         self.inbox.put(Told(events, time.monotonic()))
 
     def ask(self, address: Address, path: str = "/healthz") -> tuple[int, Any]:
-        """Return status and body; 0 when nobody listens."""
+        """Return status and body; 0 when nobody listens, or not long enough to answer."""
         try:
             status, _, body = ask(address, path)
-        except ConnectionRefusedError:
+        except ConnectionError:
             return 0, None
         return status, json.loads(body)
 
