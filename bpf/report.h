@@ -1,6 +1,7 @@
 /* Telling whoever watches what became of a packet. Two steps: one before the long way, which keeps the
  * packet's first bytes, one behind the last program of all, which tells. */
 #pragma once
+#include "event.h"
 #include "forward.h"
 #include "watch.h"
 
@@ -19,43 +20,6 @@ static __always_inline int capture(ctx_t *ctx)
 	return VERDICT_DROP;
 }
 
-/* What of enum watch_flags the packet is told for; 0: it was none of our business. */
-static __always_inline u32 told_for(const struct event *event, bool closes)
-{
-	switch (event->reason) {
-	case REASON_NEW_LOCAL:
-	case REASON_NEW_REMOTE:
-	case REASON_NEW_HAIRPIN:
-		return WATCH_FLOWS | WATCH_PACKETS;
-	case REASON_FLOW_HIT:
-	case REASON_REPLY:
-		return closes ? WATCH_FLOWS | WATCH_PACKETS : WATCH_PACKETS;
-	case REASON_ICMP_ERROR:
-	case REASON_PING:
-		return WATCH_PACKETS;
-	case REASON_REJECT_NO_ENDPOINT:
-	case REASON_REJECT_UNKNOWN_PORT:
-	case REASON_TTL_EXPIRED:
-	case REASON_TOO_BIG:
-		return WATCH_DROPS | WATCH_PACKETS;
-	default:
-		return event->verdict == VERDICT_DROP ? WATCH_DROPS | WATCH_PACKETS : 0;
-	}
-}
-
-/* Without branches: for the verifier each one doubles the number of ways through. */
-static __always_inline bool watches_service(const struct watch *watch, u32 service)
-{
-	u64 found = 0;
-
-	if (!watch->services[0] || !service)
-		return !watch->services[0];
-#pragma unroll
-	for (int i = 0; i < WATCHED_SERVICES; i++)
-		found |= ((u64)(watch->services[i] ^ service) - 1) >> 63;
-	return found;
-}
-
 /* A connection is told of as a whole or not at all: what counts is the tuple of the client's packets. */
 static __always_inline bool is_sample(const struct watch *watch, const struct work *work)
 {
@@ -65,15 +29,7 @@ static __always_inline bool is_sample(const struct watch *watch, const struct wo
 		return true;
 	if (work->d.direction == DIR_REPLY)
 		t = reverse(&work->d.flow.to);
-	/* Mixed once more: the hash alone chooses the backend, and the sample would be of few of them. */
-	return hash_words(hash_tuple(&t), 0, 0) % watch->one_in == 0;
-}
-
-static __always_inline void put_address(__be32 *to, const struct addr *address)
-{
-#pragma unroll
-	for (int i = 0; i < 4; i++)
-		to[i] = i < ADDR_WORDS ? address->word[i % ADDR_WORDS] : 0;
+	return in_sample(watch, hash_tuple(&t));
 }
 
 static __always_inline void describe(ctx_t *ctx, struct event *event, const struct work *work,
@@ -108,7 +64,7 @@ static __always_inline void tell(ctx_t *ctx, struct watch *watch, struct event *
 	bool bytes = at->watch & WATCH_BYTES;
 	long full;
 
-	if (!(told_for(event, work->d.closes) & watch->what) ||
+	if (!(told_for(event->reason, event->verdict == VERDICT_DROP, work->d.closes) & watch->what) ||
 	    !watches_service(watch, work->d.flow.service) || !is_sample(watch, work))
 		return;
 	describe(ctx, event, work, at);

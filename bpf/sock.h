@@ -11,7 +11,10 @@
 #include "ctx_sock.h"
 #include "account.h"
 #include "affinity.h"
-#include "count.h"
+#include "event.h"
+
+/* An event without packets. */
+#define EVENT_HEAD __builtin_offsetof(struct event, before)
 
 static __always_inline void socket_key(struct socket_key *key, u64 cookie, const struct tuple *t,
 				       u8 direction)
@@ -93,8 +96,9 @@ static __always_inline u32 hash_socket(u64 cookie, const struct tuple *t)
 			  ((u32)t->protocol << 16) | bpf_ntohs(t->dport));
 }
 
-static __always_inline struct outcome refuse(u32 service, u32 reason)
+static __always_inline struct outcome refuse(struct backend *to, u32 service, u32 reason)
 {
+	to->service = service;
 	count_dropped(service, reason);
 	ctx_refuse();
 	return drop(reason);
@@ -102,7 +106,7 @@ static __always_inline struct outcome refuse(u32 service, u32 reason)
 
 /* An address and port that are no VIP. See decide_not_vip. */
 static __always_inline struct outcome not_vip(const struct tuple *t, const struct settings *settings,
-					      bool connects)
+					      bool connects, struct backend *to)
 {
 	const struct vip *vip;
 
@@ -113,36 +117,36 @@ static __always_inline struct outcome not_vip(const struct tuple *t, const struc
 		return pass(REASON_NOT_VIP);
 	if (connects && t->protocol == IPPROTO_UDP)
 		return pass(REASON_TO_TC);
-	return refuse(vip->service, REASON_REJECT_UNKNOWN_PORT);
+	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
 
 /* The call goes to a backend. */
 static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct tuple *t,
 					      const struct vip *vip, const struct backend_set *set,
-					      bool connects)
+					      bool connects, struct backend *to)
 {
 	u64 cookie = ctx_cookie(ctx);
-	struct backend backend;
 	bool known;
 
-	known = !connects && lookup_peer(cookie, t, vip, &backend);
+	known = !connects && lookup_peer(cookie, t, vip, to);
 	if (!known) {
-		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(),
-				  &backend))
-			return refuse(vip->service, REASON_NO_BACKEND);
-		if (!connects && !remember_peer(cookie, t, &backend, DIR_FORWARD))
-			return refuse(vip->service, REASON_FLOWS_FULL);
+		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), to))
+			return refuse(to, vip->service, REASON_NO_BACKEND);
+		if (!connects && !remember_peer(cookie, t, to, DIR_FORWARD))
+			return refuse(to, vip->service, REASON_FLOWS_FULL);
 	}
-	if (!(known && knows_answers(cookie, t, &backend)) && !remember_peer(cookie, t, &backend, DIR_REPLY))
-		return refuse(vip->service, REASON_FLOWS_FULL);
-	ctx_set_address(ctx, place, &backend.address, backend.port);
+	if (!(known && knows_answers(cookie, t, to)) && !remember_peer(cookie, t, to, DIR_REPLY))
+		return refuse(to, vip->service, REASON_FLOWS_FULL);
+	ctx_set_address(ctx, place, &to->address, to->port);
 	if (known)
 		return pass(REASON_FLOW_HIT);
-	count_opened(backend.id);
-	return pass(backend.local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
+	count_opened(to->id);
+	return pass(to->local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
 }
 
-static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t, bool connects)
+/* to: the backend, as far as there is one, and the Service. */
+static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t, bool connects,
+					   struct backend *to)
 {
 	const struct settings *settings = get_settings();
 	const struct iface *node;
@@ -158,7 +162,7 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 		return pass(REASON_OTHER_NETNS);
 	vip = lookup_vip(t);
 	if (likely(!vip))
-		return not_vip(t, settings, connects);
+		return not_vip(t, settings, connects, to);
 	if (left_to_tc(t, vip, host, connects))
 		return pass(REASON_TO_TC);
 	node = bpf_map_lookup_elem(ifaces, &zero);
@@ -168,20 +172,66 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 	if (!source_allowed(&t->src, vip) || (!set.size && vip->flags & VIP_USABLE))
 		return pass(REASON_TO_TC);
 	if (!set.size)
-		return refuse(vip->service, REASON_REJECT_NO_ENDPOINT);
-	return lead_to(ctx, place, t, vip, &set, connects);
+		return refuse(to, vip->service, REASON_REJECT_NO_ENDPOINT);
+	return lead_to(ctx, place, t, vip, &set, connects, to);
+}
+
+/* Tell whoever watches of a call. There is no packet yet, and no port that it would come from. */
+static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, const struct backend *to,
+				 struct outcome o)
+{
+	u32 zero = 0;
+	struct watch *watch = bpf_map_lookup_elem(watch_map, &zero);
+	struct event *event;
+	u64 now;
+
+	if (likely(!watch || !watch->what))
+		return;
+	now = bpf_ktime_get_ns();
+	if (now > watch->until_ns) {
+		watch->what = 0;
+		return;
+	}
+	if (!(told_for(o.reason, o.verdict == VERDICT_DROP, false) & watch->what) ||
+	    !watches_service(watch, to->service) || !in_sample(watch, hash_socket(ctx_cookie(ctx), t)))
+		return;
+	event = bpf_ringbuf_reserve(events, EVENT_HEAD, 0);
+	if (!event) {
+		__sync_fetch_and_add(&watch->lost, 1);
+		return;
+	}
+	__builtin_memset(event, 0, EVENT_HEAD);
+	event->time_ns = now;
+	event->hook = hook;
+	event->reason = o.reason;
+	event->verdict = o.verdict;
+	event->service = to->service;
+	event->backend = to->id;
+	put_address(event->src, &t->src);
+	put_address(event->dst, &t->dst);
+	put_address(event->to_dst, &to->address);
+	event->dport = t->dport;
+	event->to_dport = to->port;
+	event->family = FAMILY;
+	event->protocol = t->protocol;
+	event->direction = DIR_FORWARD;
+	bpf_ringbuf_submit(event, 0);
 }
 
 /* A call towards an address: connect, or sendmsg, which gives one with each datagram. */
 static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
 {
 	struct tuple t = {.protocol = ctx->protocol};
+	struct backend to = {};
 	bool connects = hook == HOOK_SOCK_CONNECT || ctx_connected(ctx);
+	struct outcome o;
 	u64 verdict;
 
 	if (!ctx_address(ctx, place, &t.dst, &t.dport))
 		return VERDICT_PASS;
-	verdict = finish(hook, lead(ctx, place, &t, connects), 0);
+	o = lead(ctx, place, &t, connects, &to);
+	tell(ctx, hook, &t, &to, o);
+	verdict = finish(hook, o, 0);
 	/* The kernel counts all 64 bits of the result, clang leaves the upper ones as they are. */
 	asm volatile("%0 &= 1" : "+r"(verdict));
 	return verdict;

@@ -1,5 +1,5 @@
-/* For whoever watches (`lbctl monitor`): is anybody there, and the way to telling it. What is told is put
- * together in report.h, by programs of their own. */
+/* For whoever watches (`lbctl monitor`) packets: is anybody there, and the way to telling it. What is told is
+ * put together in report.h, by programs of their own. */
 #pragma once
 #include "step.h"
 

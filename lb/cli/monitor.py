@@ -46,8 +46,8 @@ examples:
   lbctl monitor --service default/web:http --packets --count 20
   lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
 
-Connections that end by a timeout are not told of: nothing happens then. Nor are those of the node's own
-processes that are led to their backend at the socket. One at a time may watch an instance.
+Connections that end by a timeout are not told of: nothing happens then. Of those that are led to their
+backend at the socket the beginning is told, the rest never meets us. One at a time may watch an instance.
 
 exit codes: 0 told, until it was enough; 1 could not be told, stderr says why; 2 wrong usage
 """

@@ -28,7 +28,9 @@ _ANSWERS = {
     "TTL_EXPIRED": "refused",
     "TOO_BIG": "refused",
 }
-_XDP_DROP, _TC_DROP = 1, 2
+_DROPS = {"XDP": 1, "TC": 2, "SOCK": 0}
+"""The verdict that lets nothing pass, by the kind of hook, which its name begins with."""
+_SOCKET = "SOCK"
 _TCP_FLAGS = "FSRPAUEC"
 """From the lowest bit on: RFC 9293, section 3.1."""
 
@@ -46,15 +48,16 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What became of one packet.
+    """What became of one packet, or of a process's call that gives an address.
 
-    time_ns: ns since 1970. interface: its name, or its ifindex where it has none any more. service: as
-    ``namespace/name:port name``, ``""`` where none is known. source, destination: as the packet came;
-    sent_source, sent_destination: as it went, ``""`` where it was not translated. flags: TCP's, as letters.
-    length: bytes of the frame as it came.
+    time_ns: ns since 1970. interface: its name, or its ifindex where it has none any more, ``""`` of a call.
+    service: as ``namespace/name:port name``, ``""`` where none is known. source, destination: as the packet
+    came; sent_source, sent_destination: as it went, ``""`` where it was not translated. flags: TCP's, as
+    letters. length: bytes of the frame as it came, 0 of a call.
 
     client, vip, backend, snat: of a packet of a connection. What is not known, or not there, is ``""``:
-    without SNAT the backend sees the client's own address.
+    without SNAT the backend sees the client's own address, and of a call nobody knows the port, or from a
+    pod the address, that it will come from.
     """
 
     time_ns: int
@@ -93,17 +96,17 @@ class Event:
     def line(self) -> str:
         """Return the event in one line, with the time of the day."""
         clock = _moment(self.time_ns).strftime("%H:%M:%S.%f")
-        return f"{clock}  {self.words()}  {self.interface} {self.hook}"
+        return f"{clock}  {self.words()}  {f'{self.interface} {self.hook}'.strip()}"
 
     def _way(self) -> str:
         """Tell the ends: to the right what the client sends, to the left what it gets."""
-        if not self.client:
+        if not self.vip:
             sent = f" => {self.sent_source} -> {self.sent_destination}" if self.sent_source else ""
             return f"{self.source} -> {self.destination}{sent}"
         snat = f" as {self.snat}" if self.snat else ""
         there, back = ("<-", "<=") if self.reply else ("->", "=>")
         backend = f" {back} {self.backend}{snat}" if self.backend else ""
-        return f"{self.client} {there} {self.vip}{backend}"
+        return f"{self.client or 'a pod'} {there} {self.vip}{backend}"
 
 
 def _moment(time_ns: int) -> datetime:
@@ -136,7 +139,9 @@ class Names:
         return name
 
     def interface(self, index: int) -> str:
-        """Return the name of an interface, or its number when there is none of this ifindex."""
+        """Return the name of an interface, or its number when there is none of this ifindex; ``""`` for 0."""
+        if not index:
+            return ""
         if index not in self._interfaces:
             try:
                 self._interfaces[index] = socket.if_indextoname(index)
@@ -225,8 +230,9 @@ def clock_offset() -> int:
 
 
 def _what(record: Any, hook: str, reason: str) -> What:
-    if record["verdict"] == (_XDP_DROP if hook.startswith("XDP") else _TC_DROP):
-        return What.DROPPED
+    kind = hook.partition("_")[0]
+    if record["verdict"] == _DROPS[kind]:
+        return What.REFUSED if kind == _SOCKET else What.DROPPED
     if reason in _ANSWERS:
         return What(_ANSWERS[reason])
     if reason in _NEW:

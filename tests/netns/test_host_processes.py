@@ -9,18 +9,24 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lb.datapath import sockets
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import WatchFlag
 from lb.datapath.pins import Pins
+from lb.datapath.watch import Watch
 from lb.lab.addressing import CLIENTS, node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
+from lb.model import socket_text
+from lb.observe.events import Event, Names, describe
 from tests.netns.conftest import MakeLab, remove
 from tests.netns.host_client import ARGV, Client
 from tests.netns.waiting import dumped, eventually
@@ -325,6 +331,10 @@ def test_cluster_ip_socket_lb_modes_all(lab: Lab) -> None:
                 answer = own.ask(way, host, port)
                 assert answer.get("pod") in pods(lab, "web"), answer
                 assert answer["peer"] == [host, port]
+            with events(lab, WatchFlag.FLOWS) as told:
+                own.ask("tcp", *address("web", "clusterIP", family))
+                (one,) = told()
+                assert (one.what, one.client, one.service) == ("new", "", "default/web:http")
             answers = {own.ask("tcp", *address("sticky", "clusterIP", family))["pod"] for _ in range(4)}
             assert len(answers) == 1
             assert own.ask("tcp", *address("none", "clusterIP", family)) == {"error": "ECONNREFUSED"}
@@ -332,6 +342,51 @@ def test_cluster_ip_socket_lb_modes_all(lab: Lab) -> None:
             assert counted(lab, "TO_TC", "SOCK") >= left + 5, "connected UDP, and affinity"
             assert flows(lab, "web", "TCP") == web
             assert flows(lab, "sticky", "TCP") == sticky + 4
+
+
+@contextlib.contextmanager
+def events(lab: Lab, what: WatchFlag) -> Iterator[Callable[[], list[Event]]]:
+    """Watch calls of processes meanwhile; it returns those that there have been since."""
+    maps = KernelMaps(Pins(lab.spec.instance(NODE)).maps)
+    names = Names(maps)
+    try:
+        with Watch(maps, what) as watch:
+            yield lambda: [
+                event
+                for record in watch.events()
+                if (event := describe(record, names, 0)).hook.startswith("SOCK")
+            ]
+    finally:
+        maps.close()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calls_are_told_to_whoever_watches(lab: Lab, client: Client, family: str) -> None:
+    host, port = address("web", "clusterIP", family)
+    vip = socket_text(ip_address(host.removeprefix("::ffff:")), port)
+    with events(lab, WatchFlag.FLOWS | WatchFlag.DROPS) as told:
+        assert client.ask("tcp", host, port)["pod"] in pods(lab, "web")
+        (one,) = told()
+        assert (one.what, one.hook, one.vip, one.service) == ("new", "SOCK_CONNECT", vip, "default/web:http")
+        assert one.client == str(node_address(NODE, 6 if family == "ipv6" else 4))
+        assert one.backend.rpartition(":")[0].strip("[]") in {
+            str(a) for pod in lab.pods() for a in pod["addresses"]
+        }
+        assert (one.interface, one.snat, one.length) == ("", "", 0)
+        client.ask("udp", host, port)
+        assert [(one.what, one.hook, one.vip) for one in told()] == [("new", "SOCK_SENDMSG", vip)]
+        client.ask("tcp", *address("none", "clusterIP", family))
+        (one,) = told()
+        assert (one.what, one.reason, one.service) == ("refused", "REJECT_NO_ENDPOINT", "default/none:http")
+
+
+def test_calls_are_told_only_of_what_is_asked_for(lab: Lab, client: Client) -> None:
+    with events(lab, WatchFlag.DROPS) as told:
+        client.ask("tcp", *address("web", "clusterIP", "ipv4"))
+        assert told() == []
+    client.ask("tcp", *address("none", "clusterIP", "ipv4"))
+    with events(lab, WatchFlag.DROPS) as told:
+        assert told() == []
 
 
 def test_cluster_ip_socket_lb_modes_off(lab: Lab, client: Client) -> None:

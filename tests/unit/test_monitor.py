@@ -41,7 +41,7 @@ class Names:
         return {0: "", 1: "default/web:http", 2: "kube-system/dns:dns-udp"}[ident]
 
     def interface(self, index: int) -> str:
-        return {2: "eth0", 3: "veth1"}[index]
+        return {0: "", 2: "eth0", 3: "veth1"}[index]
 
 
 def packed(text: str) -> bytes:
@@ -74,6 +74,16 @@ def record(
     return row
 
 
+def call(
+    ends: tuple[str, str], *, reason: str, hook: str = "SOCK_CONNECT", verdict: int = 1, protocol: int = 6
+) -> Any:
+    """Return what the kernel tells of a process's call; ends: its address and the backend's, if known."""
+    there = ((ends[0], 0), VIP, ("0.0.0.0", 0), (ends[1], BACKEND[1]) if ends[1] else ("0.0.0.0", 0))
+    row = record(there, reason=reason, hook=hook, verdict=verdict, protocol=protocol)
+    row["ifindex"] = row["len"] = 0
+    return row
+
+
 CLIENT, VIP, BACKEND = ("192.0.2.50", 40000), ("10.96.0.10", 80), ("10.244.1.2", 8080)
 NODE, REMOTE = ("192.0.2.1", 61000), ("10.244.2.3", 8080)
 CLIENT_6, VIP_6, BACKEND_6 = ("2001:db8::50", 40000), ("fd00:96::10", 53), ("fd00:244::2", 5353)
@@ -103,6 +113,10 @@ RECORDS = [
         reason="ICMP_ERROR",
         protocol=1,
     ),
+    call((NODE[0], BACKEND[0]), reason="NEW_LOCAL"),
+    call(("0.0.0.0", REMOTE[0]), reason="NEW_REMOTE", hook="SOCK_SENDMSG", protocol=17),
+    call((NODE[0], ""), reason="REJECT_NO_ENDPOINT", verdict=0),
+    call((NODE[0], BACKEND[0]), reason="FLOWS_FULL", verdict=0),
 ]
 
 
