@@ -25,11 +25,16 @@ _WATCH_SECONDS = "300"
 
 
 class Cache:
-    """Objects by kind, as far as they are known. An older version never replaces a newer one."""
+    """Objects by kind, as far as they are known. An older version never replaces a newer one.
+
+    The answer to a write may come after the watch has told that the object is gone: it stays gone.
+    """
 
     def __init__(self, resources: Sequence[Resource]) -> None:
         self._objects: dict[Resource, dict[ObjectKey, Object]] = {each: {} for each in resources}
         self._waiting_for = set(resources)
+        self._listed = dict.fromkeys(resources, 0)  # the version of each list
+        self._gone: set[str] = set()  # by uid
 
     @property
     def complete(self) -> bool:
@@ -40,19 +45,25 @@ class Cache:
         """Return all objects of a kind as they are now."""
         return dict(self._objects[resource])
 
-    def replace(self, resource: Resource, items: Sequence[Object]) -> None:
-        """Take a list."""
+    def replace(self, resource: Resource, items: Sequence[Object], listed: int = 0) -> None:
+        """Take a list; listed: its resource version."""
+        self._listed[resource] = listed
         self._objects[resource] = {key_of(item): item for item in items}
         self._waiting_for.discard(resource)
 
     def put(self, resource: Resource, item: Object) -> None:
         """Take an object, from a watch or an answer."""
         known = self._objects[resource].get(key_of(item))
-        if known is None or version(known) < version(item):
+        if known is None:
+            stale = item["metadata"].get("uid") in self._gone or version(item) <= self._listed[resource]
+        else:
+            stale = version(item) <= version(known)
+        if not stale:
             self._objects[resource][key_of(item)] = item
 
     def drop(self, resource: Resource, item: Object) -> None:
         """Forget an object, unless another one has its name."""
+        self._gone.add(item["metadata"].get("uid", ""))
         known = self._objects[resource].get(key_of(item))
         if known is not None and known["metadata"].get("uid") == item["metadata"].get("uid"):
             del self._objects[resource][key_of(item)]
@@ -97,7 +108,8 @@ class Follower:
     def _list(self) -> str:
         answer = self._api.send("GET", self._resource.path)
         items = answer.get("items") or []
-        self._tell(lambda cache: cache.replace(self._resource, items))
+        listed = version(answer)
+        self._tell(lambda cache: cache.replace(self._resource, items, listed))
         if self._failed:
             _log.info("%s: in contact with the API server again", self._resource.name)
         self._failed = False

@@ -48,6 +48,21 @@ def test_only_the_very_object_is_dropped() -> None:
     assert cache.of(PODS) == {}
 
 
+def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
+    """A status is sent, the object deleted and seen to be gone, and only then the answer read."""
+    cache = Cache([PODS])
+    cache.put(PODS, pod("a", 9, uid="first"))
+    cache.drop(PODS, pod("a", 11, uid="first"))
+    cache.put(PODS, pod("a", 10, uid="first"))
+    assert cache.of(PODS) == {}
+    cache.put(PODS, pod("a", 12, uid="second"))
+    cache.replace(PODS, [], 20)
+    cache.put(PODS, pod("a", 19, uid="second"))
+    assert cache.of(PODS) == {}
+    cache.put(PODS, pod("a", 21, uid="third"))
+    assert list(cache.of(PODS)) == [key("a")]
+
+
 def test_a_cache_is_complete_when_everything_was_listed() -> None:
     cache = Cache([PODS])
     assert not cache.complete
