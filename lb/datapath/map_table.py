@@ -402,7 +402,7 @@ def _maps() -> Iterator[MapSpec]:
         NOTHING,
         "kernel",
         "the event is lost, counted in `watch`",
-        "what became of packets, for whoever watches",
+        "what became of packets and of calls, for whoever watches",
         fixed=1 << 20,
     )
     yield MapSpec(
