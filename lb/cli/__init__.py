@@ -1,6 +1,6 @@
 """The command ``lbctl``: argument parsing, printing and exit codes; what it does is in the layers below.
 
-Everything is imported inside of these two, so that Ctrl-C is taken from the first moment on: the imports last
+Everything is imported inside of these, so that Ctrl-C is taken from the first moment on: the imports last
 longer than many a command.
 """
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-__all__ = ["entry", "main"]
+__all__ = ["complete_for_kubectl", "entry", "main"]
 
 
 def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: TextIO | None = None) -> int:
@@ -19,6 +19,13 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     from lb.cli import command  # noqa: PLC0415
 
     return command.main(argv, out=out, err=err)
+
+
+def complete_for_kubectl() -> int:
+    """Run the console script that kubectl asks for the words of ``kubectl lb`` when Tab is pressed."""
+    from lb.cli import command, completion  # noqa: PLC0415
+
+    return completion.for_kubectl(sys.argv[1:], command.parser, sys.stdout)
 
 
 def entry() -> int:

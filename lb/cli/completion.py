@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 import argcomplete
@@ -43,12 +45,37 @@ def _completion(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def complete(parser: Callable[[str], argparse.ArgumentParser]) -> None:
-    """Answer the shell that asks, and end the process; parser gives the one of a command, ``""``: of all."""
+def complete(parser: Callable[[str], argparse.ArgumentParser], **where: Any) -> None:
+    """Answer the shell that asks, and end the process; parser gives the one of a command, ``""``: of all.
+
+    where: as argcomplete.autocomplete() has it, to answer and to end otherwise.
+    """
     words = os.environ.get("COMP_LINE", "").split()
     # A word that Tab still is at may become another command.
     command = words[1] if len(words) > 2 or (os.environ["COMP_LINE"].endswith(" ") and len(words) > 1) else ""
-    argcomplete.autocomplete(parser(command), default_completer=_values)
+    argcomplete.autocomplete(parser(command), default_completer=_values, **where)
+
+
+def for_kubectl(words: Sequence[str], parser: Callable[[str], argparse.ArgumentParser], out: TextIO) -> int:
+    """Answer kubectl, which completes the words of a plugin by running its ``kubectl_complete-`` program.
+
+    words: those behind ``kubectl lb``, the last one is being typed. Written are the words that it could
+    become, a line each, and what the shell shall do then, as a ShellCompDirective of cobra: complete files
+    where there is none (0), else leave files out (4). (kubectl's help on plugins.)
+    """
+    line = " ".join(["lbctl", *map(shlex.quote, words[:-1]), *words[-1:]])
+    found = io.StringIO()
+    os.environ |= {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line.encode())),
+    }
+    complete(parser, output_stream=found, exit_method=lambda _code: None)
+    offered = [word.strip() for word in found.getvalue().splitlines() if word.strip()]
+    out.writelines(f"{word}\n" for word in [*offered, ":4" if offered else ":0"])
+    return 0
 
 
 def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_more: Any) -> list[str]:

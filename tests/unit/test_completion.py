@@ -73,9 +73,13 @@ def test_fish_completes_commands() -> None:
 def plugin(tmp_path: Path) -> Path:
     """Make a folder with kubectl-lb in it, as an installation of the package leaves it beside lbctl."""
     text = LBCTL.read_text()
-    path = tmp_path / "kubectl-lb"
-    path.write_text(text)
-    path.chmod(0o755)
+    asked = text.replace("import entry", "import complete_for_kubectl").replace(
+        "entry()", "complete_for_kubectl()"
+    )
+    for name, script in (("kubectl-lb", text), ("kubectl_complete-lb", asked)):
+        path = tmp_path / name
+        path.write_text(script)
+        path.chmod(0o755)
     return tmp_path
 
 
@@ -96,6 +100,27 @@ def test_kubectl_passes_flags_and_exit_codes_on(plugin: Path) -> None:
     usage = kubectl(plugin, "lb", "flows", "--nonsense")
     assert usage.returncode == 2
     assert usage.stderr.startswith("usage: kubectl lb ")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered", "directive"),
+    [
+        (["hist"], ["history"], ":4"),
+        (["maps", ""], ["dump"], ":4"),
+        (["status", "-o", ""], ["json", "table"], ":4"),
+        (["flows", "--serv"], ["--service"], ":4"),
+        (["service", "show", "it's", ""], ["--instance"], ":4"),
+        (["zzz"], [], ":0"),
+        (["plan", "-f", "/etc/hostnam"], ["/etc/hostname"], ":4"),
+    ],
+)
+def test_kubectl_completes_the_words_of_its_plugin(
+    plugin: Path, words: list[str], offered: list[str], directive: str
+) -> None:
+    said = kubectl(plugin, "__complete", "lb", *words).stdout.splitlines()
+    assert said[-1] == directive
+    assert set(offered) <= set(said[:-1])
+    assert bool(offered) == bool(said[:-1])
 
 
 def test_values_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
