@@ -51,6 +51,8 @@ HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
     ProgType.CGROUP_SOCK_ADDR: {
         46: ("get_socket_cookie", "4.12"),
         122: ("get_netns_cookie", "5.7"),
+        131: ("ringbuf_reserve", "5.8"),
+        132: ("ringbuf_submit", "5.8"),
         _SET_RETVAL: ("set_retval", "5.18"),
     },
 }

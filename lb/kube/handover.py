@@ -19,11 +19,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from lb.kube.timing import Pace
 from lb.model import Delete, Endpoint, EndpointPort, EndpointSlice, Event, ObjectKey, Upsert
 
 HOLD_SECONDS = 0.1
-TOGETHER_SECONDS = Pace.TICK_SECONDS
+TOGETHER_SECONDS = 0.05
 """Times end at multiples of this: of many that are held, several are let go together."""
 
 _Held = dict[int, tuple[Endpoint, float]]

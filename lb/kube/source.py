@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 NOT_OURS = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
 """Labels that give a Service, and the slices that carry its labels, to another proxy; kube-proxy's
 selectors."""
-_TICK_SECONDS = 0.2
+_TICK_SECONDS = 0.5
 _GATHER_SECONDS = 0.005
 """Under load, how long the reflectors may take for what came by a tick."""
 _JOIN_SECONDS = 2.0

@@ -70,7 +70,7 @@ class Pace:
 
     SHARE = 0.03
     SAVED_SECONDS = 0.1
-    TICK_SECONDS = 0.05
+    TICK_SECONDS = 0.1
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, cpu: Callable[[], float] = time.process_time
