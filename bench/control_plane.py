@@ -22,6 +22,7 @@ scheduler's slice, 3 ms.
 from __future__ import annotations
 
 import argparse
+import compileall
 import functools
 import gc
 import gzip
@@ -44,6 +45,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import lb
 from bench.cluster import fill, slice_of
 from bench.results import DIRECTORY, Result
 from lb.config import Limits
@@ -290,6 +292,7 @@ def cold_starts(start: Callable[[bool], AgentProcess], pins: Pins, limits: Limit
 
 def measure_size(size: Size, seconds: float) -> list[Figure]:
     """Measure one size of a cluster; the caller has made the network namespace."""
+    compileall.compile_dir(Path(lb.__file__).parent, quiet=1)  # as an installation does
     limits = size.limits()
     pins = Pins(f"bench.{os.getpid()}")
     pipe, other = multiprocessing.Pipe()

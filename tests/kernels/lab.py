@@ -10,10 +10,12 @@ import pytest
 
 from lb.config import UplinkMode
 from lb.datapath import features
+from lb.datapath.layouts import WatchFlag
+from lb.datapath.sockets import netns_cookie
 from lb.lab.lab import Lab
 from tests.netns.conftest import MakeLab, lab, make_lab, remove
 from tests.netns.pinned import Cluster, bring_up, check_answers, check_sources
-from tests.netns.waiting import dumped
+from tests.netns.waiting import calls_told, dumped
 
 __all__ = ["lab", "make_lab"]
 
@@ -58,9 +60,13 @@ def test_sources_are_kept_where_they_can_be(cluster: Cluster, version: int) -> N
 
 
 def test_a_process_of_the_node_is_served(cluster: Cluster) -> None:
-    """At the socket, or by tc where the kernel has no such hooks."""
-    for target in cluster.targets.values():
-        assert cluster.ask("node1", [("tcp", target.cluster_ips[4], 80)]) == [str(target.pod["name"])]
+    """At the socket, which whoever watches is told, or by tc where the kernel has no such hooks."""
+    hooks = netns_cookie() != 0
+    with calls_told(cluster.lab, "node1", WatchFlag.FLOWS) as told:
+        for target in cluster.targets.values():
+            vip = target.cluster_ips[4]
+            assert cluster.ask("node1", [("tcp", vip, 80)]) == [str(target.pod["name"])]
+            assert [one.vip for one in told()] == ([f"{vip}:80"] if hooks else [])
 
 
 def test_programs_that_carried_it_are_those_of_the_mode(cluster: Cluster) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,18 +18,15 @@ from typing import Any
 import pytest
 
 from lb.datapath import sockets
-from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import WatchFlag
 from lb.datapath.pins import Pins
-from lb.datapath.watch import Watch
 from lb.lab.addressing import CLIENTS, node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
 from lb.model import socket_text
-from lb.observe.events import Event, Names, describe
 from tests.netns.conftest import MakeLab, remove
 from tests.netns.host_client import ARGV, Client
-from tests.netns.waiting import dumped, eventually
+from tests.netns.waiting import calls_told, dumped, eventually
 
 NODE = "node1"
 PORT = 80
@@ -331,7 +328,7 @@ def test_cluster_ip_socket_lb_modes_all(lab: Lab) -> None:
                 answer = own.ask(way, host, port)
                 assert answer.get("pod") in pods(lab, "web"), answer
                 assert answer["peer"] == [host, port]
-            with events(lab, WatchFlag.FLOWS) as told:
+            with calls_told(lab, NODE, WatchFlag.FLOWS) as told:
                 own.ask("tcp", *address("web", "clusterIP", family))
                 (one,) = told()
                 assert (one.what, one.client, one.service) == ("new", "", "default/web:http")
@@ -344,27 +341,11 @@ def test_cluster_ip_socket_lb_modes_all(lab: Lab) -> None:
             assert flows(lab, "sticky", "TCP") == sticky + 4
 
 
-@contextlib.contextmanager
-def events(lab: Lab, what: WatchFlag) -> Iterator[Callable[[], list[Event]]]:
-    """Watch calls of processes meanwhile; it returns those that there have been since."""
-    maps = KernelMaps(Pins(lab.spec.instance(NODE)).maps)
-    names = Names(maps)
-    try:
-        with Watch(maps, what) as watch:
-            yield lambda: [
-                event
-                for record in watch.events()
-                if (event := describe(record, names, 0)).hook.startswith("SOCK")
-            ]
-    finally:
-        maps.close()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_are_told_to_whoever_watches(lab: Lab, client: Client, family: str) -> None:
     host, port = address("web", "clusterIP", family)
     vip = socket_text(ip_address(host.removeprefix("::ffff:")), port)
-    with events(lab, WatchFlag.FLOWS | WatchFlag.DROPS) as told:
+    with calls_told(lab, NODE, WatchFlag.FLOWS | WatchFlag.DROPS) as told:
         assert client.ask("tcp", host, port)["pod"] in pods(lab, "web")
         (one,) = told()
         assert (one.what, one.hook, one.vip, one.service) == ("new", "SOCK_CONNECT", vip, "default/web:http")
@@ -381,11 +362,11 @@ def test_calls_are_told_to_whoever_watches(lab: Lab, client: Client, family: str
 
 
 def test_calls_are_told_only_of_what_is_asked_for(lab: Lab, client: Client) -> None:
-    with events(lab, WatchFlag.DROPS) as told:
+    with calls_told(lab, NODE, WatchFlag.DROPS) as told:
         client.ask("tcp", *address("web", "clusterIP", "ipv4"))
         assert told() == []
     client.ask("tcp", *address("none", "clusterIP", "ipv4"))
-    with events(lab, WatchFlag.DROPS) as told:
+    with calls_told(lab, NODE, WatchFlag.DROPS) as told:
         assert told() == []
 
 

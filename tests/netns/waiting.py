@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb.cli import main
+from lb.datapath.kernel_maps import KernelMaps
+from lb.datapath.layouts import WatchFlag
+from lb.datapath.pins import Pins
+from lb.datapath.watch import Watch
 from lb.lab.lab import Lab
+from lb.observe.events import Event, Names, describe
 
 
 def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
@@ -29,6 +35,25 @@ def dumped(lab: Lab, node: str, *options: str) -> dict[str, Any]:
     assert main(argv, out=out, err=err) == 0, err.getvalue()
     found: dict[str, Any] = json.loads(out.getvalue())
     return found
+
+
+@contextlib.contextmanager
+def calls_told(lab: Lab, node: str, what: WatchFlag) -> Iterator[Callable[[], list[Event]]]:
+    """Watch the calls of processes on a node meanwhile; what is yielded returns those of since it was asked.
+
+    It is watched for an hour or until the end: on a slow machine a lease would be over.
+    """
+    maps = KernelMaps(Pins(lab.spec.instance(node)).maps)
+    names = Names(maps)
+    try:
+        with Watch(maps, what, clock=lambda: time.monotonic_ns() + 3600 * 10**9) as watch:
+            yield lambda: [
+                event
+                for record in watch.events()
+                if (event := describe(record, names, 0)).hook.startswith("SOCK")
+            ]
+    finally:
+        maps.close()
 
 
 METRICS = "http://127.0.0.1:10249/metrics"
