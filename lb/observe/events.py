@@ -56,8 +56,8 @@ class Event:
     letters. length: bytes of the frame as it came, 0 of a call.
 
     client, vip, backend, snat: of a packet of a connection. What is not known, or not there, is ``""``:
-    without SNAT the backend sees the client's own address, and of a call nobody knows the port, or from a
-    pod the address, that it will come from.
+    without SNAT the backend sees the client's own address, and of a call nobody knows the port, nor always
+    the address, that it will come from.
     """
 
     time_ns: int
@@ -106,7 +106,7 @@ class Event:
         snat = f" as {self.snat}" if self.snat else ""
         there, back = ("<-", "<=") if self.reply else ("->", "=>")
         backend = f" {back} {self.backend}{snat}" if self.backend else ""
-        return f"{self.client or 'a pod'} {there} {self.vip}{backend}"
+        return f"{self.client or 'a process'} {there} {self.vip}{backend}"
 
 
 def _moment(time_ns: int) -> datetime:
