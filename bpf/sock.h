@@ -120,6 +120,13 @@ static __always_inline struct outcome not_vip(const struct tuple *t, const struc
 	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
 
+/* What was looked at on the way is none. */
+static __always_inline struct outcome no_backend(struct backend *to, u32 service)
+{
+	__builtin_memset(to, 0, sizeof(*to));
+	return refuse(to, service, REASON_NO_BACKEND);
+}
+
 /* The call goes to a backend. */
 static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct tuple *t,
 					      const struct vip *vip, const struct backend_set *set,
@@ -131,7 +138,7 @@ static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct
 	known = !connects && lookup_peer(cookie, t, vip, to);
 	if (!known) {
 		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), to))
-			return refuse(to, vip->service, REASON_NO_BACKEND);
+			return no_backend(to, vip->service);
 		if (!connects && !remember_peer(cookie, t, to, DIR_FORWARD))
 			return refuse(to, vip->service, REASON_FLOWS_FULL);
 	}
@@ -180,11 +187,14 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, const struct backend *to,
 				 struct outcome o)
 {
-	u32 zero = 0;
-	struct watch *watch = bpf_map_lookup_elem(watch_map, &zero);
+	u32 wanted = told_for(o.reason, o.verdict == VERDICT_DROP, false), zero = 0;
+	struct watch *watch;
 	struct event *event;
 	u64 now;
 
+	if (!wanted)
+		return;
+	watch = bpf_map_lookup_elem(watch_map, &zero);
 	if (likely(!watch || !watch->what))
 		return;
 	now = bpf_ktime_get_ns();
@@ -192,8 +202,8 @@ static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, co
 		watch->what = 0;
 		return;
 	}
-	if (!(told_for(o.reason, o.verdict == VERDICT_DROP, false) & watch->what) ||
-	    !watches_service(watch, to->service) || !in_sample(watch, hash_socket(ctx_cookie(ctx), t)))
+	if (!(wanted & watch->what) || !watches_service(watch, to->service) ||
+	    !in_sample(watch, hash_socket(ctx_cookie(ctx), t)))
 		return;
 	event = bpf_ringbuf_reserve(events, EVENT_HEAD, 0);
 	if (!event) {

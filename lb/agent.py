@@ -31,6 +31,8 @@ BEAT_SECONDS = 5.0
 
 AUDIT_SECONDS = 300.0
 """How often the agent looks whether the maps still hold what it wrote."""
+LOOK_AGAIN_SECONDS = 1.0
+"""After how long it looks again whether interfaces differ: what has just changed is on its way to it."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
 
@@ -259,6 +261,7 @@ class Agent:
         self._reread_due = math.inf
         self._audit_due = clock() + AUDIT_SECONDS
         self.drift: dict[str, int] = {}
+        self._around: dict[str, int] = {}
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
         if serving:
@@ -303,8 +306,8 @@ class Agent:
             if self._dirty or self._first_sync:
                 self._sync()
         if now >= self._audit_due and not self._first_sync:
-            self._audit()
             self._audit_due = now + AUDIT_SECONDS
+            self._audit(now)
         if now >= self._beat_due:
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
@@ -409,19 +412,22 @@ class Agent:
             for problem in set(self._hooks.messages()) - set(problems):
                 self._hooks.succeeded(problem)
 
-    def _audit(self) -> None:
+    def _audit(self, now: float) -> None:
         """Look whether somebody else has written to the maps; it is told, and left to an operator."""
         try:
             found = self._reconciler.drift()
-            if found is not None:
-                found |= self._surroundings.drift()
+            around = self._surroundings.drift()
         except LbError as error:
             _log.warning("the maps could not be compared with what was written: %s", error)
             return
         if found is None:
             return
-        before, self.drift = self.drift, found
-        if found != before and any(found.values()):
+        lasting = {name: min(count, self._around.get(name, 0)) for name, count in around.items()}
+        if lasting != around:
+            self._audit_due = now + LOOK_AGAIN_SECONDS
+        self._around = around
+        before, self.drift = self.drift, found | lasting
+        if self.drift != before and any(self.drift.values()):
             _log.error("%s", self._drift_text())
 
     def _drift_text(self) -> str:

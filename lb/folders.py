@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 _TRIES = 100
@@ -30,8 +31,17 @@ def make(folder: Path, *, exist_ok: bool = True) -> None:
     FileExistsError: it is there, and must not be.
     OSError: it cannot be made.
     """
-    for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):
-            folder.mkdir(parents=True, exist_ok=exist_ok)
+    for left in reversed(range(_TRIES)):
+        try:
+            if not exist_ok:
+                make(folder.parent)
+            folder.mkdir(parents=exist_ok, exist_ok=exist_ok)
+        except FileNotFoundError:
+            if not left:
+                raise
+        except FileExistsError:
+            # Path.mkdir() looks once more what it is, and by then it may be gone.
+            if not exist_ok or not left or (os.path.lexists(folder) and not folder.is_dir()):
+                raise
+        else:
             return
-    folder.mkdir(parents=True, exist_ok=exist_ok)

@@ -45,15 +45,20 @@ def _completion(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def complete(parser: Callable[[str], argparse.ArgumentParser], **where: Any) -> None:
+def complete(
+    parser: Callable[[str], argparse.ArgumentParser],
+    values: Callable[..., list[str]] | None = None,
+    **where: Any,
+) -> None:
     """Answer the shell that asks, and end the process; parser gives the one of a command, ``""``: of all.
 
-    where: as argcomplete.autocomplete() has it, to answer and to end otherwise.
+    values: what may stand for a value. where: as argcomplete.autocomplete() has it, to answer and to end
+    otherwise.
     """
     words = os.environ.get("COMP_LINE", "").split()
     # A word that Tab still is at may become another command.
     command = words[1] if len(words) > 2 or (os.environ["COMP_LINE"].endswith(" ") and len(words) > 1) else ""
-    argcomplete.autocomplete(parser(command), default_completer=_values, **where)
+    argcomplete.autocomplete(parser(command), default_completer=values or _values, **where)
 
 
 def for_kubectl(words: Sequence[str], parser: Callable[[str], argparse.ArgumentParser], out: TextIO) -> int:
@@ -69,17 +74,28 @@ def for_kubectl(words: Sequence[str], parser: Callable[[str], argparse.ArgumentP
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_IFS": "\n",
         "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
+        "_ARGCOMPLETE_SHELL": "fish",  # as that shell, kubectl wants words as they are
         "COMP_LINE": line,
         "COMP_POINT": str(len(line.encode())),
     }
-    complete(parser, output_stream=found, exit_method=lambda _code: None)
+    complete(parser, _known_values, output_stream=found, exit_method=lambda _code: None)
     offered = [word.strip() for word in found.getvalue().splitlines() if word.strip()]
     out.writelines(f"{word}\n" for word in [*offered, ":4" if offered else ":0"])
     return 0
 
 
 def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_more: Any) -> list[str]:
-    """Return what may stand for a value; nothing where this machine cannot tell."""
+    """Return what may stand for a value, files among them."""
+    if action.dest in _FILES:
+        found: list[str] = list(argcomplete.FilesCompleter()(prefix))
+        return found
+    return _known_values(prefix, action, parsed_args)
+
+
+def _known_values(
+    _prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_more: Any
+) -> list[str]:
+    """Return what this machine knows that may stand for a value; nothing where it cannot tell."""
     try:
         if action.dest == "instance":
             return pins.instances()
@@ -93,7 +109,4 @@ def _values(prefix: str, action: argparse.Action, parsed_args: argparse.Namespac
                 maps.close()
     except (LbError, OSError):
         return []
-    if action.dest in _FILES:
-        found: list[str] = list(argcomplete.FilesCompleter()(prefix))
-        return found
     return []

@@ -17,7 +17,7 @@ class ClusterNetworks:
     """Keeps ``cluster_net`` and ``cluster_mask`` in ``settings4`` and ``settings6``.
 
     A program asks whether ``(address ^ net) & mask`` is 0. Without any clusterIP net is 0 and the mask all
-    ones. A network only grows, until the agent starts anew: a clusterIP that goes leaves an address where a
+    ones. A network only grows, until the maps are read anew: a clusterIP that goes leaves an address where a
     second lookup finds nothing.
     """
 

@@ -22,7 +22,7 @@ from lb.datapath.ledger import KIND_CODES, Ledger, VipRow, read_ranges, read_vip
 from lb.datapath.maps import Maps, Rows
 from lb.datapath.pools import Region
 from lb.datapath.tables import set_rows, table_rows, write_sets
-from lb.model import socket_text
+from lb.model import IPAddress, socket_text
 
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 _FLAGS = {
@@ -90,17 +90,19 @@ _Entry = tuple[str, object, str]
 
 @dataclass(frozen=True, slots=True)
 class _ClusterNetwork:
-    """As in the settings; one without any clusterIP has the net 0."""
+    """As in the settings; one without any clusterIP has the net 0, and all ones in the mask."""
 
-    net: int
-    mask: int
+    net: IPAddress
+    mask: IPAddress
 
     def holds(self, other: object) -> bool:
         """Tell whether every clusterIP of another is in this one."""
         if not isinstance(other, _ClusterNetwork):
             return False
-        within = not self.mask & ~other.mask and not (self.net ^ other.net) & self.mask
-        return within or not other.net
+        net, mask = int(self.net), int(self.mask)
+        if (int(other.net), int(other.mask) + 1) == (0, 1 << other.mask.max_prefixlen):
+            return True
+        return not mask & ~int(other.mask) and not (net ^ int(other.net)) & mask
 
 
 class _State:
@@ -189,7 +191,7 @@ class _State:
             if name not in {"cluster_net", "cluster_mask", "pad"}:
                 yield name, ("", int(row[name]), str(int(row[name])))
         net, mask = (unpack_address(row[name].tolist()) for name in ("cluster_net", "cluster_mask"))
-        yield "cluster_net", ("", _ClusterNetwork(int(net), int(mask)), f"{net} mask {mask}")
+        yield "cluster_net", ("", _ClusterNetwork(net, mask), f"{net} mask {mask}")
 
     @cached_property
     def _tables(self) -> Rows:

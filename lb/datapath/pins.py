@@ -85,12 +85,26 @@ class Pins:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from loading or unloading this instance meanwhile."""
-        make(self.base)
-        fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self._locked()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
+            os.close(fd)
+
+    def _locked(self) -> int:
+        """Return a descriptor of the directory, locked; opens anew when it was unloaded in between."""
+        while True:
+            make(self.base)
+            try:
+                fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(fd), self.base.stat()):
+                    return fd
+            except FileNotFoundError:
+                pass
             os.close(fd)
 
 

@@ -136,7 +136,7 @@ class Reconciler:
         return frozenset(self._pending)
 
     def recover(self) -> None:
-        """Take over what the maps hold. Call it once, before the first sync.
+        """Take over what the maps hold: before the first sync, and later only when nothing rests.
 
         Raises
         ------

@@ -8,8 +8,9 @@ because it gathers changes for a second.
 
 Here changes are passed on at once, except one: an endpoint that takes connections and vanishes from its slice
 stays in what is told of this slice for HOLD_SECONDS, or until another slice of the Service has it. A change
-of its conditions (unready, terminating) is told at once: that is how a pod's end begins. So is what the only
-slice of a Service for some ports and a family loses: had it moved, its new slice would be there already.
+of its conditions (unready, terminating) is told at once: that is how a pod's end begins. So is what a slice
+loses that is, and stays, a Service's only one for some ports and a family: had it moved, its new slice would
+be there already.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Handover:
         others = (self._slices[each] for each in self._of_service[piece.service] if each != key)
         return any(
             other.ports == piece.ports
-            and (not other.endpoints or other.endpoints[0].address.version in versions)
+            and (not versions or not other.endpoints or other.endpoints[0].address.version in versions)
             for other in others
         )
 

@@ -33,8 +33,7 @@ class Cache:
     def __init__(self, resources: Sequence[Resource]) -> None:
         self._objects: dict[Resource, dict[ObjectKey, Object]] = {each: {} for each in resources}
         self._waiting_for = set(resources)
-        self._listed = dict.fromkeys(resources, 0)  # the version of each list
-        self._gone: set[str] = set()  # by uid
+        self._told = dict.fromkeys(resources, 0)  # of each kind, up to which version it is known what is gone
 
     @property
     def complete(self) -> bool:
@@ -47,23 +46,24 @@ class Cache:
 
     def replace(self, resource: Resource, items: Sequence[Object], listed: int = 0) -> None:
         """Take a list; listed: its resource version."""
-        self._listed[resource] = listed
+        self._told[resource] = listed
         self._objects[resource] = {key_of(item): item for item in items}
         self._waiting_for.discard(resource)
 
     def put(self, resource: Resource, item: Object) -> None:
         """Take an object, from a watch or an answer."""
         known = self._objects[resource].get(key_of(item))
-        if known is None:
-            stale = item["metadata"].get("uid") in self._gone or version(item) <= self._listed[resource]
-        else:
-            stale = version(item) <= version(known)
-        if not stale:
+        seen = self._told[resource] if known is None else version(known)
+        if version(item) > seen:
             self._objects[resource][key_of(item)] = item
+
+    def remove(self, resource: Resource, item: Object) -> None:
+        """Forget an object that the watch tells is gone; item has the version of its end."""
+        self._told[resource] = max(self._told[resource], version(item))
+        self.drop(resource, item)
 
     def drop(self, resource: Resource, item: Object) -> None:
         """Forget an object, unless another one has its name."""
-        self._gone.add(item["metadata"].get("uid", ""))
         known = self._objects[resource].get(key_of(item))
         if known is not None and known["metadata"].get("uid") == item["metadata"].get("uid"):
             del self._objects[resource][key_of(item)]
@@ -141,7 +141,7 @@ class Follower:
 
     def _take(self, kind: str, item: Object) -> None:
         if kind == "DELETED":
-            self._tell(lambda cache: cache.drop(self._resource, item))
+            self._tell(lambda cache: cache.remove(self._resource, item))
         elif kind in ("ADDED", "MODIFIED"):
             self._tell(lambda cache: cache.put(self._resource, item))
 

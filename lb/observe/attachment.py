@@ -16,7 +16,7 @@ from lb.datapath.overlay import Overlay
 from lb.datapath.pins import Pins
 from lb.datapath.settings import write_settings
 from lb.datapath.standing import selection
-from lb.errors import BpfError
+from lb.errors import BpfError, CapacityError
 from lb.folders import entries
 
 
@@ -116,7 +116,8 @@ def write_node(maps: Maps, config: Config) -> None:
         roles = selection(config).roles(interfaces, net.default_route_interfaces())
     if Role.UPLINK in roles.values():
         for version in FAMILIES:
-            fill_ifaces(maps, version, interfaces, roles, redirect=config.redirect is Switch.ON)
+            with contextlib.suppress(CapacityError):  # which the agent tells of
+                fill_ifaces(maps, version, interfaces, roles, redirect=config.redirect is Switch.ON)
 
 
 def drift(maps: Maps, config: Config) -> dict[str, int]:

@@ -166,6 +166,13 @@ def test_an_endpoint_that_comes_back_is_held_no_longer() -> None:
     assert bench.handover.next_due() == math.inf
 
 
+def test_an_empty_slice_that_is_changed_holds_on() -> None:
+    bench = Bench(piece("a", 1, 2), piece("b", 3))
+    bench.apply(Upsert(piece("a")))
+    bench.apply(Upsert(piece("a")))
+    assert bench.hosts() == {1, 2, 3}
+
+
 def test_conditions_change_at_once() -> None:
     bench = Bench(piece("a", 1))
     unready = Endpoint(ip_address("10.0.0.1"), ready=False, terminating=True)

@@ -142,6 +142,19 @@ def test_the_cluster_network_may_be_wider(tmp_path: Path, net: str, mask: str, *
     assert node.compare().differences == []
 
 
+def test_a_cluster_network_that_should_hold_all_there_is(tmp_path: Path) -> None:
+    """With clusterIPs far apart its address is 0, as it is without any."""
+    far = SERVICE.replace("name: web", "name: far").replace("10.96.0.10", "172.20.0.10")
+    node = world(tmp_path, WELL + far)
+    row = node.maps.array("settings4")[:1]
+    assert not int(row["cluster_net"][0])
+    assert node.compare().differences == []
+    row["cluster_net"], row["cluster_mask"] = (
+        pack_address(ip_address(text)) for text in ("10.96.0.0", "255.255.0.0")
+    )
+    assert [one.entry for one in node.compare().differences] == ["cluster_net"]
+
+
 def test_no_cluster_network_is_wanted_any_more(tmp_path: Path) -> None:
     node = world(tmp_path)
     (tmp_path / "all.yaml").write_text("")

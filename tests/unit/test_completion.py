@@ -111,7 +111,7 @@ def test_kubectl_passes_flags_and_exit_codes_on(plugin: Path) -> None:
         (["flows", "--serv"], ["--service"], ":4"),
         (["service", "show", "it's", ""], ["--instance"], ":4"),
         (["zzz"], [], ":0"),
-        (["plan", "-f", "/etc/hostnam"], ["/etc/hostname"], ":4"),
+        (["plan", "-f", "/etc/hostnam"], [], ":0"),
     ],
 )
 def test_kubectl_completes_the_words_of_its_plugin(

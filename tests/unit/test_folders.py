@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -71,6 +72,39 @@ def test_another_removes_the_parent(tmp_path: Path) -> None:
         for number in range(ROUNDS * 10):
             make(parent / str(number), exist_ok=False)
             (parent / str(number)).rmdir()
+
+
+def test_others_make_and_remove_the_same_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "parent" / "folder"
+
+    def come_and_go() -> None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        time.sleep(random.random() / 10_000)
+
+    with meanwhile(come_and_go), meanwhile(come_and_go):
+        for _ in range(ROUNDS * 10):
+            make(folder)
+
+
+def test_a_folder_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path.mkdir() is told that it exists, and then finds no directory."""
+    folder = tmp_path / "folder"
+    answers = [FileExistsError(), None]
+
+    def mkdir(path: Path, mode: int = 0o777) -> None:
+        answer = answers.pop(0)
+        if answer:
+            raise answer
+        really(path, mode)
+
+    really = os.mkdir
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    make(folder)
+    assert folder.is_dir()
 
 
 def test_pins_of_others_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

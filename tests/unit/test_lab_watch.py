@@ -52,7 +52,7 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
     """A status is sent, the object deleted and seen to be gone, and only then the answer read."""
     cache = Cache([PODS])
     cache.put(PODS, pod("a", 9, uid="first"))
-    cache.drop(PODS, pod("a", 11, uid="first"))
+    cache.remove(PODS, pod("a", 11, uid="first"))
     cache.put(PODS, pod("a", 10, uid="first"))
     assert cache.of(PODS) == {}
     cache.put(PODS, pod("a", 12, uid="second"))
@@ -60,6 +60,15 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
     cache.put(PODS, pod("a", 19, uid="second"))
     assert cache.of(PODS) == {}
     cache.put(PODS, pod("a", 21, uid="third"))
+    assert list(cache.of(PODS)) == [key("a")]
+
+
+def test_what_we_deleted_and_lives_on_comes_back() -> None:
+    """A finalizer keeps an object: the watch tells of a change, not of an end."""
+    cache = Cache([PODS])
+    cache.put(PODS, pod("a", 9))
+    cache.drop(PODS, pod("a", 9))
+    cache.put(PODS, pod("a", 10))
     assert list(cache.of(PODS)) == [key("a")]
 
 
