@@ -12,9 +12,9 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from lb.datapath.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
@@ -22,6 +22,7 @@ from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.observe.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, plan_service
 from lb.plan.types import ServicePlan, Topology, VipKey
+from lb.retries import Retries
 from lb.state import ClusterState
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,6 @@ LOOK_AGAIN_SECONDS = 1.0
 """After how long it looks again whether interfaces differ: what has just changed is on its way to it."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
-
-K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,50 +148,6 @@ class Announcement:
     reason: str
     action: str
     text: str
-
-
-@dataclass(slots=True)
-class _Failure:
-    message: str
-    attempts: int
-    due: float
-
-
-class Retries(Generic[K]):
-    """What failed and when to try again: after 1 s, then after twice as long each time, up to a minute."""
-
-    FIRST_SECONDS = 1.0
-    MOST_SECONDS = 60.0
-
-    def __init__(self) -> None:
-        self._failures: dict[K, _Failure] = {}
-
-    def failed(self, key: K, message: str, now: float) -> bool:
-        """Note a failure; return True when it is news: the first one, or another than last time."""
-        before = self._failures.get(key)
-        attempts = before.attempts + 1 if before else 1
-        wait = min(self.FIRST_SECONDS * 2.0 ** min(attempts - 1, 10), self.MOST_SECONDS)
-        self._failures[key] = _Failure(message, attempts, now + wait)
-        return before is None or before.message != message
-
-    def __len__(self) -> int:
-        return len(self._failures)
-
-    def succeeded(self, key: K) -> bool:
-        """Note a success; return True when it had failed before."""
-        return self._failures.pop(key, None) is not None
-
-    def due(self, now: float) -> set[K]:
-        """Return what is to be tried again now."""
-        return {key for key, failure in self._failures.items() if failure.due <= now}
-
-    def next_due(self) -> float:
-        """Return the time of the next retry; infinity when nothing has failed."""
-        return min((failure.due for failure in self._failures.values()), default=math.inf)
-
-    def messages(self) -> list[str]:
-        """Return the present failures, sorted."""
-        return sorted(failure.message for failure in self._failures.values())
 
 
 class Agent:

@@ -20,7 +20,6 @@ from lb.agent import (
     Inbox,
     InterfacesChanged,
     Reread,
-    Retries,
     Settled,
     Stop,
     Told,
@@ -50,6 +49,7 @@ from lb.model import (
 from lb.observe.history import History, Since
 from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, Topology
+from lb.retries import Retries
 from lb.state import ClusterState
 
 NODE = "node1"
@@ -462,26 +462,6 @@ def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:
 def test_a_source_that_fails_ends_the_agent_with_its_words(bench: Bench) -> None:
     with pytest.raises(LbError, match=r"^source manifests failed: the disk is gone$"):
         bench.tell(Failed("source manifests", OSError("the disk is gone")))
-
-
-def test_retries_wait_longer_each_time_up_to_a_minute() -> None:
-    retries = Retries[str]()
-    waits = []
-    for _ in range(9):
-        retries.failed("x", "why", 0.0)
-        waits.append(retries.next_due())
-    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert (retries.due(59.9), retries.due(60.0)) == (set(), {"x"})
-    assert retries.succeeded("x")
-    assert not retries.succeeded("x")
-    assert retries.next_due() == float("inf")
-
-
-@pytest.mark.parametrize(("messages", "news"), [(("a", "a"), False), (("a", "b"), True)])
-def test_only_another_failure_is_news(messages: tuple[str, str], news: bool) -> None:
-    retries = Retries[str]()
-    assert retries.failed("x", messages[0], 0.0)
-    assert retries.failed("x", messages[1], 1.0) is news
 
 
 # Health ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lb.agent import InterfacesChanged, Reread, Retries
+from lb.agent import InterfacesChanged, Reread
 from lb.cli import history as command
 from lb.datapath.ledger import read_vips, vip_keys
 from lb.datapath.written import MOST_NAMED, Part, Written
@@ -22,6 +22,7 @@ from lb.observe.ask import ask
 from lb.observe.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of
 from lb.observe.http import Request, routes
 from lb.plan.types import VipKey
+from lb.retries import Retries
 from lb.rundir import RunDir
 from tests.unit.http_bench import serving
 from tests.unit.test_agent import (
