@@ -40,6 +40,15 @@ static __always_inline bool watches_service(const struct watch *watch, u32 servi
 	return found;
 }
 
+/* Whoever watches says so again and again; once nobody has for a while, here it ends. */
+static __always_inline bool lease_runs(struct watch *watch, u64 now)
+{
+	if (now <= watch->until_ns)
+		return true;
+	watch->what = 0;
+	return false;
+}
+
 /* Is this one of so many? hash is one that chooses backends: mixed once more, or the sample would be of few
  * of them. */
 static __always_inline bool in_sample(const struct watch *watch, u32 hash)

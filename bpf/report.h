@@ -80,7 +80,7 @@ static __always_inline void tell(ctx_t *ctx, struct watch *watch, struct event *
 		__sync_fetch_and_add(&watch->lost, 1);
 }
 
-/* The step behind. Whoever watches says so again and again; once nobody has for a while, here it ends. */
+/* The step behind. */
 static __always_inline int report(ctx_t *ctx)
 {
 	const struct note *at = get_note();
@@ -93,9 +93,7 @@ static __always_inline int report(ctx_t *ctx)
 	if (!at || !event || !work || !watch)
 		return VERDICT_DROP;
 	event->time_ns = bpf_ktime_get_ns();
-	if (event->time_ns > watch->until_ns)
-		watch->what = 0;
-	else
+	if (lease_runs(watch, event->time_ns))
 		tell(ctx, watch, event, work, at);
 	return event->verdict;
 }

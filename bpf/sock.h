@@ -198,11 +198,7 @@ static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, co
 	if (likely(!watch || !watch->what))
 		return;
 	now = bpf_ktime_get_ns();
-	if (now > watch->until_ns) {
-		watch->what = 0;
-		return;
-	}
-	if (!(wanted & watch->what) || !watches_service(watch, to->service) ||
+	if (!lease_runs(watch, now) || !(wanted & watch->what) || !watches_service(watch, to->service) ||
 	    !in_sample(watch, hash_socket(ctx_cookie(ctx), t)))
 		return;
 	event = bpf_ringbuf_reserve(events, EVENT_HEAD, 0);

@@ -371,11 +371,11 @@ class Agent:
         """Look whether somebody else has written to the maps; it is told, and left to an operator."""
         try:
             found = self._reconciler.drift()
+            if found is None:
+                return
             around = self._surroundings.drift()
         except LbError as error:
             _log.warning("the maps could not be compared with what was written: %s", error)
-            return
-        if found is None:
             return
         lasting = {name: min(count, self._around.get(name, 0)) for name, count in around.items()}
         if lasting != around:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.errors import LbError
-from lb.folders import make
+from lb.folders import locked
 
 ROOT = Path("/run/lbctl")
 _SOCKET_PATH_MOST = 107
@@ -102,26 +102,15 @@ class RunDir:
             os.close(fd)
 
     def _locked(self, path: Path, taken: str, advice: str) -> int:
-        """Return the lock file's descriptor, locked; opens anew when :meth:`remove` came in between."""
-        while True:
-            make(self.root)
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(fd), path.stat()):
-                    return fd
-            except FileNotFoundError:
-                pass
-            except BlockingIOError:
-                holder = os.pread(fd, 32, 0).decode() or "unknown"
-                os.close(fd)
-                raise LbError(
-                    f"instance {self.instance}: {taken} process {holder}, which holds {path}; {advice}"
-                ) from None
-            os.close(fd)
+        """Return the lock file's descriptor, locked."""
+        try:
+            return locked(path, self.root, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = ""
+            with contextlib.suppress(FileNotFoundError):
+                holder = path.read_text()
+            who = f"{taken} process {holder or 'unknown'}"
+            raise LbError(f"instance {self.instance}: {who}, which holds {path}; {advice}") from None
 
     def holder(self) -> int | None:
         """Return the pid of the process that holds the lock, None when there is none."""

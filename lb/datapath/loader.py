@@ -9,6 +9,7 @@ after a failure the old programs and maps work on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ from lb.datapath.build import PROGRAM_ARRAY
 from lb.datapath.map_pins import MapSlot, open_maps, pin_maps
 from lb.datapath.map_table import MapType
 from lb.datapath.pins import Pins, ensure_bpffs, remove_tree
-from lb.errors import CompileError, DatapathError
+from lb.errors import BpfError, CompileError, DatapathError
+from lb.folders import entries
 
 _LOG_SIZE = 1 << 24  # bytes for the verifier's log
 _LOG_LINES = 40
@@ -105,6 +107,25 @@ def pin_name(name: str, version: int) -> str:
 def program_array(source: str) -> str:
     """Return the name under which the array of a file's programs is pinned."""
     return f"{Path(source).stem}_programs"
+
+
+def pinned_programs(pins: Pins) -> Iterator[tuple[Path, bpf.ProgInfo]]:
+    """Yield each pinned program of an instance; what is replaced meanwhile is left out.
+
+    Raises
+    ------
+    BpfError: the kernel refused.
+    """
+    arrays = {program_array(program.source) for program in PROGRAMS.values()}
+    for path in (path for folder in pins.builds() for path in entries(folder) if path.name not in arrays):
+        try:
+            with bpf.obj_get(path) as program:
+                info = bpf.prog_info(program)
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            raise
+        yield path, info
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.errors import ConfigError, DatapathError
-from lb.folders import entries, make
+from lb.folders import entries, locked
 
 _LOG = logging.getLogger(__name__)
 BPFFS = Path("/sys/fs/bpf")
@@ -85,26 +85,10 @@ class Pins:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other processes from loading or unloading this instance meanwhile."""
-        fd = self._locked()
+        fd = locked(self.base, self.base, os.O_RDONLY | os.O_DIRECTORY, fcntl.LOCK_EX)
         try:
             yield
         finally:
-            os.close(fd)
-
-    def _locked(self) -> int:
-        """Return a descriptor of the directory, locked; opens anew when it was unloaded in between."""
-        while True:
-            make(self.base)
-            try:
-                fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(fd), self.base.stat()):
-                    return fd
-            except FileNotFoundError:
-                pass
             os.close(fd)
 
 

@@ -136,13 +136,17 @@ class Reconciler:
         return frozenset(self._pending)
 
     def recover(self) -> None:
-        """Take over what the maps hold: before the first sync, and later only when nothing rests.
+        """Take over what the maps hold. Call it once, before the first sync.
 
         Raises
         ------
         BpfError: the maps could not be read.
         """
         self._ledger = read_ledger(self._maps)
+        self.narrow()
+
+    def narrow(self) -> None:
+        """Let the cluster networks hold the clusterIPs that there are, and no others that there were."""
         rows = ((vip, port.vips[vip]) for vip, port in self._ledger.owners.items())
         self._networks.start(vip.address for vip, row in rows if row and row.kind == VipKindCode.CLUSTER_IP)
 

@@ -113,7 +113,7 @@ class SocketHooks:
                 with bpf.obj_get(path) as program:
                     if _put(self._pins.links / name, program, target, attach_type):
                         report.attached.append(f"{group} {_HOOKS[attach_type]}")
-        for left in set(_links(self._pins)) - {self._pins.links / name for name in self._programs}:
+        for left in set(entries(self._pins.links)) - {self._pins.links / name for name in self._programs}:
             left.unlink()
 
 
@@ -153,7 +153,7 @@ def detach(pins: Pins) -> list[str]:
     BpfError: the kernel refused.
     """
     found = [f"{one.cgroup or 'control group'} {one.hook}" for one in attached(pins)]
-    for path in _links(pins):
+    for path in entries(pins.links):
         with bpf.obj_get(path) as link:
             bpf.link_detach(link)
         path.unlink()
@@ -169,7 +169,7 @@ def attached(pins: Pins) -> list[AttachedSocket]:
     """
     found = []
     groups: dict[int, Path | None] = {0: None}
-    for path in _links(pins):
+    for path in entries(pins.links):
         with bpf.obj_get(path) as link:
             info = bpf.link_info(link)
         if info.cgroup not in groups:
@@ -178,10 +178,6 @@ def attached(pins: Pins) -> list[AttachedSocket]:
             AttachedSocket(groups[info.cgroup], _HOOKS[info.attach_type], path.name, info.program_id)
         )
     return found
-
-
-def _links(pins: Pins) -> list[Path]:
-    return entries(pins.links)
 
 
 def _group(ident: int) -> Path | None:

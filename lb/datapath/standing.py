@@ -18,6 +18,18 @@ def selection(config: Config) -> Selection:
     return Selection(config.uplinks, config.tunnels, config.pod_interfaces)
 
 
+def interfaces_and_roles(config: Config) -> tuple[list[Interface], dict[int, Role]]:
+    """Return the interfaces of the calling thread's network namespace, and the roles of some, by ifindex.
+
+    Raises
+    ------
+    AttachError: the kernel refused to list interfaces.
+    """
+    with Netlink() as net:
+        interfaces = net.interfaces()
+        return interfaces, selection(config).roles(interfaces, net.default_route_interfaces())
+
+
 def standing(config: Config, node: Node | None) -> Topology:
     """Return where the node stands whose network namespace the calling thread is in.
 
@@ -27,9 +39,7 @@ def standing(config: Config, node: Node | None) -> Topology:
     ------
     AttachError: the kernel refused to list interfaces.
     """
-    with Netlink() as net:
-        interfaces = net.interfaces()
-        roles = selection(config).roles(interfaces, net.default_route_interfaces())
+    interfaces, roles = interfaces_and_roles(config)
     uplinks = [one.name for one in interfaces if roles.get(one.index) is Role.UPLINK]
     return Topology(
         node_name=config.node_name,

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lb.config import Config, SocketMode, Switch, UplinkMode
-from lb.datapath import bpf, hooks, sockets
+from lb.datapath import hooks, sockets
 from lb.datapath.hooks import TC_PROGRAMS, TC_PROGRAMS_L3, XDP_PROGRAM, Attached, Role, fill_ifaces
 from lb.datapath.layouts import FAMILIES
+from lb.datapath.loader import pinned_programs
 from lb.datapath.maps import Maps, Rows
-from lb.datapath.netlink import Interface, Netlink
+from lb.datapath.netlink import Interface
 from lb.datapath.overlay import Overlay
 from lb.datapath.pins import Pins
 from lb.datapath.settings import write_settings
-from lb.datapath.standing import selection
-from lb.errors import BpfError, CapacityError
-from lb.folders import entries
+from lb.datapath.standing import interfaces_and_roles
+from lb.errors import CapacityError
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,8 @@ def missing(
     AttachError, BpfError: the kernel refused.
     """
     pins = Pins(config.instance)
-    with Netlink() as net:
-        interfaces = net.interfaces()
-        roles = selection(config).roles(interfaces, net.default_route_interfaces())
-    ours = _programs(pins)
+    interfaces, roles = interfaces_and_roles(config)
+    ours = {info.id for _, info in pinned_programs(pins)}
     found = absent(wanted(interfaces, roles, modes), hooks.attached(), ours)
     if config.socket_lb is not SocketMode.OFF and not any("socket hooks" in each for each in problems):
         links = sockets.attached(pins)
@@ -111,9 +109,7 @@ def write_node(maps: Maps, config: Config) -> None:
     BpfError: it refused the maps.
     """
     write_settings(maps, config)
-    with Netlink() as net:
-        interfaces = net.interfaces()
-        roles = selection(config).roles(interfaces, net.default_route_interfaces())
+    interfaces, roles = interfaces_and_roles(config)
     if Role.UPLINK in roles.values():
         for version in FAMILIES:
             with contextlib.suppress(CapacityError):  # which the agent tells of
@@ -142,13 +138,3 @@ def drift(maps: Maps, config: Config) -> dict[str, int]:
 
 def _pairs(keys: Rows, values: Rows) -> Iterator[tuple[int, bytes]]:
     return zip(keys.tolist(), (value.tobytes() for value in values), strict=True)
-
-
-def _programs(pins: Pins) -> set[int]:
-    """Return the ids of an instance's pinned programs; what else is pinned beside them is no program."""
-    found = set()
-    for build in pins.builds():
-        for path in entries(build):
-            with contextlib.suppress(BpfError), bpf.obj_get(path) as fd:  # a map of programs, or just gone
-                found.add(bpf.prog_info(fd).id)
-    return found

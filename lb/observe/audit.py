@@ -94,7 +94,7 @@ def bring_in_step(
     decision = claims.update(plans)
     decided = {key: plan for key, plan in decision.plans.items() if plan is not None}
     report = reconciler.sync(dict(decision.plans))
-    reconciler.recover()  # the cluster networks, without what has gone
+    reconciler.narrow()
     failed |= {key: str(error) for key, error in report.errors.items()}
     return Comparison([], claims.conflicts(), failed, decided)
 

@@ -11,8 +11,7 @@ from typing import Any
 from lb.config import Config, SocketMode
 from lb.datapath import netns
 from lb.datapath.maps import Maps
-from lb.datapath.netlink import Netlink
-from lb.datapath.standing import selection
+from lb.datapath.standing import interfaces_and_roles
 from lb.errors import LbError
 from lb.model import EndpointSlice, IPAddress, ObjectKey
 from lb.observe import attachment, probe
@@ -97,9 +96,7 @@ def _near(key: ObjectKey, names: Sequence[str]) -> list[str]:
 def _own_addresses(config: Config) -> dict[int, IPAddress]:
     """Return the node's own address of each family towards clients: where its own connections come from."""
     found: dict[int, IPAddress] = {}
-    with Netlink() as net:
-        interfaces = net.interfaces()
-        roles = selection(config).roles(interfaces, net.default_route_interfaces())
+    interfaces, roles = interfaces_and_roles(config)
     for one in interfaces:
         if roles.get(one.index) == "uplink":
             for version in (4, 6):

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lb.datapath import bpf, hooks, sockets
+from lb.datapath import hooks, sockets
 from lb.datapath.fill import map_fill
 from lb.datapath.hooks import XDP_PROGRAM
 from lb.datapath.kernel_maps import KernelMaps
 from lb.datapath.layouts import FAMILIES, IfaceFlag
-from lb.datapath.loader import PROGRAMS, program_array
+from lb.datapath.loader import pinned_programs
 from lb.datapath.maps import Maps
 from lb.datapath.pins import Pins
-from lb.errors import BpfError
-from lb.folders import entries
 from lb.rundir import RunDir
-
-_ARRAYS = {program_array(program.source) for program in PROGRAMS.values()}
 
 
 def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
@@ -63,26 +58,16 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
 
 
 def _programs(pins: Pins) -> list[dict[str, Any]]:
-    found = []
-    for build in pins.builds():
-        for path in (path for path in entries(build) if path.name not in _ARRAYS):
-            try:
-                with bpf.obj_get(path) as program:
-                    info = bpf.prog_info(program)
-            except BpfError as error:
-                if error.errno == errno.ENOENT:  # the agent has just replaced it
-                    continue
-                raise
-            found.append(
-                {
-                    "name": path.name,
-                    "id": info.id,
-                    "tag": info.tag,
-                    "loaded": _since_boot(info.load_time),
-                    "build": build.name,
-                }
-            )
-    return found
+    return [
+        {
+            "name": path.name,
+            "id": info.id,
+            "tag": info.tag,
+            "loaded": _since_boot(info.load_time),
+            "build": path.parent.name,
+        }
+        for path, info in pinned_programs(pins)
+    ]
 
 
 def _since_boot(nanoseconds: int) -> str:
