@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # make lab    a cluster of network namespaces on this machine, with requests running through it
 # make test   linters and all tests
 # Both install what is missing first and say so; see scripts/setup.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Puts the folders that lie beside the package in a checkout into a wheel; all else is in pyproject.toml."""
 
 from __future__ import annotations

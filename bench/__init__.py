@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks: measured side by side in one run. The tests only ask whether they work."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measure, side by side in one run: ``python -m bench [--quick] [section…]``.
 
 Prints each figure beside its target, and leaves bench/results/latest.json and plots.

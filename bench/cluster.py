@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster of any size in the API double: Services with one slice for each family."""
 
 from __future__ import annotations

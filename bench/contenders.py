@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What makes a Service of a node's pods: nothing at all, this load balancer each way, kube-proxy's rules.
 
 Every contender serves one Service at a clusterIP, a load-balancer address and a NodePort, by TCP and by UDP,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control plane at scale: an agent fed by the API double, in a network namespace of its own.
 
 ``python -m bench control``, or alone for one size:

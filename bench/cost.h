@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Bench-only programs around the data plane's: BPF_PROG_TEST_RUN repeats a program on one packet, but a
  * translated packet is another one. So each run begins in feed(), which makes the packet what it was (or the
  * same of another client) and enters the program under test by tail call. What feed() itself costs is

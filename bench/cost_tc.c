@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* See cost.h. */
 #include "ctx_tc.h"
 #define VERDICT_SEND TC_ACT_REDIRECT

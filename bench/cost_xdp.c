@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* See cost.h. */
 #include "ctx_xdp.h"
 #define VERDICT_SEND XDP_TX

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data plane's programs, fed by BPF_PROG_TEST_RUN through the bench-only programs of cost.h."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traffic through a node in network namespaces: this load balancer, none at all, and kube-proxy's rules.
 
 The limit is the direct path to the pods, with no load balancer and no netfilter hook in that node's

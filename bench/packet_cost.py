@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a packet costs in the programs: BPF_PROG_TEST_RUN on each path, beside the least that one could do.
 
 Every figure is the CPU time of one run as the kernel's test run would have it if the packet stayed what it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures beside their targets, as PNG and SVG. The only module that needs matplotlib."""
 
 from __future__ import annotations

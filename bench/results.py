@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a bench found: figures with their spread, held against targets, as a table, JSON and plots."""
 
 from __future__ import annotations

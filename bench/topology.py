@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """client — node — pods, in network namespaces that vanish with this process, and servers in the pods."""
 
 from __future__ import annotations

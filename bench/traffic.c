@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Load and servers for bench/lab_traffic.py.
  *
  *   traffic serve PORT

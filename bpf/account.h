@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What is counted of each backend and each Service port, for metrics and `lbctl top`. Python's side, which
  * says whose each figure is, is lb/datapath/figures.py. */
 #pragma once

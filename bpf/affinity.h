@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* ClientIP affinity: a client keeps its backend until affinity_seconds after its last new connection. */
 #pragma once
 #include "backend.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What the data plane answers itself: a TCP reset or an ICMP error on behalf of a VIP that cannot serve, ICMP
  * errors of a router for what we forward, and echo replies. */
 #pragma once

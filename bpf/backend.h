@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Backend selection: consistent hashing, by rendezvous among few backends, by a Maglev table among many. */
 #pragma once
 #include "service.h"

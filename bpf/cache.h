@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Tables that forget: what flows and affinity are kept in. Python's side is lb/datapath/cache.py.
  *
  * A table is an array of buckets of SLOTS entries. A key's hash names its one bucket, and a tag; the bucket's

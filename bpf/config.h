@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Constants of the data plane and the few C idioms that bcc's prelude lacks. What an operator sets is not
  * here but in struct settings.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The first packet of a connection, or the first after its flow was lost: affinity or consistent hash, the
  * way, the flow. */
 #pragma once

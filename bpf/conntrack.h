@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair. */
 #pragma once
 #include "account.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* How a program ends: with a verdict for the kernel and a reason for the counters. */
 #pragma once
 #include "maps.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Internet checksums, updated incrementally (RFC 1624, equation 3). A delta is the 64-bit sum of ~old + new
  * over the words that change; words of 16 or 32 bits mix freely, in network byte order. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What a cgroup hook sees of a socket's call: the address that the process gives (connect, sendmsg) or gets
  * (recvmsg, getpeername), which may be replaced, and the socket.
  *

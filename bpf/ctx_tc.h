@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The packet primitives, for tc (tcx, or clsact with direct action). Same names as ctx_xdp.h.
  *
  * All writes go through helpers: a direct store would make the kernel unshare every packet at the hook's

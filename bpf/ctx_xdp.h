@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The packet primitives, for XDP. Same names as ctx_tc.h; all that follows is written against them. */
 #pragma once
 #include "csum.h"

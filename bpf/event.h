@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Of what whoever watches (`lbctl monitor`) is told. */
 #pragma once
 #include "backend.h"

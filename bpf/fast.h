@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The common packets: for no VIP, or of a flow of which there is nothing new to note down and that the stack
  * leads on, or we do. They take the order of work of lb.h in one go, which copies nothing:
  * half the time of the long way. Whatever is the least bit different, or wrong, is left to lb.h before

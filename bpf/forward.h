@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What becomes of a packet, and doing it: a decision is taken without touching the packet (lb.h), then
  * carried out here, once, by the last step of every program. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Later fragments have no ports: they get those of the first, which the hook that translated it has noted. */
 #pragma once
 #include "service.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* ICMP errors about translated packets: path-MTU discovery, unreachable ports and traceroute work through a
  * VIP.
  *

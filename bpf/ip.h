@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The headers of the family that is being compiled. */
 #pragma once
 #if FAMILY == 6

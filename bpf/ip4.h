@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* IPv4 and ICMP on the wire. Same names as ip6.h. */
 #pragma once
 #include "packet.h"

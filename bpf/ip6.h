@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* IPv6 and ICMPv6 on the wire. Same names as ip4.h. */
 #pragma once
 #include "packet.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The order of work. Ingress: VIP? flow? backend, flow, translation. Egress: reply of a flow? */
 #pragma once
 #include "conntrack.h"

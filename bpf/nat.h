@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The translation itself: addresses, ports, checksums, and the TTL where we forward. */
 #pragma once
 #include "parse.h"

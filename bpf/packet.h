@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What is known of a packet: filled by parse.h, read by all that follows. */
 #pragma once
 #include "reasons.h"

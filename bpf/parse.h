@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* From bytes to a struct packet. Reads only: no map, no write. */
 #pragma once
 #include "ip.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every way out of the data plane, by name. Python reads this very table (lb/datapath/layouts.py), so the
  * names in `lbctl status` are the names here. Each hook counts each reason: see finish().
  *

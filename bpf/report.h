@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Telling whoever watches what became of a packet. Two steps: one before the long way, which keeps the
  * packet's first bytes, one behind the last program of all, which tells. */
 #pragma once

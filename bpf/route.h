@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Where to, for what does not go to the stack: along the kernel's FIB, or back. */
 #pragma once
 #include "ip.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* SCTP's checksum, kept right when the ports change: without reading the packet again.
  *
  * A CRC is linear. Two messages of equal length whose first word alone differs have checksums that differ by

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Is the packet for a VIP? One lookup answers for every packet that is not. */
 #pragma once
 #include "maps.h"

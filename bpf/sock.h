@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Services at the socket. The address that a process gives is replaced before there is a packet, and put back
  * where it asks who is at the other end: no NAT, no flow, no route to the VIP.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The entries of the socket hooks: cgroup connect, sendmsg, recvmsg and getpeername, of FAMILY's sockets, and
  * of IPv6's sockets that speak IPv4. The latter are loaded for FAMILY 4 alone; there is none for sendmsg,
  * where the kernel runs the hook of the family that is spoken. */

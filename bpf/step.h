@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* From one program to the next. A program has 512 bytes of stack and should be short where packets are many;
  * what is rare is done in others, entered by tail call with a note of what is known. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The tc entries: uplinks and tunnels, with a link header and without, and the host side of every pod's
  * interface. */
 #include "ctx_tc.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Every struct that a map holds. Python's view of them is lb/datapath/layouts.py; the loader turns that
  * view into static assertions, so a difference is a compile error.
  *

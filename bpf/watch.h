@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* For whoever watches (`lbctl monitor`) packets: is anybody there, and the way to telling it. What is told is
  * put together in report.h, by programs of their own. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The XDP entry: uplink ingress. What XDP cannot send itself it leaves, untouched, to tc_lb.c's uplink hook.
  */
 #include "ctx_xdp.h"

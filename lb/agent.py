@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent: what Kubernetes says goes in at one end, the kernel's maps come out at the other.
 
 ``source threads → inbox → ClusterState → plan_service → Claims → Reconciler → maps``

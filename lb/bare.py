@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages without what their ``__init__`` would import, and classes imported when they are called."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings: their names, units, defaults, meaning, and what each may hold.
 
 Every field below is one setting, declared once by :func:`setting`. How it is written in a YAML file, in the

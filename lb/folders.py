@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders that other processes make, fill and remove meanwhile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What keeps the process small: settings of the C library's allocator and of Python's collector."""
 
 from __future__ import annotations

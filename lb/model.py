@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Kubernetes says, in the project's own immutable types.
 
 Only the fields that a Service proxy reads are here. Both sources (manifests, Kubernetes API)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What failed and when to try it again."""
 
 from __future__ import annotations

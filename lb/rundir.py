@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an agent leaves in /run/lbctl: a lock that tells whether it lives, and notes about what it did.
 
 ::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl run``: complete the settings, build the agent's parts, let it work, leave the data plane be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the files are that are no Python: programs in C, examples, what a cluster must allow.
 
 In a checkout they lie beside the package, each in its folder; a wheel has them inside of it, where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A double of an API server that a whole cluster can live from.
 
 :class:`ClusterDouble` is :class:`tests.kube.double.ApiDouble` with the kinds and requests that the lab and

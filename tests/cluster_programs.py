@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs in the place of etcd, kube-apiserver and kube-controller-manager.
 
 :func:`make_assets` fills a folder as KUBEBUILDER_ASSETS names one: its ``etcd`` keeps what its

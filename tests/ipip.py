@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IP in IP between the nodes of a lab, for kernels that have no such device.
 
 ``python ipip.py DEVICE OWN NETWORK=NODE…`` runs on a node. It makes a TUN device, which like ipip and sit has

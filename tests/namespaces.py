@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Network namespaces for tests: nameless, so that nothing is left when a test process dies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packets for rows: built by Scapy, named by role, compared byte for byte.
 
 The node is ``NODE1``. ``CLIENT`` and ``NODE2`` are on its uplink's segment; the pods of NODE2 are behind

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SCTP packets of one chunk, with a CRC32c of their own making: byte by byte, from a table."""
 
 from __future__ import annotations

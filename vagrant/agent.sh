@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # lbctl from the working tree, as docs/operations.md installs it, as a service: agent.sh NODE
 # Its settings are in /etc/lbctl/lbctl.yaml already.
 set -euo pipefail

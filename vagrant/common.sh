@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # For sourcing: what the scripts beside it share.
 # shellcheck shell=bash
 

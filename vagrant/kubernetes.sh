@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # A node of a k3s cluster without kube-proxy: kubernetes.sh NODE NODES, with K3S_VERSION in the environment
 # node1 is the control plane; it also gets the objects of examples/.
 set -euo pipefail

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Addresses and routes of one machine on the lab's segment, those of lb/lab/addressing.py:
 #   network.sh node1|node2|…|client NODES kubernetes|standalone
 set -euo pipefail

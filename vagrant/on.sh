@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Run a command on a machine of the lab, or in the network of a pod: on.sh client|node1|…|POD -- COMMAND [ARGUMENT…]
 # Machines are reached as `vagrant ssh-config` says, or the file that LAB_SSH_CONFIG names.
 set -euo pipefail

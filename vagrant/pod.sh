@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # The pod kubia-NUMBER of a node without Kubernetes, in a network namespace of that name: pod.sh NUMBER
 # As the lab's pods (lb/lab/topology.py): addresses without a network, all else is behind a fixed neighbour.
 set -euo pipefail

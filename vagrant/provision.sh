@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Make this machine what it is in the lab: provision.sh node1|node2|…|client NODES kubernetes|standalone
 # As root, with the working tree at /vagrant. Again: brings what has changed in the tree into service.
 set -euo pipefail

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck disable=SC2016
 # Ask a lab's Services what make lab asks them, and more; say which checks passed. Exit code: 0 when all did, else 1.
 #   vagrant/smoke.sh                                           the machines of the Vagrantfile

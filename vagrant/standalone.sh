@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # A node without Kubernetes: standalone.sh NODE NODES
 # One pod on each node, kubia-NUMBER, and for the agent the objects that Kubernetes would have of nodes and pods.
 set -euo pipefail

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``lbctl``: argument parsing, printing and exit codes; what it does is in the layers below.
 
 Everything is imported inside of these, so that Ctrl-C is taken from the first moment on: the imports last

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl audit``: does the kernel hold what the source says?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Colours for people who look at a terminal, and for nobody else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl completion SHELL``: words completed by Tab, instances and Services of this machine among them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl doctor``: will it work here?"""
 
 from __future__ import annotations

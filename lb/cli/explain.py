@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl explain``: why does this Service not answer?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl flows``: live connections."""
 
 from __future__ import annotations

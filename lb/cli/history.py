@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl history SERVICE``: what was lately written for a Service, and why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which instance of the data plane a command means."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl lab``: a cluster of network namespaces to try things in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl maps``: the kernel's maps, read from the kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl monitor``: what the data plane does, live."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node that a command is about: its instance, maps, source, network namespace and agent's notes."""
 
 from __future__ import annotations

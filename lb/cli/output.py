@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flag ``-o``: the same found things for people, or as JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl plan -f FILE``: what would change?"""
 
 from __future__ import annotations

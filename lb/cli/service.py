@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl service list`` and ``show``: Service ports with their VIPs and backends, and who lost a VIP."""
 
 from __future__ import annotations

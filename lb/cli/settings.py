@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading :class:`lb.config.Config`: defaults, then a YAML file, then the environment, then flags.
 
 Each layer replaces single settings of the one before. All of them give text, so a value is checked in one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl status``: the data plane as the kernel has it."""
 
 from __future__ import annotations

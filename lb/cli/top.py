@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl top``: Services and backends by what they carry, live."""
 
 from __future__ import annotations

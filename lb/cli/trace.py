@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl trace``: what the data plane would do with a packet, and why."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl unload``: the data plane goes."""
 
 from __future__ import annotations

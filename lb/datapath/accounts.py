@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep what the programs count with the one whose it is, while ids change hands.
 
 A backend's figures are those of its slot: what the programs count carries the slot's generation, so that a

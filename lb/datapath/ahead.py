@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m lb.datapath.ahead``: compile now what the first start of an agent would have to wait for.
 
 For whoever installs lbctl, or builds an image of it; the place is :data:`lb.datapath.build.CACHE`.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole maps at once: batch commands where the kernel has them, one call for each entry elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bpf() system call, as thin typed functions; nothing here knows what the maps mean.
 
 Keys and values are C-contiguous numpy arrays whose rows are the kernel's bytes. A per-CPU value is one row of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From bpf/ to instructions: compiled once for each state of the sources, whatever instance asks.
 
 Instructions do not depend on an instance's maps: they name a map by a mark, and :func:`relocate` puts the

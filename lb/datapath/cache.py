@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that forget: the entries of flows and affinity, in and out of their buckets.
 
 ``bpf/cache.h`` says what a bucket is. Buckets here are arrays of a map's bucket dtype

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Some Services of the maps, without reading the others into Python: what a page of a cluster shows."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one Service's new plan means for the maps of a family: ids and rows allocated, nothing written yet."""
 
 from __future__ import annotations

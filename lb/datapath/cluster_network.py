@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The smallest network that holds every clusterIP: packets for unknown ports are looked up only inside it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compile child: ``python -m lb.datapath.compile`` turns bpf/ into instructions, and exits.
 
 The only module that imports bcc. clang inside bcc takes over 100 MB, which the agent must not keep, so

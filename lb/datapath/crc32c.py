@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Powers of x modulo the polynomial of CRC32c, with which ``bpf/sctp.h`` keeps SCTP's checksum right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the maps still hold what was written: the ledger against the kernel, without planning anything.
 
 It is what an agent can afford to look at again and again: ``lbctl audit`` compares with the source as well,

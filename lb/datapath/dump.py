@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the maps hold, in words: read from the maps alone, never from Python's memory of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flows and affinity entries whose time is not over.
 
 The programs treat an entry whose time is over as absent, but for a segment without SYN, which revives its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs need of a kernel, and what they do without: found out by trying, not from its version.
 
 Distributions take features back into older kernels, and leave others out of newer ones. So each is asked for

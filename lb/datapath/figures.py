@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was counted, by Service port and backend: read from the maps alone, with the names that they carry.
 
 A Service port is one row, IPv4 and IPv6 together. :mod:`lb.datapath.accounts` says what is whose.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How full the maps are."""
 
 from __future__ import annotations

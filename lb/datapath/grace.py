@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for the packets that are on their way through the programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which program runs where: the desired hooks of the interfaces, and the kernel brought in step with them."""
 
 from __future__ import annotations

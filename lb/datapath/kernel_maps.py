@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's pinned maps behind the :class:`lb.datapath.maps.Maps` interface."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python's view of the structs in ``bpf/``.
 
 Each dtype mirrors one struct of ``bpf/types.h``, byte for byte; :func:`static_assertions` turns the dtypes

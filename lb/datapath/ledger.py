@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Python knows of the maps that it writes: which ids and rows are whose, and what each VIP holds.
 
 The ledger is never ahead of the kernel: it changes after a write has succeeded. All of it can be read back

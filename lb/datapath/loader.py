@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring maps and programs into the kernel, or find them there.
 
 :func:`load` is called on every start. Maps are reused when their shape is right; programs are reused when

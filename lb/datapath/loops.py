@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loops as the verifiers of older kernels take them.
 
 The verifiers of Linux 5.10 and 6.1 let a loop be closed by a jump only. Where clang has laid one out so that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open the pinned maps that fit, make the others, and carry over what can be kept.
 
 Two steps, because programs are compiled between them: :func:`open_maps` changes nothing that is pinned,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of every map: its shape, who writes it, what happens when it is full.
 
 It creates the maps, and bpf/README.md prints it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Access to the maps: one interface, the kernel's pinned maps behind it, and a fake with the same manners.
 
 Keys and values are numpy arrays of the dtypes in :mod:`lb.datapath.layouts`, one row for each entry.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interfaces and what is attached to them: rtnetlink, in the network namespace of the calling thread.
 
 pyroute2 speaks for us; what it does not decode is read in :mod:`lb.datapath.rtnl`.

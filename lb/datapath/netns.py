@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Other network namespaces of this machine: entering one, and who listens in a pod's.
 
 Only the network namespace is entered: ``ip netns exec`` would also remount /sys and hide the BPF file system.

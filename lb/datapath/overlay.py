@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A copy of the maps to write to: what is written stays here, the maps below are only read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where an instance's maps and programs stay when no process holds them.
 
 ::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the kernel wants a process to be allowed before it is an agent: capabilities(7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bring the maps in step with the plans, so that no packet ever sees a half-written Service.
 
 The order of writes is names, source ranges, backends, lookup tables, VIPs: a VIP leads only to what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the live maps back to the ledger, so that a restarted agent goes on with the ids that flows hold."""
 
 from __future__ import annotations

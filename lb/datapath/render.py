@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A dump as text: JSON for programs, tables for people, ipvsadm's form for habits and ``grep``."""
 
 from __future__ import annotations

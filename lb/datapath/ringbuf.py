@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading a ring buffer of the kernel: records that programs write, in their order, read from shared memory.
 
 The layout is that of the kernel's documentation, "BPF ring buffer". Mapped one behind the other there are

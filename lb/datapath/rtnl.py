@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few rtnetlink messages that pyroute2 does not do: ids of tc filters, subjects of events, XDP.
 
 Layouts: linux/netlink.h, linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of the configuration the programs read: the maps ``settings4`` and ``settings6``."""
 
 from __future__ import annotations

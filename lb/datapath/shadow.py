@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data plane once more, to try packets on: the very programs that run, on maps that nothing depends on.
 
 What Python writes (VIPs, backends, tables, settings, …) is read from the live maps. What the programs write

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Socket hooks: the programs of ``bpf/sock_lb.c`` at a control group (cgroup v2).
 
 Each program is attached by a link that is pinned beside the maps, besides whatever else is attached to the

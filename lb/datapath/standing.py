@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a node stands: its interfaces, their roles, the addresses on which NodePorts answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sets of backends as rows of the map ``tables``: struct table_line of bpf/types.h."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs at an interface's tc hooks without qdisc and filter (tcx, Linux 6.6).
 
 The kernel runs them straight away, where a filter of the clsact qdisc costs as much again as a short program.

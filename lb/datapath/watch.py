@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watching the data plane at work: saying what is wanted, and reading the events that the programs write.
 
 What is wanted is in the map ``watch``. It has an end: whoever watches puts that off again and again, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the maps say about one packet, in words: its VIP, its flow, its client's affinity, its backend.
 
 Each is one lookup by key, as the programs do it; :mod:`lb.datapath.dump` is for whole maps.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a sync has written for one Service in one family, small enough to be remembered."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Kubernetes API as a source, and Events back to it."""
 
 from lb.kube.client import Access, ApiError, Client, from_kubeconfig, in_cluster

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A name that the kubernetes package's configuration loader wants to see.
 
 It asks it for a new token where a kubeconfig has the auth-provider "oidc", which is rare: kubectl has done

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Requests to the API server: configuration, authentication and TLS by the kubernetes package, raw bytes out.
 
 Of that package only the configuration loaders and the urllib3 pool are used, and the rest is not even

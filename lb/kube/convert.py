@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From API objects to the model: pure functions.
 
 The API server has validated what it serves and filled in defaults, so the rules of manifests are not repeated

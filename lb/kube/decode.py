@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fields of API objects that a Service proxy reads, for msgspec; everything else is skipped unread.
 
 Names and meanings are those of the Kubernetes API reference: core/v1 Service and Node, discovery.k8s.io/v1

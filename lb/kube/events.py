@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events (events.k8s.io/v1) on objects that an operator has to look at: a conflict, an unusable field.
 
 Nothing waits for them: :meth:`EventWriter.publish` only notes what is to be told, a thread sends it, and a

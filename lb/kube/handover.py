@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An endpoint that moves from one EndpointSlice to another is never missing in between.
 
 A move arrives as two events: one slice loses the endpoint, another gains it. The EndpointSlice controller

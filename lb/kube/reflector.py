@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List and watch of one kind: keeps a store in step with the API server and tells what changed.
 
 How it goes (Kubernetes documentation, "Kubernetes API Concepts: efficient detection of changes"; client-go's

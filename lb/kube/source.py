@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Kubernetes API as a source of Services, EndpointSlices and the node itself."""
 
 from __future__ import annotations

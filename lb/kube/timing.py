@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Time and chance, so that tests can put their own in; how long to wait after failures, and under load."""
 
 from __future__ import annotations

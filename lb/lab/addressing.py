@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a lab consists of and which names and addresses it has: pure, the same for every lab.
 
 ::

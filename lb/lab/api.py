@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Kubernetes API as the lab uses it: objects are the dictionaries of their JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The host of a lab's API server: etcd, the API server, its controllers, and the machine's way to them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real API server of one's own: its binaries, the commands that run it, its keys and the kubeconfigs.
 
 The binaries are found as envtest (kubernetes-sigs/controller-runtime) finds them, in the folder that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A directory of manifests into an API server, as ``kubectl apply`` would, status included."""
 
 from __future__ import annotations

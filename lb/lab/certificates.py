@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Certificates and keys for an API server of one's own, made with the openssl command; valid for a year."""
 
 from __future__ import annotations

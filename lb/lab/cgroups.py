@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Control groups (cgroup v2) of the lab's nodes, so that socket hooks serve one node and not the machine.
 
 ::

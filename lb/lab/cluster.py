@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's kubelet, and its controllers where there are none, for a lab that lives from an API server.
 
 It registers the nodes, gives pods that have no node one, runs the pods of its nodes and reports their status.

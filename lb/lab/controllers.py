@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What kube-controller-manager would do, for a lab whose API server comes without it: pure.
 
 ReplicaSets and Deployments to pods, Services and pods to EndpointSlices, and their status. The pods of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A show of the example Services: who answers, from where, and the maps behind it."""
 
 from __future__ import annotations

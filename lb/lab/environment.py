@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The environment variables of a pod, as the kubelet sets them: pure.
 
 Services come in as variables of their own names (Kubernetes documentation, "Service", Discovering services,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets the machine reach the lab's API server, without an interface or a route of its own.
 
 Started by ``lab up`` as ``python -m lb.lab.forward LAB``. It opens a port on the machine's loopback, then

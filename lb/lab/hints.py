@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What somebody could try in a lab that has just come up: requests to Services that it really has. Pure."""
 
 from __future__ import annotations

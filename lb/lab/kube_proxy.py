@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rules that kube-proxy would have on a node, in the shape that Kubernetes 1.36 writes them.
 
 For the lab, to go over from them and back, and for the bench, to measure beside them. Of what kube-proxy does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's kubelet and controllers: one process that keeps the pods of the manifests running.
 
 Started by ``lab up`` as ``python -m lb.lab.kubelet LAB``; ends on SIGTERM and leaves the pods as they are. It

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bringing a lab up and using it; :mod:`lb.lab.removal` takes it down."""
 
 from __future__ import annotations

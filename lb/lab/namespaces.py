@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Named network namespaces, as ``ip netns`` has them, and being inside one for a while.
 
 The system calls go through ctypes: Python has os.setns only from 3.12 on. A thread that changes its

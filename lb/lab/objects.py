@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Node and Pod objects that the lab's kubelet writes, as far as Service proxies read them: pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process of a pod: a real HTTP/1.1 server and a UDP echo that say which pod answered on which port.
 
 Run as a script, not imported by the lab: ``python -I -S pod.py NAME@HOST ADDRESS,… PORT… -- ARG…`` where

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pods that a lab runs, and the socket on which ``lab pod`` and ``lab status`` ask about them.
 
 Requests and answers are one JSON line each:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readiness probes as the kubelet runs them: what a manifest asks for, the thresholds, and one attempt.
 
 Meaning and defaults follow the Kubernetes API reference of ``Probe``: initialDelaySeconds 0, periodSeconds

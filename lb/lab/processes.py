@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that outlive the command that started them: starting, recognising and ending them.
 
 A process is known by its id and its start time, so that a reused id is never taken for it.

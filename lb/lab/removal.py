@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Taking a lab down, however far it was made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One pod: its network, its process, its readiness."""
 
 from __future__ import annotations

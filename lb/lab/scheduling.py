@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which pods to start and which to stop: pure, the lab's ReplicaSet controller and scheduler."""
 
 from __future__ import annotations

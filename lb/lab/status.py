@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a lab consists of, and what of it runs."""
 
 from __future__ import annotations

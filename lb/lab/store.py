@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a lab writes down, before it makes anything, so that ``lab down`` finds all of it after any crash.
 
 ::

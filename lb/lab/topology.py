@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's network: a switch, the client and the nodes on it, and pods behind veth pairs.
 
 Every function here enters the namespaces that it works on and returns to the caller's own; nothing is made

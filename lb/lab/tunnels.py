@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The overlays between a lab's nodes: VXLAN, whose packets have an Ethernet header, and IP in IP, without.
 
 Each function works in the namespace that the calling thread is in.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List and watch for the lab's own controllers: every object of some kinds, kept at hand.
 
 Simpler than :mod:`lb.kube.reflector`, which reads only what becomes maps: whole objects, all of them, and any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pods that manifests ask for: ReplicaSets, Deployments and bare Pods, read as the API server would.
 
 The types keep what a kubelet needs. A Deployment becomes the ReplicaSet that Kubernetes would make for it:

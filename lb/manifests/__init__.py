@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of Kubernetes manifests as a source: YAML and JSON files to model objects.
 
 ``yamldoc → fields → documents`` read one text; ``library`` holds all files; ``complete``, ``allocate`` and

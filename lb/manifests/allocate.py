@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which address or node port a Service gets that names none: pure, and the same on every node.
 
 The rule. A claimant's place is a hash of its name, reduced to the pool; where that place is taken, the next

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The objects of all files to what a cluster would show: pure."""
 
 from __future__ import annotations

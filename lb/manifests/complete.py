@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The cluster IPs, node ports and health check ports of Services that name none: pure.
 
 The API server fills these in when a Service is created; manifests that were never in a cluster lack them.

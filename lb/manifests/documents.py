@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of one file to objects and errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services, pods and hand-made endpoints to EndpointSlices: pure.
 
 In a cluster two controllers do this. The EndpointSlice controller watches Services with a selector and

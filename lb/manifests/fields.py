@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Typed access to a YAML tree that collects what is wrong instead of stopping at it.
 
 A reader asks for what it wants, ``spec["ports"].items()``, and gets a value of that type: where the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of manifest files: what they hold now, with the last good version of what is broken.
 
 The rules:

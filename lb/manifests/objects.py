@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one manifest object becomes, and the parts that every kind has: apiVersion, metadata."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A core/v1 Service manifest to a :class:`ServiceRequest`.
 
 The rules are those of Kubernetes' API reference and validation for Service, in so far as a single object

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hand-made endpoints: discovery.k8s.io/v1 EndpointSlice and core/v1 Endpoints manifests to model objects."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder of manifests as a source of Services, EndpointSlices and Nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What names, labels and addresses may look like, as Kubernetes' API validation has it.
 
 Every function returns the complaint, or None when the text is right.

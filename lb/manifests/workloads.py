@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pod and Node manifests to model objects.
 
 Only what Service selection reads is looked at: a pod's spec has hundreds of other fields, and they are none

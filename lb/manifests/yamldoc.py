@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML text to trees of nodes that remember their line.
 
 PyYAML's loaders build plain values and forget where they stood, and its composer has no bound on nesting (a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``GET /api/…``: what the agent knows, as JSON, for ``lbctl`` on its socket and for the page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asking the agent of an instance for what is in its memory alone, at the socket in its run directory."""
 
 from __future__ import annotations

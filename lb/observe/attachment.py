@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of the node itself an instance should know and do: hooks with its programs, interfaces, settings."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Source ⇄ plan ⇄ kernel: what the maps should hold by what the source says now, and in what they differ.
 
 Nothing is written here: the reconciler that would bring the maps in step works on a copy

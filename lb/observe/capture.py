@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packets of events as a pcapng file, for Wireshark: each as it came and as it goes, with the reason."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this machine has of what lbctl needs: what was found, what will not work, what to do about it.
 
 Each check is a pure function of what :class:`Probes` have asked the machine; tests plant faults there.

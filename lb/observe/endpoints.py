@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What it means when an endpoint, asked directly, does not answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a packet meets the data plane on this node: which interface, and which of our programs are there."""
 
 from __future__ import annotations

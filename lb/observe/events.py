@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events of the data plane in words: what became of one packet, as ``lbctl monitor`` tells it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a Service does not answer: the list that operators work through by hand, in its order.
 
 Each step is a pure function of :class:`Facts` and gives findings; :mod:`lb.observe.gather` finds those out. A

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``GET /metrics``: the answer, in the form that the one who asks prefers."""
 
 from __future__ import annotations

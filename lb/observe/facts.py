@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of a Service that is looked into, and what a finding is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames to trace: made from a few words, read from capture files, and told in a line. All by Scapy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find out what is to be known of a Service that does not answer: from source, kernel, and by trying."""
 
 from __future__ import annotations

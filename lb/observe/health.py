@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the node is doing, for load balancers: ``/healthz``, ``/livez`` and the health-check ports of Services.
 
 The meaning is kube-proxy's (KEP-3836, "Kube-proxy improved ingress connectivity reliability"; the API

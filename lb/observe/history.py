@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the agent has lately written to the maps, for which Service and why; and how long that took.
 
 The agent notes why a Service is to be planned anew (:meth:`History.due`), the reconciler what it wrote

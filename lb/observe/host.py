@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of this host's network concerns the data plane: the second half of ``lbctl doctor``.
 
 Each check is a pure function, as in :mod:`lb.observe.doctor`, about the network namespace of whoever asks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small HTTP server: short answers to GET and HEAD, on any number of addresses, all in one thread.
 
 Made for what a node tells of itself. Each request has a connection of its own, as health checks do it anyway;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How packets to a VIP go through this node, as a picture's boxes: pure, from what the maps and hooks say.
 
 The way is that of bpf/README.md: client → hook and program → VIP → policy → backends → the way to them, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether kube-proxy serves Services on this node, by what each of its modes leaves in the kernel.
 
 It is asked in the network namespace of the calling thread. Rules stay when kube-proxy is stopped, so what is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``/metrics`` says, in Prometheus' terms.
 
 Everything is read when somebody asks, so nothing is paid between two scrapes; but for the duration of syncs,

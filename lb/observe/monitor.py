@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loop of ``lbctl monitor``: events as they come, told to whoever wants them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent's notes for those who look: the ready file and ``/run/lbctl/INSTANCE.json``."""
 
 from __future__ import annotations

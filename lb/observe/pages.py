@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``GET /``: the page, one file made of three, and what it asks for below ``/api/``.
 
 The page loads nothing but itself and asks nobody but this server: its Content-Security-Policy lets no browser

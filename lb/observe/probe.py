@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real connections to see who answers; ``python -m lb.observe.probe [CGROUP]`` makes those on its stdin.
 
 A process of its own, so that it can join the control group whose sockets the data plane serves, as the node's

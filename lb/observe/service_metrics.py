@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``/metrics`` says of single Services and backends: no more of them than the settings allow.
 
 Each scrape reads the maps; IPv4 and IPv6 of a Service port are one series. When a Service or a backend comes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the source of a node says at this moment, read once: for commands, beside the agent or without one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the data plane of an instance consists of: hooks, programs, how full the maps are; and its agent."""
 
 from __future__ import annotations

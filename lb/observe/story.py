@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What became of a packet and why, step by step: from evidence to words. Pure: no map is read here."""
 
 from __future__ import annotations

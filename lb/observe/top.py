@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``lbctl top`` shows, as text: two samples make rows, rows and a view a screen, a key another view.
 
 Nothing here touches a terminal; :mod:`lb.cli.top` paints.

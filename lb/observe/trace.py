@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Try packets on the live data plane, and gather the evidence of what became of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The desired state of the data plane, as pure functions of what Kubernetes says."""
 
 from lb.plan.claims import Claims, Conflict, Decision

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which Service has a VIP that several of them claim."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Service's healthCheckNodePort is to tell: pure."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Consistent hashing for large sets: the lookup table that a new connection's hash picks its backend from.
 
 The algorithm is Maglev's (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Consistent hashing for small sets of backends: rendezvous, also called highest random weight.
 
 (Thaler, Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996.) A connection goes to the backend

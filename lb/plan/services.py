@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From one Service and its EndpointSlices to what belongs in the maps: pure functions."""
 
 from __future__ import annotations

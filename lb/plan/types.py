@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a plan is made of: the desired state of one Service, free of ids and of kernel layouts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is known of the cluster: Services, their EndpointSlices, Nodes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data plane's benches work: tiny sizes, no word about the figures."""
 
 from __future__ import annotations

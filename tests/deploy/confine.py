@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a command under a policy: ``python confine.py JSON COMMAND…``, as systemd or a container runtime would.
 
 What a policy says is what these do with system calls; no more than the kernel is needed for it. It is applied

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel, built once and installed into an environment of its own, as docs/operations.md says."""
 
 from __future__ import annotations

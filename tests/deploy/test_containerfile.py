@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The container file: a linter has nothing to say, and what it copies and installs is there.
 
 It is not built here: that takes an image of Debian.

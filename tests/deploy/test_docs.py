@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What docs/operations.md and its neighbours say, held against the kernel, the metrics and the manifests."""
 
 from __future__ import annotations

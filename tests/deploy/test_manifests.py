@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """deploy/ as Kubernetes takes it: kustomize and Helm render the same, by schema, and what it says is true."""
 
 from __future__ import annotations

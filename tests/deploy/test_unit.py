@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The systemd unit: without mistakes, as closed as is documented, and for the agent that there is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Vagrantfile and vagrant/, as far as they can be looked at without a machine: see `make test-vm`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel is whole: installed and away from the checkout, it compiles, loads, and a Service answers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m tests.kernels [--all] [VERSION …]``: the tests of SELECTION on Debian's kernels, in turn.
 
 virtme-ng boots each one with this machine's root file system: the guest sees all of it, and what it writes is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian's stock kernels, through apt, without installing them.
 
 apt works in a directory of its own, on the archive that this machine has its packages from, but for another

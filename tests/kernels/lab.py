@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small lab for kernels that are emulated: two nodes, Services of one backend each, in each uplink mode."""
 
 from __future__ import annotations

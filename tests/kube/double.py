@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A double of the API server over real sockets: list, watch, events, and every fault on command.
 
 It behaves as the API documentation says (resource versions, pages, bookmarks, selectors, 410 Gone), holds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real kube-apiserver with its etcd on loopback, for the tests that also run against the double.
 
 The binaries are found as envtest (kubernetes-sigs/controller-runtime) finds them: in the folder that the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults for the double: answers to requests, and what happens to open watches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A running KubernetesSource whose world can be awaited, and the clusters it runs against."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """API objects as the API server would return them, by role."""
 
 from __future__ import annotations

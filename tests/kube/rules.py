@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules of the API that the double keeps: selectors, watch events, what an Event must have, errors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration, credentials that change, and TLS."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """API objects to the model: fields, defaults, and what is refused."""
 
 from __future__ import annotations

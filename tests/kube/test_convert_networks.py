@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks in a Service from the API: what older API servers let in still means what it says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way to a real API server, with programs in the place of the binaries that are rarely there."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Events: one for each thing, counted up, shared among nodes, never in anyone's way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything that can go wrong between the source and the API server; the double does it on command."""
 
 from __future__ import annotations

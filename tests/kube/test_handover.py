@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Endpoints that move between slices, step by step with a clock of the test's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the Kubernetes API to a load balancer's question: source, agent and health-check ports together.
 
 The kernel's side is fake; the API server is the double, or a real one where there is one.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Least privilege: deploy/base/rbac.yaml allows exactly what is done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What commands read from the Kubernetes API, once: the same as the agent's watches."""
 
 from __future__ import annotations

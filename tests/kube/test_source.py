@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The source against a cluster: the double, and a real API server where KUBEBUILDER_ASSETS names one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waits after failures and under load, with a clock and chance of the test's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labs for the tests that send real traffic: fixtures ``lab`` (with agents) and ``make_lab``.
 
 Every lab has an id of its own and is gone afterwards, whatever the test did to it.

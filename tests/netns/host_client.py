@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client that runs wherever the lab lets it: questions on stdin, answers on stdout.
 
 Questions are JSON: ``{"do": "tcp" | "udp" | "connected", "host", "port", "socket"}``. A UDP socket of one

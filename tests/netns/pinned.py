@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lab of two nodes with two Services of one backend each, and clients that ask them.
 
 Packets from outside and from pods of node1 enter at node1, so the backend of ``local``, on node1, is a local

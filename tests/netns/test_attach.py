@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks on real interfaces, each test in a network namespace of its own. Needs root."""
 
 from __future__ import annotations

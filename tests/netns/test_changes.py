@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What clients notice of changes: affinity, readiness, pods that die, agents that die.."""
 
 from __future__ import annotations

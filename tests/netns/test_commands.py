@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every command in a block of the documentation is run, here or by a test that is named, or has an excuse.
 
 A command is a line of a block marked ``sh``. Those for kubectl and helm that need a cluster are given to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The agent as the systemd unit and the DaemonSet run it: what they leave it is enough, and none too much.
 
 tests/deploy/confine.py plays their parts. Not played, as it takes systemd or a container runtime: private

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two Services that claim one external address and port: who serves it, and who is named."""
 
 from __future__ import annotations

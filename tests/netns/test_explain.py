@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Faults are planted in a lab, and ``lbctl explain``, run on the machine, must name each: that one alone.
 
 The network is real, and so are pods, programs and maps; ``lbctl audit`` finds and heals what was changed.

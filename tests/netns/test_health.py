@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a load balancer outside learns of real agents: health-check ports of Services, /healthz and /livez.
 
 ``web`` is a Service of type LoadBalancer with the traffic policy Local; its one pod is on node2.

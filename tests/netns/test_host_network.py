@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pods with the node's network, as backends and as clients, in both address families.
 
 The Services ``local`` and ``remote`` lead to the pod with the network of node1 and of node2, ``near`` and

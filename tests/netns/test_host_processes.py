@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services for processes of a node, and on demand for pods, by socket hooks: real sockets in a lab.
 
 All questions come from node1. ``mapped`` is a socket of IPv6 that speaks IPv4.

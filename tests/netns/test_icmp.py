@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pings, path MTU and traceroute through VIPs, with real kernels at both ends.
 
 The nodes' tunnel carries 1400 bytes where everything else carries 1500, and behind the client, which is a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """kube-proxy's rules are seen, whatever mode wrote them, and nobody else's are taken for them."""
 
 from __future__ import annotations

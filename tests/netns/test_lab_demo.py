@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `make lab` shows, on a lab with agents."""
 
 import io

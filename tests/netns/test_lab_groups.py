@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The control groups of a lab's nodes, on the machine's real cgroup v2."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A lab that lives from an API server: everything but the binaries is real, and they are where there are any.
 
 With the variable KUBEBUILDER_ASSETS the same tests run against the kube-apiserver that it leads to.

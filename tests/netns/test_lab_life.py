@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labs come and go: nothing is left, also after a crash, and two labs never meet."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's own network, without any agent: pods, nodes, client, both kinds of pod network."""
 
 import ctypes

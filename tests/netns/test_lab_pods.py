@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab as kubelet: readiness, death and replacement of pods, and manifests that change."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `lab up` and `lab status` say: what is waited for, what is wrong, what to try."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pod of the lab finds in its environment."""
 
 from collections.abc import Iterator

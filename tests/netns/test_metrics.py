@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of agents that run: each answers on loopback of its own node, and tells what the kernel did."""
 
 from __future__ import annotations

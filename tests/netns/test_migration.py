@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way from kube-proxy and back, as docs/migration.md says: node by node, while requests run all the time.
 
 Each node in turn is drained, goes over, and takes traffic again. A drained node is one that no client uses,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl monitor`` on a node, while real connections come, are refused, and end."""
 
 from __future__ import annotations

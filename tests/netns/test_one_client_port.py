@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients that never change their port, while endpoints come and go: real sockets, outside and in a pod.
 
 A TCP client connects again and again from one port; a UDP client has one socket and never closes it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pod network of IP in IP: interfaces without an Ethernet header."""
 
 from __future__ import annotations

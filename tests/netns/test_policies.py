@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traffic policies and source ranges with real clients: whose endpoints answer, and who is let in.
 
 ``near`` has pods on both nodes. ``far`` has one pod, on node2. Both have the traffic policies Local.

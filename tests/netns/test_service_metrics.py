@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What agents that run tell of single Services and backends, after real connections and real failures."""
 
 from __future__ import annotations

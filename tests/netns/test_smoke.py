@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """vagrant/smoke.sh, which asks machines, on a lab of namespaces: one script for both."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Topology: requests stay close where the Service asks for that, in a lab of three nodes in two zones.
 
 Slices of manifests get their hints from the source; with an API server the lab's controller writes them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl trace`` on a node, before the connection: it names the backend that the connection then gets."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real clients through a lab: who answers, on whatever address, in each uplink mode and overlay."""
 
 from __future__ import annotations

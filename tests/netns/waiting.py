@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Looking at a lab: what its maps hold, and waiting for what it does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures for packet tests: they need root and a kernel with BPF."""
 
 from __future__ import annotations

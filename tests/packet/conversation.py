@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client talks to a VIP and its backend answers, by hand: every packet that comes out is compared whole."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The real programs on a bench: loaded from bpf/, in a network namespace with routes, fed by the packet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Services for packet rows, as plans: one port each, and VIPs of every kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small model of the data plane: the contract in a few dicts, to hold the real programs against.
 
 It is written from the contract, not from the C: packets are taken apart and put together by Scapy, flows are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A row: a description, Services, and steps; each step is one packet and all that must become of it."""
 
 from __future__ import annotations

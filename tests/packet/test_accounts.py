@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the programs count of each backend and Service port, packet by packet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ClientIP affinity while the Service changes: switched on and off, and told apart from other Services'."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A connection from its first SYN to its last segment: what is sent again, resets, ends, and begins anew."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The life of a connection, and ClientIP affinity. Time passes by writing older times into the maps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """More flows than the table holds: the kernel's LRU makes room, and nobody who is talking may notice."""
 
 from __future__ import annotations

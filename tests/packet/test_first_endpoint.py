@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From no endpoint to the first: nothing goes on untranslated, nobody who keeps trying is left out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datagrams in pieces: the later ones have no ports, and go where the first went.
 
 Each piece is compared with the same piece of the datagram as it must arrive, whose checksum is made from

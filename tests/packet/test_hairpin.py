@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pod that reaches itself through its Service sees the node as its client, and the VIP as its server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ICMP errors about translated packets: whoever sent the packet is told about the packet that it sent.
 
 An error quotes the head of a packet as it was where the error was made. Each is rebuilt here with the head as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What whoever watches is told: each event whole, from each kind of program; the packets are as ever."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a node port, an address without endpoints and a foreign port mean to a packet, address by address."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tunnels without link header, and frames whose VLAN tag is in their metadata: on real interfaces."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is too big for the way on, and what has no hop left: the sender is told, as by any router."""
 
 from __future__ import annotations

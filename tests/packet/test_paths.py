@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every way through the data plane, both directions: client outside or in a pod, backend here or not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Echo requests to a VIP: answered while there is somebody who would serve the client that asks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traffic policies: which endpoints a client is offered, by its side and by the kind of address it uses."""
 
 from __future__ import annotations

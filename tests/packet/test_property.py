@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random Services, packets, faults of time: the real programs against the reference model, step by step."""
 
 from __future__ import annotations

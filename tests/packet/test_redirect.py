@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Past the stack, with the option on: to a pod of this node and back; all else goes as without it.
 
 A packet that is redirected to a pod has the pod's link header; one that leaves by another interface has the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A VIP without endpoint answers for itself; what cannot be forwarded is dropped under its own name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SCTP to a VIP: its ports are rewritten, and its CRC32c with them, which is made from scratch here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which backend a new connection gets, in sets of every shape: held against the rule written in Python."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A backend slot that has come into use again is not the backend that a flow or a client remembers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ports of the reserved range: what two flows may share and what not, and whose packets they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whom the backend sees as its client, and who is reached: by the client's side, address and policies.
 
 The table is kube-proxy's of internal, external and masqueraded traffic. It differs in one thing, on purpose:

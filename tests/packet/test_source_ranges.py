@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """loadBalancerSourceRanges: who may open connections to the load-balancer addresses, and to nothing else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """UDP has no end that a packet tells: a client that goes on with one port must find whoever is there now."""
 
 from __future__ import annotations

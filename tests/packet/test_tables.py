@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables that forget: where the programs put an entry, Python looks for it, and the other way round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl trace``: it names the cause that the programs have, and leaves the live state as it was."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A clusterIP with a port that it does not have: refused at once, never forwarded, never looping."""
 
 from __future__ import annotations

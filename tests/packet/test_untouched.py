@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is not ours leaves as it came, and is counted: foreign, odd, malformed and truncated packets."""
 
 from __future__ import annotations

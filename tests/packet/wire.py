@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The programs at work: attached in the bench's namespace, frames come and go by real interfaces.
 
 A test run (:meth:`Datapath.run`) gives every packet an Ethernet header and no metadata. What depends on

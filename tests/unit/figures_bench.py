@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Maps of a node that has carried something, without a kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server of lb.observe.http that runs while a test asks it, over loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Instances of the tests' own in the bpf file system, and a small C tree that compiles quickly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Short ways to write plans in tests. Addresses are given as text, backends as ``"10.0.1.1:8080"``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reconciler on fake maps, and what must hold of the maps at every instant."""
 
 from __future__ import annotations

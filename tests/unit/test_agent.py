@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The main loop: one step at a time, with fake maps, a fake clock and the events that a source would send."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl audit`` and ``lbctl plan``: what differs is named, healed, foreseen; nothing else is touched."""
 
 from __future__ import annotations

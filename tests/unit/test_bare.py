@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packages without their ``__init__``, and an agent's imports without what it does not use."""
 
 from __future__ import annotations

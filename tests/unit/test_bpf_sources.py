@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C tree keeps what its README promises: every header stands alone, every map is in the table."""
 
 from __future__ import annotations

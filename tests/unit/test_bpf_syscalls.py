@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The thin functions over bpf(): elements, batches, pins, information, test runs. Needs root."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables that forget, as Python fills and reads their buckets."""
 
 from __future__ import annotations

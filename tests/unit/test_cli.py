@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: parsing, exit codes, choosing an instance, printing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl service list``, and the agent's notes of what it has from them."""
 
 from __future__ import annotations

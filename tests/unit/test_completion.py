@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words completed by real shells, and lbctl as a plugin of the real kubectl."""
 
 from __future__ import annotations

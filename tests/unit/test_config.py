@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings: the four layers, and what a wrong setting is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/conformance.md names only tests that exist, and every case has one, or a reason why not."""
 
 from __future__ import annotations

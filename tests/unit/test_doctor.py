@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl doctor``: each planted fault is named, with what breaks and what to do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The dump and its three forms; the reconciler fills Python's maps, and the tests those of the kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selectors, readiness, named ports and hand-made endpoints to EndpointSlices."""
 
 from __future__ import annotations

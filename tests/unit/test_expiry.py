@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which flows and affinity entries live."""
 
 from __future__ import annotations

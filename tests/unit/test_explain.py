@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl explain``: each planted fault is named, that one and no other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was counted, and whose it is, while backends and Services come and go."""
 
 from __future__ import annotations

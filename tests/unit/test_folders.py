@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """lb.folders: what is listed and made while others make and remove the same."""
 
 from __future__ import annotations

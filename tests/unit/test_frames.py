@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames that are traced: built from words, told in a line, read from captures."""
 
 from __future__ import annotations

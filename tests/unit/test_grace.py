@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for packets on their way, in a thread of its own."""
 
 from __future__ import annotations

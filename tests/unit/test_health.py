@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Health: what the answers depend on, and the health-check ports of Services, over loopback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the agent remembers of its writes: cause, latency, entries; how much; and how it is told."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The HTTP server: over real sockets on loopback, with polite clients and others."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What boots other kernels: its selection exists, and what it reads of a guest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import subprocess
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path

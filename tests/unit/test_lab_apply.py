@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Applying manifests, over a real socket, to a double of the API server."""
 
 import shutil

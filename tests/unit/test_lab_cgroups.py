@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where control groups are."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the lab does in place of kube-controller-manager: pure functions over API objects."""
 
 from typing import Any

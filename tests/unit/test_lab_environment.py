@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The variables of a pod: names and values are those that the kubelet gives."""
 
 from ipaddress import ip_address

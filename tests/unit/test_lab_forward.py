@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The forwarder, between two loopback ports."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `lab up` says one could try."""
 
 from ipaddress import ip_address

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked of the kernel for an overlay, and what is said when it cannot."""
 
 import errno

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Following the API server over a real socket; every failure leads back to what is there."""
 
 import contextlib

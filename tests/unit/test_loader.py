@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loading, reusing, replacing and removing maps and programs. Needs root; compiles small programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The loops of older verifiers: no loop is closed by falling through, and nothing else changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Balance, disruption and agreement of the lookup tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cluster IPs and node ports of Services that name none: the rule, and what always holds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Documents, lists and the kinds other than Service."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Service manifests: what the fields mean, defaults, and each validation rule with its line and field."""
 
 from __future__ import annotations

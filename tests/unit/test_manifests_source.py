@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders as a source: what counts as a file, what is kept, what is reported, and what is emitted."""
 
 from __future__ import annotations

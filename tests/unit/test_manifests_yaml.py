@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """YAML text to trees with line numbers: documents, scalars as Kubernetes reads them, faults."""
 
 from __future__ import annotations

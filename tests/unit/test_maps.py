@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every Maps must do: the same tests on the fake and on the kernel's pinned maps."""
 
 from __future__ import annotations

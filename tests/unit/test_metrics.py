@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics: what is told, in names that Prometheus' conventions allow, over a real socket."""
 
 from __future__ import annotations

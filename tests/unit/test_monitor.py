@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl monitor`` without a kernel: its words, its loop, and what it asks for."""
 
 from __future__ import annotations

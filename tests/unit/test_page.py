@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in a real browser: what it shows, whom it asks, at which widths; hostile names do nothing."""
 
 from __future__ import annotations

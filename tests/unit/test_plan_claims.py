@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VIPs that several Services claim."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which endpoints each traffic policy offers: kube-proxy's table of cases, in this program's terms.
 
 A row is a node's zone, endpoints, and who is offered under policy Cluster and under Local. Both sets exist

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """plan_service against the rows of the Service contract that the plan decides."""
 
 from __future__ import annotations

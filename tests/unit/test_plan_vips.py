@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which addresses a Service gets and keeps, by the fields that say so."""
 
 from __future__ import annotations

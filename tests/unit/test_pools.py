@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ids and rows of the tables pool."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an agent must be allowed, and what it says when it is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The README's table of what a Service gets: every row has a test that carries its name, where it says."""
 
 from __future__ import annotations

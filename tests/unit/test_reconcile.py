@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reconciler against fake maps: what it writes, in which order, and what it does when a write fails."""
 
 from __future__ import annotations

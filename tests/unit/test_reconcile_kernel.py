@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fake maps against the kernel's: one history, the same contents and the same errors. Needs root."""
 
 from __future__ import annotations

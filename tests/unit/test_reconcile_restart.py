@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reconciler over restarts, crashes, and any history of plans and failures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The reader of ring buffers, on memory that a test has laid out: what the kernel's programs leave there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics of single Services and backends, as a scrape has them."""
 
 from __future__ import annotations

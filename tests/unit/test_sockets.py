@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Socket programs at real control groups, which each test makes and removes. Needs root and cgroup v2."""
 
 from __future__ import annotations

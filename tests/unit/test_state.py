@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ClusterState: what a batch of events changed, and which slices a Service has."""
 
 from __future__ import annotations

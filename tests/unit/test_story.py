@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The story of a packet, word for word, from evidence that is made by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``lbctl top``: what is on the screen, what keys do, and one run in a terminal."""
 
 from __future__ import annotations

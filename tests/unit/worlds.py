@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node of manifests, with maps in Python's memory, for tests of what commands tell about it."""
 
 from __future__ import annotations

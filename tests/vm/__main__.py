@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``python -m tests.vm``: the standalone lab of the Vagrantfile in emulated machines.
 
 Two nodes and a client boot Debian's own kernel (see :mod:`tests.vm.image`), get the tree, and are provisioned

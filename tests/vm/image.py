@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk with Debian 12 as a Vagrant box has it, made by debootstrap and kept in a cache.
 
 It has what such boxes have (the user ``vagrant`` with sudo, sshd, an address on the first card), and what the

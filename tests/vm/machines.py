@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Machines under emulation on one switch, as the Vagrantfile has them, in a network namespace of our own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* bcc includes this file before all others. The kernel's own names for the basic types. */
 #pragma once
 

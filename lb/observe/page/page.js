@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 "use strict";
 // What this page shows comes from objects that anybody may have named. All of it is put in as text or as the
 // value of an attribute, by these two functions; nothing is ever parsed as HTML.
