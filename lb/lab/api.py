@@ -131,18 +131,34 @@ class Api:
         except KeyError:
             raise LabError(f"the API server has no {kind} in {api_version}") from None
 
-    def apply(self, resource: Resource, item: Object, subresource: str = "") -> Object:
-        """Make the object, or its subresource, what item says; other fields stay as they are."""
-        path = resource.object(key_of(item)) + (f"/{subresource}" if subresource else "")
+    def apply(self, resource: Resource, item: Object) -> Object:
+        """Make the object what item says; other fields stay as they are.
+
+        This is server-side apply: fields that an earlier call named and this one does not go away. It refuses
+        a list with two entries of one key, which creating an object may accept (two variables of one name).
+        """
         query = {"fieldManager": MANAGER, "force": "true"}
-        return self.send("PATCH", path, query, body=item, content_type=_APPLY)
+        return self.send("PATCH", resource.object(key_of(item)), query, body=item, content_type=_APPLY)
 
     def create(self, resource: Resource, item: Object) -> Object:
         """Create an object."""
         return self.send("POST", resource.all_in(key_of(item).namespace), body=item)
 
+    def ensure(self, resource: Resource, item: Object) -> Object:
+        """Create the object, or apply item to the one that is there."""
+        try:
+            return self.create(resource, item)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+        return self.apply(resource, item)
+
     def patch_status(self, resource: Resource, key: ObjectKey, uid: str, status: Object) -> Object:
-        """Change the status of the object that has this uid; lists are replaced."""
+        """Change the status of the object that has this uid; lists are replaced.
+
+        Server-side apply would not do: the addresses of a Node are a list keyed by their type, and a node of
+        two IP families has two of type InternalIP.
+        """
         body = {"metadata": {"uid": uid}, "status": status}
         return self.send("PATCH", f"{resource.object(key)}/status", body=body, content_type=_MERGE)
 

@@ -11,7 +11,7 @@ import yaml
 
 from lb.errors import InputError, LabError
 from lb.kube.client import ApiError
-from lb.lab.api import NAMESPACES, Api, Object, passing
+from lb.lab.api import NAMESPACES, Api, Object, key_of, passing
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 _SCALED = ("ReplicaSet", "Deployment")
@@ -108,10 +108,9 @@ def _apply(api: Api, item: Object) -> str:
             item = {**item, "metadata": {**item["metadata"], "namespace": namespace}}
             if namespace != "default":
                 make_namespace(api, namespace)
-        api.apply(resource, {name: value for name, value in item.items() if name != "status"})
+        made = api.ensure(resource, {name: value for name, value in item.items() if name != "status"})
         if item.get("status"):
-            whole = {name: item[name] for name in ("apiVersion", "kind", "metadata", "status")}
-            api.apply(resource, whole, "status")
+            api.patch_status(resource, key_of(item), made["metadata"]["uid"], item["status"])
     except LabError as error:
         return str(error)
     except ApiError as error:

@@ -204,9 +204,8 @@ class ClusterKubelet(Pods):
             meta = {name: value for name, value in item["metadata"].items() if name != "creationTimestamp"}
             item["metadata"] = meta
             status = item.pop("status")
-            await self._call(self._api.apply, NODES, item)
-            whole = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}, "status": status}
-            await self._call(self._api.apply, NODES, whole, "status")
+            uid = (await self._call(self._api.apply, NODES, item))["metadata"]["uid"]
+            await self._call(self._api.patch_status, NODES, key_of(item), uid, status)
 
     # --- the base class's questions -----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tests.kube.rules import resource_of
 
 RBAC = Path(__file__).parents[2] / "deploy" / "base" / "rbac.yaml"
 START_SECONDS = 60.0
-SERVICE_NETWORKS = (IPv4Network("10.96.0.0/16"),)
+SERVICE_NETWORKS = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:96::/112"))
 _RESOURCES = {
     "ServiceAccount": "serviceaccounts",
     "ClusterRole": "clusterroles",

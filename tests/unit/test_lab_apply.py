@@ -100,7 +100,7 @@ def test_lists_are_taken_apart(tmp_path: Path) -> None:
 
 
 def test_a_server_that_has_just_begun_is_asked_again(double: ClusterDouble, api: Api) -> None:
-    double.fault("patch", "services", answer(500), times=2)
-    double.fault("patch", "services", answer(429), times=1)
+    double.fault("create", "services", answer(500), times=2)
+    double.fault("create", "services", answer(429), times=1)
     assert apply(api, EXAMPLES, None) == []
     assert len(double.objects["services"]) == len(list(EXAMPLES.glob("*.yaml"))) - 1  # the ReplicaSet
