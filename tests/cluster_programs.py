@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lb.kube import Client, from_kubeconfig
+from lb.kube.presence import Presence
+from lb.kube.timing import Timing
 from lb.lab import controllers
 from lb.lab.addressing import LabSpec
 from lb.lab.api import Api, Object
@@ -104,8 +106,9 @@ class _Controllers(ClusterKubelet):
         def tell(change: Change) -> None:
             loop.call_soon_threadsafe(self._learn, change)
 
+        presence = Presence(api.client.answers, Timing())
         for resource in self._resources:
-            follower = Follower(api, resource, tell)
+            follower = Follower(api, resource, tell, presence)
             threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
         await self._work()
 

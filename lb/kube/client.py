@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -44,11 +45,25 @@ with late_classes("requests_oauthlib", "OAuth2Session"):  # for one way to log i
 
 _log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+"""For a connection and for each step of its TLS handshake. A first packet that is lost is sent again after 1
+and 3 s; were it longer, a server that has just come back would be noticed late."""
+PROBE_SECONDS = 1.0
+"""How long a probe waits for a connection, and then for an answer."""
 ANSWER_SECONDS = 75.0
 """How long an answer may keep silent: the API server itself gives up after 60 s (its --request-timeout)."""
 RETRY_AFTER_MOST = 60.0
 """A Retry-After above this counts as this: no server may put the agent to sleep for hours."""
+SOCKET_OPTIONS = (
+    *urllib3.connection.HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 9),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+)
+"""A connection whose other end has vanished without a word ends with ETIMEDOUT after 15 to 18 s, whether a
+watch waits on it (the kernel asks after 9 s, then every 3 s; tcp(7): TCP_USER_TIMEOUT overrides the number of
+keepalive probes) or a request lies unacknowledged."""
 _ERROR_BODY_MOST = 65_536
 _READ_BYTES = 262_144
 
@@ -148,7 +163,7 @@ def in_cluster(
     ------
     ConfigError: this is no pod, or its token cannot be read.
     """
-    configuration = _configuration()
+    configuration = Configuration()
     loader = incluster_config.InClusterConfigLoader(
         token, authority, try_refresh_token=False, environ=environ
     )
@@ -173,7 +188,7 @@ def from_kubeconfig(path: str = "", context: str = "") -> Access:
     ConfigError: the file or the context is missing or wrong, or an exec plugin gave no credentials.
     """
     place = path or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
-    configuration = _configuration()
+    configuration = Configuration()
     try:
         merged = kube_config.KubeConfigMerger(place)
         if merged.config is None:
@@ -201,12 +216,6 @@ def from_kubeconfig(path: str = "", context: str = "") -> Access:
         configuration.key_file,
     )
     return Access(configuration, tuple(file for file in files if file))
-
-
-def _configuration() -> Configuration:
-    configuration = Configuration()
-    configuration.keep_alive = True  # TCP probes find a dead peer in a minute where a watch would wait
-    return configuration
 
 
 def _bearer(token_file: str) -> str:
@@ -313,12 +322,14 @@ class Client:
         *,
         body: object = None,
         content_type: str = "application/json",
+        connect: float = CONNECT_SECONDS,
         silence: float = ANSWER_SECONDS,
         compress: bool = False,
     ) -> Response:
         """Return the answer to a request when its status is 2xx.
 
-        body is sent as JSON. silence is how long, in seconds, the server may say nothing, at any time.
+        body is sent as JSON. connect is how many seconds a connection may take to be made. silence is how
+        long the server may say nothing, at any time.
 
         Raises
         ------
@@ -339,7 +350,7 @@ class Client:
                     line.host + path + ("?" + urlencode(query) if query else ""),
                     headers=headers,
                     body=None if body is None else msgspec.json.encode(body),
-                    timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=silence),
+                    timeout=urllib3.Timeout(connect=connect, read=silence),
                     retries=False,
                     preload_content=False,
                 )
@@ -356,6 +367,18 @@ class Client:
         if raw.status == 401:
             self._renew(line)
         raise status_error(what, told, status=raw.status, retry_after=raw.headers.get("Retry-After", ""))
+
+    def answers(self) -> bool:
+        """Tell whether the API server is there and ready, within two seconds or so; never raises.
+
+        It is asked for ``/readyz``, which every API server answers to everybody; a refusal (4xx) is an answer
+        as well.
+        """
+        try:
+            self.request("GET", "/readyz", connect=PROBE_SECONDS, silence=PROBE_SECONDS).body()
+        except ApiError as error:
+            return 400 <= error.status < 500
+        return True
 
     def _current(self) -> tuple[_Line, str]:
         """Return the present connection pool and what goes into the header Authorization."""
@@ -388,6 +411,7 @@ class _Line:
         self.access = access
         self.files = _signatures(access)
         self.host = access.configuration.host.rstrip("/")
+        access.configuration.socket_options = SOCKET_OPTIONS
         self.pool = RESTClientObject(access.configuration).pool_manager
 
     def authorization(self) -> str:

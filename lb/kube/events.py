@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import Kind
+from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Timing
 from lb.model import EndpointSlice, Node, ObjectKey, Service
 
@@ -96,11 +97,13 @@ class EventWriter:
         client: Client,
         instance: str,
         timing: Timing,
+        presence: Presence,
         now: Callable[[], datetime.datetime] = _utc_now,
     ) -> None:
         self._client = client
         self._instance = instance[:_INSTANCE_MOST]
         self._timing = timing
+        self._presence = presence
         self._now = now
         self._queue: queue.Queue[Notice | None] = queue.Queue(QUEUE)
         self._lock = threading.Lock()
@@ -151,14 +154,15 @@ class EventWriter:
             return
         self._timing.wait(stop, self._allow())
         backoff = Backoff(self._timing)
-        for left in reversed(range(TRIES)):
-            if stop.is_set():
-                return
+        left = TRIES
+        while not stop.is_set():
             try:
                 self._send(notice)
             except ApiError as error:
+                left -= 1
                 if left and error.status in (0, 401, 429, *range(500, 600)):
-                    self._timing.wait(stop, backoff.next(error.retry_after))
+                    if self._presence.pause(stop, backoff, error):
+                        left = TRIES
                     continue
                 _log.warning(
                     "event %s on %s %s not written: %s",

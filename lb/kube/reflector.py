@@ -12,9 +12,11 @@ reflector):
   last version seen, which loses nothing. Anything that breaks the stream (reset, half a line, silence) is the
   same.
 - 410 Gone, as a status or as an ERROR event, and a version that the server cannot read or has not reached:
-  list again. The new list is compared with the store, and only differences are told; a Delete is told for
-  what a complete list lacks, never for a failure.
-- Each failure is followed by a wait, see :class:`lb.kube.timing.Backoff`.
+  list again, at once: it is an answer and no failure, and an API server that was started anew gives it to
+  every watch. Only when the last list is younger than RELIST_SECONDS it counts as a failure. The new list is
+  compared with the store, and only differences are told; a Delete is told for what a complete list lacks,
+  never for a failure.
+- Each failure is followed by a wait, see :class:`lb.kube.presence.Presence`.
 
 An object that cannot be used is reported once; its last good version stays.
 """
@@ -34,6 +36,7 @@ from lb.errors import InputError
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
 from lb.kube.convert import Item, Kind, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
+from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Pace, Timing
 from lb.model import Delete, Event, ObjectKey, Upsert
 
@@ -47,6 +50,9 @@ SILENCE_SECONDS = 150.0
 """A watch that says nothing for so long is begun again from its last version. API servers send each watch a
 bookmark about once a minute, so that this is a dead connection, or a kind that nobody changes; either way
 nothing is lost, and it is noticed long before the watch's own end."""
+RELIST_SECONDS = 10.0
+"""A version that is refused so soon after the list that gave it is a failure: listing again at once would be
+a storm of lists."""
 _QUICK_SECONDS = 1.0
 _LINE_MOST = 64 * 2**20
 
@@ -116,6 +122,7 @@ class Reflector(Generic[R]):
         *,
         timing: Timing,
         pace: Pace,
+        presence: Presence,
         silence: float = SILENCE_SECONDS,
     ) -> None:
         self._client = client
@@ -125,12 +132,14 @@ class Reflector(Generic[R]):
         self._report = report
         self._timing = timing
         self._pace = pace
+        self._presence = presence
         self._silence = silence
         self._backoff = Backoff(timing)
         self._store: dict[ObjectKey, tuple[R, str]] = {}
         self._broken: dict[ObjectKey, str] = {}
         self._version = ""
         self._listed = False
+        self._listed_at = -RELIST_SECONDS
         self._contact: float | None = None
         self._error = ""
         self._failures = 0
@@ -186,10 +195,16 @@ class Reflector(Generic[R]):
         except ApiError as error:
             if stop.is_set():
                 return
-            if error.expired:
-                self._version = ""
+            if error.expired and self._forget_version():
+                _log.info("%s; listing again", error)
+                return
             self._failed(str(error))
-            self._timing.wait(stop, self._backoff.next(error.retry_after))
+            self._presence.pause(stop, self._backoff, error)
+
+    def _forget_version(self) -> bool:
+        """Make a list due; return whether it may be asked for at once."""
+        had, self._version = self._version, ""
+        return bool(had) and self._timing.clock() - self._listed_at >= RELIST_SECONDS
 
     def _list(self, stop: threading.Event) -> None:
         try:
@@ -203,7 +218,7 @@ class Reflector(Generic[R]):
             self._drop(key, events)
         for key in self._broken.keys() - listing.keys():
             del self._broken[key]
-        self._version, self._listed = version, True
+        self._version, self._listed, self._listed_at = version, True, self._timing.clock()
         _log.debug("%s: listed %d at version %s", self.resource, len(listing), version)
         self._deliver(events, True)
 

@@ -17,6 +17,7 @@ from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
 from lb.kube.handover import HOLD_SECONDS, Handover
+from lb.kube.presence import Presence
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.model import Event, ObjectKey, Service, Synced
@@ -76,7 +77,8 @@ class KubernetesSource:
         self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._pace = Pace(self._timing.clock)
         self._handover = Handover(self._timing.clock, hold_seconds)
-        self._events = EventWriter(client, node_name, self._timing)
+        self._presence = Presence(client.answers, self._timing)
+        self._events = EventWriter(client, node_name, self._timing, self._presence)
         self._services = self._reflector(Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None"))
         self._slices = self._reflector(
             Selection(ENDPOINT_SLICES, labels=f"kubernetes.io/service-name,{NOT_OURS}")
@@ -122,6 +124,7 @@ class KubernetesSource:
             report,
             timing=self._timing,
             pace=self._pace,
+            presence=self._presence,
             silence=self._silence,
         )
 
@@ -173,6 +176,7 @@ class KubernetesSource:
             yield
         finally:
             halt.set()
+            self._presence.wake()
             for worker in workers:
                 worker.interrupt()
             # One that waits for an answer to begin ends with that, or with the process.

@@ -56,6 +56,10 @@ class Backoff:
         self._resumed = now + seconds
         return seconds
 
+    def reset(self) -> None:
+        """Begin the waits anew: what failed was the way to the server, and it is there again."""
+        self._failures = 0
+
 
 class Pace:
     """Tells when to let events gather: once this process takes more than SHARE of a CPU.

@@ -24,6 +24,8 @@ import msgspec
 from lb.errors import InputError, LabError
 from lb.kube import convert
 from lb.kube.client import ApiError
+from lb.kube.presence import Presence
+from lb.kube.timing import Timing
 from lb.lab import controllers
 from lb.lab.addressing import LabSpec
 from lb.lab.api import (
@@ -161,13 +163,15 @@ class ClusterKubelet(Pods):
             with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
                 loop.call_soon_threadsafe(self._learn, change)
 
+        presence = Presence(self._api.client.answers, Timing())
         for resource in self._resources:
-            follower = Follower(self._api, resource, tell)
+            follower = Follower(self._api, resource, tell, presence)
             threading.Thread(target=follower.run, args=(halt,), name=resource.name, daemon=True).start()
         work = asyncio.create_task(self._work())
         async with await self.listen():
             await asyncio.wait({work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         halt.set()
+        presence.wake()
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from lb.kube.client import ApiError, status_error
-from lb.kube.reflector import SILENCE_SECONDS
+from lb.kube.presence import Presence
+from lb.kube.reflector import RELIST_SECONDS, SILENCE_SECONDS
 from lb.kube.timing import Backoff, Timing
 from lb.lab.api import Api, Object, Resource, key_of
 from lb.model import ObjectKey
@@ -79,14 +80,24 @@ Change = Callable[[Cache], None]
 
 
 class Follower:
-    """Follows one kind; tell takes what to do to the cache, from a thread of the follower's own."""
+    """Follows one kind; tell takes what to do to the cache, from a thread of the follower's own.
+
+    presence is shared by all followers of one API server; timing is for tests.
+    """
 
     def __init__(
-        self, api: Api, resource: Resource, tell: Callable[[Change], None], timing: Timing | None = None
+        self,
+        api: Api,
+        resource: Resource,
+        tell: Callable[[Change], None],
+        presence: Presence,
+        timing: Timing | None = None,
     ) -> None:
         self._api, self._resource, self._tell = api, resource, tell
+        self._presence = presence
         self._timing = timing or Timing()
         self._backoff = Backoff(self._timing)
+        self._listed_at = -RELIST_SECONDS
         self._failed = False
 
     def run(self, stop: threading.Event) -> None:
@@ -101,15 +112,18 @@ class Follower:
             while not stop.is_set():
                 seen = self._watch(seen)
         except ApiError as error:
+            if error.expired and self._timing.clock() - self._listed_at >= RELIST_SECONDS:
+                return  # the server was started anew, or has forgotten our version: an answer, no failure
             if not self._failed:
                 _log.warning("%s; listing again", error)
             self._failed = True
-            self._timing.wait(stop, self._backoff.next(error.retry_after))
+            self._presence.pause(stop, self._backoff, error)
 
     def _list(self) -> str:
         answer = self._api.send("GET", self._resource.path)
         items = answer.get("items") or []
         listed = version(answer)
+        self._listed_at = self._timing.clock()
         self._tell(lambda cache: cache.replace(self._resource, items, listed))
         if self._failed:
             _log.info("%s: in contact with the API server again", self._resource.name)

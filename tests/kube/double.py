@@ -106,6 +106,10 @@ class ApiDouble:
         self.released = threading.Event()
         """Set when hanging requests are to end."""
         self.page_most = 500
+        self.ready = True
+        """Whether ``/readyz`` says so."""
+        self.probes = 0
+        """How often it was asked."""
         self.accepted = 0
         """Connections so far."""
         self._faults: list[tuple[str, str, Fault]] = []
@@ -145,7 +149,8 @@ class ApiDouble:
             self.changed.notify_all()
 
     def restart(self) -> None:
-        """Come back on the same port, with all objects."""
+        """Come back on the same port, with all objects; watches from before get 410, as with the real one."""
+        self.compact()
         self._start()
 
     # objects
@@ -310,7 +315,12 @@ class Handler(BaseHTTPRequestHandler):
         """Be silent."""
 
     def do_GET(self) -> None:
-        """Answer list and watch."""
+        """Answer list and watch, and whether the server is ready."""
+        if self.path == "/readyz":
+            self.double.probes += 1
+            ready = self.double.ready
+            self.send_bytes(200, b"ok") if ready else self.send_bytes(500, b"[-]poststarthook failed")
+            return
         self._answer("watch" if "watch" in self._query() else "list")
 
     def do_POST(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from lb.kube import events
 from lb.kube.events import EventWriter, Notice
+from lb.kube.presence import Presence
 from lb.kube.timing import Timing
 from lb.model import Node, ObjectKey, Service
 from tests.kube import faults
@@ -33,8 +34,13 @@ class Bench:
         self.waits = Waits()
         timing = Timing(clock=lambda: self.now, random=lambda: 0.0, wait=self.waits)
         begun = datetime.datetime(2020, 1, 15, 10, 20, 58, tzinfo=datetime.UTC)
+        client = client_of(double)
         self.writer = EventWriter(
-            client_of(double), instance, timing, now=lambda: begun + datetime.timedelta(seconds=self.now)
+            client,
+            instance,
+            timing,
+            Presence(client.answers, timing),
+            now=lambda: begun + datetime.timedelta(seconds=self.now),
         )
         self.stop = threading.Event()
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lb.kube import reflector
+from lb.kube.presence import PROBE_SECONDS
 from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
 from tests.kube.double import ApiDouble, Disturbance, Fault, Handler
@@ -150,6 +151,58 @@ def test_410_as_a_status_means_a_new_list_of_which_only_differences_are_told(dou
         assert len(told) == 3, told
         assert run.services() == {"web", "new", "other"}
         assert len(double.asked("list", "services")) == 2
+
+
+def test_410_is_an_answer_and_no_failure(double: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An API server that was started anew gives it to every watch."""
+    monkeypatch.setattr(reflector, "RELIST_SECONDS", 0.0)
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.put(service("new", "10.96.0.11"))  # a watch that ends without an event is a failure
+        run.wait(lambda: run.service("new"))
+        double.put(node("node2"))  # versions go on without this kind
+        double.compact()
+        double.disturb("services", faults.end)
+        run.wait(lambda: len(double.asked("list", "services")) == 2)
+        run.wait(lambda: double.watching("services"))
+        double.disturb("services", faults.error_event(410, "Expired"))
+        run.wait(lambda: len(double.asked("list", "services")) == 3)
+        run.wait(lambda: double.watching("services"))
+        assert run.waits.seconds == []
+        assert double.probes == 0
+        health = run.source.health()[0]
+        assert (health.failures, health.errors, health.error) == (0, 0, "")
+        assert run.deletes() == []
+
+
+def test_a_server_that_forgets_at_once_what_it_has_listed_is_not_stormed(double: ApiDouble) -> None:
+    fill(double)
+    double.fault("watch", "services", faults.answer(410, "Expired"), times=5)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        assert run.waits.seconds == [0.75, 1.5, 3.0, 6.0, 12.0]
+        assert len(double.asked("list", "services")) == 6
+
+
+def test_after_an_outage_nothing_waits_longer_than_a_probe(double: ApiDouble) -> None:
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.stop()
+        run.wait(lambda: all(health.error for health in run.source.health()))
+        run.wait(lambda: len(run.waits.seconds) > 20)
+        double.ready = False
+        double.restart()
+        double.put(endpoint_slice("web-1", endpoint(BACKEND_B)))
+        before = double.probes
+        run.wait(lambda: double.probes > before + 3)
+        double.ready = True
+        run.wait(lambda: run.endpoints() == {BACKEND_B})
+        run.wait(lambda: double.watching(*ALL))
+        run.wait(lambda: not any(health.error for health in run.source.health()))
+        assert max(run.waits.seconds) <= PROBE_SECONDS
+        assert run.deletes() == []
 
 
 def test_a_version_from_the_future_means_a_new_list(double: ApiDouble) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lb.kube.presence import Presence
 from lb.kube.timing import Timing
 from lb.lab.api import PODS, Api, Object
 from lb.lab.watch import Cache, Change, Follower
@@ -113,7 +114,9 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterDouble]:
 def following(double: ClusterDouble) -> Iterator[Following]:
     run = Following()
     timing = Timing(random=lambda: 0.0, wait=Waits())
-    follower = Follower(Api(client_of(double)), PODS, run.tell, timing)
+    client = client_of(double)
+    presence = Presence(client.answers, timing)
+    follower = Follower(Api(client), PODS, run.tell, presence, timing)
     stop = threading.Event()
     thread = threading.Thread(target=follower.run, args=(stop,))
     thread.start()
@@ -121,6 +124,7 @@ def following(double: ClusterDouble) -> Iterator[Following]:
         yield run
     finally:
         stop.set()
+        presence.wake()
         double.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How soon a server that was away is noticed, and what it costs; with a clock of the test's own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from lb.kube.client import ApiError
+from lb.kube.presence import PROBE_SECONDS, Presence
+from lb.kube.timing import HEALTHY_SECONDS, MOST_SECONDS, Backoff, Timing
+
+
+class Bench:
+    """One thread that sends requests; the server is away within [gone, back) of the clock."""
+
+    def __init__(self, gone: float = 0.0, back: float = 0.0, chance: float = 0.5) -> None:
+        self.gone, self.back = gone, back
+        self.now = gone
+        self.probes: list[float] = []
+        self.waits: list[float] = []
+        self.stop = threading.Event()
+        timing = Timing(clock=lambda: self.now, random=lambda: chance, wait=self._wait)
+        self.presence = Presence(self._probe, timing)
+        self.backoff = Backoff(timing)
+        self.during: Callable[[], None] = lambda: None
+
+    def _wait(self, event: threading.Event, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.during()
+        if not event.is_set():
+            self.now += seconds
+
+    def _probe(self) -> bool:
+        self.probes.append(self.now)
+        return not self.gone <= self.now < self.back
+
+    def fail(self, error: ApiError) -> bool:
+        return self.presence.pause(self.stop, self.backoff, error)
+
+
+NO_ANSWER = ApiError("connection refused")
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("outage", [0.3, 1, 8, 29.9, 30, 31, 100, 600, 7200])
+def test_the_return_is_noticed_in_two_seconds_whatever_the_outage(outage: float, chance: float) -> None:
+    bench = Bench(100.0, 100.0 + outage, chance)
+    requests = 0
+    while bench.now < bench.back:
+        requests += 1
+        bench.fail(NO_ANSWER)
+    assert bench.now - bench.back <= 2.0
+    assert len(bench.probes) <= 2 + outage / (PROBE_SECONDS / 2), "one or two a second"
+    assert requests <= 1 + outage / MOST_SECONDS, "requests proper are rare meanwhile"
+    assert bench.backoff.next() < 2 * PROBE_SECONDS, "what fails next waits as after a first failure"
+
+
+def test_a_server_that_fails_and_is_there_is_left_in_peace() -> None:
+    bench = Bench()
+    for _ in range(7):
+        bench.fail(ApiError("500", status=500))
+    assert bench.waits == [0.75, 1.5, 3.0, 6.0, 12.0, 24.0, 45.0]
+    assert len(bench.probes) == 7
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_pause_that_the_server_asks_for_is_kept_without_a_probe(status: int) -> None:
+    bench = Bench(100.0, 200.0)
+    assert not bench.fail(ApiError("overloaded", status=status, retry_after=20.0))
+    assert bench.waits == [20.25]
+    assert bench.probes == []
+
+
+def test_overload_without_a_time_is_no_absence() -> None:
+    bench = Bench(100.0, 200.0)
+    bench.fail(ApiError("overloaded", status=429))
+    assert bench.probes == []
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 403])
+def test_a_server_that_starts_or_a_proxy_before_it_is_waited_for(status: int) -> None:
+    bench = Bench(100.0, 112.0)
+    assert bench.fail(ApiError("not ready", status=status))
+    assert 112.0 <= bench.now <= 113.0
+
+
+def test_other_refusals_are_no_absence() -> None:
+    bench = Bench(100.0, 200.0)
+    bench.fail(ApiError("unauthorized", status=401))
+    assert bench.probes == []
+
+
+def test_who_sleeps_beside_a_server_that_returns_is_woken() -> None:
+    """One thread waits long after errors of a server that is there; another sees it go and come back."""
+    bench = Bench()
+    for _ in range(6):
+        bench.backoff.next()
+    bench.during = bench.presence.wake
+    assert bench.fail(ApiError("500", status=500))
+    assert bench.waits == [45.0]
+    assert bench.now == 0.0
+    assert bench.backoff.next() == 0.75
+
+
+def test_threads_that_wait_share_the_probes() -> None:
+    there, probes = threading.Event(), []
+
+    def probe() -> bool:
+        probes.append(1)
+        return there.is_set()
+
+    def wait(event: threading.Event, seconds: float) -> None:
+        event.wait(seconds / 10)
+
+    timing = Timing(wait=wait)
+    presence, stop = Presence(probe, timing), threading.Event()
+    threads = [
+        threading.Thread(target=presence.pause, args=(stop, Backoff(timing), NO_ANSWER)) for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    there.set()
+    for thread in threads:
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert len(probes) <= 10
+
+
+def test_a_stop_ends_the_wait() -> None:
+    bench = Bench(100.0, 1000.0)
+
+    def halt() -> None:
+        bench.stop.set()
+        bench.presence.wake()
+
+    bench.during = halt
+    bench.fail(NO_ANSWER)
+    assert len(bench.waits) == 1
+    assert bench.now == 100.0
+
+
+def test_healthy_seconds_still_count() -> None:
+    bench = Bench()
+    bench.fail(ApiError("500", status=500))
+    bench.now += HEALTHY_SECONDS + 1
+    bench.fail(ApiError("500", status=500))
+    assert bench.waits == [0.75, 0.75]
