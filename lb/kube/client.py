@@ -202,7 +202,11 @@ def from_kubeconfig(path: str = "", context: str = "") -> Access:
             # client-go reads this file again and again, and prefers it to a token given directly
             configuration.api_key["BearerToken"] = _bearer(token_file)
             configuration.refresh_api_key_hook = None
-    except (ConfigException, yaml.YAMLError, OSError, ValueError, TypeError, KeyError) as error:
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"kubeconfig {place}: does not parse as YAML: {' '.join(str(error).split())}"
+        ) from error
+    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"kubeconfig {place}: {error}") from error
     if "exec" in user and not configuration.api_key and not configuration.cert_file:
         raise ConfigError(

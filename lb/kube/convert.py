@@ -31,8 +31,8 @@ from lb.kube.decode import (
     ServiceObject,
     ServicePortEntry,
     SliceObject,
-    complaint,
 )
+from lb.kube.refusal import refusal
 from lb.model import (
     DELETION_TAINT,
     HOST_NAMES,
@@ -312,12 +312,12 @@ class Reader(Generic[S, R]):
         meta: Metadata
         try:
             decoded = self._decoder.decode(body)
-        except UNREADABLE as error:
+        except UNREADABLE:
             try:
                 meta = _ANY.decode(body).metadata
             except UNREADABLE:
                 meta = Metadata()
-            return self._refused(meta, *complaint(body, self._struct, error))
+            return self._refused(meta, *refusal(body, self._struct))
         meta = decoded.metadata
         try:
             resource = self._convert(decoded)

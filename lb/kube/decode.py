@@ -7,7 +7,7 @@ EndpointSlice. The API server writes an absent list or map as null, so everythin
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -244,46 +244,3 @@ class WatchEvent(_Object):
 
     type: str
     object: msgspec.Raw
-
-
-S = TypeVar("S")
-
-
-def complaint(body: bytes | msgspec.Raw, wanted: type[S], error: Exception) -> tuple[str, str]:
-    """Return (field, message) of what msgspec refused, ``("spec.ports[2].port", "Expected `int`")``.
-
-    msgspec leaves out the index of a list's entry; it is found by trying the entries one by one.
-    """
-    message, _, path = str(error).partition(" - at `$")
-    parts = path.rstrip("`").removeprefix(".").split("[...]")
-    try:
-        tree = msgspec.json.decode(body)
-        return _with_indexes(tree, parts, wanted), message
-    except (*UNREADABLE, LookupError, TypeError):
-        return "[...]".join(parts), message
-
-
-def _with_indexes(tree: Any, parts: list[str], wanted: type[S]) -> str:
-    """Reduce each list (or map) on the path to its first refused entry, and name that one's place."""
-    where, above = "", tree
-    for part in parts[:-1]:
-        *names, last = part.removeprefix(".").split(".")
-        for name in names:
-            above = above[name]
-        entries = above[last]
-        keyed = isinstance(entries, dict)
-        for key, entry in entries.items() if keyed else enumerate(entries):
-            above[last] = {key: entry} if keyed else [entry]
-            if _refused(tree, wanted):
-                where += f"{part}[{key}]"
-                above = entry
-                break
-    return where + parts[-1]
-
-
-def _refused(tree: Any, wanted: type[S]) -> bool:
-    try:
-        msgspec.convert(tree, wanted)
-    except msgspec.ValidationError:
-        return True
-    return False

@@ -23,6 +23,8 @@ import yaml
 MAX_DEPTH = 100
 """Levels of nesting that a document may have; Kubernetes' own types need fewer than twenty."""
 
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
+
 MAX_DIGITS = 64
 """Longer whole numbers count as ``float``: no field takes one, and Python does not convert very long ones."""
 
@@ -133,6 +135,8 @@ def _parse(chunk: str, offset: int) -> Iterator[Document]:
         words = f"{error.problem}, {error.context}" if error.context else str(error.problem)
         if "\t" in _indentation(chunk, at):
             words = "a tab indents this line; YAML allows spaces only"
+        elif mark is not None and _open_brackets(chunk[: mark.index]) > MAX_DEPTH:
+            words = _TOO_DEEP  # libyaml looks ahead of its events, and may find too many before we do
         yield Document(None, (Fault(offset + at + 1, "", f"does not parse as YAML: {words}"),))
     except yaml.reader.ReaderError as error:
         at = chunk.count("\n", 0, error.position)
@@ -144,6 +148,11 @@ def _indentation(chunk: str, line: int) -> str:
     if line >= len(lines):
         return ""
     return lines[line][: len(lines[line]) - len(lines[line].lstrip())]
+
+
+def _open_brackets(text: str) -> int:
+    """Return how many brackets and braces are open at the end of a text; those in strings count as well."""
+    return sum(text.count(each) for each in "[{") - sum(text.count(each) for each in "]}")
 
 
 class _UnreadableError(Exception):
@@ -208,7 +217,7 @@ class _Composer:
 
     def _open(self, event: yaml.CollectionStartEvent, node: Node) -> None:
         if len(self._stack) == MAX_DEPTH:
-            raise _UnreadableError(Fault(node.line, "", f"nested deeper than {MAX_DEPTH} levels"))
+            raise _UnreadableError(Fault(node.line, "", _TOO_DEEP))
         path = ""
         if self._stack:
             above = self._stack[-1]

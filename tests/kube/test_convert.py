@@ -250,19 +250,19 @@ REFUSED: dict[str, tuple[Object, str, str]] = {
     "address type": (
         endpoint_slice("s") | {"addressType": "IPX"},
         "addressType",
-        "Invalid enum value 'IPX'",
+        "must be one of FQDN, IPv4, IPv6, is 'IPX'",
     ),
     "endpoint without address": (
         endpoint_slice("s", endpoint(BACKEND_A), {"addresses": []}),
         "endpoints[1].addresses",
-        "Expected `array` of length >= 1",
+        "must have 1 or more entries, has 0",
     ),
     "nested list": (
         endpoint_slice(
             "s", endpoint(BACKEND_A), endpoint(BACKEND_A, hints={"forZones": [{"name": "a"}, {"name": 1}]})
         ),
         "endpoints[1].hints.forZones[1].name",
-        "Expected `str`, got `int`",
+        "must be a string, is a whole number",
     ),
 }
 

@@ -145,15 +145,18 @@ def test_a_document_that_does_not_parse_leaves_the_others() -> None:
 
 FAULTS = [
     ("tab", "a:\n\tb: 1\n", 2, "a tab indents this line"),
-    ("colon", "a: 1\nb: c: d\n", 2, "mapping values are not allowed"),
-    ("control character", "a: 1\nb: \x01\n", 2, "control characters"),
+    ("colon", "a: 1\nb: c: d\n", 2, "does not parse as YAML"),
+    ("control character", "a: 1\nb: \x01\n", 2, "does not parse as YAML"),
     ("no such anchor", "a: *b\n", 1, "*b refers to no anchor"),
     ("a value within itself", "a: 1\nb: &b [*b]\n", 2, "contains it"),
     ("a list as a key", "a: 1\n? [x]\n: 2\n", 2, "cannot be a key"),
     ("too deep in brackets", "[" * 100_000, 1, "nested deeper"),
+    ("too deep in braces", "{a: " * 100_000, 1, "nested deeper"),
+    ("too deep below a key", "a: 1\nb: " + "[" * 100_000, 2, "nested deeper"),
+    ("too deep, and closed", "[" * 5000 + "]" * 5000, 1, "nested deeper"),
     ("too deep in dashes", "- " * (MAX_DEPTH + 1) + "x", 1, "nested deeper"),
     ("a scalar to merge", "a:\n  <<: 5\n", 2, "only mappings can be merged"),
-    ("open quote", "a: 'x\n", 2, "quoted scalar"),
+    ("open quote", "a: 'x\n", 2, "does not parse as YAML"),
 ]
 
 
