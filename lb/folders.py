@@ -1,15 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that other processes make, fill and remove meanwhile."""
+"""Folders and files that other processes make, fill and remove meanwhile, or have made in our way."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 from pathlib import Path
 
+from lb.errors import LbError
+
 _TRIES = 100
+
+PRIVATE = 0o700
+"""Mode of a folder that is for this process's user alone, who is root."""
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """Return what is in a file of at most so many bytes.
+
+    Unlike ``Path.read_bytes`` it never waits: what is no regular file (a FIFO, a device) is an error.
+
+    Raises
+    ------
+    OSError: it cannot be read, is larger, or is no file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+    return data
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file in the place of whatever is there: whoever reads sees the old one or the new, whole.
+
+    It is for this process's user alone. When it fails, what was there stays.
+
+    Raises
+    ------
+    OSError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(data)
+        aside.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def foreign_hand(path: Path) -> str:
+    """Return how somebody other than root or this process's user could change what is at path, else ``""``.
+
+    Everything on the way to it counts: who may write to a folder may put another in the place of what is in
+    it. In a folder with the sticky bit, as /tmp, only the owner of an entry may.
+
+    Raises
+    ------
+    OSError: something on the way is not there, or cannot be looked at.
+    """
+    ours = {0, os.geteuid()}
+    for one in dict.fromkeys((*_way(path.absolute()), *_way(path.resolve()))):
+        status = one.lstat()
+        if status.st_uid not in ours:
+            return f"{one} belongs to user {status.st_uid}"
+        if stat.S_ISLNK(status.st_mode):
+            continue
+        loose = status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid else 0))
+        shared = one != path and status.st_mode & stat.S_ISVTX
+        if loose and not shared:
+            return f"others may write to {one}, mode {stat.S_IMODE(status.st_mode):04o}"
+    return ""
+
+
+def _way(path: Path) -> tuple[Path, ...]:
+    """Return the folders that lead to a path, from the root on, and the path itself."""
+    return (*reversed(path.parents), path)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -26,8 +103,25 @@ def entries(folder: Path) -> list[Path]:
     return []
 
 
-def make(folder: Path, *, exist_ok: bool = True) -> None:
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it, that is for root alone; one that others can enter is closed to them.
+
+    Raises
+    ------
+    OSError: it cannot be made.
+    LbError: somebody else could change it.
+    """
+    make(folder, mode=PRIVATE)
+    if hand := foreign_hand(folder):
+        raise LbError(f"{folder} is not safe to use: {hand}; remove it, or mend its owner and mode")
+    if stat.S_IMODE(folder.stat().st_mode) != PRIVATE:
+        folder.chmod(PRIVATE)
+
+
+def make(folder: Path, *, exist_ok: bool = True, mode: int = 0o777) -> None:
     """Make a folder and those above it, unless they are there; another may remove empty ones meanwhile.
+
+    mode is that of a new folder, less the umask; those above it have the usual one.
 
     Raises
     ------
@@ -38,7 +132,7 @@ def make(folder: Path, *, exist_ok: bool = True) -> None:
         try:
             if not exist_ok:
                 make(folder.parent)
-            folder.mkdir(parents=exist_ok, exist_ok=exist_ok)
+            folder.mkdir(mode, parents=exist_ok, exist_ok=exist_ok)
         except FileNotFoundError:
             if not left:
                 raise
@@ -61,21 +155,24 @@ def _is_something_else(folder: Path) -> bool:
 def locked(path: Path, folder: Path, flags: int, operation: int) -> int:
     """Open what others may remove meanwhile, lock it, and return its descriptor: of what is there then.
 
-    folder: what is made first, the path itself or the folder that it is in. flags: of open(2). operation: of
-    flock(2).
+    folder: what is made first, the path itself or the folder that it is in; private, for whoever may open a
+    file for reading may lock it. flags: of open(2). operation: of flock(2).
 
     Raises
     ------
     BlockingIOError: it may not wait, and another process holds the lock.
     OSError: it cannot be made or opened.
+    LbError: somebody else could change the folder.
     """
     while True:
-        make(folder)
         try:
-            fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+            make_private(folder)
+            fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except FileNotFoundError:
             continue
         try:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                os.fchmod(fd, 0o600)  # an earlier version let others read it
             fcntl.flock(fd, operation)
             if os.path.samestat(os.fstat(fd), path.stat()):
                 return fd

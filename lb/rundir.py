@@ -10,24 +10,37 @@
 
 The maps and hooks themselves are the truth; the notes only explain them. All are safe against SIGKILL:
 the kernel drops a lock with the process, notes are replaced by rename, and nobody answers at the socket.
+
+The folder is root's alone, mode 0700: a lock can be taken by whoever may open its file for reading. It is
+memory that others fill, too, so what cannot be written there stops nobody.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lb.errors import LbError
-from lb.folders import locked
+from lb.folders import locked, read_file, replace_file
+
+_log = logging.getLogger(__name__)
 
 ROOT = Path("/run/lbctl")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_MOST_NOTES = 4 << 20
+"""Bytes of notes that are read; the agent writes some ten thousand."""
+_LOCK_SECONDS = 0.5
+"""How long a lock is tried for: whoever asks whether it is held, takes it for a moment."""
 _SOCKET_PATH_MOST = 107
 """Bytes of a Unix socket's path, unix(7)."""
 
@@ -80,6 +93,21 @@ class RunDir:
             yield
 
     @contextlib.contextmanager
+    def lock_if_room(self) -> Iterator[None]:
+        """Do as :meth:`lock`; where the file system has no room for the lock, say so and go on without it.
+
+        Raises
+        ------
+        LbError, PermissionError: see :meth:`lock`.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock())
+            except _NoRoomError as error:
+                _log.error("%s; going on without: see that no second agent is started", error)
+            yield
+
+    @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Be the only one that watches this instance.
 
@@ -96,50 +124,70 @@ class RunDir:
         """Hold the lock of a file; taken and advice are for the error message when another process does."""
         fd = self._locked(path, taken, advice)
         try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            with contextlib.suppress(OSError):  # the lock counts, not who it says has it
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(fd)
 
     def _locked(self, path: Path, taken: str, advice: str) -> int:
         """Return the lock file's descriptor, locked."""
-        try:
-            return locked(path, self.root, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = ""
-            with contextlib.suppress(FileNotFoundError):
-                holder = path.read_text()
-            who = f"{taken} process {holder or 'unknown'}"
-            raise LbError(f"instance {self.instance}: {who}, which holds {path}; {advice}") from None
+        until = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                return locked(path, self.root, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(_LOCK_SECONDS / 50)
+                    continue
+                who = f"{taken} process {_pid_in(path) or 'unknown'}"
+                raise LbError(f"instance {self.instance}: {who}, which holds {path}; {advice}") from None
+            except PermissionError:
+                raise
+            except OSError as error:
+                kind = _NoRoomError if error.errno in _NO_ROOM else LbError
+                raise kind(f"instance {self.instance}: no lock at {path}: {error.strerror}") from error
 
     def holder(self) -> int | None:
-        """Return the pid of the process that holds the lock, None when there is none."""
+        """Return the pid of the process that holds the lock, 0 if it is unknown, None if nobody holds it."""
         try:
-            fd = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            fd = os.open(self.lock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except PermissionError:
+            raise
+        except OSError:
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return int(os.pread(fd, 32, 0) or b"0")
+            return _pid_in(self.lock_path)
         finally:
             os.close(fd)
         return None
 
     def write_notes(self, notes: Mapping[str, Any]) -> None:
-        """Replace the notes."""
-        aside = self.notes_path.with_suffix(".json.new")
-        aside.write_text(json.dumps(notes, indent=1) + "\n")
-        aside.rename(self.notes_path)
+        """Replace the notes.
+
+        Raises
+        ------
+        OSError: there is no room for them, or the folder is gone; those of before stay.
+        """
+        replace_file(self.notes_path, json.dumps(notes, indent=1).encode() + b"\n")
 
     def notes(self) -> dict[str, Any]:
-        """Return the notes; empty when there are none."""
+        """Return the notes; empty when there are none that can be read.
+
+        Raises
+        ------
+        PermissionError: not root.
+        """
         try:
-            found: dict[str, Any] = json.loads(self.notes_path.read_text())
-        except (FileNotFoundError, ValueError):
+            found = json.loads(read_file(self.notes_path, _MOST_NOTES))
+        except PermissionError:
+            raise
+        except (OSError, ValueError):
             return {}
-        return found
+        return found if isinstance(found, dict) else {}
 
     def elsewhere(self) -> str:
         """Return how to get to the agent's network namespace; ``""`` when this is it, or nothing is known."""
@@ -150,8 +198,19 @@ class RunDir:
 
     def remove(self) -> None:
         """Remove the instance's files, and the directory when it was the last one's."""
-        aside = self.notes_path.with_suffix(".json.new")
-        for path in (self.notes_path, aside, self.socket_path, self.lock_path, self.watch_path):
+        for path in (self.notes_path, self.socket_path, self.lock_path, self.watch_path):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another instance has files there
             self.root.rmdir()
+
+
+class _NoRoomError(LbError):
+    """The file system has no room for a lock's file."""
+
+
+def _pid_in(path: Path) -> int:
+    """Return the pid that a lock's file holds, 0 when it holds none."""
+    try:
+        return int(read_file(path, 32))
+    except (OSError, ValueError):
+        return 0

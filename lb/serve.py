@@ -86,16 +86,24 @@ def serve(config: Config) -> None:
     source = build_source(config)
     run_dir = RunDir(config.instance)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_dir.lock())
+        stack.enter_context(run_dir.lock_if_room())
         if config.ready_file:
             ready = Path(config.ready_file)
-            ready.unlink(missing_ok=True)
-            stack.callback(ready.unlink, missing_ok=True)
+            _remove(ready)
+            stack.callback(_remove, ready)
         inbox: Inbox = queue.SimpleQueue()
         stack.enter_context(stop_signals(inbox))
         agent = startup(config, source, run_dir, inbox, stack)
         agent.run()
         _log.info("stopping; the data plane stays as it is")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; when that fails, nobody waits for it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.error("%s cannot be removed: %s", path, error.strerror)
 
 
 def complete(config: Config) -> Config:

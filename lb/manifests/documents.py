@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lb.errors import InputError
@@ -35,6 +36,7 @@ _TOP = {
 }
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in _API_VERSIONS}}
 _LIST_TOP = frozenset((*_TYPE, "items"))
+_IN_ITEM = re.compile(r"items\[(\d+)\]\.")
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ def _items(path: str, document: Document, content: Content) -> Iterator[_Item]:
             problems.note(fault.line, fault.field, fault.message)
     if _scalar(top, "apiVersion") not in ("v1", _API_VERSIONS.get(_LISTS[kind], "v1")):
         top["apiVersion"].error(f"must be {_API_VERSIONS.get(_LISTS[kind], 'v1')} for a {kind}")
+    faults = _by_item(document.faults)
     for i, place in enumerate(top.place.fields(_LIST_TOP)["items"].items()):
         if place.node is None or place.node.kind != "mapping":
             place.error("must be a Kubernetes object")
@@ -112,15 +115,19 @@ def _items(path: str, document: Document, content: Content) -> Iterator[_Item]:
         if _scalar(place.fields(), "kind") in _LISTS:
             place.error("is a list within a list, which is not read")
             continue
-        prefix = f"items[{i}]."
-        faults = tuple(
-            Fault(fault.line, fault.field.removeprefix(prefix), fault.message)
-            for fault in document.faults
-            if fault.field.startswith(prefix)
-        )
-        yield _Item(place.node, faults, _LISTS[kind])
+        yield _Item(place.node, tuple(faults.get(i, ())), _LISTS[kind])
     if problems.noted:
         _unusable(content, problems)
+
+
+def _by_item(faults: Iterable[Fault]) -> dict[int, list[Fault]]:
+    """Return the faults within a list's items by the item's number, with the field as the item has it."""
+    found: dict[int, list[Fault]] = {}
+    for fault in faults:
+        if inside := _IN_ITEM.match(fault.field):
+            own = Fault(fault.line, fault.field[inside.end() :], fault.message)
+            found.setdefault(int(inside[1]), []).append(own)
+    return found
 
 
 def _scalar(fields: Fields, name: str) -> str:

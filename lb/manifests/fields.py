@@ -33,6 +33,10 @@ _A = {
 }
 
 
+MOST_PROBLEMS = 20
+"""How many errors of one object are told; of the others their number."""
+
+
 @dataclass(slots=True)
 class Problems:
     """The errors of one object.
@@ -41,24 +45,40 @@ class Problems:
     ----------
     path: the file.
     object: ``"Service default/web"``; set as soon as it is known, and then holds for all errors.
-    noted: (line, field, message) in the order found.
+    noted: (line, field, message) in the order found, the first MOST_PROBLEMS.
+    left_out: how many more there are.
     """
 
     path: str
     object: str = ""
     noted: list[tuple[int, str, str]] = field(default_factory=list)
+    left_out: int = 0
 
     def note(self, line: int, where: str, message: str) -> None:
         """Note an error, unless there is one for the same field or for one that holds it."""
         wrong = (field for _, field, _ in self.noted)
-        if not any(where == field or where.startswith((f"{field}.", f"{field}[")) for field in wrong):
+        if any(where == field or where.startswith((f"{field}.", f"{field}[")) for field in wrong):
+            return
+        if self.full:
+            self.left_out += 1
+        else:
             self.noted.append((line, where, message))
 
+    @property
+    def full(self) -> bool:
+        """Whether further errors are counted only: what is to be said about them need not be found out."""
+        return len(self.noted) >= MOST_PROBLEMS
+
     def errors(self) -> list[InputError]:
-        """Return what was noted, by line."""
-        return [
+        """Return what was noted, by line, and at the end how many errors were left out."""
+        found = [
             InputError(self.path, line, self.object, where, text) for line, where, text in sorted(self.noted)
         ]
+        if self.left_out:
+            line = max(line for line, _, _ in self.noted)
+            more = f"has {self.left_out} more errors, which are not listed"
+            found.append(InputError(self.path, line, self.object, "", more))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +226,11 @@ class Fields:
     def reject_unknown(self) -> None:
         """Note every name that is not known."""
         assert self.known is not None
-        for name in self.entries.keys() - self.known:
-            line = self.entries[name][0]
-            where = child_path(self.place.path, name)
-            self.place.problems.note(line, where, f"unknown field{self._advice(name, self.known)}")
+        problems = self.place.problems
+        for name, (line, _) in self.entries.items():
+            if name not in self.known:
+                advice = "" if problems.full else self._advice(name, self.known)
+                problems.note(line, child_path(self.place.path, name), f"unknown field{advice}")
 
     def _advice(self, name: str, known: frozenset[str]) -> str:
         above = self.place.above

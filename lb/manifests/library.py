@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lb.errors import InputError
+from lb.folders import read_file
 from lb.manifests.documents import Content, read
 from lb.manifests.objects import ObjectId, Parsed, origin_of
 
@@ -33,6 +34,9 @@ RACY_SECONDS = 0.02
 
 EMPTY_SECONDS = 1.0
 """A file emptied less than this ago is being written (``kubectl get … > file``); it is left as it was."""
+
+MOST_BYTES = 64 << 20
+"""Size of a file that is read; Kubernetes takes objects of 1.5 MB."""
 
 _Signature = tuple[int, int, int]
 
@@ -141,7 +145,7 @@ def _unreadable(path: str, error: OSError) -> InputError:
 
 
 def _text(path: str) -> str:
-    data = Path(path).read_bytes()
+    data = read_file(Path(path), MOST_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

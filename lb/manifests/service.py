@@ -127,20 +127,26 @@ def _ports(spec: Fields, kind: ServiceType, node_ports: range, *, headless: bool
     if not places and not headless and kind is not ServiceType.EXTERNAL_NAME:
         spec["ports"].error("needs at least one port")
     ports: list[ServicePort] = []
+    names: set[str] = set()
+    numbers: set[tuple[Protocol, int]] = set()
+    node_numbers: set[tuple[Protocol, int]] = set()
     for place in places:
         entry = place.fields(_PORT)
         port = _port(entry, node_ports)
         if len(places) > 1 and not port.name:
             entry["name"].error("is required when a Service has several ports")
-        if port.name and any(port.name == other.name for other in ports):
+        if port.name and port.name in names:
             entry["name"].error(f"{port.name!r} is the name of an earlier port, too")
-        if any((port.protocol, port.port) == (other.protocol, other.port) for other in ports):
+        if (port.protocol, port.port) in numbers:
             entry["port"].error(f"{port.port}/{port.protocol.name} is there twice")
         if port.node_port:
             if kind not in _EXPOSED:
                 entry["nodePort"].error(f"may not be set when type is {kind}")
-            if any((port.protocol, port.node_port) == (other.protocol, other.node_port) for other in ports):
+            if (port.protocol, port.node_port) in node_numbers:
                 entry["nodePort"].error(f"{port.node_port}/{port.protocol.name} is there twice")
+            node_numbers.add((port.protocol, port.node_port))
+        names.add(port.name)
+        numbers.add((port.protocol, port.port))
         ports.append(port)
     return tuple(ports)
 

@@ -28,6 +28,9 @@ _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_DIGITS = 64
 """Longer whole numbers count as ``float``: no field takes one, and Python does not convert very long ones."""
 
+MAX_REPEATED = 100_000
+"""Values that a document's aliases may stand for: a few lines of them can mean more than any memory holds."""
+
 Kind = Literal["mapping", "list", "string", "number", "float", "boolean", "null", "merge"]
 
 _TRUE = frozenset(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"))
@@ -42,7 +45,7 @@ _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
 _SEPARATOR = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
-_NO_DOCUMENT = re.compile(r"(?:[ \t]*(?:[#%][^\n]*)?\r?(?:\n|\Z))*")
+_NO_DOCUMENT = re.compile(r"(?:---)?(?:[ \t]*(?:[#%][^\n]*)?\r?(?:\n|\Z))*")
 
 
 @dataclass(slots=True)
@@ -57,6 +60,7 @@ class Node:
     text: a scalar as it is written, without quotes.
     items: the values of a list.
     entries: the values of a mapping by key, with the line of the key.
+    size: how many values it is, itself and those below it; what an alias stands for counts each time.
     """
 
     kind: Kind
@@ -64,6 +68,7 @@ class Node:
     text: str = ""
     items: list[Node] = field(default_factory=list)
     entries: dict[str, tuple[int, Node]] = field(default_factory=dict)
+    size: int = 1
 
     def as_int(self) -> int:
         """Return the value of a ``number``: decimal, 0x, 0b, 0o, or octal after a bare leading zero."""
@@ -183,6 +188,7 @@ class _Composer:
         self.faults: list[Fault] = []
         self._stack: list[_Open] = []
         self._anchors: dict[str, Node] = {}
+        self._repeated = 0
 
     def take(self, event: yaml.Event) -> bool:
         """Take the next event; return True when it ended a document."""
@@ -192,6 +198,7 @@ class _Composer:
             self._begin()
         elif isinstance(event, yaml.ScalarEvent):
             self._place(event, Node(_scalar_kind(event), line, event.value))
+            self._grow(1)
         elif isinstance(event, yaml.MappingStartEvent):
             self._open(event, Node("mapping", line))
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -202,12 +209,22 @@ class _Composer:
             self._close()
         return isinstance(event, yaml.DocumentEndEvent)
 
+    def _grow(self, size: int) -> None:
+        """Count what has been read in the size of the collection that it is in."""
+        if self._stack:
+            self._stack[-1].node.size += size
+
     def _alias(self, anchor: str | None, line: int) -> None:
         node = self._anchors.get(anchor or "")
         if node is None:
             raise _UnreadableError(Fault(line, "", f"*{anchor} refers to no anchor above it"))
         if any(node is level.node for level in self._stack):
             raise _UnreadableError(Fault(line, "", f"*{anchor} refers to a value that contains it"))
+        self._repeated += node.size
+        if self._repeated > MAX_REPEATED:
+            words = f"its aliases stand for more than {MAX_REPEATED} values"
+            raise _UnreadableError(Fault(line, "", words))
+        self._grow(node.size)
         self._attach(node)
 
     def _place(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: Node) -> None:
@@ -258,6 +275,7 @@ class _Composer:
 
     def _close(self) -> None:
         level = self._stack.pop()
+        self._grow(level.node.size)
         for merged in level.merged:
             for node in merged.items if merged.kind == "list" else (merged,):
                 if node.kind != "mapping":

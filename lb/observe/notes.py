@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lb
 from lb.config import Config, texts
+from lb.folders import replace_file
 from lb.observe.health import HealthChecks
 from lb.observe.http import Address, show
 from lb.plan import Conflict
@@ -79,42 +80,58 @@ class Notes:
         self._ready = Path(config.ready_file) if config.ready_file else None
         self.started = _time_text(time.time())
         self._last_sync: str | None = None
+        self._complaints: dict[str, int | None] = {}
 
     def synced(self, agent: Told) -> None:
         """Note the time; after the first sync write the notes, and then the ready file."""
         self._last_sync = _time_text(time.time())
         if self._ready:
             self.write(agent)
-            self._ready.write_text(f"{os.getpid()}\n")
+            self._put("ready file", self._ready, lambda path: replace_file(path, b"%d\n" % os.getpid()))
             self._ready = None
             _log.info("ready, number of Services: %d", agent.service_count())
 
+    def _put(self, what: str, path: Path, write: Callable[[Path], None]) -> None:
+        """Write a file; one that cannot be written is told once, and costs nothing but itself."""
+        try:
+            write(path)
+        except OSError as error:
+            if self._complaints.get(what) != error.errno:
+                _log.error("%s %s cannot be written: %s; all else works", what, path, error.strerror)
+            self._complaints[what] = error.errno
+        else:
+            if self._complaints.pop(what, None):
+                _log.info("%s %s can be written again", what, path)
+
     def write(self, agent: Told) -> None:
-        """Write the notes."""
+        """Write the notes; see :meth:`_put`."""
+        self._put(
+            "notes", self._run_dir.notes_path, lambda _path: self._run_dir.write_notes(self._notes(agent))
+        )
+
+    def _notes(self, agent: Told) -> dict[str, Any]:
         healthz = self._healthz()
         problems, conflicts = [*agent.problems(), *self._checks.problems()], agent.conflicts()
-        self._run_dir.write_notes(
-            {
-                "version": lb.__version__,
-                "instance": self._config.instance,
-                "node": self._config.node_name,
-                "pid": os.getpid(),
-                "network_namespace": network_namespace(),
-                "settings": _settings(self._config),
-                "rereads": True,  # on SIGHUP; one of an older version would end
-                "started": self.started,
-                "last_sync": self._last_sync,
-                "services": agent.service_count(),
-                "problems": _first(problems),
-                "conflicts": [one.as_dict() for one in conflicts[:MOST]],
-                "conflicts_left_out": len(conflicts[MOST:]),
-                "healthz": show(healthz) if healthz else None,
-                "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
-                "uplink_modes": dict(self._uplink_modes()),
-                "programs": self._programs,
-                "source": [_health_note(each) for each in self._source_health()],
-            }
-        )
+        return {
+            "version": lb.__version__,
+            "instance": self._config.instance,
+            "node": self._config.node_name,
+            "pid": os.getpid(),
+            "network_namespace": network_namespace(),
+            "settings": _settings(self._config),
+            "rereads": True,  # on SIGHUP; one of an older version would end
+            "started": self.started,
+            "last_sync": self._last_sync,
+            "services": agent.service_count(),
+            "problems": _first(problems),
+            "conflicts": [one.as_dict() for one in conflicts[:MOST]],
+            "conflicts_left_out": len(conflicts[MOST:]),
+            "healthz": show(healthz) if healthz else None,
+            "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
+            "uplink_modes": dict(self._uplink_modes()),
+            "programs": self._programs,
+            "source": [_health_note(each) for each in self._source_health()],
+        }
 
 
 def _settings(config: Config) -> dict[str, list[str]]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import sys
 import textwrap
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.manifests.documents import Content, read
+from lb.manifests.fields import MOST_PROBLEMS
 from lb.manifests.objects import Endpoints, HandAddress, Parsed, Subset
 from lb.model import (
     ContainerPort,
@@ -622,3 +625,60 @@ def test_whatever_is_in_a_field_it_is_an_error_or_it_is_right(data: st.DataObjec
 def test_those_documents_are_right_before_they_are_changed() -> None:
     for document in WHOLE:
         assert len(objects(json.dumps(document))) == 1
+
+
+def service_with(lines: Iterable[str]) -> str:
+    return "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n" + "".join(lines)
+
+
+HOSTILE: dict[str, Callable[[int], str]] = {
+    "unknown fields": lambda n: service_with(f"  f{i}: 1\n" for i in range(n)),
+    "fields twice": lambda n: service_with(["  ports: []\n"] * n),
+    "ports out of range": lambda n: service_with(
+        ["  ports:\n", *(f"  - port: {70_000 + i}\n" for i in range(n))]
+    ),
+    "ports": lambda n: service_with(
+        ["  ports:\n", *(f"  - {{name: p{i}, port: {i + 1}}}\n" for i in range(n))]
+    ),
+    "faults in a list": lambda n: (
+        "apiVersion: v1\nkind: List\nitems:\n"
+        + "".join(
+            f"- {{apiVersion: v1, kind: Service, metadata: {{name: a{i}}}, spec: 1, spec: 2}}\n"
+            for i in range(n)
+        )
+    ),
+    "labels": lambda n: (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: {"
+        + ", ".join(f"k{i}: '!'" for i in range(n))
+        + "}}\n"
+    ),
+}
+
+
+def calls(text: str) -> int:
+    """Return how many times a function or generator was entered to read a text."""
+    entered = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal entered
+        entered += event == "call"
+
+    sys.setprofile(count)
+    try:
+        read(PATH, text, range(30000, 32768))
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_reading_takes_work_in_proportion_to_the_text(kind: str) -> None:
+    assert calls(HOSTILE[kind](1200)) < 6 * calls(HOSTILE[kind](300))
+
+
+def test_the_errors_of_one_object_are_told_up_to_a_number() -> None:
+    content = read(PATH, HOSTILE["unknown fields"](100), range(30000, 32768))
+    told = [str(error) for error in content.errors]
+    assert len(told) == MOST_PROBLEMS + 1
+    assert told[0] == f"{PATH}:5: Service default/web: spec.f0: unknown field"
+    assert told[-1] == f"{PATH}:24: Service default/web: has 81 more errors, which are not listed"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lb.errors import ConfigError, InputError
+from lb.folders import read_file
 from lb.manifests import ManifestSource, documents, library
 from lb.model import Delete, EndpointSlice, Event, Node, ObjectKey, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
@@ -318,14 +319,42 @@ def test_an_unreadable_file_keeps_its_objects(folder: Folder, monkeypatch: pytes
     folder.scan()
     folder.write("web.yaml", service("web", 81))
 
-    def refuse(_path: Path) -> bytes:
+    def refuse(_path: Path, _most: int) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr("lb.manifests.library.read_file", refuse)
         assert folder.new_reports() == ["web.yaml: cannot be read: Permission denied"]
         assert folder.ports() == {"web": 80}
     assert folder.ports() == {"web": 81}
+
+
+def test_a_file_that_turns_into_a_fifo_is_not_waited_for(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder.write("web.yaml", service("web"))
+    folder.scan()
+    path = folder.write("web.yaml", service("web", 81))
+
+    def too_late(found: Path, most: int) -> bytes:
+        found.unlink()
+        os.mkfifo(found)
+        return read_file(found, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lb.manifests.library.read_file", too_late)
+        assert folder.new_reports() == ["web.yaml: cannot be read: is no regular file"]
+    assert folder.ports() == {}
+    path.unlink()
+
+
+def test_a_file_that_no_memory_holds(folder: Folder) -> None:
+    path = folder.write("web.yaml", service("web"))
+    folder.scan()
+    os.truncate(path, 1 << 40)
+    os.utime(path, (SETTLED, SETTLED))
+    assert folder.new_reports() == ["web.yaml: cannot be read: is larger than 67108864 bytes"]
+    assert folder.ports() == {"web": 80}
 
 
 def test_one_object_in_two_files(folder: Folder) -> None:

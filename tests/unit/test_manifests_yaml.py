@@ -200,3 +200,27 @@ def test_any_text_gives_documents_or_faults(text: str) -> None:
         assert document.root is not None or len(document.faults) == 1
         for fault in document.faults:
             assert 1 <= fault.line <= text.count("\n") + 2
+
+
+ALIASES = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a, *a]\n"
+
+
+def test_aliases_that_stand_for_a_little_are_read() -> None:
+    (document,) = load(ALIASES)
+    assert document.root is not None
+    assert not document.faults
+    assert len(document.root.entries["b"][1].items) == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ALIASES + "c: &c [" + "*b, " * 100 + "]\nd: [" + "*c, " * 100 + "]\n",
+        ALIASES + "c:\n" + "- *b\n" * 1000,
+        "a: &a {" + ", ".join(f"k{i}: 1" for i in range(1000)) + "}\nb:\n" + "- {<<: *a}\n" * 200,
+    ],
+    ids=["within each other", "in a row", "merged"],
+)
+def test_aliases_that_stand_for_more_than_anybody_means(text: str) -> None:
+    fault = only_fault(text)
+    assert "its aliases stand for more than 100000 values" in fault.message
