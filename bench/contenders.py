@@ -18,13 +18,13 @@ from ipaddress import IPv4Address
 
 from bench.topology import NODE, POD_INTERFACES, PODS, TARGET_PORT, UPLINK, Topology, run
 from lb.config import Config, Limits, SocketMode, Switch, UplinkMode
-from lb.datapath.hooks import Hooks, Selection
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.loader import load
-from lb.datapath.pins import Pins, unload
-from lb.datapath.reconcile import Reconciler
-from lb.datapath.settings import write_settings
-from lb.datapath.sockets import SocketHooks
+from lb.datapath.attach.hooks import Hooks, Selection
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.attach.sockets import SocketHooks
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.programs.loader import load
+from lb.datapath.sync.reconcile import Reconciler
 from lb.lab import cgroups, kube_proxy
 from lb.lab.topology import fill_in_checksums
 from lb.model import ObjectKey, Protocol

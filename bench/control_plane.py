@@ -50,11 +50,11 @@ import lb
 from bench.cluster import fill, slice_of
 from bench.results import DIRECTORY, Result
 from lb.config import Limits
-from lb.datapath.build import CACHE
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BackendStateCode
-from lb.datapath.loader import load
-from lb.datapath.pins import Pins, unload
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import BackendStateCode
+from lb.datapath.programs.build import CACHE
+from lb.datapath.programs.loader import load
 from lb.rundir import RunDir
 from tests.kube.double import ApiDouble, Handler, Request
 

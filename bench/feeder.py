@@ -16,11 +16,13 @@ from typing import Any, Self
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath import bpf, features, layouts
-from lb.datapath.bpf import ProgType
-from lb.datapath.build import PROGRAM_ARRAY, instructions, relocate
-from lb.datapath.loader import load
-from lb.datapath.map_table import BPF_F_MMAPABLE, MapType
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.maps import layouts
+from lb.datapath.maps.map_table import BPF_F_MMAPABLE, MapType
+from lb.datapath.programs import features
+from lb.datapath.programs.build import PROGRAM_ARRAY, instructions, relocate
+from lb.datapath.programs.loader import load
 from lb.plan.types import ServicePlan
 from tests import packets as p
 from tests.packet.harness import HOOK_OF, TC_POD_IN, TC_POD_OUT, TC_UPLINK_OUT, XDP, Datapath

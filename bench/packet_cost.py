@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, ip_address
 from bench.feeder import Feeder, Traffic
 from bench.results import Result
 from lb.config import Limits
-from lb.datapath import layouts
+from lb.datapath.maps import layouts
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p

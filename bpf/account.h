@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What is counted of each backend and each Service port, for metrics and `lbctl top`. Python's side, which
- * says whose each figure is, is lb/datapath/figures.py. */
+ * says whose each figure is, is lb/datapath/view/figures.py. */
 #pragma once
 #include "backend.h"
 #include "reasons.h"

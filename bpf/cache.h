@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Tables that forget: what flows and affinity are kept in. Python's side is lb/datapath/cache.py.
+/* Tables that forget: what flows and affinity are kept in. Python's side is lb/datapath/maps/cache.py.
  *
  * A table is an array of buckets of SLOTS entries. A key's hash names its one bucket, and a tag; the bucket's
  * head has the tags of all its entries. So an entry that is there is found in two cache lines that lie side

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The maps, by name. Python creates and pins them (the table is lb/datapath/map_table.py) and hands each
+/* The maps, by name. Python creates and pins them (the table is lb/datapath/maps/map_table.py) and hands each
  * one's file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips, &key).
  * Where the families have a map each, the name stands for that of FAMILY. */
 #pragma once

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every struct that a map holds. Python's view of them is lb/datapath/layouts.py; the loader turns that
+/* Every struct that a map holds. Python's view of them is lb/datapath/maps/layouts.py; the loader turns that
  * view into static assertions, so a difference is a compile error.
  *
  * Addresses and ports are in network byte order everywhere. Everything else is in the CPU's order.

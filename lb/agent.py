@@ -17,13 +17,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from lb.datapath.reconcile import SyncReport
+from lb.datapath.sync.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
 from lb.model import Event, IPAddress, Node, ObjectKey
-from lb.observe.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, plan_service
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
+from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.state import ClusterState
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What :class:`lb.datapath.grace.GracePeriods` waited for is over."""
+    """What :class:`lb.datapath.kernel.grace.GracePeriods` waited for is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Surroundings(Protocol):
 
 
 class Syncer(Protocol):
-    """What the agent uses of :class:`lb.datapath.reconcile.Reconciler`."""
+    """What the agent uses of :class:`lb.datapath.sync.reconcile.Reconciler`."""
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
@@ -129,7 +129,7 @@ class Syncer(Protocol):
 
 
 class Checks(Protocol):
-    """What the agent uses of :class:`lb.observe.health.HealthChecks`."""
+    """What the agent uses of :class:`lb.served.health.HealthChecks`."""
 
     def update(
         self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]

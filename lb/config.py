@@ -213,7 +213,7 @@ class Limits:
     )
 
     def as_dict(self) -> dict[str, int]:
-        """Return the limits by name, as :meth:`lb.datapath.map_table.MapSpec.max_entries` takes them."""
+        """Return the limits by name, as :meth:`lb.datapath.maps.map_table.MapSpec.max_entries` takes them."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 

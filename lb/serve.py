@@ -21,29 +21,29 @@ import lb
 from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
 from lb.config import NODE_NAME, Config, Switch, split_address
-from lb.datapath import loader
-from lb.datapath.grace import GracePeriods
-from lb.datapath.hooks import Hooks
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.loader import Loaded
-from lb.datapath.maps import Maps
-from lb.datapath.netlink import InterfaceWatcher
-from lb.datapath.pins import Pins
-from lb.datapath.reconcile import Reconciler
-from lb.datapath.settings import write_settings
-from lb.datapath.sockets import SocketHooks
-from lb.datapath.standing import selection, standing
+from lb.datapath.attach.hooks import Hooks
+from lb.datapath.attach.netlink import InterfaceWatcher
+from lb.datapath.attach.roles import selection, standing
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.attach.sockets import SocketHooks
+from lb.datapath.kernel.grace import GracePeriods
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.programs import loader
+from lb.datapath.programs.loader import Loaded
+from lb.datapath.sync.reconcile import Reconciler
+from lb.diagnose import attachment
 from lb.errors import ConfigError, InputError
 from lb.model import Event, Node, ObjectKey
-from lb.observe import attachment
-from lb.observe.api import history_answer
-from lb.observe.health import HealthChecks, NodeHealth
-from lb.observe.history import History
-from lb.observe.http import HttpServer, routes
-from lb.observe.notes import Notes
-from lb.observe.pages import Views, shown_at
 from lb.plan.types import Topology
 from lb.rundir import RunDir
+from lb.served.api import history_answer
+from lb.served.health import HealthChecks, NodeHealth
+from lb.served.history import History
+from lb.served.http import HttpServer, routes
+from lb.served.notes import Notes
+from lb.served.pages import Views, shown_at
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
@@ -229,9 +229,9 @@ def startup(
     }
     told.open((str(run_dir.socket_path), 0), routes(asked), "lbctl")
     if address := split_address(config.metrics_address):
-        from lb.observe import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
-        from lb.observe.exposition import exposition  # noqa: PLC0415
-        from lb.observe.service_metrics import service_metrics  # noqa: PLC0415
+        from lb.served import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
+        from lb.served.exposition import exposition  # noqa: PLC0415
+        from lb.served.service_metrics import service_metrics  # noqa: PLC0415
 
         syncs, programming = metrics.Syncs(), metrics.Programming()
         after_sync.append(lambda agent: syncs.note(agent.sync_seconds))

@@ -12,11 +12,11 @@ from typing import Any, TextIO
 
 from lb.cli import nodes, output
 from lb.cli.nodes import NodeView
-from lb.datapath.differences import Difference
-from lb.datapath.maps import Maps
+from lb.datapath.maps.interface import Maps
+from lb.datapath.sync.differences import Difference
+from lb.diagnose import attachment, audit
+from lb.diagnose.audit import Comparison
 from lb.errors import LbError
-from lb.observe import attachment, audit
-from lb.observe.audit import Comparison
 from lb.rundir import RunDir
 
 _DESCRIPTION = """\

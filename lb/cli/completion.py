@@ -13,9 +13,10 @@ from typing import Any, TextIO
 import argcomplete
 
 from lb.cli import instances
-from lb.datapath import catalogue, pins
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel import pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.view import catalogue
 from lb.errors import LbError
 
 _DESCRIPTION = """\

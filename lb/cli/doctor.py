@@ -10,8 +10,8 @@ from typing import TextIO
 
 from lb.cli import output
 from lb.cli.tables import table
-from lb.observe import doctor
-from lb.observe.findings import Finding, Result
+from lb.diagnose import doctor
+from lb.diagnose.findings import Finding, Result
 
 _DESCRIPTION = """\
 Look at this machine and say what lbctl needs and has, what will not work, and what to do about it. Nothing is

@@ -13,11 +13,11 @@ from typing import TextIO
 from lb.cli import nodes, output
 from lb.cli.audit import look
 from lb.cli.colours import painted, wanted
+from lb.diagnose.explain import explain
+from lb.diagnose.facts import Finding, Result, causes
+from lb.diagnose.gather import Node, gather
 from lb.errors import UsageError
 from lb.model import ObjectKey
-from lb.observe.explain import explain
-from lb.observe.facts import Finding, Result, causes
-from lb.observe.gather import Node, gather
 
 _DESCRIPTION = """\
 Work through the list that finds out why a Service does not answer, in its order: the Service, its

@@ -12,10 +12,10 @@ from typing import TextIO
 from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
-from lb.datapath import dump
-from lb.datapath.dump import FlowEntry
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.view import dump
+from lb.datapath.view.dump import FlowEntry
 
 _DESCRIPTION = """\
 List live connections as the kernel has them: the client, the VIP that it uses, the backend that it

@@ -9,9 +9,9 @@ from typing import Any, TextIO
 
 from lb.cli import instances, output
 from lb.cli.nodes import service_key
-from lb.observe.ask import ask
-from lb.observe.history import IN_ALL, OF_ONE
 from lb.rundir import RunDir
+from lb.served.ask import ask
+from lb.served.history import IN_ALL, OF_ONE
 
 _DESCRIPTION = f"""\
 Show what the agent has lately written to this node's maps for a Service: when it was in the maps,

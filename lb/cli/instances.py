@@ -7,7 +7,8 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 
-from lb.datapath import netns, pins
+from lb.datapath.attach import netns
+from lb.datapath.kernel import pins
 from lb.errors import ConfigError
 from lb.rundir import RunDir
 

@@ -12,9 +12,10 @@ from lb.cli import instances
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.config import Limits
-from lb.datapath import dump, layouts, map_table, render
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.view import dump, render
 from lb.errors import UsageError
 
 _DUMP = """\

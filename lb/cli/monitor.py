@@ -19,13 +19,13 @@ from lb.cli import instances, output
 from lb.cli.colours import painted
 from lb.cli.colours import wanted as colours_wanted
 from lb.cli.nodes import service_key
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import WatchFlag
-from lb.datapath.pins import Pins
-from lb.datapath.watch import Watch
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import WatchFlag
+from lb.datapath.view.watch import Watch
 from lb.errors import UsageError
-from lb.observe.events import Event, Names, What
-from lb.observe.monitor import Monitor
+from lb.live.events import Event, Names, What
+from lb.live.monitor import Monitor
 from lb.rundir import RunDir
 
 Tell = Callable[[Any, Event], None]
@@ -146,7 +146,7 @@ def wanted(args: argparse.Namespace) -> WatchFlag:
 
 def _capture(path: Path | None, stack: contextlib.ExitStack) -> Iterator[Tell]:
     if path is not None:
-        from lb.observe.capture import Capture  # noqa: PLC0415 - Scapy is for this alone
+        from lb.live.capture import Capture  # noqa: PLC0415 - Scapy is for this alone
 
         capture = Capture(path)
         stack.callback(capture.close)

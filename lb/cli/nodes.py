@@ -12,13 +12,13 @@ from typing import Any
 from lb.cli import instances
 from lb.cli.settings import Given, build
 from lb.config import SOURCE, Config
-from lb.datapath import pins
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
-from lb.datapath.standing import standing
+from lb.datapath.attach.roles import standing
+from lb.datapath.kernel import pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.diagnose.snapshot import Snapshot, SourceReader, open_source
 from lb.errors import UsageError
 from lb.model import ObjectKey
-from lb.observe.snapshot import Snapshot, SourceReader, open_source
 from lb.plan.types import Topology
 from lb.rundir import RunDir
 

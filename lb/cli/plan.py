@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from lb.cli import nodes, output
 from lb.cli.tables import table
-from lb.observe.audit import Preview, preview
-from lb.observe.snapshot import read_file
+from lb.diagnose.audit import Preview, preview
+from lb.diagnose.snapshot import read_file
 
 _DESCRIPTION = """\
 Show what a manifest would change in this node's maps, entry by entry, if it were applied to the

@@ -14,11 +14,12 @@ import numpy as np
 from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
-from lb.datapath import accounts, dump
-from lb.datapath.figures import Figures
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.maps import Maps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.sync import accounts
+from lb.datapath.view import dump
+from lb.datapath.view.figures import Figures
 from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
@@ -169,7 +170,7 @@ def render_one(found: Mapping[str, Any]) -> str:
 def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str, Any]:
     """Return the list as the JSON form has it.
 
-    notes are the agent's, see :mod:`lb.observe.notes`; running: it lives. Of backends, ``local`` ones are on
+    notes are the agent's, see :mod:`lb.served.notes`; running: it lives. Of backends, ``local`` ones are on
     this node, ``terminating`` ones on their way out. A port without VIPs, all lost to others, is in no map.
 
     Raises

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from lb.cli import instances, output
 from lb.cli.tables import table
-from lb.observe.status import collect
 from lb.rundir import RunDir
+from lb.served.status import collect
 
 _DESCRIPTION = """\
 Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the

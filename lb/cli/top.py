@@ -18,13 +18,13 @@ from types import FrameType
 from typing import TextIO
 
 from lb.cli import instances
-from lb.datapath import figures
-from lb.datapath.figures import PortName, Sample
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.view import figures
+from lb.datapath.view.figures import PortName, Sample
 from lb.errors import LbError
-from lb.observe import top
-from lb.observe.top import Line, Row, View
+from lb.live import top
+from lb.live.top import Line, Row, View
 
 _DESCRIPTION = """\
 Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long

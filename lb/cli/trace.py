@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lb.cli import instances, nodes, output
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
 from lb.model import IPAddress, Protocol
 
 if TYPE_CHECKING:
-    from lb.datapath.witness import Tuple
-    from lb.observe.entries import Entries
-    from lb.observe.trace import Entry, Traced
+    from lb.datapath.view.lookups import Tuple
+    from lb.diagnose.entries import Entries
+    from lb.diagnose.trace import Entry, Traced
 
 _CLIENT_PORT = 50_000
 _TRANSLATED = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "FLOW_HIT"})
@@ -87,7 +87,7 @@ def _trace(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     with instances.entered(name):
         stories = list(_stories(args, name, packet))
     if args.pcap:
-        from lb.observe import frames  # noqa: PLC0415
+        from lb.diagnose import frames  # noqa: PLC0415
 
         each = [one for story in stories for one in story]
         frames.write_capture(args.pcap, [frame for one in each for frame in (one.before, one.after) if frame])
@@ -105,8 +105,8 @@ def _packet(args: argparse.Namespace) -> Tuple | None:
     ------
     UsageError: an address, a port or the flags are wrong, or two ways of saying are mixed.
     """
-    from lb.datapath.witness import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
-    from lb.observe import frames  # noqa: PLC0415
+    from lb.datapath.view.lookups import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
+    from lb.diagnose import frames  # noqa: PLC0415
 
     if args.read:
         if args.src:
@@ -157,10 +157,10 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
 
 def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> Iterator[list[Traced]]:
     """Yield what became of each packet, and of its answer if there is one."""
-    from lb.datapath.layouts import FAMILIES  # noqa: PLC0415
-    from lb.datapath.shadow import Shadow  # noqa: PLC0415
-    from lb.observe import frames, trace  # noqa: PLC0415
-    from lb.observe.entries import Entries  # noqa: PLC0415
+    from lb.datapath.maps.layouts import FAMILIES  # noqa: PLC0415
+    from lb.datapath.programs.rehearsal import Shadow  # noqa: PLC0415
+    from lb.diagnose import frames, trace  # noqa: PLC0415
+    from lb.diagnose.entries import Entries  # noqa: PLC0415
 
     pins = Pins(instance)
     entries = Entries(pins)
@@ -187,7 +187,7 @@ def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> I
 
 def _answer(entries: Entries, entry: Entry, traced: Traced) -> tuple[Entry, bytes] | None:
     """Return where the backend's answer comes to be translated back, and its frame; None without a flow."""
-    from lb.observe import frames  # noqa: PLC0415
+    from lb.diagnose import frames  # noqa: PLC0415
 
     flow, sent = traced.evidence.made, traced.evidence.sent
     if flow is None or sent is None or traced.evidence.outcome.reason not in _TRANSLATED:
@@ -227,7 +227,7 @@ def _notes(pins: Pins, side: str) -> list[str]:
 
 
 def _print_json(stories: list[list[Traced]], out: TextIO) -> None:
-    from lb.observe.story import as_dict  # noqa: PLC0415
+    from lb.diagnose.story import as_dict  # noqa: PLC0415
 
     found = [as_dict(*(one.evidence for one in story)) for story in stories]
     json.dump({"packets": found}, out, indent=2)
@@ -235,7 +235,7 @@ def _print_json(stories: list[list[Traced]], out: TextIO) -> None:
 
 
 def _print_text(stories: list[list[Traced]], out: TextIO) -> None:
-    from lb.observe.story import render  # noqa: PLC0415
+    from lb.diagnose.story import render  # noqa: PLC0415
 
     for number, story in enumerate(stories, 1):
         if len(stories) > 1:

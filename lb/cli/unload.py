@@ -8,8 +8,9 @@ import contextlib
 from typing import TextIO
 
 from lb.cli import instances
-from lb.datapath import hooks, pins, sockets
-from lb.datapath.pins import Pins
+from lb.datapath.attach import hooks, sockets
+from lb.datapath.kernel import pins
+from lb.datapath.kernel.pins import Pins
 from lb.errors import LbError
 from lb.rundir import RunDir
 

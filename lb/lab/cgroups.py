@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lb.datapath.sockets import cgroup_root
+from lb.datapath.attach.sockets import cgroup_root
 from lb.errors import LabError
 from lb.folders import make
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from lb.datapath.pins import Pins, unload
+from lb.datapath.kernel.pins import Pins, unload
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces
 from lb.lab.addressing import LabSpec

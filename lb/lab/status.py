@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import topology
 from lb.lab.addressing import UPLINK, LabSpec, clients, outside_server

@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from lb.config import Limits
-from lb.datapath.bpf import possible_cpus
-from lb.datapath.fill import map_fill
-from lb.datapath.layouts import FAMILIES, REASONS
-from lb.datapath.map_pins import create_map
-from lb.datapath.map_table import MAPS, MapSpec
-from lb.datapath.maps import FakeMaps
+from lb.datapath.kernel.bpf import possible_cpus
+from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import FAMILIES, REASONS
+from lb.datapath.maps.map_pins import create_map
+from lb.datapath.maps.map_table import MAPS, MapSpec
 from tests.deploy.conftest import ROOT
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -81,7 +81,7 @@ def test_alerts_are_those_of_the_table() -> None:
 
 def test_alerts_ask_for_metrics_and_reasons_that_there_are() -> None:
     source = "".join(
-        (ROOT / "lb" / "observe" / f"{name}.py").read_text() for name in ("metrics", "service_metrics")
+        (ROOT / "lb" / "served" / f"{name}.py").read_text() for name in ("metrics", "service_metrics")
     )
     families = set(re.findall(r'"(lbctl_\w+)"', source))
     reasons = {name for name, _ in REASONS}

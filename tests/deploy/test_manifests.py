@@ -16,9 +16,9 @@ import yaml
 
 import lb
 from lb import config
-from lb.datapath import privileges
-from lb.observe.health import NodeHealth
-from lb.observe.http import Request
+from lb.datapath.kernel import privileges
+from lb.served.health import NodeHealth
+from lb.served.http import Request
 from tests.deploy.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"

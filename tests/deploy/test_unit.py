@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from lb.datapath import privileges
+from lb.datapath.kernel import privileges
 from tests.deploy.conftest import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"

@@ -38,7 +38,7 @@ def test_the_command_runs_from_the_wheel(installed: Installed) -> None:
     assert "usage: lbctl" in installed.run("lbctl", "--help")
     assert "usage: kubectl lb" in installed.run("kubectl-lb", "--help")
     assert installed.run("kubectl_complete-lb", "hist") == "history\n:4\n"
-    where = installed.run("python", "-c", "import lb.datapath.layouts as it; print(it.BPF_DIR)").strip()
+    where = installed.run("python", "-c", "import lb.datapath.maps.layouts as it; print(it.BPF_DIR)").strip()
     assert Path(where).is_relative_to(installed.bin.parent)
     assert _files("bpf") == {f"bpf/{path.relative_to(where)}" for path in Path(where).rglob("*.*")}
 

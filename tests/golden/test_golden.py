@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from lb.config import Limits
-from lb.datapath.dump import dump
-from lb.datapath.maps import FakeMaps
-from lb.datapath.reconcile import Reconciler
-from lb.datapath.render import as_ipvsadm, as_json
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.sync.reconcile import Reconciler
+from lb.datapath.view.dump import dump
+from lb.datapath.view.render import as_ipvsadm, as_json
 from lb.errors import InputError
 from lb.manifests import ManifestSource
 from lb.plan import plan_service

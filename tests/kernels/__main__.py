@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lb.datapath import build, loader
+from lb.datapath.programs import build, loader
 from tests.kernels import debian
 
 TREE = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from lb.config import UplinkMode
-from lb.datapath import features
-from lb.datapath.layouts import WatchFlag
-from lb.datapath.sockets import netns_cookie
+from lb.datapath.attach.sockets import netns_cookie
+from lb.datapath.maps.layouts import WatchFlag
+from lb.datapath.programs import features
 from lb.lab.lab import Lab
 from tests.netns.conftest import MakeLab, lab, make_lab, remove
 from tests.netns.pinned import Cluster, bring_up, check_answers, check_sources

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 
 from lb.agent import Agent, Inbox, Stop, Told
-from lb.datapath.maps import FakeMaps
-from lb.datapath.reconcile import Reconciler
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.sync.reconcile import Reconciler
 from lb.kube import KubernetesSource
 from lb.model import Event
-from lb.observe.health import HealthChecks, NodeHealth
-from lb.observe.history import History
-from lb.observe.http import Address, HttpServer
+from lb.served.health import HealthChecks, NodeHealth
+from lb.served.history import History
+from lb.served.http import Address, HttpServer
 from lb.state import ClusterState
 from tests.kube.harness import PATIENCE, Cluster
 from tests.kube.objects import BACKEND_A, BACKEND_B, NODE, OTHER_NODE, endpoint, endpoint_slice, node, service

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from lb.config import Config
+from lb.diagnose.snapshot import ApiReader
 from lb.kube import client
 from lb.model import ObjectKey
-from lb.observe.snapshot import ApiReader
 from tests.kube.double import ApiDouble
 from tests.kube.harness import client_of
 from tests.kube.objects import NAMESPACE, NODE, endpoint, endpoint_slice, node, service

@@ -18,14 +18,25 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from lb.config import UplinkMode
-from lb.datapath import bpf, hooks, layouts, loader, netlink, tcx
-from lb.datapath.bpf import ProgType
-from lb.datapath.hooks import HookReport, Hooks, Role, Selection, attached, choose_uplink_mode, detach_all
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.loader import Loaded
-from lb.datapath.netlink import Interface, InterfaceWatcher, Netlink
-from lb.datapath.pins import Pins, unload
-from lb.datapath.rtnl import TC_HANDLE, Direction, Filter, filters, set_xdp
+from lb.datapath.attach import hooks, netlink
+from lb.datapath.attach.hooks import (
+    HookReport,
+    Hooks,
+    Role,
+    Selection,
+    attached,
+    choose_uplink_mode,
+    detach_all,
+)
+from lb.datapath.attach.netlink import Interface, InterfaceWatcher, Netlink
+from lb.datapath.kernel import bpf, tcx
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.kernel.rtnl import TC_HANDLE, Direction, Filter, filters, set_xdp
+from lb.datapath.maps import layouts
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.programs import loader
+from lb.datapath.programs.loader import Loaded
 from lb.errors import AttachError, BpfError
 from tests.namespaces import NetworkNamespace
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lb.diagnose.kube_proxy import find
 from lb.lab import kube_proxy
-from lb.observe.kube_proxy import find
 from tests.deploy.conftest import ROOT
 from tests.namespaces import NetworkNamespace
 from tests.netns.conftest import MakeLab, fresh_id, remove

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lb.datapath.pins import Pins, unload
-from lb.datapath.privileges import NEEDED
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.kernel.privileges import NEEDED
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
@@ -33,7 +33,7 @@ NODE = "node1"
 UNCHECKED = """\
 import sys
 from lb.cli import main
-from lb.datapath import privileges
+from lb.datapath.kernel import privileges
 privileges.check = lambda: None
 sys.exit(main(sys.argv[1:]))
 """

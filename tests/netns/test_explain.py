@@ -19,11 +19,11 @@ import pytest
 
 from lb.cli import main
 from lb.config import Timeouts
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import ID, BackendStateCode
-from lb.datapath.ledger import vip_keys
-from lb.datapath.netlink import Netlink
-from lb.datapath.pins import Pins
+from lb.datapath.attach.netlink import Netlink
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import ID, BackendStateCode
+from lb.datapath.sync.ledger import vip_keys
 from lb.lab import namespaces
 from lb.lab.addressing import UPLINK
 from lb.lab.lab import Lab

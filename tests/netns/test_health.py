@@ -18,7 +18,7 @@ import pytest
 
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
-from lb.observe.http import show
+from lb.served.http import show
 from tests.netns.conftest import MakeLab, remove
 from tests.netns.waiting import eventually
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from lb.datapath import sockets
-from lb.datapath.layouts import WatchFlag
-from lb.datapath.pins import Pins
+from lb.datapath.attach import sockets
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.layouts import WatchFlag
 from lb.lab.addressing import CLIENTS, node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment

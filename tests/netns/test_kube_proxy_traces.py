@@ -9,10 +9,10 @@ from ipaddress import ip_address
 
 import pytest
 
+from lb.diagnose.kube_proxy import Trace, find, legacy_chains
 from lb.errors import LbError
 from lb.lab import kube_proxy as rules
 from lb.model import Protocol, TrafficPolicy
-from lb.observe.kube_proxy import Trace, find, legacy_chains
 from lb.plan.types import Backend, PortPlan, Vip, VipKey, VipKind
 from tests.namespaces import NetworkNamespace
 

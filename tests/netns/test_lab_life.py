@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces
 from lb.lab.addressing import LabSpec

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.datapath.layouts import REASONS
+from lb.datapath.maps.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
-from lb.observe import metrics
-from lb.observe.service_metrics import service_metrics
+from lb.served import metrics
+from lb.served.service_metrics import service_metrics
 from tests.deploy.conftest import ROOT
 from tests.netns.waiting import METRICS, dumped, scrape
 from tests.unit.figures_bench import Node

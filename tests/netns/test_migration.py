@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lb.datapath.pins import instances
+from lb.datapath.kernel.pins import instances
 from lb.lab import kube_proxy
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
@@ -25,7 +25,7 @@ from tests.netns.waiting import eventually
 
 NODES = ("node1", "node2")
 CLUSTER_IP, NODE_PORT = "http://10.66.5.6", 30123
-FIND = "from lb.observe.kube_proxy import find; print(*find(), sep='\\n')"
+FIND = "from lb.diagnose.kube_proxy import find; print(*find(), sep='\\n')"
 ENOUGH = 5
 
 

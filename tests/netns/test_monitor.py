@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from scapy.utils import RawPcapReader
 
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.pins import Pins
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.lab.addressing import clients
 from lb.lab.lab import Lab
 from lb.model import socket_text

@@ -13,12 +13,12 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb.cli import main
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import WatchFlag
-from lb.datapath.pins import Pins
-from lb.datapath.watch import Watch
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import WatchFlag
+from lb.datapath.view.watch import Watch
 from lb.lab.lab import Lab
-from lb.observe.events import Event, Names, describe
+from lb.live.events import Event, Names, describe
 
 
 def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:

@@ -22,14 +22,15 @@ import pytest
 from pyroute2 import IPRoute
 
 from lb.config import Limits, SnatPorts, Timeouts
-from lb.datapath import bpf, layouts
-from lb.datapath.hooks import TC_PROGRAMS, XDP_PROGRAM, Role
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.loader import load
-from lb.datapath.netlink import Netlink
-from lb.datapath.pins import Pins, unload
-from lb.datapath.reconcile import Reconciler
-from lb.datapath.rtnl import Direction
+from lb.datapath.attach.hooks import TC_PROGRAMS, XDP_PROGRAM, Role
+from lb.datapath.attach.netlink import Netlink
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.kernel.rtnl import Direction
+from lb.datapath.maps import layouts
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.programs.loader import load
+from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
 from lb.model import ObjectKey
 from lb.plan.types import ServicePlan

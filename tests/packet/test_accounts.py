@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb.datapath import figures, layouts
-from lb.datapath.figures import HANDSHAKE_BOUNDS, Figures, PortName
+from lb.datapath.maps import layouts
+from lb.datapath.view import figures
+from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Figures, PortName
 from lb.model import Protocol, TrafficPolicy
 from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.config import Timeouts
-from lb.datapath.layouts import Direction, FlowState
+from lb.datapath.maps.layouts import Direction, FlowState
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p

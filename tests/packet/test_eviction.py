@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from lb.config import Limits, SnatPorts
-from lb.datapath import loader
-from lb.datapath.layouts import Direction
+from lb.datapath.maps.layouts import Direction
+from lb.datapath.programs import loader
 from tests.packet.conversation import Conversation, Path, each_path
 from tests.packet.harness import Datapath
 from tests.packet.plans import service

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from lb.datapath.maps import Rows
+from lb.datapath.maps.interface import Rows
 from lb.model import Protocol, TrafficPolicy
 from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p

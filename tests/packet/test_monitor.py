@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from scapy.utils import RawPcapReader
 
-from lb.datapath import bpf
-from lb.datapath.layouts import EVENT_BYTES, REASONS, WatchFlag
-from lb.datapath.watch import LEASE_SECONDS, Watch
+from lb.datapath.kernel import bpf
+from lb.datapath.maps.layouts import EVENT_BYTES, REASONS, WatchFlag
+from lb.datapath.view.watch import LEASE_SECONDS, Watch
 from lb.errors import ConfigError
+from lb.live.capture import Capture
+from lb.live.events import Event, Names, What, describe
 from lb.model import ObjectKey, Protocol, TrafficPolicy, socket_text
-from lb.observe.capture import Capture
-from lb.observe.events import Event, Names, What, describe
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import (

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from scapy.packet import Packet
 
 from lb.config import SnatPorts, Timeouts
-from lb.datapath import layouts
+from lb.datapath.maps import layouts
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan import SMALL_SET
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind

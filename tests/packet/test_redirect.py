@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lb.datapath.layouts import FlowPath
+from lb.datapath.maps.layouts import FlowPath
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p

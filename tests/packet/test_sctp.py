@@ -8,7 +8,7 @@ import random
 import pytest
 
 from lb.config import SnatPorts, Timeouts
-from lb.datapath.layouts import Direction, FlowState
+from lb.datapath.maps.layouts import Direction, FlowState
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p

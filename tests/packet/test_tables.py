@@ -6,9 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lb.datapath import bpf, cache
-from lb.datapath.map_pins import read_rows
-from lb.datapath.map_table import MAP_SPECS
+from lb.datapath.kernel import bpf
+from lb.datapath.maps import cache
+from lb.datapath.maps.map_pins import read_rows
+from lb.datapath.maps.map_table import MAP_SPECS
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import XDP, Datapath, own

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from lb.config import SnatPorts
-from lb.datapath import bpf, build
-from lb.datapath.layouts import FAMILIES, WatchFlag
-from lb.datapath.map_pins import read_rows
-from lb.datapath.map_table import MAP_SPECS
-from lb.datapath.shadow import PRIVATE, Shadow
-from lb.datapath.watch import Watch
+from lb.datapath.kernel import bpf
+from lb.datapath.maps.layouts import FAMILIES, WatchFlag
+from lb.datapath.maps.map_pins import read_rows
+from lb.datapath.maps.map_table import MAP_SPECS
+from lb.datapath.programs import build
+from lb.datapath.programs.rehearsal import PRIVATE, Shadow
+from lb.datapath.view.watch import Watch
+from lb.diagnose import frames, trace
+from lb.diagnose.story import Side, render
+from lb.diagnose.trace import Entry, Traced
 from lb.errors import DatapathError
 from lb.model import Protocol, TrafficPolicy
-from lb.observe import frames, trace
-from lb.observe.story import Side, render
-from lb.observe.trace import Entry, Traced
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import (

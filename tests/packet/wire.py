@@ -20,10 +20,10 @@ from ipaddress import ip_network
 import numpy as np
 from pyroute2 import IPRoute
 
-from lb.datapath import layouts
-from lb.datapath.hooks import TC_PROGRAMS_L3
-from lb.datapath.netlink import Netlink
-from lb.datapath.rtnl import Direction
+from lb.datapath.attach.hooks import TC_PROGRAMS_L3
+from lb.datapath.attach.netlink import Netlink
+from lb.datapath.kernel.rtnl import Direction
+from lb.datapath.maps import layouts
 from tests import packets as p
 from tests.packet.harness import TC_POD_IN, TC_POD_OUT, TC_UPLINK_IN, TC_UPLINK_OUT, Datapath, own, packed
 

@@ -7,9 +7,10 @@ from ipaddress import ip_address
 
 import numpy as np
 
-from lb.datapath import accounts, layouts
-from lb.datapath.layouts import BackendFlag, BackendStateCode
-from lb.datapath.maps import FakeMaps
+from lb.datapath.maps import layouts
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import BackendFlag, BackendStateCode
+from lb.datapath.sync import accounts
 from lb.model import Protocol
 from tests.unit.pins_bench import LIMITS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server of lb.observe.http that runs while a test asks it, over loopback."""
+"""A server of lb.served.http that runs while a test asks it, over loopback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lb.observe import http as lbhttp
-from lb.observe.http import Address, HttpServer
+from lb.served import http as lbhttp
+from lb.served.http import Address, HttpServer
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 20.0

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lb.config import Limits
-from lb.datapath.bpf import ProgType
-from lb.datapath.layouts import BPF_DIR
-from lb.datapath.loader import Program
-from lb.datapath.map_pins import open_maps, pin_maps
-from lb.datapath.map_table import sizes
-from lb.datapath.pins import Pins, ensure_bpffs, unload
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.kernel.pins import Pins, ensure_bpffs, unload
+from lb.datapath.maps.layouts import BPF_DIR
+from lb.datapath.maps.map_pins import open_maps, pin_maps
+from lb.datapath.maps.map_table import sizes
+from lb.datapath.programs.loader import Program
 
 LIMITS = Limits(vips=64, backends=64, table_rows=1024, flows=256, affinity=64, services=64)
 

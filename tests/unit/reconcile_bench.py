@@ -10,13 +10,13 @@ import numpy as np
 from msgspec import structs
 
 from lb.config import Limits
-from lb.datapath.layouts import FAMILIES, BackendStateCode, VipFlag, VipKindCode, pack_address
-from lb.datapath.ledger import VipRow, read_ranges, read_vips
-from lb.datapath.map_table import MAP_SPECS
-from lb.datapath.maps import FakeMaps, Rows
-from lb.datapath.pools import Region
-from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport
-from lb.datapath.tables import table_rows
+from lb.datapath.maps.interface import FakeMaps, Rows
+from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, VipFlag, VipKindCode, pack_address
+from lb.datapath.maps.map_table import MAP_SPECS
+from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips
+from lb.datapath.sync.pools import Region
+from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport
+from lb.datapath.sync.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import SMALL_SET, lookup_table, weights
 from lb.plan.types import Backend, ServicePlan, VipKey, VipKind

@@ -26,9 +26,9 @@ from lb.agent import (
     Told,
 )
 from lb.config import Limits
-from lb.datapath.ledger import read_vips, vip_keys
-from lb.datapath.maps import FakeMaps
-from lb.datapath.reconcile import Reconciler, SyncReport
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.sync.ledger import read_vips, vip_keys
+from lb.datapath.sync.reconcile import Reconciler, SyncReport
 from lb.errors import LbError
 from lb.model import (
     Delete,
@@ -47,10 +47,10 @@ from lb.model import (
     TrafficPolicy,
     Upsert,
 )
-from lb.observe.history import History, Since
 from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, Topology
 from lb.retries import Retries
+from lb.served.history import History, Since
 from lb.state import ClusterState
 
 NODE = "node1"

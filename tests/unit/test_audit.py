@@ -13,18 +13,18 @@ import pytest
 from lb.cli import audit as audit_command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
-from lb.datapath.differences import Difference
-from lb.datapath.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode, pack_address
-from lb.datapath.ledger import vip_keys
-from lb.datapath.map_table import MAPS, MapType
-from lb.datapath.maps import FakeMaps
-from lb.datapath.overlay import Overlay
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode, pack_address
+from lb.datapath.maps.map_table import MAPS, MapType
+from lb.datapath.maps.overlay import Overlay
+from lb.datapath.sync.differences import Difference
+from lb.datapath.sync.ledger import vip_keys
+from lb.diagnose import audit
+from lb.diagnose.audit import Comparison, Preview, preview, steady
+from lb.diagnose.snapshot import ManifestReader, read_file
 from lb.errors import CapacityError, LbError
-from lb.observe import audit
-from lb.observe.audit import Comparison, Preview, preview, steady
-from lb.observe.metrics import audit_metrics
-from lb.observe.snapshot import ManifestReader, read_file
 from lb.plan.types import Topology
+from lb.served.metrics import audit_metrics
 from tests.unit.plan_builders import vip_key
 from tests.unit.reconcile_bench import VIP as BENCH_VIP
 from tests.unit.reconcile_bench import A, B, Bench, web

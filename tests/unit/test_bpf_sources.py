@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lb.datapath import layouts, map_table
-from lb.datapath.build import c_flags
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.programs.build import c_flags
 
 HEADERS = sorted(path.name for path in layouts.BPF_DIR.glob("*.h"))
 NEEDS_NO_CTX = {

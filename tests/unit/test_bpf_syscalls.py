@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lb.datapath import batch, bpf
-from lb.datapath.map_table import MapType
-from lb.datapath.pins import Pins, ensure_bpffs
+from lb.datapath.kernel import batch, bpf
+from lb.datapath.kernel.pins import Pins, ensure_bpffs
+from lb.datapath.maps.map_table import MapType
 from lb.errors import BpfError
 from tests.unit.pins_bench import own_pins
 

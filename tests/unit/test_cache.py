@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.datapath import cache
-from lb.datapath.bpf import Rows
-from lb.datapath.cache import Entries
-from lb.datapath.layouts import FAMILIES, FLOW, FLOW_BUCKET, FLOW_KEY, SLOTS
+from lb.datapath.kernel.bpf import Rows
+from lb.datapath.maps import cache
+from lb.datapath.maps.cache import Entries
+from lb.datapath.maps.layouts import FAMILIES, FLOW, FLOW_BUCKET, FLOW_KEY, SLOTS
 
 
 def flows(version: int, count: int, until: list[int] | None = None) -> Entries:

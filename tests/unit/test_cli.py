@@ -26,18 +26,18 @@ from lb.cli.command import COMMANDS
 from lb.cli.status import render as status_text
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
-from lb.datapath import layouts, map_table
-from lb.datapath.fill import map_fill
-from lb.datapath.hooks import HookReport
-from lb.datapath.layouts import BackendStateCode, IfaceFlag
-from lb.datapath.maps import FakeMaps
-from lb.datapath.netlink import Interface
-from lb.datapath.settings import write_settings
-from lb.datapath.standing import node_port_addresses
+from lb.datapath.attach.hooks import HookReport
+from lb.datapath.attach.netlink import Interface
+from lb.datapath.attach.roles import node_port_addresses
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
-from lb.observe.status import roles
 from lb.rundir import RunDir
 from lb.serve import complete, stop_signals, threads
+from lb.served.status import roles
 
 
 def run(*argv: str) -> tuple[int, str, str]:
@@ -110,7 +110,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
 def test_exit_codes_are_those_of_the_table(
     argv: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["some.node"])
+    monkeypatch.setattr("lb.datapath.kernel.pins.instances", lambda: ["some.node"])
     got, out, err = run(*argv)
     assert got == code
     if code:
@@ -182,7 +182,7 @@ def test_without_root_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> list[str]:
         raise PermissionError(13, "Permission denied", "/sys/fs/bpf/lbctl")
 
-    monkeypatch.setattr("lb.datapath.pins.instances", refuse)
+    monkeypatch.setattr("lb.datapath.kernel.pins.instances", refuse)
     said = "lbctl: /sys/fs/bpf/lbctl: Permission denied; lbctl needs root\n"
     assert run("status") == run("maps", "dump") == run("unload") == (1, "", said)
 
@@ -191,8 +191,8 @@ def test_unload_of_a_mistyped_instance_touches_nothing(monkeypatch: pytest.Monke
     def detach() -> None:
         raise AssertionError("the programs of lab.node1 were about to go")
 
-    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["lab.node1"])
-    monkeypatch.setattr("lb.datapath.hooks.detach_all", detach)
+    monkeypatch.setattr("lb.datapath.kernel.pins.instances", lambda: ["lab.node1"])
+    monkeypatch.setattr("lb.datapath.attach.hooks.detach_all", detach)
     said = "lbctl: --instance nope: no such instance; there are: lab.node1\n"
     assert run("unload", "--instance", "nope") == (1, "", said)
     assert run("unload", "--instance", "nope", "--force") == (1, "", said)
@@ -201,8 +201,8 @@ def test_unload_of_a_mistyped_instance_touches_nothing(monkeypatch: pytest.Monke
 def test_unload_where_nothing_is_pinned_still_looks_for_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lb.datapath.pins.instances", list)
-    monkeypatch.setattr("lb.datapath.hooks.detach_all", lambda: HookReport(detached=["eth0 tc"]))
+    monkeypatch.setattr("lb.datapath.kernel.pins.instances", list)
+    monkeypatch.setattr("lb.datapath.attach.hooks.detach_all", lambda: HookReport(detached=["eth0 tc"]))
     assert run("unload") == (0, "detached: eth0 tc\nunloaded: nothing was pinned\n", "")
 
 

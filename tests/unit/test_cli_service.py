@@ -13,13 +13,13 @@ from lb.cli import main
 from lb.cli.flows import render as render_flows
 from lb.cli.service import collect, render, render_one, shown
 from lb.config import Config
-from lb.datapath.dump import FlowEntry
-from lb.datapath.layouts import FLOW, FLOW_KEY
+from lb.datapath.maps.layouts import FLOW, FLOW_KEY
+from lb.datapath.view.dump import FlowEntry
 from lb.model import ObjectKey, Protocol
-from lb.observe.notes import MOST, Notes
 from lb.plan import Conflict
 from lb.plan.types import BackendState, VipKind
 from lb.rundir import RunDir
+from lb.served.notes import MOST, Notes
 from tests.unit.plan_builders import NODE, RememberedClaims, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 

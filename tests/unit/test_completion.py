@@ -125,7 +125,7 @@ def test_kubectl_completes_the_words_of_its_plugin(
 
 
 def test_values_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lb.datapath.pins.instances", lambda: ["lab.node1", "lab.node2"])
+    monkeypatch.setattr("lb.datapath.kernel.pins.instances", lambda: ["lab.node1", "lab.node2"])
 
     def values(dest: str, prefix: str = "") -> list[str]:
         action = argparse.Action([f"--{dest}"], dest)

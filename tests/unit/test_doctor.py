@@ -13,15 +13,15 @@ import pytest
 
 from lb.cli import main
 from lb.cli.doctor import render
-from lb.datapath import features
-from lb.datapath.features import Need
-from lb.datapath.netlink import Interface
+from lb.datapath.attach.netlink import Interface
+from lb.datapath.programs import features
+from lb.datapath.programs.features import Need
+from lb.diagnose import doctor
+from lb.diagnose.doctor import Probes
+from lb.diagnose.findings import Finding, Result
+from lb.diagnose.host import HostProbes
+from lb.diagnose.kube_proxy import Trace
 from lb.errors import LbError
-from lb.observe import doctor
-from lb.observe.doctor import Probes
-from lb.observe.findings import Finding, Result
-from lb.observe.host import HostProbes
-from lb.observe.kube_proxy import Trace
 
 ETH0 = Interface(2, "eth0", "physical", mtu=1500)
 VETH = Interface(5, "veth1", "veth", mtu=1450, foreign_peer=True)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from lb.config import Config
-from lb.datapath.dump import SECTIONS, dump
-from lb.datapath.layouts import (
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import (
     AFFINITY,
     AFFINITY_KEY,
     COUNTER,
@@ -26,10 +27,9 @@ from lb.datapath.layouts import (
     FlowState,
     pack_address,
 )
-from lb.datapath.maps import FakeMaps
-from lb.datapath.render import as_ipvsadm, as_json, as_table
-from lb.datapath.settings import write_settings
-from lb.datapath.tables import table_rows
+from lb.datapath.sync.tables import table_rows
+from lb.datapath.view.dump import SECTIONS, dump
+from lb.datapath.view.render import as_ipvsadm, as_json, as_table
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lb.config import Config, Timeouts
-from lb.datapath import layouts
-from lb.datapath.expiry import idle_limits, live_affinity, live_flows
-from lb.datapath.layouts import FAMILIES, FlowState
-from lb.datapath.maps import FakeMaps
-from lb.datapath.settings import write_settings
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.maps import layouts
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import FAMILIES, FlowState
+from lb.datapath.view.expiry import idle_limits, live_affinity, live_flows
 from lb.model import Protocol
 
 SECOND = 1_000_000_000

@@ -13,13 +13,13 @@ import pytest
 from lb.cli import main
 from lb.cli.explain import render
 from lb.cli.nodes import service_key
-from lb.datapath.ledger import vip_keys
-from lb.datapath.netns import Listener, listening
+from lb.datapath.attach.netns import Listener, listening
+from lb.datapath.sync.ledger import vip_keys
+from lb.diagnose.attachment import MissingHook
+from lb.diagnose.explain import explain
+from lb.diagnose.facts import Result, causes, some
 from lb.errors import ConfigError
 from lb.model import ObjectKey, Protocol
-from lb.observe.attachment import MissingHook
-from lb.observe.explain import explain
-from lb.observe.facts import Result, causes, some
 from tests.unit.plan_builders import vip_key
 from tests.unit.worlds import ONE, SERVICE, TWO, WEB, WELL, world
 

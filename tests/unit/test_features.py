@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb.datapath import bpf, build, features, layouts, loops, map_table
-from lb.datapath.bpf import FD, ProgType
-from lb.datapath.loader import PROGRAMS
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.bpf import FD, ProgType
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.programs import build, features, loops
+from lb.datapath.programs.loader import PROGRAMS
 
 _CALL = 0x85
 

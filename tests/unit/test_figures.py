@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import accounts, figures, layouts, map_table
-from lb.datapath.figures import HANDSHAKE_BOUNDS, Endpoint, Figures, PortName, quantile
-from lb.datapath.maps import FakeMaps
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.sync import accounts
+from lb.datapath.view import figures
+from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Endpoint, Figures, PortName, quantile
 from lb.errors import BpfError
 from lb.plan.types import ServicePlan
 from tests.unit.figures_bench import Node

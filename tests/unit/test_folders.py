@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lb.datapath import netlink, pins
+from lb.datapath.attach import netlink
+from lb.datapath.kernel import pins
 from lb.folders import entries, make
 
 ROUNDS = 300

@@ -14,9 +14,9 @@ from scapy.packet import Packet
 from scapy.utils import wrpcap, wrpcapng
 
 from lb.cli import main
-from lb.datapath.witness import Tuple
+from lb.datapath.view.lookups import Tuple
+from lb.diagnose import frames
 from lb.errors import ConfigError
-from lb.observe import frames
 from tests.sctp import with_checksum
 
 MAC = "02:00:00:00:00:aa"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 
-from lb.datapath.grace import GracePeriods, wait_for_running_programs
+from lb.datapath.kernel.grace import GracePeriods, wait_for_running_programs
 
 
 def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> None:

@@ -25,10 +25,10 @@ from lb.model import (
     ServiceType,
     TrafficPolicy,
 )
-from lb.observe.health import STALE_SECONDS, HealthChecks, NodeHealth
-from lb.observe.http import Address, HttpServer
 from lb.plan import HealthCheck, health_check, plan_service
 from lb.plan.types import Topology
+from lb.served.health import STALE_SECONDS, HealthChecks, NodeHealth
+from lb.served.http import Address, HttpServer
 from tests.unit.http_bench import LOOPBACK, ask, bound, serving
 
 WEB, DNS, LOG = (ObjectKey("default", name) for name in ("web", "dns", "log"))

@@ -14,17 +14,17 @@ import pytest
 
 from lb.agent import InterfacesChanged, Reread
 from lb.cli import history as command
-from lb.datapath.ledger import read_vips, vip_keys
-from lb.datapath.written import MOST_NAMED, Part, Written
+from lb.datapath.sync.ledger import read_vips, vip_keys
+from lb.datapath.sync.sync_record import MOST_NAMED, Part, Written
 from lb.errors import LbError
 from lb.model import Delete, EndpointSlice, Node, ObjectKey, Protocol, Service, Upsert
-from lb.observe.api import history_answer
-from lb.observe.ask import ask
-from lb.observe.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of
-from lb.observe.http import Request, routes
 from lb.plan.types import VipKey
 from lb.retries import Retries
 from lb.rundir import RunDir
+from lb.served.api import history_answer
+from lb.served.ask import ask
+from lb.served.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of
+from lb.served.http import Request, routes
 from tests.unit.http_bench import serving
 from tests.unit.test_agent import (
     DNS,

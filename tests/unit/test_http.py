@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lb.observe import http as lbhttp
-from lb.observe.http import Address, HttpServer, Request, Response, routes, show
+from lb.served import http as lbhttp
+from lb.served.http import Address, HttpServer, Request, Response, routes, show
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving
 
 ANY: Address = (LOOPBACK, 0)

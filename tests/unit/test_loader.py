@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath import bpf, build, cache, layouts, loader, map_table
-from lb.datapath.build import useful_lines
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES, FLOW, FLOW_KEY, VIP, VIP_KEY
-from lb.datapath.loader import Loaded, fingerprint
-from lb.datapath.map_table import MAP_SPECS
-from lb.datapath.pins import BPFFS, Pins, instances, is_bpffs, unload
-from lb.datapath.tables import table_rows
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.pins import BPFFS, Pins, instances, is_bpffs, unload
+from lb.datapath.maps import cache, layouts, map_table
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import FAMILIES, FLOW, FLOW_KEY, VIP, VIP_KEY
+from lb.datapath.maps.map_table import MAP_SPECS
+from lb.datapath.programs import build, loader
+from lb.datapath.programs.build import useful_lines
+from lb.datapath.programs.loader import Loaded, fingerprint
+from lb.datapath.sync.tables import table_rows
 from lb.errors import CompileError, ConfigError
 from tests.unit.pins_bench import LIMITS, TINY, XDP_SOURCE, own_pins, pin_empty_maps, tiny_tree
 
@@ -94,7 +96,7 @@ def test_loading_does_not_import_bcc(pins: Pins, tree: Path) -> None:
     """The agent must not carry clang: checked in a process of its own."""
     code = (
         "import sys; from pathlib import Path;"
-        "from lb.datapath import loader; from lb.datapath.pins import Pins;"
+        "from lb.datapath.programs import loader; from lb.datapath.kernel.pins import Pins;"
         "from tests.unit.pins_bench import LIMITS, TINY;"
         f"loaded = loader.load(Pins({pins.instance!r}), LIMITS, bpf_dir=Path({str(tree)!r}), programs=TINY);"
         "assert loaded.compiled; assert not [name for name in sys.modules if name.startswith('bcc')]"
@@ -105,8 +107,8 @@ def test_loading_does_not_import_bcc(pins: Pins, tree: Path) -> None:
 def test_no_kernel_headers_are_needed(pins: Pins, tree: Path) -> None:
     """In a mount namespace where the usual places of kernel headers are empty."""
     code = (
-        "from pathlib import Path; from lb.datapath import loader; from lb.datapath.pins import Pins;"
-        "from tests.unit.pins_bench import LIMITS, TINY; import os;"
+        "from pathlib import Path; from lb.datapath.programs import loader;"
+        "from lb.datapath.kernel.pins import Pins; from tests.unit.pins_bench import LIMITS, TINY; import os;"
         "assert not Path('/lib/modules', os.uname().release, 'build').exists();"
         "assert not any(Path('/usr/src').iterdir());"
         f"loader.load(Pins({pins.instance!r}), LIMITS, bpf_dir=Path({str(tree)!r}), programs=TINY)"
@@ -492,7 +494,7 @@ def test_the_longest_unused_leaves_the_cache_first(tree: Path, monkeypatch: pyte
 
 
 def test_of_two_processes_one_compiles(tree: Path) -> None:
-    ask = "import logging, sys; from pathlib import Path; from lb.datapath import build\n"
+    ask = "import logging, sys; from pathlib import Path; from lb.datapath.programs import build\n"
     ask += "logging.basicConfig(level=logging.INFO); build.CACHE = Path(sys.argv[1])\n"
     ask += "build.instructions(Path(sys.argv[2]), ['tc_tiny.c'])"
     argv = (sys.executable, "-c", ask, str(build.CACHE), str(tree))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lb.datapath import bpf, build, layouts, loops
-from lb.datapath.bpf import ProgType
-from lb.datapath.build import FEATURE_MARK, MAP_MARK
-from lb.datapath.loader import PROGRAMS, sources
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.maps import layouts
+from lb.datapath.programs import build, loops
+from lb.datapath.programs.build import FEATURE_MARK, MAP_MARK
+from lb.datapath.programs.loader import PROGRAMS, sources
 
 MOVE, ADD, IF_LESS, GOTO, CALL, EXIT, WIDE = 0xB7, 0x07, 0xA5, 0x05, 0x85, 0x95, 0x18
 _JIFFIES = 118

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lb.datapath import layouts, map_table
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import BACKEND, COUNTER, ID, TABLE_LINE, VIP, VIP_KEY
-from lb.datapath.maps import FakeMaps, Maps, Rows
-from lb.datapath.tables import table_rows
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.maps.interface import FakeMaps, Maps, Rows
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import BACKEND, COUNTER, ID, TABLE_LINE, VIP, VIP_KEY
+from lb.datapath.sync.tables import table_rows
 from lb.errors import BpfError, CapacityError
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 

@@ -16,16 +16,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.datapath import layouts
-from lb.datapath.fill import map_fill
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.maps import FakeMaps, Maps
+from lb.datapath.maps import layouts
+from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps.interface import FakeMaps, Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.errors import BpfError
 from lb.kube.reflector import Health
-from lb.observe import metrics
-from lb.observe.exposition import exposition
-from lb.observe.history import Since
-from lb.observe.http import routes
+from lb.served import metrics
+from lb.served.exposition import exposition
+from lb.served.history import Since
+from lb.served.http import routes
 from tests.unit.http_bench import LOOPBACK, PATIENCE, serving, url_of
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 

@@ -17,10 +17,10 @@ import pytest
 
 from lb.cli import command, main
 from lb.cli.monitor import _line, wanted
-from lb.datapath.layouts import EVENT, HOOKS, REASONS, Direction, WatchFlag
+from lb.datapath.maps.layouts import EVENT, HOOKS, REASONS, Direction, WatchFlag
 from lb.errors import ConfigError, LbError
-from lb.observe.events import Event, describe
-from lb.observe.monitor import RENEW_SECONDS, Monitor
+from lb.live.events import Event, describe
+from lb.live.monitor import RENEW_SECONDS, Monitor
 from lb.rundir import RunDir
 
 TEXTS = Path(__file__).parent / "texts"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.datapath.pools import IdPool, Region, RowPool
+from lb.datapath.sync.pools import IdPool, Region, RowPool
 from lb.errors import CapacityError
 
 

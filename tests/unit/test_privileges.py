@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lb.datapath import privileges
+from lb.datapath.kernel import privileges
 from lb.errors import DatapathError
 
 ALL = sum(1 << number for number, _ in privileges.NEEDED.values())
@@ -45,7 +45,7 @@ context = ctypes.c_void_p(library.seccomp_init(allow_all))
 number = library.seccomp_syscall_resolve_name(b"bpf")
 assert library.seccomp_rule_add_array(context, refuse, number, 0, None) == 0
 assert library.seccomp_load(context) == 0
-from lb.datapath import privileges
+from lb.datapath.kernel import privileges
 privileges.check()
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lb.config import Limits
-from lb.datapath.layouts import (
+from lb.datapath.maps.layouts import (
     FAMILIES,
     NODE_NONE,
     NODE_SELF,

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from lb.datapath.dump import dump
-from lb.datapath.kernel_maps import KernelMaps
-from lb.datapath.layouts import FAMILIES
-from lb.datapath.map_pins import open_maps, pin_maps
-from lb.datapath.map_table import MAPS, sizes
-from lb.datapath.maps import FakeMaps, Maps
-from lb.datapath.pins import Pins, unload
-from lb.datapath.reconcile import QUARANTINE_SECONDS, Reconciler
-from lb.datapath.render import as_json
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.maps.interface import FakeMaps, Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import FAMILIES
+from lb.datapath.maps.map_pins import open_maps, pin_maps
+from lb.datapath.maps.map_table import MAPS, sizes
+from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler
+from lb.datapath.view.dump import dump
+from lb.datapath.view.render import as_json
 from tests.unit.plan_builders import port_plan, service_plan
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, A, B, Clock
 from tests.unit.test_reconcile_restart import Step, histories

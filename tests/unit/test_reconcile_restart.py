@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.config import Limits
-from lb.datapath.layouts import FAMILIES
-from lb.datapath.ledger import VipRow, read_vips
-from lb.datapath.maps import FakeMaps
-from lb.datapath.reconcile import QUARANTINE_SECONDS
-from lb.datapath.tables import table_rows
+from lb.datapath.maps.interface import FakeMaps
+from lb.datapath.maps.layouts import FAMILIES
+from lb.datapath.sync.ledger import VipRow, read_vips
+from lb.datapath.sync.reconcile import QUARANTINE_SECONDS
+from lb.datapath.sync.tables import table_rows
 from lb.model import TrafficPolicy
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
 from tests.unit.plan_builders import (

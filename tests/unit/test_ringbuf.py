@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lb.datapath.ringbuf import Records
+from lb.datapath.kernel.ringbuf import Records
 
 SIZE = 2 * mmap.PAGESIZE
 BUSY, DISCARDED = 1 << 31, 1 << 30

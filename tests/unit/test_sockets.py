@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from lb.config import SocketMode
-from lb.datapath import build, loader, sockets
-from lb.datapath.bpf import ProgType
-from lb.datapath.loader import Loaded, Program
-from lb.datapath.pins import Pins, unload
-from lb.datapath.sockets import SocketHooks, attached, cgroup_root, detach
+from lb.datapath.attach import sockets
+from lb.datapath.attach.sockets import SocketHooks, attached, cgroup_root, detach
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.programs import build, loader
+from lb.datapath.programs.loader import Loaded, Program
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
 
 CONNECT4, CONNECT6 = 10, 11
@@ -247,7 +248,7 @@ def test_where_cgroups_are_mounted(mounts: str, found: Path | None) -> None:
 
 
 def test_the_network_namespaces_cookie_is_its_own() -> None:
-    code = "from lb.datapath.sockets import netns_cookie; print(netns_cookie())"
+    code = "from lb.datapath.attach.sockets import netns_cookie; print(netns_cookie())"
     argv = ["unshare", "--net", sys.executable, "-c", code]
     other = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     assert int(other) > 0

@@ -24,10 +24,12 @@ import pytest
 
 from lb.cli import main
 from lb.cli.top import Meter, Screen, as_json, as_table
-from lb.datapath import accounts, figures, layouts
-from lb.datapath.kernel_maps import KernelMaps
-from lb.observe import top
-from lb.observe.top import COLUMNS, NAME, View, duration, quantity
+from lb.datapath.maps import layouts
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.sync import accounts
+from lb.datapath.view import figures
+from lb.live import top
+from lb.live.top import COLUMNS, NAME, View, duration, quantity
 from tests.unit.figures_bench import MAIL, WEB, Node
 from tests.unit.pins_bench import own_pins, pin_empty_maps
 

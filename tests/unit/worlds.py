@@ -8,14 +8,14 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from lb.config import Config
-from lb.datapath.maps import FakeMaps
+from lb.datapath.maps.interface import FakeMaps
+from lb.diagnose import audit
+from lb.diagnose.audit import Comparison
+from lb.diagnose.facts import Facts
+from lb.diagnose.gather import targets
+from lb.diagnose.probe import Outcome
+from lb.diagnose.snapshot import ManifestReader, Snapshot
 from lb.model import ObjectKey
-from lb.observe import audit
-from lb.observe.audit import Comparison
-from lb.observe.facts import Facts
-from lb.observe.gather import targets
-from lb.observe.probe import Outcome
-from lb.observe.snapshot import ManifestReader, Snapshot
 from lb.plan.types import Topology
 
 NODE_ADDRESS = ip_address("192.168.77.11")

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from lb.datapath import build, loader
+from lb.datapath.programs import build, loader
 from tests.vm.image import TREE, image
 from tests.vm.machines import BootError, Machine, Machines
 

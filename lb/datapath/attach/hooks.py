@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which program runs where: the desired hooks of the interfaces, and the kernel brought in step with them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from lb.config import UplinkMode
+from lb.datapath.attach.netlink import Interface, Netlink, in_place, is_our_xdp, our_names, tc_programs
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.rtnl import Direction
+from lb.datapath.maps import layouts
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import IfaceFlag
+from lb.errors import AttachError, CapacityError
+
+_LOG = logging.getLogger(__name__)
+_OVERLAYS = frozenset({"vxlan", "geneve"})
+_IP_OVERLAYS = frozenset({"ipip", "ip6tnl"})
+XDP_PROGRAM = "lb_xdp_uplink"
+
+
+class Role(StrEnum):
+    """What an interface is to us."""
+
+    UPLINK = "uplink"
+    TUNNEL = "tunnel"
+    POD = "pod"
+
+
+_OUTWARD = {Direction.INGRESS: "lb_tc_uplink_in", Direction.EGRESS: "lb_tc_uplink_out"}
+TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
+    Role.UPLINK: _OUTWARD,
+    Role.TUNNEL: _OUTWARD,
+    Role.POD: {Direction.INGRESS: "lb_tc_pod_in", Direction.EGRESS: "lb_tc_pod_out"},
+}
+"""The tc programs of each role. Ingress is what comes into the node from the interface.
+
+An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
+
+TC_PROGRAMS_L3: Mapping[Direction, str] = {Direction.INGRESS: "lb_tc_l3_in", Direction.EGRESS: "lb_tc_l3_out"}
+"""Those of an uplink or a tunnel whose packets begin with the IP header."""
+
+
+_KERNEL_NAME = 15
+_FULL_NAMES = {
+    name[:_KERNEL_NAME]: name
+    for programs in (*TC_PROGRAMS.values(), TC_PROGRAMS_L3)
+    for name in programs.values()
+}
+"""The kernel does not know more of a name."""
+
+_FLAGS: Mapping[Role | None, IfaceFlag] = {Role.UPLINK: IfaceFlag.UPLINK, Role.TUNNEL: IfaceFlag.TUNNEL}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which interfaces have which role: names or globs, as in :class:`lb.config.Config`.
+
+    What is left empty is detected: uplinks are the interfaces of the default routes; tunnels are VXLAN and
+    Geneve devices, and IP-in-IP ones that are up, as the kernel keeps one in every network namespace that
+    nobody may use; pods' interfaces are veths whose other end is in another network namespace.
+    """
+
+    uplinks: tuple[str, ...] = ()
+    tunnels: tuple[str, ...] = ()
+    pod_interfaces: tuple[str, ...] = ()
+
+    def roles(self, interfaces: Sequence[Interface], default_routes: Sequence[int]) -> dict[int, Role]:
+        """Return the role of each interface that has one, by ifindex; uplink before tunnel before pod."""
+        found = {}
+        for interface in interfaces:
+            if interface.kind == "loopback":
+                continue
+            if _named(interface, self.uplinks) if self.uplinks else interface.index in default_routes:
+                found[interface.index] = Role.UPLINK
+            elif _named(interface, self.tunnels) if self.tunnels else _is_overlay(interface):
+                found[interface.index] = Role.TUNNEL
+            elif (
+                _named(interface, self.pod_interfaces)
+                if self.pod_interfaces
+                else interface.kind == "veth" and interface.foreign_peer
+            ):
+                found[interface.index] = Role.POD
+        return found
+
+    def missing(self, interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> list[AttachError]:
+        """Return an error for each uplink that is named and not there, or for want of any."""
+        absent = [name for name in self.uplinks if not any(_named(one, (name,)) for one in interfaces)]
+        if not self.uplinks and Role.UPLINK not in roles.values():
+            return [AttachError("no uplink: there is no default route; name the interface with --uplink")]
+        return [AttachError(f"uplink {name}: there is no such interface") for name in absent]
+
+
+def _leads_to_pod(interface: Interface) -> bool:
+    """Tell whether what is redirected to the interface's peer is in a pod (bpf-helpers(7), redirect_peer).
+
+    The kernel drops it where there is no peer, and where that is in the same network namespace.
+    """
+    return interface.kind == "veth" and interface.foreign_peer
+
+
+def _is_overlay(interface: Interface) -> bool:
+    return interface.kind in _OVERLAYS or (interface.kind in _IP_OVERLAYS and interface.up)
+
+
+def _named(interface: Interface, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(interface.name, pattern) for pattern in patterns)
+
+
+def choose_uplink_mode(interface: Interface, wanted: UplinkMode) -> tuple[UplinkMode, str]:
+    """Return the mode to try on an uplink, and why. Only AUTO may fall back to tc when the kernel refuses."""
+    if not interface.ethernet:
+        return UplinkMode.TC, "packets have no Ethernet header, as XDP would expect"
+    if wanted is not UplinkMode.AUTO:
+        return wanted, "as configured"
+    if interface.kind == "veth":
+        return UplinkMode.TC, "veth: XDP would turn off the peer's segmentation offload"
+    if interface.kind != "physical":
+        return UplinkMode.TC, f"{interface.kind}: a virtual device without a driver that runs XDP"
+    return UplinkMode.XDP_NATIVE, "the driver runs XDP"
+
+
+@dataclass(slots=True)
+class HookReport:
+    """What one sync did: the hooks attached and detached as ``"eth0 tc ingress"``, and what failed."""
+
+    attached: list[str] = field(default_factory=list)
+    detached: list[str] = field(default_factory=list)
+    errors: list[AttachError | CapacityError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One of our programs at a hook, as the kernel tells it; hook is ``"tc ingress"``, ``"xdp-native"``, …"""
+
+    interface: str
+    ifindex: int
+    hook: str
+    program: str
+    program_id: int
+
+
+class Hooks:
+    """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` maps filled.
+
+    Not safe for several threads at once. modes holds, for each uplink by name, its mode and why. redirect:
+    tell the programs to which interfaces they may redirect.
+    """
+
+    def __init__(
+        self,
+        programs: Mapping[str, Path],
+        maps: Maps,
+        selection: Selection,
+        uplink_mode: UplinkMode,
+        *,
+        redirect: bool = False,
+    ) -> None:
+        """Open the pinned programs.
+
+        Raises
+        ------
+        BpfError: a program is not pinned.
+        """
+        self.modes: dict[str, tuple[UplinkMode, str]] = {}
+        self._programs = {name: bpf.obj_get(path) for name, path in programs.items()}
+        self._ids = {name: bpf.prog_info(fd).id for name, fd in self._programs.items()}
+        self._names = {ident: name for name, ident in self._ids.items()}
+        self._maps = maps
+        self._selection = selection
+        self._wanted_mode = uplink_mode
+        self._redirect = redirect
+        self._default_routes: list[int] = []
+        self._done: dict[int, tuple[str, Role | None]] = {}
+
+    def close(self) -> None:
+        """Close the programs; what is attached stays attached."""
+        for fd in self._programs.values():
+            fd.close()
+
+    def sync(self, changed: Set[int] | None = None) -> HookReport:
+        """Bring the kernel in step.
+
+        Interfaces seen for the first time, of another role than before, and those in changed are compared
+        with the kernel; all are when changed is None. One interface's failure does not stop the others; an
+        interface that vanishes meanwhile is no failure.
+        """
+        report = HookReport()
+        with Netlink() as net:
+            interfaces = net.interfaces()
+            # A default route that comes back in a moment must not cost an uplink its programs.
+            self._default_routes = net.default_route_interfaces() or self._default_routes
+            roles = self._selection.roles(interfaces, self._default_routes)
+            for version in layouts.FAMILIES:
+                try:
+                    fill_ifaces(self._maps, version, interfaces, roles, redirect=self._redirect)
+                except CapacityError as error:
+                    report.errors.append(error)
+            report.errors += self._selection.missing(interfaces, roles)
+            done: dict[int, tuple[str, Role | None]] = {}
+            for interface in interfaces:
+                role = roles.get(interface.index)
+                state = (interface.name, role)
+                if changed is None or interface.index in changed or self._done.get(interface.index) != state:
+                    try:
+                        self._sync_one(net, interface, role, report)
+                    except AttachError as error:
+                        if error.errno != errno.ENODEV:
+                            report.errors.append(error)
+                        continue
+                done[interface.index] = state
+        self._done = done
+        names = {interface.name for interface in interfaces if interface.index in roles}
+        self.modes = {name: mode for name, mode in self.modes.items() if name in names}
+        return report
+
+    def _sync_one(self, net: Netlink, interface: Interface, role: Role | None, report: HookReport) -> None:
+        if role is None:
+            _detach(net, interface, report)
+            return
+        bare = role is not Role.POD and not interface.ethernet
+        for direction, program in (TC_PROGRAMS_L3 if bare else TC_PROGRAMS[role]).items():
+            if not in_place(interface.index, direction, self._ids[program], self._names):
+                net.attach_tc(interface, direction, program, self._programs[program])
+                report.attached.append(f"{interface.name} tc {direction.name.lower()}")
+        if role is Role.UPLINK:
+            self._sync_xdp(net, interface, report)
+        elif net.detach_xdp(interface):
+            report.detached.append(f"{interface.name} XDP")
+
+    def _sync_xdp(self, net: Netlink, interface: Interface, report: HookReport) -> None:
+        mode, why = self.modes.get(interface.name) or choose_uplink_mode(interface, self._wanted_mode)
+        if mode is not UplinkMode.TC:
+            try:
+                if (interface.xdp_id, interface.xdp_mode) != (self._ids[XDP_PROGRAM], mode):
+                    net.attach_xdp(interface, mode, self._programs[XDP_PROGRAM])
+                    report.attached.append(f"{interface.name} {mode.value}")
+            except AttachError as error:
+                if self._wanted_mode is not UplinkMode.AUTO or error.errno == errno.ENODEV:
+                    raise
+                mode, why = UplinkMode.TC, str(error)
+        elif net.detach_xdp(interface):
+            report.detached.append(f"{interface.name} XDP")
+        if self.modes.get(interface.name) != (mode, why):
+            _LOG.info("uplink %s: %s (%s)", interface.name, mode.value, why)
+        self.modes[interface.name] = (mode, why)
+
+
+def fill_ifaces(
+    maps: Maps, version: int, interfaces: Sequence[Interface], roles: Mapping[int, Role], *, redirect: bool
+) -> None:
+    """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
+
+    The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
+    interface has one: the answer to a packet that we SNATed has to come in by one of our ingress hooks
+    that undo it. To redirect, the veths of pods are there as well.
+
+    Raises
+    ------
+    BpfError: the kernel refused; CapacityError when there are more interfaces than the map has room for.
+    """
+    name = f"ifaces{version}"
+    sources = {one.index: one.source(version) for one in interfaces}
+    uplinks = [one.index for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    primary = next((sources[index] for index in uplinks if sources[index]), None)
+    nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
+    wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
+    for one in interfaces:
+        flags = _FLAGS.get(roles.get(one.index))
+        if flags:
+            source = sources[one.index] or primary
+            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+        elif redirect and one.index in roles and _leads_to_pod(one):
+            wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
+    keys, values = maps.read(name)
+    present = dict(zip(keys.tolist(), values.tolist(), strict=True))
+    gone = sorted(present.keys() - wanted.keys())
+    changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
+    if gone:
+        maps.delete(name, np.array(gone, dtype=layouts.ID))
+    if changed:
+        rows = np.array([wanted[index] for index in changed], dtype=layouts.IFACE[version])
+        maps.update(name, np.array(changed, dtype=layouts.ID), rows)
+
+
+def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:
+    if net.detach_tc(interface):
+        report.detached.append(f"{interface.name} tc")
+    if net.detach_xdp(interface):
+        report.detached.append(f"{interface.name} XDP")
+
+
+def detach_all() -> HookReport:
+    """Remove our programs from every interface of the current network namespace."""
+    report = HookReport()
+    with Netlink() as net:
+        for interface in net.interfaces():
+            try:
+                _detach(net, interface, report)
+            except AttachError as error:
+                if error.errno != errno.ENODEV:
+                    report.errors.append(error)
+    return report
+
+
+def attached() -> list[Attached]:
+    """Return our programs at the hooks of the current network namespace, by ifindex, as the kernel tells it.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused.
+    """
+    found = []
+    names = our_names()
+    with Netlink() as net:
+        for one in net.interfaces():
+            if one.xdp_mode is not None and is_our_xdp(one):
+                found.append(Attached(one.name, one.index, one.xdp_mode.value, XDP_PROGRAM, one.xdp_id))
+            for direction in Direction:
+                found += [
+                    Attached(
+                        one.name,
+                        one.index,
+                        f"tc {direction.name.lower()}",
+                        _FULL_NAMES.get(name, name),
+                        ident,
+                    )
+                    for ident, name in tc_programs(one.index, direction, names)
+                ]
+    return found

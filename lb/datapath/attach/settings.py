@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of the configuration the programs read: the maps ``settings4`` and ``settings6``."""
+
+from __future__ import annotations
+
+from lb.config import Config, SocketMode, Switch
+from lb.datapath.attach.sockets import netns_cookie
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import FAMILIES
+
+
+def write_settings(maps: Maps, config: Config) -> None:
+    """Write timeouts (nanoseconds), SNAT ports, whose sockets are served, and which way packets go.
+
+    The network namespace is that of the calling thread.
+
+    Raises
+    ------
+    BpfError: a map could not be mapped into memory.
+    """
+    for version in FAMILIES:
+        row = maps.array(f"settings{version}")[:1]
+        for name in config.timeouts.__slots__:
+            row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
+        row["snat_port_min"] = config.snat_ports.first
+        row["snat_port_max"] = config.snat_ports.last
+        row["netns"] = netns_cookie()
+        row["all_sockets"] = config.socket_lb is SocketMode.ALL
+        row["redirect"] = config.redirect is Switch.ON

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open the pinned maps that fit, make the others, and carry over what can be kept.
+
+Two steps, because programs are compiled between them: :func:`open_maps` changes nothing that is pinned,
+:func:`pin_maps` puts the new maps in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lb.datapath.kernel import batch, bpf
+from lb.datapath.kernel.bpf import FD, MapInfo, Rows
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps import cache, layouts, map_table
+from lb.datapath.maps.map_table import MapSpec, MapType
+
+_LOG = logging.getLogger(__name__)
+
+# Maps whose entries name each other by id. When one of them must start empty, ids start anew; then all of
+# them start empty, and so does what the kernel noted by those ids.
+_BY_ID = frozenset(
+    {"nodes", "services", "tables"}
+    | {f"{name}{version}" for name in ("backends", "source_ranges", "vips") for version in layouts.FAMILIES}
+)
+_NAMING_IDS = frozenset(
+    f"{name}{version}"
+    for name in ("flows", "affinity", "sockets", "traffic", "connections")
+    for version in layouts.FAMILIES
+) | {"service_counters", "ended"}
+
+
+@dataclass(frozen=True, slots=True)
+class MapSlot:
+    """One map that a build uses.
+
+    pinned: fd is already at its place. source: the pinned map whose entries fd takes over, if any. filled: it
+    has taken them over already.
+    """
+
+    spec: MapSpec
+    fd: FD
+    pinned: bool
+    source: FD | None
+    filled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    fd: FD
+    info: MapInfo
+    usable: bool
+
+
+def row_bytes(info: MapInfo) -> int:
+    """Return the bytes of one value as bpf() transfers it: per-CPU values are padded to 8 and one per CPU."""
+    if info.type == MapType.PERCPU_ARRAY:
+        return -(-info.value_size // 8) * 8 * bpf.possible_cpus()
+    return info.value_size
+
+
+def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
+    """Read a map as keys of its dtype and values of raw bytes."""
+    info = bpf.map_info(fd)
+    return batch.read_all(fd, info, spec.kernel_key, row_bytes(info))
+
+
+def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack) -> list[MapSlot]:
+    """Return a slot for each map of map_table.MAPS; descriptors close with the stack. sizes: of them.
+
+    Raises
+    ------
+    BpfError: a map could not be opened or created.
+    """
+    old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in map_table.MAPS}
+    keep = {name for name, one in old.items() if one is not None and one.usable}
+    if not keep >= _BY_ID:
+        keep -= _BY_ID | _NAMING_IDS
+    for version in layouts.FAMILIES:
+        if f"hashing{version}" not in keep:
+            keep -= {f"flows{version}", f"affinity{version}"}
+    slots = {}
+    for spec in map_table.MAPS:
+        entries = spec.max_entries(sizes)
+        before = old[spec.name]
+        source = before.fd if before is not None and spec.name in keep else None
+        if before is not None and source is not None and before.info.max_entries == entries:
+            slots[spec.name] = MapSlot(spec, source, pinned=True, source=None)
+            continue
+        slots[spec.name] = MapSlot(
+            spec, stack.enter_context(create_map(spec, entries)), pinned=False, source=source
+        )
+        if before is not None and source is None:
+            _LOG.warning("map %s has another shape or room than before: its old contents are lost", spec.name)
+    for version in layouts.FAMILIES:
+        _set_hashing(slots, version, stack)
+    return list(slots.values())
+
+
+def create_map(spec: MapSpec, entries: int) -> FD:
+    """Create a map of so many entries (of a CACHE: buckets) that is pinned nowhere.
+
+    Raises
+    ------
+    BpfError: the kernel refused.
+    """
+    shape = (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, entries)
+    locked = spec.type is MapType.CACHE
+    return bpf.map_create(*shape, flags=spec.flags, name=f"lb_{spec.name}", locked=locked)
+
+
+def _set_hashing(slots: dict[str, MapSlot], version: int, stack: contextlib.ExitStack) -> None:
+    """Let the seeds be as they were, if they were, and the numbers of buckets what they are now.
+
+    When those change, programs of the build before go on with a map of their own, as with the tables.
+    """
+    name = f"hashing{version}"
+    slot = slots[name]
+    _, values = read_rows(slot.fd, slot.spec)
+    row = values.reshape(-1).view(slot.spec.value)
+    before = row.copy()
+    if not row["seeds"].any():
+        row = cache.new_hashing()
+    for field, table in (("flow_buckets", "flows"), ("affinity_buckets", "affinity")):
+        row[field] = bpf.map_info(slots[f"{table}{version}"].fd).max_entries
+    if row == before:
+        return
+    if slot.pinned:
+        slot = MapSlot(
+            slot.spec,
+            stack.enter_context(create_map(slot.spec, 1)),
+            pinned=False,
+            source=slot.fd,
+            filled=True,
+        )
+        slots[name] = slot
+    batch.update_all(slot.fd, np.zeros(1, layouts.ID), row)
+
+
+def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> _Old | None:
+    path = pins.maps / spec.name
+    if not path.exists():
+        return None
+    fd = stack.enter_context(bpf.obj_get(path))
+    info = bpf.map_info(fd)
+    usable = (
+        (pins.shapes / _shape(spec)).is_dir()
+        and (info.type, info.key_size, info.value_size, info.flags)
+        == (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, spec.flags)
+        and (info.max_entries <= entries or _fits(fd, spec, entries))
+    )
+    return _Old(fd, info, usable)
+
+
+def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
+    """Tell whether what the map holds fits into a smaller one."""
+    if spec.type in (MapType.LRU_HASH, MapType.CACHE, MapType.RINGBUF):
+        return True  # as ever, some have to go
+    keys, values = read_rows(fd, spec)
+    if spec.type in (MapType.HASH, MapType.LPM_TRIE):
+        return len(keys) <= entries
+    return not values[keys >= entries].any()
+
+
+def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
+    """Fill and pin the maps that are not at their place; return the names of those that start empty.
+
+    A pin is replaced by rename, so a reader finds the old map or the new one. A crash in between loses a
+    layout's marker at worst: the map then counts as one of another shape.
+
+    Raises
+    ------
+    BpfError: the kernel refused an entry or a pin.
+    """
+    pins.maps.mkdir(exist_ok=True)
+    pins.shapes.mkdir(exist_ok=True)
+    hashing = {
+        slot.spec.version: read_rows(slot.fd, slot.spec)[1].reshape(-1).view(slot.spec.value)
+        for slot in slots
+        if slot.spec.name.startswith("hashing")
+    }
+    for slot in slots:
+        if slot.spec.type is MapType.CACHE and slot.source is not None:
+            cache.copy(slot.source, slot.fd, slot.spec, hashing[slot.spec.version])
+        elif slot.source is not None and not slot.filled:
+            _copy(slot.source, slot.fd, slot.spec)
+    for slot in slots:
+        if slot.pinned:
+            continue
+        name = slot.spec.name
+        for marker in pins.shapes.glob(f"{name}-*"):
+            marker.rmdir()
+        aside = pins.maps / f"{name}~new"
+        aside.unlink(missing_ok=True)
+        bpf.obj_pin(slot.fd, aside)
+        aside.rename(pins.maps / name)
+        (pins.shapes / _shape(slot.spec)).mkdir()
+    return frozenset(slot.spec.name for slot in slots if not slot.pinned and slot.source is None)
+
+
+def _copy(source: FD, target: FD, spec: MapSpec) -> None:
+    if spec.type is MapType.RINGBUF:
+        return  # what nobody has read by now, nobody waits for
+    keys, values = read_rows(source, spec)
+    if spec.type in (MapType.ARRAY, MapType.PERCPU_ARRAY):
+        inside = keys < bpf.map_info(target).max_entries
+        keys, values = keys[inside], values[inside]
+    batch.update_all(target, keys, values)
+
+
+def _shape(spec: MapSpec) -> str:
+    """Return the name of the marker of a map's layout: the sizes alone would not show a moved field."""
+    layout = f"{spec.kernel_key.descr}{spec.kernel_value.descr}"
+    return f"{spec.name}-{hashlib.sha256(layout.encode()).hexdigest()[:12]}"

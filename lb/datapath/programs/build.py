@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From bpf/ to instructions: compiled once for each state of the sources, whatever instance asks.
+
+Instructions do not depend on an instance's maps: they name a map by a mark, and :func:`relocate` puts the
+file descriptor in its place. Nor do they depend on the kernel: what it may lack is asked for by a mark, too.
+So they are kept, and the compiler runs again only when the sources, their layouts or bcc have changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lb.datapath.maps import layouts, map_table
+from lb.datapath.programs.features import OPTIONAL
+from lb.datapath.programs.loops import INSN, close_by_jumps
+from lb.errors import CompileError
+
+PROGRAM_ARRAY = "programs"
+MAP_NAMES = (PROGRAM_ARRAY, *dict.fromkeys(spec.c_name for spec in map_table.MAPS))
+"""The maps as C names them; the first is the array of the file's own programs."""
+MAP_MARK = 0x7FFF_0000
+FEATURE_MARK = 0x7FFE_0000
+
+
+def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
+    """Return clang's options for one IP version: our headers first, the distribution's last."""
+    return [
+        f"-I{bpf_dir}",
+        "-g0",
+        "-Wno-macro-redefined",
+        "-Werror",
+        "-idirafter/usr/include",
+        f"-idirafter/usr/include/{machine}-linux-gnu",
+        f"-DFAMILY={version}",
+        *(f"-DHAS_{name}={FEATURE_MARK + number}" for number, name in enumerate(OPTIONAL)),
+        *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
+    ]
+
+
+_log = logging.getLogger(__name__)
+
+CACHE = Path("/var/cache/lbctl")
+"""Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
+_KEPT = 24  # six make a build
+
+Code = Mapping[int, Mapping[str, bytes]]
+"""By IP version and function: instructions, 8 bytes each (struct bpf_insn)."""
+_Functions = dict[str, str]  # by function: base64 of its instructions
+
+_LD_IMM64 = 0x18
+_PSEUDO_MAP_FD = 1
+
+
+def fingerprint(bpf_dir: Path = layouts.BPF_DIR) -> str:
+    """Return 16 hex digits over everything that instructions depend on."""
+    digest = hashlib.sha256()
+    for path in sorted((*bpf_dir.rglob("*.c"), *bpf_dir.rglob("*.h"))):
+        digest.update(f"{path.relative_to(bpf_dir)}\0".encode() + path.read_bytes() + b"\0")
+    parts = {
+        "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
+        "flags": [c_flags(Path(), platform.machine(), version) for version in layouts.FAMILIES],
+        "bcc": bcc_version(),
+    }
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def bcc_version() -> str:
+    """Return the text of bcc's version file without importing bcc; empty when bcc is not installed."""
+    spec = importlib.util.find_spec("bcc")
+    if spec is None or spec.origin is None:
+        return ""
+    path = Path(spec.origin).with_name("version.py")
+    return path.read_text() if path.is_file() else ""
+
+
+def instructions(bpf_dir: Path, files: Collection[str]) -> Code:
+    """Return the instructions of all functions in some files of bpf_dir, from the cache or from the compiler.
+
+    Raises
+    ------
+    CompileError: with clang's words.
+    """
+    build = fingerprint(bpf_dir)
+    parts = [(version, file) for version in layouts.FAMILIES for file in sorted(files)]
+    code = {part: _read(build, *part) for part in parts}
+    if None in code.values():
+        with _compiling():  # whoever waited here finds what another process has just compiled
+            code = {part: _read(build, *part) for part in parts}
+            missing = {
+                version: [file for of, file in parts if of == version and code[of, file] is None]
+                for version in layouts.FAMILIES
+            }
+            if any(missing.values()):
+                _log.info("compiling the programs: there is nothing of this build in %s", CACHE)
+            for (version, file), compiled in _compile(bpf_dir, missing).items():
+                code[version, file] = compiled
+                _keep(build, version, file, compiled)
+    return {
+        version: {
+            function: close_by_jumps(base64.b64decode(text))
+            for (of, _), functions in code.items()
+            if of == version
+            for function, text in (functions or {}).items()
+        }
+        for version in layouts.FAMILIES
+    }
+
+
+def _entry(build: str, version: int, file: str) -> Path:
+    return CACHE / f"{build}-{Path(file).stem}-{version}.json"
+
+
+def _read(build: str, version: int, file: str) -> _Functions | None:
+    path = _entry(build, version, file)
+    try:
+        found: _Functions = json.loads(path.read_text())
+        os.utime(path)  # what is used stays
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _keep(build: str, version: int, file: str, code: _Functions) -> None:
+    """Write one file of the cache, and drop the longest unused; a cache that cannot be written is none."""
+    with contextlib.suppress(OSError):
+        path = _entry(build, version, file)
+        aside = path.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps(code))
+        aside.rename(path)
+        by_use = sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for old in by_use[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Let one process at a time compile for the cache, so that none does what another has begun."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = stack.enter_context((CACHE / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(bpf_dir: Path, missing: Mapping[int, list[str]]) -> dict[tuple[int, str], _Functions]:
+    """Run a child for each IP version, side by side; return what each file holds."""
+    wanted = {version: files for version, files in missing.items() if files}
+    with ThreadPoolExecutor(len(layouts.FAMILIES)) as pool:
+        found = pool.map(lambda version: _compile_family(bpf_dir, version, wanted[version]), wanted)
+        return {
+            (version, file): code
+            for version, files in zip(wanted, found, strict=True)
+            for file, code in files.items()
+        }
+
+
+def _compile_family(bpf_dir: Path, version: int, files: list[str]) -> dict[str, _Functions]:
+    package_root = Path(__file__).resolve().parents[3]
+    path = f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    request = {
+        "bpf_dir": str(bpf_dir),
+        "files": files,
+        "flags": c_flags(bpf_dir, platform.machine(), version),
+        "assertions": layouts.static_assertions(version),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", "lb.datapath.programs.compile"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+        process_group=0,  # Ctrl-C at the terminal is for the agent, which waits for the end of this
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        answer = json.loads(child.stdout)
+    except ValueError:
+        answer = {"error": f"the compile process ended with code {child.returncode}"}
+    if "error" in answer:
+        raise CompileError(f"{answer['error']}\n{useful_lines(child.stderr)}".rstrip())
+    code: dict[str, _Functions] = answer["code"]
+    return code
+
+
+def useful_lines(stderr: str, last: int = 40) -> str:
+    """Shorten what clang wrote: its errors with their context, else the last lines.
+
+    The child announces each file as a line of NUL and its name; clang calls that file ``/virtual/main.c``.
+    """
+    file, _, words = stderr.rpartition("\0")[2].partition("\n")
+    lines = words.replace("/virtual/main.c", file).splitlines()
+    errors = [number for number, line in enumerate(lines) if "error:" in line]
+    if errors:
+        shown = sorted({at for number in errors[:5] for at in range(number, min(number + 3, len(lines)))})
+        return "\n".join(lines[number] for number in shown)
+    return "\n".join(lines[-last:])
+
+
+def relocate(code: bytes, fds: Mapping[str, int], has: Mapping[str, bool]) -> bytes:
+    """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
+
+    fds: by name in C; has: by name, of each of OPTIONAL.
+    """
+    rows = np.frombuffer(code, INSN).copy()
+    wide = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)
+    for number, name in enumerate(OPTIONAL):
+        rows["imm"][wide & (rows["imm"] == FEATURE_MARK + number)] = has[name]
+    for at in _map_loads(rows):
+        rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
+    return rows.tobytes()
+
+
+def _map_loads(rows: np.ndarray[Any, np.dtype[Any]]) -> Iterator[int]:
+    """Yield the places of the instructions that load a map."""
+    loads = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == _PSEUDO_MAP_FD)
+    yield from np.flatnonzero(loads & (rows["imm"] >= MAP_MARK)).tolist()

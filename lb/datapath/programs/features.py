@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the programs need of a kernel, and what they do without: found out by trying, not from its version.
+
+Distributions take features back into older kernels, and leave others out of newer ones. So each is asked for
+as the loader would: by creating a map of a kind, or by loading a program of few instructions.
+
+The floor is Linux 5.10, which is Debian 11's. It is where the programs have been seen to run, on all that
+:data:`REQUIRED` lists; ``docs/kernels.md`` tells what each newer one adds.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.bpf import ProgType
+from lb.datapath.maps import map_table
+from lb.datapath.maps.map_pins import create_map
+from lb.errors import BpfError
+
+FLOOR = (5, 10)
+"""The oldest kernel that is tested: major and minor number."""
+
+OPTIONAL = ("SET_RETVAL",)
+"""What C asks for by ``HAS(NAME)``."""
+
+_CONNECT4 = 10  # enum bpf_attach_type
+_LOG_SIZE = 4096
+_SET_RETVAL = 187
+
+HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
+    ProgType.XDP: {
+        44: ("xdp_adjust_head", "4.10"),
+        65: ("xdp_adjust_tail", "4.18"),
+    },
+    ProgType.SCHED_CLS: {
+        9: ("skb_store_bytes", "4.1"),
+        11: ("l4_csum_replace", "4.1"),
+        23: ("redirect", "4.4"),
+        26: ("skb_load_bytes", "4.5"),
+        38: ("skb_change_tail", "4.9"),
+        39: ("skb_pull_data", "4.9"),
+        40: ("csum_update", "4.9"),
+        43: ("skb_change_head", "4.10"),
+        50: ("skb_adjust_room", "4.13"),
+        152: ("redirect_neigh", "5.10"),
+        155: ("redirect_peer", "5.10"),
+    },
+    ProgType.CGROUP_SOCK_ADDR: {
+        46: ("get_socket_cookie", "4.12"),
+        122: ("get_netns_cookie", "5.7"),
+        131: ("ringbuf_reserve", "5.8"),
+        132: ("ringbuf_submit", "5.8"),
+        _SET_RETVAL: ("set_retval", "5.18"),
+    },
+}
+"""The helpers that only some programs may call, by number in enum bpf_func_id: name, and the first kernel."""
+
+COMMON_HELPERS: Mapping[int, tuple[str, str]] = {
+    1: ("map_lookup_elem", "3.19"),
+    2: ("map_update_elem", "3.19"),
+    5: ("ktime_get_ns", "4.1"),
+    12: ("tail_call", "4.2"),
+    28: ("csum_diff", "4.6"),
+    69: ("fib_lookup", "4.18"),
+    93: ("spin_lock", "5.1"),
+    94: ("spin_unlock", "5.1"),
+    118: ("jiffies64", "5.6"),
+    130: ("ringbuf_output", "5.8"),
+}
+"""Those that XDP and tc programs both call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One thing that was tried.
+
+    what: for people. since: the first kernel that has it. error: errno of the refusal, 0 when there is none.
+    """
+
+    what: str
+    since: str
+    error: int
+
+    @property
+    def met(self) -> bool:
+        """Whether the kernel has it."""
+        return self.error == 0
+
+
+def _instruction(opcode: int, registers: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", opcode, registers, offset, value)
+
+
+_RETURN_1 = _instruction(0xB7, value=1) + _instruction(0x95)
+_LOOP = b"".join(
+    (
+        _instruction(0xB7),  # r0 = 0
+        _instruction(0x07, value=1),  # r0 += 1
+        _instruction(0xA5, offset=-2, value=9),  # if r0 < 9 goto there
+        _instruction(0x95),
+    )
+)
+
+
+def _load(kind: ProgType, code: bytes) -> int:
+    """Load a program, and let it go; return the errno of a refusal, or 0."""
+    attach_type = _CONNECT4 if kind is ProgType.CGROUP_SOCK_ADDR else 0
+    fd, _, error = bpf.prog_load(kind, code, "lb_probe", attach_type=attach_type)
+    if fd is not None:
+        fd.close()
+    return error
+
+
+def has_helper(kind: ProgType, number: int) -> int:
+    """Return 0 when programs of a kind may call a helper, else an errno.
+
+    The call has no arguments, which the verifier refuses in words other than those for a helper that it does
+    not know or does not allow here.
+    """
+    attach_type = _CONNECT4 if kind is ProgType.CGROUP_SOCK_ADDR else 0
+    code = _instruction(0x85, value=number) + _RETURN_1
+    fd, log, error = bpf.prog_load(kind, code, "lb_probe", attach_type=attach_type, log_size=_LOG_SIZE)
+    if fd is not None:
+        fd.close()
+        return 0
+    if error == errno.EPERM or not log:
+        return error
+    words = ("invalid func ", "unknown func ", "cannot use helper", "program of this type cannot use")
+    return error if any(each in log for each in words) else 0
+
+
+def _map_needs() -> Iterator[Need]:
+    """Try each kind of map that the data plane has, with its flags."""
+    kinds = {(spec.type, spec.flags): spec for spec in map_table.MAPS}
+    for (kind, flags), spec in kinds.items():
+        what = f"{spec.kernel_type.name.lower().replace('_', ' ')} map"
+        since = "4.11"
+        if flags & map_table.BPF_F_MMAPABLE:
+            what, since = f"{what}, mapped into memory", "5.5"
+        if kind is map_table.MapType.CACHE:
+            what = f"{what}, with locks"
+        elif kind is map_table.MapType.RINGBUF:
+            what, since = "ring buffer", "5.8"
+        error = 0
+        try:
+            create_map(spec, mmap.PAGESIZE if kind is map_table.MapType.RINGBUF else 1).close()
+        except BpfError as refused:
+            error = refused.errno
+        yield Need(what, since, error)
+
+
+def required() -> list[Need]:
+    """Try all without which no packet is translated."""
+    needs = list(_map_needs())
+    for kind, name in ((ProgType.XDP, "XDP"), (ProgType.SCHED_CLS, "tc")):
+        error = _load(kind, _RETURN_1)
+        needs.append(Need(f"{name} programs", "4.8", error))
+        if error:
+            continue
+        needs.append(Need(f"loops in {name} programs", "5.3", _load(kind, _LOOP)))
+        needs += [
+            Need(f"{name} helper {helper}", since, has_helper(kind, number))
+            for number, (helper, since) in sorted({**COMMON_HELPERS, **HELPERS[kind]}.items())
+        ]
+    return needs
+
+
+def at_sockets() -> list[Need]:
+    """Try all without which the node's own processes are served by tc, packet by packet."""
+    kind = ProgType.CGROUP_SOCK_ADDR
+    error = _load(kind, _RETURN_1)
+    needs = [Need("programs at connect()", "4.17", error)]
+    if not error:
+        needs += [
+            Need(f"socket helper {helper}", since, has_helper(kind, number))
+            for number, (helper, since) in sorted(HELPERS[kind].items())
+            if number != _SET_RETVAL
+        ]
+    return needs
+
+
+def optional() -> dict[str, bool]:
+    """Tell for each of :data:`OPTIONAL` whether this kernel has it."""
+    return {"SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0}

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Python knows of the maps that it writes: which ids and rows are whose, and what each VIP holds.
+
+The ledger is never ahead of the kernel: it changes after a write has succeeded. All of it can be read back
+from the maps (:mod:`lb.datapath.sync.recover`), since they carry the names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import NamedTuple
+
+import numpy as np
+
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import (
+    FAMILIES,
+    ID,
+    LINE_ROWS,
+    NODE_NAME,
+    NODE_NONE,
+    NODE_SELF,
+    SOURCE_RANGE,
+    VIP,
+    VIP_KEY,
+    VipKindCode,
+    pack_address,
+    unpack_address,
+)
+from lb.datapath.sync.pools import IdPool, Region, RowPool
+from lb.errors import CapacityError, LbError
+from lb.model import IPNetwork, ObjectKey, Protocol
+from lb.plan.types import Backend, VipKey, VipKind
+
+_LOG = logging.getLogger(__name__)
+
+PortKey = tuple[str, Protocol | None]
+"""A port's name and protocol: unique within a Service, and the same over a restart."""
+
+Socket = int
+"""A backend's address as a number, times 65536, plus its port: in the order of identities, and small."""
+
+
+def socket_of(backend: Backend) -> Socket:
+    """Return a backend's key; it names the backend within a family."""
+    return int(backend.address) << 16 | backend.port
+
+
+KIND_CODES = {kind: VipKindCode[kind.name] for kind in VipKind}
+
+
+class VipRow(NamedTuple):
+    """The value of a VIP in ``vips4`` or ``vips6``."""
+
+    service: int
+    affinity_seconds: int
+    inside: Region
+    outside: Region
+    kind: int
+    flags: int
+
+
+@dataclass(slots=True)
+class Port:
+    """What one Service port has in the maps of one family.
+
+    id: in ``services``; named: whether it is written there.
+    backends: backend id by socket. regions: by the ids of a set, in the order of sockets; one that is not as
+    it would be made today has a negative number among them.
+    ranges: source ranges; False when a failed write left in the dark whether the kernel has it.
+    vips: what the kernel holds; None when a failed write left that in the dark.
+    """
+
+    id: int
+    named: bool = False
+    backends: dict[Socket, int] = field(default_factory=dict)
+    regions: dict[tuple[int, ...], Region] = field(default_factory=dict)
+    ranges: dict[IPNetwork, bool] = field(default_factory=dict)
+    vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
+
+    def unreferenced(self) -> Iterator[tuple[tuple[int, ...], Region]]:
+        """Yield the sets that no VIP uses; none while a VIP's row is in the dark."""
+        rows = list(self.vips.values())
+        if None in rows:
+            return
+        offsets = {r.offset for row in rows if row for r in (row.inside, row.outside) if r.size}
+        for ids, region in self.regions.items():
+            if region.offset not in offsets:
+                yield ids, region
+
+    def listed(self) -> set[int]:
+        """Return the backend ids in sets."""
+        return set().union(*self.regions)
+
+
+Ports = dict[PortKey, Port]
+
+
+class NodeNames:
+    """The ``nodes`` map. Names serve dumps alone: a name that finds no room, or cannot be written, costs a
+    Service nothing but its backends' node being shown as unknown.
+    """  # noqa: D205
+
+    def __init__(self, maps: Maps, names: Mapping[str, int], own: str | None) -> None:
+        self._maps = maps
+        self._ids = dict(names)
+        self._pool = IdPool("nodes", NODE_NONE + 1, maps.capacity("nodes") - 1, "", self._ids.values())
+        self._own = own
+        self._unwritten: dict[int, str] = {}
+        self.full = False
+
+    def id_of(self, backend: Backend) -> int:
+        """Return the id of a backend's node, a new one if need be."""
+        if backend.local:
+            if self._own != backend.node:
+                self._own = self._unwritten[NODE_SELF] = backend.node
+            return NODE_SELF
+        if not backend.node:
+            return NODE_NONE
+        if backend.node not in self._ids:
+            try:
+                node = self._ids[backend.node] = self._pool.allocate()
+            except CapacityError:
+                self.full = True
+                return NODE_NONE
+            self._unwritten[node] = backend.node
+        return self._ids[backend.node]
+
+    def write(self) -> int:
+        """Write the new names and return how many; those that fail are tried again at the next call."""
+        if not self._unwritten:
+            return 0
+        keys = np.array(list(self._unwritten), ID)
+        values = np.array([(name.encode(),) for name in self._unwritten.values()], NODE_NAME)
+        try:
+            self._maps.update("nodes", keys, values)
+        except LbError as error:
+            _LOG.warning("names of nodes not written: %s", error)
+            return 0
+        self._unwritten.clear()
+        return len(keys)
+
+    def forget_unused(self, used: set[int]) -> None:
+        """Delete the names of nodes that no backend is on any more."""
+        unused = {name: node for name, node in self._ids.items() if node not in used}
+        if unused:
+            self._maps.delete("nodes", np.array(list(unused.values()), ID))
+            self._pool.release(unused.values())
+            for name, node in unused.items():
+                del self._ids[name]
+                self._unwritten.pop(node, None)
+        self.full = False
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Everything that one node's maps hold, and the pools that the rest comes from.
+
+    services, backend_ids: by IP version. owners: the port that a VIP in the kernel belongs to.
+    """
+
+    services: Mapping[int, dict[ObjectKey, Ports]]
+    owners: dict[VipKey, Port]
+    service_ids: IdPool
+    backend_ids: Mapping[int, IdPool]
+    rows: RowPool
+    nodes: NodeNames
+
+
+def no_services() -> dict[int, dict[ObjectKey, Ports]]:
+    """Return Services by IP version, none of either."""
+    return {version: {} for version in FAMILIES}
+
+
+def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes: NodeNames) -> Ledger:
+    """Return the ledger of these Services, given by IP version; what they do not use is free.
+
+    Id 0 stays unused for Service ports and backends, so that a row of zeros never names a real one.
+    """
+    by_version = {
+        version: [port for ports in by_key.values() for port in ports.values()]
+        for version, by_key in services.items()
+    }
+    ports = [port for family in by_version.values() for port in family]
+    used_regions = (region for port in ports for region in port.regions.values())
+    return Ledger(
+        services=services,
+        owners={vip: port for port in ports for vip in port.vips},
+        service_ids=IdPool(
+            "services", 1, maps.capacity("services"), "limits.services", (p.id for p in ports)
+        ),
+        backend_ids={
+            version: IdPool(
+                f"backends{version}",
+                1,
+                maps.capacity(f"backends{version}") - 1,
+                "limits.backends",
+                (backend for port in family for backend in port.backends.values()),
+            )
+            for version, family in by_version.items()
+        },
+        rows=RowPool(
+            "tables", maps.capacity("tables") * LINE_ROWS, "limits.table_rows", used_regions, line=LINE_ROWS
+        ),
+        nodes=nodes,
+    )
+
+
+def vip_keys(version: int, vips: Iterable[VipKey]) -> Rows:
+    """Return VIPs of one family as keys of ``vips4`` or ``vips6``."""
+    rows = [(pack_address(vip.address), vip.port, vip.protocol or 0, 0) for vip in vips]
+    return np.array(rows, VIP_KEY[version])
+
+
+def vip_values(rows: Sequence[VipRow]) -> Rows:
+    """Return VIPs' rows as values of ``vips4`` and ``vips6``."""
+    return np.array([(*row, (0, 0)) for row in rows], VIP)
+
+
+def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
+    """Read the VIPs of both families."""
+    found = {}
+    regions: dict[tuple[int, int], Region] = {}
+
+    def shared(side: tuple[int, int]) -> Region:
+        """Return one object for all VIPs of a port."""
+        return regions.setdefault(side, Region(*side))
+
+    for version in FAMILIES:
+        keys, values = maps.read(f"vips{version}")
+        for (address, port, protocol, _), (service, affinity, inside, outside, kind, flags, _) in zip(
+            keys.tolist(), values.tolist(), strict=True
+        ):
+            vip = VipKey(unpack_address(address), port, Protocol(protocol) if protocol else None)
+            found[vip] = VipRow(service, affinity, shared(inside), shared(outside), kind, flags)
+    return found
+
+
+_SERVICE_BITS = 32  # of a source range's key, in front of the address
+
+
+def range_keys(version: int, ranges: Iterable[tuple[int, IPNetwork]]) -> Rows:
+    """Return (Service port id, network) pairs of one family as keys of its ``source_ranges`` map."""
+    rows = [
+        (_SERVICE_BITS + net.prefixlen, service, pack_address(net.network_address)) for service, net in ranges
+    ]
+    return np.array(rows, SOURCE_RANGE[version])
+
+
+def read_ranges(maps: Maps) -> list[tuple[int, IPNetwork]]:
+    """Read the source ranges of both families as (Service port id, network) pairs, in no order."""
+    return [
+        (service, ip_network((unpack_address(address), prefix - _SERVICE_BITS)))
+        for version in FAMILIES
+        for prefix, service, address in maps.read(f"source_ranges{version}")[0].tolist()
+    ]

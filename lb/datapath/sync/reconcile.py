@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bring the maps in step with the plans, so that no packet ever sees a half-written Service.
+
+The order of writes is names, source ranges, backends, lookup tables, VIPs: a VIP leads only to what is
+complete. A changed set of backends gets a new lookup table, and one map update switches the VIP over. What no
+VIP leads to any more goes in reverse order, and its ids and rows rest for a while before somebody else gets
+them: a packet that read the VIP a moment ago still finds the old rows, and never those of another Service.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lb.datapath.kernel.grace import wait_for_running_programs
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
+from lb.datapath.sync import accounts
+from lb.datapath.sync.changes import Change, compare, prepare
+from lb.datapath.sync.cluster_network import ClusterNetworks
+from lb.datapath.sync.differences import damaged_sets, repair
+from lb.datapath.sync.drift import drift
+from lb.datapath.sync.ledger import (
+    NodeNames,
+    Port,
+    PortKey,
+    new_ledger,
+    no_services,
+    range_keys,
+    vip_keys,
+    vip_values,
+)
+from lb.datapath.sync.pools import Region
+from lb.datapath.sync.recover import nodes_in_use, read_ledger
+from lb.datapath.sync.sync_record import Written, written
+from lb.datapath.sync.tables import write_sets
+from lb.errors import LbError
+from lb.model import IPNetwork, ObjectKey
+from lb.plan.types import ServicePlan, VipKey
+
+_LOG = logging.getLogger(__name__)
+
+AT_ONCE = 512
+"""How many Services are prepared and written together."""
+QUARANTINE_SECONDS = 1.0
+"""How long freed backend ids and table rows rest; a program run takes microseconds."""
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What one sync wrote, in map entries, and which Services it could not bring in step."""
+
+    names: int = 0
+    ranges: int = 0
+    backends: int = 0
+    table_rows: int = 0
+    vips: int = 0
+    vips_deleted: int = 0
+    ranges_deleted: int = 0
+    backends_freed: int = 0
+    names_deleted: int = 0
+    errors: dict[ObjectKey, LbError] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> int:
+        """Entries written or deleted, in all maps."""
+        return (
+            self.names + self.ranges + self.backends + self.table_rows + self.vips
+            + self.vips_deleted + self.ranges_deleted + self.backends_freed + self.names_deleted
+        )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Unused:
+    """Ids and rows that no Service has any more; backends by IP version.
+
+    exposed: a packet on its way may still choose one of the backends.
+    """
+
+    backends: dict[int, list[int]] = field(default_factory=lambda: {version: [] for version in FAMILIES})
+    regions: list[Region] = field(default_factory=list)
+    exposed: bool = False
+
+
+def _nothing(_what: Change | Written) -> None:
+    """Undo nothing, tell nobody."""
+
+
+class _Slots(dict[int, Rows]):
+    """The live arrays of backends by IP version; that of a family without backends is not even mapped."""
+
+    def __init__(self, maps: Maps) -> None:
+        super().__init__()
+        self._maps = maps
+
+    def __missing__(self, version: int) -> Rows:
+        rows = self[version] = self._maps.array(f"backends{version}")
+        return rows
+
+
+class Reconciler:
+    """Owns the maps that Python writes. Not thread-safe; one per node.
+
+    clock: seconds, monotonic. settle: returns when no packet can still hold what it read before the call.
+    begin: the same without waiting, it returns what tells whether that is so; then call :meth:`free`.
+    tell: called with what was written for a Service in a family, once it is in the maps.
+    """
+
+    def __init__(
+        self,
+        maps: Maps,
+        clock: Callable[[], float],
+        settle: Callable[[], None] = wait_for_running_programs,
+        begin: Callable[[], Callable[[], bool]] | None = None,
+        tell: Callable[[Written], None] = _nothing,
+    ) -> None:
+        self._maps = maps
+        self._tell = tell
+        self._slots = _Slots(maps)
+        self._clock = clock
+        self._settle = settle
+        self._begin = begin or self._settle_now
+        self._settling: deque[tuple[Callable[[], bool], _Unused]] = deque()
+        self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
+        self._networks = ClusterNetworks(maps)
+        self._quarantine: deque[tuple[float, _Unused]] = deque()  # with the time that it ends
+        self._pending: dict[ObjectKey, ServicePlan | None] = {}
+        self._report = SyncReport()
+
+    @property
+    def retry(self) -> frozenset[ObjectKey]:
+        """Services that a sync has failed on; each further sync, also one of nothing, tries them again."""
+        return frozenset(self._pending)
+
+    def recover(self) -> None:
+        """Take over what the maps hold. Call it once, before the first sync.
+
+        Raises
+        ------
+        BpfError: the maps could not be read.
+        """
+        self._ledger = read_ledger(self._maps)
+        self.narrow()
+
+    def narrow(self) -> None:
+        """Let the cluster networks hold the clusterIPs that there are, and no others that there were."""
+        rows = ((vip, port.vips[vip]) for vip, port in self._ledger.owners.items())
+        self._networks.start(vip.address for vip, row in rows if row and row.kind == VipKindCode.CLUSTER_IP)
+
+    def reread(self) -> bool:
+        """Take over what the maps hold now, whoever wrote it, and mend damaged sets; then sync all Services.
+
+        False: not yet, since what was freed a moment ago rests still.
+
+        Raises
+        ------
+        BpfError: the maps could not be read, or written.
+        """
+        self.free()
+        self._end_quarantine()
+        if self._settling or self._quarantine:
+            return False
+        self.recover()
+        repair(self._maps, damaged_sets(self._ledger, self._maps, self._maps))
+        return True
+
+    def drift(self) -> dict[str, int] | None:
+        """Return by map how many entries are not as they were written; None: not now, backends rest still.
+
+        Raises
+        ------
+        BpfError: a map could not be read.
+        """
+        self.free()
+        return None if self._settling or self._pending else drift(self._ledger, self._maps)
+
+    def known(self) -> set[ObjectKey]:
+        """Return the Services that have something in the maps."""
+        return set().union(*self._ledger.services.values())
+
+    def holders(self) -> dict[VipKey, ObjectKey]:
+        """Return which Service has each VIP in the maps."""
+        return {
+            vip: key
+            for services in self._ledger.services.values()
+            for key, ports in services.items()
+            for port in ports.values()
+            for vip in port.vips
+        }
+
+    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
+        """Write what differs between the plans and the maps; None: the Service is gone.
+
+        A Service that fails (a full map, a refused write) keeps what it had, is named in the report and is
+        tried again with the next sync; the others are not affected, nor is its other family. The cost is that
+        of the Services given. plans is empty afterwards: what is written is let go on the way, so that the
+        plans of a whole cluster and what follows from them are never there together.
+        """
+        self._report = SyncReport()
+        self.free()
+        self._end_quarantine()
+        if self._ledger.nodes.full:
+            self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
+        for key, plan in self._pending.items():
+            plans.setdefault(key, plan)
+        self._pending = {}
+        left: list[Change] = []
+        kept: dict[ObjectKey, ServicePlan | None] = {}
+        keys = list(plans)
+        for start in range(0, max(len(keys), 1), AT_ONCE):  # without any: what is left of node names
+            some = {key: plans.pop(key) for key in keys[start : start + AT_ONCE]}
+            changes = self._add(some)
+            left += changes
+            kept |= {change.key: some[change.key] for change in changes}
+        # What moves from one Service to another is at its new place before it is missing at its old one.
+        for delete in (self._delete_vips, self._delete_ranges):
+            for version in FAMILIES:
+                self._each([change for change in left if change.version == version], delete)
+        self._collect(left)
+
+        for change in left:
+            if change.error is not None:
+                self._report.errors.setdefault(change.key, change.error)
+                self._pending[change.key] = kept[change.key]
+            else:
+                self._told(change)
+        return self._report
+
+    def _told(self, change: Change) -> None:
+        what = written(change, self._ledger.services[change.version].get(change.key, {}))
+        if what is not None:
+            self._tell(what)
+
+    def _add(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
+        """Write what is new, from the names to the VIPs; return the changes that may leave things to delete.
+
+        Some Services at a time: what all of a large cluster's have to write would be large.
+        """
+        families = {version: self._prepared(version, plans) for version in FAMILIES}
+        changes = [change for family in families.values() for change in family]
+        self._each(changes, self._write_names)
+        for family in families.values():
+            self._each(family, self._write_ranges, self._undo_ranges)
+        self._report.names += self._ledger.nodes.write()
+        ready = [change for change in changes if change.error is None]
+        for version in FAMILIES:
+            self._write_backends(version, [change for change in ready if change.version == version])
+        self._each(changes, self._write_tables)
+        for family in families.values():
+            self._each(family, self._put_vips, self._restore_vips)
+        for change in changes:
+            if not change.leaves:
+                self._told(change)
+        return [change for change in changes if change.leaves]
+
+    def _prepared(self, version: int, plans: Mapping[ObjectKey, ServicePlan | None]) -> list[Change]:
+        """Return the changes in one family."""
+        changes = []
+        for key, plan in plans.items():
+            change = prepare(self._ledger, key, version, plan)
+            if change is None:
+                continue
+            changes.append(change)
+            if change.error is not None:
+                # Nothing has been written: what was allocated is free at once.
+                unused = _Unused()
+                self._detach(change, unused)
+                self._release(unused)
+        present = [change for change in changes if change.error is None and change.kept]
+        if present:
+            compare(self._slots[version], present)
+        return changes
+
+    def _settle_now(self) -> Callable[[], bool]:
+        self._settle()
+        return lambda: True
+
+    def free(self) -> None:
+        """Free the backends that no packet on its way can choose any more."""
+        while self._settling and self._settling[0][0]():
+            self._free(self._settling.popleft()[1])
+
+    def _free(self, unused: _Unused) -> None:
+        for version, backends in unused.backends.items():
+            if backends:
+                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
+        self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
+
+    def _end_quarantine(self) -> None:
+        """Hand back what has rested long enough."""
+        now = self._clock()
+        while self._quarantine and self._quarantine[0][0] <= now:
+            self._release(self._quarantine.popleft()[1])
+
+    def _release(self, unused: _Unused) -> None:
+        for version, backends in unused.backends.items():
+            self._ledger.backend_ids[version].release(backends)
+        for region in unused.regions:
+            self._ledger.rows.release(region)
+
+    @staticmethod
+    def _each(
+        changes: Sequence[Change],
+        write: Callable[[Sequence[Change]], None],
+        undo: Callable[[Change], None] = _nothing,
+    ) -> None:
+        """Write the entries of all changes with one call; should it fail, change by change.
+
+        What concerns the maps of a family gets changes of that family alone.
+        """
+        left = [change for change in changes if change.error is None]
+        try:
+            write(left)
+        except LbError as error:
+            for change in left:
+                undo(change)
+            if len(left) == 1:
+                left[0].error = error
+                return
+            for change in left:
+                try:
+                    write([change])
+                except LbError as its_error:
+                    change.error = its_error
+                    undo(change)
+
+    def _write_names(self, changes: Sequence[Change]) -> None:
+        names = [(port, names) for change in changes for port, names in change.names]
+        if not names:
+            return
+        ids = [port.id for port, _ in names]
+        accounts.begin(self._maps, ids)
+        self._maps.update("services", np.array(ids, ID), np.array([row for _, row in names], SERVICE_NAME))
+        for port, _ in names:
+            port.named = True
+        self._report.names += len(names)
+
+    def _write_ranges(self, changes: Sequence[Change]) -> None:
+        ranges = [each for change in changes for each in change.new_ranges]
+        if not ranges:
+            return
+        version = changes[0].version
+        keys = range_keys(version, ((port.id, network) for port, network in ranges))
+        for port, network in ranges:
+            port.ranges[network] = False
+        self._maps.update(f"source_ranges{version}", keys, np.ones(len(keys), ID))
+        for port, network in ranges:
+            port.ranges[network] = True
+        self._report.ranges += len(ranges)
+
+    def _undo_ranges(self, change: Change) -> None:
+        """Delete what a failed write of a Service's source ranges may have left."""
+        try:
+            written = [(port, network) for port, network in change.new_ranges if network in port.ranges]
+            self._forget_ranges(change.version, written)
+        except LbError as error:
+            _LOG.warning("Service %s: source ranges are in an unknown state: %s", change.key, error)
+
+    def _delete_ranges(self, changes: Sequence[Change]) -> None:
+        """Delete source ranges that are not wanted any more.
+
+        A packet on its way may have read that its VIP has ranges: it gets to look them up first.
+        """
+        ranges = [each for change in changes for each in change.old_ranges]
+        if not ranges:
+            return
+        if any(port.vips for port, _ in ranges):
+            self._settle()
+        self._forget_ranges(changes[0].version, ranges)
+        self._report.ranges_deleted += len(ranges)
+
+    def _forget_ranges(self, version: int, ranges: Sequence[tuple[Port, IPNetwork]]) -> None:
+        keys = range_keys(version, ((port.id, network) for port, network in ranges))
+        self._maps.delete(f"source_ranges{version}", keys)
+        for port, network in ranges:
+            port.ranges.pop(network, None)
+
+    def _write_backends(self, version: int, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        slots = self._slots[version]
+        new = {slot: row for change in changes for slot, row in change.new.items()}
+        if new:
+            rows = np.array(list(new.values()), BACKEND[version])
+            ids = np.array(list(new), ID)
+            accounts.hand_over(self._maps, version, ids)
+            rows["generation"] = slots["generation"][ids] + np.uint32(1)
+            slots[ids] = rows
+        edits = [edit for change in changes for edit in change.edits]
+        if edits:
+            ids, flags, nodes = np.array(edits, ID).T
+            slots["flags"][ids] = flags
+            slots["node"][ids] = nodes
+        # The state comes last: a slot is in use only once the rest of its row is there.
+        states = {slot: state for change in changes for slot, state in change.states.items()}
+        if states:
+            slots["state"][np.array(list(states), ID)] = np.array(list(states.values()), ID)
+        self._report.backends += len(states.keys() | {slot for slot, _, _ in edits})
+
+    def _write_tables(self, changes: Sequence[Change]) -> None:
+        tables = [table for change in changes for table in change.tables]
+        if tables:
+            write_sets(self._maps, tables)
+            self._report.table_rows += sum(region.size for region, _ in tables)
+
+    def _put_vips(self, changes: Sequence[Change]) -> None:
+        puts = {vip: put for change in changes for vip, put in change.puts.items()}
+        if not puts:
+            return
+        version = changes[0].version
+        self._networks.cover(
+            version, (vip.address for vip, (_, row) in puts.items() if row.kind == VipKindCode.CLUSTER_IP)
+        )
+        values = vip_values([row for _, row in puts.values()])
+        self._maps.update(f"vips{version}", vip_keys(version, puts), values)
+        owners = self._ledger.owners
+        for vip, (port, row) in puts.items():
+            if owners.get(vip, port) is not port:
+                del owners[vip].vips[vip]
+            owners[vip] = port
+            port.vips[vip] = row
+        self._report.vips += len(puts)
+
+    def _restore_vips(self, change: Change) -> None:
+        """Undo a failed write of a Service's VIPs, of which some may have reached the kernel."""
+        owners = self._ledger.owners
+        new = [vip for vip in change.puts if vip not in owners]
+        old = {vip: row for vip in change.puts if vip in owners and (row := owners[vip].vips[vip])}
+        try:
+            name = f"vips{change.version}"
+            if old:
+                self._maps.update(name, vip_keys(change.version, old), vip_values(list(old.values())))
+            if new:
+                self._maps.delete(name, vip_keys(change.version, new))
+        except LbError as error:
+            _LOG.warning("Service %s: its VIPs are in an unknown state: %s", change.key, error)
+            for vip, (port, _) in change.puts.items():
+                owners.setdefault(vip, port).vips[vip] = None
+                port.vips[vip] = None
+
+    def _delete_vips(self, changes: Sequence[Change]) -> None:
+        owners = self._ledger.owners
+        gone = []
+        for change in changes:
+            for vip, port in change.deletes.items():
+                if owners.get(vip) is port:
+                    gone.append(vip)
+                else:  # another port has taken it over
+                    port.vips.pop(vip, None)
+        if not gone:
+            return
+        version = changes[0].version
+        self._maps.delete(f"vips{version}", vip_keys(version, gone))
+        for vip in gone:
+            del owners.pop(vip).vips[vip]
+        self._report.vips_deleted += len(gone)
+
+    def _collect(self, changes: Sequence[Change]) -> None:
+        """Free what no VIP leads to any more: table regions, then backends, then names."""
+        unused = _Unused()
+        for change in changes:
+            self._detach(change, unused)
+        self._report.backends_freed += sum(map(len, unused.backends.values()))
+        if unused.exposed:
+            self._settling.append((self._begin(), unused))
+            self.free()
+        elif any(unused.backends.values()) or unused.regions:
+            self._free(unused)
+        for change in changes:
+            try:
+                self._delete_names(change)
+            except LbError as error:
+                change.error = change.error or error
+
+    def _detach(self, change: Change, unused: _Unused) -> None:
+        """Move what a Service does not use any more from the ledger to unused."""
+        wanted = change.before if change.error is not None else change.wanted
+        backends = []
+        dropped: set[int] = set()
+        for port_key, port in self._ledger.services[change.version].get(change.key, {}).items():
+            for ids, region in list(port.unreferenced()):
+                del port.regions[ids]
+                unused.regions.append(region)
+                dropped.update(ids)
+            keep = wanted.get(port_key, set())
+            listed = port.listed()
+            gone = [s for s, slot in port.backends.items() if s not in keep and slot not in listed]
+            backends += [port.backends.pop(socket) for socket in gone]
+        unused.backends[change.version] += backends
+        unused.exposed |= not dropped.isdisjoint(backends)
+
+    def _delete_names(self, change: Change) -> None:
+        """Drop the ports of a Service that have nothing left, and the Service with its last port."""
+        services = self._ledger.services[change.version]
+        ports = services.get(change.key, {})
+        empty: list[PortKey] = [
+            k for k, port in ports.items() if not (port.vips or port.ranges or port.backends)
+        ]
+        named = [ports[port_key].id for port_key in empty if ports[port_key].named]
+        if named:
+            self._maps.delete("services", np.array(named, ID))
+            accounts.end(self._maps, named)
+            self._report.names_deleted += len(named)
+        self._ledger.service_ids.release(ports.pop(port_key).id for port_key in empty)
+        if not ports:
+            services.pop(change.key, None)

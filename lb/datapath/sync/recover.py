@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the live maps back to the ledger, so that a restarted agent goes on with the ids that flows hold."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, unpack_address
+from lb.datapath.sync import accounts
+from lb.datapath.sync.ledger import (
+    Ledger,
+    NodeNames,
+    Port,
+    PortKey,
+    Socket,
+    VipRow,
+    new_ledger,
+    no_services,
+    range_keys,
+    read_ranges,
+    read_vips,
+)
+from lb.datapath.sync.tables import set_size, table_rows
+from lb.model import ObjectKey
+from lb.plan import SMALL_SET
+from lb.plan.types import VipKey
+
+_NAMELESS = ObjectKey("", "")
+_ById = dict[tuple[int, int], Port]
+"""Ports by IP version and id."""
+
+
+def read_ledger(maps: Maps) -> Ledger:
+    """Rebuild the ledger and clean away what a crash half-way through a sync has left.
+
+    Writes come in the order names, source ranges, backends, tables, VIPs, and deletions in reverse. So what
+    no VIP leads to is a leftover: names, ranges and backends of ports without VIPs, names of nodes without
+    backends. A VIP whose port has no name of its own can only stem from damage; it is filed under a Service
+    without a name, which no source has, and so goes when the known Services are compared with the source's.
+
+    Raises
+    ------
+    BpfError: the kernel refused a read or a clean-up.
+    """
+    services = no_services()
+    names = _service_names(maps)
+    ports: _ById = {}
+    for vip, row in sorted(read_vips(maps).items(), key=_port_order):
+        version = vip.address.version
+        if (version, row.service) not in ports:
+            key, port_name = names.get(row.service, (_NAMELESS, ""))
+            port_key: PortKey = (port_name, vip.protocol)
+            if key == _NAMELESS or port_key in services[version].get(key, ()):
+                key, port_key = _NAMELESS, (str(row.service), vip.protocol)
+            port = ports[version, row.service] = Port(row.service, named=row.service in names)
+            services[version].setdefault(key, {})[port_key] = port
+        ports[version, row.service].vips[vip] = row
+    _read_ranges(maps, ports)
+    for family in FAMILIES:
+        _read_backends(maps, family, ports)
+    tables = table_rows(maps)
+    for port in ports.values():
+        _read_regions(tables, port)
+    stray = names.keys() - {port.id for port in ports.values()}
+    if stray:
+        maps.delete("services", np.array(sorted(stray), ID))
+    accounts.recover(maps, sorted(names.keys() - stray))
+    return new_ledger(maps, services, _read_nodes(maps))
+
+
+def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, int, int, int]:
+    """Order VIPs by id, so that a restart on equal maps always goes on in the same way.
+
+    Addresses as a whole come last: it is the other VIPs that know their port's protocol.
+    """
+    vip, row = entry
+    return (vip.protocol is None, row.service, int(vip.address), vip.port, vip.protocol or 0)
+
+
+def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
+    ids, names = maps.read("services")
+    return {
+        service: (ObjectKey(sys.intern(namespace.decode()), name.decode()), sys.intern(port_name.decode()))
+        for service, (namespace, name, port_name) in zip(ids.tolist(), names.tolist(), strict=True)
+    }
+
+
+def _read_ranges(maps: Maps, ports: _ById) -> None:
+    """Give the ports their source ranges; delete those that no port has."""
+    leftovers = []
+    for service, network in read_ranges(maps):
+        if port := ports.get((network.version, service)):
+            port.ranges[network] = True
+        else:
+            leftovers.append((service, network))
+    for version in FAMILIES:
+        of_family = [each for each in leftovers if each[1].version == version]
+        if of_family:
+            maps.delete(f"source_ranges{version}", range_keys(version, of_family))
+
+
+def _read_backends(maps: Maps, version: int, ports: _ById) -> None:
+    """Give the ports of one family their backends; free the slots that no port has."""
+    slots = maps.array(f"backends{version}")
+    used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
+    leftovers = []
+    rows = slots[used]
+    addresses = rows["address"].tolist()
+    if version == 6:
+        addresses = [int(unpack_address(address)) for address in addresses]
+    for backend, address, number, service in zip(
+        used.tolist(), addresses, rows["port"].tolist(), rows["service"].tolist(), strict=True
+    ):
+        socket: Socket = address << 16 | number
+        port = ports.get((version, service))
+        if port is not None and socket not in port.backends:
+            port.backends[socket] = backend
+        else:
+            leftovers.append(backend)
+    if leftovers:
+        slots["state"][leftovers] = BackendStateCode.FREE
+
+
+def _read_regions(tables: Rows, port: Port) -> None:
+    """File a port's sets under the backends in their rows."""
+    sockets = {backend: socket for socket, backend in port.backends.items()}
+    regions = {region for row in port.vips.values() if row for region in (row.inside, row.outside)}
+    for region in sorted(regions):
+        if not region.size:
+            continue
+        found = tables[region.offset : region.offset + region.size].tolist()
+        ids = tuple(sorted(sockets.keys() & set(found), key=sockets.__getitem__))
+        as_made = list(ids) == found if region.size <= SMALL_SET else len(ids) == len(set(found))
+        good = as_made and region.size == set_size(len(ids)) and ids not in port.regions
+        # A set that is not as it would be made today keeps its rows until its VIPs have a new one; the
+        # negative number keeps it from being taken for the set of its backends.
+        port.regions[ids if good else (*ids, -1 - region.offset)] = region
+
+
+def _read_nodes(maps: Maps) -> NodeNames:
+    ids, rows = maps.read("nodes")
+    by_id = {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+    own = by_id.pop(NODE_SELF, None)
+    nodes = NodeNames(maps, {name: node for node, name in by_id.items()}, own)
+    nodes.forget_unused(nodes_in_use(maps))
+    return nodes
+
+
+def nodes_in_use(maps: Maps) -> set[int]:
+    """Return the node ids of all backends."""
+    used: set[int] = set()
+    for version in FAMILIES:
+        slots = maps.array(f"backends{version}")
+        used.update(np.unique(slots["node"][slots["state"] != BackendStateCode.FREE]).tolist())
+    return used

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Some Services of the maps, without reading the others into Python: what a page of a cluster shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import (
+    FAMILIES,
+    NODE_NONE,
+    BackendFlag,
+    BackendStateCode,
+    VipFlag,
+    unpack_address,
+)
+from lb.datapath.sync.ledger import KIND_CODES, read_ranges
+from lb.datapath.sync.tables import table_rows
+from lb.model import Protocol, socket_text
+from lb.plan import SMALL_SET
+
+_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+
+Names = Mapping[int, tuple[str, str]]
+"""By Service port id: NAMESPACE/NAME, and the port's name."""
+Shares = Mapping[int, float]
+"""By backend id: the share of new connections, 0 to 1, if clients are many and different."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRow:
+    """A backend of a port. id: its slot. node: ``""`` when its endpoint names none. state: as in a dump."""
+
+    id: int
+    address: str
+    node: str
+    local: bool
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class VipRow:
+    """A VIP of a port. address: with its port. inside, outside: who gets what from either side.
+
+    local_only: the sides that traffic policy Local keeps to this node's endpoints. usable: there is an
+    endpoint somewhere.
+    """
+
+    address: str
+    kind: str
+    inside: Shares
+    outside: Shares
+    local_only: tuple[str, ...]
+    source_ranges: tuple[str, ...]
+    usable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PortRow:
+    """A Service port in one family, in the order of addresses. id: as in ``services``."""
+
+    id: int
+    service: str
+    port_name: str
+    version: int
+    protocol: str
+    affinity_seconds: int
+    vips: tuple[VipRow, ...]
+    backends: tuple[BackendRow, ...]
+
+
+def names(maps: Maps) -> Names:
+    """Return the names of all Service ports.
+
+    Raises
+    ------
+    BpfError: the map could not be read.
+    """
+    ids, rows = maps.read("services")
+    return {
+        port: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
+        for port, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
+    }
+
+
+def ports(maps: Maps, wanted: Names) -> list[PortRow]:
+    """Return the ports of these ids with what they have, sorted by names and family.
+
+    Raises
+    ------
+    BpfError: a map could not be read.
+    """
+    ids = np.array(list(wanted), np.uint32)
+    ranges: dict[int, list[str]] = {}
+    for service, network in sorted(read_ranges(maps), key=lambda each: (each[1].version, each[1])):
+        ranges.setdefault(service, []).append(str(network))
+    node_ids, node_rows = maps.read("nodes")
+    nodes = {node: name.decode() for node, (name,) in zip(node_ids.tolist(), node_rows.tolist(), strict=True)}
+    tables = table_rows(maps)
+    found = []
+    for version in FAMILIES:
+        backends = _backends(maps, version, ids, nodes)
+        vips: dict[int, list[tuple[tuple[int, int], VipRow]]] = {}
+        protocols: dict[int, tuple[str, int]] = {}
+        for key, row in _vips(maps, version, ids):
+            address, port, protocol, _ = key
+            service, affinity, inside, outside, kind, flags, _ = row
+            ip = unpack_address(address)
+            protocols[service] = Protocol(protocol).name, affinity
+            local_only = ((VipFlag.INSIDE_LOCAL, "inside"), (VipFlag.OUTSIDE_LOCAL, "outside"))
+            one = VipRow(
+                socket_text(ip, port),
+                _KINDS[kind],
+                _shares(tables, *inside),
+                _shares(tables, *outside),
+                tuple(side for flag, side in local_only if flags & flag),
+                tuple(ranges.get(service, ())) if flags & VipFlag.SOURCE_RANGES else (),
+                bool(flags & VipFlag.USABLE),
+            )
+            vips.setdefault(service, []).append(((int(ip), port), one))
+        for service, of_port in vips.items():
+            rows = tuple(one for _, one in sorted(of_port, key=lambda pair: pair[0]))
+            found.append(
+                PortRow(
+                    service, *wanted[service], version, *protocols[service], rows, backends.get(service, ())
+                )
+            )
+    return sorted(found, key=lambda one: (one.service, one.port_name, one.version))
+
+
+def _vips(maps: Maps, version: int, ids: Rows) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """Yield the keys and rows of VIPs with a port."""
+    keys, values = maps.read(f"vips{version}")
+    chosen = np.isin(values["service"], ids) & (keys["protocol"] != 0)
+    yield from zip(keys[chosen].tolist(), values[chosen].tolist(), strict=True)
+
+
+def _backends(
+    maps: Maps, version: int, ids: Rows, nodes: Mapping[int, str]
+) -> dict[int, tuple[BackendRow, ...]]:
+    slots = maps.array(f"backends{version}")
+    chosen = np.flatnonzero((slots["state"] != BackendStateCode.FREE) & np.isin(slots["service"], ids))
+    found: dict[int, list[tuple[int, int, BackendRow]]] = {}
+    for slot, row in zip(chosen.tolist(), slots[chosen].tolist(), strict=True):
+        address, port, state, flags, service, _, node = row
+        ip = unpack_address(address)
+        one = BackendRow(
+            slot,
+            socket_text(ip, port),
+            "" if node == NODE_NONE else nodes.get(node, "unknown"),
+            bool(flags & BackendFlag.LOCAL),
+            BackendStateCode(state).name.lower(),
+        )
+        found.setdefault(service, []).append((int(ip), port, one))
+    return {service: tuple(one for *_, one in sorted(rows, key=_place)) for service, rows in found.items()}
+
+
+def _place(row: tuple[int, int, BackendRow]) -> tuple[int, int]:
+    return row[0], row[1]
+
+
+def _shares(tables: Rows, offset: int, size: int) -> Shares:
+    """Return the shares of a set: equal ones in a list, those of the rows in a Maglev table."""
+    rows = tables[offset : offset + size]
+    if size <= SMALL_SET:
+        return dict.fromkeys(rows.tolist(), 1 / size) if size else {}
+    slots, counts = np.unique(rows, return_counts=True)
+    return dict(zip(slots.tolist(), (counts / size).tolist(), strict=True))

@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the maps hold, in words: read from the maps alone, never from Python's memory of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import (
+    FAMILIES,
+    HOOKS,
+    NODE_NONE,
+    REASONS,
+    REASONS_PER_HOOK,
+    BackendFlag,
+    BackendStateCode,
+    Direction,
+    FlowState,
+    VipFlag,
+    unpack_address,
+)
+from lb.datapath.sync.ledger import KIND_CODES, VipRow, read_ranges, read_vips
+from lb.datapath.sync.tables import table_rows
+from lb.datapath.view.expiry import live_affinity, live_flows
+from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
+from lb.plan.types import VipKey
+
+_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+_SIDES = ("inside", "outside")
+_LOCAL_SIDES = {"inside": VipFlag.INSIDE_LOCAL, "outside": VipFlag.OUTSIDE_LOCAL}
+_FLOW_STATES = {
+    FlowState.NEW: ("syn_sent", "new"),
+    FlowState.ESTABLISHED: ("established", "established"),
+    FlowState.CLOSING: ("closing", "closing"),
+    FlowState.CLOSED: ("closed", "closed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VipBackend:
+    """A backend of a VIP. state: active or terminating. takes_new: some lookup table of the VIP lists it."""
+
+    address: str
+    port: int
+    node: str
+    state: str
+    takes_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VipEntry:
+    """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port.
+
+    local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
+    source_ranges: the networks that may open connections, empty when all may. Both are absent in JSON when
+    they are empty.
+    """
+
+    address: str
+    port: int
+    protocol: str
+    service: str
+    port_name: str
+    kind: str
+    affinity_seconds: int
+    backends: tuple[VipBackend, ...]
+    local_only: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        for name in ("local_only", "source_ranges"):
+            if not fields[name]:
+                del fields[name]
+        for backend in fields["backends"]:
+            del backend["takes_new"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class AddressEntry:
+    """A Service address as a whole: what packets for none of its ports meet.
+
+    answers: the sides, "inside" and "outside", whose echo requests (ping) are answered: a backend is offered
+    there. source_ranges: the networks that are answered, empty (and absent in JSON) when all are.
+    """
+
+    address: str
+    kind: str
+    service: str
+    answers: tuple[str, ...]
+    source_ranges: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        if not self.source_ranges:
+            del fields["source_ranges"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """A slot in use. node is ``""`` when the endpoint names none."""
+
+    id: int
+    address: str
+    port: int
+    node: str
+    local: bool
+    state: str
+    service: str
+    port_name: str
+    generation: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """A connection. snat: what the client's address became, ``""`` (and absent in JSON) when it stayed."""
+
+    protocol: str
+    client: str
+    vip: str
+    backend: str
+    snat: str
+    state: str
+    idle_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        fields = asdict(self)
+        if not self.snat:
+            del fields["snat"]
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class AffinityEntry:
+    """A client's backend. backend is ``""`` when the entry names one that is gone, and so has no effect."""
+
+    client: str
+    service: str
+    port_name: str
+    backend: str
+    idle_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterEntry:
+    """Packets and bytes that left the data plane by one exit, over all CPUs."""
+
+    hook: str
+    reason: str
+    packets: int
+    bytes: int
+    meaning: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it."""
+        return asdict(self)
+
+
+Entry = VipEntry | AddressEntry | BackendEntry | FlowEntry | AffinityEntry | CounterEntry
+Dump = dict[str, Sequence[Entry]]
+"""Entries by section, in the order of :data:`SECTIONS`."""
+
+
+def dump(
+    maps: Maps,
+    now_ns: int,
+    sections: Collection[str] | None = None,
+    service: ObjectKey | None = None,
+) -> Dump:
+    """Read the maps.
+
+    now_ns: CLOCK_MONOTONIC in nanoseconds, from which idle times count. sections: some of :data:`SECTIONS`;
+    None: all. service: only what belongs to this Service; counters belong to none and are given in full.
+    The order is that of addresses and ports as numbers, or of names; IPv4 comes before IPv6.
+
+    Raises
+    ------
+    BpfError: a map could not be read.
+    """
+    reader = _Reader(maps, now_ns, service)
+    return {name: read(reader) for name, read in _SECTIONS.items() if sections is None or name in sections}
+
+
+class _Reader:
+    """Reads each map at most once."""
+
+    def __init__(self, maps: Maps, now_ns: int, service: ObjectKey | None) -> None:
+        self._maps = maps
+        self._now_ns = now_ns
+        self._service = str(service) if service else None
+
+    @cached_property
+    def _names(self) -> dict[int, tuple[str, str]]:
+        ids, rows = self._maps.read("services")
+        return {
+            service: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
+            for service, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
+        }
+
+    @cached_property
+    def _nodes(self) -> dict[int, str]:
+        ids, rows = self._maps.read("nodes")
+        return {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+
+    @cached_property
+    def _slots(self) -> dict[int, Rows]:
+        """Return the backends by IP version."""
+        return {
+            version: np.array(self._maps.array(f"backends{version}"), subok=False) for version in FAMILIES
+        }
+
+    @cached_property
+    def _slots_by_service(self) -> dict[tuple[int, int], list[int]]:
+        """Return the ids of the backends of each IP version and Service port."""
+        by_service: dict[tuple[int, int], list[int]] = {}
+        for version, slots in self._slots.items():
+            used = np.flatnonzero(slots["state"] != BackendStateCode.FREE)
+            for slot, service in zip(used.tolist(), slots["service"][used].tolist(), strict=True):
+                by_service.setdefault((version, service), []).append(slot)
+        return by_service
+
+    @cached_property
+    def _vips(self) -> list[tuple[VipKey, VipRow]]:
+        """Return the VIPs of the Service in order."""
+        rows = read_vips(self._maps).items()
+        return sorted(((vip, row) for vip, row in rows if self._selected(row.service)), key=_vip_order)
+
+    @cached_property
+    def _ranges(self) -> dict[int, tuple[str, ...]]:
+        """Return each Service port's source ranges, in the order of their addresses."""
+        by_service: dict[int, tuple[str, ...]] = {}
+        for service, network in sorted(read_ranges(self._maps), key=_range_order):
+            by_service[service] = (*by_service.get(service, ()), str(network))
+        return by_service
+
+    def _name(self, service: int) -> tuple[str, str]:
+        return self._names.get(service, ("unknown", ""))
+
+    def _selected(self, service: int) -> bool:
+        return self._service is None or self._name(service)[0] == self._service
+
+    def _node(self, node: int) -> str:
+        return "" if node == NODE_NONE else self._nodes.get(node, "unknown")
+
+    def _idle(self, then_ns: int) -> float:
+        return round(max(0, self._now_ns - then_ns) / 1e9, 3)
+
+    def vips(self) -> list[VipEntry]:
+        return [
+            VipEntry(
+                str(vip.address),
+                vip.port,
+                vip.protocol.name,
+                *self._name(row.service),
+                _KINDS[row.kind],
+                row.affinity_seconds,
+                self._vip_backends(vip.address.version, row),
+                tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
+                self._allowed(row),
+            )
+            for vip, row in self._vips
+            if vip.protocol is not None
+        ]
+
+    def addresses(self) -> list[AddressEntry]:
+        return [
+            AddressEntry(
+                str(vip.address),
+                _KINDS[row.kind],
+                self._name(row.service)[0],
+                tuple(
+                    side
+                    for side, region in zip(_SIDES, (row.inside, row.outside), strict=True)
+                    if region.size
+                ),
+                self._allowed(row),
+            )
+            for vip, row in self._vips
+            if vip.protocol is None
+        ]
+
+    def _allowed(self, row: VipRow) -> tuple[str, ...]:
+        return self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else ()
+
+    def _vip_backends(self, version: int, row: VipRow) -> tuple[VipBackend, ...]:
+        tables = table_rows(self._maps)
+        listed: set[int] = set()
+        for offset, size in {row.inside, row.outside}:
+            listed.update(np.unique(tables[offset : offset + size]).tolist())
+        found = []
+        for slot in self._slots_by_service.get((version, row.service), ()):
+            address, port, state, _, _, _, node = self._slots[version][slot].item()
+            if slot in listed or state == BackendStateCode.TERMINATING:
+                found.append((address, port, node, state, slot in listed))
+        return tuple(
+            VipBackend(_ip(address), port, self._node(node), BackendStateCode(state).name.lower(), takes_new)
+            for address, port, node, state, takes_new in sorted(found)
+        )
+
+    def backends(self) -> list[BackendEntry]:
+        entries = []
+        for (version, service), slots in self._slots_by_service.items():
+            if not self._selected(service):
+                continue
+            for slot in slots:
+                address, port, state, flags, _, generation, node = self._slots[version][slot].item()
+                entry = BackendEntry(
+                    slot,
+                    _ip(address),
+                    port,
+                    self._node(node),
+                    bool(flags & BackendFlag.LOCAL),
+                    BackendStateCode(state).name.lower(),
+                    *self._name(service),
+                    generation,
+                )
+                entries.append(((entry.service, entry.port_name, version, address, port, slot), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def flows(self) -> list[FlowEntry]:
+        return [entry for version in FAMILIES for entry in self._flows(version)]
+
+    def _flows(self, version: int) -> list[FlowEntry]:
+        keys, values = live_flows(self._maps, version, self._now_ns)
+        forward = keys["direction"] == Direction.FORWARD
+        entries = []
+        for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
+            src, dst, sport, dport, protocol, *_ = key
+            new_src, new_dst, new_sport, new_dport, service, _, _, state, _, _, _, _, last_seen = value
+            if not self._selected(service):
+                continue
+            entry = FlowEntry(
+                Protocol(protocol).name,
+                _socket(src, sport),
+                _socket(dst, dport),
+                _socket(new_dst, new_dport),
+                _socket(new_src, new_sport) if (new_src, new_sport) != (src, sport) else "",
+                _FLOW_STATES[FlowState(state)][protocol != Protocol.TCP],
+                self._idle(last_seen),
+            )
+            entries.append(((protocol, src, sport, dst, dport), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def affinity(self) -> list[AffinityEntry]:
+        entries = []
+        for version in FAMILIES:
+            keys, values = live_affinity(self._maps, version, self._now_ns)
+            for (client, service), (last_used, slot, generation) in zip(
+                keys.tolist(), values.tolist(), strict=True
+            ):
+                if not self._selected(service):
+                    continue
+                entry = AffinityEntry(
+                    _ip(client),
+                    *self._name(service),
+                    self._affine(version, service, slot, generation),
+                    self._idle(last_used),
+                )
+                entries.append(((entry.service, entry.port_name, version, client, service), entry))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def _affine(self, version: int, service: int, slot: int, generation: int) -> str:
+        address, port, state, _, owner, live_generation, _ = self._slots[version][slot].item()
+        if state == BackendStateCode.FREE or (owner, live_generation) != (service, generation):
+            return ""
+        return _socket(address, port)
+
+    def counters(self) -> list[CounterEntry]:
+        return [entry for entry in counters(self._maps) if entry.packets]
+
+
+def counters(maps: Maps) -> list[CounterEntry]:
+    """Return every hook's counter of every reason, also those that no packet has left by.
+
+    Raises
+    ------
+    BpfError: the map could not be read.
+    """
+    _, values = maps.read("reasons")
+    packets: NDArray[np.uint64] = values["packets"].sum(axis=1)
+    octets: NDArray[np.uint64] = values["bytes"].sum(axis=1)
+    return [
+        CounterEntry(hook, reason, int(packets[row + at]), int(octets[row + at]), meaning)
+        for row, (hook, _) in zip(range(0, len(packets), REASONS_PER_HOOK), HOOKS, strict=True)
+        for at, (reason, meaning) in enumerate(REASONS)
+    ]
+
+
+def _ip(address: int | bytes) -> str:
+    return str(unpack_address(address))
+
+
+def _socket(address: int | bytes, port: int) -> str:
+    return socket_text(unpack_address(address), port)
+
+
+def _vip_order(item: tuple[VipKey, VipRow]) -> tuple[int, int, int, int]:
+    vip = item[0]
+    return (vip.address.version, int(vip.address), vip.port, vip.protocol or 0)
+
+
+def _range_order(item: tuple[int, IPNetwork]) -> tuple[int, int, int]:
+    service, network = item
+    return (service, int(network.network_address), network.prefixlen)
+
+
+_SECTIONS: dict[str, Callable[[_Reader], Sequence[Entry]]] = {
+    "vips": _Reader.vips,
+    "addresses": _Reader.addresses,
+    "backends": _Reader.backends,
+    "flows": _Reader.flows,
+    "affinity": _Reader.affinity,
+    "counters": _Reader.counters,
+}
+SECTIONS: tuple[str, ...] = tuple(_SECTIONS)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dump as text: JSON for programs, tables for people, ipvsadm's form for habits and ``grep``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+
+from lb.datapath.view.dump import (
+    AddressEntry,
+    AffinityEntry,
+    BackendEntry,
+    CounterEntry,
+    Dump,
+    Entry,
+    FlowEntry,
+    VipEntry,
+)
+
+Cells = tuple[str, ...]
+
+_COLUMNS: Mapping[str, Cells] = {
+    "vips": ("VIP", "PROTOCOL", "KIND", "SERVICE", "PORT NAME", "AFFINITY", "BACKEND", "NODE", "STATE"),
+    "addresses": ("ADDRESS", "KIND", "SERVICE", "ANSWERS PING FROM", "SOURCE RANGES"),
+    "backends": ("ID", "BACKEND", "NODE", "LOCAL", "STATE", "SERVICE", "PORT NAME", "GENERATION"),
+    "flows": ("PROTOCOL", "CLIENT", "VIP", "BACKEND", "SNAT", "STATE", "IDLE"),
+    "affinity": ("CLIENT", "SERVICE", "PORT NAME", "BACKEND", "IDLE"),
+    "counters": ("HOOK", "REASON", "PACKETS", "BYTES", "MEANING"),
+}
+_IPVSADM_FLAGS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
+
+
+def as_json(dump: Dump) -> str:
+    """Return one JSON object with a list for each section."""
+    return (
+        json.dumps({name: [e.as_dict() for e in entries] for name, entries in dump.items()}, indent=2) + "\n"
+    )
+
+
+def as_table(dump: Dump) -> str:
+    """Return a headed table for each section; a VIP has a line for each backend, so that grep finds them."""
+    return "\n".join(
+        f"{name}\n" + _aligned([_COLUMNS[name], *(row for entry in entries for row in _rows(entry))])
+        for name, entries in dump.items()
+    )
+
+
+def as_ipvsadm(dump: Dump) -> str:
+    """Return the VIPs as ``ipvsadm -Sn`` prints virtual services; other sections have no such form.
+
+    The scheduler is mh: IPVS' name for Maglev hashing. A backend that takes no new connections has weight 0,
+    as kube-proxy's IPVS mode has it.
+    """
+    return "".join(line + "\n" for vip in dump["vips"] if isinstance(vip, VipEntry) for line in _ipvsadm(vip))
+
+
+def _ipvsadm(vip: VipEntry) -> Iterator[str]:
+    service = f"{_IPVSADM_FLAGS[vip.protocol]} {_socket(vip.address, vip.port)}"
+    persistence = f" -p {vip.affinity_seconds}" if vip.affinity_seconds else ""
+    yield f"-A {service} -s mh{persistence}"
+    for backend in vip.backends:
+        yield f"-a {service} -r {_socket(backend.address, backend.port)} -m -w {int(backend.takes_new)}"
+
+
+def _socket(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _rows(entry: Entry) -> Iterator[Cells]:
+    """Yield the lines of one entry; an empty cell is shown as a dash."""
+    match entry:
+        case VipEntry():
+            affinity = f"{entry.affinity_seconds}s" if entry.affinity_seconds else ""
+            head = (
+                _socket(entry.address, entry.port),
+                entry.protocol,
+                entry.kind,
+                entry.service,
+                entry.port_name,
+                affinity,
+            )
+            for backend in entry.backends:
+                yield (*head, _socket(backend.address, backend.port), backend.node, backend.state)
+            if not entry.backends:
+                yield (*head, "", "", "")
+        case AddressEntry():
+            ranges = ",".join(entry.source_ranges)
+            yield (entry.address, entry.kind, entry.service, ",".join(entry.answers), ranges)
+        case BackendEntry():
+            yield (
+                str(entry.id),
+                _socket(entry.address, entry.port),
+                entry.node,
+                "yes" if entry.local else "no",
+                entry.state,
+                entry.service,
+                entry.port_name,
+                str(entry.generation),
+            )
+        case FlowEntry():
+            idle = f"{entry.idle_seconds:.1f}s"
+            yield (entry.protocol, entry.client, entry.vip, entry.backend, entry.snat, entry.state, idle)
+        case AffinityEntry():
+            idle = f"{entry.idle_seconds:.1f}s"
+            yield (entry.client, entry.service, entry.port_name, entry.backend, idle)
+        case CounterEntry():
+            yield (entry.hook, entry.reason, str(entry.packets), str(entry.bytes), entry.meaning)
+
+
+def _aligned(lines: Sequence[Cells]) -> str:
+    cells = [[cell or "-" for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    padded = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+    return "".join(line + "\n" for line in padded)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of a Service that is looked into, and what a finding is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lb.datapath.attach.netns import Listener
+from lb.datapath.sync.differences import Difference
+from lb.diagnose.attachment import MissingHook
+from lb.diagnose.probe import Outcome
+from lb.model import Endpoint, EndpointSlice, IPAddress, ObjectKey, Pod, Service
+from lb.plan import Conflict
+from lb.plan.types import PortPlan, ServicePlan, Topology
+
+MOST = 5
+"""How many of a kind are named; of the others the number."""
+
+
+class Result(StrEnum):
+    """How a step came out."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Worth knowing, and no fault; or a consequence of a cause above."""
+    CAUSE = "CAUSE"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding. cause: a word for machines. next: what to do. Both are ``""`` where there is none."""
+
+    step: str
+    result: Result
+    found: str
+    cause: str = ""
+    next: str = ""
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything that the steps look at.
+
+    near: where else a Service of that name is, or names like it. pods: those of the namespace; None when
+    they cannot be read, pods_error says why. plan: what the Service should have in this node's maps.
+    client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
+    listens in the network namespace of a pod; None where it cannot be told.
+    """
+
+    key: ObjectKey
+    service: Service | None
+    near: Sequence[str] = ()
+    errors: Sequence[str] = ()
+    pods: Sequence[Pod] | None = ()
+    pods_error: str = ""
+    slices: Sequence[EndpointSlice] = ()
+    plan: ServicePlan | None = None
+    failed: str = ""
+    conflicts: Sequence[Conflict] = ()
+    topology: Topology | None = None
+    clients: Mapping[int, IPAddress] = field(default_factory=dict)
+    kernel: bool = True
+    agent: bool = True
+    differences: Sequence[Difference] = ()
+    hooks: Sequence[MissingHook] = ()
+    outcomes: Sequence[Outcome] = ()
+    listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
+
+    def selected(self) -> list[Pod]:
+        """Return the pods that the selector matches and that have not ended."""
+        if self.service is None or not self.service.selector:
+            return []
+        wanted = self.service.selector.items()
+        return [pod for pod in self.pods or () if wanted <= pod.labels.items() and not pod.finished]
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return all endpoints of all slices."""
+        return [each for piece in self.slices for each in piece.endpoints]
+
+    def ports(self) -> list[PortPlan]:
+        """Return what is planned for each port."""
+        return list(self.plan.ports) if self.plan else []
+
+
+def causes(findings: Iterable[Finding]) -> list[str]:
+    """Return the causes that were found, in order."""
+    return [one.cause for one in findings if one.result is Result.CAUSE]
+
+
+def some(words: Iterable[object]) -> str:
+    """Return the first few, and how many more there are."""
+    every = [str(one) for one in words]
+    rest = len(every) - MOST
+    return ", ".join(every[:MOST]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find out what is to be known of a Service that does not answer: from source, kernel, and by trying."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from lb.config import Config, SocketMode
+from lb.datapath.attach import netns
+from lb.datapath.attach.roles import interfaces_and_roles
+from lb.datapath.maps.interface import Maps
+from lb.diagnose import attachment, probe
+from lb.diagnose.audit import Comparison
+from lb.diagnose.facts import Facts
+from lb.diagnose.probe import Target
+from lb.diagnose.snapshot import Snapshot, SourceReader
+from lb.errors import LbError
+from lb.model import EndpointSlice, IPAddress, ObjectKey
+from lb.plan import plan_service
+from lb.plan.types import ServicePlan, Topology
+
+MOST_ENDPOINTS = 50
+"""How many endpoints of a port are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where we look from, and with what.
+
+    maps: None where there is no instance. agent: it runs. notes: what it left.
+    """
+
+    config: Config
+    maps: Maps | None
+    notes: Mapping[str, Any]
+    agent: bool
+    source: SourceReader
+
+
+def gather(
+    node: Node,
+    key: ObjectKey,
+    snapshot: Snapshot,
+    topology: Topology,
+    compared: Comparison | None,
+    *,
+    client: IPAddress | None = None,
+    probing: bool = True,
+) -> Facts:
+    """Return what is to be known; from within the node's network namespace.
+
+    compared: source and kernel, None without maps. client: whose way is asked about; default: this node's.
+    probing: try real connections.
+
+    Raises
+    ------
+    LbError: the source or the kernel cannot be read.
+    """
+    service = node.source.service(key)
+    name = str(key)
+    errors = [str(one) for one in snapshot.errors if one.object == f"Service {key}"]
+    facts = Facts(key, service, errors=errors, topology=topology, kernel=node.maps is not None)
+    if service is None:
+        facts.near = _near(key, [str(one) for one in snapshot.state.service_keys()])
+        return facts
+    try:
+        facts.pods = node.source.pods(key.namespace)
+    except LbError as error:
+        facts.pods, facts.pods_error = None, str(error)
+    facts.slices = snapshot.state.slices(key)
+    whole = plan_service(service, facts.slices, topology)
+    facts.plan = (compared.plans.get(key) if compared else None) or whole
+    facts.clients = {client.version: client} if client else _own_addresses(node.config)
+    if compared is not None:
+        facts.failed = compared.failed.get(key, "")
+        facts.conflicts = [one for one in compared.conflicts if one.loser == key]
+        facts.differences = [one for one in compared.differences if one.service == name]
+        facts.agent = node.agent
+        facts.hooks = attachment.missing(
+            node.config, node.notes.get("uplink_modes", {}), node.notes.get("problems", ())
+        )
+    if probing:
+        _probe(node, facts, whole)
+    return facts
+
+
+def _near(key: ObjectKey, names: Sequence[str]) -> list[str]:
+    """Return Services of the same name elsewhere, then those of a similar one."""
+    same = sorted(name for name in names if name.rpartition("/")[2] == key.name)
+    return same or difflib.get_close_matches(str(key), names, n=3)
+
+
+def _own_addresses(config: Config) -> dict[int, IPAddress]:
+    """Return the node's own address of each family towards clients: where its own connections come from."""
+    found: dict[int, IPAddress] = {}
+    interfaces, roles = interfaces_and_roles(config)
+    for one in interfaces:
+        if roles.get(one.index) == "uplink":
+            for version in (4, 6):
+                if source := one.source(version):
+                    found.setdefault(version, source)
+    return found
+
+
+def targets(plan: ServicePlan) -> tuple[list[Target], list[Target]]:
+    """Return the endpoints that take new connections, each once, and the VIPs."""
+    straight: dict[Target, None] = {}
+    vips: dict[Target, None] = {}
+    for port in plan.ports:
+        for one in port.cluster[:MOST_ENDPOINTS]:
+            straight[probe.target("endpoint", one.address, one.port, port.protocol, port.port_name)] = None
+        for vip in port.vips:
+            if vip.key.port and port.cluster:
+                place = (vip.key.address, vip.key.port, port.protocol, port.port_name)
+                vips[probe.target(vip.kind, *place)] = None
+    return list(straight), list(vips)
+
+
+def _in_slices(slices: Sequence[EndpointSlice]) -> list[Target]:
+    """Return the ready endpoints as DNS gives them."""
+    return [
+        probe.target("endpoint", one.address, port.port, port.protocol, port.name)
+        for piece in slices
+        for port in piece.ports
+        for one in piece.endpoints[:MOST_ENDPOINTS]
+        if one.ready
+    ]
+
+
+def _probe(node: Node, facts: Facts, whole: ServicePlan) -> None:
+    """Try the endpoints, then the VIPs; refused by one of this node, look who listens there."""
+    plan = facts.plan or whole
+    straight, through = targets(plan)
+    if facts.service and facts.service.headless:
+        straight = _in_slices(facts.slices)
+    group = node.config.cgroup if node.config.socket_lb is not SocketMode.OFF else ""
+    facts.outcomes = probe.probe_all([*straight, *(through if node.maps else ())], group)
+    here = facts.topology.node_name if facts.topology else ""
+    local = {str(one.address) for one in facts.endpoints() if one.node == here}
+    refused = {
+        one.target.address
+        for one in facts.outcomes
+        if one.target.kind == "endpoint" and one.result == "refused"
+    }
+    facts.listeners = {address: netns.listeners(ip_address(address)) for address in refused & local}

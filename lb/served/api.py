@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``GET /api/…``: what the agent knows, as JSON, for ``lbctl`` on its socket and for the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from lb.errors import LbError
+from lb.model import ObjectKey
+from lb.served.history import History
+from lb.served.http import Answer, Request, Response
+
+MOST_CHANGES = 200
+"""How many changes of all Services are told at a time."""
+
+_HEADERS = (
+    ("Content-Type", "application/json; charset=utf-8"),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+
+Query = Mapping[str, str]
+
+
+def as_json(read: Callable[[Query], Any]) -> Answer:
+    """Return what answers with what read makes of the query; its LbError is a 400 with ``{"error": …}``."""
+
+    def answer(request: Request) -> Response:
+        query = {name: values[-1] for name, values in parse_qs(request.query).items()}
+        try:
+            status, found = 200, read(query)
+        except LbError as error:
+            status, found = 400, {"error": str(error)}
+        return Response(status, json.dumps(found).encode() + b"\n", _HEADERS)
+
+    return answer
+
+
+def history_answer(history: History, instance: str, started: str) -> Answer:
+    """Return what answers with the last changes: of ``?service=NAMESPACE/NAME``, or of all Services."""
+
+    def read(query: Query) -> dict[str, Any]:
+        key = service_of(query) if "service" in query else None
+        entries = history.of(key) if key else history.last(MOST_CHANGES)
+        return {
+            "instance": instance,
+            "service": str(key) if key else None,
+            "agent_started": started,
+            "changes": [entry.as_dict() for entry in entries],
+        }
+
+    return as_json(read)
+
+
+def service_of(query: Query) -> ObjectKey:
+    """Return the Service that ``service=NAMESPACE/NAME`` names.
+
+    Raises
+    ------
+    LbError: it names none.
+    """
+    namespace, slash, name = query.get("service", "").partition("/")
+    if not (namespace and slash and name) or "/" in name:
+        raise LbError("service: must be NAMESPACE/NAME")
+    return ObjectKey(namespace, name)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``/metrics`` says, in Prometheus' terms.
+
+Everything is read when somebody asks, so nothing is paid between two scrapes; but for the duration of syncs,
+which would be lost. Names and units follow https://prometheus.io/docs/practices/naming/: base units (seconds,
+bytes), ``_total`` for what only grows. A time is in seconds since the epoch, and 0 for "never", so that
+``time() - x`` is large when it should alarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps.interface import Maps
+from lb.datapath.view import dump
+from lb.served.history import Since
+
+if TYPE_CHECKING:
+    from lb.kube.reflector import Health
+
+_log = logging.getLogger(__name__)
+
+SYNC_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Upper ends of the buckets of sync durations."""
+
+PROGRAMMING_SECONDS = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+"""Upper ends of the buckets of programming latencies."""
+
+Part = Callable[[], Iterable[Metric]]
+"""Reads some metrics; called from the threads of those who ask, one at a time."""
+
+
+class Metrics(Collector):
+    """All metrics, from named parts. A part that fails is logged and counted, and costs no other."""
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self._parts = parts
+        self._errors: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def collect(self) -> list[Metric]:
+        """Return the metrics of every part, and which parts could be read."""
+        metrics: list[Metric] = []
+        success = GaugeMetricFamily(
+            "lbctl_collector_success", "Whether these metrics could be read (1).", labels=["collector"]
+        )
+        with self._lock:  # many who ask at once cost no more than one
+            for name, part in self._parts.items():
+                found = self._read(name, part)
+                success.add_metric([name], found is not None)
+                metrics += found or ()
+        return [*metrics, success]
+
+    def _read(self, name: str, part: Part) -> list[Metric] | None:
+        try:
+            found = list(part())
+        except Exception as error:
+            if self._errors.get(name) != str(error):
+                _log.error("metrics of %s: cannot be read: %s", name, error)
+                self._errors[name] = str(error)
+            return None
+        self._errors.pop(name, None)
+        return found
+
+
+class Syncs:
+    """When the last sync was, and how long syncs take: noted by the agent's thread, read by any."""
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self._wall = wall
+        self._last = Gauge(
+            "lbctl_last_sync_timestamp_seconds", "When the maps were last brought in step.", registry=None
+        )
+        self._duration = Histogram(
+            "lbctl_sync_duration_seconds",
+            "Planning what changed and writing it to the maps; the count is that of syncs.",
+            buckets=SYNC_SECONDS,
+            registry=None,
+        )
+
+    def note(self, seconds: float) -> None:
+        """Note a sync that has just ended and took so long."""
+        self._last.set(self._wall())
+        self._duration.observe(seconds)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        yield from self._last.collect()
+        yield from self._duration.collect()
+
+
+class Programming:
+    """How long changes take to the maps: noted by the agent's thread, read by any."""
+
+    def __init__(self) -> None:
+        self._duration = Histogram(
+            "lbctl_programming_duration_seconds",
+            "From a change to the maps that have it: since the change of the pod or Service that an"
+            " EndpointSlice follows from (trigger), or since the event's arrival where none tells (arrival).",
+            labelnames=["since"],
+            buckets=PROGRAMMING_SECONDS,
+            registry=None,
+        )
+        for since in Since:
+            self._duration.labels(since)
+
+    def note(self, since: Since, seconds: float) -> None:
+        """Note that a change is in the maps."""
+        self._duration.labels(since).observe(seconds)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        yield from self._duration.collect()
+
+
+def build_metrics(version: str, programs: str) -> Iterator[Metric]:
+    """Yield what runs: programs is the fingerprint of their build."""
+    labels = {"version": version, "programs": programs}
+    yield InfoMetricFamily("lbctl_build", "Version of lbctl and fingerprint of its programs.", value=labels)
+
+
+def agent_metrics(services: int, problems: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield what the agent knows; problems: how many there are, by kind."""
+    yield GaugeMetricFamily("lbctl_services", "Services that the sources have told of.", value=services)
+    family = GaugeMetricFamily(
+        "lbctl_problems",
+        "What is wrong at present: Services and hooks that failed, VIPs that two Services claim.",
+        labels=["kind"],
+    )
+    for kind, count in problems.items():
+        family.add_metric([kind], count)
+    yield family
+
+
+def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield in how many entries the kernel differs from what was written, by map."""
+    family = GaugeMetricFamily(
+        "lbctl_audit_differences",
+        "Entries that were not as the agent had written them when it last looked.",
+        labels=["map"],
+    )
+    for name, count in sorted(drift.items()):
+        family.add_metric([name], count)
+    yield family
+
+
+def source_metrics(
+    healths: Sequence[Health],
+    clock: Callable[[], float] = time.monotonic,
+    wall: Callable[[], float] = time.time,
+) -> Iterator[Metric]:
+    """Yield how far each kind of object is in step with the Kubernetes API; nothing for other sources.
+
+    clock is the one of the contact's time, wall gives seconds since the epoch.
+    """
+    if not healths:
+        return
+    ahead = wall() - clock()
+    columns: tuple[tuple[str, str, Callable[[Health], float]], ...] = (
+        (
+            "last_contact_timestamp_seconds",
+            "Last word of the API server about this kind of object; one a minute when all is quiet.",
+            lambda one: 0.0 if one.contact is None else one.contact + ahead,
+        ),
+        ("listed", "Whether a complete list has been read since the start (1).", lambda one: one.listed),
+        (
+            "consecutive_failures",
+            "Requests to the API server that failed since the last word; 0 when in step.",
+            lambda one: one.failures,
+        ),
+        ("objects", "Objects known.", lambda one: one.objects),
+        (
+            "unusable_objects",
+            "Objects that cannot be used as they are now; their last good version stays.",
+            lambda one: one.broken,
+        ),
+    )
+    for name, text, value in columns:
+        family = GaugeMetricFamily(f"lbctl_source_{name}", text, labels=["resource"])
+        for one in healths:
+            family.add_metric([one.resource], value(one))
+        yield family
+    errors = CounterMetricFamily(
+        "lbctl_source_errors",
+        "Requests to the API server that failed, or whose answer broke off.",
+        labels=["resource"],
+    )
+    for one in healths:
+        errors.add_metric([one.resource], one.errors)
+    yield errors
+
+
+def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -> Iterator[Metric]:
+    """Yield how full the maps are and what the programs count.
+
+    opened gives maps of the reader's own, so that those of the agent's thread are left alone. Every counter
+    is there from the beginning: Prometheus takes no notice of the first packet of one that appears with it.
+
+    Raises
+    ------
+    BpfError: the kernel refused to show a map.
+    """
+    with opened() as maps:
+        fills, counters = map_fill(maps), dump.counters(maps)
+    entries = GaugeMetricFamily(
+        "lbctl_map_entries", "Entries in use, of the maps that can fill up.", labels=["map"]
+    )
+    capacity = GaugeMetricFamily("lbctl_map_capacity", "Entries that fit into the map.", labels=["map"])
+    evictions = CounterMetricFamily(
+        "lbctl_map_evictions",
+        "Entries that made room before their time was over, of the maps that forget what is oldest and tell.",
+        labels=["map"],
+    )
+    for fill in fills:
+        entries.add_metric([fill.name], fill.entries)
+        capacity.add_metric([fill.name], fill.capacity)
+        if fill.evicted is not None:
+            evictions.add_metric([fill.name], fill.evicted)
+    packets = CounterMetricFamily(
+        "lbctl_hook_packets",
+        "Packets by the hook that saw them and the reason they left it with; one packet may pass two hooks.",
+        labels=["hook", "reason"],
+    )
+    octets = CounterMetricFamily("lbctl_hook_bytes", "The bytes of those packets.", labels=["hook", "reason"])
+    for one in counters:
+        packets.add_metric([one.hook, one.reason], one.packets)
+        octets.add_metric([one.hook, one.reason], one.bytes)
+    yield from (entries, capacity, evictions, packets, octets)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's notes for those who look: the ready file and ``/run/lbctl/INSTANCE.json``."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lb
+from lb.config import Config, texts
+from lb.folders import replace_file
+from lb.plan import Conflict
+from lb.rundir import RunDir, network_namespace
+from lb.served.health import HealthChecks
+from lb.served.http import Address, show
+
+if TYPE_CHECKING:
+    from lb.kube.reflector import Health
+
+_log = logging.getLogger(__name__)
+
+MOST = 100
+"""How many problems, and how many conflicts, the notes list; of the others they have the number."""
+
+
+class Told(Protocol):
+    """What the agent itself tells."""
+
+    def service_count(self) -> int:
+        """Return how many Services the sources have told of."""
+        ...
+
+    def problems(self) -> list[str]:
+        """Return what is wrong at present."""
+        ...
+
+    def conflicts(self) -> Sequence[Conflict]:
+        """Return the VIPs that several Services claim at present."""
+        ...
+
+
+class Notes:
+    """Writes the notes, from the agent's thread.
+
+    Parameters
+    ----------
+    programs: the fingerprint of the programs' build.
+    uplink_modes: gives each uplink's mode and why.
+    source_health: gives how far each kind of object is in step.
+    healthz: gives where ``/healthz`` is answered, None while it is not.
+
+    Attributes
+    ----------
+    started: when the agent began, ISO 8601 in UTC.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: Config,
+        *,
+        programs: str,
+        uplink_modes: Callable[[], Mapping[str, tuple[str, str]]],
+        source_health: Callable[[], Sequence[Health]],
+        checks: HealthChecks,
+        healthz: Callable[[], Address | None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._programs = programs
+        self._uplink_modes = uplink_modes
+        self._source_health = source_health
+        self._checks = checks
+        self._healthz = healthz
+        self._ready = Path(config.ready_file) if config.ready_file else None
+        self.started = _time_text(time.time())
+        self._last_sync: str | None = None
+        self._complaints: dict[str, int | None] = {}
+
+    def synced(self, agent: Told) -> None:
+        """Note the time; after the first sync write the notes, and then the ready file."""
+        self._last_sync = _time_text(time.time())
+        if self._ready:
+            self.write(agent)
+            self._put("ready file", self._ready, lambda path: replace_file(path, b"%d\n" % os.getpid()))
+            self._ready = None
+            _log.info("ready, number of Services: %d", agent.service_count())
+
+    def _put(self, what: str, path: Path, write: Callable[[Path], None]) -> None:
+        """Write a file; one that cannot be written is told once, and costs nothing but itself."""
+        try:
+            write(path)
+        except OSError as error:
+            if self._complaints.get(what) != error.errno:
+                _log.error("%s %s cannot be written: %s; all else works", what, path, error.strerror)
+            self._complaints[what] = error.errno
+        else:
+            if self._complaints.pop(what, None):
+                _log.info("%s %s can be written again", what, path)
+
+    def write(self, agent: Told) -> None:
+        """Write the notes; see :meth:`_put`."""
+        self._put(
+            "notes", self._run_dir.notes_path, lambda _path: self._run_dir.write_notes(self._notes(agent))
+        )
+
+    def _notes(self, agent: Told) -> dict[str, Any]:
+        healthz = self._healthz()
+        problems, conflicts = [*agent.problems(), *self._checks.problems()], agent.conflicts()
+        return {
+            "version": lb.__version__,
+            "instance": self._config.instance,
+            "node": self._config.node_name,
+            "pid": os.getpid(),
+            "network_namespace": network_namespace(),
+            "settings": _settings(self._config),
+            "rereads": True,  # on SIGHUP; one of an older version would end
+            "started": self.started,
+            "last_sync": self._last_sync,
+            "services": agent.service_count(),
+            "problems": _first(problems),
+            "conflicts": [one.as_dict() for one in conflicts[:MOST]],
+            "conflicts_left_out": len(conflicts[MOST:]),
+            "healthz": show(healthz) if healthz else None,
+            "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
+            "uplink_modes": dict(self._uplink_modes()),
+            "programs": self._programs,
+            "source": [_health_note(each) for each in self._source_health()],
+        }
+
+
+def _settings(config: Config) -> dict[str, list[str]]:
+    """Return what the agent was told, with paths that mean the same from any directory."""
+    found = texts(config)
+    if sources := found.get("sources"):
+        kind = "manifests:"
+        found["sources"] = [
+            kind + str(Path(one.removeprefix(kind)).resolve()) if one.startswith(kind) else one
+            for one in sources
+        ]
+    if path := found.get("kubeconfig"):
+        found["kubeconfig"] = [str(Path(path[0]).resolve())]
+    return found
+
+
+def _health_note(health: Health) -> dict[str, Any]:
+    """Return how far one kind of object is in step, with the time of day of the last contact."""
+    contact = None if health.contact is None else time.time() - (time.monotonic() - health.contact)
+    return {
+        "resource": health.resource,
+        "listed": health.listed,
+        "contact": None if contact is None else _time_text(contact),
+        "resource_version": health.resource_version,
+        "error": health.error,
+        "failures": health.failures,
+        "objects": health.objects,
+        "unusable": health.broken,
+    }
+
+
+def _first(problems: list[str]) -> list[str]:
+    rest = len(problems[MOST:])
+    return [*problems[:MOST], *([f"{rest} more, see the agent's log"] if rest else [])]
+
+
+def _time_text(seconds: float) -> str:
+    """Return a time since the epoch as ISO 8601 text in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

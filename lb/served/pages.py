@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``GET /``: the page, one file made of three, and what it asks for below ``/api/``.
+
+The page loads nothing but itself and asks nobody but this server: its Content-Security-Policy lets no browser
+do anything else. What it is told of objects is JSON, which the script puts into the page as text alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
+
+from lb.config import Config, SocketMode, Switch
+from lb.datapath.maps.interface import Maps
+from lb.datapath.view import catalogue, dump, figures
+from lb.datapath.view.figures import Figures, PortName, Sample, quantile
+from lb.errors import LbError
+from lb.rundir import RunDir
+from lb.served import status
+from lb.served.api import Query, as_json, service_of
+from lb.served.history import History
+from lb.served.http import Answer, Request, Response
+from lb.served.journey import CLIENTS, Client, Hooks, journeys
+
+MOST_SERVICES = 100
+"""How many Services are listed at a time; the page asks for those of a name."""
+FRESH_SECONDS = 2.0
+"""What was read is told again for so long, to however many who ask."""
+STEADY_SECONDS = 20.0
+"""The same of hooks and of how full maps are: neither changes fast, and to count flows takes 0.1 s of CPU."""
+
+_QUANTILES = {"p50": 0.5, "p99": 0.99}
+
+T = TypeVar("T")
+Opened = Callable[[], contextlib.AbstractContextManager[Maps]]
+
+
+class Kept(Generic[T]):
+    """Reads at most once in so many seconds; clock: seconds, monotonic."""
+
+    def __init__(
+        self, read: Callable[[], T], seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._clock = clock
+        self._found: tuple[float, T] | None = None
+        self._lock = threading.Lock()
+
+    def __call__(self) -> T:
+        """Return what was read lately."""
+        with self._lock:
+            if self._found is None or self._clock() - self._found[0] >= self._seconds:
+                self._found = (self._clock(), self._read())
+            return self._found[1]
+
+
+def document() -> tuple[bytes, str]:
+    """Return the page, with its style and script in it, and the Content-Security-Policy that fits them."""
+    here = Path(__file__).parent / "page"
+    style, script = ((here / name).read_text() for name in ("page.css", "page.js"))
+    html = (here / "page.html").read_text()
+    html = html.replace("/* page.css */", style).replace("/* page.js */", script)
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_digest(style)}'",
+            f"script-src '{_digest(script)}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return html.encode(), policy
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def page() -> Answer:
+    """Return what answers with the page."""
+    body, policy = document()
+    headers = (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", policy),
+        ("Cache-Control", "no-cache"),
+        ("Referrer-Policy", "no-referrer"),
+        ("X-Content-Type-Options", "nosniff"),
+    )
+
+    def answer(_request: Request) -> Response:
+        return Response(200, body, headers)
+
+    return answer
+
+
+def local_only(answer: Answer) -> Answer:
+    """Return the same for those that call this server by an address or as localhost; others get 403.
+
+    A browser that some site has made to believe its name is that of this machine (DNS rebinding) says that
+    name in Host, and would show the site what it is told.
+    """
+
+    def checked(request: Request) -> Response:
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+            if host != "localhost":
+                ip_address(host)
+        except ValueError:
+            return Response(403, b"ask for this by an IP address, or as localhost\n")
+        return answer(request)
+
+    return checked
+
+
+def shown_at(host: str, asked: Mapping[str, Answer]) -> dict[str, Answer]:
+    """Return the page and what it asks for, as they are answered at an IP address."""
+    answers = {"/": page(), **asked}
+    if ip_address(host).is_loopback:
+        return {path: local_only(answer) for path, answer in answers.items()}
+    return answers
+
+
+class Views:
+    """What the page is told. opened gives maps of the reader's own, so that the agent's are left alone."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        config: Config,
+        opened: Opened,
+        history: History,
+        collect: Callable[[str, RunDir], dict[str, Any]] = status.collect,
+    ) -> None:
+        self._run_dir = run_dir
+        self._opened = opened
+        self._history = history
+        self._redirect = config.redirect is Switch.ON
+        served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
+        self._sockets = served.get(config.socket_lb, ())
+        self._steady = Kept(lambda: collect(run_dir.instance, run_dir), STEADY_SECONDS)
+        self._state = Kept(self._read_state, FRESH_SECONDS)
+        self._names = Kept(self._read_names, FRESH_SECONDS)
+        self._figures = Kept(self._read_figures, FRESH_SECONDS)
+
+    def answers(self) -> dict[str, Answer]:
+        """Return what answers each path."""
+        return {
+            "/api/state": as_json(lambda _query: self._state()),
+            "/api/services": as_json(self.services),
+            "/api/service": as_json(self.service),
+        }
+
+    def _read_state(self) -> dict[str, Any]:
+        notes = self._run_dir.notes()
+        now = {name: notes[name] for name in ("last_sync", "services", "problems") if name in notes}
+        found = self._steady()
+        with self._opened() as maps:
+            counters = [one.as_dict() for one in dump.counters(maps) if one.packets]
+        return {
+            **found,
+            "agent": {**found["agent"], **now},
+            "source": notes.get("source", found["source"]),
+            "version": notes.get("version"),
+            "reasons": counters,
+            "time": time.time(),
+        }
+
+    def _read_names(self) -> catalogue.Names:
+        with self._opened() as maps:
+            return catalogue.names(maps)
+
+    def _read_figures(self) -> _Counted:
+        with self._opened() as maps:
+            return _Counted(figures.sample(maps), time.time())
+
+    def services(self, query: Query) -> dict[str, Any]:
+        """Return the Services whose NAMESPACE/NAME contains ``q``, the first of them with their ports."""
+        wanted = query.get("q", "").lower()
+        names = self._names()
+        matching = sorted({service for service, _ in names.values() if wanted in service.lower()})
+        shown = set(matching[:MOST_SERVICES])
+        with self._opened() as maps:
+            ports = catalogue.ports(maps, {port: name for port, name in names.items() if name[0] in shown})
+        counted = self._figures()
+        by_port: dict[tuple[str, str, str], list[catalogue.PortRow]] = {}
+        for port in ports:
+            by_port.setdefault((port.service, port.port_name, port.protocol), []).append(port)
+        return {
+            "matching": len(matching),
+            "listed": len(shown),
+            "ports": [
+                {**_summary(families), **counted.of_port(families[0])} for families in by_port.values()
+            ],
+            "counts_traffic": counted.sample.counts_traffic,
+            "time": counted.time,
+        }
+
+    def service(self, query: Query) -> dict[str, Any]:
+        """Return one Service: its ports, the ways of packets to them, and its last changes.
+
+        Raises
+        ------
+        LbError: there is none of this name in the maps.
+        """
+        key = service_of(query)
+        with self._opened() as maps:
+            names = catalogue.names(maps)
+            wanted = {port: name for port, name in names.items() if name[0] == str(key)}
+            ports = catalogue.ports(maps, wanted)
+        if not ports:
+            raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
+        hooks = Hooks(self._steady()["hooks"], redirect=self._redirect, sockets=self._sockets)
+        counted = self._figures()
+        return {
+            "service": str(key),
+            "clients": dict(CLIENTS),
+            "ports": [
+                {
+                    **asdict(port),
+                    **counted.of_port(port),
+                    "of_backends": counted.of_backends(port),
+                    "journeys": [[asdict(one) for one in each] for each in journeys(port, hooks)],
+                }
+                for port in ports
+            ],
+            "changes": [entry.as_dict() for entry in self._history.of(key)],
+            "counts_traffic": counted.sample.counts_traffic,
+            "time": counted.time,
+        }
+
+
+class _Counted:
+    """What was counted at one time, seconds since the epoch."""
+
+    def __init__(self, sample: Sample, time: float) -> None:
+        self.sample = sample
+        self.time = time
+        self._rows = {
+            version: dict(zip(one.ids.tolist(), range(len(one.ids)), strict=True))
+            for version, one in sample.backends.items()
+        }
+
+    def of_port(self, port: catalogue.PortRow) -> dict[str, Any]:
+        """Return figures, handshake times and dropped packets of a Service port, both families together."""
+        namespace, _, name = port.service.partition("/")
+        row = self.sample.ports.get(PortName(namespace, name, port.port_name, port.protocol))
+        if row is None:  # it has come since
+            return {"figures": None, "handshake_seconds": {}, "dropped": {}}
+        times = self.sample.handshakes[row].tolist()
+        return {
+            "figures": self.sample.of_port(row)._asdict(),
+            "handshake_seconds": {word: quantile(times, part) for word, part in _QUANTILES.items()},
+            "dropped": self.sample.dropped_of(row),
+        }
+
+    def of_backends(self, port: catalogue.PortRow) -> dict[int, dict[str, int]]:
+        """Return the figures of a port's backends by their ids."""
+        rows, figures = self._rows[port.version], self.sample.backends[port.version].figures
+        ids = [backend.id for backend in port.backends if backend.id in rows]
+        return {backend: Figures(*figures[rows[backend]].item())._asdict() for backend in ids}
+
+
+def _summary(families: Sequence[catalogue.PortRow]) -> dict[str, Any]:
+    """Return a port, given for each family, as the list has it."""
+    first = families[0]
+    backends = [backend for port in families for backend in port.backends]
+    return {
+        "service": first.service,
+        "port_name": first.port_name,
+        "protocol": first.protocol,
+        "vips": [f"{vip.kind} {vip.address}" for port in families for vip in port.vips],
+        "backends": len(backends),
+        "local": sum(backend.local for backend in backends),
+        "terminating": sum(backend.state == "terminating" for backend in backends),
+    }

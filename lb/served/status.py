@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the data plane of an instance consists of: hooks, programs, how full the maps are; and its agent."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lb.datapath.attach import hooks, sockets
+from lb.datapath.attach.hooks import XDP_PROGRAM
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
+from lb.datapath.programs.loader import pinned_programs
+from lb.rundir import RunDir
+
+
+def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
+    """Return the status as the JSON form has it.
+
+    Raises
+    ------
+    BpfError: the kernel refused to show a map, a program or a hook.
+    """
+    pins = Pins(name)
+    notes = run_dir.notes()
+    holder = run_dir.holder()
+    programs = _programs(pins)
+    maps = KernelMaps(pins.maps)
+    try:
+        fill = [asdict(each) for each in map_fill(maps)]
+        hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
+    finally:
+        maps.close()
+    return {
+        "instance": name,
+        "node": notes.get("node"),
+        "agent": {
+            "running": holder is not None,
+            "pid": holder,
+            "started": notes.get("started"),
+            "last_sync": notes.get("last_sync"),
+            "services": notes.get("services"),
+            "problems": notes.get("problems", []),
+        },
+        "healthz": notes.get("healthz") if holder is not None else None,
+        "health_check_node_ports": notes.get("health_check_node_ports", []) if holder is not None else [],
+        "source": notes.get("source", []),
+        "hooks_elsewhere": run_dir.elsewhere() or None,
+        "hooks": hook_rows,
+        "programs": programs,
+        "maps": fill,
+    }
+
+
+def _programs(pins: Pins) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": path.name,
+            "id": info.id,
+            "tag": info.tag,
+            "loaded": _since_boot(info.load_time),
+            "build": path.parent.name,
+        }
+        for path, info in pinned_programs(pins)
+    ]
+
+
+def _since_boot(nanoseconds: int) -> str:
+    """Return a time of CLOCK_BOOTTIME as ISO 8601 text in UTC."""
+    ago = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - nanoseconds) / 1e9
+    moment = datetime.datetime.fromtimestamp(time.time() - ago, datetime.UTC)
+    return moment.isoformat(timespec="seconds")
+
+
+def roles(maps: Maps) -> dict[int, str]:
+    """Return the role of each uplink and tunnel, by ifindex, as the programs see it; all others are pods'."""
+    found = {}
+    for version in FAMILIES:
+        keys, values = maps.read(f"ifaces{version}")
+        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True):
+            if flags & (IfaceFlag.UPLINK | IfaceFlag.TUNNEL):
+                found[index] = "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
+    return found
+
+
+def _hooks(
+    programs: Sequence[dict[str, Any]], by_index: Mapping[int, str], modes: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    ours = {program["id"] for program in programs}
+    rows = []
+    for one in hooks.attached():
+        if one.program_id not in ours:
+            continue
+        mode, why = modes.get(one.interface, ("", ""))
+        explained = one.program == XDP_PROGRAM or (mode == "tc" and one.hook == "tc ingress")
+        rows.append(
+            {
+                "interface": one.interface,
+                "role": by_index.get(one.ifindex, "pod"),
+                "hook": one.hook,
+                "program": one.program,
+                "program_id": one.program_id,
+                "why": why if explained else "",
+            }
+        )
+    return rows
+
+
+def _socket_hooks(pins: Pins) -> list[dict[str, Any]]:
+    return [
+        {
+            "interface": str(one.cgroup or ""),
+            "role": "sockets",
+            "hook": one.hook,
+            "program": one.program,
+            "program_id": one.program_id,
+            "why": "" if one.cgroup else "the control group is gone",
+        }
+        for one in sockets.attached(pins)
+    ]
