@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,12 @@ NEEDS_NO_CTX = {
     "sock.h",
 }
 
+SHARED = '#include "types.h"\n#include "reasons.h"\n#include "cache.h"\n'
+"""What the assertions about C's and Python's common values need."""
+
+C_ALONE = {"answer", "side"}
+"""Enums of types.h that no map holds for Python to read."""
+
 _COMPILE = """
 import os, sys
 os.environ["BCC_KERNEL_SOURCE"] = sys.argv[1]
@@ -43,11 +50,13 @@ BPF(text=sys.stdin.read(), cflags=sys.argv[2:])
 """
 
 
-def compiles(text: str, version: int = 4) -> subprocess.CompletedProcess[str]:
-    """Run bcc's clang over text in a process of its own; ."""
-    flags = c_flags(layouts.BPF_DIR, platform.machine(), version)
+def compiles(
+    text: str, version: int = 4, bpf_dir: Path = layouts.BPF_DIR
+) -> subprocess.CompletedProcess[str]:
+    """Run bcc's clang over text, in a process of its own: it writes its errors to the descriptor 2."""
+    flags = c_flags(bpf_dir, platform.machine(), version)
     return subprocess.run(
-        [sys.executable, "-c", _COMPILE, str(layouts.BPF_DIR), *flags],
+        [sys.executable, "-c", _COMPILE, str(bpf_dir), *flags],
         input=text,
         capture_output=True,
         text=True,
@@ -70,9 +79,43 @@ def test_a_struct_that_differs_from_its_dtype_does_not_compile() -> None:
     right = layouts.static_assertions(4)
     wrong = right.replace("sizeof(struct vip) == 28", "sizeof(struct vip) == 32")
     assert wrong != right
-    result = compiles(f'#include "types.h"\n{wrong}')
+    result = compiles(SHARED + wrong)
     assert result.returncode != 0
     assert "vip: size" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("header", "right", "wrong"),
+    [
+        ("types.h", "VIP_USABLE = 4", "VIP_USABLE = 64"),
+        ("types.h", "BACKEND_IN_LOCAL_SET = 4", "BACKEND_IN_LOCAL_SET = 8"),
+        ("reasons.h", "#define PROGRAMS_PER_FAMILY 24", "#define PROGRAMS_PER_FAMILY 25"),
+        ("cache.h", "#define CACHE_TIME_SHIFT 24", "#define CACHE_TIME_SHIFT 23"),
+    ],
+)
+def test_a_value_that_differs_from_python_does_not_compile(
+    header: str, right: str, wrong: str, tmp_path: Path
+) -> None:
+    sources = shutil.copytree(layouts.BPF_DIR, tmp_path / "bpf")
+    changed = (sources / header).read_text().replace(right, wrong)
+    assert wrong in changed
+    (sources / header).write_text(changed)
+    result = compiles(SHARED + layouts.static_assertions(4), bpf_dir=sources)
+    assert result.returncode != 0
+    (assertion,) = re.findall(r'_Static_assert\(.*"(\w+)"\);', result.stderr)
+    assert assertion in right
+
+
+def test_every_enum_of_the_maps_is_known_to_python_whole() -> None:
+    """A member that C has and Python has not would be shown as a number, or not at all."""
+    text = (layouts.BPF_DIR / "types.h").read_text()
+    for name, body in re.findall(r"^enum (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
+        if name in C_ALONE:
+            continue
+        prefix, members = layouts.ENUMS[name]
+        assert re.findall(r"^\t(\w+)", body, re.MULTILINE) == [
+            prefix + member for member in members.__members__
+        ]
 
 
 def test_readme_lists_every_map() -> None:

@@ -20,7 +20,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.layouts import HASHING, SLOTS
 from lb.datapath.maps.map_table import MapSpec
 
-TIME_SHIFT = 24
+TIME_SHIFT = layouts.CACHE_TIME_SHIFT
 """``until`` counts CLOCK_MONOTONIC's nanoseconds in units of 2 to the power of this."""
 
 _LANES = np.arange(0, 64, 16, dtype="u8")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's view of the structs in ``bpf/``.
 
-Each dtype mirrors one struct of ``bpf/types.h``, byte for byte; :func:`static_assertions` turns the dtypes
-into C so that the compiler refuses a difference. Big-endian fields (``>u4``, ``>u2``) are addresses and
+Each dtype mirrors one struct of ``bpf/types.h``, byte for byte, each class of :data:`ENUMS` an enum, each row
+of :data:`CONSTANTS` a ``#define``; :func:`static_assertions` turns them into C so that the compiler refuses a
+difference. Big-endian fields (``>u4``, ``>u2``) are addresses and
 ports in network byte order; all others are in the CPU's order.
 
 Which map holds which of them is in :mod:`lb.datapath.maps.map_table`.
@@ -99,10 +100,12 @@ FLOW = _each(
     ("last_seen", "u8"),
 )
 SLOTS = 7
+CACHE_TIME_SHIFT = 24
+SEEDS = 10
 BUCKET_HEAD: DType = np.dtype(
     [("lock", "u4"), ("until", "u4", (SLOTS,)), ("tags", "u8", (2,)), ("evicted", "u4"), ("pad", "u4", (3,))]
 )
-HASHING: DType = np.dtype([("seeds", "u8", (10,)), ("flow_buckets", "u4"), ("affinity_buckets", "u4")])
+HASHING: DType = np.dtype([("seeds", "u8", (SEEDS,)), ("flow_buckets", "u4"), ("affinity_buckets", "u4")])
 
 
 def _slot(keys: Mapping[int, DType], pad: tuple[int, int], value: Mapping[int, DType]) -> Mapping[int, DType]:
@@ -340,8 +343,8 @@ class FlowPath(IntEnum):
 class FinSeen(IntFlag):
     """enum fin_seen."""
 
-    CLIENT = 1
-    BACKEND = 2
+    FIN_CLIENT = 1
+    FIN_BACKEND = 2
     RST_CLIENT = 4
     RST_BACKEND = 8
     SYN_AGAIN = 16
@@ -364,6 +367,20 @@ class WatchFlag(IntFlag):
     BYTES = 8
 
 
+ENUMS: Mapping[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
+    "direction": ("DIR_", Direction),
+    "vip_kind": ("VIP_", VipKindCode),
+    "vip_flags": ("VIP_", VipFlag),
+    "backend_state": ("BACKEND_", BackendStateCode),
+    "backend_flags": ("BACKEND_", BackendFlag),
+    "flow_state": ("FLOW_", FlowState),
+    "flow_path": ("PATH_", FlowPath),
+    "fin_seen": ("", FinSeen),
+    "iface_flags": ("IFACE_", IfaceFlag),
+    "watch_flags": ("WATCH_", WatchFlag),
+}
+"""The enums that C and Python share: by C's name, what C puts before each member's name, and the class."""
+
 BPF_DIR = shipped("bpf")
 _X_ROW = re.compile(r'X\((\w+),\s*"([^"]*)"\)')
 
@@ -384,6 +401,23 @@ REASONS_PER_HOOK = 64
 NODE_SELF = 0
 NODE_NONE = 1
 
+CONSTANTS: Mapping[str, int] = {
+    "SMALL_SET": SMALL_SET,
+    "LINE_ROWS": LINE_ROWS,
+    "SLOTS": SLOTS,
+    "SEEDS": SEEDS,
+    "CACHE_TIME_SHIFT": CACHE_TIME_SHIFT,
+    "TRAFFIC_LINE": TRAFFIC_IN_LINE,
+    "HANDSHAKE_FIRST": HANDSHAKE_FIRST,
+    "HANDSHAKE_BUCKETS": HANDSHAKE_BUCKETS,
+    "DROP_REASONS": DROP_REASONS,
+    "WATCHED_SERVICES": WATCHED_SERVICES,
+    "EVENT_BYTES": EVENT_BYTES,
+    "PROGRAMS_PER_FAMILY": PROGRAMS_PER_FAMILY,
+    "REASONS_PER_HOOK": REASONS_PER_HOOK,
+}
+"""The numbers that C and Python share, by C's name."""
+
 
 def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset, size) of each field of a structured dtype."""
@@ -394,8 +428,14 @@ def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
 
 
 def static_assertions(version: int) -> str:
-    """Return C that does not compile when a struct in bpf/types.h differs, for one IP version."""
-    lines = []
+    """Return C that does not compile when a struct, enum or constant in bpf/ differs, for one IP version.
+
+    It goes behind a file that includes ``types.h``, ``reasons.h`` and ``cache.h``.
+    """
+    shared = dict(CONSTANTS)
+    for prefix, members in ENUMS.values():
+        shared |= {prefix + member.name: member.value for member in members if member.name}
+    lines = [f'_Static_assert({name} == {value}, "{name}");' for name, value in shared.items()]
     for name, shape in STRUCTS.items():
         dtype = shape if isinstance(shape, np.dtype) else shape[version]
         lines.append(f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}: size");')
