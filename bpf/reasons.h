@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every way out of the data plane, by name. Python reads this very table (lb/datapath/maps/layouts.py), so the
- * names in `lbctl status` are the names here. Each hook counts each reason: see finish().
+/* Every way out of the data plane, by name. Python reads this very table (lb/datapath/maps/layouts.py), so
+ * the names in `lbctl status` are the names here. Each hook counts each reason: see finish().
  *
  * X(name, what it means) */
 #pragma once
