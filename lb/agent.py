@@ -412,6 +412,8 @@ class Agent:
         before, self._topology = self._topology, topology
         if topology == before:
             return
+        if before is not None and before.internal_addresses != topology.internal_addresses and self._attached:
+            self._attach(frozenset())  # the node's source addresses follow its Node object
         if before is None or replace(before, node_addresses=topology.node_addresses) != topology:
             _log.info(
                 "node %s: zone %s, NodePorts on %s",

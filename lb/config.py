@@ -42,7 +42,8 @@ class UplinkMode(enum.StrEnum):
 
 
 PRIMARY = "primary"
-"""In node_port_addresses: the primary address of each family on the uplinks."""
+"""In node_port_addresses: the first InternalIP of each family by the Node object, as with kube-proxy; where
+the node has no such address, the first one of the uplinks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +254,7 @@ class Config:
     socket_lb: which sockets are led to a backend when they connect, instead of packet by packet.
     redirect: whether packets for pods of this node, and their replies, go past the host's stack.
     cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
-    node_port_addresses: networks whose addresses answer on NodePorts; empty: the primary address
-        of each family.
+    node_port_addresses: networks whose addresses answer on NodePorts; empty: :data:`PRIMARY`.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
     metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
     healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
@@ -320,8 +320,8 @@ class Config:
     node_port_addresses: tuple[str, ...] = setting(
         (),
         NETWORK_OR_PRIMARY,
-        f"networks whose addresses answer on NodePorts; default: {PRIMARY}, the primary address of each"
-        " family on the uplinks",
+        f"networks whose addresses answer on NodePorts; default: {PRIMARY}, the first InternalIP of"
+        " each family by the Node object, else the uplinks' first address",
         one="node_port_address",
     )
     service_cidr: str = setting(

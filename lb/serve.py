@@ -35,7 +35,7 @@ from lb.datapath.programs.loader import Loaded
 from lb.datapath.sync.reconcile import Reconciler
 from lb.diagnose import attachment
 from lb.errors import ConfigError, InputError
-from lb.model import Event, Node, ObjectKey
+from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir
 from lb.served.api import history_answer
@@ -323,6 +323,7 @@ class KernelSurroundings:
         )
         self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
         self._pruned = False
+        self._own: tuple[IPAddress, ...] = ()
 
     def close(self) -> None:
         """Close the programs; what is attached stays attached."""
@@ -330,13 +331,22 @@ class KernelSurroundings:
 
     def topology(self, node: Node | None) -> Topology:
         """See :class:`lb.agent.Surroundings`."""
-        return standing(self._config, node)
+        topology = standing(self._config, node)
+        before, self._own = self._own, topology.internal_addresses
+        elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
+        if elsewhere and before != self._own:
+            _log.warning(
+                "Node %s: InternalIP %s is on no interface here, so NodePorts and SNAT do without it",
+                topology.node_name,
+                ", ".join(elsewhere),
+            )
+        return topology
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         """See :class:`lb.agent.Surroundings`."""
         if changed is None:
             write_settings(self._maps, self._config)
-        report = self._hooks.sync(changed)
+        report = self._hooks.sync(changed, self._own)
         if changed is None:
             sockets = self._sockets.sync()
             report.attached += sockets.attached
@@ -353,7 +363,7 @@ class KernelSurroundings:
 
     def drift(self) -> dict[str, int]:
         """See :class:`lb.agent.Surroundings`."""
-        return attachment.drift(self._maps, self._config)
+        return attachment.drift(self._maps, self._config, self._own)
 
     def modes(self) -> dict[str, tuple[str, str]]:
         """Return each uplink's mode and why."""

@@ -17,6 +17,7 @@ from lb.datapath.sync.differences import Difference
 from lb.diagnose import attachment, audit
 from lb.diagnose.audit import Comparison
 from lb.errors import LbError
+from lb.plan.types import Topology
 from lb.rundir import RunDir
 
 _DESCRIPTION = """\
@@ -69,7 +70,8 @@ def look(node: NodeView) -> Comparison:
 
     def once() -> Comparison:
         snapshot = node.source.snapshot()
-        found = audit.compare(maps, snapshot.state, node.topology(snapshot), around(node))
+        topology = node.topology(snapshot)
+        found = audit.compare(maps, snapshot.state, topology, around(node, topology))
         hooks = attachment.missing(node.config, modes, problems)
         found.differences += [Difference("hooks", one.place, "", "", one.program) for one in hooks]
         return found
@@ -90,8 +92,9 @@ def heal(node: NodeView) -> None:
     if node.agent is None:
         with RunDir(node.name).lock():
             snapshot = node.source.snapshot()
-            audit.heal(node.maps, snapshot.state, node.topology(snapshot))
-            around(node)(node.maps)
+            topology = node.topology(snapshot)
+            audit.heal(node.maps, snapshot.state, topology)
+            around(node, topology)(node.maps)
         return
     # One that starts compares everything by itself, and would not survive the signal yet.
     if node.notes.get("pid") == node.agent:
@@ -105,9 +108,9 @@ def heal(node: NodeView) -> None:
         time.sleep(_LOOK_AGAIN_SECONDS)
 
 
-def around(node: NodeView) -> Callable[[Maps], None]:
+def around(node: NodeView, topology: Topology) -> Callable[[Maps], None]:
     """Return what writes to maps what the node's agent does of its configuration and interfaces."""
-    return lambda maps: attachment.write_node(maps, node.config)
+    return lambda maps: attachment.write_node(maps, node.config, topology.internal_addresses)
 
 
 def as_dict(name: str, found: Comparison, healed: Sequence[Difference]) -> dict[str, Any]:

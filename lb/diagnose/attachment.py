@@ -19,6 +19,7 @@ from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.maps.overlay import Overlay
 from lb.datapath.programs.loader import pinned_programs
 from lb.errors import CapacityError
+from lb.model import IPAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,10 @@ def missing(
     return found
 
 
-def write_node(maps: Maps, config: Config) -> None:
+def write_node(maps: Maps, config: Config, own: Sequence[IPAddress]) -> None:
     """Write to maps what an agent writes there of its configuration and of the interfaces around it.
 
+    own are the node's addresses by its Node object, see :func:`lb.datapath.attach.hooks.fill_ifaces`.
     The interfaces are left as they are while there is no uplink: an agent remembers the one it had.
 
     Raises
@@ -114,10 +116,11 @@ def write_node(maps: Maps, config: Config) -> None:
     if Role.UPLINK in roles.values():
         for version in FAMILIES:
             with contextlib.suppress(CapacityError):  # which the agent tells of
-                fill_ifaces(maps, version, interfaces, roles, redirect=config.redirect is Switch.ON)
+                redirect = config.redirect is Switch.ON
+                fill_ifaces(maps, version, interfaces, roles, redirect=redirect, own=own)
 
 
-def drift(maps: Maps, config: Config) -> dict[str, int]:
+def drift(maps: Maps, config: Config, own: Sequence[IPAddress]) -> dict[str, int]:
     """Return by map how many interfaces and settings are not as :func:`write_node` would have them.
 
     Raises
@@ -126,7 +129,7 @@ def drift(maps: Maps, config: Config) -> dict[str, int]:
     BpfError: it refused the maps.
     """
     should = Overlay(maps)
-    write_node(should, config)
+    write_node(should, config, own)
     found = {}
     for version in FAMILIES:
         name = f"ifaces{version}"

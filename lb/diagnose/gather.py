@@ -11,8 +11,10 @@ from typing import Any
 
 from lb.config import Config, SocketMode
 from lb.datapath.attach import netns
+from lb.datapath.attach.hooks import Role, primary_address
 from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import FAMILIES
 from lb.diagnose import attachment, probe
 from lb.diagnose.audit import Comparison
 from lb.diagnose.facts import Facts
@@ -74,7 +76,7 @@ def gather(
     facts.slices = snapshot.state.slices(key)
     whole = plan_service(service, facts.slices, topology)
     facts.plan = (compared.plans.get(key) if compared else None) or whole
-    facts.clients = {client.version: client} if client else _own_addresses(node.config)
+    facts.clients = {client.version: client} if client else _own_addresses(node.config, topology)
     if compared is not None:
         facts.failed = compared.failed.get(key, "")
         facts.conflicts = [one for one in compared.conflicts if one.loser == key]
@@ -94,16 +96,12 @@ def _near(key: ObjectKey, names: Sequence[str]) -> list[str]:
     return same or difflib.get_close_matches(str(key), names, n=3)
 
 
-def _own_addresses(config: Config) -> dict[int, IPAddress]:
+def _own_addresses(config: Config, topology: Topology) -> dict[int, IPAddress]:
     """Return the node's own address of each family towards clients: where its own connections come from."""
-    found: dict[int, IPAddress] = {}
     interfaces, roles = interfaces_and_roles(config)
-    for one in interfaces:
-        if roles.get(one.index) == "uplink":
-            for version in (4, 6):
-                if source := one.source(version):
-                    found.setdefault(version, source)
-    return found
+    uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    found = {version: primary_address(version, uplinks, topology.internal_addresses) for version in FAMILIES}
+    return {version: address for version, address in found.items() if address}
 
 
 def targets(plan: ServicePlan) -> tuple[list[Target], list[Target]]:

@@ -79,7 +79,12 @@ def concerned(service: Service, before: Topology | None, after: Topology) -> boo
 
     The node's addresses come and go with pods; they matter only to a Service that claims one of them.
     """
-    if before is None or replace(before, node_addresses=after.node_addresses) != after:
+    if before is None:
+        return True
+    if (
+        replace(before, node_addresses=after.node_addresses, internal_addresses=after.internal_addresses)
+        != after
+    ):
         return True
     changed = before.node_addresses ^ after.node_addresses
     claimed = (*service.cluster_ips, *service.load_balancer_ips, *service.external_ips)

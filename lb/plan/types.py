@@ -32,13 +32,15 @@ class Topology:
     """Where the agent stands: everything about the node that a plan depends on.
 
     node_port_addresses are the addresses on which NodePorts answer, already filtered. node_addresses are all
-    that the node's own stack answers for, whatever a Service claims.
+    that the node's own stack answers for, whatever a Service claims. internal_addresses are those of type
+    InternalIP of the Node object, in its order.
     """
 
     node_name: str
     zone: str = ""
     node_port_addresses: tuple[IPAddress, ...] = ()
     node_addresses: frozenset[IPAddress] = frozenset()
+    internal_addresses: tuple[IPAddress, ...] = ()
 
 
 class VipKey(msgspec.Struct, frozen=True, gc=False, cache_hash=True):

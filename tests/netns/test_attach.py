@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from pathlib import Path
 
 import pytest
@@ -199,6 +199,28 @@ def test_dual_stack_primary_address_of_ipv6(route: IPRoute) -> None:
     assert found.source(4) == IPv4Address(NODE)
 
 
+RT_SCOPE_LINK, RT_SCOPE_HOST = 253, 254
+
+
+def test_an_address_of_link_scope_is_used_only_without_a_global_one(route: IPRoute) -> None:
+    up = index_of("up0")
+    route.flush_addr(index=up)
+    route.addr("add", index=up, address="192.0.2.99", prefixlen=32, scope=RT_SCOPE_HOST)
+    assert by_name()["up0"].source(4) is None, "nobody else may use it"
+    route.addr("add", index=up, address="10.200.0.1", prefixlen=24, scope=RT_SCOPE_LINK)
+    assert by_name()["up0"].source(4) == IPv4Address("10.200.0.1")
+    route.addr("add", index=up, address="192.0.2.1", prefixlen=24)
+    route.addr("add", index=up, address="192.0.2.2", prefixlen=24)
+    found = by_name()["up0"]
+    assert found.source(4) == IPv4Address("192.0.2.1")
+    assert [str(each.ip) for each in found.addresses if each.version == 4] == [
+        "192.0.2.1",
+        "192.0.2.2",
+        "10.200.0.1",
+        "192.0.2.99",
+    ]
+
+
 def test_a_listing_that_is_interrupted_starts_again() -> None:
     answers: list[NetlinkDumpInterrupted | list[int]]
     answers = [NetlinkDumpInterrupted(), NetlinkDumpInterrupted(), [1, 2]]
@@ -321,6 +343,30 @@ def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None
         route.addr("del", index=up, address=NODE, prefixlen=24)
         own.sync({up})
         assert rows() == {0: (NODE_SECOND, 0), up: (NODE_SECOND, 1), tunnel: ("10.0.9.1", 2)}
+
+
+def test_the_sources_are_the_addresses_of_the_node_object(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps
+) -> None:
+    def source(index: int) -> str:
+        keys, values = maps.read("ifaces4")
+        rows = dict(zip(keys.tolist(), values.tolist(), strict=True))
+        return str(layouts.unpack_address(rows[index][0]))
+
+    def sync(*own: str) -> tuple[str, str]:
+        hooks.sync(set(), [ip_address(text) for text in own])
+        return source(0), source(up)
+
+    up = index_of("up0")
+    with hooked(loaded, maps) as hooks:
+        assert sync() == (NODE, NODE)
+        assert sync("2001:db8::1", NODE_SECOND, NODE) == (NODE_SECOND, NODE_SECOND)
+        assert sync() == (NODE_SECOND, NODE_SECOND), "it stays while the Node is not known"
+        assert sync("203.0.113.9") == (NODE, NODE), "which is on no interface"
+        route.addr("add", index=index_of("lo"), address="203.0.113.9", prefixlen=32)
+        assert sync("203.0.113.9") == (NODE, NODE), "the uplink has addresses of its own"
+        route.flush_addr(index=up)
+        assert sync("203.0.113.9") == ("203.0.113.9", "203.0.113.9"), "a host route to an address of lo"
 
 
 def test_redirect_is_for_veths_with_an_end_in_a_pod(

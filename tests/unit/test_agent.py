@@ -96,7 +96,8 @@ class FakeSurroundings:
         self.changed: dict[str, int] = {}
 
     def topology(self, node: Node | None) -> Topology:
-        return Topology(NODE, node.zone if node else "", self.addresses, self.own)
+        internal = node.addresses if node else ()
+        return Topology(NODE, node.zone if node else "", self.addresses, self.own, internal)
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         self.attached.append(changed)
@@ -365,6 +366,16 @@ def test_new_addresses_of_the_node_reach_every_service(bench: Bench) -> None:
     bench.tell(InterfacesChanged(frozenset({2})))
     assert bench.vips() == {"10.96.0.1", "10.96.0.2", "192.0.2.12"}
     assert bench.surroundings.attached == [None, frozenset({2})]
+
+
+def test_addresses_of_the_node_object_reach_the_interfaces_and_no_service(bench: Bench) -> None:
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    for times, address in enumerate(("192.0.2.12", "192.0.2.13"), 1):
+        bench.tell(Upsert(Node(NODE, (ip_address(address),))))
+        assert bench.surroundings.attached == [None, *[frozenset()] * times]
+    bench.tell(Upsert(Node("node2", (ip_address("192.0.2.14"),))))
+    assert len(bench.surroundings.attached) == 3
+    assert [keys for keys in bench.reconciler.syncs[1:] if keys] == []
 
 
 def test_ping_addresses_of_the_node_concern_only_who_claims_them(

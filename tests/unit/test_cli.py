@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -578,6 +578,33 @@ def test_a_thread_that_fails_tells_the_agent_and_the_others_end_with_the_context
     assert ended.is_set()
 
 
+LOOPBACK_ROUTED = interface(1, "lo", "127.0.0.1/8", "::1/128", "203.0.113.1/32", "2001:db8:9::1/128")
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted", "expected"),
+    [
+        (["192.0.2.7", "2001:db8::1"], [], ["192.0.2.7", "2001:db8::1"]),
+        (["192.0.2.7"], ["primary"], ["192.0.2.7", "2001:db8::1"]),
+        (["192.0.2.7", "192.0.2.1"], [], ["192.0.2.7", "2001:db8::1"]),
+        (["198.51.100.1"], [], ["198.51.100.1", "2001:db8::1"]),
+        (["203.0.113.1", "2001:db8:9::1"], [], ["203.0.113.1", "2001:db8:9::1"]),
+        (["10.9.9.9", "192.0.2.7"], [], ["192.0.2.7", "2001:db8::1"]),
+        (["10.9.9.9"], [], ["192.0.2.1", "2001:db8::1"]),
+        (["127.0.0.1", "169.254.9.9"], [], ["192.0.2.1", "2001:db8::1"]),
+        (["192.0.2.7"], ["192.0.2.1/32"], ["192.0.2.1"]),
+        (["192.0.2.7"], ["primary", "192.0.2.1/32"], ["192.0.2.1", "192.0.2.7", "2001:db8::1"]),
+    ],
+)
+def test_node_ports_answer_on_the_addresses_of_the_node_object(
+    own: list[str], wanted: list[str], expected: list[str]
+) -> None:
+    """eth0 is the uplink; 10.9.9.9 is on no interface, as behind a NAT."""
+    addresses = [ip_address(text) for text in own]
+    found = node_port_addresses([LOOPBACK_ROUTED, ETH0, ETH1], [ETH0], wanted, addresses)
+    assert [str(ip) for ip in found] == expected
+
+
 @pytest.mark.parametrize(
     ("uplinks", "wanted", "expected"),
     [
@@ -596,4 +623,6 @@ def test_a_thread_that_fails_tells_the_agent_and_the_others_end_with_the_context
 def test_addresses_on_which_node_ports_answer(
     uplinks: list[str], wanted: list[str], expected: list[str]
 ) -> None:
-    assert [str(ip) for ip in node_port_addresses([LO, ETH0, ETH1], uplinks, wanted)] == expected
+    interfaces = [LO, ETH0, ETH1]
+    chosen = [one for one in interfaces if one.name in uplinks]
+    assert [str(ip) for ip in node_port_addresses(interfaces, chosen, wanted)] == expected

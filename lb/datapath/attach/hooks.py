@@ -21,6 +21,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import IfaceFlag
 from lb.errors import AttachError, CapacityError
+from lb.model import IPAddress
 
 _LOG = logging.getLogger(__name__)
 _OVERLAYS = frozenset({"vxlan", "geneve"})
@@ -187,8 +188,8 @@ class Hooks:
         for fd in self._programs.values():
             fd.close()
 
-    def sync(self, changed: Set[int] | None = None) -> HookReport:
-        """Bring the kernel in step.
+    def sync(self, changed: Set[int] | None = None, own: Sequence[IPAddress] = ()) -> HookReport:
+        """Bring the kernel in step; own are the node's addresses by its Node object, see fill_ifaces.
 
         Interfaces seen for the first time, of another role than before, and those in changed are compared
         with the kernel; all are when changed is None. One interface's failure does not stop the others; an
@@ -202,7 +203,7 @@ class Hooks:
             roles = self._selection.roles(interfaces, self._default_routes)
             for version in layouts.FAMILIES:
                 try:
-                    fill_ifaces(self._maps, version, interfaces, roles, redirect=self._redirect)
+                    fill_ifaces(self._maps, version, interfaces, roles, redirect=self._redirect, own=own)
                 except CapacityError as error:
                     report.errors.append(error)
             report.errors += self._selection.missing(interfaces, roles)
@@ -256,22 +257,42 @@ class Hooks:
 
 
 def fill_ifaces(
-    maps: Maps, version: int, interfaces: Sequence[Interface], roles: Mapping[int, Role], *, redirect: bool
+    maps: Maps,
+    version: int,
+    interfaces: Sequence[Interface],
+    roles: Mapping[int, Role],
+    *,
+    redirect: bool,
+    own: Sequence[IPAddress] = (),
 ) -> None:
     """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
-    The primary address is the first uplink's; an uplink or tunnel without an address uses it. No other
-    interface has one: the answer to a packet that we SNATed has to come in by one of our ingress hooks
-    that undo it. To redirect, the veths of pods are there as well.
+    own are the node's addresses by its Node object (status.addresses of type InternalIP, in their order).
+    Of the addresses of an interface such a one comes first; without any, as long as the Node is unknown,
+    what the map has stays; else it is :meth:`Interface.source`. The primary address is one of own that an
+    uplink has, else the first uplink's, else one of own that any interface has (a host route to an address
+    of ``lo``). An uplink or tunnel without an address uses it. No other interface has one: the answer to a
+    packet that we SNATed has to come in by one of our ingress hooks that undo it. To redirect, the veths of
+    pods are there as well.
 
     Raises
     ------
     BpfError: the kernel refused; CapacityError when there are more interfaces than the map has room for.
     """
     name = f"ifaces{version}"
-    sources = {one.index: one.source(version) for one in interfaces}
-    uplinks = [one.index for one in interfaces if roles.get(one.index) is Role.UPLINK]
-    primary = next((sources[index] for index in uplinks if sources[index]), None)
+    keys, values = maps.read(name)
+    present = dict(zip(keys.tolist(), values.tolist(), strict=True))
+
+    def prefer(index: int) -> Sequence[IPAddress]:
+        if own or index not in present:
+            return own
+        return (layouts.unpack_address(present[index][0]),)
+
+    sources = {one.index: one.source(version, prefer(one.index)) for one in interfaces}
+    uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    primary = primary_address(version, uplinks, prefer(0)) or primary_address(
+        version, interfaces, own, otherwise=()
+    )
     nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
     wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
     for one in interfaces:
@@ -281,8 +302,6 @@ def fill_ifaces(
             wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
         elif redirect and one.index in roles and _leads_to_pod(one):
             wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
-    keys, values = maps.read(name)
-    present = dict(zip(keys.tolist(), values.tolist(), strict=True))
     gone = sorted(present.keys() - wanted.keys())
     changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
     if gone:
@@ -290,6 +309,25 @@ def fill_ifaces(
     if changed:
         rows = np.array([wanted[index] for index in changed], dtype=layouts.IFACE[version])
         maps.update(name, np.array(changed, dtype=layouts.ID), rows)
+
+
+def primary_address(
+    version: int,
+    interfaces: Sequence[Interface],
+    own: Sequence[IPAddress],
+    otherwise: Sequence[Interface] | None = None,
+) -> IPAddress | None:
+    """Return the first of own that is on one of the interfaces, else the first address of otherwise.
+
+    otherwise: interfaces, the same ones when left out. None: there is no such address of this family.
+    """
+    here = {each.ip for one in interfaces for each in one.addresses if each.version == version}
+    fit = here.difference(*(one.unfit for one in interfaces))
+    for address in own:
+        if address in fit and not (address.is_loopback or address.is_link_local):
+            return address
+    sources = (one.source(version) for one in (interfaces if otherwise is None else otherwise))
+    return next((source for source in sources if source), None)
 
 
 def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:

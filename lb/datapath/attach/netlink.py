@@ -39,6 +39,7 @@ _ARPHRD_LOOPBACK = 772
 _IFF_UP = 1
 _IFA_F_SECONDARY = 1  # IPv4; to IPv6 it is IFA_F_TEMPORARY, an address for privacy (RFC 8981)
 _IFA_F_DADFAILED, _IFA_F_DEPRECATED, _IFA_F_TENTATIVE = 0x08, 0x20, 0x40
+_RT_SCOPE_HOST = 254  # global is 0; the narrower, the greater
 _XDP_FLAGS = {UplinkMode.XDP_GENERIC: 1 << 1, UplinkMode.XDP_NATIVE: 1 << 2}
 _NSID_NOT_ASSIGNED = 0xFFFF_FFFF  # linux/net_namespace.h has -1; pyroute2 reads it unsigned
 _OUR_XDP, _OUR_TC = "lb_xdp", "lb_tc"
@@ -54,10 +55,11 @@ class Interface:
 
     kind is the kernel's link kind (``"veth"``, ``"vxlan"``, …), ``"loopback"``, or ``"physical"`` for a
     device with a driver of its own. ethernet: packets have an Ethernet header. addresses are in the order
-    that they were given in, secondary and temporary ones last; unfit are those of them that are deprecated,
-    or not (yet) known to be this host's alone. master is an ifindex, 0 for none. foreign_peer: the other end
-    is in another network namespace. xdp_id is the attached XDP program, 0 for none; xdp_mode is how it is
-    attached. mac is its link address.
+    that they were given in, but secondary and temporary ones last, and before that those of a narrower
+    scope than global (ip-address(8): site, link, host) after the others; unfit are those of them that are
+    deprecated, of scope host, or not (yet) known to be this host's alone. master is an ifindex, 0 for none.
+    foreign_peer: the other end is in another network namespace. xdp_id is the attached XDP program, 0 for
+    none; xdp_mode is how it is attached. mac is its link address.
     """
 
     index: int
@@ -74,12 +76,18 @@ class Interface:
     xdp_mode: UplinkMode | None = None
     mac: str = ""
 
-    def source(self, version: int) -> IPAddress | None:
-        """Return the primary address of a family that other hosts can reach; None without one."""
-        for address in (each.ip for each in self.addresses if each.version == version):
-            if not (address.is_loopback or address.is_link_local or address in self.unfit):
-                return address
-        return None
+    def source(self, version: int, preferred: Sequence[IPAddress] = ()) -> IPAddress | None:
+        """Return the primary address of a family that other hosts can reach; None without one.
+
+        It is the first of the preferred ones that is here, else the first address of all.
+        """
+        here = [
+            each.ip
+            for each in self.addresses
+            if each.version == version
+            and not (each.ip.is_loopback or each.ip.is_link_local or each.ip in self.unfit)
+        ]
+        return next((address for address in (*preferred, *here) if address in here), None)
 
 
 class Netlink:
@@ -275,17 +283,19 @@ def _dump(request: Callable[[], Iterable[Any]]) -> list[Any]:
 
 def _interface(message: Any, address_messages: Iterable[Any]) -> Interface:
     """Convert one RTM_NEWLINK message and the RTM_NEWADDR messages of the same interface."""
-    addresses: list[tuple[bool, int, int, IPv4Interface | IPv6Interface]] = []
-    unfit = set()
+    addresses: list[tuple[int, bool, int, int, IPv4Interface | IPv6Interface]] = []
+    unfit: set[IPAddress] = set()
     for position, one in enumerate(address_messages):
         text = one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS")
         address = ip_interface(f"{text}/{one['prefixlen']}")
         # The kernel lists the newest IPv6 address first, but the oldest IPv4 address.
         age = (one.get_attr("IFA_CACHEINFO")["cstamp"], -position) if address.version == 6 else (0, position)
-        addresses.append((bool(one["flags"] & _IFA_F_SECONDARY), *age, address))
+        addresses.append((one["scope"], bool(one["flags"] & _IFA_F_SECONDARY), *age, address))
         if one["flags"] & (_IFA_F_DADFAILED | _IFA_F_DEPRECATED | _IFA_F_TENTATIVE) and address.version == 6:
             unfit.add(address.ip)
-    addresses.sort(key=lambda each: each[:3])
+        if one["scope"] == _RT_SCOPE_HOST:
+            unfit.add(address.ip)
+    addresses.sort(key=lambda each: each[:4])
     info = message.get_attr("IFLA_LINKINFO")
     kind = info.get_attr("IFLA_INFO_KIND") if info else None
     if kind is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 
 from lb.config import PRIMARY, Config
-from lb.datapath.attach.hooks import Role, Selection
+from lb.datapath.attach.hooks import Role, Selection, primary_address
 from lb.datapath.attach.netlink import Interface, Netlink
 from lb.datapath.maps.layouts import FAMILIES
 from lb.model import IPAddress, Node
@@ -41,11 +41,13 @@ def standing(config: Config, node: Node | None) -> Topology:
     AttachError: the kernel refused to list interfaces.
     """
     interfaces, roles = interfaces_and_roles(config)
-    uplinks = [one.name for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK]
+    own = node.addresses if node else ()
     return Topology(
         node_name=config.node_name,
         zone=node.zone if node else "",
-        node_port_addresses=node_port_addresses(interfaces, uplinks, config.node_port_addresses),
+        node_port_addresses=node_port_addresses(interfaces, uplinks, config.node_port_addresses, own),
+        internal_addresses=own,
         node_addresses=frozenset(
             address.ip
             for interface in interfaces
@@ -56,29 +58,29 @@ def standing(config: Config, node: Node | None) -> Topology:
 
 
 def node_port_addresses(
-    interfaces: Sequence[Interface], uplinks: Sequence[str], wanted: Sequence[str]
+    interfaces: Sequence[Interface],
+    uplinks: Sequence[Interface],
+    wanted: Sequence[str],
+    own: Sequence[IPAddress] = (),
 ) -> tuple[IPAddress, ...]:
     """Return the node's addresses on which NodePorts answer, sorted.
 
-    By default, and for the word ``primary``, the first address of each family on the uplinks; for each
-    network in wanted all addresses of any interface in it. Loopback and link-local addresses never count:
-    no packet from outside reaches them. (kube-proxy's ``--nodeport-addresses`` has the same forms.)
+    The forms of wanted are those of kube-proxy's ``--nodeport-addresses``. By default, and for the word
+    ``primary``, it is the primary address of each family by the Node object: the first of own, its
+    InternalIPs, that an interface of the node has. Without such a one (there is no Node, or it names
+    addresses that lie before a NAT) it is the first address of the uplinks. For each network in wanted it
+    is all addresses of any interface in it. Loopback and link-local addresses never count: no packet from
+    outside reaches them.
     """
     networks = [ip_network(text) for text in wanted if text != PRIMARY]
-    found: set[IPAddress] = set()
-    primaries: dict[int, IPAddress] = {}
-    for interface in sorted(
-        interfaces, key=lambda one: uplinks.index(one.name) if one.name in uplinks else -1
-    ):
-        if interface.name in uplinks:
-            for version in FAMILIES:
-                if primary := interface.source(version):
-                    primaries.setdefault(version, primary)
-        for address in interface.addresses:
-            if address.ip.is_loopback or address.ip.is_link_local:
-                continue
-            if any(address.ip in network for network in networks):
-                found.add(address.ip)
+    found = {
+        address.ip
+        for interface in interfaces
+        for address in interface.addresses
+        if not (address.ip.is_loopback or address.ip.is_link_local)
+        and any(address.ip in network for network in networks)
+    }
     if not wanted or PRIMARY in wanted:
-        found |= set(primaries.values())
+        primaries = (primary_address(version, interfaces, own, uplinks) for version in FAMILIES)
+        found |= {address for address in primaries if address}
     return tuple(sorted(found, key=lambda ip: (ip.version, int(ip))))
