@@ -55,10 +55,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tiny_tree(tmp_path_factory.mktemp("tree"))
     tc = "".join(PASS_ALL.format(name=name, ctx="struct __sk_buff", verdict=-1) for name in TC_NAMES)
     xdp = "".join(PASS_ALL.format(name=name, ctx="struct xdp_md", verdict="XDP_PASS") for name in XDP_NAMES)
-    (tree / "tc_lb.c").write_text(f'#include "maps.h"\n{tc}')
-    (tree / "xdp_lb.c").write_text(f'#include "maps.h"\n{xdp}')
+    (tree / "tc_lb.c").write_text(f'#include "cache.h"\n#include "reasons.h"\n{tc}')
+    (tree / "xdp_lb.c").write_text(f'#include "cache.h"\n#include "reasons.h"\n{xdp}')
     sock = "".join(PASS_ALL.format(name=name, ctx="struct bpf_sock_addr", verdict=1) for name in SOCK_NAMES)
-    (tree / "sock_lb.c").write_text(f'#include "maps.h"\n{sock}')
+    (tree / "sock_lb.c").write_text(f'#include "cache.h"\n#include "reasons.h"\n{sock}')
     return tree
 
 
