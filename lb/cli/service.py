@@ -18,7 +18,7 @@ from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.sync import accounts
-from lb.datapath.view import dump
+from lb.datapath.view import catalogue, dump
 from lb.datapath.view.figures import Figures
 from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
@@ -177,33 +177,24 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
     ------
     BpfError: a map could not be read.
     """
-    read = dump.dump(maps, 0, ("vips", "backends"))
-    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for vip in read["vips"]:
-        assert isinstance(vip, dump.VipEntry)
-        version = ip_address(vip.address).version
-        empty = {
-            "service": vip.service,
-            "port_name": vip.port_name,
-            "family": f"IPv{version}",
-            "protocol": vip.protocol,
-            "backends": 0,
-            "local": 0,
-            "terminating": 0,
-            "affinity_seconds": vip.affinity_seconds,
-            "vips": [],
+    services = [
+        {
+            "service": one.service,
+            "port_name": one.port_name,
+            "family": f"IPv{one.version}",
+            "protocol": one.protocol,
+            "backends": one.backends,
+            "local": one.local,
+            "terminating": one.terminating,
+            "affinity_seconds": one.affinity_seconds,
+            "vips": [
+                {"kind": kind, "address": str(address), "port": port} for kind, address, port in one.vips
+            ],
         }
-        one = rows.setdefault((vip.service, vip.port_name, version), empty)
-        one["vips"].append({"kind": vip.kind, "address": vip.address, "port": vip.port})
-    for backend in read["backends"]:
-        assert isinstance(backend, dump.BackendEntry)
-        version = ip_address(backend.address).version
-        if found := rows.get((backend.service, backend.port_name, version)):
-            found["backends"] += 1
-            found["local"] += backend.local
-            found["terminating"] += backend.state == "terminating"
+        for one in catalogue.summary(maps)
+    ]
     return {
-        "services": [one for _, one in sorted(rows.items())],
+        "services": services,
         "conflicts": notes.get("conflicts", []),
         "conflicts_left_out": notes.get("conflicts_left_out", 0),
         "agent_running": running,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, read_ranges
 from lb.datapath.sync.tables import table_rows
-from lb.model import Protocol, socket_text
+from lb.model import IPAddress, Protocol, socket_text
 from lb.plan import SMALL_SET
 
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
@@ -71,6 +71,71 @@ class PortRow:
     affinity_seconds: int
     vips: tuple[VipRow, ...]
     backends: tuple[BackendRow, ...]
+
+
+@dataclass(slots=True)
+class PortSummary:
+    """A Service port in one family, counted. vips: (kind, address, port) of each, in the order of addresses.
+
+    backends counts all, local those on this node, terminating those on their way out.
+    """
+
+    service: str
+    port_name: str
+    version: int
+    protocol: str
+    affinity_seconds: int
+    vips: list[tuple[str, IPAddress, int]] = field(default_factory=list)
+    backends: int = 0
+    local: int = 0
+    terminating: int = 0
+
+
+def summary(maps: Maps) -> list[PortSummary]:
+    """Return all Service ports that have a VIP, sorted by names and family.
+
+    Neither a backend nor a set of backends becomes an object of Python: 10,000 Services are summed up in a
+    fraction of a second.
+
+    Raises
+    ------
+    BpfError: a map could not be read.
+    """
+    named = names(maps)
+    found: dict[tuple[str, str, int], PortSummary] = {}
+    for version in FAMILIES:
+        counts = _counts(maps, version)
+        counted: set[int] = set()
+        keys, values = maps.read(f"vips{version}")
+        with_port = keys["protocol"] != 0
+        rows = zip(keys[with_port].tolist(), values[with_port].tolist(), strict=True)
+        for (address, port, protocol, _), (service, affinity, _, _, kind, *_) in sorted(rows):
+            service_name, port_name = named.get(service, ("unknown", ""))
+            one = found.setdefault(
+                (service_name, port_name, version),
+                PortSummary(service_name, port_name, version, Protocol(protocol).name, affinity),
+            )
+            one.vips.append((_KINDS.get(kind, "unknown"), unpack_address(address), port))
+            if service not in counted:
+                counted.add(service)
+                one.backends, one.local, one.terminating = (
+                    had + int(each[service]) if service < len(each) else had
+                    for had, each in zip((one.backends, one.local, one.terminating), counts, strict=True)
+                )
+    return [one for _, one in sorted(found.items(), key=lambda item: item[0])]
+
+
+def _counts(maps: Maps, version: int) -> tuple[Rows, Rows, Rows]:
+    """Return by Service port id how many backends there are, on this node, on their way out."""
+    slots = maps.array(f"backends{version}")
+    used = slots[slots["state"] != BackendStateCode.FREE]
+    chosen = (
+        used["service"],
+        used["service"][(used["flags"] & BackendFlag.LOCAL) != 0],
+        used["service"][used["state"] == BackendStateCode.TERMINATING],
+    )
+    of_all, here, going = (np.bincount(each) for each in chosen)
+    return of_all, here, going
 
 
 def names(maps: Maps) -> Names:

@@ -239,6 +239,11 @@ class _Reader:
         return by_service
 
     @cached_property
+    def _tables(self) -> Rows:
+        """Hold the pool for as long as this lives: the maps map it anew for each who asks and lets go."""
+        return table_rows(self._maps)
+
+    @cached_property
     def _vips(self) -> list[tuple[VipKey, VipRow]]:
         """Return the VIPs of the Service in order."""
         rows = read_vips(self._maps).items()
@@ -302,10 +307,9 @@ class _Reader:
         return self._ranges.get(row.service, ()) if row.flags & VipFlag.SOURCE_RANGES else ()
 
     def _vip_backends(self, version: int, row: VipRow) -> tuple[VipBackend, ...]:
-        tables = table_rows(self._maps)
         listed: set[int] = set()
         for offset, size in {row.inside, row.outside}:
-            listed.update(np.unique(tables[offset : offset + size]).tolist())
+            listed.update(np.unique(self._tables[offset : offset + size]).tolist())
         found = []
         for slot in self._slots_by_service.get((version, row.service), ()):
             address, port, state, _, _, _, node = self._slots[version][slot].item()
