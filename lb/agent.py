@@ -14,7 +14,7 @@ import math
 import queue
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from lb.datapath.sync.reconcile import SyncReport
@@ -25,11 +25,15 @@ from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.state import ClusterState
+from lb.words import some
 
 _log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
+
+MOST_CONFLICTS = 20
+"""How many new conflicts are logged, and told at their Services, at a time."""
 
 AUDIT_SECONDS = 300.0
 """How often the agent looks whether the maps still hold what it wrote."""
@@ -84,8 +88,12 @@ Inbox = queue.SimpleQueue[Message]
 class Surroundings(Protocol):
     """The kernel around the agent; :mod:`lb.serve` has the real one."""
 
-    def topology(self, node: Node | None) -> Topology:
-        """Return where the agent stands; node is what Kubernetes says of it, None while that is unknown."""
+    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
+        """Return where the agent stands.
+
+        node is what Kubernetes says of it, None while that is unknown. claims: see
+        :func:`lb.datapath.standing.standing`.
+        """
         ...
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
@@ -205,11 +213,13 @@ class Agent:
         self._clock = clock
         self._claims = Claims(self._plan_again, reconciler.holders())
         self._conflicts: set[Conflict] = set()
+        self._refused: dict[ObjectKey, str] = {}
         self._services = Retries[ObjectKey]()
         self._hooks = Retries[str]()
         self._dirty: set[ObjectKey] = set()
         self._topology: Topology | None = None
         self._topology_is_old = True
+        self._claimed: frozenset[IPAddress] = frozenset()
         self._moved: tuple[Cause, float] = (INTERFACES, clock())
         self._first_sync = True
         self._attached = serving
@@ -253,6 +263,8 @@ class Agent:
         if self._attached and self._hooks.due(now):
             self._attach(None)
         if self._state.synced:
+            if self._dirty:
+                self._dirty |= self._state.settle()
             self._look_around()
             self._dirty |= self._services.due(now)
             if self._reread_due <= now:
@@ -265,21 +277,32 @@ class Agent:
             self._audit_due = now + AUDIT_SECONDS
             self._audit(now)
         if now >= self._beat_due:
+            self._topology_is_old |= bool(self._claimed)  # nobody tells that a process listens
             self._beat(self)
             self._beat_due = now + BEAT_SECONDS
 
     def problems(self) -> list[str]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
         drift = [self._drift_text()] if any(self.drift.values()) else []
-        return [*self._services.messages(), *self._hooks.messages(), *drift, *map(str, self.conflicts())]
+        told = [*map(str, self.conflicts()), *self.refusals()]
+        return [*self._services.messages(), *self._hooks.messages(), *drift, *told]
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
         return sorted(self._conflicts, key=str)
 
+    def refusals(self) -> list[str]:
+        """Return what Services ask for and cannot have on this node, a text for each of them."""
+        return [text for _, text in sorted(self._refused.items())]
+
     def problem_counts(self) -> dict[str, int]:
         """Return how many problems there are, by kind; may be called from any thread."""
-        return {"service": len(self._services), "hook": len(self._hooks), "conflict": len(self._conflicts)}
+        return {
+            "service": len(self._services),
+            "hook": len(self._hooks),
+            "conflict": len(self._conflicts),
+            "refusal": len(self._refused),
+        }
 
     def service_count(self) -> int:
         """Return how many Services the sources have told of; may be called from any thread."""
@@ -405,16 +428,17 @@ class Agent:
 
     def _look_around(self) -> None:
         """See where we stand; when that has changed, the Services that it concerns are planned anew."""
-        if not self._topology_is_old:
+        if not (self._topology_is_old or (self._dirty and self._own_claims() != self._claimed)):
             return
         self._topology_is_old = False
-        topology = self._surroundings.topology(self._state.node(self._node_name))
+        topology = self._surroundings.topology(self._state.node(self._node_name), self._state.claims)
         before, self._topology = self._topology, topology
+        self._claimed = self._own_claims()
         if topology == before:
             return
         if before is not None and before.internal_addresses != topology.internal_addresses and self._attached:
             self._attach(frozenset())  # the node's source addresses follow its Node object
-        if before is None or replace(before, node_addresses=topology.node_addresses) != topology:
+        if before is None or not before.same_place(topology):
             _log.info(
                 "node %s: zone %s, NodePorts on %s",
                 topology.node_name,
@@ -429,6 +453,11 @@ class Agent:
                 if not self._first_sync:
                     self._history.due((key,), *self._moved)
 
+    def _own_claims(self) -> frozenset[IPAddress]:
+        """Return the node's own addresses that Services claim: it matters who listens there."""
+        topology = self._topology
+        return frozenset(filter(self._state.claims, topology.node_addresses)) if topology else frozenset()
+
     def _sync(self) -> None:
         """Plan the dirty Services and bring the maps in step."""
         dirty, self._dirty = self._dirty, set()
@@ -442,6 +471,7 @@ class Agent:
                 failed[key] = error
         decision = self._claims.update(plans)
         self._log_conflicts()
+        self._log_refusals(plans)
         checks = {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}
         plans.clear()
         tried = list(decision.plans)
@@ -468,7 +498,7 @@ class Agent:
         if service is None:
             return None
         assert self._topology is not None
-        return plan_service(service, self._state.slices(key), self._topology)
+        return plan_service(service, self._state.slices(key), self._topology, self._state.overlaps(key))
 
     def _plan_again(self, key: ObjectKey) -> ServicePlan | None:
         """Return what :meth:`_plan` does; None where that fails: it is told when the Service is due."""
@@ -487,9 +517,26 @@ class Agent:
 
     def _log_conflicts(self) -> None:
         conflicts = set(self._claims.conflicts())
-        for conflict in sorted(conflicts - self._conflicts, key=str):
+        new = sorted(conflicts - self._conflicts, key=str)
+        for conflict in new[:MOST_CONFLICTS]:
             _log.warning("%s", conflict)
-            self._announce(conflict.loser, Announcement("VIPConflict", "ServeOlder", str(conflict)))
-        for conflict in sorted(self._conflicts - conflicts, key=str):
+            self._announce(conflict.loser, Announcement("VIPConflict", "Refuse", str(conflict)))
+        if more := len(new[MOST_CONFLICTS:]):
+            _log.warning("%d more conflicts at once; lbctl service list has them", more)
+        for conflict in sorted(self._conflicts - conflicts, key=str)[:MOST_CONFLICTS]:
             _log.info("no longer: %s", conflict)
         self._conflicts = conflicts
+
+    def _log_refusals(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> None:
+        """Tell once what a Service asks for and cannot have, whatever others claim."""
+        for key, plan in plans.items():
+            words = some(plan.refusals if plan else ())
+            text = f"service {key}: {words}" if words else ""
+            before = self._refused.pop(key, "")
+            if text:
+                self._refused[key] = text
+            if text and text != before:
+                _log.warning("%s", text)
+                self._announce(key, Announcement("AddressRefused", "Refuse", words))
+            elif before and not text:
+                _log.info("no longer: %s", before)

@@ -46,6 +46,10 @@ PRIMARY = "primary"
 the node has no such address, the first one of the uplinks."""
 
 
+ALL, NONE = "all", "none"
+"""In external_ips: no limit; no address at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What a setting may hold.
@@ -93,6 +97,10 @@ def _network(text: str) -> str:
 
 def _networks(text: str) -> str:
     return ",".join(_network(each.strip()) for each in text.split(","))
+
+
+def _external_ips(text: str) -> str:
+    return text if text in (ALL, NONE) else _networks(text)
 
 
 def _network_or_primary(text: str) -> str:
@@ -145,6 +153,11 @@ NETWORKS = Kind(
     "CIDR[,CIDR]",
     "one network or one of each family, such as 10.96.0.0/16,fd00:96::/112, without host bits",
     _networks,
+)
+EXTERNAL_IPS = Kind(
+    "all|none|CIDR[,CIDR]",
+    f"{ALL}, {NONE}, or networks such as 203.0.113.0/24,2001:db8::/64, without host bits",
+    _external_ips,
 )
 NETWORK_OR_PRIMARY = Kind(
     "CIDR", f"a network such as 10.0.0.0/8, without host bits, or the word {PRIMARY}", _network_or_primary
@@ -255,6 +268,7 @@ class Config:
     redirect: whether packets for pods of this node, and their replies, go past the host's stack.
     cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
     node_port_addresses: networks whose addresses answer on NodePorts; empty: :data:`PRIMARY`.
+    external_ips: of which networks externalIPs may be: all, none, or networks separated by commas.
     service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
     metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
     healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
@@ -323,6 +337,13 @@ class Config:
         f"networks whose addresses answer on NodePorts; default: {PRIMARY}, the first InternalIP of"
         " each family by the Node object, else the uplinks' first address",
         one="node_port_address",
+    )
+    external_ips: str = setting(
+        ALL,
+        EXTERNAL_IPS,
+        "which addresses Services may have as externalIPs: whoever may write a Service can take over what is"
+        " sent to any of them, from this node's pods as well (CVE-2020-8554); a clusterIP, an endpoint's"
+        " address and a port on which the node listens are never among them",
     )
     service_cidr: str = setting(
         "10.96.0.0/16",

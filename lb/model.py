@@ -217,6 +217,21 @@ class Pod:
     origin: Origin = field(default=NOWHERE, compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """Addresses of one Service that are something else, too.
+
+    pods: those of its externalIPs that are the address of an endpoint of any Service, if that names a node.
+    cluster_ips: those of its endpoints' addresses that are a clusterIP of any Service.
+    """
+
+    pods: frozenset[IPAddress] = frozenset()
+    cluster_ips: frozenset[IPAddress] = frozenset()
+
+
+NO_OVERLAPS = Overlaps()
+
+
 DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""
 

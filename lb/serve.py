@@ -329,9 +329,9 @@ class KernelSurroundings:
         """Close the programs; what is attached stays attached."""
         self._hooks.close()
 
-    def topology(self, node: Node | None) -> Topology:
+    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
         """See :class:`lb.agent.Surroundings`."""
-        topology = standing(self._config, node)
+        topology = standing(self._config, node, claims)
         before, self._own = self._own, topology.internal_addresses
         elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
         if elsewhere and before != self._own:

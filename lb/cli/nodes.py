@@ -40,7 +40,7 @@ class NodeView:
 
     def topology(self, snapshot: Snapshot) -> Topology:
         """Return where the node stands."""
-        return standing(self.config, snapshot.state.node(self.config.node_name))
+        return standing(self.config, snapshot.state.node(self.config.node_name), snapshot.state.claims)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

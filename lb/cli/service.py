@@ -26,8 +26,8 @@ from lb.rundir import RunDir
 
 _DESCRIPTION = """\
 List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
-them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim: that is the
-agent's own note, at most five seconds old.
+them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
+addresses a Service may not have: those are the agent's own notes, at most five seconds old.
 """
 
 _SHOW = """\
@@ -197,6 +197,7 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
         "services": services,
         "conflicts": notes.get("conflicts", []),
         "conflicts_left_out": notes.get("conflicts_left_out", 0),
+        "refusals": notes.get("refusals", []),
         "agent_running": running,
     }
 
@@ -205,13 +206,14 @@ def render(found: Mapping[str, Any]) -> str:
     """Return the table form."""
     columns = ("service", "port", "family", "protocol", "backends", "local", "affinity", "vips")
     text = table(columns, [_cells(one) for one in found["services"]])
-    if not found["conflicts"]:
+    if not found["conflicts"] and not found["refusals"]:
         return text
     lines = [f"conflict: {one['text']}" for one in found["conflicts"]]
     if found["conflicts_left_out"]:
         lines.append(f"conflict: {found['conflicts_left_out']} more, see the agent's log")
+    lines += [f"refused: {one}" for one in found["refusals"]]
     if not found["agent_running"]:
-        lines.append("the agent does not run: the conflicts are those of which it last knew")
+        lines.append("the agent does not run: the above is what it last knew")
     return text + "\n" + "\n".join(lines) + "\n"
 
 

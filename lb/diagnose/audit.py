@@ -81,13 +81,14 @@ def bring_in_step(
     """
     reconciler = Reconciler(maps, lambda: 0.0, settle)
     reconciler.recover()
+    state.settle()
     plans: dict[ObjectKey, ServicePlan | None] = dict.fromkeys(reconciler.known())
     failed: dict[ObjectKey, str] = {}
     for key in sorted(state.service_keys()):
         service = state.service(key)
         assert service is not None
         try:
-            plans[key] = plan_service(service, state.slices(key), topology)
+            plans[key] = plan_service(service, state.slices(key), topology, state.overlaps(key))
         except Exception as error:  # a bug that one Service meets must not hide the others
             failed[key] = f"{type(error).__name__}: {error}"
             plans.pop(key, None)

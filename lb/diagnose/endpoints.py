@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from lb.diagnose.facts import Facts, Finding, Result, some
+from lb.diagnose.facts import Facts, Finding, Result
 from lb.diagnose.probe import Outcome, Target, text
 from lb.model import Pod, Protocol
+from lb.words import some
 
 _STEP = "endpoints, directly"
 _LISTENERS = "in the pod: ss -ltnp (ss -lunp for UDP)"

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from lb.diagnose.endpoints import examine
-from lb.diagnose.facts import Facts, Finding, Result, causes, some
+from lb.diagnose.facts import Facts, Finding, Result, causes
 from lb.diagnose.probe import text
 from lb.model import Pod, ServiceType, TrafficPolicy
 from lb.plan.types import VipKind
+from lb.words import some
 
 
 def explain(facts: Facts) -> list[Finding]:
@@ -270,6 +271,13 @@ def source_ranges(facts: Facts, _known: bool) -> Iterator[Finding]:
             yield Finding(step, Result.CAUSE, found, "source-ranges", then)
 
 
+def rights(facts: Facts, _known: bool) -> Iterator[Finding]:
+    """See whether the Service asks for what it cannot have on this node, whatever others claim."""
+    for one in facts.plan.refusals if facts.plan else ():
+        then = "give it another address; who may have which: docs/operations.md, External addresses"
+        yield Finding("addresses", Result.CAUSE, str(one), "address-refused", then)
+
+
 def maps(facts: Facts, _known: bool) -> Iterator[Finding]:
     """See whether the kernel holds what the source says."""
     step = "maps"
@@ -358,6 +366,7 @@ _STEPS: tuple[Callable[[Facts, bool], Iterator[Finding]], ...] = (
     endpoints,
     policies,
     source_ranges,
+    rights,
     maps,
     attached,
     examine,

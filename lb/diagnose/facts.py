@@ -15,9 +15,6 @@ from lb.model import Endpoint, EndpointSlice, IPAddress, ObjectKey, Pod, Service
 from lb.plan import Conflict
 from lb.plan.types import PortPlan, ServicePlan, Topology
 
-MOST = 5
-"""How many of a kind are named; of the others the number."""
-
 
 class Result(StrEnum):
     """How a step came out."""
@@ -87,10 +84,3 @@ class Facts:
 def causes(findings: Iterable[Finding]) -> list[str]:
     """Return the causes that were found, in order."""
     return [one.cause for one in findings if one.result is Result.CAUSE]
-
-
-def some(words: Iterable[object]) -> str:
-    """Return the first few, and how many more there are."""
-    every = [str(one) for one in words]
-    rest = len(every) - MOST
-    return ", ".join(every[:MOST]) + (f" and {rest} more" if rest > 0 else "")

@@ -74,7 +74,8 @@ def gather(
     except LbError as error:
         facts.pods, facts.pods_error = None, str(error)
     facts.slices = snapshot.state.slices(key)
-    whole = plan_service(service, facts.slices, topology)
+    snapshot.state.settle()
+    whole = plan_service(service, facts.slices, topology, snapshot.state.overlaps(key))
     facts.plan = (compared.plans.get(key) if compared else None) or whole
     facts.clients = {client.version: client} if client else _own_addresses(node.config, topology)
     if compared is not None:

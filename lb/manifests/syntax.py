@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from lb.model import IPAddress
+from lb.plan.rights import special_address
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PORT_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?")
@@ -64,16 +65,7 @@ def label_value(text: str) -> str | None:
 
 
 def endpoint_address(address: IPAddress) -> str | None:
-    """Check an address that packets are sent to: not one that has a meaning on its own host or link only."""
-    link_multicast = address.is_multicast and (
-        address.packed[:3] == b"\xe0\x00\x00" if address.version == 4 else address.packed[1] & 0x0F == 2
-    )
-    for special, name in (
-        (address.is_unspecified, "the unspecified address"),
-        (address.is_loopback, "a loopback address"),
-        (address.is_link_local, "a link-local address"),
-        (link_multicast, "a link-local multicast address"),
-    ):
-        if special:
-            return f"{address} is {name}, which Kubernetes does not admit here"
+    """Check an address that packets are sent to."""
+    if special := special_address(address):
+        return f"{address} is {special}, which Kubernetes does not admit here"
     return None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -12,15 +12,18 @@ from operator import attrgetter
 import msgspec
 
 from lb.model import (
+    NO_OVERLAPS,
     Endpoint,
     EndpointSlice,
     IPAddress,
     IPNetwork,
+    Overlaps,
     Service,
     ServicePort,
     ServiceType,
     TrafficPolicy,
 )
+from lb.plan.rights import Fields, Rights
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
 
 _HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
@@ -30,7 +33,12 @@ _Socket = int
 """An address as a number, times 65536, plus a port."""
 
 
-def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: Topology) -> ServicePlan:
+def plan_service(
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    topology: Topology,
+    overlaps: Overlaps = NO_OVERLAPS,
+) -> ServicePlan:
     """Return the desired state of a Service on the node that the topology describes.
 
     Nothing (a plan without ports) comes of a Service that another proxy has, of a headless one, and of
@@ -43,7 +51,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
     node-port address of the node with the port's node port (types NodePort and LoadBalancer). What two
     fields or two ports of the Service both claim goes to the first, in that order of fields. Besides, each
     clusterIP, load-balancer address and external address as a whole, unless it is the node's own: the node's
-    stack answers for those.
+    stack answers for those. What is not for a Service to claim is left out (:mod:`lb.plan.rights`).
 
     Backends. An endpoint belongs to a port when its slice has a port of the same name and protocol; the
     slice's number is where the connection goes, so that a named target port can differ between
@@ -61,32 +69,32 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], topology: To
     """
     if not service.proxied or service.headless or service.type is ServiceType.EXTERNAL_NAME:
         return ServicePlan(service.key, service.created, ())
-    slices = tuple(slices)
-    vips = _vips(service, topology)
+    rights = Rights(service, topology, overlaps, [])
+    fields = rights.addresses()
+    whole = tuple(slices)
+    slices = rights.endpoints(whole)
+    vips = _vips(service, fields, topology, lambda kind, key: rights.admits_port(kind, key, whole))
     ports = []
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
             members = _members(_merge(port, version, slices), version, topology)
             ports.append(_plan_port(service, port, family_vips, members, topology))
-    for vips_of_family in _addresses(service, topology):
+    for vips_of_family in _addresses(service, fields, topology):
         _give_addresses(ports, vips_of_family)
-    return ServicePlan(service.key, service.created, tuple(ports))
+    return ServicePlan(service.key, service.created, tuple(ports), tuple(rights.refusals))
 
 
 def concerned(service: Service, before: Topology | None, after: Topology) -> bool:
     """Tell whether a Service has to be planned anew when the agent stands elsewhere.
 
-    The node's addresses come and go with pods; they matter only to a Service that claims one of them.
+    The node's addresses come and go with pods, and its processes listen and end; that matters only to a
+    Service that claims one of these addresses.
     """
-    if before is None:
-        return True
-    if (
-        replace(before, node_addresses=after.node_addresses, internal_addresses=after.internal_addresses)
-        != after
-    ):
+    if before is None or not before.same_place(after):
         return True
     changed = before.node_addresses ^ after.node_addresses
+    changed |= {socket.address for socket in before.sockets ^ after.sockets}
     claimed = (*service.cluster_ips, *service.load_balancer_ips, *service.external_ips)
     return not changed.isdisjoint(claimed)
 
@@ -146,19 +154,10 @@ def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPol
     return TrafficPolicy.CLUSTER, service.external_policy
 
 
-def _fields(service: Service) -> tuple[tuple[VipKind, tuple[IPAddress, ...]], ...]:
-    """Return a Service's own addresses by the field that they come from; an earlier field has precedence."""
-    return (
-        (VipKind.CLUSTER_IP, service.cluster_ips),
-        (VipKind.LOAD_BALANCER, service.load_balancer_ips),
-        (VipKind.EXTERNAL_IP, service.external_ips),
-    )
-
-
-def _addresses(service: Service, topology: Topology) -> Iterator[list[Vip]]:
+def _addresses(service: Service, fields: Fields, topology: Topology) -> Iterator[list[Vip]]:
     """Yield a Service's addresses as a whole for each family; all of them are of one family or the other."""
     kinds: dict[IPAddress, VipKind] = {}
-    for kind, addresses in _fields(service):
+    for kind, addresses in fields:
         for address in addresses:
             if address not in topology.node_addresses:
                 kinds.setdefault(address, kind)
@@ -193,10 +192,12 @@ def _vip_order(vip: Vip) -> tuple[int, int]:
     return int(vip.key.address), vip.key.port
 
 
-def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
+def _vips(
+    service: Service, fields: Fields, topology: Topology, admits: Callable[[VipKind, VipKey], bool]
+) -> list[list[Vip]]:
     """Return the VIPs of each port of a Service, in the order of its ports."""
     node_addresses = topology.node_port_addresses if service.type in _HAVE_NODE_PORTS else ()
-    fields = (*_fields(service), (VipKind.NODE_PORT, node_addresses))
+    fields = (*fields, (VipKind.NODE_PORT, node_addresses))
     families = {address.version for address in service.cluster_ips}
     claimed: set[VipKey] = set()
     vips: list[list[Vip]] = [[] for _ in service.ports]
@@ -205,7 +206,9 @@ def _vips(service: Service, topology: Topology) -> list[list[Vip]]:
             number = port.node_port if kind is VipKind.NODE_PORT else port.port
             for address in addresses:
                 key = VipKey(address, number, port.protocol)
-                if number and address.version in families and key not in claimed:
+                if not number or address.version not in families or key in claimed:
+                    continue
+                if admits(kind, key):
                     claimed.add(key)
                     port_vips.append(Vip(key, kind, *policies(service, kind)))
     return vips

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -33,7 +33,9 @@ class Topology:
 
     node_port_addresses are the addresses on which NodePorts answer, already filtered. node_addresses are all
     that the node's own stack answers for, whatever a Service claims. internal_addresses are those of type
-    InternalIP of the Node object, in its order.
+    InternalIP of the Node object, in its order. sockets are those of node_addresses, with a port,
+    on which processes of the node listen; only of such addresses as some Service claims. external_networks
+    are the only ones that externalIPs may come from; None: all.
     """
 
     node_name: str
@@ -41,6 +43,18 @@ class Topology:
     node_port_addresses: tuple[IPAddress, ...] = ()
     node_addresses: frozenset[IPAddress] = frozenset()
     internal_addresses: tuple[IPAddress, ...] = ()
+    sockets: frozenset[VipKey] = frozenset()
+    external_networks: tuple[IPNetwork, ...] | None = None
+
+    def same_place(self, other: Topology) -> bool:
+        """Tell whether they differ in nothing but the node's own addresses and sockets."""
+        own = replace(
+            self,
+            node_addresses=other.node_addresses,
+            internal_addresses=other.internal_addresses,
+            sockets=other.sockets,
+        )
+        return own == other
 
 
 class VipKey(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
@@ -116,12 +130,25 @@ class PortPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a Service asks for and does not get on this node: ``externalIP 127.0.0.1``, and why."""
+
+    subject: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.subject} is refused: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class ServicePlan:
     """The desired state of one Service; no ports when nothing of it belongs in the maps.
 
-    created orders claims on one VIP: the older Service wins (ISO 8601 text, ``""`` sorts last).
+    created orders claims on one VIP: the older Service wins (ISO 8601 text, ``""`` sorts last). refusals say
+    what the Service asks for and cannot have, whatever other Services claim.
     """
 
     key: ObjectKey
     created: str
     ports: tuple[PortPlan, ...]
+    refusals: tuple[Refusal, ...] = ()

@@ -39,6 +39,10 @@ class Told(Protocol):
         """Return what is wrong at present."""
         ...
 
+    def refusals(self) -> list[str]:
+        """Return what Services ask for and cannot have, a text for each of them."""
+        ...
+
     def conflicts(self) -> Sequence[Conflict]:
         """Return the VIPs that several Services claim at present."""
         ...
@@ -126,6 +130,7 @@ class Notes:
             "problems": _first(problems),
             "conflicts": [one.as_dict() for one in conflicts[:MOST]],
             "conflicts_left_out": len(conflicts[MOST:]),
+            "refusals": _first(agent.refusals()),
             "healthz": show(healthz) if healthz else None,
             "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
             "uplink_modes": dict(self._uplink_modes()),

@@ -6,7 +6,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Set
 from dataclasses import dataclass, field
 
-from lb.model import Delete, EndpointSlice, Event, Node, ObjectKey, Resource, Service, Synced, Upsert
+from lb.model import (
+    Delete,
+    EndpointSlice,
+    Event,
+    IPAddress,
+    Node,
+    ObjectKey,
+    Overlaps,
+    Resource,
+    Service,
+    Synced,
+    Upsert,
+)
+from lb.state.crossings import Crossings
 
 __all__ = ["Changes", "ClusterState"]
 
@@ -44,6 +57,7 @@ class ClusterState:
         self._slices: dict[ObjectKey, EndpointSlice] = {}
         self._by_service: dict[ObjectKey, tuple[ObjectKey, ...]] = {}  # sorted; most have one
         self._nodes: dict[str, Node] = {}
+        self._crossings = Crossings()
 
     @property
     def synced(self) -> bool:
@@ -57,6 +71,23 @@ class ClusterState:
     def slices(self, key: ObjectKey) -> tuple[EndpointSlice, ...]:
         """Return a Service's slices in the order of their keys; the Service itself need not exist."""
         return tuple([self._slices[each] for each in self._by_service.get(key, ())])
+
+    def overlaps(self, key: ObjectKey) -> Overlaps:
+        """Return which addresses of a Service are something else, too; as of the last :meth:`settle`."""
+        service = self._services.get(key)
+        return self._crossings.of(service, self.slices(key)) if service else Overlaps()
+
+    def claims(self, address: IPAddress) -> bool:
+        """Tell whether a Service has this address as an external or load-balancer address."""
+        return self._crossings.claims(address)
+
+    def settle(self) -> set[ObjectKey]:
+        """Look where addresses that Services have claimed since are endpoints; return whose these are.
+
+        To be called before anything is planned. It takes a look at every endpoint, and only when a Service
+        has claimed a new address since.
+        """
+        return {self._slices[key].service for key in self._crossings.look(self._slices.values())}
 
     def node(self, name: str) -> Node | None:
         """Return a node, None when it is unknown."""
@@ -84,8 +115,10 @@ class ClusterState:
     def _upsert(self, resource: Resource, changes: Changes) -> None:
         match resource:
             case Service():
-                if self._services.get(resource.key) != resource:
+                known_service = self._services.get(resource.key)
+                if known_service != resource:
                     changes.services.add(resource.key)
+                    self._cross(resource.key, known_service, resource, changes)
                 self._services[resource.key] = resource
             case EndpointSlice():
                 known = self._slices.get(resource.key)
@@ -93,6 +126,7 @@ class ClusterState:
                     self._drop_slice(known, changes)
                 if known != resource:
                     changes.services.add(resource.service)
+                    changes.services |= self._crossings.replace_slice(known, resource)
                 self._slices[resource.key] = resource
                 keys = self._by_service.get(resource.service, ())
                 if resource.key not in keys:
@@ -104,14 +138,21 @@ class ClusterState:
 
     def _delete(self, kind: type[Resource], key: ObjectKey, changes: Changes) -> None:
         if kind is Service:
-            if self._services.pop(key, None) is not None:
+            gone = self._services.pop(key, None)
+            if gone is not None:
                 changes.services.add(key)
+                self._cross(key, gone, None, changes)
         elif kind is EndpointSlice:
             known = self._slices.get(key)
             if known is not None:
+                changes.services |= self._crossings.replace_slice(known, None)
                 self._drop_slice(known, changes)
         elif self._nodes.pop(key.name, None) is not None:
             changes.nodes.add(key.name)
+
+    def _cross(self, key: ObjectKey, before: Service | None, after: Service | None, changes: Changes) -> None:
+        touched = self._crossings.replace_service(key, before, after)
+        changes.services |= {self._slices[each].service for each in touched if each in self._slices}
 
     def _drop_slice(self, known: EndpointSlice, changes: Changes) -> None:
         changes.services.add(known.service)

@@ -20,15 +20,23 @@ from lb.datapath.view.dump import dump
 from lb.datapath.view.render import as_ipvsadm, as_json
 from lb.errors import InputError
 from lb.manifests import ManifestSource
+from lb.model import Protocol
 from lb.plan import plan_service
-from lb.plan.types import Topology
+from lb.plan.types import Topology, VipKey
 from lb.state import ClusterState
 from tests.unit.plan_builders import RememberedClaims
 
 HERE = Path(__file__).parent
 CASES = sorted(path.parent.name for path in HERE.glob("*/manifests"))
 ADDRESSES = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
-NODE1 = Topology("node1", zone="east", node_port_addresses=ADDRESSES, node_addresses=frozenset(ADDRESSES))
+SOCKETS = frozenset(VipKey(ADDRESSES[0], port, Protocol.TCP) for port in (22, 8080))
+NODE1 = Topology(
+    "node1",
+    zone="east",
+    node_port_addresses=ADDRESSES,
+    node_addresses=frozenset(ADDRESSES),
+    sockets=SOCKETS,
+)
 LIMITS = Limits(vips=64, backends=256, table_rows=65_536, flows=16, affinity=16, services=64)
 
 
@@ -44,17 +52,19 @@ def outcome(case: Path) -> dict[str, str]:
     state = ClusterState()
     state.apply(source.scan())
     assert state.synced
+    state.settle()
     plans = {}
     for key in state.service_keys():
         service = state.service(key)
         assert service is not None
-        plans[key] = plan_service(service, state.slices(key), NODE1)
+        plans[key] = plan_service(service, state.slices(key), NODE1, state.overlaps(key))
     decision = RememberedClaims().update(plans)
     maps = FakeMaps(LIMITS)
     assert not Reconciler(maps, lambda: 0.0).sync(decision.plans).errors
     shown = dump(maps, now_ns=0, sections=["vips", "addresses"])
     said = [str(error).replace(f"{case}{os.sep}manifests{os.sep}", "") for error in errors]
     said += [str(conflict) for conflict in decision.conflicts]
+    said += [f"{key}: {one}" for key, plan in sorted(plans.items()) for one in plan.refusals]
     return {
         "expected.ipvsadm": as_ipvsadm(shown),
         "expected.json": as_json(shown),
@@ -76,6 +86,7 @@ def test_golden(case: str) -> None:
 def test_every_row_of_the_contract_that_the_plan_decides_is_here() -> None:
     assert set(CASES) >= {
         "affinity",
+        "claims",
         "cluster-ip",
         "conflicts",
         "dual-stack",

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from lb.config import Limits
 from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.reconcile import Reconciler, SyncReport
+from lb.datapath.view.dump import VipEntry, dump
 from lb.errors import LbError
 from lb.model import (
     Delete,
@@ -48,7 +50,7 @@ from lb.model import (
     Upsert,
 )
 from lb.plan import HealthCheck, plan_service
-from lb.plan.types import ServicePlan, Topology
+from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
 from lb.served.history import History, Since
 from lb.state import ClusterState
@@ -91,13 +93,15 @@ class FakeSurroundings:
     def __init__(self) -> None:
         self.addresses: tuple[IPAddress, ...] = (NODE_ADDRESS,)
         self.own: frozenset[IPAddress] = frozenset()
+        self.sockets: frozenset[VipKey] = frozenset()
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
         self.changed: dict[str, int] = {}
 
-    def topology(self, node: Node | None) -> Topology:
+    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
         internal = node.addresses if node else ()
-        return Topology(NODE, node.zone if node else "", self.addresses, self.own, internal)
+        sockets = frozenset(one for one in self.sockets if claims(one.address))
+        return Topology(NODE, node.zone if node else "", self.addresses, self.own, internal, sockets)
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
         self.attached.append(changed)
@@ -189,6 +193,10 @@ class Bench:
     def vips(self) -> set[str]:
         keys, _ = self.maps.read("vips4")
         return {str(ip_address(int(key["address"]))) for key in keys}
+
+    def backends(self) -> set[str]:
+        vips = dump(self.maps, 0, ("vips",))["vips"]
+        return {each.address for vip in vips if isinstance(vip, VipEntry) for each in vip.backends}
 
     def whole_addresses(self) -> set[str]:
         return {str(vip.address) for vip in read_vips(self.maps) if vip.protocol is None}
@@ -306,10 +314,10 @@ def test_a_service_that_failed_is_tried_again_and_its_recovery_told(
 def test_a_bug_that_one_service_meets_costs_no_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def buggy(one: Service, slices: Sequence[EndpointSlice], topology: Topology) -> ServicePlan:
+    def buggy(one: Service, *others: Any) -> ServicePlan:
         if one.key == WEB:
             raise ZeroDivisionError("oops")
-        return plan_service(one, slices, topology)
+        return plan_service(one, *others)
 
     monkeypatch.setattr("lb.agent.plan_service", buggy)
     bench.tell(Upsert(WEB_SERVICE), Upsert(DNS_SERVICE), SYNCED)
@@ -428,7 +436,7 @@ def test_problems_and_services_are_counted() -> None:
         InterfacesChanged(frozenset({2})), Upsert(WEB_SERVICE), Upsert(service(DNS, "10.96.0.1")), SYNCED
     )
     assert bench.agent.service_count() == 2
-    assert bench.agent.problem_counts() == {"service": 1, "hook": 1, "conflict": 1}
+    assert bench.agent.problem_counts() == {"service": 1, "hook": 1, "conflict": 1, "refusal": 0}
     assert len(bench.agent.problems()) == 3
 
 
@@ -574,3 +582,60 @@ def test_what_others_write_to_the_maps_is_told_and_healed_on_demand(bench: Bench
     bench.agent.step()
     assert bench.vips() == {"10.96.0.1"}
     assert bench.agent.problems() == []
+
+
+EVIL = ObjectKey("tenant", "evil")
+
+
+def evil(*addresses: str) -> Service:
+    return replace(
+        service(EVIL, "10.96.0.66", created="2020"), external_ips=tuple(map(ip_address, addresses))
+    )
+
+
+def test_what_a_service_cannot_have_is_told_once_and_when_it_is_over(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.1.1")), Upsert(evil("10.0.1.1")), SYNCED)
+    assert bench.vips() == {"10.96.0.1", "10.96.0.66"}
+    told = "service tenant/evil: externalIP 10.0.1.1 is refused: it is the address of an endpoint"
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+    assert bench.agent.refusals() == [told]
+    assert told in bench.agent.problems()
+    assert bench.agent.problem_counts()["refusal"] == 1
+    assert bench.announced == [(str(EVIL), "AddressRefused")]
+    bench.tell(Upsert(endpoints(WEB, "10.0.1.2")))
+    assert bench.vips() == {"10.96.0.1", "10.96.0.66", "10.0.1.1"}
+    assert f"no longer: {told}" in caplog.text
+    assert bench.agent.refusals() == []
+    bench.tell(Upsert(endpoints(WEB, "10.0.1.1")))
+    assert bench.vips() == {"10.96.0.1", "10.96.0.66"}
+
+
+def test_a_process_that_listens_on_the_node_keeps_its_port(bench: Bench) -> None:
+    bench.surroundings.own = frozenset({NODE_ADDRESS})
+    bench.tell(Upsert(evil(str(NODE_ADDRESS))), SYNCED)
+    assert bench.vips() == {"10.96.0.66", str(NODE_ADDRESS)}
+    bench.surroundings.sockets = frozenset({VipKey(NODE_ADDRESS, 80, Protocol.TCP)})
+    bench.now += BEAT_SECONDS
+    bench.agent.step()
+    bench.agent.step()
+    assert bench.vips() == {"10.96.0.66"}
+    (told,) = bench.agent.refusals()
+    assert "externalIP 192.0.2.11:80/TCP is refused: a process of this node listens there" in told
+
+
+def test_services_that_are_each_others_endpoint_have_none(bench: Bench) -> None:
+    bench.tell(
+        Upsert(WEB_SERVICE),
+        Upsert(DNS_SERVICE),
+        Upsert(endpoints(WEB, "10.96.0.2", "10.0.1.1")),
+        Upsert(endpoints(DNS, "10.96.0.1")),
+        SYNCED,
+    )
+    assert bench.backends() == {"10.0.1.1"}
+    bench.tell(Delete(Service, DNS))
+    assert bench.backends() == {"10.0.1.1", "10.96.0.2"}
+    bench.tell(Upsert(DNS_SERVICE))
+    assert bench.backends() == {"10.0.1.1"}

@@ -62,6 +62,9 @@ class Told:
     def conflicts(self) -> list[Conflict]:
         return self._conflicts
 
+    def refusals(self) -> list[str]:
+        return []
+
 
 class NoChecks:
     def problems(self) -> list[str]:
@@ -169,12 +172,13 @@ def test_conflicts_name_the_winner_and_the_loser(bench: Bench, tmp_path: Path) -
             "protocol": "TCP",
             "winner": "default/elder",
             "loser": "default/heir",
+            "right": "older",
             "text": SAID,
         }
     ]
     assert found["conflicts_left_out"] == 0
     assert render({**found, "agent_running": False}).endswith(
-        f"conflict: {SAID}\nthe agent does not run: the conflicts are those of which it last knew\n"
+        f"conflict: {SAID}\nthe agent does not run: the above is what it last knew\n"
     )
 
 

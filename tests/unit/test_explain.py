@@ -17,9 +17,10 @@ from lb.datapath.attach.netns import Listener, listening
 from lb.datapath.sync.ledger import vip_keys
 from lb.diagnose.attachment import MissingHook
 from lb.diagnose.explain import explain
-from lb.diagnose.facts import Result, causes, some
+from lb.diagnose.facts import Result, causes
 from lb.errors import ConfigError
 from lb.model import ObjectKey, Protocol
+from lb.words import some
 from tests.unit.plan_builders import vip_key
 from tests.unit.worlds import ONE, SERVICE, TWO, WEB, WELL, world
 
@@ -262,18 +263,21 @@ def test_some() -> None:
 
 
 def test_who_listens_is_read_from_proc(tmp_path: Path) -> None:
-    head = "  sl  local_address rem_address   st\n"
+    head = (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+    )
+    rest = "00000000:00000000 00:00000000 00000000     0        0 4242 1"
 
     def word(text: str) -> str:
         raw = np.frombuffer(ip_address(text).packed, "=u4")
         return "".join(f"{each:08X}" for each in raw)
 
     (tmp_path / "tcp").write_text(
-        f"{head}   0: {word('127.0.0.1')}:1F90 00000000:0000 0A\n"
-        f"   1: {word('10.0.0.1')}:0050 {word('10.0.0.2')}:0051 01\n"
+        f"{head}   0: {word('127.0.0.1')}:1F90 00000000:0000 0A {rest}\n"
+        f"   1: {word('10.0.0.1')}:0050 {word('10.0.0.2')}:0051 01 {rest}\n"
     )
-    (tmp_path / "tcp6").write_text(f"{head}   0: {word('::1')}:1F91 {'0' * 32}:0000 0A\n")
-    (tmp_path / "udp").write_text(f"{head}   0: 00000000:0035 00000000:0000 07\n")
+    (tmp_path / "tcp6").write_text(f"{head}   0: {word('::1')}:1F91 {'0' * 32}:0000 0A {rest}\n")
+    (tmp_path / "udp").write_text(f"{head}   0: 00000000:0035 00000000:0000 07 {rest}\n")
     found = listening(tmp_path)
     assert found == [heard("127.0.0.1", 8080), heard("::1", 8081), heard("0.0.0.0", 53, Protocol.UDP)]
     assert [one.loopback_only for one in found] == [True, True, False]

@@ -347,8 +347,8 @@ WRONG = [
     ("externalIPs:\n- 127.0.0.1\nports: [{port: 1}]", 7, "spec.externalIPs[0]", "loopback"),
     ("externalIPs: ['0.0.0.0']\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "unspecified"),
     ("externalIPs: [169.254.1.1]\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "link-local"),
-    ("externalIPs: [224.0.0.5]\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "link-local multicast"),
-    ("externalIPs: ['ff02::5']\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "link-local multicast"),
+    ("externalIPs: [224.0.0.5]\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "multicast"),
+    ("externalIPs: ['ff02::5']\nports: [{port: 1}]", 6, "spec.externalIPs[0]", "multicast"),
     ("sessionAffinity: clientIP\nports: [{port: 1}]", 6, "spec.sessionAffinity", "None, ClientIP"),
     (
         "sessionAffinity: ClientIP\nsessionAffinityConfig:\n  clientIP:\n"

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.model import ObjectKey
-from lb.plan import Conflict
-from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
+from lb.model import ObjectKey, Protocol, Service, ServicePort
+from lb.plan import Conflict, plan_service
+from lb.plan.claims import Right
+from lb.plan.types import ServicePlan, Topology, Vip, VipKey, VipKind
 from tests.unit.plan_builders import RememberedClaims, port_plan, service_plan, vip_key
 
 SHARED = "192.0.2.10:80"
@@ -48,12 +49,12 @@ def test_an_unknown_age_loses_and_a_tie_goes_by_name() -> None:
     assert vips(decision.plans[UNDATED.key]) == []
     twin = service_plan("b-undated", *UNDATED.ports)
     (conflict,) = RememberedClaims().update({p.key: p for p in (twin, UNDATED)}).conflicts
-    assert conflict == Conflict(UNDATED.key, twin.key, vip_key(SHARED), older=False)
+    assert conflict == Conflict(UNDATED.key, twin.key, vip_key(SHARED), right=Right.HOLDER)
     assert str(conflict) == (
         "192.0.2.10:80/TCP belongs to Service default/a-undated; default/b-undated claims it too, and their"
         " creationTimestamps do not tell which is older"
     )
-    assert decision.conflicts == (Conflict(NEW.key, UNDATED.key, vip_key(SHARED), older=False),)
+    assert decision.conflicts == (Conflict(NEW.key, UNDATED.key, vip_key(SHARED), right=Right.HOLDER),)
 
 
 @pytest.mark.parametrize("restart", [False, True], ids=["at once", "over a restart"])
@@ -66,7 +67,7 @@ def test_conflicts_without_timestamps_leave_the_vip_where_it_is(newcomer: Servic
     plans = {UNDATED.key: UNDATED, newcomer.key: newcomer} if restart else {newcomer.key: newcomer}
     decision = claims.update(plans)
     assert SHARED not in vips(decision.plans[newcomer.key])
-    assert decision.conflicts == (Conflict(UNDATED.key, newcomer.key, vip_key(SHARED), older=False),)
+    assert decision.conflicts == (Conflict(UNDATED.key, newcomer.key, vip_key(SHARED), right=Right.HOLDER),)
     again = claims.update({UNDATED.key: UNDATED})
     assert again.conflicts == decision.conflicts
     assert vips(again.plans[UNDATED.key]) == [SHARED]
@@ -94,7 +95,6 @@ def sharing(
         ([sharing("a"), sharing("b")], "a"),
         ([sharing("a"), sharing("b", "10.0.1.1:80")], "b"),
         ([sharing("a", "10.0.1.1:80", created="2025"), sharing("b", "10.0.1.1:80", created="2024")], "b"),
-        ([sharing("a", "10.0.1.1:80"), sharing("b", kind=VipKind.CLUSTER_IP)], "b"),
     ],
 )
 def test_ping_an_address_that_services_share_is_no_conflict(
@@ -172,3 +172,70 @@ def test_any_history_ends_where_a_start_with_its_maps_does(history: list[tuple[S
     fresh = RememberedClaims(holders).update(now)
     assert {key: plan for key, plan in applied.items() if plan} == fresh.plans
     assert claims.conflicts() == fresh.conflicts
+
+
+def test_a_cluster_ip_belongs_to_its_service_with_every_port() -> None:
+    """However old another is, whichever port it asks for, whoever comes first, and until the owner goes."""
+    owner = sharing("b", kind=VipKind.CLUSTER_IP, created="2024")
+    thieves = [
+        sharing("a", "10.0.1.1:80", created="2020"),
+        sharing("c", "10.0.1.1:80", kind=VipKind.EXTERNAL_IP),
+    ]
+    claims = RememberedClaims()
+    before = claims.update({plan.key: plan for plan in thieves})
+    assert before.conflicts == ()
+    assert [len(vips(plan)) for plan in before.plans.values()] == [1, 1]
+    came = claims.update({owner.key: owner})
+    assert [(key.name, vips(plan)) for key, plan in came.plans.items()] == [
+        ("a", []),
+        ("b", ["192.0.2.10:178"]),
+        ("c", []),
+    ]
+    assert [str(one) for one in came.conflicts] == [
+        f"192.0.2.10:{port}/TCP is refused to Service default/{name}: 192.0.2.10 is the clusterIP of"
+        " Service default/b"
+        for port, name in ((177, "a"), (179, "c"))
+    ]
+    assert claims.conflicts() == came.conflicts
+    went = claims.update({owner.key: None})
+    assert went.conflicts == claims.conflicts() == ()
+    assert {key.name: vips(plan) for key, plan in went.plans.items() if plan} == {
+        "a": ["192.0.2.10:177"],
+        "c": ["192.0.2.10:179"],
+    }
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("kind", [VipKind.CLUSTER_IP, VipKind.NODE_PORT])
+def test_what_the_api_server_gives_out_goes_before_what_anybody_may_write(kind: VipKind, order: int) -> None:
+    given = service_plan("given", port_plan([SHARED], ["10.0.1.1:80"], kind=kind), created="2024")
+    written = service_plan(
+        "written", port_plan([SHARED], ["10.0.1.2:80"], kind=VipKind.EXTERNAL_IP), created="2020"
+    )
+    claims = RememberedClaims({vip_key(SHARED): written.key})
+    applied: dict[ObjectKey, ServicePlan | None] = {}
+    for plan in (given, written)[::order]:
+        applied |= claims.update({plan.key: plan}).plans
+    assert (vips(applied[given.key]), vips(applied[written.key])) == ([SHARED], [])
+    assert claims.conflicts() == (
+        Conflict(given.key, written.key, vip_key(SHARED), Right.CLUSTER_IP)
+        if kind is VipKind.CLUSTER_IP
+        else Conflict(given.key, written.key, vip_key(SHARED), Right.NODE_PORT),
+    )
+
+
+def test_a_service_has_its_own_cluster_ip_as_an_external_address() -> None:
+    address = ip_address("10.96.0.1")
+    plan = plan_service(
+        Service(
+            ObjectKey("default", "own"),
+            ports=(ServicePort("", Protocol.TCP, 80, 80),),
+            cluster_ips=(address,),
+            external_ips=(address,),
+        ),
+        [],
+        Topology("node1"),
+    )
+    decision = RememberedClaims().update({plan.key: plan})
+    assert decision.conflicts == ()
+    assert vips(decision.plans[plan.key]) == ["10.96.0.1:80"]

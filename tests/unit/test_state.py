@@ -9,7 +9,20 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.model import Delete, Endpoint, EndpointSlice, Event, Node, ObjectKey, Origin, Service, Synced, Upsert
+from lb.model import (
+    Delete,
+    Endpoint,
+    EndpointSlice,
+    Event,
+    IPAddress,
+    Node,
+    ObjectKey,
+    Origin,
+    Overlaps,
+    Service,
+    Synced,
+    Upsert,
+)
 from lb.state import Changes, ClusterState
 
 WEB = ObjectKey("default", "web")
@@ -136,3 +149,67 @@ def test_the_index_and_the_changes_are_those_of_a_plain_model(batches: list[list
         for key in keys:
             assert (state.service(key), state.slices(key)) == seen(key)
         assert set(state.service_keys()) == services.keys()
+
+
+ADDRESSES: list[IPAddress] = [
+    ip_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.96.0.1", "10.96.0.2", "fd00::1")
+]
+OBJECTS = [ObjectKey("default", name) for name in "abc"]
+KINDS: list[type[Service] | type[EndpointSlice]] = [Service, EndpointSlice]
+some_addresses = st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True).map(tuple)
+any_service = st.builds(
+    Service,
+    st.sampled_from(OBJECTS),
+    cluster_ips=some_addresses,
+    external_ips=some_addresses,
+    load_balancer_ips=some_addresses,
+)
+any_slice = st.builds(
+    EndpointSlice,
+    st.sampled_from(OBJECTS),
+    st.sampled_from(OBJECTS),
+    endpoints=st.lists(
+        st.builds(Endpoint, st.sampled_from(ADDRESSES), node=st.sampled_from(["", "node1"])), max_size=3
+    ).map(tuple),
+)
+changes_of_both = st.one_of(
+    st.builds(Upsert, any_service),
+    st.builds(Upsert, any_slice),
+    st.builds(Delete, st.sampled_from(KINDS), st.sampled_from(OBJECTS)),
+)
+
+
+def overlaps_anew(state: ClusterState, key: ObjectKey) -> Overlaps:
+    """Work out from all that there is what the state follows change by change."""
+    everything = [state.service(each) for each in state.service_keys()]
+    pieces = [piece for name in OBJECTS for piece in state.slices(name)]
+    pods = {each.address for piece in pieces for each in piece.endpoints if each.node}
+    cluster_ips = {address for each in everything if each for address in each.cluster_ips}
+    service = state.service(key)
+    assert service is not None
+    own = {each.address for piece in state.slices(key) for each in piece.endpoints}
+    return Overlaps(frozenset(pods.intersection(service.external_ips)), frozenset(own & cluster_ips))
+
+
+@given(st.lists(st.lists(changes_of_both, max_size=3), max_size=8))
+def test_overlaps_are_those_worked_out_anew_and_every_change_of_them_is_told(
+    batches: list[list[Event]],
+) -> None:
+    state = ClusterState()
+    known: dict[ObjectKey, Overlaps] = {}
+    for batch in batches:
+        changed = state.apply(batch).services
+        changed |= state.settle()
+        now = {key: state.overlaps(key) for key in state.service_keys()}
+        for key, overlaps in now.items():
+            assert overlaps == overlaps_anew(state, key)
+            assert known.get(key) == overlaps or key in changed
+        known = now
+
+
+def test_which_addresses_are_claimed() -> None:
+    state = ClusterState()
+    state.apply([Upsert(Service(WEB, external_ips=(ADDRESSES[0],), load_balancer_ips=(ADDRESSES[1],)))])
+    assert [state.claims(address) for address in ADDRESSES] == [True, True, False, False, False]
+    state.apply([Delete(Service, WEB)])
+    assert not any(map(state.claims, ADDRESSES))

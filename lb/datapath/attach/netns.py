@@ -83,6 +83,14 @@ class Listener:
     protocol: Protocol
     address: IPAddress
     port: int
+    uid: int = 0
+
+    def takes(self, address: IPAddress) -> bool:
+        """Tell whether it takes what is sent to an address; ``::`` is taken to mean both families."""
+        mapped = getattr(self.address, "ipv4_mapped", None)
+        if self.address.is_unspecified:
+            return self.address.version in (address.version, 6)
+        return (mapped or self.address) == address
 
     @property
     def loopback_only(self) -> bool:
@@ -130,13 +138,15 @@ def listening(net: Path) -> list[Listener]:
     found = set()
     for name, protocol in (("tcp", Protocol.TCP), ("udp", Protocol.UDP)):
         for family in ("", "6"):
-            with contextlib.suppress(FileNotFoundError):
-                for line in (net / f"{name}{family}").read_text().splitlines()[1:]:
-                    _, local, peer, state, *_ = line.split()
-                    unconnected = int(peer.rpartition(":")[2], 16) == 0
-                    if int(state, 16) == _TCP_LISTEN if protocol is Protocol.TCP else unconnected:
+            with contextlib.suppress(FileNotFoundError), (net / f"{name}{family}").open() as lines:
+                next(lines, None)
+                for line in lines:
+                    _, local, peer, state, _, _, _, uid, *_ = line.split()
+                    if protocol is Protocol.TCP and int(state, 16) != _TCP_LISTEN:
+                        break  # the kernel lists those that listen before all connections
+                    if int(peer.rpartition(":")[2], 16) == 0:
                         place, _, port = local.partition(":")
-                        found.add(Listener(protocol, _address(place), int(port, 16)))
+                        found.add(Listener(protocol, _address(place), int(port, 16), int(uid)))
     return sorted(found, key=lambda one: (one.protocol, one.port, str(one.address)))
 
 

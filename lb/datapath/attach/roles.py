@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_network
+from pathlib import Path
 
-from lb.config import PRIMARY, Config
+from lb.config import ALL, NONE, PRIMARY, Config
 from lb.datapath.attach.hooks import Role, Selection, primary_address
 from lb.datapath.attach.netlink import Interface, Netlink
+from lb.datapath.attach.netns import Listener, listening
 from lb.datapath.maps.layouts import FAMILIES
-from lb.model import IPAddress, Node
-from lb.plan.types import Topology
+from lb.model import IPAddress, IPNetwork, Node
+from lb.plan.types import Topology, VipKey
+
+FIRST_UNPRIVILEGED = 1024
+"""The first port that any user may listen on, as Linux has it by default (ip_unprivileged_port_start)."""
 
 
 def selection(config: Config) -> Selection:
@@ -31,10 +36,13 @@ def interfaces_and_roles(config: Config) -> tuple[list[Interface], dict[int, Rol
         return interfaces, selection(config).roles(interfaces, net.default_route_interfaces())
 
 
-def standing(config: Config, node: Node | None) -> Topology:
+def standing(
+    config: Config, node: Node | None, claims: Callable[[IPAddress], bool] = lambda _address: False
+) -> Topology:
     """Return where the node stands whose network namespace the calling thread is in.
 
-    node is what Kubernetes says of it, None while that is unknown.
+    node is what Kubernetes says of it, None while that is unknown. claims tells whether a Service has an
+    address as an external or load-balancer address; only at such addresses are sockets looked for.
 
     Raises
     ------
@@ -42,18 +50,45 @@ def standing(config: Config, node: Node | None) -> Topology:
     """
     interfaces, roles = interfaces_and_roles(config)
     uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK]
-    own = node.addresses if node else ()
+    internal = node.addresses if node else ()
+    own = frozenset(
+        address.ip
+        for interface in interfaces
+        for address in interface.addresses
+        if not (address.ip.is_loopback or address.ip.is_link_local)
+    )
+    claimed = [address for address in own if claims(address)]
     return Topology(
         node_name=config.node_name,
         zone=node.zone if node else "",
-        node_port_addresses=node_port_addresses(interfaces, uplinks, config.node_port_addresses, own),
-        internal_addresses=own,
-        node_addresses=frozenset(
-            address.ip
-            for interface in interfaces
-            for address in interface.addresses
-            if not (address.ip.is_loopback or address.ip.is_link_local)
-        ),
+        node_port_addresses=node_port_addresses(interfaces, uplinks, config.node_port_addresses, internal),
+        internal_addresses=internal,
+        node_addresses=own,
+        sockets=own_sockets(listening(Path("/proc/thread-self/net")), claimed) if claimed else frozenset(),
+        external_networks=external_networks(config.external_ips),
+    )
+
+
+def external_networks(text: str) -> tuple[IPNetwork, ...] | None:
+    """Return the networks that the setting external_ips admits, None: all."""
+    if text == ALL:
+        return None
+    return tuple(map(ip_network, text.split(","))) if text != NONE else ()
+
+
+def own_sockets(listeners: Iterable[Listener], addresses: Iterable[IPAddress]) -> frozenset[VipKey]:
+    """Return on which ports of these addresses the node's own processes listen.
+
+    What an unprivileged user could open does not count, or any user of the node could take a Service's
+    connections by listening: a socket has to be root's, or its port privileged.
+    """
+    addresses = tuple(addresses)
+    return frozenset(
+        VipKey(address, one.port, one.protocol)
+        for one in listeners
+        if one.uid == 0 or one.port < FIRST_UNPRIVILEGED
+        for address in addresses
+        if one.takes(address)
     )
 
 
