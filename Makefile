@@ -10,11 +10,12 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test test-kernels test-vm lint bench bench-quick format clean
+.PHONY: help lab test lock test-kernels test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
+	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
 	@echo 'make lint    set up, run linters only'
@@ -29,6 +30,11 @@ lab:
 test: lint
 	$(PYTEST) $(PYTEST_ARGS)
 
+lock:
+	@scripts/setup dev
+	scripts/lock
+	@$(MAKE) --no-print-directory test
+
 test-kernels:
 	@scripts/setup vm
 	$(ROOT) $(PYTHON) -m tests.kernels $(KERNELS)
@@ -42,7 +48,7 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $$(find bpf bench -name '*.[ch]' -not -path 'bpf/include/*')
-	.venv/bin/shellcheck -x scripts/setup vagrant/*.sh
+	.venv/bin/shellcheck -x scripts/setup scripts/lock vagrant/*.sh
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 

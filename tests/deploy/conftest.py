@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("bpf", "deploy", "examples", "lb", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
+SOURCES = (
+    *("bpf", "deploy", "examples", "lb", "LICENSES"),
+    *("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"),
+)
 
 
 @dataclass(frozen=True, slots=True)

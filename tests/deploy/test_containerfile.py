@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import lb
@@ -26,7 +27,7 @@ def test_the_linter_is_content() -> None:
 
 def test_it_installs_what_setup_installs() -> None:
     setup = (ROOT / "scripts" / "setup").read_text()
-    packages = re.search(r"^packages=\((.*)\)", setup, re.MULTILINE)
+    packages = re.search(r"\bpackages=\(([^)]*)\)", setup, re.MULTILINE)
     assert packages is not None
     installed = set(re.findall(r"[\w-]+", TEXT.rpartition("--no-install-recommends ")[2].partition("\\")[0]))
     assert set(packages[1].split()) - installed == {"curl"}  # of the lab
@@ -34,6 +35,25 @@ def test_it_installs_what_setup_installs() -> None:
 
 def test_it_names_the_version() -> None:
     assert f"lbctl:{lb.__version__}" in TEXT
+
+
+def test_every_base_is_named_by_a_digest_that_must_be_given() -> None:
+    assert set(re.findall(r"^FROM (\S+)", TEXT, re.MULTILINE)) == {"debian:bookworm-slim@${BASE_DIGEST}"}
+    assert set(re.findall(r"^ARG BASE_DIGEST.*$", TEXT, re.MULTILINE)) == {"ARG BASE_DIGEST"}, "no default"
+
+
+def test_labels_say_what_pyproject_does() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', TEXT))
+    assert found == {
+        "title": project["name"],
+        "description": project["description"],
+        "version": lb.__version__,
+        "revision": "${REVISION}",
+        "licenses": project["license"],
+        "base.name": "debian:bookworm-slim",
+        "base.digest": "${BASE_DIGEST}",
+    }
 
 
 def test_what_is_left_out_is_no_source() -> None:

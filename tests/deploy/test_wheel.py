@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+import email
 import re
+import subprocess
+import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
+import lb
 from tests.deploy.conftest import ROOT, Installed
+from tests.deploy.test_requirements import pins
 from tests.netns.conftest import fresh_id
 
 _LAB = """
@@ -41,6 +49,50 @@ def test_the_command_runs_from_the_wheel(installed: Installed) -> None:
     where = installed.run("python", "-c", "import lb.datapath.maps.layouts as it; print(it.BPF_DIR)").strip()
     assert Path(where).is_relative_to(installed.bin.parent)
     assert _files("bpf") == {f"bpf/{path.relative_to(where)}" for path in Path(where).rglob("*.*")}
+
+
+def test_the_wheel_says_what_pyproject_does(installed: Installed) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with zipfile.ZipFile(installed.wheel) as archive:
+        (name,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+        found = email.message_from_string(archive.read(name).decode())
+        licences = {Path(each).name for each in archive.namelist() if ".dist-info/licenses/" in each}
+    assert (found["Name"], found["Version"]) == ("lbctl", lb.__version__)
+    assert found["Requires-Python"] == project["requires-python"]
+    assert found["License-Expression"] == project["license"]
+    assert licences == {"LICENSE", "Apache-2.0.txt", "BSD-2-Clause.txt", "GPL-2.0-only.txt"}
+    assert found.get_all("Classifier") == project["classifiers"]
+    assert found["Keywords"].split(",") == project["keywords"]
+    assert len(found.get_all("Requires-Dist", [])) == len(project["dependencies"])
+    assert "Project-URL" not in found
+    assert found.get_payload() == (ROOT / "README.md").read_text()
+
+
+@pytest.mark.timeout(300)
+def test_pipx_installs_the_command(installed: Installed, tmp_path: Path) -> None:
+    """As docs/operations.md says, with bcc of the distribution, and packages of the locked versions."""
+    locked = tmp_path / "locked"
+    locked.write_text("".join(f"{name}=={pin.version}\n" for name, pin in pins("run").items() if pin.here))
+    environment = {"PIPX_HOME": str(tmp_path / "home"), "PIPX_BIN_DIR": str(tmp_path / "bin")}
+    pipx = f"{sys.executable} -m pipx install --quiet --skip-maintenance"
+    argv = [*pipx.split(), "--system-site-packages", "--python", "/usr/bin/python3", str(installed.wheel)]
+    done = subprocess.run(
+        [*argv, f"--pip-args=--no-compile --constraint {locked}"],
+        env=installed.environment() | environment,
+        cwd=installed.elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "bin").iterdir()} == {
+        "lbctl",
+        "kubectl-lb",
+        "kubectl_complete-lb",
+    }
+    assert installed.run(str(tmp_path / "bin" / "lbctl"), "version").startswith(f"lbctl {lb.__version__}\n")
+    python = tmp_path / "home" / "venvs" / "lbctl" / "bin" / "python"
+    assert installed.run(str(python), "-c", "import bcc; print(bcc.__name__)") == "bcc\n"
 
 
 def test_a_lab_from_the_wheel_compiles_and_serves(installed: Installed) -> None:

@@ -43,9 +43,9 @@ ELSEWHERE = {
     r"lbctl lab up --id kube --kubernetes": "tests/netns/test_lab_kubernetes.py",
     r"lbctl run --source kubernetes": "tests/netns/test_lab_kubernetes.py",
     r"lbctl run --source manifests": "tests/netns/test_confined.py",
-    r"python3 -m pip wheel": "tests/deploy/conftest.py",
     r"python3 -m venv": "tests/deploy/conftest.py",
-    r"/opt/lbctl/bin/pip install": "tests/deploy/conftest.py",
+    r"/opt/lbctl/bin/pip (install|wheel)": "tests/deploy/conftest.py",
+    r"pipx install": "tests/deploy/test_wheel.py",
     r"/opt/lbctl/bin/lbctl (version|status)": "tests/deploy/test_wheel.py",
     r"/opt/lbctl/bin/lbctl unload": "tests/netns/test_migration.py",
 }

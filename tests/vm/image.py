@@ -14,7 +14,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from tests.kernels import debian
 
 TREE = Path(__file__).resolve().parents[2]
+REQUIREMENTS = TREE / "requirements"
 CACHE = Path("/var/cache/lbctl-vm")
 SUITE = "bookworm"
 BOX = (
@@ -32,6 +32,7 @@ BOX = (
 PROVISIONED = ("curl", "iproute2", "linux-libc-dev", "python3", "python3-bpfcc", "python3-venv")
 _VENV = "/opt/lbctl"
 _WHEELS = "var/lib/wheels"
+_LOCKS = ("build.txt", "run.txt")
 _DISK = "3G"
 
 _FILES = {
@@ -105,10 +106,9 @@ def _locked() -> Iterator[None]:
         yield
 
 
-def _requirements() -> tuple[list[str], list[str]]:
-    """Return what pip would fetch to build the wheel, and to install it."""
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    return [*project["build-system"]["requires"], "wheel"], project["project"]["dependencies"]
+def _requirements() -> list[str]:
+    """Return the locks of what builds lbctl and of what it needs."""
+    return [(REQUIREMENTS / name).read_text() for name in _LOCKS]
 
 
 def _bootstrap(place: Path, packages: str) -> None:
@@ -126,9 +126,11 @@ def _fill(place: Path, base: Path) -> None:
     for command in _COMMANDS:
         _inside(root, command)
     download = "-m pip --quiet --disable-pip-version-check download --only-binary=:all: --python-version=3.11"
-    to_build, to_run = _requirements()
-    _run(sys.executable, *download.split(), f"--dest={root / _WHEELS}", *to_build, *to_run)
-    _inside(root, f"{_VENV}/bin/pip --quiet install {' '.join(to_run)}")
+    locks = [argument for name in _LOCKS for argument in ("-r", str(REQUIREMENTS / name))]
+    _run(sys.executable, *download.split(), "--require-hashes", f"--dest={root / _WHEELS}", *locks)
+    for name in _LOCKS:
+        shutil.copy(REQUIREMENTS / name, root / _WHEELS)
+    _inside(root, f"{_VENV}/bin/pip --quiet install --require-hashes -r /{_WHEELS}/{_LOCKS[-1]}")
     _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(place / "key"))
     shutil.copy(place / "key.pub", root / "home/vagrant/.ssh/authorized_keys")
     for name in ("vmlinuz", "initrd.img"):
