@@ -2,9 +2,7 @@
 /* What the data plane answers itself: a TCP reset or an ICMP error on behalf of a VIP that cannot serve, ICMP
  * errors of a router for what we forward, and echo replies. */
 #pragma once
-#include "nat.h"
-#include "route.h"
-#include "watch.h"
+#include "forward.h"
 
 /* RFC 1122, section 3.2.2, and RFC 4443, section 2.4 (e): no ICMP error about a later
  * fragment, or about what was sent to many (link_back is the turned-round link header). */
@@ -216,16 +214,15 @@ static __always_inline struct outcome give_answer(ctx_t *ctx, const struct packe
 /* The step. */
 static __always_inline int answer(ctx_t *ctx)
 {
-	const struct note *found = get_note();
+	const struct note *note = get_note();
 	u32 bytes = ctx_len(ctx);
-	struct packet pkt = {};
-	struct note note;
+	struct work *work = peek_work();
+	struct packet *pkt;
 
-	if (!found)
+	if (!note || !work)
 		return VERDICT_DROP;
-	note = *found;
-	pkt.l3 = note.l3;
-	if (parse(ctx, &pkt) != PARSED)
-		return finish(note.hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish_told(ctx, &note, give_answer(ctx, &pkt, &note), bytes);
+	pkt = &work->pkt;
+	if (parse(ctx, pkt) != PARSED)
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+	return finish_told(ctx, note, give_answer(ctx, pkt, note), bytes);
 }

@@ -28,6 +28,7 @@
 /* Keep a struct in memory. Taken apart into registers its words are spilled to 8 bytes each, and with
  * addresses of four words the stack of 512 bytes would not do. */
 #define KEEP_WHOLE(object) asm volatile("" : : "r"(&(object)) : "memory")
+#define IN_MEMORY(object)  asm("" : "+m"(object))
 
 /* Say what a number is not above in a way that every verifier follows: by comparing the very register that is
  * used next. Those of Linux 5.10 and 6.1 learn nothing from "not equal", nor of a copy on the stack. */

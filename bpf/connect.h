@@ -165,7 +165,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 }
 
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,
-						     const struct settings *settings, const struct note *at)
+						     const struct settings *settings, struct note *at)
 {
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
@@ -189,13 +189,11 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 static __always_inline int connect(ctx_t *ctx)
 {
 	const struct settings *settings = get_settings();
-	const struct note *found = get_note();
 	struct work *work = get_work();
+	struct note *at = get_note();
 	u32 bytes = ctx_len(ctx);
-	struct note at;
 
-	if (!found || !settings || !work)
+	if (!at || !settings || !work)
 		return VERDICT_DROP;
-	at = *found;
-	return finish_told(ctx, &at, connect_packet(ctx, work, settings, &at), bytes);
+	return finish_told(ctx, at, connect_packet(ctx, work, settings, at), bytes);
 }

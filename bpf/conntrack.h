@@ -37,6 +37,8 @@ static __always_inline void write_key(struct flow_key *key, const struct addr *s
 	key->dst = *dst;
 	ports[0] = JOIN(u32, 16, sport, dport);
 	ports[1] = JOIN(u32, 16, JOIN(u16, 8, protocol, direction), 0);
+	if (FAMILY == 6)
+		IN_MEMORY(*key);
 }
 
 static __always_inline void flow_key(struct flow_key *key, const struct tuple *t, u8 direction)
@@ -387,12 +389,13 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	entries->half.tag = 0;
 #pragma clang loop unroll(disable)
 	for (int half = 0; half < 2; half++) {
+		KEEP_WHOLE(*flow); /* or the compiler reads it once, and keeps all of it */
 		/* This half first: it is there, and the other one does not take its place. */
 		flow_value(&entries->made.value, flow);
 		if (half == 0) {
 			flow_key(&entries->made.key, &pkt->tuple, direction);
 		} else {
-			entries->made.key = key;
+			other_key(&entries->made.key, &flow->to, direction);
 			turn_round(&entries->made.value, &pkt->tuple);
 		}
 		put_flow(entries, idle, true);

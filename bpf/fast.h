@@ -26,6 +26,8 @@ static __always_inline bool fast_parse(ctx_t *ctx, u32 l3, struct tuple *t, u8 *
 	if (l3 && *(__be16 *)(data + l3 - sizeof(__be16)) != bpf_htons(IP_ETHERTYPE))
 		return false;
 	l4_len = common_ip(data + l3, ctx_len(ctx) - l3, t);
+	if (FAMILY == 6)
+		IN_MEMORY(*t);
 	if (t->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = l4;
 		u32 header;
@@ -55,6 +57,8 @@ static __always_inline void entry_tuple(const struct flow_entry *e, struct tuple
 	to->dst = e->dst;
 	to->sport = e->sport;
 	to->dport = e->dport;
+	if (FAMILY == 6)
+		IN_MEMORY(*to);
 }
 
 /* hops: what the TTL becomes less by. */

@@ -85,22 +85,19 @@ static __always_inline bool decide_refusal(const struct packet *pkt, const struc
 	return true;
 }
 
-/* at: hook, side and place, for the next program. */
-static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d,
-					    const struct note *at)
+/* at: get_note(), to which what the next program has to know is added. */
+static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d, struct note *at)
 {
-	struct note note = *at;
-
-	note.reason = d->reason;
-	note.answer = d->answer;
-	note.mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
-	note.stale = d->stale;
-	take_step(ctx, step, &note);
+	at->reason = d->reason;
+	at->answer = d->answer;
+	at->mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
+	at->stale = d->stale;
+	next_step(ctx, step);
 	return drop(REASON_REWRITE_FAILED);
 }
 
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
-						const struct note *at)
+						struct note *at)
 {
 	bool by_us = d->action >= ACTION_HAIRPIN;
 
@@ -143,7 +140,7 @@ static __always_inline bool breaks_sctp(const struct packet *pkt, const struct t
 
 /* What is common to all, behind the decision. */
 static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
-					       const struct note *at)
+					       struct note *at)
 {
 	if (unlikely(pkt->piece == PIECE_FIRST) && translates(d)) {
 		if (breaks_sctp(pkt, &d->flow.to))

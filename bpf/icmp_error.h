@@ -28,11 +28,22 @@ static __always_inline bool update_quoted_csum(ctx_t *ctx, const struct packet *
 	return ctx_store(ctx, offset, &new, sizeof(new));
 }
 
+/* Kept in the scratch, in the room of `entries`: this step makes no flow. */
 struct icmp_error {
-	struct tuple tuple; /* of the quoted packet, turned round */
-	struct tuple to;    /* what that becomes */
-	struct addr src;    /* what the error's own source becomes */
+	struct quoted_head head; /* the quoted packet's first bytes */
+	struct tuple tuple;	 /* of the quoted packet, turned round */
+	struct tuple to;	 /* what that becomes */
+	struct addr src;	 /* what the error's own source becomes */
 };
+
+static __always_inline struct icmp_error *get_icmp_error(struct work *work)
+{
+	struct icmp_error *e = (void *)&work->entries;
+
+	_Static_assert(sizeof(*e) <= sizeof(work->entries), "struct icmp_error has room in the scratch");
+	__builtin_memset(e, 0, sizeof(*e));
+	return e;
+}
 
 /* Rewrite the error's own addresses, and the head that it quotes. False: the kernel refused. */
 static __always_inline bool translate_error(ctx_t *ctx, const struct packet *pkt, const struct icmp_error *e,
@@ -40,13 +51,13 @@ static __always_inline bool translate_error(ctx_t *ctx, const struct packet *pkt
 {
 	u32 quoted_ip = pkt->l4 + sizeof(struct icmphdr);
 	u32 quoted_l4 = quoted_ip + sizeof(ip_header_t);
-	struct tuple from = reverse(&e->tuple), to = reverse(&e->to);
-	u64 inner = addresses_delta(&from, &to), ports = ports_delta(&from, &to), check, outer;
+	u64 inner = addresses_delta(&e->tuple, &e->to), ports = ports_delta(&e->tuple, &e->to), check, outer;
 
 	outer = delta_addr(0, &pkt->tuple.src, &e->src);
 	outer = delta_addr(outer, &pkt->tuple.dst, &e->to.dst);
 	return update_quoted_csum(ctx, pkt, e->tuple.protocol, quoted_l4, inner + ports, &check) &&
-	       store_quoted_ip(ctx, quoted_ip, inner, &to.src, &to.dst) && store_ports(ctx, quoted_l4, &to) &&
+	       store_quoted_ip(ctx, quoted_ip, inner, &e->to.dst, &e->to.src) &&
+	       store_ports(ctx, quoted_l4, e->to.dport, e->to.sport) &&
 	       ctx_update_l4_csum(ctx, pkt->l4 + __builtin_offsetof(struct icmphdr, checksum), false,
 				  icmp_pseudo_delta(outer), quoted_ip_delta(inner) + ports + check) &&
 	       store_ip(ctx, pkt, ICMP_PROTOCOL, ttl, outer, &e->src, &e->to.dst);
@@ -76,10 +87,10 @@ static __always_inline struct addr error_source(const struct packet *pkt, const 
 }
 
 static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct packet *pkt,
-						    struct icmp_error *e, struct flow *flow,
+						    struct icmp_error *e, struct decision *d,
 						    const struct note *note)
 {
-	struct route route;
+	struct flow *flow = &d->flow;
 	bool along, back; /* sent by us, or else the stack's */
 	u8 direction;
 
@@ -90,13 +101,13 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	e->src = error_source(pkt, e, flow, direction);
 	along = forwards(flow, direction);
 	if (along) {
-		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &route);
+		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &d->route);
 
 		if (result == ROUTE_STACK)
 			along = false;
 		else if (result != ROUTE_FOUND)
 			return drop(REASON_NO_ROUTE);
-		else if (!ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
+		else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.link_known))
 			return pass(REASON_TO_TC);
 	}
 	if ((along || back) && pkt->ttl <= 1)
@@ -107,7 +118,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	flow->to.sport = 0;
 	flow->to.dport = 0;
 	if (along)
-		return send_along(ctx, pkt, &route, REASON_ICMP_ERROR);
+		return send_along(ctx, pkt, &d->route, REASON_ICMP_ERROR);
 	if (back)
 		return send_hairpin(ctx, pkt, REASON_ICMP_ERROR);
 	return pass(REASON_ICMP_ERROR);
@@ -116,23 +127,20 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 /* The step. What is known of the packet so far, the long way has left in `scratch`. */
 static __always_inline int icmp_error(ctx_t *ctx)
 {
-	const struct note *found = get_note();
-	struct tuple quoted = {};
+	const struct note *note = get_note();
 	u32 bytes = ctx_len(ctx), parsed;
 	struct work *work = peek_work();
-	struct icmp_error e = {};
+	struct icmp_error *e;
 	struct packet *pkt;
-	struct note note;
 
-	if (!found || !work)
+	if (!note || !work)
 		return VERDICT_PASS;
-	note = *found;
 	pkt = &work->pkt;
+	e = get_icmp_error(work);
 	parsed = parse(ctx, pkt);
 	if (parsed == ICMP_ERROR)
-		parsed = parse_quoted(ctx, pkt, &quoted);
+		parsed = parse_quoted(ctx, pkt, &e->head, &e->tuple);
 	if (parsed != PARSED)
-		return finish(note.hook, pass(parsed), bytes);
-	e.tuple = reverse(&quoted);
-	return finish_told(ctx, &note, pass_on_error(ctx, pkt, &e, &work->d.flow, &note), bytes);
+		return finish(note->hook, pass(parsed), bytes);
+	return finish_told(ctx, note, pass_on_error(ctx, pkt, e, &work->d, note), bytes);
 }

@@ -114,31 +114,34 @@ static __always_inline void store_common_ip(void *header, u64 addresses_delta, c
 	ip->daddr = to->dst.word[0];
 }
 
-/* The head of the packet that an ICMP error quotes, as a tuple. */
-static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct tuple *quoted)
-{
-	struct {
-		struct iphdr ip;
-		__be16 ports[2];
-		u8 rest[QUOTED_L4 - 4];
-	} head;
+/* How the packet that an ICMP error quotes begins. */
+struct quoted_head {
+	struct iphdr ip;
+	__be16 ports[2];
+	u8 rest[QUOTED_L4 - 4];
+};
 
-	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(head) ||
-	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), &head, sizeof(head)))
+/* Read the head of the packet that an ICMP error quotes; *answer becomes the tuple of a packet that would
+ * answer it, whose source is the quoted packet's destination. */
+static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct quoted_head *head,
+					struct tuple *answer)
+{
+	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(*head) ||
+	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), head, sizeof(*head)))
 		return REASON_MALFORMED;
-	if (head.ip.version != 4)
+	if (head->ip.version != 4)
 		return REASON_MALFORMED;
-	if (head.ip.ihl != 5)
+	if (head->ip.ihl != 5)
 		return REASON_IP_OPTIONS;
-	if (head.ip.frag_off & bpf_htons(IP_OFFSET) ||
-	    (head.ip.protocol != IPPROTO_TCP && head.ip.protocol != IPPROTO_UDP &&
-	     head.ip.protocol != IPPROTO_SCTP))
+	if (head->ip.frag_off & bpf_htons(IP_OFFSET) ||
+	    (head->ip.protocol != IPPROTO_TCP && head->ip.protocol != IPPROTO_UDP &&
+	     head->ip.protocol != IPPROTO_SCTP))
 		return REASON_OTHER_PROTOCOL;
-	quoted->src.word[0] = head.ip.saddr;
-	quoted->dst.word[0] = head.ip.daddr;
-	quoted->sport = head.ports[0];
-	quoted->dport = head.ports[1];
-	quoted->protocol = head.ip.protocol;
+	answer->src.word[0] = head->ip.daddr;
+	answer->dst.word[0] = head->ip.saddr;
+	answer->sport = head->ports[1];
+	answer->dport = head->ports[0];
+	answer->protocol = head->ip.protocol;
 	return PARSED;
 }
 

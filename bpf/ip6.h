@@ -138,30 +138,33 @@ static __always_inline void store_common_ip(void *header, u64 addresses_delta, c
 	__builtin_memcpy(&ip->daddr, &to->dst, sizeof(to->dst));
 }
 
-/* The head of the packet that an ICMP error quotes, as a tuple. */
-static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct tuple *quoted)
-{
-	struct {
-		struct ipv6hdr ip;
-		__be16 ports[2];
-		u8 rest[QUOTED_L4 - 4];
-	} head;
+/* How the packet that an ICMP error quotes begins. */
+struct quoted_head {
+	struct ipv6hdr ip;
+	__be16 ports[2];
+	u8 rest[QUOTED_L4 - 4];
+};
 
-	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(head) ||
-	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), &head, sizeof(head)))
+/* Read the head of the packet that an ICMP error quotes; *answer becomes the tuple of a packet that would
+ * answer it, whose source is the quoted packet's destination. */
+static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct quoted_head *head,
+					struct tuple *answer)
+{
+	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(*head) ||
+	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), head, sizeof(*head)))
 		return REASON_MALFORMED;
-	if (head.ip.version != 6)
+	if (head->ip.version != 6)
 		return REASON_MALFORMED;
-	if (is_extension(head.ip.nexthdr))
+	if (is_extension(head->ip.nexthdr))
 		return REASON_IP_OPTIONS;
-	if (head.ip.nexthdr != IPPROTO_TCP && head.ip.nexthdr != IPPROTO_UDP &&
-	    head.ip.nexthdr != IPPROTO_SCTP)
+	if (head->ip.nexthdr != IPPROTO_TCP && head->ip.nexthdr != IPPROTO_UDP &&
+	    head->ip.nexthdr != IPPROTO_SCTP)
 		return REASON_OTHER_PROTOCOL;
-	quoted->src = addr_from6(&head.ip.saddr);
-	quoted->dst = addr_from6(&head.ip.daddr);
-	quoted->sport = head.ports[0];
-	quoted->dport = head.ports[1];
-	quoted->protocol = head.ip.nexthdr;
+	answer->src = addr_from6(&head->ip.daddr);
+	answer->dst = addr_from6(&head->ip.saddr);
+	answer->sport = head->ports[1];
+	answer->dport = head->ports[0];
+	answer->protocol = head->ip.nexthdr;
 	return PARSED;
 }
 
@@ -171,6 +174,7 @@ static __always_inline u64 delta_addr(u64 delta, const struct addr *old, const s
 #pragma unroll
 	for (int i = 0; i < ADDR_WORDS; i++)
 		delta = delta32(delta, old->word[i], new->word[i]);
+	asm volatile("" : "+r"(delta)); /* here, or the compiler keeps all the words until it is asked for */
 	return delta;
 }
 

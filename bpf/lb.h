@@ -173,7 +173,7 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note *at, u32 bytes)
 {
 	if (parsed == ICMP_ERROR) {
-		take_step(ctx, STEP_ICMP_ERROR, at);
+		next_step(ctx, STEP_ICMP_ERROR);
 		parsed = REASON_OTHER_PROTOCOL;
 	}
 	return finish(at->hook, pass(parsed), bytes);
@@ -204,23 +204,21 @@ static __always_inline int run(ctx_t *ctx, struct note *at)
 
 static __always_inline int long_way(ctx_t *ctx, bool egress)
 {
-	const struct note *found = get_note();
 	u32 bytes = ctx_len(ctx), parsed;
 	struct work *work = get_work();
-	struct note at;
+	struct note *at = get_note();
 
-	if (!found || !work)
+	if (!at || !work)
 		return VERDICT_DROP;
-	at = *found;
-	work->pkt.l3 = at.l3;
+	work->pkt.l3 = at->l3;
 	parsed = parse(ctx, &work->pkt);
 	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, parsed, &at, bytes);
+		return not_parsed(ctx, parsed, at, bytes);
 	if (egress)
 		decide_egress(ctx, work);
 	else
-		decide_ingress(ctx, at.side, work);
-	return finish_told(ctx, &at, conclude(ctx, &work->pkt, &work->d, &at), bytes);
+		decide_ingress(ctx, at->side, work);
+	return finish_told(ctx, at, conclude(ctx, &work->pkt, &work->d, at), bytes);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:

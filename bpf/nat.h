@@ -17,9 +17,9 @@ static __always_inline u64 addresses_delta(const struct tuple *old, const struct
 	return delta_addr(delta_addr(0, &old->src, &new->src), &old->dst, &new->dst);
 }
 
-static __always_inline bool store_ports(ctx_t *ctx, u32 at, const struct tuple *to)
+static __always_inline bool store_ports(ctx_t *ctx, u32 at, __be16 sport, __be16 dport)
 {
-	__be16 pair[2] = {to->sport, to->dport};
+	__be16 pair[2] = {sport, dport};
 
 	return ctx_store(ctx, at, pair, sizeof(pair));
 }
@@ -37,7 +37,8 @@ static __always_inline bool update_sctp(ctx_t *ctx, const struct packet *pkt, co
 	if (!ctx_load(ctx, offset, &checksum, sizeof(checksum)) ||
 	    !crc32c_update(&checksum, old, new, pkt->l4_len))
 		return false;
-	return ctx_store(ctx, offset, &checksum, sizeof(checksum)) && store_ports(ctx, pkt->l4, to);
+	return ctx_store(ctx, offset, &checksum, sizeof(checksum)) &&
+	       store_ports(ctx, pkt->l4, to->sport, to->dport);
 }
 
 static __always_inline bool translate_l4(ctx_t *ctx, const struct packet *pkt, const struct tuple *to,
@@ -51,7 +52,7 @@ static __always_inline bool translate_l4(ctx_t *ctx, const struct packet *pkt, c
 		return update_sctp(ctx, pkt, to);
 	return ctx_update_l4_csum(ctx, pkt->l4 + (udp ? UDP_CSUM : TCP_CSUM), udp, addresses,
 				  ports_delta(&pkt->tuple, to)) &&
-	       store_ports(ctx, pkt->l4, to);
+	       store_ports(ctx, pkt->l4, to->sport, to->dport);
 }
 
 /* Rewrite the packet. False: the kernel refused, and the packet must be dropped. */

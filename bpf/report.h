@@ -9,15 +9,13 @@
 /* The step before. */
 static __always_inline int capture(ctx_t *ctx)
 {
-	const struct note *found = get_note();
+	const struct note *at = get_note();
 	struct event *event = get_draft();
-	struct note at;
 
-	if (!found || !event)
+	if (!at || !event)
 		return VERDICT_DROP;
-	at = *found;
 	event->captured = ctx_copy_head(ctx, event->before);
-	take_step(ctx, at.egress ? STEP_EGRESS : STEP_INGRESS, &at);
+	next_step(ctx, at->egress ? STEP_EGRESS : STEP_INGRESS);
 	return VERDICT_DROP;
 }
 

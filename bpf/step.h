@@ -15,7 +15,14 @@ static __always_inline struct note *get_note(void)
 	return bpf_map_lookup_elem(notes, &zero);
 }
 
-/* Go on in a step of this family. Comes back only when there is no such program. */
+/* Go on in a step of this family, with the note as it is. Comes back only when there is no such program. */
+static __always_inline void next_step(ctx_t *ctx, u32 step)
+{
+	tail_call(ctx, MAP(FD_programs), (FAMILY == 6 ? PROGRAMS_PER_FAMILY : 0) + step);
+}
+
+/* The first step behind a hook, which writes the note. The steps read it where it is: their stacks have no
+ * room for a copy. */
 static __always_inline void take_step(ctx_t *ctx, u32 step, const struct note *what)
 {
 	struct note *note = get_note();
@@ -23,7 +30,7 @@ static __always_inline void take_step(ctx_t *ctx, u32 step, const struct note *w
 	if (!note)
 		return;
 	*note = *what;
-	tail_call(ctx, MAP(FD_programs), (FAMILY == 6 ? PROGRAMS_PER_FAMILY : 0) + step);
+	next_step(ctx, step);
 }
 
 /* The IPv4 programs are the entries of every hook. What is IPv6 goes on in their twins. */

@@ -21,7 +21,7 @@ static __always_inline struct event *get_draft(void)
 	return bpf_map_lookup_elem(draft_map, &zero);
 }
 
-/* The end of a program that had something to decide. */
+/* The end of a step that had something to decide; at is get_note(). */
 static __always_inline int finish_told(ctx_t *ctx, const struct note *at, struct outcome o, u32 bytes)
 {
 	int verdict = finish(at->hook, o, bytes);
@@ -35,6 +35,6 @@ static __always_inline int finish_told(ctx_t *ctx, const struct note *at, struct
 	event->verdict = verdict;
 	event->reason = o.reason;
 	event->len = bytes;
-	take_step(ctx, STEP_REPORT, at);
+	next_step(ctx, STEP_REPORT);
 	return verdict;
 }
