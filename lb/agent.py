@@ -333,7 +333,13 @@ class Agent:
     def _gather(self) -> list[Message]:
         """Return the messages there are; none when it is time for something else."""
         now = self._clock()
-        due = min(self._beat_due, self._services.next_due(), self._hooks.next_due(), self._reread_due)
+        due = min(
+            self._beat_due,
+            self._services.next_due(),
+            self._hooks.next_due(),
+            self._reread_due,
+            math.inf if self._first_sync else self._audit_due,
+        )
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
         except queue.Empty:

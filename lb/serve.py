@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,13 +41,13 @@ from lb.rundir import RunDir
 from lb.served.api import history_answer
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
-from lb.served.http import HttpServer, routes
+from lb.served.http import Address, Answer, HttpServer, routes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown_at
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
-    from lb.kube.reflector import Health
+    from lb.kube import reflector
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Source(Protocol):
 
     name: str
 
-    def health(self) -> Sequence[Health]:
+    def health(self) -> Sequence[reflector.Health]:
         """Return how far each kind of object is in step; empty for a source that is never out of step."""
         ...
 
@@ -160,39 +160,29 @@ def startup(
     surroundings = KernelSurroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
     raise_file_limit()
-    http = HttpServer()
-    stack.callback(http.shut)
-    health = NodeHealth()
-    checks = HealthChecks(
-        http,
-        fresh=health.fresh,
-        failed=lambda key, text: source.announce(
-            key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
-        ),
-    )
-    healthz = split_address(config.healthz_address)
-    if healthz:
-        http.open(healthz, health.answer(), "healthz")
+    health = open_health(config, source, stack)
     notes = Notes(
         run_dir,
         config,
         programs=loaded.fingerprint,
         uplink_modes=surroundings.modes,
         source_health=source.health,
-        checks=checks,
-        healthz=lambda: healthz and http.bound(healthz),
+        checks=health.checks,
+        healthz=health.bound,
     )
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
     stack.callback(watcher.close)
-    after_sync: list[Callable[[Agent], None]] = [lambda _agent: health.synced(), notes.synced]
-    first = [memory.spare]
+    spare_once = functools.cache(memory.spare)
+    after_sync: list[Callable[[Agent], None]] = [
+        lambda _agent: health.node.synced(),
+        notes.synced,
+        lambda _agent: spare_once(),
+    ]
 
     def synced(agent: Agent) -> None:
         for tell in after_sync:
             tell(agent)
-        while first:
-            first.pop()()
 
     agent = Agent(
         inbox=inbox,
@@ -201,7 +191,7 @@ def startup(
         surroundings=surroundings,
         reconciler=reconciler,
         serving="vips4" not in loaded.fresh,
-        checks=checks,
+        checks=health.checks,
         history=history,
         announce=lambda key, note: source.announce(
             key, reason=note.reason, action=note.action, note=note.text
@@ -209,47 +199,105 @@ def startup(
         synced=synced,
         beat=notes.write,
     )
-    health.watch(agent)
+    health.node.watch(agent)
+    # A server of its own: its answers take longer than a health check may wait.
+    answers = HttpServer()
+    stack.callback(answers.shut)
+    opened = functools.partial(_opened, pins)
+    queries = {
+        "/api/history": history_answer(history, config.instance, notes.started),
+        **Views(run_dir, config, opened, history).answers(),
+    }
+    answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
+    if address := split_address(config.metrics_address):
+        metrics_answer = measure(
+            config,
+            source,
+            agent,
+            history=history,
+            opened=opened,
+            programs=loaded.fingerprint,
+            after_sync=after_sync,
+        )
+        shown = {"/metrics": metrics_answer, **shown_at(address[0], queries)}
+        answers.open(address, routes(shown), "metrics")
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(
             lambda events: inbox.put(Told(events, time.monotonic())), stop
         ),
         "interface watcher": watcher.run,
         "grace periods": grace.run,
-        "health": http.run,
+        "health": health.server.run,
+        "http": answers.run,
     }
-    # A server of its own: what it is asked for takes longer than a health check may wait.
-    told = HttpServer()
-    stack.callback(told.shut)
-    bodies["http"] = told.run
-    opened = functools.partial(_opened, pins)
-    asked = {
-        "/api/history": history_answer(history, config.instance, notes.started),
-        **Views(run_dir, config, opened, history).answers(),
-    }
-    told.open((str(run_dir.socket_path), 0), routes(asked), "lbctl")
-    if address := split_address(config.metrics_address):
-        from lb.served import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
-        from lb.served.exposition import exposition  # noqa: PLC0415
-        from lb.served.service_metrics import service_metrics  # noqa: PLC0415
-
-        syncs, programming = metrics.Syncs(), metrics.Programming()
-        after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
-        history.measured = programming.note
-        parts: dict[str, metrics.Part] = {
-            "build": lambda: metrics.build_metrics(lb.__version__, loaded.fingerprint),
-            "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
-            "audit": lambda: metrics.audit_metrics(agent.drift),
-            "syncs": syncs.metrics,
-            "programming": programming.metrics,
-            "source": lambda: metrics.source_metrics(source.health()),
-            "maps": lambda: metrics.map_metrics(opened),
-            "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
-        }
-        answers = {"/metrics": exposition(metrics.Metrics(parts)), **shown_at(address[0], asked)}
-        told.open(address, routes(answers), "metrics")
     stack.enter_context(threads(inbox, bodies))
     return agent
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What tells load balancers and kubelet how the node and its Services are.
+
+    server: answers on the addresses of both. address: of ``/healthz``; None: nobody asked for it.
+    """
+
+    server: HttpServer
+    node: NodeHealth
+    checks: HealthChecks
+    address: Address | None
+
+    def bound(self) -> Address | None:
+        """Return where ``/healthz`` is answered at present, if it is."""
+        return self.address and self.server.bound(self.address)
+
+
+def open_health(config: Config, source: Source, stack: contextlib.ExitStack) -> Health:
+    """Open ``/healthz`` and prepare the health-check ports of Services; stack takes the server."""
+    server = HttpServer()
+    stack.callback(server.shut)
+    node = NodeHealth()
+    checks = HealthChecks(
+        server,
+        fresh=node.fresh,
+        failed=lambda key, text: source.announce(
+            key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
+        ),
+    )
+    address = split_address(config.healthz_address)
+    if address:
+        server.open(address, node.answer(), "healthz")
+    return Health(server, node, checks, address)
+
+
+def measure(
+    config: Config,
+    source: Source,
+    agent: Agent,
+    *,
+    history: History,
+    opened: Callable[[], contextlib.AbstractContextManager[Maps]],
+    programs: str,
+    after_sync: list[Callable[[Agent], None]],
+) -> Answer:
+    """Return what answers ``/metrics``; durations are noted after each sync and each programmed change."""
+    from lb.served import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
+    from lb.served.exposition import exposition  # noqa: PLC0415
+    from lb.served.service_metrics import service_metrics  # noqa: PLC0415
+
+    syncs, programming = metrics.Syncs(), metrics.Programming()
+    after_sync.append(lambda agent: syncs.note(agent.sync_seconds))
+    history.measured = programming.note
+    parts: dict[str, metrics.Part] = {
+        "build": lambda: metrics.build_metrics(lb.__version__, programs),
+        "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
+        "audit": lambda: metrics.audit_metrics(agent.drift),
+        "syncs": syncs.metrics,
+        "programming": programming.metrics,
+        "source": lambda: metrics.source_metrics(source.health()),
+        "maps": lambda: metrics.map_metrics(opened),
+        "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
+    }
+    return exposition(metrics.Metrics(parts))
 
 
 def _opened(pins: Pins) -> contextlib.AbstractContextManager[Maps]:

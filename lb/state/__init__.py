@@ -28,9 +28,10 @@ __all__ = ["Changes", "ClusterState"]
 class Changes:
     """What a batch of events changed.
 
-    Attributes ---------- services: keys of the Services that changed, or whose slices did; also of Services
-    that are not, or no longer,
-        there.
+    Attributes
+    ----------
+    services: keys of the Services that changed, or whose slices did; also keys of Services that do not exist,
+        or no longer do.
     nodes: names of the nodes that came, changed or went.
     synced: this batch completed the first listing of every source.
     """

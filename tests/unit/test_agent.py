@@ -8,7 +8,8 @@ import queue
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -639,3 +640,22 @@ def test_services_that_are_each_others_endpoint_have_none(bench: Bench) -> None:
     assert bench.backends() == {"10.0.1.1", "10.96.0.2"}
     bench.tell(Upsert(DNS_SERVICE))
     assert bench.backends() == {"10.0.1.1"}
+
+
+def test_a_second_look_at_what_others_wrote_is_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent sleeps no longer than until the second look, also when nothing else is due sooner."""
+    bench.tell(SYNCED)
+    bench.surroundings.changed = {"ifaces4": 1}
+    bench.now += AUDIT_SECONDS
+    bench.agent.step()
+    waits: list[float] = []
+
+    def wait(timeout: float) -> NoReturn:
+        waits.append(timeout)
+        raise queue.Empty
+
+    monkeypatch.setattr(bench.agent, "_inbox", SimpleNamespace(get=wait))
+    bench.agent.step()
+    assert waits[0] <= LOOK_AGAIN_SECONDS
