@@ -27,7 +27,6 @@ _FROM = {
     Side.INSIDE: "from a pod of this node",
     Side.HOST: "from this node itself",
 }
-_POLICY_FIELD = {Side.OUTSIDE: "externalTrafficPolicy", Side.INSIDE: "internalTrafficPolicy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +179,7 @@ def _policy(e: Evidence, packet: Tuple, vip: Vip) -> Iterator[tuple[str, str]]:
         if e.outcome.reason == "SOURCE_NOT_ALLOWED":
             return
     side = Side.INSIDE if e.side is Side.LEAVING else e.side
-    field = _POLICY_FIELD.get(side, "internalTrafficPolicy") if vip.kind == "clusterIP" else ""
+    field = ""
     if vip.kind == "clusterIP":
         field = "internalTrafficPolicy"
     elif side is Side.OUTSIDE:

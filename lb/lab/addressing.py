@@ -77,7 +77,6 @@ def api_server(version: int = 4) -> IPAddress:
 
 
 CLIENTS = clients()
-OUTSIDE_SERVER = outside_server()
 
 
 class Overlay(enum.StrEnum):

@@ -4,19 +4,45 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import topology
 from lb.lab.addressing import UPLINK, LabSpec, clients, outside_server
 from lb.lab.processes import ProcessRef
-
-if TYPE_CHECKING:
-    from lb.lab.lab import Lab
+from lb.lab.store import Store
 
 
-def status(lab: Lab) -> dict[str, Any]:
+class Api(Protocol):
+    """The host of a lab's API server, as far as a status tells of it."""
+
+    def status(self) -> dict[str, Any]:
+        """Return what of the API server runs."""
+        ...
+
+
+class Inspected(Protocol):
+    """What a status is told of: :class:`lb.lab.lab.Lab`."""
+
+    spec: LabSpec
+    store: Store
+
+    def ask_kubelet(self, what: str, /) -> dict[str, Any]:
+        """Return the kubelet's answer; raise LabError where it does not answer."""
+        ...
+
+    def cgroup(self, node: str) -> Path:
+        """Return a node's control group."""
+        ...
+
+    def api_host(self) -> Api:
+        """Return the host of the API server."""
+        ...
+
+
+def status(lab: Inspected) -> dict[str, Any]:
     """Return what the lab consists of and what of it runs."""
     spec, store = lab.spec, lab.store
     try:

@@ -316,7 +316,7 @@ def _position(rows: Sequence[Row], view: View) -> int:
 
 
 def press(key: str, view: View, rows: Sequence[Row], width: int, page: int) -> View | None:
-    """Return the view after a key; None: leave. key: a character, or one of the names in :data:`KEYS`."""
+    """Return the view after a key, or None to leave. key: a character, or a name such as "page down"."""
     at = _position(rows, view)
     steps: Mapping[str, int] = {
         "up": -1, "k": -1, "down": 1, "j": 1, "page up": -page, "page down": page,
@@ -335,8 +335,3 @@ def press(key: str, view: View, rows: Sequence[Row], width: int, page: int) -> V
     if key in ("escape", "left", "backspace", "b") and view.port is not None:
         return View(None, view.sort, view.above)
     return view
-
-
-KEYS = (
-    "up", "down", "left", "right", "page up", "page down", "home", "end", "enter", "escape", "backspace",
-)  # fmt: skip

@@ -12,11 +12,11 @@ import yaml
 from lb.config import Limits
 from lb.datapath.kernel.bpf import possible_cpus
 from lb.datapath.maps.fill import map_fill
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import FAMILIES, REASONS
 from lb.datapath.maps.map_pins import create_map
 from lb.datapath.maps.map_table import MAPS, MapSpec
 from tests.deploy.conftest import ROOT
+from tests.fake_maps import FakeMaps
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 

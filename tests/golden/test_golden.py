@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lb.config import Limits
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.view.dump import dump
 from lb.datapath.view.render import as_ipvsadm, as_json
@@ -24,6 +23,7 @@ from lb.model import Protocol
 from lb.plan import plan_service
 from lb.plan.types import Topology, VipKey
 from lb.state import ClusterState
+from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import RememberedClaims
 
 HERE = Path(__file__).parent

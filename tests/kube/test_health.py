@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 
 from lb.agent import Agent, Inbox, Stop, Told
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.sync.reconcile import Reconciler
 from lb.kube import KubernetesSource
 from lb.model import Event
@@ -27,6 +26,7 @@ from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, HttpServer
 from lb.state import ClusterState
+from tests.fake_maps import FakeMaps
 from tests.kube.harness import PATIENCE, Cluster
 from tests.kube.objects import BACKEND_A, BACKEND_B, NODE, OTHER_NODE, endpoint, endpoint_slice, node, service
 from tests.unit.http_bench import LOOPBACK, ask, bound, serving

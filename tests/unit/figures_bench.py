@@ -8,10 +8,10 @@ from ipaddress import ip_address
 import numpy as np
 
 from lb.datapath.maps import layouts
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import BackendFlag, BackendStateCode
 from lb.datapath.sync import accounts
 from lb.model import Protocol
+from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS
 
 WEB, DNS, MAIL = 1, 2, 3

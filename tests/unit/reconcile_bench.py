@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import structs
 
 from lb.config import Limits
-from lb.datapath.maps.interface import FakeMaps, Rows
+from lb.datapath.maps.interface import Rows
 from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, VipFlag, VipKindCode, pack_address
 from lb.datapath.maps.map_table import MAP_SPECS
 from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips
@@ -20,6 +20,7 @@ from lb.datapath.sync.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import SMALL_SET, lookup_table, weights
 from lb.plan.types import Backend, ServicePlan, VipKey, VipKind
+from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import address_in, backend, plan_in, port_plan, service_plan, vip_key
 
 VIP = "10.96.0.1:80"

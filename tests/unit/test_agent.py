@@ -28,7 +28,6 @@ from lb.agent import (
     Told,
 )
 from lb.config import Limits
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.reconcile import Reconciler, SyncReport
 from lb.datapath.view.dump import VipEntry, dump
@@ -55,6 +54,7 @@ from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
 from lb.served.history import History, Since
 from lb.state import ClusterState
+from tests.fake_maps import FakeMaps
 
 NODE = "node1"
 NODE_ADDRESS = ip_address("192.0.2.11")

@@ -13,7 +13,6 @@ import pytest
 from lb.cli import audit as audit_command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode, pack_address
 from lb.datapath.maps.map_table import MAPS, MapType
 from lb.datapath.maps.overlay import Overlay
@@ -25,6 +24,7 @@ from lb.diagnose.snapshot import ManifestReader, read_file
 from lb.errors import CapacityError, LbError
 from lb.plan.types import Topology
 from lb.served.metrics import audit_metrics
+from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import vip_key
 from tests.unit.reconcile_bench import VIP as BENCH_VIP
 from tests.unit.reconcile_bench import A, B, Bench, web

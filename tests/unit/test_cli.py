@@ -32,12 +32,12 @@ from lb.datapath.attach.roles import node_port_addresses
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.maps.fill import map_fill
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
 from lb.rundir import RunDir
 from lb.serve import complete, stop_signals, threads
 from lb.served.status import roles
+from tests.fake_maps import FakeMaps
 
 
 def run(*argv: str) -> tuple[int, str, str]:

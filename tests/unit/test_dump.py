@@ -12,7 +12,6 @@ import pytest
 
 from lb.config import Config
 from lb.datapath.attach.settings import write_settings
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import (
     AFFINITY,
     AFFINITY_KEY,
@@ -32,6 +31,7 @@ from lb.datapath.view.dump import SECTIONS, dump
 from lb.datapath.view.render import as_ipvsadm, as_json, as_table
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
+from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import NODE, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
 

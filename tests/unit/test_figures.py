@@ -11,12 +11,12 @@ import pytest
 
 from lb.config import Limits
 from lb.datapath.maps import layouts, map_table
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.sync import accounts
 from lb.datapath.view import figures
 from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Endpoint, Figures, PortName, quantile
 from lb.errors import BpfError
 from lb.plan.types import ServicePlan
+from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import Node
 from tests.unit.pins_bench import LIMITS
 from tests.unit.plan_builders import port_plan, service_plan

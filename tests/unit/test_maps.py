@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from lb.datapath.maps import layouts, map_table
-from lb.datapath.maps.interface import FakeMaps, Maps, Rows
+from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import BACKEND, COUNTER, ID, TABLE_LINE, VIP, VIP_KEY
 from lb.datapath.sync.tables import table_rows
 from lb.errors import BpfError, CapacityError
+from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 
 

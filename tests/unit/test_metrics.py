@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lb.datapath.maps import layouts
 from lb.datapath.maps.fill import map_fill
-from lb.datapath.maps.interface import FakeMaps, Maps
+from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.errors import BpfError
 from lb.kube.reflector import Health
@@ -26,6 +26,7 @@ from lb.served import metrics
 from lb.served.exposition import exposition
 from lb.served.history import Since
 from lb.served.http import routes
+from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import LOOPBACK, PATIENCE, serving, url_of
 from tests.unit.pins_bench import LIMITS, own_pins, pin_empty_maps
 

@@ -19,7 +19,6 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from lb.config import Config
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.view import catalogue
 from lb.model import (
     Endpoint,
@@ -37,6 +36,7 @@ from lb.rundir import RunDir
 from lb.served.api import history_answer
 from lb.served.http import HttpServer, Request, routes
 from lb.served.pages import FRESH_SECONDS, Views, local_only, page
+from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
 from tests.unit.test_agent import SYNCED, Bench

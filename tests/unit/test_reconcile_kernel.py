@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from lb.datapath.kernel.pins import Pins, unload
-from lb.datapath.maps.interface import FakeMaps, Maps
+from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.maps.map_pins import open_maps, pin_maps
-from lb.datapath.maps.map_table import MAPS, sizes
+from lb.datapath.maps.map_table import MAPS, MapType, sizes
 from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler
 from lb.datapath.view.dump import dump
 from lb.datapath.view.render import as_json
+from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import port_plan, service_plan
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, A, B, Clock
 from tests.unit.test_reconcile_restart import Step, histories
@@ -45,7 +46,7 @@ def clear(maps: KernelMaps) -> None:
     for spec in MAPS:
         if spec.writer != "Python":
             continue
-        if spec.is_array:
+        if spec.type is MapType.ARRAY:
             maps.array(spec.name)[:] = np.zeros(1, spec.value)
         else:
             maps.delete(spec.name, maps.read(spec.name)[0])

@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.view.figures import HANDSHAKE_BOUNDS
 from lb.errors import BpfError
 from lb.served.metrics import Part
 from lb.served.service_metrics import service_metrics
+from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import WEB, Node
 from tests.unit.pins_bench import LIMITS
 from tests.unit.test_metrics import OPENMETRICS, Samples, answering, get, parse_openmetrics

@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from lb.config import Config
-from lb.datapath.maps.interface import FakeMaps
 from lb.diagnose import audit
 from lb.diagnose.audit import Comparison
 from lb.diagnose.facts import Facts
@@ -17,6 +16,7 @@ from lb.diagnose.probe import Outcome
 from lb.diagnose.snapshot import ManifestReader, Snapshot
 from lb.model import ObjectKey
 from lb.plan.types import Topology
+from tests.fake_maps import FakeMaps
 
 NODE_ADDRESS = ip_address("192.168.77.11")
 HERE = Topology(

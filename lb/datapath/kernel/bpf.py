@@ -141,13 +141,12 @@ class LinkInfo:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What one run of a program gave: verdict, packet and context after it, ns for each repetition."""
+    """What one run of a program gave: verdict, packet and context after it."""
 
     __test__ = False  # a result, not a pytest class
 
     retval: int
     data: bytes
-    duration_ns: int
     ctx: bytes
 
 
@@ -425,7 +424,7 @@ def prog_test_run(
 
     data is the packet from the Ethernet header on; ctx is the struct xdp_md or struct __sk_buff going in
     (empty: the kernel's defaults), ctx_room the bytes of it to read back. room is for the packet that comes
-    out. With repeat, duration_ns is the mean of that many runs.
+    out. With repeat, the program runs that many times; the result is that of the last run.
 
     Raises
     ------
@@ -453,12 +452,11 @@ def prog_test_run(
         )
     )
     syscall(Command.PROG_TEST_RUN, attr, fd.subject)
-    _, retval, _, size, _, _, _, duration, _, ctx_size, _, _ = struct.unpack("=IIIIQQIIIIQQ", attr)
+    _, retval, _, size, _, _, _, _, _, ctx_size, _, _ = struct.unpack("=IIIIQQIIIIQQ", attr)
     # TC and XDP verdicts are small; the kernel returns them as u32, TC_ACT_UNSPEC (-1) included.
     return TestRun(
         ctypes.c_int32(retval).value,
         data_out[:size].tobytes(),
-        duration,
         ctx_out[:ctx_size].tobytes() if ctx_out is not None else b"",
     )
 

@@ -428,14 +428,12 @@ def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
 
 
 def static_assertions(version: int) -> str:
-    """Return C that does not compile when a struct, enum or constant in bpf/ differs, for one IP version.
-
-    It goes behind a file that includes ``types.h``, ``reasons.h`` and ``cache.h``.
-    """
+    """Return C that does not compile when a struct, enum or constant in bpf/ differs, for one IP version."""
     shared = dict(CONSTANTS)
     for prefix, members in ENUMS.values():
         shared |= {prefix + member.name: member.value for member in members if member.name}
-    lines = [f'_Static_assert({name} == {value}, "{name}");' for name, value in shared.items()]
+    lines = [f'#include "{header}"' for header in ("types.h", "reasons.h", "cache.h")]
+    lines += [f'_Static_assert({name} == {value}, "{name}");' for name, value in shared.items()]
     for name, shape in STRUCTS.items():
         dtype = shape if isinstance(shape, np.dtype) else shape[version]
         lines.append(f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}: size");')

@@ -133,11 +133,6 @@ class MapSpec:
         """The map's name in C, where a program knows its own family's maps alone."""
         return self.name.removesuffix(str(self.version)) if self.version else self.name
 
-    @property
-    def is_array(self) -> bool:
-        """True when Python maps the array into memory instead of calling bpf() for each entry."""
-        return self.type is MapType.ARRAY
-
 
 TRAFFIC_COUNTERS = "traffic_counters"
 

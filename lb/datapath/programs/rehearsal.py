@@ -75,14 +75,7 @@ def live_programs(pins: Pins) -> dict[int, Path]:
     ------
     BpfError: the kernel refused.
     """
-    arrays = {loader.program_array(program.source) for program in PROGRAMS.values()}
-    found = {}
-    for directory in pins.builds():
-        for path in directory.iterdir():
-            if path.name not in arrays:
-                with bpf.obj_get(path) as fd:
-                    found[bpf.prog_info(fd).id] = path
-    return found
+    return {info.id: path for path, info in loader.pinned_programs(pins)}
 
 
 class Shadow:

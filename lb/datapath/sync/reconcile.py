@@ -131,11 +131,6 @@ class Reconciler:
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
         self._report = SyncReport()
 
-    @property
-    def retry(self) -> frozenset[ObjectKey]:
-        """Services that a sync has failed on; each further sync, also one of nothing, tries them again."""
-        return frozenset(self._pending)
-
     def recover(self) -> None:
         """Take over what the maps hold. Call it once, before the first sync.
 

@@ -248,10 +248,6 @@ class Witness:
             unfit = "that backend takes no new connections"
         return Affinity(backend, round(idle, 1), unfit)
 
-    def all_sockets(self, version: int) -> bool:
-        """Tell whether pods' connections, too, are led to a backend at the socket."""
-        return bool(self._maps.array(f"settings{version}")[0]["all_sockets"])
-
 
 def protocol_name(number: int) -> str:
     """Return the name of a protocol, or its number as text."""
