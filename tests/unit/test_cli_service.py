@@ -14,7 +14,6 @@ from lb.cli import main
 from lb.cli.flows import render as render_flows
 from lb.cli.service import collect, render, render_one, shown
 from lb.config import Config
-from lb.datapath.maps.interface import FakeMaps
 from lb.datapath.maps.layouts import FLOW, FLOW_KEY
 from lb.datapath.view.dump import FlowEntry, dump
 from lb.model import ObjectKey, Protocol
@@ -22,6 +21,7 @@ from lb.plan import Conflict
 from lb.plan.types import BackendState, VipKind
 from lb.rundir import RunDir
 from lb.served.notes import MOST, Notes
+from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS
 from tests.unit.plan_builders import NODE, RememberedClaims, backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import Bench
