@@ -2,8 +2,8 @@
 """A double of an API server that a whole cluster can live from.
 
 :class:`ClusterDouble` is :class:`tests.kube.double.ApiDouble` with the kinds and requests that the lab and
-kubectl need besides: get, create, server-side apply, merge patches, the subresources status, scale, binding
-and token, graceful deletion, discovery, client certificates, and RBAC for service accounts.
+kubectl need besides: get, create, update, patches and deletion (:mod:`tests.kube.registry`), the subresources
+status, scale, binding, token and finalize, discovery, client certificates, and RBAC for service accounts.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import re
 import secrets
 import ssl
 import threading
-from typing import Any
 from urllib.parse import urlsplit
 
 from tests.kube import double
 from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
+from tests.kube.kinds import WITH_GENERATION, WITH_STATUS
+from tests.kube.registry import APPLY, Registry
 
 _RBAC = "rbac.authorization.k8s.io"
 KINDS.update(
@@ -41,6 +42,9 @@ _OBJECT = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
     r"/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[a-z]+))?)?"
 )
+_NAMESPACE = re.compile(
+    r"/api/v1(?P<group>)(?P<namespace>)/(?P<resource>namespaces)/(?P<name>[^/]+)/(?P<sub>finalize|status)"
+)
 
 
 class ClusterDouble(ApiDouble):
@@ -55,8 +59,7 @@ class ClusterDouble(ApiDouble):
     ) -> None:
         self.issued: dict[str, str] = {}
         """User by token."""
-        self.applied: dict[tuple[str, Key, str, str], Object] = {}
-        """What each manager applied last."""
+        self.registry = Registry(self)
         networks = map(ipaddress.ip_network, services.split(","))
         self.services = {f"IPv{network.version}": network for network in networks}
         self._address = address
@@ -80,10 +83,12 @@ class ClusterDouble(ApiDouble):
         meta = item["metadata"]
         with self.changed:
             before = self.objects[resource].get((meta.get("namespace", ""), meta["name"]))
-            if "spec" in item:
-                old = before or {"metadata": {}}
-                generation = old["metadata"].get("generation", 0)
-                meta["generation"] = generation + (old.get("spec") != item["spec"])
+            if item["kind"] in WITH_GENERATION:
+                generation = before["metadata"].get("generation", 0) if before else 0
+                ending = (
+                    "deletionTimestamp" in meta and "deletionTimestamp" not in (before or item)["metadata"]
+                )
+                meta["generation"] = generation + (before is None or ending or wanted(before) != wanted(item))
             stored = super().put(item)
             self._save()
         return stored
@@ -148,7 +153,8 @@ class ClusterHandler(Handler):
 
     def _answer(self, verb: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        match = _OBJECT.fullmatch(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
+        match = _NAMESPACE.fullmatch(path) or _OBJECT.fullmatch(path)
         if match is None or match["resource"] not in KINDS:
             self.send_json(404, StatusError(404, "NotFound", f"no path {self.path}").body)
             return
@@ -168,7 +174,10 @@ class ClusterHandler(Handler):
             elif verb == "list":
                 self.send_json(200, self._page(namespace))
             else:
-                self._change((namespace, match["name"] or ""), json.loads(body) if body else {})
+                with self.double.changed:
+                    key = (namespace, match["name"] or "")
+                    code, answer = self._change(key, json.loads(body) if body else {})
+                self.send_json(code, answer)
         except StatusError as status:
             self.send_json(status.code, status.body)
 
@@ -203,203 +212,61 @@ class ClusterHandler(Handler):
 
     # objects
 
-    def _change(self, key: Key, body: Object) -> None:
-        resource, verb = self.request_.resource, self.request_.verb
-        with self.double.changed:
-            stored = self.double.objects[resource]
-            known = stored.get(key)
-            if verb == "create" and not self._sub:
-                key = (key[0], body["metadata"]["name"])
-                if key in stored:
-                    raise StatusError(409, "AlreadyExists", "already exists")
-                self.send_json(201, self._store(key, {n: v for n, v in body.items() if n != "status"}))
-            elif verb == "delete" and not key[1]:
-                for item in [item for (namespace, _), item in stored.items() if namespace == key[0]]:
-                    self.double.remove(item)
-                self.send_json(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
-            elif verb == "patch" and self.headers["Content-Type"] == "application/apply-patch+yaml":
-                if not self.request_.query.get("fieldManager"):
-                    raise StatusError(400, "BadRequest", "fieldManager is required for apply patch")
-                applied = (self.request_.resource, key, self._sub, self.request_.query["fieldManager"])
-                former = self.double.applied.get(applied, {}) if known else {}
-                stored_as = self._merge(key, without(known, former, body), body)
-                self.double.applied[applied] = body
-                self.send_json(200 if known else 201, stored_as)
-            elif known is None:
-                raise StatusError(404, "NotFound", f"{resource} {key[1]} not found")
-            elif verb == "delete":
-                self._delete(known, body)
-            elif self._sub == "scale":
-                self._scale(key, known, body)
-            elif self._sub == "binding":
-                self._bind(key, known, body)
-            elif self._sub == "token":
-                token = secrets.token_hex(16)
-                self.double.issued[token] = f"system:serviceaccount:{key[0]}:{key[1]}"
-                self.double._save()
-                self.send_json(201, {**body, "status": {"token": token}})
-            elif verb == "get":
-                self.send_json(200, known)
-            elif verb == "patch" and self.headers["Content-Type"] == "application/merge-patch+json":
-                self.send_json(200, self._merge(key, known, body))
-            else:
-                raise StatusError(415, "UnsupportedMediaType", f"{verb} {self.headers['Content-Type']}")
+    def _change(self, key: Key, body: Object) -> tuple[int, Object]:
+        """Do what is asked to an object, or to all of a namespace; return code and body of the answer."""
+        resource, verb, query = self.request_.resource, self.request_.verb, self.request_.query
+        registry, sub = self.double.registry, self._sub
+        if sub == "status" and KINDS[resource][2] not in WITH_STATUS:
+            raise StatusError(404, "NotFound", "the server could not find the requested resource")
+        if sub in ("scale", "binding", "token", "finalize"):
+            return self._subresource(key, body)
+        if verb == "create":
+            return 201, registry.create(resource, key[0], body, query)
+        if verb == "delete" and key[1]:
+            return 200, registry.delete(resource, key, body, query)
+        if verb == "delete":
+            return 200, registry.delete_all(resource, key[0], body, query)
+        if verb == "update":
+            new = key not in self.double.objects[resource]
+            return (201 if new else 200), registry.update(resource, key, sub, body, query)
+        if verb == "patch" and self.headers["Content-Type"] == APPLY:
+            stored, new = registry.apply(resource, key, sub, body, query)
+            return (201 if new else 200), stored
+        if verb == "patch":
+            return 200, registry.patch(resource, key, sub, body, query, self.headers["Content-Type"])
+        return 200, registry.get(resource, key)
 
-    def _merge(self, key: Key, known: Object | None, body: Object) -> Object:
-        if known is None and self._sub:
-            raise StatusError(404, "NotFound", f"{self.request_.resource} {key[1]} not found")
-        uid = body.get("metadata", {}).get("uid")
-        if known is not None and uid not in (None, known["metadata"]["uid"]):
-            raise StatusError(409, "Conflict", "Precondition failed: UID in precondition")
-        if self._sub == "status":
-            changed = {"status": body.get("status", {})}
-        else:
-            changed = {name: value for name, value in body.items() if name != "status"}
-        return self._store(key, merged(known or {}, changed))
-
-    def _store(self, key: Key, item: Object) -> Object:
-        """Validate, fill in defaults and store."""
-        group, version, kind = KINDS[self.request_.resource]
-        if (item.get("apiVersion"), item.get("kind")) != (api_version(group, version), kind):
-            raise StatusError(400, "BadRequest", f"not a {kind} of {api_version(group, version)}")
-        item["metadata"] = {**item["metadata"], "name": key[1], **({"namespace": key[0]} if key[0] else {})}
-        namespaces = self.double.objects["namespaces"]
-        if key[0] and ("", key[0]) not in namespaces:
-            raise StatusError(404, "NotFound", f'namespaces "{key[0]}" not found')
-        if kind == "Service":
-            self._complete_service(item)
-        if kind == "Pod":
-            check_pod(item)
-            item.setdefault("status", {"phase": "Pending"})
-        if kind == "EndpointSlice":
-            check_slice(item)
-        return self.double.put(item)
-
-    def _complete_service(self, item: Object) -> None:
-        spec = item["spec"]
-        spec.setdefault("type", "ClusterIP")
-        for port in spec.get("ports", ()):
-            port.setdefault("protocol", "TCP")
-            port.setdefault("targetPort", port["port"])
-        if spec["type"] == "ExternalName":
-            return
-        headless = spec.get("clusterIP") == "None"
-        named = [] if headless else spec.get("clusterIPs") or list(filter(None, [spec.get("clusterIP")]))
-        asked = spec.get("ipFamilies") or [f"IPv{ipaddress.ip_address(each).version}" for each in named]
-        families = list(asked) or [next(iter(self.double.services))]
-        both = headless and not spec.get("selector")
-        policy = spec.setdefault("ipFamilyPolicy", "RequireDualStack" if both else "SingleStack")
-        if policy == "SingleStack" and len(families) > 1:
-            raise StatusError(422, "Invalid", "spec.ipFamilyPolicy: must be RequireDualStack or Prefer…")
-        if policy == "RequireDualStack" and len(self.double.services) < 2 and not both:
-            raise StatusError(422, "Invalid", "spec.ipFamilyPolicy: not configured for dual-stack services")
-        if policy != "SingleStack":
-            families += [each for each in self.double.services if each not in families]
-        spec["ipFamilies"] = families
-        if headless:
-            spec["clusterIPs"] = ["None"]
-            return
-        spec["clusterIPs"] = [
-            self._cluster_ip(family, named[number] if number < len(named) else "")
-            for number, family in enumerate(families)
-        ]
-        spec["clusterIP"] = spec["clusterIPs"][0]
-
-    def _cluster_ip(self, family: str, named: str) -> str:
-        if family not in self.double.services:
-            raise StatusError(422, "Invalid", f"spec.ipFamilies: {family} is not configured on this cluster")
-        network = self.double.services[family]
-        if named and ipaddress.ip_address(named) not in network:
-            raise StatusError(422, "Invalid", f"spec.clusterIPs: {named} is not in {network}")
-        services = self.double.objects["services"].values()
-        taken = {address for each in services for address in each["spec"].get("clusterIPs", ())}
-        return named or next(str(each) for each in network.hosts() if str(each) not in taken)
-
-    def _delete(self, known: Object, options: Object) -> None:
-        uid = options.get("preconditions", {}).get("uid")
-        if uid not in (None, known["metadata"]["uid"]):
-            raise StatusError(409, "Conflict", "Precondition failed: UID in precondition")
-        spec = known.get("spec") or {}
-        grace = options.get("gracePeriodSeconds")
-        if grace is None:
-            grace = spec.get("terminationGracePeriodSeconds", 30)
-        if known["kind"] == "Pod" and spec.get("nodeName") and grace:
-            if "deletionTimestamp" not in known["metadata"]:
-                dying = copy.deepcopy(known)
-                dying["metadata"] |= {
-                    "deletionTimestamp": "2020-01-15T10:20:59Z",
-                    "deletionGracePeriodSeconds": grace,
-                }
-                known = self.double.put(dying)
-        else:
-            self.double.remove(known)
-        self.send_json(200, known)
-
-    def _scale(self, key: Key, known: Object, body: Object) -> None:
+    def _subresource(self, key: Key, body: Object) -> tuple[int, Object]:
+        known = self.double.registry.get(self.request_.resource, key)
+        if self._sub == "finalize":
+            return 200, self.double.registry.finalize(key, body)
+        if self._sub == "token":
+            token = secrets.token_hex(16)
+            self.double.issued[token] = f"system:serviceaccount:{key[0]}:{key[1]}"
+            self.double._save()
+            return 201, {**body, "status": {"token": token}}
+        changed = copy.deepcopy(known)
+        if self._sub == "binding":
+            if known["spec"].get("nodeName"):
+                raise StatusError(409, "Conflict", f"pod {key[1]} is already assigned to a node")
+            changed["spec"]["nodeName"] = body["target"]["name"]
+            self.double.put(changed)
+            return 201, {"kind": "Status", "apiVersion": "v1", "status": "Success"}
         if self.request_.verb != "get":
-            changed = copy.deepcopy(known)
             changed["spec"]["replicas"] = body["spec"].get("replicas", 0)
             known = self.double.put(changed)
         meta = {name: known["metadata"].get(name) for name in ("name", "namespace", "uid", "resourceVersion")}
         scale = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": meta}
         count = known["spec"].get("replicas", 1)
-        self.send_json(200, {**scale, "spec": {"replicas": count}, "status": {"replicas": count}})
-
-    def _bind(self, key: Key, known: Object, body: Object) -> None:
-        if known["spec"].get("nodeName"):
-            raise StatusError(409, "Conflict", f"pod {key[1]} is already assigned to a node")
-        bound = copy.deepcopy(known)
-        bound["spec"]["nodeName"] = body["target"]["name"]
-        self.double.put(bound)
-        self.send_json(201, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
+        return 200, {**scale, "spec": {"replicas": count}, "status": {"replicas": count}}
 
 
-def merged(old: Any, new: Any) -> Any:
-    """Return an object after a merge patch (RFC 7386)."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return copy.deepcopy(new)
-    result = {name: value for name, value in old.items() if new.get(name, "") is not None}
-    for name, value in new.items():
-        if value is not None:
-            result[name] = merged(old.get(name), value)
-    return result
-
-
-def without(item: Any, former: Any, now: Any) -> Any:
-    """Return an object without the fields that a manager applied formerly and does not apply now."""
-    if not isinstance(item, dict) or not isinstance(former, dict) or not isinstance(now, dict):
-        return item
-    gone = {name for name in former if name not in now and not isinstance(former[name], dict)}
-    return {
-        name: without(value, former.get(name), now.get(name, {} if name in former else None))
-        for name, value in item.items()
-        if name not in gone
-    }
-
-
-def check_pod(item: Object) -> None:
-    """Refuse what the API server's validation of pods refuses."""
-    spec = item["spec"]
-    if not spec.get("containers") or any(not each.get("name") for each in spec["containers"]):
-        raise StatusError(422, "Invalid", "spec.containers: Required value")
-    for owner in item["metadata"].get("ownerReferences", ()):
-        if not all(owner.get(name) for name in ("apiVersion", "kind", "name", "uid")):
-            raise StatusError(422, "Invalid", "metadata.ownerReferences: Required value")
-    status = item.get("status") or {}
-    if status.get("podIPs") and status["podIPs"][0]["ip"] != status.get("podIP"):
-        raise StatusError(422, "Invalid", "status.podIPs: does not match podIP")
-
-
-def check_slice(item: Object) -> None:
-    """Refuse what the API server's validation of EndpointSlices refuses."""
-    families = {"IPv4": 4, "IPv6": 6}
-    for endpoint in item["endpoints"]:
-        for address in endpoint["addresses"]:
-            if ipaddress.ip_address(address).version != families[item["addressType"]]:
-                raise StatusError(422, "Invalid", f"endpoints.addresses: {address}")
-    names = [port.get("name", "") for port in item["ports"]]
-    if len(set(names)) != len(names):
-        raise StatusError(422, "Invalid", "ports.name: Duplicate value")
+def wanted(item: Object) -> Object:
+    """Return the part of an object whose changes its generation counts."""
+    content = {name: value for name, value in item.items() if name not in ("metadata", "status")}
+    if item["kind"] == "EndpointSlice":
+        content["labels"] = item["metadata"].get("labels")
+    return content
 
 
 def discovery(path: str) -> Object | None:

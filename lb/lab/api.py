@@ -201,12 +201,17 @@ class GoneError(Exception):
 
 
 class gone:  # noqa: N801 - used as a statement
-    """Turns the server's answers that an object is not there (404, 409 for another uid) into GoneError."""
+    """Turns the server's answers that an object is not there into GoneError.
+
+    These are 404, and for another object of that name 409, or 422 about ``metadata.uid`` (to a patch).
+    """
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Raise GoneError instead."""
-        if isinstance(error, ApiError) and error.status in (404, 409):
+        if isinstance(error, ApiError) and (
+            error.status in (404, 409) or (error.status == 422 and "metadata.uid:" in str(error))
+        ):
             raise GoneError(str(error)) from error

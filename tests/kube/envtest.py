@@ -74,12 +74,12 @@ class ApiServer:
         )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._made: list[Object] = []
-        self._pool = urllib3.PoolManager(
+        self.pool = urllib3.PoolManager(
             ca_certs=str(folder / "ca.crt"),
             cert_file=str(folder / f"{ADMIN}.crt"),
             key_file=str(folder / f"{ADMIN}.key"),
         )
-        self._url = self._plane.url
+        self.url = self._plane.url
 
     def __enter__(self) -> ApiServer:
         try:
@@ -108,7 +108,7 @@ class ApiServer:
         token = made["status"]["token"]
 
         def load() -> Access:
-            configuration = Configuration(host=self._url, api_key={"BearerToken": f"Bearer {token}"})
+            configuration = Configuration(host=self.url, api_key={"BearerToken": f"Bearer {token}"})
             configuration.ssl_ca_cert = str(self._folder / "ca.crt")
             return Access(configuration)
 
@@ -150,7 +150,7 @@ class ApiServer:
     def restart(self) -> None:
         """See Cluster."""
         self._start("kube-apiserver", self._plane.api_server())
-        self._await("kube-apiserver", f"{self._url}/readyz")
+        self._await("kube-apiserver", f"{self.url}/readyz")
 
     def call(self, method: str, path: str, body: Object | None = None) -> Any:
         """Send a request as an administrator and return the answer.
@@ -164,9 +164,9 @@ class ApiServer:
         kind = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
         end = time.monotonic() + START_SECONDS
         while True:
-            answer = self._pool.request(
+            answer = self.pool.request(
                 method,
-                self._url + path,
+                self.url + path,
                 headers={"Content-Type": kind},
                 body=None if body is None else json.dumps(body),
             )
@@ -189,7 +189,7 @@ class ApiServer:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._processes[name].poll() is None:
             with contextlib.suppress(urllib3.exceptions.HTTPError):
-                if self._pool.request("GET", url, retries=False, timeout=2.0).status == 200:
+                if self.pool.request("GET", url, retries=False, timeout=2.0).status == 200:
                     return
             time.sleep(0.1)
         tail = (self._folder / f"{name}.log").read_text(errors="replace")[-2000:]

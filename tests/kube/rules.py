@@ -28,10 +28,18 @@ class Change:
 
 
 class StatusError(Exception):
-    """Ends a request with a Status object."""
+    """Ends a request with a Status object; fields are the paths of those that are wrong."""
 
-    def __init__(self, code: int, reason: str, message: str, causes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        causes: tuple[str, ...] = (),
+        fields: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(message)
+        wrong = [{"reason": "FieldValueInvalid", "field": each} for each in fields]
         self.body = {
             "kind": "Status",
             "apiVersion": "v1",
@@ -39,7 +47,7 @@ class StatusError(Exception):
             "message": message,
             "reason": reason,
             "code": code,
-            "details": {"causes": [{"reason": cause} for cause in causes]},
+            "details": {"causes": [*({"reason": cause} for cause in causes), *wrong]},
         }
         self.code = code
 
