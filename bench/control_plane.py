@@ -57,6 +57,7 @@ from lb.datapath.programs.build import CACHE
 from lb.datapath.programs.loader import load
 from lb.rundir import RunDir
 from tests.kube.double import ApiDouble, Handler, Request
+from tests.kube.faults import error_event
 
 RATE = 100  # changes a second under load
 PAUSE = 0.2  # seconds between single changes: longer than an endpoint is held over a move
@@ -157,7 +158,8 @@ def api_server(pipe: Connection, size: Size) -> None:
     """Be the API server, and do what the pipe says until it says None.
 
     N changes an endpoint of Service N; ``("rate", seconds)`` 100 a second; ``"lists"`` prepares the lists;
-    ``"begun"`` asks when the first of them was asked for.
+    ``"begun"`` asks when the first of them was asked for; ``"relist"`` forgets the past, as a server that
+    starts anew does, and waits until everything was listed.
     """
     handed_over: list[float] = []
     send = Handler.send_chunk
@@ -179,6 +181,9 @@ def api_server(pipe: Connection, size: Size) -> None:
                 pipe.send(None)
             elif word == "begun":
                 pipe.send(lists.begun)
+            elif word == "relist":
+                relist(double, lists)
+                pipe.send(None)
             elif isinstance(word, int):
                 generation += 1
                 item = slice_of(word, size.endpoints, generation)
@@ -195,6 +200,17 @@ def api_server(pipe: Connection, size: Size) -> None:
                     time.sleep(max(0.0, begun + number / RATE - time.monotonic()))
                     double.put(slice_of(number % size.services, size.endpoints, generation))
                 pipe.send(time.monotonic() - begun)
+
+
+def relist(double: ApiDouble, lists: Lists) -> None:
+    """Have every watch end with 410, and wait for the new ones."""
+    kinds = ("services", "endpointslices", "nodes")
+    before = {kind: len(double.asked("watch", kind)) for kind in kinds}
+    double.compact()
+    lists.prepare()
+    for kind in kinds:
+        double.disturb(kind, error_event(410, "Expired"))
+    wait_for(lambda: all(len(double.asked("watch", kind)) > before[kind] for kind in kinds))
 
 
 class AgentProcess:
@@ -270,6 +286,12 @@ def serving(agent: AgentProcess, pins: Pins, pipe: Connection, size: Size, secon
     figures += single_changes(pipe, maps.array("backends4"), size.services, size.changes)
     figures.append(Figure("CPU of one change", (agent.cpu_seconds() - before) / size.changes * 1e3, "ms"))
     figures += under_load(pipe, agent, seconds)
+    before = agent.cpu_seconds()
+    pipe.send("relist")
+    pipe.recv()
+    time.sleep(1.0)  # until what was read has been compared
+    figures.append(Figure("CPU of a relist", agent.cpu_seconds() - before, "s"))
+    figures.append(Figure("memory after a relist", agent.memory_mb("VmRSS"), "MB"))
     figures.append(Figure("memory, peak", agent.memory_mb("VmHWM"), "MB"))
     maps.close()
     return figures

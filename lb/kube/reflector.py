@@ -208,23 +208,30 @@ class Reflector(Generic[R]):
 
     def _list(self, stop: threading.Event) -> None:
         try:
-            listing, version = self._pages(stop, PAGE)
+            listed, news, version = self._pages(stop, PAGE)
         except _ContinueExpiredError:
-            listing, version = self._pages(stop, 0)
+            listed, news, version = self._pages(stop, 0)
         events: list[Event] = []
-        for item in listing.values():
+        for item in news.values():
             self._take(item, events)
-        for key in self._store.keys() - listing.keys():
+        for key in self._store.keys() - listed:
             self._drop(key, events)
-        for key in self._broken.keys() - listing.keys():
+        for key in self._broken.keys() - listed:
             del self._broken[key]
         self._version, self._listed, self._listed_at = version, True, self._timing.clock()
-        _log.debug("%s: listed %d at version %s", self.resource, len(listing), version)
+        _log.debug("%s: listed %d at version %s", self.resource, len(listed), version)
         self._deliver(events, True)
 
-    def _pages(self, stop: threading.Event, limit: int) -> tuple[dict[ObjectKey, Item[R]], str]:
-        """Return a whole list and its resourceVersion; limit is the size of a page, 0 for no limit."""
-        listing: dict[ObjectKey, Item[R]] = {}
+    def _pages(
+        self, stop: threading.Event, limit: int
+    ) -> tuple[set[ObjectKey], dict[ObjectKey, Item[R]], str]:
+        """Return the keys of a whole list, those of its objects that are news, and its resourceVersion.
+
+        limit is the size of a page, 0 for no limit. What is as it was known is let go page by page: a list
+        after a restart of the API server holds a large cluster only once in memory.
+        """
+        listed: set[ObjectKey] = set()
+        news: dict[ObjectKey, Item[R]] = {}
         query = self._selection.query(**({"limit": str(limit)} if limit else {}))
         while True:
             try:
@@ -235,9 +242,13 @@ class Reflector(Generic[R]):
                 raise
             for raw in page.items or ():
                 item: Item[R] = self._reader.read(raw)
-                listing[item.key] = item
+                listed.add(item.key)
+                if self._is_known(item):
+                    news.pop(item.key, None)
+                else:
+                    news[item.key] = item
             if not page.metadata.continue_:
-                return listing, page.metadata.resource_version
+                return listed, news, page.metadata.resource_version
             query["continue"] = page.metadata.continue_
 
     def _page(self, stop: threading.Event, query: dict[str, str]) -> ObjectList:
@@ -319,6 +330,11 @@ class Reflector(Generic[R]):
             _log.debug("%s: event of unknown type %r", self.resource, event.type)
         self._version = item.version or self._version
 
+    def _is_known(self, item: Item[R]) -> bool:
+        """Tell whether an object is as it is known, and nothing is wrong with it."""
+        as_now = (item.resource, item.uid)
+        return item.error is None and item.key not in self._broken and self._store.get(item.key) == as_now
+
     def _take(self, item: Item[R], events: list[Event]) -> None:
         key = item.key
         if item.error is None:
@@ -329,9 +345,12 @@ class Reflector(Generic[R]):
         if item.resource is None:
             return
         known = self._store.get(key)
+        if known is not None and known[0] == item.resource:
+            # The very object that was told stays: whoever was told holds it, and another would be a copy.
+            self._store[key] = (known[0], item.uid)
+            return
         self._store[key] = (item.resource, item.uid)
-        if known is None or known[0] != item.resource:
-            events.append(Upsert(item.resource))
+        events.append(Upsert(item.resource))
 
     def _drop(self, key: ObjectKey, events: list[Event]) -> None:
         if self._store.pop(key, None) is not None:

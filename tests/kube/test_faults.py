@@ -205,6 +205,29 @@ def test_after_an_outage_nothing_waits_longer_than_a_probe(double: ApiDouble) ->
         assert run.deletes() == []
 
 
+def test_a_new_list_leaves_each_object_once_in_memory(double: ApiDouble) -> None:
+    """A copy of everything that has not changed took a third of the agent's memory."""
+    for i in range(1200):
+        double.put(service(f"web-{i:04}", f"10.96.{i // 250}.{1 + i % 250}"))
+        double.put(endpoint_slice(f"web-{i:04}", endpoint(BACKEND_A), of=f"web-{i:04}"))
+    with running(client_of(double)) as run:
+        settle(run, double)
+        told = {key: id(resource) for key, resource in run.resources.items()}
+        double.put(endpoint_slice("web-0007", endpoint(BACKEND_B), of="web-0007"))
+        run.wait(lambda: BACKEND_B in run.endpoints())
+        double.compact()
+        for kind in ALL:
+            double.disturb(kind, faults.error_event(410, "Expired"))
+        run.wait(lambda: len(double.asked("list", "services")) == 6)
+        run.wait(lambda: double.watching(*ALL))
+        run.wait(lambda: len(double.asked("list", "endpointslices")) == 6)
+        stores = (run.source._services._store, run.source._slices._store)
+        held = {id(resource) for store in stores for resource, _ in store.values()}
+        assert held == {id(resource) for resource in run.resources.values()}
+        changed = [key for key, ident in told.items() if id(run.resources[key]) != ident]
+        assert [key.name for _, key in changed] == ["web-0007"]
+
+
 def test_a_version_from_the_future_means_a_new_list(double: ApiDouble) -> None:
     """The API server was restored from a backup: its versions begin again below ours."""
     fill(double)
