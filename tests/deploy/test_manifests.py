@@ -145,7 +145,13 @@ def test_helm_turns_settings_into_variables(tmp_path: Path) -> None:
 def test_versions_are_those_of_the_package() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (lb.__version__, lb.__version__)
+    assert container(rendered(_kustomize("base")))["image"] == f"lbctl:{lb.__version__}"
     assert container(kustomized("example"))["image"] == f"registry.example/lbctl:{lb.__version__}"
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    newest = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    assert f"This will be {lb.__version__}." in newest or newest.startswith(f"[{lb.__version__}]")
 
 
 def test_variables_are_settings() -> None:
