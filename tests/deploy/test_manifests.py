@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lb import config
 from lb.datapath.kernel import privileges
 from lb.served.health import NodeHealth
 from lb.served.http import Request
+from tests.deploy import values_schema
 from tests.deploy.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -140,6 +142,50 @@ def test_helm_turns_settings_into_variables(tmp_path: Path) -> None:
     assert {name for name in found if name.startswith("LBCTL_")} <= SETTINGS
     for each in objects:
         kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
+
+
+def test_the_schema_of_the_values_is_that_of_the_settings() -> None:
+    assert values_schema.FILE.read_text() == values_schema.text(), "run python -m tests.deploy.values_schema"
+    assert environment(kustomized("example")).keys() >= {
+        f"LBCTL_{name.upper()}" for name in values_schema.BY_THE_CHART
+    }
+
+
+REFUSED: dict[str, tuple[Object, str]] = {
+    "a misspelt name": ({"imgae": {"repository": "x"}}, "imgae"),
+    "a misspelt name below": ({"image": {"tags": "x"}}, "tags"),
+    "a misspelt setting": ({"settings": {"uplinks": "eth0"}}, "uplinks"),
+    "a setting of the chart": ({"settings": {"node_name": "n1"}}, "node_name"),
+    "a setting that is no number": ({"settings": {"limits_flows": "many"}}, "limits_flows"),
+    "a setting out of its range": ({"settings": {"snat_ports_first": 70_000}}, "snat_ports_first"),
+    "on without quotes": ({"settings": {"redirect": True}}, "redirect"),
+    "a mode that is none": ({"settings": {"uplink_mode": "xdp"}}, "uplink_mode"),
+    "a port that is none": ({"apiServer": {"host": "192.0.2.10", "port": 0}}, "port"),
+    "a share above all": ({"maxUnavailable": "ten"}, "maxUnavailable"),
+    "a limit in the wrong place": ({"resources": {"memory": "1Gi"}}, "memory"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_helm_refuses(what: str, tmp_path: Path) -> None:
+    values, named = REFUSED[what]
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump({"apiServer": {"host": "192.0.2.10"}, **values}))
+    done = tool("helm", "template", "lbctl", str(CHART), "--values", str(file))
+    assert done.returncode != 0
+    assert named in done.stderr
+
+
+def test_helm_takes_every_setting_with_its_default(tmp_path: Path) -> None:
+    settings = {
+        item.variable.removeprefix("LBCTL_").lower(): ",".join(item.default) if item.many else item.default
+        for item in config.settings()
+    }
+    plain = {name: value for name, value in settings.items() if name not in values_schema.BY_THE_CHART}
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps({"apiServer": {"host": "192.0.2.10"}, "settings": plain}))
+    found = environment(rendered(tool("helm", "template", "lbctl", str(CHART), "--values", str(file))))
+    assert {name for name in found if name.startswith("LBCTL_")} == SETTINGS
 
 
 def test_versions_are_those_of_the_package() -> None:

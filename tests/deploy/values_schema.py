@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schema of the Helm chart's values, ``python -m tests.deploy.values_schema`` writes it.
+
+The part about settings follows from lb.config: names, types, bounds and texts. Helm refuses a name that is
+misspelt and a value of the wrong type; what a text may hold is left to the agent.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any
+
+from lb import config
+from tests.deploy.conftest import ROOT
+
+FILE = ROOT / "deploy" / "helm" / "lbctl" / "values.schema.json"
+BY_THE_CHART = {"source", "node_name", "cgroup"}
+"""Settings that templates/daemonset.yaml gives."""
+
+Schema = dict[str, Any]
+
+
+def _whole(low: int, high: int) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+KINDS: dict[config.Kind, Schema] = {
+    config.ENTRIES: _whole(1, 2**31 - 1),
+    config.COUNT: _whole(0, 1_000_000),
+    config.PORT: _whole(1, 65_535),
+    config.SECONDS: {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9},
+    config.LEVEL: {"type": "string", "enum": ["debug", "info", "warning", "error"]},
+}
+
+
+def _of_setting(item: config.Setting) -> Schema:
+    if isinstance(item.kind.parse, type) and issubclass(item.kind.parse, enum.Enum):
+        schema: Schema = {"type": "string", "enum": [each.value for each in item.kind.parse]}
+    else:
+        schema = KINDS.get(item.kind, {"type": "string"})
+    return schema | {"description": item.help + ("; several are separated by commas" if item.many else "")}
+
+
+def _closed(description: str = "", /, **properties: Schema) -> Schema:
+    """Return the schema of a mapping that has these names and no others."""
+    schema: Schema = {"type": "object", "additionalProperties": False, "properties": properties}
+    return {"description": description} | schema if description else schema
+
+
+def schema() -> Schema:
+    """Return the schema of all values."""
+    settings = {item.variable.removeprefix("LBCTL_").lower(): _of_setting(item) for item in config.settings()}
+    amounts = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "Values of the chart lbctl",
+        **_closed(
+            apiServer=_closed(
+                "Where the API server itself is, required: not the address of the Service kubernetes.default",
+                host={"type": "string"},
+                port=_whole(1, 65_535),
+            ),
+            image=_closed(
+                "",
+                repository={"type": "string", "minLength": 1},
+                tag={"type": "string", "description": "Default: the chart's appVersion"},
+            ),
+            settings=_closed(
+                "Settings of `lbctl run`, by the names of their environment variables without LBCTL_",
+                **{name: each for name, each in settings.items() if name not in BY_THE_CHART},
+            ),
+            nodeSelector={"type": "object", "additionalProperties": {"type": "string"}},
+            maxUnavailable={
+                "description": "How many nodes an update may have at once: a number, or a share such as 10%",
+                "oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[1-9][0-9]*%$"}],
+            },
+            resources=_closed("", requests=amounts, limits=amounts),
+            **{"global": {"type": "object", "description": "What Helm gives to every chart of a larger one"}},
+        ),
+    }
+
+
+def text() -> str:
+    """Return what stands in the file."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())
