@@ -12,6 +12,7 @@ from typing import Any
 from lb.cli import instances
 from lb.cli.settings import Given, build
 from lb.config import SOURCE, Config
+from lb.datapath.attach import netns
 from lb.datapath.attach.roles import standing
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.pins import Pins
@@ -52,7 +53,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar=SOURCE.metavar,
         help="manifests:DIR or kubernetes; default: the agent's own (may be repeated)",
     )
-    parser.add_argument("--kubeconfig", metavar="FILE", help="how to reach the API; default: the agent's way")
+    parser.add_argument(
+        "--kubeconfig",
+        metavar="FILE",
+        help="how to reach the API, from where this command runs; default: the agent's way, from its node",
+    )
     parser.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
 
 
@@ -74,12 +79,15 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
     config = _config(args, notes, str(run_dir.notes_path) if run_dir else "")
     config = replace(config, instance=name, node_name=config.node_name or notes.get("node", "") or name)
     with contextlib.ExitStack() as stack:
+        caller = stack.enter_context(netns.present()) if args.kubeconfig else None
         if name:
             stack.enter_context(instances.entered(name))
         maps = KernelMaps(Pins(name).maps) if name else None
         if maps:
             stack.callback(maps.close)
-        yield NodeView(name, config, maps, notes, run_dir.holder() if run_dir else None, open_source(config))
+        yield NodeView(
+            name, config, maps, notes, run_dir.holder() if run_dir else None, open_source(config, caller)
+        )
 
 
 def _config(args: argparse.Namespace, notes: Mapping[str, Any], origin: str) -> Config:

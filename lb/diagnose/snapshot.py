@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lb.config import Config
+from lb.datapath.attach import netns
 from lb.errors import ConfigError, InputError, LbError
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from lb.kube.client import Client
 
 KUBERNETES = "kubernetes"
+_READER = "the ClusterRole lbctl-reader of deploy/reader-rbac.yaml gives it"
 _PAGE = "500"
 
 
@@ -58,8 +61,10 @@ class SourceReader(Protocol):
         ...
 
 
-def open_source(config: Config) -> SourceReader:
+def open_source(config: Config, caller: Path | None = None) -> SourceReader:
     """Return the reader of the source that the settings name.
+
+    caller: a network namespace from which the Kubernetes API is asked first, see :class:`ApiReader`.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def open_source(config: Config) -> SourceReader:
     if not config.sources:
         raise ConfigError("the agent left no note of its source; say --source manifests:DIR or kubernetes")
     if KUBERNETES in config.sources:
-        return ApiReader(config)
+        return ApiReader(config, caller)
     return ManifestReader(config)
 
 
@@ -145,27 +150,70 @@ class ManifestReader:
         return [one for one in self._contents()[0] if isinstance(one, Pod) and one.key.namespace == namespace]
 
 
-class ApiReader:
-    """The Kubernetes API, asked with the same selectors as the agent's watches."""
+def _of_slices(service: Service) -> tuple[object, ...]:
+    """Return what of a Service the EndpointSlice controller makes its slices from."""
+    ports = sorted((port.name, port.protocol, str(port.target_port)) for port in service.ports)
+    return service.selector, ports, service.publish_not_ready, service.distribution, service.headless
 
-    def __init__(self, config: Config) -> None:
+
+def _forbidden(path: str, error: LbError) -> LbError:
+    """Return the error that says which right is missing and what would give it; path is the API's."""
+    *_, before, last = path.split("/")
+    space = f" in namespace {before}" if "/namespaces/" in path else ""
+    return LbError(f"no right to list {last}{space} ({error}); {_READER}")
+
+
+class ApiReader:
+    """The Kubernetes API, asked with the same selectors as the agent's watches.
+
+    It is asked from the calling thread's network namespace, which is the node's, as the agent asks it. caller
+    is the namespace where the command was started, for a kubeconfig that somebody has given to the command:
+    its server may be an address that is reached from there alone (127.0.0.1). There it is tried first.
+    """
+
+    def __init__(self, config: Config, caller: Path | None = None) -> None:
         from lb.kube import client  # noqa: PLC0415  (large; commands about manifests do without)
 
         self.name = KUBERNETES
         self._config = config
         self._pools = Pools.parse(config.service_cidr, config.node_port_range)
-        if config.kubeconfig or config.context:
-            self._client: Client = client.Client(
-                lambda: client.from_kubeconfig(config.kubeconfig, config.context)
-            )
-        else:
-            self._client = client.Client(client.in_cluster)
+        self._caller = caller
+        with self._at_caller():
+            if config.kubeconfig or config.context:
+                self._client: Client = client.Client(
+                    lambda: client.from_kubeconfig(config.kubeconfig, config.context)
+                )
+            else:
+                self._client = client.Client(client.in_cluster)
+
+    def _at_caller(self) -> contextlib.AbstractContextManager[None]:
+        return netns.entered(self._caller) if self._caller else contextlib.nullcontext()
+
+    def _get(self, path: str, query: Mapping[str, str]) -> bytes:
+        """Return the answer to a GET.
+
+        Raises
+        ------
+        ApiError: there is none. LbError: the rights for it are missing; says which.
+        """
+        from lb.kube.client import ApiError  # noqa: PLC0415
+
+        try:
+            with self._at_caller():
+                return self._client.request("GET", path, query, compress=True).body()
+        except ApiError as error:
+            if error.status == 403:
+                raise _forbidden(path, error) from error
+            if error.status or self._caller is None:
+                raise
+        self._caller = None
+        return self._get(path, query)
 
     def _list(self, path: str, **query: str) -> Iterator[bytes]:
         """Yield the objects of a list, page by page."""
         asked = {"limit": _PAGE, **query}
         while True:
-            page: dict[str, Any] = json.loads(self._client.request("GET", path, asked, compress=True).body())
+            page: dict[str, Any] = json.loads(self._get(path, asked))
             for item in page.get("items") or ():
                 yield json.dumps(item).encode()
             token = page.get("metadata", {}).get("continue")
@@ -198,15 +246,17 @@ class ApiReader:
         """See :class:`SourceReader`.
 
         The API server and its controllers do their part: a Service keeps the addresses and node ports that it
-        has, and its slices are those of the pods that its new selector matches.
+        has, and its slices are those of the pods that its new selector matches. Pods are read only for a
+        Service whose slices may become others by it.
         """
         now = self.snapshot()
+        others = [one for (kind, _), one in content.objects.items() if kind != "Service"]
+        with_pods = {one.key.namespace for one in others if isinstance(one, Pod)}
         requests = {
-            key: self._as_applied(parsed, now.state.service(key))
+            key: self._as_applied(parsed, now.state.service(key), key.namespace in with_pods)
             for (kind, key), parsed in content.objects.items()
             if kind == "Service" and isinstance(parsed, ServiceRequest)
         }
-        others = [one for (kind, _), one in content.objects.items() if kind != "Service"]
         kept: list[Parsed] = []
         for key in now.state.service_keys():
             service = now.state.service(key)
@@ -222,15 +272,20 @@ class ApiReader:
         resources, errors = assemble([*kept, *others, *requests.values()], self._pools)
         return Snapshot(_state(resources.values()), [*now.errors, *errors])
 
-    def _as_applied(self, request: ServiceRequest, before: Service | None) -> ServiceRequest:
+    def _as_applied(
+        self, request: ServiceRequest, before: Service | None, pods_change: bool
+    ) -> ServiceRequest:
+        """Return a Service as the cluster would have it; without selector if its slices stay as they are."""
         if before is None:
             return request
         service = request.service
+        stay = not pods_change and _of_slices(service) == _of_slices(before)
         ports = {(port.name, port.protocol): port.node_port for port in before.ports}
         return dataclasses.replace(
             request,
             service=dataclasses.replace(
                 service,
+                selector=None if stay else service.selector,
                 cluster_ips=service.cluster_ips or (() if service.headless else before.cluster_ips),
                 load_balancer_ips=service.load_balancer_ips or before.load_balancer_ips,
                 created=before.created,

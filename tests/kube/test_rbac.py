@@ -26,10 +26,15 @@ def manifests() -> dict[str, Any]:
 
 def granted() -> set[Right]:
     """Return what the ClusterRole allows."""
-    rights: set[Right] = set()
-    for rule in manifests()["ClusterRole"]["rules"]:
-        rights |= set(itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"]))
-    return rights
+    return rights(manifests()["ClusterRole"])
+
+
+def rights(role: dict[str, Any]) -> set[Right]:
+    """Return what a ClusterRole allows."""
+    found: set[Right] = set()
+    for rule in role["rules"]:
+        found |= set(itertools.product(rule["apiGroups"], rule["resources"], rule["verbs"]))
+    return found
 
 
 def test_the_role_allows_exactly_the_requests_that_are_made(double: ApiDouble, monkeypatch: Any) -> None:

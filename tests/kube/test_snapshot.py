@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
+import yaml
 
 from lb.config import Config
-from lb.diagnose.snapshot import ApiReader
+from lb.diagnose.snapshot import ApiReader, Snapshot
+from lb.errors import LbError
 from lb.kube import client
+from lb.manifests.documents import read
 from lb.model import ObjectKey
+from tests.kube import faults
 from tests.kube.double import ApiDouble
+from tests.kube.envtest import RBAC
 from tests.kube.harness import client_of
 from tests.kube.objects import NAMESPACE, NODE, endpoint, endpoint_slice, node, service
+from tests.kube.test_rbac import rights
 
 WEB = ObjectKey(NAMESPACE, "web")
 
@@ -43,3 +51,64 @@ def test_one_service_also_another_proxys(double: ApiDouble, reader: ApiReader) -
     assert found is not None
     assert not found.proxied
     assert reader.service(ObjectKey(NAMESPACE, "none")) is None
+
+
+MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec:
+  selector: {selector}
+  externalIPs: [203.0.113.9]
+  ports: [{{name: http, port: 80, targetPort: {target}}}]
+"""
+
+
+def planned(double: ApiDouble, reader: ApiReader, selector: str, target: object = 8080) -> Snapshot:
+    """Return what would be, of a Service that selects ``app: web`` at port 8080."""
+    ports = [{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]
+    double.put(service(selector={"app": "web"}, ports=ports))
+    double.put(endpoint_slice("web-1", endpoint("10.244.1.2")))
+    double.put(node())
+    text = MANIFEST.format(selector=selector, target=target)
+    content = read("web.yaml", text, range(30000, 32768))
+    assert not content.errors
+    return reader.merged(content)
+
+
+def test_a_plan_that_leaves_the_slices_alone_needs_no_pods(double: ApiDouble, reader: ApiReader) -> None:
+    double.fault("list", "pods", faults.answer(403, "Forbidden"))
+    found = planned(double, reader, "{app: web}")
+    web = found.state.service(WEB)
+    assert web is not None
+    assert web.external_ips == (ip_address("203.0.113.9"),)
+    assert [len(one.endpoints) for one in found.state.slices(WEB)] == [1]
+    assert double.asked("list", "pods") == []
+
+
+@pytest.mark.parametrize(("selector", "target"), [("{app: other}", 8080), ("{app: web}", 9090)])
+def test_a_plan_that_may_change_slices_names_the_right_that_it_lacks(
+    selector: str, target: object, double: ApiDouble, reader: ApiReader
+) -> None:
+    double.fault("list", "pods", faults.answer(403, "Forbidden"))
+    with pytest.raises(LbError) as caught:
+        planned(double, reader, selector, target)
+    assert str(caught.value) == (
+        "no right to list pods in namespace shop (GET /api/v1/namespaces/shop/pods: 403 Forbidden on"
+        " command); the ClusterRole lbctl-reader of deploy/reader-rbac.yaml gives it"
+    )
+
+
+def test_rights_that_are_missing_for_a_list_of_all_are_named(double: ApiDouble, reader: ApiReader) -> None:
+    double.fault("list", "endpointslices", faults.answer(403, "Forbidden"))
+    with pytest.raises(LbError, match=r"^no right to list endpointslices \(GET .*lbctl-reader"):
+        reader.snapshot()
+
+
+def test_the_readers_role_allows_exactly_what_is_read(double: ApiDouble, reader: ApiReader) -> None:
+    nobody = b'{"metadata": {"resourceVersion": "1000"}, "items": []}'
+    double.fault("list", "pods", faults.garbage(nobody))
+    planned(double, reader, "{app: other}")
+    reader.service(WEB)
+    (role,) = yaml.safe_load_all((RBAC.parents[1] / "reader-rbac.yaml").read_text())
+    assert {(each.group, each.resource, each.verb) for each in double.requests} == rights(role)

@@ -60,6 +60,16 @@ def entered(path: Path) -> Iterator[None]:
         os.close(home)
 
 
+@contextlib.contextmanager
+def present() -> Iterator[Path]:
+    """Give a file that stands for the calling thread's network namespace of now, whatever it enters later."""
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def _enter(path: Path) -> None:
     try:
         there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
