@@ -197,6 +197,12 @@ static __always_inline bool ctx_can_redirect(void)
 	return true;
 }
 
+/* Does no other hook of ours see the packet after this one? */
+static __always_inline bool ctx_decides(void)
+{
+	return true;
+}
+
 /* Has somebody marked the packet? Routing rules may go by that, which bpf_fib_lookup does not. */
 static __always_inline bool ctx_marked(const ctx_t *ctx)
 {

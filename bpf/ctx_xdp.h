@@ -173,6 +173,12 @@ static __always_inline bool ctx_can_redirect(void)
 	return false;
 }
 
+/* What XDP leaves alone the tc hook behind it decides. */
+static __always_inline bool ctx_decides(void)
+{
+	return false;
+}
+
 static __always_inline bool ctx_marked(const ctx_t *ctx)
 {
 	return false;

@@ -9,8 +9,10 @@
 #include "route.h"
 #include "watch.h"
 
-#define SLOW  (-2) /* no verdict of any hook */
-#define FIRST (-3) /* nor this: the first packet of a connection */
+/* No verdicts of any hook: */
+#define SLOW  (-2) /* to be looked at on the long way */
+#define OURS  (-3) /* the same, of a packet to a VIP or of a flow */
+#define FIRST (-4) /* the first packet of a connection */
 
 #define LATER_FLAGS (TCP_FIN | TCP_SYN | TCP_RST)
 
@@ -100,7 +102,7 @@ static __always_inline bool fast_packet(ctx_t *ctx, u32 l3, const struct tuple *
 	return true;
 }
 
-/* Sent by us: past the stack to a pod of this node, or along the FIB. SLOW, before anything was done to it,
+/* Sent by us: past the stack to a pod of this node, or along the FIB. OURS, before anything was done to it,
  * where that is not the packet's way. */
 static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const struct tuple *t,
 				     const struct flow_entry *e, bool past, u32 reason)
@@ -115,7 +117,7 @@ static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const st
 	entry_tuple(e, &to);
 	if (!fast_packet(ctx, at->l3, t, &pkt) || (past ? !may_go_past(ctx, &pkt) : pkt.ttl <= 1) ||
 	    find_route(ctx, &pkt, past ? &pkt.tuple.src : &to.src, &to.dst, past, &route) != ROUTE_FOUND)
-		return SLOW;
+		return OURS;
 	if (!past && !ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
 		return finish(at->hook, pass(REASON_TO_TC), bytes);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
@@ -167,8 +169,10 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 		return SLOW;
 	if (unlikely(to_snat_port(&t, settings))) {
 		e = fast_lookup(&t, DIR_REPLY);
-		if (!e || at->side != OUTSIDE || e->path != PATH_FORWARD || later || !settled(e, DIR_REPLY))
+		if (!e || at->side != OUTSIDE || e->path != PATH_FORWARD)
 			return SLOW;
+		if (later || !settled(e, DIR_REPLY))
+			return OURS;
 		return fast_send(ctx, at, &t, e, false, REASON_REPLY);
 	}
 	if (!lookup_vip(&t)) {
@@ -176,7 +180,7 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 			e = fast_lookup(&t, DIR_REPLY);
 			if (e && e->path == PATH_REDIRECT)
 				return later || !settled(e, DIR_REPLY)
-					   ? SLOW
+					   ? OURS
 					   : fast_send(ctx, at, &t, e, true, REASON_REPLY);
 		}
 		return in_cluster_net(&t.dst, settings) ? SLOW
@@ -187,11 +191,11 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 		return is_martian(&t.src) ? SLOW : FIRST;
 	if (later || !settled(e, DIR_FORWARD) ||
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
-		return SLOW;
+		return OURS;
 	if (e->path == PATH_FORWARD || (e->path == PATH_REDIRECT && settings->redirect))
 		return fast_send(ctx, at, &t, e, e->path == PATH_REDIRECT, REASON_FLOW_HIT);
 	if (!keeps_client(e->path))
-		return SLOW;
+		return OURS;
 	return fast_stack(ctx, at, &t, e, REASON_FLOW_HIT, bytes);
 }
 
@@ -207,7 +211,9 @@ static __always_inline int fast_egress(ctx_t *ctx, const struct note *at)
 	e = fast_lookup(&t, DIR_REPLY);
 	if (!e && !ctx_from_host(ctx) && !is_martian(&t.src))
 		return finish(at->hook, pass(REASON_NOT_VIP), bytes);
-	if (!e || later || !settled(e, DIR_REPLY) || !keeps_client(e->path))
+	if (!e || !keeps_client(e->path))
 		return SLOW;
+	if (later || !settled(e, DIR_REPLY))
+		return OURS;
 	return fast_stack(ctx, at, &t, e, REASON_REPLY, bytes);
 }

@@ -87,6 +87,13 @@ static __always_inline u32 common_ip(const void *header, u32 room, struct tuple 
 	return len - sizeof(*ip);
 }
 
+/* Fill in where a packet goes and by which protocol: from any header, also a bad one. */
+static __always_inline void ip_target(const struct iphdr *ip, struct tuple *t)
+{
+	t->dst.word[0] = ip->daddr;
+	t->protocol = ip->protocol;
+}
+
 /* What else there is in such a header. */
 static __always_inline void common_ip_rest(const void *header, struct packet *pkt)
 {

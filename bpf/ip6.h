@@ -117,6 +117,13 @@ static __always_inline u32 common_ip(const void *header, u32 room, struct tuple 
 	return ip->version == 6 && sizeof(*ip) + len <= room ? len : 0;
 }
 
+/* Fill in where a packet goes and what comes next: from any header, also a bad one. */
+static __always_inline void ip_target(const struct ipv6hdr *ip, struct tuple *t)
+{
+	t->dst = addr_from6(&ip->daddr);
+	t->protocol = ip->nexthdr;
+}
+
 /* What else there is in such a header. */
 static __always_inline void common_ip_rest(const void *header, struct packet *pkt)
 {

@@ -174,7 +174,7 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 {
 	if (parsed == ICMP_ERROR) {
 		next_step(ctx, STEP_ICMP_ERROR);
-		parsed = REASON_OTHER_PROTOCOL;
+		return finish(at->hook, strand(is_for_vip(ctx, at->l3)), bytes);
 	}
 	return finish(at->hook, pass(parsed), bytes);
 }
@@ -187,7 +187,7 @@ static __always_inline int run(ctx_t *ctx, struct note *at)
 	u32 bytes = ctx_len(ctx);
 	int fast;
 
-	hand_over(ctx, at->hook);
+	hand_over(ctx, at);
 	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
 	if (likely(fast > SLOW))
 		return fast;
@@ -198,8 +198,8 @@ static __always_inline int run(ctx_t *ctx, struct note *at)
 	}
 	if (fast == FIRST)
 		take_step(ctx, STEP_CONNECT, at);
-	take_step(ctx, at->egress ? STEP_EGRESS : STEP_INGRESS, at);
-	return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
+	take_step(ctx, long_step(at), at);
+	return finish(at->hook, strand(fast != SLOW || is_for_vip(ctx, at->l3)), bytes);
 }
 
 static __always_inline int long_way(ctx_t *ctx, bool egress)
@@ -208,8 +208,8 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 	struct work *work = get_work();
 	struct note *at = get_note();
 
-	if (!at || !work)
-		return VERDICT_DROP;
+	if (!at || !work) /* never: an array has its first entry */
+		return VERDICT_PASS;
 	work->pkt.l3 = at->l3;
 	parsed = parse(ctx, &work->pkt);
 	if (unlikely(parsed != PARSED))

@@ -10,6 +10,7 @@
 #define settings_map  MAP(FD_settings)	    /* [0] -> struct settings */
 #define ifaces	      MAP(FD_ifaces)	    /* ifindex -> struct iface; 0: the node's primary address */
 #define vips	      MAP(FD_vips)	    /* struct vip_key -> struct vip */
+#define other_vips    MAP(FD_other_vips)    /* `vips` of the other family: see stranded.h */
 #define source_ranges MAP(FD_source_ranges) /* struct source_range -> 1 */
 #define backends      MAP(FD_backends)	    /* backend id -> struct backend_slot */
 #define tables	      MAP(FD_tables)	    /* [line] -> struct table_line */

@@ -37,7 +37,9 @@
 	X(SCTP_FRAGMENT, "an SCTP packet in fragments, whose checksum cannot be kept right: dropped")        \
 	X(MARTIAN, "a source address that nothing may be sent to: untouched")                                \
 	X(NOT_FOR_US, "in a frame to another host or to many: untouched")                                    \
-	X(OTHER_NETNS, "a socket of another network namespace: untouched")
+	X(OTHER_NETNS, "a socket of another network namespace: untouched")                                   \
+	X(STEP_MISSING, "a program to go on in is missing, not for a VIP: untouched")                        \
+	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")
 
 enum reason {
 #define X(name, meaning) REASON_##name,

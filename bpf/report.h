@@ -12,11 +12,11 @@ static __always_inline int capture(ctx_t *ctx)
 	const struct note *at = get_note();
 	struct event *event = get_draft();
 
-	if (!at || !event)
-		return VERDICT_DROP;
+	if (!at || !event) /* never: an array has its first entry */
+		return VERDICT_PASS;
 	event->captured = ctx_copy_head(ctx, event->before);
-	next_step(ctx, at->egress ? STEP_EGRESS : STEP_INGRESS);
-	return VERDICT_DROP;
+	next_step(ctx, long_step(at));
+	return finish(at->hook, strand(is_for_vip(ctx, at->l3)), ctx_len(ctx));
 }
 
 /* A connection is told of as a whole or not at all: what counts is the tuple of the client's packets. */

@@ -21,21 +21,38 @@ static __always_inline void next_step(ctx_t *ctx, u32 step)
 	tail_call(ctx, MAP(FD_programs), (FAMILY == 6 ? PROGRAMS_PER_FAMILY : 0) + step);
 }
 
+static __always_inline bool write_note(const struct note *what)
+{
+	struct note *note = get_note();
+
+	if (note)
+		*note = *what;
+	return note;
+}
+
 /* The first step behind a hook, which writes the note. The steps read it where it is: their stacks have no
  * room for a copy. */
 static __always_inline void take_step(ctx_t *ctx, u32 step, const struct note *what)
 {
-	struct note *note = get_note();
-
-	if (!note)
-		return;
-	*note = *what;
-	next_step(ctx, step);
+	if (write_note(what))
+		next_step(ctx, step);
 }
 
-/* The IPv4 programs are the entries of every hook. What is IPv6 goes on in their twins. */
-static __always_inline void hand_over(ctx_t *ctx, u32 hook)
+/* The step that takes the long way. */
+static __always_inline u32 long_step(const struct note *at)
 {
-	if (FAMILY == 4 && ctx_ethertype(ctx) == bpf_htons(ETH_P_IPV6))
-		tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + hook);
+	return at->egress ? STEP_EGRESS : STEP_INGRESS;
+}
+
+/* The IPv4 programs are the entries of every hook. What is IPv6 goes on in their twins; where a twin is
+ * missing, on IPv6's long way, which does all that the twin does. False: the packet is this family's. True:
+ * there are no programs of its family. */
+static __always_inline bool hand_over(ctx_t *ctx, const struct note *at)
+{
+	if (FAMILY != 4 || ctx_ethertype(ctx) != bpf_htons(ETH_P_IPV6))
+		return false;
+	tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + at->hook);
+	if (write_note(at))
+		tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + long_step(at));
+	return true;
 }

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,7 +29,8 @@ from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.programs.loader import load
+from lb.datapath.programs import loader
+from lb.datapath.programs.loader import load, pin_name, program_array
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
 from lb.model import ObjectKey
@@ -95,6 +96,7 @@ class Datapath:
         self.pins = Pins(f"test.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self._stack.callback(unload, self.pins)
         loaded = load(self.pins, limits)
+        self._build = self.pins.programs(loaded.fingerprint)
         self._programs = {
             name: self._stack.enter_context(bpf.obj_get(path)) for name, path in loaded.programs.items()
         }
@@ -183,6 +185,20 @@ class Datapath:
     def program(self, name: str) -> bpf.FD:
         """Return a loaded program, to attach it."""
         return self._programs[name]
+
+    @contextlib.contextmanager
+    def without_programs(self, gone: Callable[[int, int], bool]) -> Iterator[None]:
+        """Take out of the arrays of programs meanwhile those of which gone(number, IP version) is true."""
+        with contextlib.ExitStack() as stack:
+            for name, version, program in loader.instances():
+                if program.at_sockets or not gone(program.number, version):
+                    continue
+                array = stack.enter_context(bpf.obj_get(self._build / program_array(program.source)))
+                fd = stack.enter_context(bpf.obj_get(self._build / pin_name(name, version)))
+                number = np.array([program.place(version)], "u4")
+                bpf.map_delete(array, number)
+                stack.callback(bpf.map_update, array, number, np.array([fd.fileno()], "u4"))
+            yield
 
     def apply(self, *plans: ServicePlan) -> None:
         """Make these the only Services."""

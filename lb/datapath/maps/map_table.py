@@ -134,6 +134,16 @@ class MapSpec:
         return self.name.removesuffix(str(self.version)) if self.version else self.name
 
 
+OTHER_VIPS = "other_vips"
+"""In C the name of the VIPs of the family that is not being compiled."""
+
+
+def named_in_c(version: int) -> dict[str, str]:
+    """Return what the maps of a program of an IP version are called, by their names in C."""
+    own = {spec.c_name: spec.name for spec in MAPS if spec.version in (0, version)}
+    return {**own, OTHER_VIPS: f"vips{next(other for other in FAMILIES if other != version)}"}
+
+
 TRAFFIC_COUNTERS = "traffic_counters"
 
 

@@ -56,6 +56,10 @@ class Program:
     number: int
     instances: Mapping[int, int] = field(default_factory=lambda: dict.fromkeys(layouts.FAMILIES, 0))
 
+    def place(self, version: int) -> int:
+        """Return the index of an instance in the array of its file's programs."""
+        return self.number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
+
     @property
     def at_sockets(self) -> bool:
         """True for a program of a socket hook, which :mod:`lb.datapath.attach.sockets` attaches."""
@@ -210,6 +214,11 @@ def load(
     return Loaded(paths, ids, own_build, compiled, fresh, sockets, refused)
 
 
+def instances() -> Iterator[tuple[str, int, Program]]:
+    """Yield every program in each of its instances: function, IP version and program."""
+    yield from _instances(PROGRAMS).values()
+
+
 def _instances(programs: Mapping[str, Program]) -> dict[str, tuple[str, int, Program]]:
     """Return what is to be loaded by the name of its pin: function, IP version and program."""
     return {
@@ -295,8 +304,13 @@ def _build(
             for source, name in _arrays(programs).items()
         }
         loads = []
+        maps = {slot.spec.name: slot.fd.fileno() for slot in slots}
+        named = {
+            version: {c_name: maps[name] for c_name, name in map_table.named_in_c(version).items()}
+            for version in layouts.FAMILIES
+        }
         for pin, (name, version, program) in _instances(programs).items():
-            fds = {slot.spec.c_name: slot.fd.fileno() for slot in slots if slot.spec.version in (0, version)}
+            fds = dict(named[version])
             if program.source in arrays:
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
             instructions = build.relocate(code[version][name], fds, has)
@@ -314,9 +328,8 @@ def _build(
             bpf.obj_pin(fd, staging / pin)
             if program.at_sockets:
                 continue
-            number = program.number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
             array = arrays[program.source]
-            bpf.map_update(array, np.array([number], "u4"), np.array([fd.fileno()], "u4"))
+            bpf.map_update(array, np.array([program.place(version)], "u4"), np.array([fd.fileno()], "u4"))
             if version == 4:
                 ids[pin] = bpf.prog_info(fd).id
     return ids, refused

@@ -31,7 +31,7 @@ from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import cache, layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.map_pins import create_map, read_rows
-from lb.datapath.maps.map_table import MAP_SPECS, MAPS, MapType
+from lb.datapath.maps.map_table import MAP_SPECS, MAPS, MapType, named_in_c
 from lb.datapath.programs import build, features, loader
 from lb.datapath.programs.loader import PROGRAMS
 from lb.errors import BpfError, DatapathError
@@ -181,17 +181,15 @@ class Shadow:
                     f"{directory / loader.pin_name(name, version)}: the program that runs is not that of this"
                     " lbctl: trace with the version that the agent has, or restart the agent with this one"
                 )
-            number = program.number + (0 if version == 4 else layouts.PROGRAMS_PER_FAMILY)
-            bpf.map_update(arrays[program.source], np.array([number], "u4"), np.array([fd.fileno()], "u4"))
+            place = np.array([program.place(version)], "u4")
+            bpf.map_update(arrays[program.source], place, np.array([fd.fileno()], "u4"))
             if version == 4 and name in hooks:
                 entries[name] = fd
         return entries
 
     def _fds(self, version: int) -> dict[str, int]:
         """Return the maps of a program by their names in C."""
-        return {
-            spec.c_name: self.maps.fd(spec.name).fileno() for spec in MAPS if spec.version in (0, version)
-        }
+        return {c_name: self.maps.fd(name).fileno() for c_name, name in named_in_c(version).items()}
 
     def _check_maps(self, directory: Path, arrays: set[str], programs: Iterable[bpf.ProgInfo]) -> None:
         """Refuse a build that works on other maps than the pinned ones: an older one, before its end."""
