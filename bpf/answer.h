@@ -11,6 +11,27 @@ static __always_inline bool answerable(const struct packet *pkt, const struct et
 	return pkt->piece != PIECE_LATER && !(link_back->h_source[0] & 1);
 }
 
+/* May one more answer of a kind be given? RFC 4443, section 2.4 (f), and RFC 1812, section 4.3.2.8, demand a
+ * limit, and propose a token bucket. Each kind has one of its own on each CPU, so that a flood of one kind
+ * does not use up the answers of another: "too big" least of all, without which connections hang. */
+static __always_inline bool within_rate(u32 kind)
+{
+	const struct settings *settings = get_settings();
+	struct rate *rate = bpf_map_lookup_elem(rates, &kind);
+	u64 now = bpf_ktime_get_ns(), full, latest;
+
+	if (!settings || !rate || !settings->answer_interval_ns)
+		return true;
+	latest = now + settings->answer_burst_ns;
+	full = rate->full_ns > now ? rate->full_ns : now;
+	if (full > latest) /* the burst was larger before */
+		full = rate->full_ns = latest;
+	if (full + settings->answer_interval_ns > latest)
+		return false;
+	rate->full_ns = full + settings->answer_interval_ns;
+	return true;
+}
+
 struct reset {
 	ip_header_t ip;
 	struct tcphdr tcp;
@@ -30,6 +51,8 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 		return drop(REASON_REWRITE_FAILED);
 	if (pkt->tcp_flags & TCP_RST || !answerable(pkt, &eth))
 		return drop(REASON_REJECT_UNANSWERED);
+	if (!within_rate(ANSWER_NONE))
+		return drop(REASON_RATE_LIMITED);
 	partial = ctx_csum_partial(ctx, pkt->l4 + TCP_CSUM);
 
 	frame.ip = ip_header(&pkt->tuple.dst, &pkt->tuple.src, IPPROTO_TCP, sizeof(frame));
@@ -139,6 +162,8 @@ static __always_inline struct outcome answer_error(ctx_t *ctx, const struct pack
 		return drop(REASON_REWRITE_FAILED);
 	if (!answerable(pkt, &eth))
 		return drop(REASON_REJECT_UNANSWERED);
+	if (!within_rate(note->answer))
+		return drop(REASON_RATE_LIMITED);
 	if (!ctx_resize(ctx, pkt->l3 + quoted) || !ctx_load(ctx, pkt->l3, &quoted_ip, sizeof(quoted_ip)) ||
 	    !sum_quoted_l4(ctx, pkt, &sum) || !sum_between(ctx, pkt, &sum))
 		return drop(REASON_REWRITE_FAILED);
@@ -169,6 +194,8 @@ static __always_inline struct outcome answer_echo(ctx_t *ctx, const struct packe
 		return drop(REASON_REWRITE_FAILED);
 	if (!answerable(pkt, &eth))
 		return drop(REASON_REJECT_UNANSWERED);
+	if (!within_rate(note->answer))
+		return drop(REASON_RATE_LIMITED);
 	if (!ctx_update_l4_csum(ctx, pkt->l4 + __builtin_offsetof(struct icmphdr, checksum), false, 0,
 				delta) ||
 	    !ctx_store(ctx, pkt->l4, &type, sizeof(type)) ||

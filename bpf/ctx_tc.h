@@ -180,7 +180,7 @@ static __always_inline bool ctx_for_us(const ctx_t *ctx)
 	return ctx->pkt_type == 0; /* PACKET_HOST */
 }
 
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool link_known)
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, bool link_known)
 {
 	return true;
 }

@@ -144,22 +144,25 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return false;
 }
 
-/* Is the frame addressed to this host, not flooded or broadcast past it? XDP is not told: what it does not
- * send itself, the stack or the tc hook judges. */
+/* Is the frame addressed to this host, not flooded or broadcast past it? What tc is told by the kernel is
+ * found out here: to the address of the interface that it came in by, which Python keeps in `ifaces`. What
+ * Python has not told of is tc's. */
 static __always_inline bool ctx_for_us(const ctx_t *ctx)
 {
-	return true;
+	u32 ifindex = ctx->ingress_ifindex;
+	const struct iface *iface = bpf_map_lookup_elem(ifaces, &ifindex);
+	const u16 *to = ctx_data(ctx), *own;
+
+	if (!iface || (void *)(to + ETH_ALEN / 2) > ctx_data_end(ctx))
+		return false;
+	own = (const u16 *)iface->mac;
+	return !((to[0] ^ own[0]) | (to[1] ^ own[1]) | (to[2] ^ own[2]));
 }
 
-/* XDP can send only out of the interface that the packet came from, and sends on only what was addressed to
- * that interface, whose address is smac; everything else is tc's. */
-static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, const u8 *smac, bool link_known)
+/* XDP can send only out of the interface that the packet came from; everything else is tc's. */
+static __always_inline bool ctx_can_send(const ctx_t *ctx, u32 ifindex, bool link_known)
 {
-	u16 to[3], own[3];
-
-	__builtin_memcpy(own, smac, ETH_ALEN);
-	return link_known && ifindex == ctx->ingress_ifindex && ctx_load(ctx, 0, to, sizeof(to)) &&
-	       to[0] == own[0] && to[1] == own[1] && to[2] == own[2];
+	return link_known && ifindex == ctx->ingress_ifindex;
 }
 
 static __always_inline int ctx_send(ctx_t *ctx, u32 ifindex)

@@ -118,7 +118,7 @@ static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const st
 	if (!fast_packet(ctx, at->l3, t, &pkt) || (past ? !may_go_past(ctx, &pkt) : pkt.ttl <= 1) ||
 	    find_route(ctx, &pkt, past ? &pkt.tuple.src : &to.src, &to.dst, past, &route) != ROUTE_FOUND)
 		return OURS;
-	if (!past && !ctx_can_send(ctx, route.ifindex, route.smac, route.link_known))
+	if (!past && !ctx_can_send(ctx, route.ifindex, route.link_known))
 		return finish(at->hook, pass(REASON_TO_TC), bytes);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
 	if (!fast_translate(ctx, at->l3, t, &to, 1))

@@ -64,7 +64,7 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 		decide_answer(d, ANSWER_TOO_BIG, REASON_TOO_BIG);
 	else if (result == ROUTE_NONE)
 		decide(d, ACTION_DROP, REASON_NO_ROUTE);
-	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.link_known))
+	else if (!ctx_can_send(ctx, d->route.ifindex, d->route.link_known))
 		decide(d, ACTION_PASS, REASON_TO_TC);
 	else
 		decide(d, ACTION_FORWARD, d->reason);

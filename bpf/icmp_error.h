@@ -107,7 +107,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 			along = false;
 		else if (result != ROUTE_FOUND)
 			return drop(REASON_NO_ROUTE);
-		else if (!ctx_can_send(ctx, d->route.ifindex, d->route.smac, d->route.link_known))
+		else if (!ctx_can_send(ctx, d->route.ifindex, d->route.link_known))
 			return pass(REASON_TO_TC);
 	}
 	if ((along || back) && pkt->ttl <= 1)

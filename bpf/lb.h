@@ -179,27 +179,34 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 	return finish(at->hook, pass(parsed), bytes);
 }
 
-/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
- * one, which is a step. So is what may be left out of it: first packets are sent ahead, unless somebody wants
- * to have seen them as they came. */
-static __always_inline int run(ctx_t *ctx, struct note *at)
+/* What the short way has left to others: SLOW, OURS or FIRST, as found. First packets are sent ahead, unless
+ * somebody wants to have seen them as they came. Comes back only where a step is missing. */
+static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *at)
 {
-	u32 bytes = ctx_len(ctx);
-	int fast;
-
-	hand_over(ctx, at);
-	fast = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
-	if (likely(fast > SLOW))
-		return fast;
 	at->watch = watched();
 	if (unlikely(at->watch & WATCH_BYTES)) {
 		take_step(ctx, STEP_CAPTURE, at);
 		at->watch &= ~WATCH_BYTES;
 	}
-	if (fast == FIRST)
+	if (found == FIRST)
 		take_step(ctx, STEP_CONNECT, at);
 	take_step(ctx, long_step(at), at);
-	return finish(at->hook, strand(fast != SLOW || is_for_vip(ctx, at->l3)), bytes);
+}
+
+/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
+ * one, which is a step. */
+static __always_inline int run(ctx_t *ctx, struct note *at)
+{
+	u32 bytes = ctx_len(ctx);
+	int found = SLOW;
+
+	if (likely(!hand_over(ctx, at))) {
+		found = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
+		if (likely(found > SLOW))
+			return found;
+		take_long_way(ctx, found, at);
+	}
+	return finish(at->hook, strand(found != SLOW || is_for_vip(ctx, at->l3)), bytes);
 }
 
 static __always_inline int long_way(ctx_t *ctx, bool egress)
@@ -222,12 +229,12 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:
- * behind a bridge it addresses its frames to the bridge. */
+ * behind a bridge it addresses its frames to the bridge. IPv6's twin is entered from here alone. */
 static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 {
 	struct note at = {.hook = hook, .side = side, .l3 = l3};
 
-	if (side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
+	if (FAMILY == 4 && side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
 		return finish(hook, pass(REASON_NOT_FOR_US), ctx_len(ctx));
 	return run(ctx, &at);
 }

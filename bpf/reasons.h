@@ -38,6 +38,7 @@
 	X(MARTIAN, "a source address that nothing may be sent to: untouched")                                \
 	X(NOT_FOR_US, "in a frame to another host or to many: untouched")                                    \
 	X(OTHER_NETNS, "a socket of another network namespace: untouched")                                   \
+	X(RATE_LIMITED, "an answer of ours is due, but there were too many lately: dropped")                 \
 	X(STEP_MISSING, "a program to go on in is missing, not for a VIP: untouched")                        \
 	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")
 

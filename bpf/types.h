@@ -247,7 +247,9 @@ struct affinity_bucket {
  * `redirect` also the interfaces of pods, whose address is 0. */
 struct iface {
 	struct addr source;
-	u32 flags; /* enum iface_flags */
+	u32 flags;	  /* enum iface_flags */
+	u8 mac[ETH_ALEN]; /* its link address; 0 where there is none */
+	u8 pad[2];
 };
 
 enum iface_flags {
@@ -264,6 +266,8 @@ struct settings {
 	u64 udp_new_ns;		/* a UDP flow without a reply */
 	u64 udp_ns;		/* idle, replied */
 	u64 sctp_ns;		/* idle; an association's start and end are timed as TCP's */
+	u64 answer_interval_ns; /* one answer of each kind for each CPU, on average; 0: no limit */
+	u64 answer_burst_ns;	/* how much of that may be taken at once */
 	u64 netns;		/* the cookie of the node's own network namespace */
 	__be16 snat_port_min;	/* the reserved range, inclusive */
 	__be16 snat_port_max;
@@ -301,11 +305,12 @@ struct note {
 
 /* What the data plane says itself. */
 enum answer {
-	ANSWER_NONE = 0,
+	ANSWER_NONE = 0,	/* in `rates`: a TCP reset */
 	ANSWER_REJECT = 1,	/* for the VIP: nobody is there */
 	ANSWER_ECHO = 2,	/* for the VIP: a ping */
 	ANSWER_TOO_BIG = 3,	/* as a router */
 	ANSWER_TTL_EXPIRED = 4, /* as a router */
+	ANSWER_KINDS,
 };
 
 /* On which side of the node the client is. */
@@ -313,6 +318,11 @@ enum side {
 	INSIDE = 0,  /* a pod of this node: its interface sees both directions */
 	OUTSIDE = 1, /* behind an uplink or a tunnel */
 	HOST = 2,    /* a process of this node: its packets are first seen where they leave */
+};
+
+/* How many answers of a kind a CPU may still give: a token bucket, told by the time when it is full again. */
+struct rate {
+	u64 full_ns; /* CLOCK_MONOTONIC */
 };
 
 struct counter {

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
 from lb.model import Event, IPAddress, Node, ObjectKey
@@ -39,6 +40,8 @@ AUDIT_SECONDS = 300.0
 """How often the agent looks whether the maps still hold what it wrote."""
 LOOK_AGAIN_SECONDS = 1.0
 """After how long it looks again whether interfaces differ: what has just changed is on its way to it."""
+LOOK_AFTER_SECONDS = 3.0
+"""How often the agent looks whether somebody detached its programs or removed their pins."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
 
@@ -100,6 +103,24 @@ class Surroundings(Protocol):
         """Attach programs to the interfaces (by ifindex; None: all) and return what failed.
 
         None also has written anew what the programs know of the node and its configuration.
+        """
+        ...
+
+    def lost(self) -> Sequence[LostHook]:
+        """Return the hooks that should have a program of ours and have none.
+
+        Raises
+        ------
+        LbError: the kernel refused to tell.
+        """
+        ...
+
+    def mend(self) -> int:
+        """Pin again what somebody unpinned, and return how much that was.
+
+        Raises
+        ------
+        LbError, OSError: it could not be pinned.
         """
         ...
 
@@ -179,6 +200,7 @@ class Agent:
     ----------
     stopping: it was told to stop.
     drift: by map, how many entries were not as written when that was last looked at; empty before.
+    repairs: how many hooks and pins that somebody else had taken away were put back.
     sync_seconds: how long the last sync took, from planning to the last write; 0 before the first.
     """
 
@@ -230,6 +252,10 @@ class Agent:
         self._around: dict[str, int] = {}
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
+        self._look_after_due = clock() + LOOK_AFTER_SECONDS
+        self._lost: Sequence[LostHook] = ()
+        self._unseen = ""
+        self.repairs = 0
         if serving:
             self._attach(None)
 
@@ -276,6 +302,9 @@ class Agent:
         if now >= self._audit_due and not self._first_sync:
             self._audit_due = now + AUDIT_SECONDS
             self._audit(now)
+        if now >= self._look_after_due:
+            self._look_after_due = now + LOOK_AFTER_SECONDS
+            self._look_after()
         if now >= self._beat_due:
             self._topology_is_old |= bool(self._claimed)  # nobody tells that a process listens
             self._beat(self)
@@ -285,7 +314,9 @@ class Agent:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
         drift = [self._drift_text()] if any(self.drift.values()) else []
         told = [*map(str, self.conflicts()), *self.refusals()]
-        return [*self._services.messages(), *self._hooks.messages(), *drift, *told]
+        lost = [f"{one.place}: detached" for one in self._lost]
+        looked = [f"cannot look after hooks and pins: {self._unseen}"] if self._unseen else []
+        return [*self._services.messages(), *self._hooks.messages(), *lost, *looked, *drift, *told]
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
@@ -310,8 +341,11 @@ class Agent:
 
     @property
     def in_service(self) -> bool:
-        """Whether programs are attached and the maps were written once; may be read from any thread."""
-        return self._attached
+        """Whether programs are attached and the maps were written once; may be read from any thread.
+
+        Not so while an uplink or a tunnel has lost a program and the agent cannot attach it again.
+        """
+        return self._attached and not any(one.outward for one in self._lost)
 
     @property
     def node_eligible(self) -> bool:
@@ -335,6 +369,7 @@ class Agent:
         now = self._clock()
         due = min(
             self._beat_due,
+            self._look_after_due,
             self._services.next_due(),
             self._hooks.next_due(),
             self._reread_due,
@@ -396,6 +431,29 @@ class Agent:
         if changed is None:  # only then everything was tried
             for problem in set(self._hooks.messages()) - set(problems):
                 self._hooks.succeeded(problem)
+
+    def _look_after(self) -> None:
+        """Put back what somebody else detached or unpinned, and tell."""
+        if not self._attached:
+            return
+        try:
+            if unpinned := self._surroundings.mend():
+                _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
+                self.repairs += unpinned
+            lost = self._surroundings.lost()
+            if lost and not len(self._hooks):  # else it is known, and tried again in time
+                for one in lost:
+                    _log.error("%s: somebody detached it; attaching it again", one.place)
+                self._attach(None)
+                missing = len(lost)
+                lost = self._surroundings.lost()
+                self.repairs += missing - len(lost)
+        except (LbError, OSError) as error:
+            if str(error) != self._unseen:
+                _log.error("cannot look after hooks and pins: %s", error)
+            self._unseen = str(error)
+            return
+        self._lost, self._unseen = lost, ""
 
     def _audit(self, now: float) -> None:
         """Look whether somebody else has written to the maps; it is told, and left to an operator."""

@@ -147,6 +147,7 @@ _DNS_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 ENTRIES = Kind("ENTRIES", "a whole number of entries from 1 to 2147483647", _whole(1, 2**31 - 1))
 COUNT = Kind("NUMBER", "a whole number from 0 to 1000000", _whole(0, 1_000_000))
 SECONDS = Kind("SECONDS", "a number of seconds above 0", _seconds)
+RATE = Kind("PER_SECOND", "a whole number from 0 to 1000000, so many a second", _whole(0, 1_000_000))
 PORT = Kind("PORT", "a port number from 1 to 65535", _whole(1, 65535))
 PORT_RANGE = Kind("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
 NETWORKS = Kind(
@@ -273,6 +274,7 @@ class Config:
     metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
     healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
     traffic_counters: whether packets and bytes are counted for each backend.
+    answer_rate: of how many answers of ours a second and CPU, see within_rate() in bpf/answer.h.
     metrics_services, metrics_backends: of how many the metrics tell at most.
     """
 
@@ -377,6 +379,12 @@ class Config:
         " out is a metric, too",
     )
     metrics_backends: int = setting(500, COUNT, "backends of which GET /metrics tells, likewise")
+    answer_rate: int = setting(
+        1000,
+        RATE,
+        "answers of each kind (TCP resets, ICMP errors about ports, sizes and TTLs, ping replies) that the"
+        " programs send on each CPU, per second, and as many at once; 0: no limit",
+    )
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -21,7 +21,8 @@ import lb
 from lb import memory
 from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
 from lb.config import NODE_NAME, Config, Switch, split_address
-from lb.datapath.attach.hooks import Hooks
+from lb.datapath.attach.hooks import Hooks, LostHook
+from lb.datapath.attach.keeper import Keeper
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import selection, standing
 from lb.datapath.attach.settings import write_settings
@@ -290,6 +291,7 @@ def measure(
     parts: dict[str, metrics.Part] = {
         "build": lambda: metrics.build_metrics(lb.__version__, programs),
         "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
+        "repairs": lambda: metrics.repair_metrics(agent.repairs),
         "audit": lambda: metrics.audit_metrics(agent.drift),
         "syncs": syncs.metrics,
         "programming": programming.metrics,
@@ -370,12 +372,14 @@ class KernelSurroundings:
             redirect=config.redirect is Switch.ON,
         )
         self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
+        self._keeper = Keeper(pins, pins.programs(loaded.fingerprint))
         self._pruned = False
         self._own: tuple[IPAddress, ...] = ()
 
     def close(self) -> None:
-        """Close the programs; what is attached stays attached."""
+        """Close the programs and what is held; what is attached and pinned stays so."""
         self._hooks.close()
+        self._keeper.close()
 
     def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
         """See :class:`lb.agent.Surroundings`."""
@@ -408,6 +412,14 @@ class KernelSurroundings:
             loader.prune(self._pins, self._loaded)
             self._pruned = True
         return [str(error) for error in report.errors]
+
+    def lost(self) -> Sequence[LostHook]:
+        """See :class:`lb.agent.Surroundings`."""
+        return [*self._hooks.lost(), *self._sockets.lost()]
+
+    def mend(self) -> int:
+        """See :class:`lb.agent.Surroundings`."""
+        return len(self._keeper.mend())
 
     def drift(self) -> dict[str, int]:
         """See :class:`lb.agent.Surroundings`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lb.config import Config, SocketMode, Switch, UplinkMode
 from lb.datapath.attach import hooks, sockets
-from lb.datapath.attach.hooks import TC_PROGRAMS, TC_PROGRAMS_L3, XDP_PROGRAM, Attached, Role, fill_ifaces
+from lb.datapath.attach.hooks import XDP_PROGRAM, Attached, Role, fill_ifaces, tc_programs_for
 from lb.datapath.attach.netlink import Interface
 from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.attach.settings import write_settings
@@ -52,8 +52,7 @@ def wanted(
         role = roles.get(one.index)
         if role is None:
             continue
-        programs = TC_PROGRAMS_L3 if role is not Role.POD and not one.ethernet else TC_PROGRAMS[role]
-        for direction, program in programs.items():
+        for direction, program in tc_programs_for(one, role).items():
             found.append((one, role, f"tc {direction.name.lower()}", program))
         mode = (modes.get(one.name) or (UplinkMode.TC.value,))[0]
         if role is Role.UPLINK and mode != UplinkMode.TC:

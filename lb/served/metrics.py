@@ -160,6 +160,15 @@ def agent_metrics(services: int, problems: Mapping[str, int]) -> Iterator[Metric
     yield family
 
 
+def repair_metrics(repairs: int) -> Iterator[Metric]:
+    """Yield how often the agent put back what somebody else had taken away."""
+    yield CounterMetricFamily(
+        "lbctl_repairs",
+        "Hooks that somebody detached and pins that somebody removed, and that the agent put back.",
+        value=repairs,
+    )
+
+
 def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
     """Yield in how many entries the kernel differs from what was written, by map."""
     family = GaugeMetricFamily(

@@ -22,16 +22,18 @@ from lb.datapath.attach import hooks, netlink
 from lb.datapath.attach.hooks import (
     HookReport,
     Hooks,
+    LostHook,
     Role,
     Selection,
     attached,
     choose_uplink_mode,
     detach_all,
 )
+from lb.datapath.attach.keeper import Keeper
 from lb.datapath.attach.netlink import Interface, InterfaceWatcher, Netlink
 from lb.datapath.kernel import bpf, tcx
 from lb.datapath.kernel.bpf import ProgType
-from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.kernel.pins import Pins, remove_tree, unload
 from lb.datapath.kernel.rtnl import TC_HANDLE, Direction, Filter, filters, set_xdp
 from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
@@ -369,6 +371,30 @@ def test_the_sources_are_the_addresses_of_the_node_object(
         assert sync("203.0.113.9") == ("203.0.113.9", "203.0.113.9"), "a host route to an address of lo"
 
 
+def test_interface_map_follows_the_link_address(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
+    """XDP compares a frame's destination with it; an event tells of a change (RTM_NEWLINK)."""
+    up = index_of("up0")
+
+    def known() -> set[str]:
+        return {
+            row["mac"].tobytes().hex(":")
+            for name in ("ifaces4", "ifaces6")
+            for index, row in zip(*maps.read(name), strict=True)
+            if index == up
+        }
+
+    with hooked(loaded, maps) as own:
+        own.sync()
+        assert known() == {by_name()["up0"].mac}
+        changed: list[set[int]] = []
+        watcher = InterfaceWatcher(changed.append)
+        route.link("set", index=up, address="02:00:00:00:77:01")
+        assert watcher.step(5.0)
+        watcher.close()
+        own.sync(set.union(*changed))
+        assert known() == {"02:00:00:00:77:01"}
+
+
 def test_redirect_is_for_veths_with_an_end_in_a_pod(
     route: IPRoute, loaded: Loaded, maps: KernelMaps, pods: NetworkNamespace
 ) -> None:
@@ -401,7 +427,7 @@ def test_dual_stack_interface_map_of_ipv6(route: IPRoute, loaded: Loaded, maps: 
         keys, values = maps.read("ifaces6")
         return {
             index: (str(layouts.unpack_address(source)), flags)
-            for index, (source, flags) in zip(keys.tolist(), values.tolist(), strict=True)
+            for index, (source, flags, *_) in zip(keys.tolist(), values.tolist(), strict=True)
         }
 
     up, tunnel = index_of("up0"), index_of("vx0")
@@ -673,6 +699,53 @@ def test_what_somebody_removed_comes_back(
                 net.detach_tc(by_name()["pod1"])
         assert own.sync().attached == ["pod1 tc ingress", "pod1 tc egress"]
     assert shape() >= POD
+
+
+def test_self_repair_what_somebody_detached_is_found(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, tc_hook: str
+) -> None:
+    with hooked(loaded, maps) as own:
+        own.sync()
+        assert own.lost() == []
+        with Netlink() as net:
+            net.detach_tc(by_name()["up0"])
+        assert own.lost() == [
+            LostHook("uplink up0, tc ingress: lb_tc_uplink_in", outward=True),
+            LostHook("uplink up0, tc egress: lb_tc_uplink_out", outward=True),
+        ]
+        own.sync()
+        assert own.lost() == []
+        route.link("del", index=index_of("pod1"))
+        assert own.lost() == [], "it went with its interface"
+    assert tc_hook
+
+
+def test_self_repair_a_hook_that_cannot_be_attached_stays_lost(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise AttachError("up0: tc ingress: Operation not permitted")
+
+    monkeypatch.setattr(Netlink, "attach_tc", refused)
+    with hooked(loaded, maps) as own:
+        assert own.sync().errors
+        assert {one.outward for one in own.lost()} == {True, False}
+
+
+def test_self_repair_pins_are_put_back(tree: Path) -> None:
+    """Meanwhile the kernel empties no array of programs: the keeper has it open."""
+    with own_pins() as pins:
+        built = loader.load(pins, LIMITS, bpf_dir=tree)
+        folder = pins.programs(built.fingerprint)
+        keeper = Keeper(pins, folder)
+        before = sorted(path for path in pins.base.rglob("*"))
+        remove_tree(pins.base)
+        assert len(keeper.mend()) == len([path for path in before if not path.is_dir()])
+        assert sorted(path for path in pins.base.rglob("*")) == before
+        assert keeper.mend() == []
+        keeper.close()
+        again = loader.load(pins, LIMITS, bpf_dir=tree)
+        assert (again.compiled, again.ids, again.fresh) == (False, built.ids, frozenset())
 
 
 def test_an_interface_that_vanishes_meanwhile(

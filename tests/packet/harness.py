@@ -129,17 +129,21 @@ class Datapath:
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
         row["redirect"] = redirect
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
-        for at, (role, flags) in enumerate(
+        for at, (role, flags, mac) in enumerate(
             (
-                (p.NODE1, 0),
-                (p.NODE1, layouts.IfaceFlag.UPLINK),
-                (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK),
+                (p.NODE1, 0, ""),
+                (p.NODE1, layouts.IfaceFlag.UPLINK, p.NODE1_MAC),
+                (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK, p.UPLINK_2_MAC),
             )
         ):
-            ifaces[at] = (packed(role), flags)
+            ifaces[at] = (packed(role), flags, bytes.fromhex(mac.replace(":", "")), b"")
         ifaces[3]["flags"] = layouts.IfaceFlag.PEER if redirect else 0
         indexes = np.array([0, self.uplink, self.uplink_2, self.pod], dtype=layouts.ID)
         self.update("ifaces", indexes, ifaces)
+        if p.version() == 6:  # the IPv4 program judges whom a frame is for
+            four = np.zeros(4, dtype=layouts.IFACE[4])
+            four["mac"] = ifaces["mac"]
+            self.maps.update("ifaces4", indexes, four)
 
     def run(
         self,
@@ -214,6 +218,8 @@ class Datapath:
             self.delete(name, self.read(name)[0])
         keys, values = self.maps.read("reasons")
         self.maps.update("reasons", keys, np.zeros_like(values))
+        keys, values = self.maps.read("rates")
+        self.maps.update("rates", keys, np.zeros_like(values))
         self.set_up_node()
 
     def read(self, name: str) -> tuple[Any, Any]:

@@ -26,7 +26,7 @@ from scapy.packet import Packet, Raw
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
-from tests.packet.harness import HOOK_OF, PASS, TC_UPLINK_IN, XDP, Datapath
+from tests.packet.harness import HOOK_OF, OUTSIDE_INGRESS, PASS, TC_UPLINK_IN, XDP, Datapath
 from tests.packet.plans import VIPS, service
 
 VIP, PORT = VIPS[VipKind.CLUSTER_IP]
@@ -201,25 +201,33 @@ def test_odd_packets_another_protocols_port_is_the_nodes(datapath: Datapath, pro
         check(datapath, program, name, frame, "NOT_VIP")
 
 
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
 @pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", p.NODE2_MAC])
-def test_odd_packets_to_another_host_or_to_many(served: Datapath, mac: str) -> None:
+def test_odd_packets_to_another_host_or_to_many(served: Datapath, mac: str, program: str) -> None:
     """A switch floods what it cannot place: the node that it is for translates it, and no other."""
+    for name, frame in _frames_to(mac):
+        check(served, program, name, frame, "NOT_FOR_US")
+
+
+def _frames_to(mac: str) -> Iterator[tuple[str, bytes]]:
+    """Yield frames that would be translated, answered or looked at if they were for this host."""
     link = p.ether(p.CLIENT_MAC, mac)
-    for name, frame in (
-        ("TCP", p.tcp(link, CLIENT, (VIP, PORT))),
-        ("UDP", p.udp(link, CLIENT, (VIP, PORT))),
-        ("unknown port", p.udp(link, CLIENT, (VIP, PORT + 1))),
-        ("echo", p.echo(link, p.CLIENT, VIP)),
-        ("VLAN", bytes(link / Dot1Q(vlan=5) / to_vip() / SEGMENT)),
-    ):
-        check(served, TC_UPLINK_IN, name, frame, "NOT_FOR_US")
+    yield "TCP", p.tcp(link, CLIENT, (VIP, PORT))
+    yield "UDP", p.udp(link, CLIENT, (VIP, PORT))
+    yield "unknown port", p.udp(link, CLIENT, (VIP, PORT + 1))
+    yield "echo", p.echo(link, p.CLIENT, VIP)
+    yield "VLAN", bytes(link / Dot1Q(vlan=5) / to_vip() / SEGMENT)
 
 
-@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", p.NODE2_MAC])
-def test_odd_packets_xdp_forwards_nothing_to_another_host_or_to_many(datapath: Datapath, mac: str) -> None:
-    datapath.apply(service(p.BACKEND_REMOTE))
-    frame = p.tcp(p.ether(p.CLIENT_MAC, mac), CLIENT, (VIP, PORT))
-    check(datapath, XDP, mac, frame, "TO_TC")
+def test_odd_packets_xdp_knows_the_interface_that_a_frame_came_in_by(served: Datapath) -> None:
+    """Another uplink has another link address; and what Python has not told of is tc's."""
+    frame = p.tcp(p.ether(p.CLIENT_MAC, p.UPLINK_2_MAC), CLIENT, (VIP, PORT))
+    check(served, XDP, "to the other uplink", frame, "NOT_FOR_US")
+    result = served.run(XDP, frame, ifindex=served.uplink_2)
+    assert result.reason != "NOT_FOR_US"
+    served.reset()
+    served.maps.delete("ifaces4", served.maps.read("ifaces4")[0])
+    check(served, XDP, "to an unknown interface", p.tcp(LINK, CLIENT, (VIP, PORT)), "NOT_FOR_US")
 
 
 @each_program

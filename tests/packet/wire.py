@@ -105,7 +105,7 @@ def tunnel(datapath: Datapath) -> Iterator[tuple[int, Wire]]:
 def know_tunnel(datapath: Datapath, index: int) -> None:
     """Tell the programs the node's address on the tunnel."""
     row = np.zeros(1, dtype=layouts.IFACE[p.version()])
-    row[0] = (packed(TUNNEL_ADDRESS), layouts.IfaceFlag.TUNNEL)
+    row["source"], row["flags"] = packed(TUNNEL_ADDRESS), layouts.IfaceFlag.TUNNEL
     datapath.maps.update(own("ifaces"), np.array([index], dtype=layouts.ID), row)
 
 

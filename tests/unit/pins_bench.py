@@ -24,7 +24,8 @@ TINY: Mapping[str, Program] = {
     "lb_xdp_tiny": Program("xdp_tiny.c", ProgType.XDP, 0),
     "lb_tc_tiny": Program("tc_tiny.c", ProgType.SCHED_CLS, 1),
 }
-XDP_SOURCE = """#include "maps.h"
+XDP_SOURCE = """#include "cache.h"
+#include "reasons.h"
 
 int lb_xdp_tiny(struct xdp_md *ctx)
 {
@@ -33,7 +34,8 @@ int lb_xdp_tiny(struct xdp_md *ctx)
 	return settings && settings->udp_ns == 7 ? XDP_DROP : XDP_PASS;
 }
 """
-TC_SOURCE = """#include "maps.h"
+TC_SOURCE = """#include "cache.h"
+#include "reasons.h"
 
 int lb_tc_tiny(struct __sk_buff *ctx)
 {

@@ -17,6 +17,7 @@ import pytest
 from lb.agent import (
     AUDIT_SECONDS,
     BEAT_SECONDS,
+    LOOK_AFTER_SECONDS,
     LOOK_AGAIN_SECONDS,
     Agent,
     Failed,
@@ -28,6 +29,7 @@ from lb.agent import (
     Told,
 )
 from lb.config import Limits
+from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.reconcile import Reconciler, SyncReport
 from lb.datapath.view.dump import VipEntry, dump
@@ -98,6 +100,17 @@ class FakeSurroundings:
         self.problems: list[str] = []
         self.attached: list[frozenset[int] | None] = []
         self.changed: dict[str, int] = {}
+        self.missing: list[list[LostHook]] = []
+        self.unpinned: list[int | Exception] = []
+
+    def lost(self) -> Sequence[LostHook]:
+        return self.missing.pop(0) if self.missing else []
+
+    def mend(self) -> int:
+        found = self.unpinned.pop(0) if self.unpinned else 0
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
         internal = node.addresses if node else ()
@@ -659,3 +672,92 @@ def test_a_second_look_at_what_others_wrote_is_waited_for(
     monkeypatch.setattr(bench.agent, "_inbox", SimpleNamespace(get=wait))
     bench.agent.step()
     assert waits[0] <= LOOK_AGAIN_SECONDS
+
+
+UPLINK_HOOK = LostHook("uplink eth0, tc ingress: lb_tc_uplink_in", outward=True)
+POD_HOOK = LostHook("pod pod-x, tc egress: lb_tc_pod_out", outward=False)
+
+
+def look_after(bench: Bench) -> None:
+    """Let the time pass after which the agent looks at its hooks and pins."""
+    bench.now += LOOK_AFTER_SECONDS
+    bench.tell()
+
+
+def test_self_repair_a_detached_hook_is_told_and_attached_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.surroundings.attached.clear()
+    bench.surroundings.missing = [[UPLINK_HOOK], []]
+    look_after(bench)
+    assert bench.surroundings.attached == [None]
+    assert f"{UPLINK_HOOK.place}: somebody detached it" in caplog.text
+    assert (bench.agent.in_service, bench.agent.problems(), bench.agent.repairs) == (True, [], 1)
+
+
+@pytest.mark.parametrize(("hook", "in_service"), [(UPLINK_HOOK, False), (POD_HOOK, True)])
+def test_self_repair_that_fails_is_a_problem_until_it_succeeds(
+    bench: Bench, hook: LostHook, in_service: bool
+) -> None:
+    """Without a program on an uplink nothing from outside is served: /healthz says so."""
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.surroundings.missing = [[hook]] * 3
+    bench.surroundings.problems = ["eth0: tc ingress: Operation not permitted"]
+    look_after(bench)
+    assert bench.agent.in_service is in_service
+    assert bench.agent.problems() == [*bench.surroundings.problems, f"{hook.place}: detached"]
+    tries = len(bench.surroundings.attached)
+    look_after(bench)
+    assert len(bench.surroundings.attached) <= tries + 1, "tried as all that failed, not at every look"
+    bench.surroundings.problems, bench.surroundings.missing = [], []
+    bench.now += Retries.MOST_SECONDS
+    look_after(bench)
+    assert (bench.agent.in_service, bench.agent.problems()) == (True, [])
+
+
+def test_self_repair_removed_pins_are_pinned_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.surroundings.unpinned = [110]
+    look_after(bench)
+    assert "somebody removed 110 pins of this instance: pinned again" in caplog.text
+    assert bench.agent.repairs == 110
+
+
+def test_self_repair_that_cannot_look_says_so_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.surroundings.unpinned = [
+        PermissionError(1, "not permitted"),
+        PermissionError(1, "not permitted"),
+        0,
+    ]
+    look_after(bench)
+    look_after(bench)
+    assert caplog.text.count("cannot look after hooks and pins: [Errno 1] not permitted") == 1
+    assert bench.agent.problems() == ["cannot look after hooks and pins: [Errno 1] not permitted"]
+    look_after(bench)
+    assert bench.agent.problems() == []
+
+
+def test_self_repair_waits_for_the_first_sync() -> None:
+    bench = Bench(serving=False)
+    bench.surroundings.missing = [[UPLINK_HOOK]]
+    look_after(bench)
+    assert bench.surroundings.missing == [[UPLINK_HOOK]]
+
+
+def test_self_repair_is_looked_for_in_time(bench: Bench) -> None:
+    """The agent waits for messages no longer than until it is due."""
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    asked: list[float | None] = []
+
+    class Silent(queue.SimpleQueue):  # type: ignore[type-arg]
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            asked.append(timeout)
+            raise queue.Empty
+
+    bench.agent._inbox = Silent()
+    bench.agent.step()
+    (timeout,) = asked
+    assert timeout is not None
+    assert timeout <= LOOK_AFTER_SECONDS

@@ -14,7 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from lb.config import UplinkMode
-from lb.datapath.attach.netlink import Interface, Netlink, in_place, is_our_xdp, our_names, tc_programs
+from lb.datapath.attach.netlink import (
+    Interface,
+    Netlink,
+    exists,
+    in_place,
+    is_our_xdp,
+    our_names,
+    runs,
+    tc_programs,
+)
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps import layouts
@@ -49,6 +58,11 @@ An uplink in an XDP mode has them too: XDP leaves to them what it cannot send it
 
 TC_PROGRAMS_L3: Mapping[Direction, str] = {Direction.INGRESS: "lb_tc_l3_in", Direction.EGRESS: "lb_tc_l3_out"}
 """Those of an uplink or a tunnel whose packets begin with the IP header."""
+
+
+def tc_programs_for(interface: Interface, role: Role) -> Mapping[Direction, str]:
+    """Return the tc programs that an interface of a role should have, by direction."""
+    return TC_PROGRAMS[role] if interface.ethernet or role is Role.POD else TC_PROGRAMS_L3
 
 
 _KERNEL_NAME = 15
@@ -150,6 +164,17 @@ class Attached:
     program_id: int
 
 
+@dataclass(frozen=True, slots=True)
+class LostHook:
+    """A hook without the program that it should have.
+
+    place: the hook and its program in words. outward: it is on an uplink or a tunnel.
+    """
+
+    place: str
+    outward: bool
+
+
 class Hooks:
     """Keeps our programs attached to the interfaces that want them, and the ``ifaces`` maps filled.
 
@@ -182,6 +207,7 @@ class Hooks:
         self._redirect = redirect
         self._default_routes: list[int] = []
         self._done: dict[int, tuple[str, Role | None]] = {}
+        self._wanted: dict[int, tuple[str, Role, Mapping[Direction, str]]] = {}
 
     def close(self) -> None:
         """Close the programs; what is attached stays attached."""
@@ -207,6 +233,11 @@ class Hooks:
                 except CapacityError as error:
                     report.errors.append(error)
             report.errors += self._selection.missing(interfaces, roles)
+            self._wanted = {
+                one.index: (one.name, roles[one.index], tc_programs_for(one, roles[one.index]))
+                for one in interfaces
+                if one.index in roles
+            }
             done: dict[int, tuple[str, Role | None]] = {}
             for interface in interfaces:
                 role = roles.get(interface.index)
@@ -224,12 +255,27 @@ class Hooks:
         self.modes = {name: mode for name, mode in self.modes.items() if name in names}
         return report
 
+    def lost(self) -> list[LostHook]:
+        """Return the tc hooks that have not our program now, with one question to the kernel for each.
+
+        Of XDP the kernel tells by an event when somebody detaches it, and tc serves behind it.
+
+        Raises
+        ------
+        AttachError, BpfError: the kernel refused the question.
+        """
+        return [
+            LostHook(f"{role.value} {name}, tc {direction.name.lower()}: {program}", role is not Role.POD)
+            for index, (name, role, programs) in self._wanted.items()
+            for direction, program in programs.items()
+            if not runs(index, direction, self._ids[program]) and exists(index)
+        ]
+
     def _sync_one(self, net: Netlink, interface: Interface, role: Role | None, report: HookReport) -> None:
         if role is None:
             _detach(net, interface, report)
             return
-        bare = role is not Role.POD and not interface.ethernet
-        for direction, program in (TC_PROGRAMS_L3 if bare else TC_PROGRAMS[role]).items():
+        for direction, program in tc_programs_for(interface, role).items():
             if not in_place(interface.index, direction, self._ids[program], self._names):
                 net.attach_tc(interface, direction, program, self._programs[program])
                 report.attached.append(f"{interface.name} tc {direction.name.lower()}")
@@ -265,7 +311,7 @@ def fill_ifaces(
     redirect: bool,
     own: Sequence[IPAddress] = (),
 ) -> None:
-    """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
+    """Write source and link address of each uplink and tunnel, and under key 0 the node's primary address.
 
     own are the node's addresses by its Node object (status.addresses of type InternalIP, in their order).
     Of the addresses of an interface such a one comes first; without any, as long as the Node is unknown,
@@ -294,14 +340,15 @@ def fill_ifaces(
         version, interfaces, own, otherwise=()
     )
     nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
-    wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
+    wanted = {0: _iface_row(layouts.pack_address(primary))} if primary else {}
     for one in interfaces:
         flags = _FLAGS.get(roles.get(one.index))
         if flags:
             source = sources[one.index] or primary
-            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+            address = layouts.pack_address(source) if source else nowhere
+            wanted[one.index] = _iface_row(address, flags, _packed_mac(one))
         elif redirect and one.index in roles and _leads_to_pod(one):
-            wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
+            wanted[one.index] = _iface_row(nowhere, IfaceFlag.PEER)
     gone = sorted(present.keys() - wanted.keys())
     changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
     if gone:
@@ -328,6 +375,24 @@ def primary_address(
             return address
     sources = (one.source(version) for one in (interfaces if otherwise is None else otherwise))
     return next((source for source in sources if source), None)
+
+
+_NO_MAC = bytes(6)
+_IfaceRow = tuple[int | bytes, int, bytes, bytes]
+
+
+def _iface_row(
+    address: int | bytes,
+    flags: int = 0,
+    mac: bytes = _NO_MAC,
+) -> _IfaceRow:
+    """Return an entry of ``ifaces`` as its dtype gives it (``tolist()``)."""
+    return address, int(flags), mac, bytes(2)
+
+
+def _packed_mac(interface: Interface) -> bytes:
+    """Return the link address that XDP compares with; all 0 where frames have none."""
+    return bytes.fromhex(interface.mac.replace(":", "")) if interface.ethernet and interface.mac else _NO_MAC
 
 
 def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:

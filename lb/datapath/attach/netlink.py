@@ -368,6 +368,28 @@ def in_place(ifindex: int, direction: Direction, program: int, known: Mapping[in
     )
 
 
+def runs(ifindex: int, direction: Direction, program: int) -> bool:
+    """Tell whether the program of this id is at a tc hook, with one question to the kernel.
+
+    Raises
+    ------
+    AttachError, BpfError: the kernel refused the question.
+    """
+    at_hook = tcx.programs(ifindex, direction)
+    if at_hook is None:
+        at_hook = [one.program_id for one in filters(ifindex, direction)]
+    return program in at_hook
+
+
+def exists(ifindex: int) -> bool:
+    """Tell whether there is an interface of this index in the calling thread's network namespace."""
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError:
+        return False
+    return True
+
+
 def our_name(ident: int, kind: str) -> str:
     """Return the name of a program that is ours, pinned as such or named so; ``""`` for those of others.
 

@@ -8,6 +8,8 @@ from lb.datapath.attach.sockets import netns_cookie
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES
 
+_SECOND_NS = 1_000_000_000
+
 
 def write_settings(maps: Maps, config: Config) -> None:
     """Write timeouts (nanoseconds), SNAT ports, whose sockets are served, and which way packets go.
@@ -22,6 +24,8 @@ def write_settings(maps: Maps, config: Config) -> None:
         row = maps.array(f"settings{version}")[:1]
         for name in config.timeouts.__slots__:
             row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
+        row["answer_interval_ns"] = _SECOND_NS // config.answer_rate if config.answer_rate else 0
+        row["answer_burst_ns"] = _SECOND_NS
         row["snat_port_min"] = config.snat_ports.first
         row["snat_port_max"] = config.snat_ports.last
         row["netns"] = netns_cookie()

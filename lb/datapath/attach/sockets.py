@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.config import SocketMode
-from lb.datapath.attach.hooks import HookReport
+from lb.datapath.attach.hooks import HookReport, LostHook
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.bpf import FD
 from lb.datapath.kernel.pins import Pins
@@ -99,6 +99,22 @@ class SocketHooks:
                 AttachError(f"socket hooks: {error}; tc serves the node's processes instead")
             )
         return report
+
+    def lost(self) -> list[LostHook]:
+        """Return the hooks of the control group that have not our program now.
+
+        Raises
+        ------
+        BpfError: the kernel refused the question.
+        """
+        if self._mode is SocketMode.OFF or self._refused:
+            return []
+        there = {one.program for one in attached(self._pins) if one.cgroup is not None}
+        return [
+            LostHook(f"control group, {_HOOKS[attach_type]}: {name}", outward=False)
+            for name, (_, attach_type) in self._programs.items()
+            if name not in there
+        ]
 
     def _attach(self, report: HookReport) -> None:
         if self._refused:

@@ -137,7 +137,7 @@ AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
 AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
 AFFINITY_SLOT = _slot(AFFINITY_KEY, (0, 4), dict.fromkeys(FAMILIES, AFFINITY))
 AFFINITY_BUCKET = _bucket(AFFINITY_SLOT)
-IFACE = _each(("source", "address"), ("flags", "u4"))
+IFACE = _each(("source", "address"), ("flags", "u4"), ("mac", "V6"), ("pad", "V2"))
 SETTINGS = _each(
     ("tcp_syn_ns", "u8"),
     ("tcp_established_ns", "u8"),
@@ -145,6 +145,8 @@ SETTINGS = _each(
     ("udp_new_ns", "u8"),
     ("udp_ns", "u8"),
     ("sctp_ns", "u8"),
+    ("answer_interval_ns", "u8"),
+    ("answer_burst_ns", "u8"),
     ("netns", "u8"),
     ("snat_port_min", ">u2"),
     ("snat_port_max", ">u2"),
@@ -238,6 +240,8 @@ EVENT: DType = np.dtype(
         ("after", "u1", (EVENT_BYTES,)),
     ]
 )
+ANSWER_KINDS = 5
+RATE: DType = np.dtype([("full_ns", "u8")])
 NOTHING: DType = np.dtype([])
 ID: DType = np.dtype("u4")
 
@@ -264,6 +268,7 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "affinity_slot": AFFINITY_SLOT,
     "affinity_bucket": AFFINITY_BUCKET,
     "iface": IFACE,
+    "rate": RATE,
     "settings": SETTINGS,
     "service_name": SERVICE_NAME,
     "node_name": NODE_NAME,

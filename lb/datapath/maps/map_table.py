@@ -15,6 +15,7 @@ from lb.datapath.maps.layouts import (
     AFFINITY,
     AFFINITY_BUCKET,
     AFFINITY_KEY,
+    ANSWER_KINDS,
     BACKEND,
     CONNECTIONS,
     COUNTER,
@@ -34,6 +35,7 @@ from lb.datapath.maps.layouts import (
     NODE_NAME,
     NOTE,
     NOTHING,
+    RATE,
     REASONS_PER_HOOK,
     SCRATCH,
     SERVICE_COUNTERS,
@@ -175,8 +177,8 @@ def _maps() -> Iterator[MapSpec]:
             IFACE[ip],
             "Python",
             "the interface is not used for SNAT, logged",
-            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin;"
-            " to redirect also the veths of pods",
+            "by ifindex: address and link address of an uplink or tunnel; 0: the node's primary address, for"
+            " hairpin; to redirect also the veths of pods",
             fixed=4096,
             flags=BPF_F_NO_PREALLOC,
             version=ip,
@@ -346,6 +348,16 @@ def _maps() -> Iterator[MapSpec]:
         "fixed",
         "room for what does not fit on a program's stack",
         fixed=1,
+    )
+    yield MapSpec(
+        "rates",
+        MapType.PERCPU_ARRAY,
+        ID,
+        RATE,
+        "kernel",
+        "fixed",
+        "by kind of answer (RST, ICMP error, ping, too big, TTL): how many may still be sent: answer_rate",
+        fixed=ANSWER_KINDS,
     )
     yield MapSpec(
         "reasons",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -203,7 +204,7 @@ def load(
         _write_constants(slots)
         fresh = pin_maps(pins, slots)
         if compiled:
-            remove_tree(directory)
+            _set_aside(directory)
             pins.staging(own_build).rename(directory)
     paths = {name: directory / name for name, program in programs.items() if not program.at_sockets}
     sockets = {
@@ -217,6 +218,16 @@ def load(
 def instances() -> Iterator[tuple[str, int, Program]]:
     """Yield every program in each of its instances: function, IP version and program."""
     yield from _instances(PROGRAMS).values()
+
+
+def _set_aside(directory: Path) -> None:
+    """Give the programs of a build another place, until :func:`prune` removes them: hooks may run them.
+
+    With the last pin of their array gone they would find no step to go on in.
+    """
+    if directory.is_dir():
+        names = (directory.with_name(f"{directory.name}~{number}") for number in itertools.count())
+        directory.rename(next(name for name in names if not name.exists()))
 
 
 def _instances(programs: Mapping[str, Program]) -> dict[str, tuple[str, int, Program]]:

@@ -1,0 +1,51 @@
+"""What an instance has pinned, held open while its agent runs, and pinned again where somebody removed it.
+
+The kernel empties an array of programs when nobody in user space refers to it any more, by a pin or by a
+descriptor: programs that are attached then find no step to go on in. While an agent holds the arrays, the
+removal of the pins harms nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lb.datapath.kernel import bpf
+from lb.datapath.kernel.bpf import FD
+from lb.datapath.kernel.pins import Pins
+from lb.folders import entries, make
+
+
+class Keeper:
+    """Holds the maps and the programs of one build of an instance.
+
+    Raises
+    ------
+    BpfError: one of them cannot be opened.
+    """
+
+    def __init__(self, pins: Pins, programs: Path) -> None:
+        self._shapes = entries(pins.shapes)
+        pinned = (*entries(pins.maps), *entries(programs))
+        self._held: dict[Path, FD] = {path: bpf.obj_get(path) for path in pinned if "~" not in path.name}
+
+    def close(self) -> None:
+        """Let go; what is pinned stays pinned."""
+        for fd in self._held.values():
+            fd.close()
+        self._held.clear()
+
+    def mend(self) -> list[Path]:
+        """Pin again what is not pinned any more, and return where.
+
+        Raises
+        ------
+        BpfError: the kernel refused a pin.
+        OSError: a folder cannot be made.
+        """
+        missing = [path for path in self._held if not path.exists()]
+        for path in missing:
+            make(path.parent)
+            bpf.obj_pin(self._held[path], path)
+        for shape in self._shapes if missing else ():
+            make(shape)
+        return missing

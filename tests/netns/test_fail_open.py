@@ -1,0 +1,126 @@
+"""Contract rows fail-open and self-repair, with real traffic: pins that go, hooks that somebody detaches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from lb.datapath.kernel.pins import Pins, remove_tree
+from lb.lab.addressing import node_address, on_segment
+from lb.lab.lab import Lab
+from tests.netns.conftest import MakeLab
+from tests.netns.test_changes import steady_client
+from tests.netns.test_icmp import PING
+from tests.netns.waiting import eventually
+
+NODE = "node1"
+NODE_PORT = (str(node_address(NODE)), 30123)
+PLAIN_PORT = 2222
+
+# A server of the node itself, which no Service leads to: what sshd is on other nodes.
+PLAIN_SERVER = f"""\
+import socket
+with socket.create_server(("::", {PLAIN_PORT}), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+    print("listens", flush=True)
+    while True:
+        server.accept()[0].close()
+"""
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()"
+# A second is enough for an answer here; nothing at all within it is a drop.
+TRY_VIP = """\
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close()
+    print("answered")
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+DETACH = """\
+from lb.datapath.attach.netlink import Netlink
+with Netlink() as net:
+    (uplink,) = [one for one in net.interfaces() if one.name == "eth0"]
+    print(net.detach_tc(uplink))
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: MakeLab) -> Iterator[Lab]:
+    """A lab with a server on node1 that is none of lbctl's business."""
+    lab = make_lab()
+    argv = lab.command(NODE, [sys.executable, "-I", "-S", "-c", PLAIN_SERVER])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listens\n"
+        yield lab
+        server.kill()
+
+
+def python(lab: Lab, place: str, code: str, *words: object) -> list[str]:
+    """Run Python code at a place, and return the lines that it prints."""
+    done = lab.run(place, [sys.executable, "-I", "-S", "-c", code, *map(str, words)])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def check_node(lab: Lab) -> None:
+    """The node answers its neighbours, who have forgotten it, pings and connections, in both families."""
+    for version in (4, 6):
+        node, client = node_address(NODE, version), on_segment(100, version)
+        for place, other in (("client", node), (NODE, client)):
+            assert lab.run(place, ["ip", "neigh", "flush", "all"]).returncode == 0
+            assert python(lab, place, PING, other, 2) == [f"answer {other}"] * 2
+        python(lab, "client", CONNECT, node, PLAIN_PORT)
+
+
+def served(lab: Lab) -> bool:
+    return python(lab, "client", TRY_VIP, *NODE_PORT) == ["answered"]
+
+
+def test_fail_open_without_agent_and_pins_the_nodes_own_network_works(lab: Lab) -> None:
+    """`rm -r` of the pins: no array of programs has anything in it any more."""
+    lab.stop_agent(NODE)
+    try:
+        remove_tree(Pins(lab.spec.instance(NODE)).base)
+        check_node(lab)
+        assert python(lab, "client", TRY_VIP, *NODE_PORT) == ["TimeoutError"], (
+            "nothing reaches the node's stack"
+        )
+    finally:
+        lab.start_agent(NODE)
+        lab.wait_agent(NODE)
+    check_node(lab)
+    assert served(lab)
+
+
+def test_self_repair_with_an_agent_removed_pins_cost_nothing(lab: Lab) -> None:
+    base = Pins(lab.spec.instance(NODE)).base
+    before = {path.relative_to(base) for path in base.rglob("*") if not path.is_dir()}
+    with steady_client(lab, "client", NODE_PORT) as result:
+        remove_tree(base)
+        check_node(lab)
+        eventually(
+            lambda: base.exists() and before <= {path.relative_to(base) for path in base.rglob("*")}, "back"
+        )
+    assert result["failures"] == []
+    assert "somebody removed" in lab.store.log(NODE).read_text()
+
+
+def test_self_repair_a_detached_uplink_serves_again_within_seconds(lab: Lab) -> None:
+    """The hook is taken by another tool: it is noticed without an event, said, and attached again."""
+    log = lab.store.log(NODE)
+    before = len(log.read_text())
+    done = lab.run(NODE, [sys.executable, "-c", DETACH])
+    assert done.returncode == 0, done.stderr
+    assert not served(lab)
+    eventually(lambda: served(lab), "served again", 15)
+    text = log.read_text()[before:]
+    assert "uplink eth0, tc ingress: lb_tc_uplink_in: somebody detached it; attaching it again" in text
+    assert "attached: eth0 tc ingress" in text
+    health = lab.run(NODE, ["curl", "-sS", "-m", "5", "http://127.0.0.1:10256/healthz"])
+    assert json.loads(health.stdout)["healthy"] is True
