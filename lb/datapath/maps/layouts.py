@@ -420,6 +420,7 @@ CONSTANTS: Mapping[str, int] = {
     "EVENT_BYTES": EVENT_BYTES,
     "PROGRAMS_PER_FAMILY": PROGRAMS_PER_FAMILY,
     "REASONS_PER_HOOK": REASONS_PER_HOOK,
+    "ANSWER_KINDS": ANSWER_KINDS,
 }
 """The numbers that C and Python share, by C's name."""
 
