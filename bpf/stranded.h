@@ -1,7 +1,9 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What becomes of a packet when a program that it should go on in is missing. The kernel empties the array of
  * programs with its last pin: `rm -r` of the pins is enough. Nothing was done to the packet by then. */
 #pragma once
 #include "count.h"
+#include "ip.h"
 #include "service.h"
 
 /* An IPv6 packet's entry in the table of VIPs, for the IPv4 program that stands in for its missing twin. */

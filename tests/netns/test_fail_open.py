@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract rows fail-open and self-repair, with real traffic: pins that go, hooks that somebody detaches."""
 
 from __future__ import annotations

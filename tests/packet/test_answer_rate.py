@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many answers of ours go out: a token bucket of each kind on each CPU (RFC 4443, section 2.4 (f)).
 
 A test run stays on the CPU that calls it, and the tests inject rates at which no token comes back meanwhile.

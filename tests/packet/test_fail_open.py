@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Contract row fail-open: whatever part of ours is missing, what is not for a VIP leaves as it came.
 
 The parts are taken away while the programs stay at their hooks: single steps, the twins of IPv6, all programs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an instance has pinned, held open while its agent runs, and pinned again where somebody removed it.
 
 The kernel empties an array of programs when nobody in user space refers to it any more, by a pin or by a
