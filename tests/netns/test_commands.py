@@ -39,10 +39,7 @@ NOWHERE = {
 ELSEWHERE = {
     r"make lab": "tests/netns/test_lab_demo.py",
     r"make test": ".ci/run",
-    r"vagrant/smoke.sh": "tests/netns/test_smoke.py",
-    r"lbctl lab up --id kube --kubernetes": "tests/netns/test_lab_kubernetes.py",
-    r"lbctl run --source kubernetes": "tests/netns/test_lab_kubernetes.py",
-    r"lbctl run --source manifests": "tests/netns/test_confined.py",
+    r"/opt/lbctl/bin/lbctl run --source kubernetes": "tests/netns/test_lab_kubernetes.py",
     r"python3 -m venv": "tests/deploy/conftest.py",
     r"/opt/lbctl/bin/pip (install|wheel)": "tests/deploy/conftest.py",
     r"pipx install": "tests/deploy/test_wheel.py",
@@ -52,10 +49,8 @@ ELSEWHERE = {
 """Commands by their beginnings, and what runs them or their like."""
 
 NOT_RUN = {
-    r"export KUBEBUILDER_ASSETS=": "setup-envtest is another project's; its result is an input of the tests",
     r"apt-get install": "installs on this machine; scripts/setup does it",
     r"systemctl ": "systemd does not run here; systemd-analyze reads the unit in tests/deploy/test_unit.py",
-    r"(LAB=standalone )?vagrant up": "no box can be fetched; tests/vm runs the scripts in its own machines",
     r"kube-proxy --cleanup": "kube-proxy is not here; the rules are removed by the commands beside it",
 }
 """Commands by their beginnings, and why no test runs them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of what a Service gets: every row has a test that carries its name, where it says."""
+"""docs/contract.md: every row of what a Service gets has a test that carries its name, where it says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = (ROOT / "README.md").read_text().partition("## What a Service gets")[2].partition("\n## ")[0]
+SECTION = (ROOT / "docs" / "contract.md").read_text()
 ROWS = re.findall(r"^\| ([a-z][a-z, -]*) \| [^|]+ \| `(tests/[^`]+)` \|$", SECTION, re.MULTILINE)
 
 
