@@ -37,6 +37,7 @@ KINDS.update(
     }
 )
 _CLUSTER_WIDE = ("nodes", "namespaces", "clusterroles", "clusterrolebindings")
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
 _SHORT = {"replicasets": ["rs"], "deployments": ["deploy"], "services": ["svc"], "pods": ["po"]}
 _OBJECT = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
@@ -166,7 +167,10 @@ class ClusterHandler(Handler):
         if fault is not None:
             fault(self)
             return
-        namespace = "" if resource in _CLUSTER_WIDE else match["namespace"] or ""
+        namespace = self._namespace = "" if resource in _CLUSTER_WIDE else match["namespace"] or ""
+        if self.headers.get("Content-Type", "").startswith(_PROTOBUF):
+            self.send_json(415, StatusError(415, "UnsupportedMediaType", "JSON alone is understood").body)
+            return
         try:
             self._admit()
             if verb == "watch":
@@ -180,6 +184,14 @@ class ClusterHandler(Handler):
                 self.send_json(code, answer)
         except StatusError as status:
             self.send_json(status.code, status.body)
+
+    def selectors(self) -> dict[str, str]:
+        """See the base class; the path's namespace selects as well."""
+        query = dict(self.request_.query)
+        if self._namespace:
+            own = f"metadata.namespace={self._namespace}"
+            query["fieldSelector"] = ",".join(filter(None, (query.get("fieldSelector", ""), own)))
+        return query
 
     def _page(self, namespace: str) -> Object:
         page = self.double.page(self.request_)

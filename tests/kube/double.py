@@ -405,11 +405,25 @@ class Handler(BaseHTTPRequestHandler):
 
     # watches
 
+    def selectors(self) -> dict[str, str]:
+        """Return the query of a watch; it selects."""
+        return self.request_.query
+
     def _watch(self) -> None:
+        """Answer a watch from a version on; without one, or for a streaming list, from what is there."""
         query = self.request_.query
-        start = int(query["resourceVersion"])
+        streaming = query.get("sendInitialEvents") == "true"
+        if streaming != (query.get("resourceVersionMatch") == "NotOlderThan"):
+            raise StatusError(422, "Invalid", "resourceVersionMatch: goes with sendInitialEvents")
+        asked = query.get("resourceVersion") or "0"
+        from_now = streaming or asked == "0"
         watch = Watch(self.request_.resource)
+        present: list[Object] = []
         with self.double.changed:
+            start = self.double.version if from_now else int(asked)
+            if from_now:
+                known = sorted(self.double.objects[watch.resource].items())
+                present = [item for _, item in known if selects(self.selectors(), item)]
             if start < self.double.oldest:
                 raise StatusError(410, "Expired", f"too old resource version: {start} ({self.double.oldest})")
             if start > self.double.version:
@@ -419,6 +433,10 @@ class Handler(BaseHTTPRequestHandler):
         self.begin_stream()
         try:
             with contextlib.suppress(OSError):
+                for item in present:
+                    self.send_event("ADDED", item)
+                if streaming:
+                    self.send_bookmark(start, {"k8s.io/initial-events-end": "true"})
                 self._stream(watch, start)
         finally:
             with self.double.changed:
@@ -433,7 +451,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _stream(self, watch: Watch, version: int) -> None:
-        double, query = self.double, self.request_.query
+        double, query = self.double, self.selectors()
         while True:
             with double.changed:
                 double.changed.wait_for(functools.partial(self._is_awaited, watch, version))
@@ -458,6 +476,16 @@ class Handler(BaseHTTPRequestHandler):
     def send_event(self, kind: str, item: Object) -> None:
         """Send one line of a watch, as a chunk."""
         self.send_chunk(json.dumps({"type": kind, "object": item}).encode() + b"\n")
+
+    def send_bookmark(self, version: int, annotations: dict[str, str] | None = None) -> None:
+        """Send the event that says up to which version everything has been told."""
+        group, number, kind = KINDS[self.request_.resource]
+        meta: Object = {"resourceVersion": str(version), "creationTimestamp": None}
+        if annotations:
+            meta["annotations"] = annotations
+        self.send_event(
+            "BOOKMARK", {"kind": kind, "apiVersion": api_version(group, number), "metadata": meta}
+        )
 
     def send_chunk(self, data: bytes) -> None:
         """Send one chunk; an empty one ends the answer."""

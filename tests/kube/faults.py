@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from tests.kube.double import Disturbance, Fault, Handler
-from tests.kube.rules import KINDS, StatusError, api_version
+from tests.kube.rules import StatusError
 
 # faults: answers to requests
 
@@ -104,9 +104,5 @@ def silent(handler: Handler) -> bool:
 
 def bookmark(handler: Handler) -> bool:
     """Send a bookmark with the present version."""
-    group, version, kind = KINDS[handler.request_.resource]
-    meta = {"resourceVersion": str(handler.double.version), "creationTimestamp": None}
-    handler.send_event(
-        "BOOKMARK", {"kind": kind, "apiVersion": api_version(group, version), "metadata": meta}
-    )
+    handler.send_bookmark(handler.double.version)
     return True
