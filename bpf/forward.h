@@ -94,7 +94,7 @@ static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct d
 	at->mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
 	at->stale = d->stale;
 	next_step(ctx, step);
-	return strand(true);
+	return strand(ctx, true);
 }
 
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,

@@ -174,7 +174,7 @@ static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note 
 {
 	if (parsed == ICMP_ERROR) {
 		next_step(ctx, STEP_ICMP_ERROR);
-		return finish(at->hook, strand(is_for_vip(ctx, at->l3)), bytes);
+		return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), bytes);
 	}
 	return finish(at->hook, pass(parsed), bytes);
 }
@@ -206,7 +206,7 @@ static __always_inline int run(ctx_t *ctx, struct note *at)
 			return found;
 		take_long_way(ctx, found, at);
 	}
-	return finish(at->hook, strand(found != SLOW || is_for_vip(ctx, at->l3)), bytes);
+	return finish(at->hook, strand(ctx, found != SLOW || is_for_vip(ctx, at->l3)), bytes);
 }
 
 static __always_inline int long_way(ctx_t *ctx, bool egress)

@@ -16,7 +16,7 @@ static __always_inline int capture(ctx_t *ctx)
 		return VERDICT_PASS;
 	event->captured = ctx_copy_head(ctx, event->before);
 	next_step(ctx, long_step(at));
-	return finish(at->hook, strand(is_for_vip(ctx, at->l3)), ctx_len(ctx));
+	return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), ctx_len(ctx));
 }
 
 /* A connection is told of as a whole or not at all: what counts is the tuple of the client's packets. */

@@ -5,6 +5,7 @@
 #include "count.h"
 #include "ip.h"
 #include "service.h"
+#include "step.h"
 
 /* An IPv6 packet's entry in the table of VIPs, for the IPv4 program that stands in for its missing twin. */
 struct other_vip_key {
@@ -50,8 +51,15 @@ static __always_inline bool is_for_vip(ctx_t *ctx, u32 l3)
 	return lookup_vip(&t);
 }
 
-/* Untranslated nothing that is for a VIP goes on; all else does. tc decides behind XDP. */
-static __always_inline struct outcome strand(bool ours)
+/* Untranslated nothing that is for a VIP goes on; all else does. tc decides behind XDP.
+ *
+ * But for one case: another version of ours, which attaches by other means (an older one in a filter of
+ * clsact, behind this hook), has taken over and removed our programs. It removes no other pins: then
+ * `handover` still has its one program, which passes the packet on to that version's hook. */
+static __always_inline struct outcome strand(ctx_t *ctx, bool ours)
 {
-	return ours && ctx_decides() ? drop(REASON_STEP_MISSING_VIP) : pass(REASON_STEP_MISSING);
+	if (!ours || !ctx_decides())
+		return pass(REASON_STEP_MISSING);
+	tail_call(ctx, MAP(FD_handover), 0);
+	return drop(REASON_STEP_MISSING_VIP);
 }

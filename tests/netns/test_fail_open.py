@@ -7,14 +7,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from lb.datapath.kernel.pins import Pins, remove_tree
+from lb.lab import namespaces
 from lb.lab.addressing import node_address, on_segment
 from lb.lab.lab import Lab
+from lb.lab.processes import environment, spawn
 from tests.netns.conftest import MakeLab
-from tests.netns.test_changes import steady_client
+from tests.netns.test_changes import kept_connection, steady_client
 from tests.netns.test_icmp import PING
 from tests.netns.waiting import eventually
 
@@ -50,16 +53,23 @@ with Netlink() as net:
 """
 
 
-@pytest.fixture(scope="module")
-def lab(make_lab: MakeLab) -> Iterator[Lab]:
-    """A lab with a server on node1 that is none of lbctl's business."""
-    lab = make_lab()
+@contextmanager
+def plain_server(lab: Lab) -> Iterator[None]:
+    """Have a server on node1 meanwhile that is none of lbctl's business."""
     argv = lab.command(NODE, [sys.executable, "-I", "-S", "-c", PLAIN_SERVER])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == "listens\n"
-        yield lab
+        yield
         server.kill()
+
+
+@pytest.fixture(scope="module")
+def lab(make_lab: MakeLab) -> Iterator[Lab]:
+    """A lab of two nodes with such a server."""
+    lab = make_lab()
+    with plain_server(lab):
+        yield lab
 
 
 def python(lab: Lab, place: str, code: str, *words: object) -> list[str]:
@@ -125,3 +135,40 @@ def test_self_repair_a_detached_uplink_serves_again_within_seconds(lab: Lab) -> 
     assert "attached: eth0 tc ingress" in text
     health = lab.run(NODE, ["curl", "-sS", "-m", "5", "http://127.0.0.1:10256/healthz"])
     assert json.loads(health.stdout)["healthy"] is True
+
+
+# The agent as a version would have it that knows no other hook than clsact, and whose programs differ.
+OLDER_AGENT = """\
+import sys
+from lb.datapath.kernel import tcx
+tcx.programs = lambda *_: None
+from lb.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_older_agent(lab: Lab) -> None:
+    lab.store.ready_file(NODE).unlink(missing_ok=True)
+    argv = [sys.executable, "-c", OLDER_AGENT, *lab.agent_command(NODE)[3:], "--limits-sockets=1024"]
+    argv = namespaces.command(lab.spec.namespace(NODE), argv)
+    lab.store.write_process(NODE, spawn(argv, lab.store.log(NODE), environment()))
+    lab.wait_agent(NODE)
+
+
+def test_rollback_to_a_version_that_attaches_by_other_means_loses_nothing(lab: Lab) -> None:
+    """Its filters run behind our hooks, which find no step any more: it has removed our programs."""
+    with steady_client(lab, "client", NODE_PORT) as result, kept_connection(lab, "client", NODE_PORT) as ask:
+        name = ask()
+        lab.stop_agent(NODE)
+        start_older_agent(lab)
+        lab.wait_agent(NODE)
+        check_node(lab)
+        assert ask() == name
+        lab.stop_agent(NODE)
+        lab.start_agent(NODE)
+        lab.wait_agent(NODE)
+        check_node(lab)
+        assert ask() == name
+    assert result["failures"] == []
+    hooks = lab.run(NODE, [sys.executable, "-m", "lb", "status", "--instance", lab.spec.instance(NODE)])
+    assert "lb_tc_uplink_in" in hooks.stdout

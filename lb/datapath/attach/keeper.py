@@ -26,7 +26,7 @@ class Keeper:
 
     def __init__(self, pins: Pins, programs: Path) -> None:
         self._shapes = entries(pins.shapes)
-        pinned = (*entries(pins.maps), *entries(programs))
+        pinned = (pins.handover, *entries(pins.maps), *entries(programs))
         self._held: dict[Path, FD] = {path: bpf.obj_get(path) for path in pinned if "~" not in path.name}
 
     def close(self) -> None:

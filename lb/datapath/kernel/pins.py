@@ -4,6 +4,7 @@
 ::
 
     /sys/fs/bpf/lbctl/<instance>/maps/<map>
+                                /handover                    see strand() in bpf/stranded.h
                                 /links/<program>             what attaches a program to the cgroup
                                 /shapes/<map>-<hash>         empty directories: the layout a map was made with
                                 /progs-<fingerprint>/<program>
@@ -65,6 +66,11 @@ class Pins:
     def links(self) -> Path:
         """The directory of the links that attach socket hooks."""
         return self.base / "links"
+
+    @property
+    def handover(self) -> Path:
+        """The array that tells programs without steps that another version serves behind them."""
+        return self.base / "handover"
 
     @property
     def shapes(self) -> Path:

@@ -32,7 +32,13 @@ from lb.datapath.programs.loops import INSN, close_by_jumps
 from lb.errors import CompileError
 
 PROGRAM_ARRAY = "programs"
-MAP_NAMES = (PROGRAM_ARRAY, map_table.OTHER_VIPS, *dict.fromkeys(spec.c_name for spec in map_table.MAPS))
+HANDOVER = "handover"
+MAP_NAMES = (
+    PROGRAM_ARRAY,
+    HANDOVER,
+    map_table.OTHER_VIPS,
+    *dict.fromkeys(spec.c_name for spec in map_table.MAPS),
+)
 """The maps as C names them; the first is the array of the file's own programs."""
 MAP_MARK = 0x7FFF_0000
 FEATURE_MARK = 0x7FFE_0000

@@ -31,7 +31,7 @@ from lb.datapath.maps import crc32c, layouts, map_table
 from lb.datapath.maps.map_pins import MapSlot, open_maps, pin_maps
 from lb.datapath.maps.map_table import MapType
 from lb.datapath.programs import build, features
-from lb.datapath.programs.build import PROGRAM_ARRAY
+from lb.datapath.programs.build import HANDOVER, PROGRAM_ARRAY
 from lb.errors import BpfError, CompileError, DatapathError
 from lb.folders import entries
 
@@ -189,15 +189,17 @@ def load(
     refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:
         slots = open_maps(pins, sizes, stack)
+        handover = stack.enter_context(_open_handover(pins))
         directory = pins.programs(own_build)
-        ids = _pinned_programs(directory, programs, {bpf.map_info(slot.fd).id for slot in slots})
+        known = {bpf.map_info(fd).id for fd in (handover, *(slot.fd for slot in slots))}
+        ids = _pinned_programs(directory, programs, known)
         compiled = ids is None
         if ids is None:
             staging = pins.staging(own_build)
             remove_tree(staging)
             staging.mkdir()
             try:
-                ids, refused = _build(staging, slots, bpf_dir, programs)
+                ids, refused = _build(staging, slots, handover, bpf_dir, programs)
             except DatapathError:
                 remove_tree(staging)
                 raise
@@ -290,7 +292,11 @@ def _pinned_programs(
 
 
 def _build(
-    staging: Path, slots: Sequence[MapSlot], bpf_dir: Path, programs: Mapping[str, Program]
+    staging: Path,
+    slots: Sequence[MapSlot],
+    handover: bpf.FD,
+    bpf_dir: Path,
+    programs: Mapping[str, Program],
 ) -> tuple[dict[str, int], str]:
     """Load and pin every program in all of its instances.
 
@@ -321,7 +327,7 @@ def _build(
             for version in layouts.FAMILIES
         }
         for pin, (name, version, program) in _instances(programs).items():
-            fds = dict(named[version])
+            fds = {**named[version], HANDOVER: handover.fileno()}
             if program.source in arrays:
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
             instructions = build.relocate(code[version][name], fds, has)
@@ -359,6 +365,31 @@ def compile_ahead() -> None:
     CompileError: with clang's words.
     """
     build.instructions(layouts.BPF_DIR, sources(PROGRAMS))
+
+
+_PASS_ON = bytes.fromhex("b7000000ffffffff9500000000000000")
+"""Two instructions: return TC_ACT_UNSPEC, on to the next program."""
+
+
+def _open_handover(pins: Pins) -> bpf.FD:
+    """Return the array of one tc program by which programs without steps know that another version serves.
+
+    It is pinned beside the builds: a version that removes those of others leaves it alone, while whoever
+    removes all pins empties it. See strand() in bpf/stranded.h.
+    """
+    try:
+        return bpf.obj_get(pins.handover)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    array = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 1, name="lb_handover")
+    program, _, code = bpf.prog_load(ProgType.SCHED_CLS, _PASS_ON, "lb_pass_on")
+    if program is None:
+        raise BpfError("PROG_LOAD", "lb_pass_on", code)
+    with program:
+        bpf.map_update(array, np.array([0], "u4"), np.array([program.fileno()], "u4"))
+    bpf.obj_pin(array, pins.handover)
+    return array
 
 
 def _make_array(staging: Path, name: str) -> bpf.FD:

@@ -163,12 +163,14 @@ class Shadow:
             )
             for source in sources
         }
+        handover = self._stack.enter_context(bpf.map_create(MapType.PROG_ARRAY, 4, 4, 1, name="lb_shadow"))
         entries: dict[str, FD] = {}
         fds = {version: self._fds(version) for _, version in pinned}
 
         def load(name: str, version: int) -> FD:
             program = wanted[name]
-            named = fds[version] | {build.PROGRAM_ARRAY: arrays[program.source].fileno()}
+            array = arrays[program.source].fileno()
+            named = fds[version] | {build.PROGRAM_ARRAY: array, build.HANDOVER: handover.fileno()}
             return loader.load_program(program, name, build.relocate(code[version][name], named, has), 0)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -197,8 +199,8 @@ class Shadow:
         for spec in MAPS:
             with bpf.obj_get(self.maps.pin_dir / spec.name) as fd:
                 known.add(bpf.map_info(fd).id)
-        for name in arrays:
-            with bpf.obj_get(directory / name) as fd:
+        for path in (directory.parent / build.HANDOVER, *(directory / name for name in arrays)):
+            with bpf.obj_get(path) as fd:
                 known.add(bpf.map_info(fd).id)
         for info in programs:
             if not known.issuperset(info.map_ids):
