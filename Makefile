@@ -10,13 +10,14 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test lock test-kernels test-vm lint bench bench-quick format clean
+.PHONY: help lab test lock test-kernels test-upgrades test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
+	@echo 'make test-upgrades  set up, from each version to each other under traffic (REVISIONS="v0.1.0" for some)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
 	@echo 'make lint    set up, run linters only'
 	@echo 'make bench   set up, measure everything; make bench-quick does so in under three minutes'
@@ -38,6 +39,10 @@ lock:
 test-kernels:
 	@scripts/setup vm
 	$(ROOT) $(PYTHON) -m tests.kernels $(KERNELS)
+
+test-upgrades:
+	@scripts/setup dev
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.upgrades $(REVISIONS)
 
 test-vm:
 	@scripts/setup vm

@@ -2,8 +2,8 @@
 """``make test-upgrades``: from every version to every other and back, under traffic, with nothing lost.
 
 ``python -m tests.soak.upgrades [REVISION …]``: git revisions, oldest first; without any, the newest tags, or
-where there is none :data:`MILESTONES`. The working tree is always the last one. Each revision is unpacked in a
-folder of its own, and its agent runs on one node of a lab of this tree. A tour goes over every ordered pair
+where there is none :data:`MILESTONES`. The working tree is always the last one. Each revision is unpacked in
+a folder of its own, and its agent runs on one node of a lab of this tree. A tour goes over every ordered pair
 once, ten seconds a pair when everything is compiled.
 
 During each change: new connections one after another, one connection that is kept, and what is the node's own
