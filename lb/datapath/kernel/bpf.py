@@ -310,7 +310,7 @@ def prog_load(
     for it, and the errno.
     """
     instructions = np.frombuffer(code, dtype="u1")
-    licence = np.frombuffer(b"GPL\0", dtype="u1")
+    licence = np.frombuffer(b"Dual BSD/GPL\0", dtype="u1")  # the kernel's word for that of bpf/
     log = np.zeros(max(log_size, 1), dtype="u1")
     attr = bytearray(
         struct.pack(
