@@ -24,22 +24,18 @@ static __always_inline u64 affinity_slot(const struct affinity_bucket *bucket, u
 			 sizeof(struct affinity_slot));
 }
 
-static __always_inline u32 affinity_until(const struct vip *vip, u64 now)
-{
-	return cache_time(now + vip->affinity_seconds * NSEC_PER_SEC);
-}
-
 /* The client's backend, if it has one that is still in the set that the client is offered: set is the
  * enum backend_flags of that set. */
 static __always_inline bool lookup_affinity(const struct vip *vip, const struct addr *client, u8 set, u64 now,
 					    struct backend *out)
 {
 	struct affinity_key key = {.client = *client, .service = vip->service};
+	u64 lasts = vip->affinity_seconds * NSEC_PER_SEC, slot;
 	struct affinity_bucket *bucket;
 	struct affinity_slot *found;
 	struct affinity *entry;
 	struct cache_place place;
-	u64 slot;
+	bool provisional;
 
 	bucket = affinity_bucket(&key, &place);
 	if (!bucket)
@@ -49,52 +45,56 @@ static __always_inline bool lookup_affinity(const struct vip *vip, const struct 
 		return false;
 	found = slot_at(bucket, slot, sizeof(*found));
 	entry = &found->value;
-	if ((s64)(now - entry->last_used) >= (s64)(vip->affinity_seconds * NSEC_PER_SEC))
+	if ((s64)(now - entry->last_used) >= (s64)lasts)
 		return false;
 	if (!read_backend(entry->backend, vip->service, out) || out->generation != entry->generation ||
 	    !(out->flags & set))
 		return false;
+	provisional = !(standing(bucket->head.until[slot], now) & LASTING);
 	entry->last_used = now;
-	bucket->head.until[slot] = affinity_until(vip, now);
+	bucket->head.until[slot] = until_time(now + lasts, provisional);
 	return true;
 }
 
+/* Remember the client's backend, for as long as it may be from now on. provisional: nothing shows yet that
+ * the client is where it says; else a backend that is remembered already stays, for it is that of a later
+ * connection. */
 static __always_inline void remember_affinity(const struct vip *vip, const struct addr *client, u64 now,
-					      const struct backend *backend)
+					      u32 backend, u32 generation, bool provisional)
 {
 	struct affinity_key key = {.client = *client, .service = vip->service};
+	u64 until = now + vip->affinity_seconds * NSEC_PER_SEC;
 	struct affinity_bucket *bucket;
 	struct affinity_slot *at;
-	bool known;
 	struct cache_place place;
-	u64 slot;
+	struct seat seat;
 
 	bucket = affinity_bucket(&key, &place);
 	if (!bucket)
 		return;
 	bpf_spin_lock(&bucket->head.lock);
-	slot = affinity_slot(bucket, place.tag, &key);
-	known = slot < SLOTS;
-	if (!known)
-		slot = find_room(&bucket->head, place.tag, 0, now);
-	if (slot >= SLOTS)
-		slot = SLOTS - 1; /* never */
-	if (!known)
-		displaces(&bucket->head, slot, now);
-	at = slot_at(bucket, slot, sizeof(*at));
-	set_tag(&bucket->head, slot, 0);
+	take_seat(&bucket->head, affinity_slot(bucket, place.tag, &key), place.tag, 0, provisional, now,
+		  &seat);
+	if (seat.displaces)
+		set_tag(&bucket->head, seat.gone, 0);
+	at = slot_at(bucket, seat.slot, sizeof(*at));
+	set_tag(&bucket->head, seat.slot, 0);
 	at->key = key;
 	at->value.last_used = now;
-	at->value.backend = backend->id;
-	at->value.generation = backend->generation;
-	bucket->head.until[slot] = affinity_until(vip, now);
-	set_tag(&bucket->head, slot, place.tag);
+	if (!seat.known || provisional) {
+		at->value.backend = backend;
+		at->value.generation = generation;
+	}
+	bucket->head.until[seat.slot] = until_time(until, provisional);
+	set_tag(&bucket->head, seat.slot, place.tag);
 	bpf_spin_unlock(&bucket->head.lock);
 }
 
-/* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0. */
+/* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0.
+ * provisional: of the client's affinity, as in remember_affinity(). */
 static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
-					 const struct addr *client, u32 hash, u64 now, struct backend *out)
+					 const struct addr *client, u32 hash, u64 now, bool provisional,
+					 struct backend *out)
 {
 	u8 local = side == OUTSIDE ? VIP_OUTSIDE_LOCAL : VIP_INSIDE_LOCAL;
 	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
@@ -105,6 +105,6 @@ static __always_inline bool pick_backend(const struct vip *vip, u8 side, const s
 		return true;
 	if (!select_backend(set, vip->service, hash_client(client), out))
 		return false;
-	remember_affinity(vip, client, now, out);
+	remember_affinity(vip, client, now, out->id, out->generation, provisional);
 	return true;
 }

@@ -6,7 +6,10 @@
  * by side, one that is not is missed in the first of them, and a new one is written where it was missed. The
  * kernel's LRU maps, which are of the same use, wait for memory many times as often.
  *
- * In a full bucket the entry whose time is over first makes room: an unanswered SYN before a connection.
+ * An entry is provisional until its owner has shown that he is there. In a full bucket those make room first
+ * whose time is over, then provisional ones, then the entry whose time is over first. One slot of a bucket is
+ * kept for provisional entries: an entry that others become is given up for it. So a flood of addresses that
+ * nobody has displaces its own entries, and never one that is not provisional.
  *
  * Writers hold the bucket's lock. Readers do not: like a reader of the kernel's LRU maps, they may hold an
  * entry while its slot becomes another key's. */
@@ -56,6 +59,31 @@ static __always_inline struct cache_place place_of(u32 hash, u32 buckets)
 static __always_inline u32 cache_time(u64 ns)
 {
 	return ns >> CACHE_TIME_SHIFT;
+}
+
+/* `until` of a provisional entry is half the clock away from when its time is over. */
+#define PROVISIONAL (1U << 31)
+
+static __always_inline u32 until_time(u64 ns, bool provisional)
+{
+	return cache_time(ns) ^ (provisional ? PROVISIONAL : 0);
+}
+
+/* What the top bits of standing() say. */
+#define LASTING (1U << 31) /* not provisional */
+#define ALIVE	(1U << 30) /* its time is not over */
+
+/* An entry's `until` as a number that does not wrap around: more is longer, LASTING longer than provisional.
+ * What is over is mistaken for something else after 208 days, and is the first to make room then as well. */
+static __always_inline u32 standing(u32 until, u64 now)
+{
+	return until - cache_time(now) - 1 - ALIVE;
+}
+
+/* Is it an entry that makes room for none that is provisional? */
+static __always_inline bool holds(const struct bucket_head *head, u64 slot, u64 now)
+{
+	return standing(head->until[slot], now) >= (LASTING | ALIVE);
 }
 
 /* The top bit of each 16 bits that are 0. */
@@ -141,37 +169,59 @@ static __always_inline u64 find_slot(const struct bucket_head *head, u16 tag, co
 	return NO_SLOT;
 }
 
-/* The slot for a key that the bucket has not: of the last of its tag when there are SAME_TAG, else a free
- * one, else that of the entry whose time is over first, but for the one whose tag is spared: 0 spares none.
- * For the verifier, to which each branch is a world of its own, the least is found without any. */
+/* The slot for a key of that tag which the bucket has not: a free one, else that of the entry that goes
+ * first, but for the one whose tag is spared: 0 spares none. Where SAME_TAG entries have its tag, it is one
+ * of theirs. For the verifier, to which each branch is a world of its own, the least is found without any. */
 static __always_inline u64 find_room(const struct bucket_head *head, u16 tag, u16 spared, u64 now)
 {
-	u64 others = tagged(head, tag), free = tagged(head, 0);
-	u32 since = cache_time(now) - (1U << 31); /* times wrap around: the past is less than the future */
-	u64 least = 1ULL << 36;
+	u64 same = tagged(head, tag), free = tagged(head, 0);
+	u64 least = ~0ULL >> 1;
 
-	others &= others - 1;
-	if (others)
-		return first_slot(others);
-	if (!tag_in(head, first_choice(tag)))
+	same &= same - 1;
+	if (!same && !tag_in(head, first_choice(tag)))
 		return first_choice(tag);
-	if (free)
+	if (!same && free)
 		return first_slot(free);
 #pragma unroll
 	for (u32 i = 0; i < SLOTS; i++) {
-		u64 next = (u64)(u32)(head->until[i] - since) << 3 | i;
+		u64 next = standing(head->until[i], now);
+		u64 differs = tag_in(head, i) ^ tag, tells = tag_in(head, i) ^ spared;
 
-		next |= ((u64)(tag_in(head, i) ^ spared) - 1) >> 63 << 35;
+		next |= (next & ALIVE) << 2 | (-differs & -same) >> 63 << 33 | (tells - 1) >> 63 << 34;
+		next = next << 3 | i;
 		least ^= (least ^ next) & (u64)((s64)(next - least) >> 63);
 	}
 	return least & 7;
 }
 
-/* Must an entry whose time is not over make room for another? */
-static __always_inline bool displaces(struct bucket_head *head, u64 slot, u64 now)
+/* Where a key is in its bucket, or is to be. */
+struct seat {
+	u64 slot;
+	u64 gone;	/* the slot of the entry that makes room: `slot`, or one that is given up */
+	bool known;	/* the key is there already */
+	bool displaces; /* `gone` holds an entry whose time is not over */
+};
+
+/* Find the slot of a key, where it is or `slot` is NO_SLOT. A key that is there and has been provisional, or
+ * its time over, and no longer is, gives up the slot of another entry when no other is left for provisional
+ * ones. */
+static __always_inline void take_seat(struct bucket_head *head, u64 slot, u16 tag, u16 spared,
+				      bool provisional, u64 now, struct seat *seat)
 {
-	if (!tag_in(head, slot) || (s32)(head->until[slot] - cache_time(now)) <= 0)
-		return false;
-	head->evicted++;
-	return true;
+	bool known = slot < SLOTS;
+	u64 gone = find_room(head, known ? 0 : tag, known ? tag : spared, now);
+	u64 stands, own;
+
+	AT_MOST(gone, SLOTS - 1);
+	slot = known ? slot : gone;
+	AT_MOST(slot, SLOTS - 1);
+	stands = standing(head->until[gone], now);
+	own = standing(head->until[slot], now);
+	seat->slot = slot;
+	seat->gone = gone;
+	seat->known = known;
+	seat->displaces = !!tag_in(head, gone) && stands & ALIVE &&
+			  (!known || (!provisional && own < (LASTING | ALIVE) && stands & LASTING));
+	if (seat->displaces && stands & LASTING)
+		head->evicted++;
 }

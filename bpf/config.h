@@ -63,6 +63,9 @@
 #define SNAT_TRIES	 24
 #define PARTICULAR_TRIES 16
 
+/* Answers to a datagram that go on for so long are a stream: as in netfilter's conntrack. */
+#define UDP_STREAM_NS ((s64)(2 * NSEC_PER_SEC))
+
 /* How long Linux keeps the tuple of a connection that it has closed first: RFC 9293, section 3.6.1. */
 #define TIME_WAIT_NS ((s64)(60 * NSEC_PER_SEC))
 

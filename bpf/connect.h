@@ -144,7 +144,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
-	if (!pick_backend(vip, side, &set, &pkt->tuple.src, hash_tuple(&pkt->tuple), now, &backend)) {
+	if (!pick_backend(vip, side, &set, &pkt->tuple.src, hash_tuple(&pkt->tuple), now, true, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
@@ -156,7 +156,9 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		return;
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
-	advance_state(pkt, DIR_FORWARD, &d->flow);
+	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
+		d->flow.fins = MET_LATE;
+	advance_state(pkt, DIR_FORWARD, &d->flow, now);
 	created = create_flow(pkt, &d->flow, now, settings, entries);
 	if (created != PARSED)
 		decide(d, ACTION_DROP, created);

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair. */
+/* Flows: one entry for each direction of a translated connection, created, aged and refreshed as a pair.
+ *
+ * A flow is HALF_OPEN until a packet shows that its client gets what the backend sends: anybody can send
+ * first packets in the name of addresses that are not his, and backends answer them. Until then its time is
+ * short, its entries are provisional (cache.h), and others may take its SNAT port (connect.h). */
 #pragma once
 #include "account.h"
 #include "cache.h"
@@ -22,7 +26,10 @@ struct flow {
 	u8 state;
 	u8 fins;
 	u8 path;
-	u32 touched;
+	union {
+		u32 touched;
+		u32 secret;
+	};
 	u64 last_seen;
 };
 
@@ -59,7 +66,7 @@ static __always_inline void flow_value(struct flow_entry *value, const struct fl
 	value->fins = flow->fins;
 	value->path = flow->path;
 	value->pad = 0;
-	value->touched = ticks();
+	value->touched = flow->fins & ANSWERED ? flow->secret : ticks();
 	value->last_seen = flow->last_seen;
 }
 
@@ -165,46 +172,48 @@ static __always_inline bool same_target(const struct flow_entry *a, const struct
 }
 
 /* Store e->made, whose time is over idle ns after its last_seen. False: the key leads elsewhere already, and
- * not in its place. e is not on the stack, where it would not have room. */
+ * not in its place. e is not on the stack, where it would not have room. A flow that is HALF_OPEN is a
+ * provisional entry; one that no longer is leaves a slot of its bucket to others that are. */
 static __always_inline bool put_flow(struct entries *e, u64 idle, bool in_place)
 {
 	const struct entry *new = &e->made;
-	bool known, same, displaced = false;
+	bool half_open = new->value.fins &HALF_OPEN, displaced = false;
+	u64 now = new->value.last_seen;
+	struct seat seat;
+	bool same;
 	struct flow_bucket *bucket;
 	struct flow_slot *at;
 	struct cache_place place;
 	u16 spared;
-	u64 slot;
 
 	bucket = flow_bucket(&new->key, &place);
 	if (!bucket)
 		return false;
 	spared = e->half.bucket == place.bucket ? e->half.tag : 0;
 	bpf_spin_lock(&bucket->head.lock);
-	slot = flow_slot(bucket, place.tag, &new->key);
-	known = slot < SLOTS;
-	if (!known)
-		slot = find_room(&bucket->head, place.tag, spared, new->value.last_seen);
-	if (slot >= SLOTS)
-		slot = SLOTS - 1; /* never */
-	at = slot_at(bucket, slot, sizeof(*at));
+	take_seat(&bucket->head, flow_slot(bucket, place.tag, &new->key), place.tag, spared, half_open, now,
+		  &seat);
+	at = slot_at(bucket, seat.slot, sizeof(*at));
 	same = same_target(&at->value, &new->value);
-	if (known && !same && !in_place) {
+	if (seat.known && !same && !in_place) {
 		bpf_spin_unlock(&bucket->head.lock);
 		return false;
 	}
-	if (!known && displaces(&bucket->head, slot, new->value.last_seen)) {
-		e->gone.key = at->key;
-		e->gone.value = at->value;
-		displaced = true;
+	displaced = seat.displaces;
+	if (displaced) {
+		const struct flow_slot *gone = slot_at(bucket, seat.gone, sizeof(*gone));
+
+		e->gone.key = gone->key;
+		e->gone.value = gone->value;
+		set_tag(&bucket->head, seat.gone, 0);
 	}
 	/* Nobody may take half of the one and half of the other for an entry. */
 	if (!same)
-		set_tag(&bucket->head, slot, 0);
+		set_tag(&bucket->head, seat.slot, 0);
 	at->key = new->key;
 	at->value = new->value;
-	bucket->head.until[slot] = cache_time(new->value.last_seen + idle);
-	set_tag(&bucket->head, slot, place.tag);
+	bucket->head.until[seat.slot] = until_time(now + idle, half_open);
+	set_tag(&bucket->head, seat.slot, place.tag);
 	bpf_spin_unlock(&bucket->head.lock);
 	e->half = place;
 	if (unlikely(displaced))
@@ -313,34 +322,76 @@ static __always_inline bool flow_usable(const struct packet *pkt, const struct f
 	       backend_alive(flow->backend, flow->generation, flow->service);
 }
 
+/* Does this packet of a half-open flow show that both sides get what the other one sends?
+ *
+ * TCP, SCTP: the client shows what was in the backend's SYN-ACK (RFC 9293, section 3.5) or INIT ACK (RFC
+ * 9260, section 5.1), which a client that lies about its address never sees. Or the backend sends what it
+ * would not send before it has seen that itself: data. To a flow that was met late, its flow having been lost
+ * or its packets having gone through another node, it answers with a reset if it has no such connection.
+ *
+ * UDP: the client sends again once it was answered, or the answers go on for more than UDP_STREAM_NS: as for
+ * netfilter's conntrack a question and its answer are not a conversation. */
+static __always_inline bool completes_handshake(const struct packet *pkt, u8 direction,
+						const struct flow *flow, u64 now)
+{
+	bool answered = flow->fins & ANSWERED;
+
+	if (pkt->tuple.protocol == IPPROTO_UDP)
+		return answered && (direction == DIR_FORWARD || (s64)(now - flow->last_seen) > UDP_STREAM_NS);
+	if (pkt->tcp_flags & (TCP_SYN | TCP_RST))
+		return false;
+	if (direction == DIR_FORWARD)
+		return answered && pkt->tcp_flags & TCP_ACK && pkt->shown == flow->secret;
+	return flow->fins & MET_LATE || pkt->tuple.protocol == IPPROTO_SCTP || pkt->payload_len;
+}
+
+/* What a packet of a half-open flow changes of that. */
+static __always_inline void advance_handshake(const struct packet *pkt, u8 direction, struct flow *flow,
+					      u64 now)
+{
+	bool udp = pkt->tuple.protocol == IPPROTO_UDP;
+
+	if (completes_handshake(pkt, direction, flow, now)) {
+		flow->fins &= ~(HALF_OPEN | ANSWERED | MET_LATE | SYN_AGAIN);
+		return;
+	}
+	if (direction == DIR_FORWARD || (flow->fins & ANSWERED && udp))
+		return;
+	if (!udp && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != (TCP_SYN | TCP_ACK))
+		return;
+	flow->fins = (flow->fins | ANSWERED) & ~SYN_AGAIN;
+	flow->secret = pkt->secret;
+}
+
 /* The state after this packet. A reset ends the flow, but whoever goes on sending after his own reset has not
  * sent it: it was a stranger's guess, or out of the window, and the connection lives. */
-static __always_inline void advance_state(const struct packet *pkt, u8 direction, struct flow *flow)
+static __always_inline void advance_state(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
 {
 	u8 fin = direction == DIR_REPLY ? FIN_BACKEND : FIN_CLIENT;
 	u8 rst = direction == DIR_REPLY ? RST_BACKEND : RST_CLIENT;
 
-	if (direction == DIR_REPLY && flow->state == FLOW_NEW) {
-		flow->state = FLOW_ESTABLISHED;
-		flow->fins &= ~SYN_AGAIN;
-	}
+	if (flow->state == FLOW_NEW) /* also those of a version that had no such flag */
+		flow->fins |= HALF_OPEN;
+	if (flow->fins & HALF_OPEN)
+		advance_handshake(pkt, direction, flow, now);
 	if (pkt->tcp_flags & TCP_RST)
 		flow->fins |= rst;
 	else
 		flow->fins &= ~rst;
 	if (pkt->tcp_flags & TCP_FIN)
 		flow->fins |= fin;
-	if (flow->fins & (RST_CLIENT | RST_BACKEND) || flow->fins == (FIN_CLIENT | FIN_BACKEND))
+	if (flow->fins & (RST_CLIENT | RST_BACKEND) ||
+	    (flow->fins & (FIN_CLIENT | FIN_BACKEND)) == (FIN_CLIENT | FIN_BACKEND))
 		flow->state = FLOW_CLOSED;
 	else if (flow->fins & (FIN_CLIENT | FIN_BACKEND))
 		flow->state = FLOW_CLOSING;
-	else if (flow->state == FLOW_CLOSED)
-		flow->state = FLOW_ESTABLISHED;
+	else
+		flow->state = flow->fins & HALF_OPEN ? FLOW_NEW : FLOW_ESTABLISHED;
 }
 
-/* What a packet of a flow that was new says about its backend; last_seen is still the time of the client's
- * last first packet. A reset that answers a SYN acknowledges it (RFC 9293, section 3.10.7.1); one without
- * answers a segment of a connection that the backend does not know. */
+/* What a packet of a flow without an answer says about its backend; last_seen is still the time of the
+ * client's last first packet. A reset that answers a SYN acknowledges it (RFC 9293, section 3.10.7.1); one
+ * without answers a segment of a connection that the backend does not know. */
 static __always_inline void count_start(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
 {
 	u8 flags = pkt->tcp_flags & (TCP_SYN | TCP_RST | TCP_ACK);
@@ -360,22 +411,32 @@ static __always_inline void count_start(const struct packet *pkt, u8 direction, 
 	}
 }
 
+/* Is there nothing to note down for a packet? before: the flow as it was. What answers a half-open flow does
+ * not keep it alive: a backend sends its SYN-ACK for a minute. */
+static __always_inline bool unchanged(const struct flow *flow, const struct flow *before, u8 direction)
+{
+	if (flow->state != before->state || flow->fins != before->fins)
+		return false;
+	if (flow->fins & ANSWERED)
+		return direction == DIR_REPLY && flow->secret == before->secret;
+	return ticks() - flow->touched < FLOW_REFRESH_TICKS;
+}
+
 /* Account a packet of a known flow: when its state changes, or a second after the last time, both halves are
  * written. So neither half's time is over before the other's, and a half that was evicted comes back. If
  * its place has been taken meanwhile, the flow is over: its next packet starts a new one. */
 static __always_inline void touch_flow(const struct packet *pkt, u8 direction, struct flow *flow, u64 now,
 				       const struct settings *settings, struct entries *entries)
 {
-	struct flow_key key;
-	u8 state = flow->state, fins = flow->fins;
+	const struct flow before = {.state = flow->state, .fins = flow->fins, .secret = flow->secret};
 	const struct flow_entry *other;
+	struct flow_key key;
 	u64 idle;
 
-	advance_state(pkt, direction, flow);
-	if (unlikely(state == FLOW_NEW))
+	advance_state(pkt, direction, flow, now);
+	if (unlikely(before.state == FLOW_NEW && !(before.fins & ANSWERED)))
 		count_start(pkt, direction, flow, now);
-	if (likely(flow->state == state && flow->fins == fins &&
-		   ticks() - flow->touched < FLOW_REFRESH_TICKS))
+	if (likely(unchanged(flow, &before, direction)))
 		return;
 	flow->last_seen = now;
 	other_key(&key, &flow->to, direction);

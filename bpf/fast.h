@@ -149,7 +149,7 @@ static __always_inline const struct flow_entry *fast_lookup(const struct tuple *
 /* Is there nothing to note down for a packet of this flow, and nothing to tell of it? */
 static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 {
-	return !e->fins && e->state <= FLOW_ESTABLISHED &&
+	return !(e->fins & ~(HALF_OPEN | MET_LATE)) && e->state <= FLOW_ESTABLISHED &&
 	       (direction == DIR_FORWARD || e->state == FLOW_ESTABLISHED) &&
 	       ticks() - e->touched < FLOW_REFRESH_TICKS && likely(!(watched() & WATCH_PACKETS));
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The order of work. Ingress: VIP? flow? backend, flow, translation. Egress: reply of a flow? */
 #pragma once
+#include "affinity.h"
 #include "conntrack.h"
 #include "fast.h"
 #include "forward.h"
@@ -66,6 +67,17 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	return false;
 }
 
+/* The packet has completed its flow's handshake: what is remembered of the client lasts. */
+static __always_inline void confirm_affinity(const struct packet *pkt, u8 direction, const struct flow *flow,
+					     u64 now)
+{
+	struct tuple request = direction == DIR_REPLY ? reverse(&flow->to) : pkt->tuple;
+	const struct vip *vip = lookup_vip(&request);
+
+	if (vip && vip->affinity_seconds)
+		remember_affinity(vip, &request.src, now, flow->backend, flow->generation, false);
+}
+
 /* A packet of the flow work->d.flow: to the backend, or back to the client; past the stack if it may. */
 static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64 now,
 					const struct settings *settings, struct work *work)
@@ -73,6 +85,7 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 	const struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	u8 state = d->flow.state;
+	bool half_open = state == FLOW_NEW || d->flow.fins & HALF_OPEN;
 
 	d->direction = direction;
 	decide(d, d->flow.path == PATH_HAIRPIN ? ACTION_HAIRPIN : ACTION_STACK,
@@ -91,6 +104,8 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 	}
 	if (likely(pkt->piece != PIECE_LATER))
 		touch_flow(pkt, direction, &d->flow, now, settings, &work->entries);
+	if (unlikely(half_open && !(d->flow.fins & HALF_OPEN)))
+		confirm_affinity(pkt, direction, &d->flow, now);
 	d->closes = d->flow.state == FLOW_CLOSED && state != FLOW_CLOSED;
 }
 

@@ -30,6 +30,10 @@ struct packet {
 	u8 kind;      /* enum kind */
 	u8 piece;     /* enum piece */
 	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */
+	u32 secret;   /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
+		       */
+	u32 shown; /* the other side's secret, as the sender knows it: TCP: its acknowledgement; SCTP: the tag
+		    */
 };
 
 enum tcp_flag {

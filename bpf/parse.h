@@ -18,6 +18,8 @@ static __always_inline u32 parse_tcp(ctx_t *ctx, struct packet *pkt)
 	pkt->tuple.sport = tcp->source;
 	pkt->tuple.dport = tcp->dest;
 	pkt->tcp_flags = ((u8 *)tcp)[13];
+	pkt->secret = bpf_ntohl(tcp->seq) + 1;
+	pkt->shown = bpf_ntohl(tcp->ack_seq);
 	pkt->payload_len = pkt->l4_len - header;
 	return PARSED;
 }
@@ -45,6 +47,7 @@ static __always_inline u32 parse_udp(ctx_t *ctx, struct packet *pkt)
 static __always_inline u32 parse_sctp(ctx_t *ctx, struct packet *pkt)
 {
 	struct sctp_head *sctp;
+	const u32 *tag;
 
 	sctp = ctx_at(ctx, pkt->l4, sizeof(*sctp));
 	if (!sctp || pkt->l4_len < sizeof(*sctp))
@@ -52,12 +55,16 @@ static __always_inline u32 parse_sctp(ctx_t *ctx, struct packet *pkt)
 	pkt->tuple.sport = sctp->source;
 	pkt->tuple.dport = sctp->dest;
 	pkt->payload_len = pkt->l4_len - sizeof(*sctp);
+	pkt->shown = sctp->tag;
 	switch (sctp->chunk) {
 	case SCTP_INIT:
 		pkt->tcp_flags = TCP_SYN;
 		break;
 	case SCTP_INIT_ACK:
 		pkt->tcp_flags = TCP_SYN | TCP_ACK;
+		tag = ctx_at(ctx, pkt->l4 + sizeof(*sctp), sizeof(*tag));
+		if (tag)
+			pkt->secret = *tag;
 		break;
 	case SCTP_ABORT:
 	case SCTP_SHUTDOWN_COMPLETE:

@@ -138,7 +138,8 @@ static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct
 
 	known = !connects && lookup_peer(cookie, t, vip, to);
 	if (!known) {
-		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), to))
+		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), false,
+				  to))
 			return no_backend(to, vip->service);
 		if (!connects && !remember_peer(cookie, t, to, DIR_FORWARD))
 			return refuse(to, vip->service, REASON_FLOWS_FULL);

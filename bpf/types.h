@@ -111,8 +111,8 @@ struct flow_key {
 };
 
 enum flow_state {
-	FLOW_NEW = 0,	      /* the client has sent, no reply seen */
-	FLOW_ESTABLISHED = 1, /* both sides have sent */
+	FLOW_NEW = 0,	      /* the client has sent; nothing shows that it gets what the backend answers */
+	FLOW_ESTABLISHED = 1, /* both sides get what the other one sends */
 	FLOW_CLOSING = 2,     /* one side has sent FIN */
 	FLOW_CLOSED = 3,      /* both sides have sent FIN, or one RST: a new SYN selects afresh */
 };
@@ -131,6 +131,9 @@ enum fin_seen {
 	RST_CLIENT = 4, /* until the client sends something else */
 	RST_BACKEND = 8,
 	SYN_AGAIN = 16, /* the client had to repeat itself; until the backend answers */
+	HALF_OPEN = 32, /* nothing shows yet that the client gets what the backend sends: conntrack.h */
+	ANSWERED = 64,	/* HALF_OPEN, and the backend has answered; until the flow is established */
+	MET_LATE = 128, /* HALF_OPEN, and its first packet here was none that begins a connection */
 };
 
 /* One direction of a translated connection. Both directions of a pair carry the same service, backend,
@@ -147,7 +150,10 @@ struct flow_entry {
 	u8 fins;	/* enum fin_seen */
 	u8 path;	/* enum flow_path */
 	u8 pad;
-	u32 touched;   /* low half of the kernel's ticks (jiffies) when last_seen was written */
+	union {
+		u32 touched; /* low half of the kernel's ticks (jiffies) when last_seen was written */
+		u32 secret;  /* ANSWERED: what the client has to show, see struct packet */
+	};
 	u64 last_seen; /* ns, CLOCK_MONOTONIC; see FLOW_REFRESH_TICKS */
 };
 
@@ -156,9 +162,9 @@ struct flow_entry {
 
 struct bucket_head {
 	struct bpf_spin_lock lock; /* of writers */
-	u32 until[SLOTS];	   /* when the entry's time is over: see CACHE_TIME_SHIFT */
+	u32 until[SLOTS];	   /* when the entry's time is over: see CACHE_TIME_SHIFT, until_time() */
 	u64 tags[2]; /* 16 bits for each slot, from the lowest on; 0: the slot is free. The last 16 stay 0 */
-	u32 evicted; /* entries that made room before their time was over */
+	u32 evicted; /* entries, not provisional, that made room before their time was over */
 	u32 pad[3];
 };
 
@@ -260,11 +266,11 @@ enum iface_flags {
 
 /* Operator's settings; written by Python, read for flows that change state. */
 struct settings {
-	u64 tcp_syn_ns;		/* a TCP flow without a reply */
+	u64 tcp_syn_ns;		/* a TCP flow whose handshake is not complete */
 	u64 tcp_established_ns; /* idle */
 	u64 tcp_closing_ns;	/* after the first FIN, and before a port of a closed flow is reused */
-	u64 udp_new_ns;		/* a UDP flow without a reply */
-	u64 udp_ns;		/* idle, replied */
+	u64 udp_new_ns;		/* a UDP flow of one datagram, answered or not */
+	u64 udp_ns;		/* idle, once both sides have sent and the client goes on */
 	u64 sctp_ns;		/* idle; an association's start and end are timed as TCP's */
 	u64 answer_interval_ns; /* one answer of each kind for each CPU, on average; 0: no limit */
 	u64 answer_burst_ns;	/* how much of that may be taken at once */

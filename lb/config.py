@@ -236,11 +236,11 @@ class Limits:
 class Timeouts:
     """Seconds after which an idle flow is forgotten; defaults follow nf_conntrack as kube-proxy sets it."""
 
-    tcp_syn: float = setting(60, SECONDS, "a TCP connection without any reply")
+    tcp_syn: float = setting(60, SECONDS, "a TCP connection whose handshake is not complete")
     tcp_established: float = setting(86_400, SECONDS, "an idle TCP connection")
     tcp_closing: float = setting(10, SECONDS, "a TCP connection after its first FIN")
-    udp_new: float = setting(30, SECONDS, "a UDP flow without any reply")
-    udp: float = setting(120, SECONDS, "an idle UDP flow")
+    udp_new: float = setting(30, SECONDS, "a UDP flow of one datagram, answered or not")
+    udp: float = setting(120, SECONDS, "an idle UDP flow, whose client has gone on after an answer")
     sctp: float = setting(210, SECONDS, "an idle SCTP association; its start and end are timed as TCP's")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lb.config import Limits
-from lb.datapath.maps.interface import Rows
+from lb.datapath.maps.interface import Fill, Rows
 from lb.datapath.maps.map_table import MAP_SPECS, MAPS, MapSpec, MapType, sizes
 from lb.errors import BpfError, CapacityError
 
@@ -62,9 +62,9 @@ class FakeMaps:
         self._fail_if_told("read", name)
         return len(self._hashes[name])
 
-    def fill(self, name: str) -> tuple[int, int]:
+    def fill(self, name: str) -> Fill:
         """See :meth:`Maps.fill`; nothing had to go."""
-        return self.count(name), 0
+        return Fill(self.count(name))
 
     def some(self, name: str, keys: Rows) -> Rows:
         """See :meth:`Maps.some`."""

@@ -30,7 +30,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
-from tests.sctp import chunk_packet, with_checksum
+from tests.sctp import TAG, chunk_packet, with_checksum
 
 CLIENT = "192.0.2.50"
 CLIENT_2 = "192.0.2.51"
@@ -159,8 +159,12 @@ def tcp(
     ttl: int = 64,
     **fields: Any,
 ) -> bytes:
-    """Return a TCP frame; fields are Scapy's of the TCP header. Checksums and lengths are right."""
-    segment = TCP(sport=src[1], dport=dst[1], flags=flags, **{"seq": 1000, "ack": 0, **fields})
+    """Return a TCP frame; fields are Scapy's of the TCP header. Checksums and lengths are right.
+
+    By default what acknowledges anything acknowledges another segment of this function.
+    """
+    numbers = {"seq": 1000, "ack": 1001 if "A" in flags else 0}
+    segment = TCP(sport=src[1], dport=dst[1], flags=flags, **{**numbers, **fields})
     return bytes(link / ip(src[0], dst[0], ttl=ttl) / segment / payload)
 
 
@@ -186,10 +190,18 @@ def sctp(
     payload: bytes = b"",
     *,
     ttl: int = 64,
+    tag: int = TAG,
 ) -> bytes:
-    """Return an SCTP frame of one chunk."""
+    """Return an SCTP frame of one chunk. tag: the verification tag.
+
+    By default an INIT ACK asks for the tag that other chunks of this function have.
+    """
+    if chunk == "INIT ACK" and not payload:
+        payload = TAG.to_bytes(4, "big")
     number = {"proto": 132} if version() == 4 else {"nh": 132}
-    return bytes(link / ip(src[0], dst[0], ttl=ttl, **number) / chunk_packet(src[1], dst[1], chunk, payload))
+    return bytes(
+        link / ip(src[0], dst[0], ttl=ttl, **number) / chunk_packet(src[1], dst[1], chunk, payload, tag)
+    )
 
 
 def echo(

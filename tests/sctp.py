@@ -45,8 +45,11 @@ def with_checksum(packet: bytes) -> bytes:
     return packet[:8] + struct.pack("<I", crc32c(blank)) + packet[12:]
 
 
-def chunk_packet(sport: int, dport: int, chunk: str, payload: bytes = b"") -> bytes:
-    """Return an SCTP packet of one chunk, with its checksum."""
-    head = struct.pack("!HHII", sport, dport, 0xC0FFEE00, 0)
+TAG = 0xC0FFEE00
+
+
+def chunk_packet(sport: int, dport: int, chunk: str, payload: bytes = b"", tag: int = TAG) -> bytes:
+    """Return an SCTP packet of one chunk, with its checksum. tag: the verification tag."""
+    head = struct.pack("!HHII", sport, dport, tag, 0)
     body = struct.pack("!BBH", CHUNKS[chunk], 0, 4 + len(payload)) + payload
     return with_checksum(head + body + bytes(-len(body) % 4))

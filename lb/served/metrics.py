@@ -245,7 +245,12 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     capacity = GaugeMetricFamily("lbctl_map_capacity", "Entries that fit into the map.", labels=["map"])
     evictions = CounterMetricFamily(
         "lbctl_map_evictions",
-        "Entries that made room before their time was over, of the maps that forget what is oldest and tell.",
+        "Entries, not provisional, that made room before their time was over, of maps that tell.",
+        labels=["map"],
+    )
+    provisional = GaugeMetricFamily(
+        "lbctl_map_provisional_entries",
+        "Of the entries in use those that make room first: half-open connections, unconfirmed clients.",
         labels=["map"],
     )
     for fill in fills:
@@ -253,6 +258,8 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
         capacity.add_metric([fill.name], fill.capacity)
         if fill.evicted is not None:
             evictions.add_metric([fill.name], fill.evicted)
+        if fill.provisional is not None:
+            provisional.add_metric([fill.name], fill.provisional)
     packets = CounterMetricFamily(
         "lbctl_hook_packets",
         "Packets by the hook that saw them and the reason they left it with; one packet may pass two hooks.",
@@ -262,4 +269,4 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     for one in counters:
         packets.add_metric([one.hook, one.reason], one.packets)
         octets.add_metric([one.hook, one.reason], one.bytes)
-    yield from (entries, capacity, evictions, packets, octets)
+    yield from (entries, capacity, provisional, evictions, packets, octets)

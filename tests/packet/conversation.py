@@ -132,7 +132,7 @@ class Conversation:
         if self._protocol is Protocol.UDP:
             return p.udp(link, src, dst, **fields)
         if self._protocol is Protocol.SCTP:
-            return p.sctp(link, src, dst, SCTP_WORDS.get(flags, flags), **fields)
+            return p.sctp(link, src, dst, SCTP_WORDS.get(flags, flags.replace("_", " ")), **fields)
         return p.tcp(link, src, dst, flags, **fields)
 
 

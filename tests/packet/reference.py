@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, ip_address
+from typing import NamedTuple
 
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
@@ -26,6 +27,7 @@ from tests.sctp import CHUNKS
 SEED = 0x4C426374
 MASK = 0xFFFFFFFF
 TIME_WAIT = 60.0  # seconds
+UDP_STREAM = 2.0  # seconds of answers
 CLIENT_PORTS = range(1024, 32768)  # of clients that keep their address and lose their port
 UNDONE_AT = {"inside": "hairpin", "outside": "forward", "out": "stack"}
 """The path of the flows whose replies are translated where they enter, by side, or where they leave."""
@@ -127,6 +129,10 @@ class Flow:
     incarnation: int  # of the backend, which may go and come back
     path: str  # stack | forward | hairpin
     state: str = "new"  # new | established | closing | closed
+    met_late: bool = False  # its first packet began no connection
+    half_open: bool = True  # nothing has shown yet that the client gets what the backend sends
+    answered: bool = False  # half open, but the backend has answered
+    secret: int = 0  # what the client has to show then
     fins: frozenset[str] = frozenset()
     resets: frozenset[str] = frozenset()
     last_seen: float = 0.0
@@ -274,9 +280,39 @@ class Model:
         time_wait = tcp and not flow.resets and flow.fins == {"client", "backend"}
         return not self._expired(flow) or (time_wait and self.now - flow.last_seen < TIME_WAIT)
 
+    def _completes(self, frame: bytes, sender: str, flow: Flow) -> bool:
+        """Whether the packet shows that both sides of a half-open flow get what the other one sends."""
+        if flow.client_side.protocol is Protocol.UDP:
+            return flow.answered and (sender == "client" or self.now - flow.last_seen > UDP_STREAM)
+        said, numbers = signals(frame), numbers_of(frame)
+        if said & {"S", "R"}:
+            return False
+        if sender == "client":
+            return flow.answered and "A" in said and numbers.shown == flow.secret
+        return flow.met_late or numbers.has_data
+
+    def _shake_hands(self, frame: bytes, sender: str, flow: Flow) -> None:
+        if self._completes(frame, sender, flow):
+            flow.half_open = flow.answered = False
+            self._confirm(flow)
+        elif sender == "backend" and flow.client_side.protocol is Protocol.UDP:
+            flow.answered = True
+        elif sender == "backend" and signals(frame) >= {"S", "A"}:
+            flow.answered, flow.secret = True, numbers_of(frame).secret
+
+    def _confirm(self, flow: Flow) -> None:
+        """What is remembered of a client begins anew when its connection is established."""
+        t = flow.client_side
+        vip = self.world.vips.get((t.dst, t.dport, t.protocol))
+        if vip and vip.affinity_seconds:
+            backend, incarnation, _ = self.affinity.get(
+                (t.src, vip.service), (flow.backend, flow.incarnation, 0.0)
+            )
+            self.affinity[t.src, vip.service] = (backend, incarnation, self.now)
+
     def _advance(self, frame: bytes, sender: str, flow: Flow) -> None:
-        if sender == "backend" and flow.state == "new":
-            flow.state = "established"
+        if flow.half_open:
+            self._shake_hands(frame, sender, flow)
         said = signals(frame)
         if "R" in said:
             flow.resets |= {sender}
@@ -288,12 +324,14 @@ class Model:
             flow.state = "closed"
         elif flow.fins:
             flow.state = "closing"
-        elif flow.state == "closed":
-            flow.state = "established"
+        else:
+            flow.state = "new" if flow.half_open else "established"
 
     def _known(self, frame: bytes, flow: Flow, sender: str, reason: str) -> Expected:
+        before = replace(flow)
         self._advance(frame, sender, flow)
-        flow.last_seen = self.now
+        if not (flow.answered and sender == "backend" and flow == before):
+            flow.last_seen = self.now
         to = flow.backend_side if sender == "client" else flow.client_side.reversed()
         return self._send(frame, to, flow.path, reason)
 
@@ -369,6 +407,7 @@ class Model:
             self._forget(holder)
         incarnation = self.world.backends[vip.service, backend]
         flow = Flow(t, to, vip.service, backend, incarnation, path, last_seen=self.now)
+        flow.met_late = t.protocol is not Protocol.UDP and "S" not in signals(frame)
         self._advance(frame, "client", flow)
         self.by_client[t] = self.by_backend[to.reversed()] = flow
         return self._send(frame, to, path, reason)
@@ -400,6 +439,29 @@ def signals(frame: bytes) -> frozenset[str]:
     chunk = bytes(head.payload)[12]
     words = {"INIT": "S", "INIT ACK": "SA", "ABORT": "R", "SHUTDOWN COMPLETE": "R"}
     return frozenset(next((word for name, word in words.items() if CHUNKS[name] == chunk), "A"))
+
+
+class Numbers(NamedTuple):
+    """What a packet of TCP or SCTP carries to show that its sender gets the other side's packets.
+
+    secret: what only who gets this packet knows: its sequence number + 1; INIT ACK's tag. shown: the secret
+    of the other side, as the sender knows it: the acknowledgement number; the verification tag. has_data:
+    beyond the header that every packet has.
+    """
+
+    secret: int
+    shown: int
+    has_data: bool
+
+
+def numbers_of(frame: bytes) -> Numbers:
+    """Return a packet's numbers."""
+    head = p.l3(frame)
+    if TCP in head:
+        return Numbers((head[TCP].seq + 1) & MASK, head[TCP].ack, bool(bytes(head[TCP].payload)))
+    packet = bytes(head.payload)
+    initiated = int.from_bytes(packet[16:20], "big") if packet[12] == CHUNKS["INIT ACK"] else 0
+    return Numbers(initiated, int.from_bytes(packet[4:8], "big"), True)
 
 
 def rejected(frame: bytes, reason: str) -> Expected:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.config import Timeouts
-from lb.datapath.maps.layouts import Direction, FlowState
+from lb.datapath.maps.layouts import Direction, FinSeen, FlowState
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
@@ -47,7 +47,7 @@ def age(datapath: Datapath, seconds: float) -> None:
     keys, values = datapath.read("flows")
     values = values.copy()
     values["last_seen"] -= int(seconds * SECOND)
-    values["touched"] = 0
+    values["touched"][values["fins"] & FinSeen.ANSWERED == 0] = 0
     datapath.update("flows", keys, values)
     keys, values = datapath.read("affinity")
     values = values.copy()
@@ -90,7 +90,7 @@ def test_both_halves_tell_the_same(web: Datapath) -> None:
     ("segments", "state"),
     [
         (["client S"], FlowState.NEW),
-        (["client S", "backend SA"], FlowState.ESTABLISHED),
+        (["client S", "backend SA"], FlowState.NEW),
         (["client S", "backend SA", "client A"], FlowState.ESTABLISHED),
         (["client S", "backend SA", "client FA"], FlowState.CLOSING),
         (["client S", "backend SA", "backend FA"], FlowState.CLOSING),
@@ -118,8 +118,10 @@ def test_tcp_state(web: Datapath, segments: list[str], state: FlowState) -> None
         (["client S"], 0, "FLOW_HIT"),
         (["client S"], TIMES.tcp_syn - 1, "FLOW_HIT"),
         (["client S"], TIMES.tcp_syn + 1, "NEW_LOCAL"),
-        (["client S", "backend SA"], TIMES.tcp_syn + 1, "FLOW_HIT"),
-        (["client S", "backend SA"], TIMES.tcp_established + 1, "NEW_LOCAL"),
+        (["client S", "backend SA"], TIMES.tcp_syn - 1, "FLOW_HIT"),
+        (["client S", "backend SA"], TIMES.tcp_syn + 1, "NEW_LOCAL"),
+        (["client S", "backend SA", "client A"], TIMES.tcp_syn + 1, "FLOW_HIT"),
+        (["client S", "backend SA", "client A"], TIMES.tcp_established + 1, "NEW_LOCAL"),
         (["client S", "backend SA", "client FA"], TIMES.tcp_closing - 1, "FLOW_HIT"),
         (["client S", "backend SA", "client FA"], TIMES.tcp_closing + 1, "NEW_LOCAL"),
         (["client S", "backend RA"], 0, "NEW_LOCAL"),
@@ -199,21 +201,25 @@ def test_udp_goes_to_a_live_backend_with_its_next_packet(datapath: Datapath) -> 
 
 
 @pytest.mark.parametrize(
-    ("answered", "seconds", "reason"),
+    ("datagrams", "seconds", "reason"),
     [
-        (False, TIMES.udp_new - 1, "FLOW_HIT"),
-        (False, TIMES.udp_new + 1, "NEW_LOCAL"),
-        (True, TIMES.udp_new + 1, "FLOW_HIT"),
-        (True, TIMES.udp + 1, "NEW_LOCAL"),
+        ("client", TIMES.udp_new - 1, "FLOW_HIT"),
+        ("client", TIMES.udp_new + 1, "NEW_LOCAL"),
+        ("client backend", TIMES.udp_new - 1, "FLOW_HIT"),
+        ("client backend", TIMES.udp_new + 1, "NEW_LOCAL"),
+        ("client backend client", TIMES.udp_new + 1, "FLOW_HIT"),
+        ("client backend client", TIMES.udp + 1, "NEW_LOCAL"),
     ],
 )
-def test_udp_idle_times(datapath: Datapath, answered: bool, seconds: float, reason: str) -> None:
+def test_udp_idle_times(datapath: Datapath, datagrams: str, seconds: float, reason: str) -> None:
     datapath.set_up_node(TIMES)
     datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
     frame = p.udp(p.FROM_CLIENT, CLIENT, VIP)
-    datapath.run(XDP, frame)
-    if answered:
-        datapath.run(TC_UPLINK_OUT, p.udp(p.TO_CLIENT, LOCAL, CLIENT))
+    for sender in datagrams.split():
+        if sender == "client":
+            datapath.run(XDP, frame)
+        else:
+            datapath.run(TC_UPLINK_OUT, p.udp(p.TO_CLIENT, LOCAL, CLIENT))
     age(datapath, seconds)
     assert datapath.run(XDP, frame).reason == reason
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More flows than the table holds: the kernel's LRU makes room, and nobody who is talking may notice."""
+"""More flows than the table holds: somebody has to make room, and nobody who is connected may notice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from lb.config import Limits, SnatPorts
 from lb.datapath.maps.layouts import Direction
 from lb.datapath.programs import loader
-from tests.packet.conversation import Conversation, Path, each_path
+from tests import packets as p
+from tests.packet.conversation import PATHS, Conversation, Path, each_path
 from tests.packet.harness import Datapath
 from tests.packet.plans import service
 
@@ -53,6 +54,13 @@ def opened(datapath: Datapath, path: Path, port: int) -> Conversation:
     return conversation
 
 
+def established(datapath: Datapath, path: Path, port: int) -> Conversation:
+    conversation = opened(datapath, path, port)
+    conversation.answer("SA")
+    assert conversation.send("A") == "FLOW_HIT"
+    return conversation
+
+
 def entries(datapath: Datapath) -> int:
     return len(datapath.read("flows")[0])
 
@@ -60,7 +68,7 @@ def entries(datapath: Datapath) -> int:
 @each_path
 def test_eviction_takes_idle_flows_and_leaves_active_ones_whole(crowded: Datapath, path: Path) -> None:
     """An active connection keeps both of its halves, its backend and its port, however many pass by."""
-    active = [opened(crowded, path, 1000 + number) for number in range(ACTIVE)]
+    active = [established(crowded, path, 1000 + number) for number in range(ACTIVE)]
     chosen = [(conversation.backend, conversation.seen) for conversation in active]
     for number in range(PASSING):
         opened(crowded, path, 10_000 + number)
@@ -91,8 +99,7 @@ def test_eviction_of_a_flow_costs_it_nothing(crowded: Datapath, path: Path) -> N
 def test_eviction_of_the_clients_half_alone_leaves_replies_as_they_were(
     crowded: Datapath, path: Path
 ) -> None:
-    conversation = opened(crowded, path, 1000)
-    conversation.answer("SA")
+    conversation = established(crowded, path, 1000)
     before = conversation.backend, conversation.seen
     keys, _ = crowded.read("flows")
     crowded.delete("flows", keys[keys["direction"] == Direction.FORWARD])
@@ -106,8 +113,7 @@ def test_eviction_of_the_clients_half_alone_leaves_replies_as_they_were(
 @each_path
 def test_eviction_of_the_backends_half_alone_is_mended_by_the_client(crowded: Datapath, path: Path) -> None:
     """By its first packet after FLOW_REFRESH_NS, when both halves are written."""
-    conversation = opened(crowded, path, 1000)
-    conversation.answer("SA")
+    conversation = established(crowded, path, 1000)
     keys, values = crowded.read("flows")
     reply = keys["direction"] == Direction.REPLY
     crowded.delete("flows", keys[reply])
@@ -118,3 +124,63 @@ def test_eviction_of_the_backends_half_alone_is_mended_by_the_client(crowded: Da
     assert conversation.send("A") == "FLOW_HIT"
     assert conversation.answer("A") == "REPLY"
     assert entries(crowded) == 2
+
+
+IDLE = 45
+"""Connections that are idle: with two entries each, a sixth of the table."""
+
+two_paths = pytest.mark.parametrize("path", PATHS[2:4], ids=lambda path: path.name)
+
+
+def evicted(datapath: Datapath) -> int:
+    return datapath.maps.fill(f"flows{p.version()}").evicted
+
+
+@two_paths
+@pytest.mark.parametrize("answered", [False, True], ids=["unanswered", "answered"])
+def test_eviction_by_a_flood_of_first_packets_takes_no_established_connection(
+    crowded: Datapath, path: Path, answered: bool
+) -> None:
+    """Strangers' SYNs displace one another, whether or not backends answer them. Who is connected says
+    nothing meanwhile, and is still there.
+    """
+    idle = [established(crowded, path, 1000 + number) for number in range(IDLE)]
+    before = evicted(crowded)
+    for number in range(PASSING):
+        stranger = opened(crowded, path, 10_000 + number)
+        if answered:
+            stranger.answer("SA", seq=7)
+    assert entries(crowded) > 0.75 * FLOWS
+    assert evicted(crowded) == before
+    for conversation in idle:
+        assert conversation.answer("PA", payload=p.PAYLOAD) == "REPLY"
+        assert conversation.send("A") == "FLOW_HIT"
+
+
+@two_paths
+def test_eviction_leaves_room_for_new_connections(crowded: Datapath, path: Path) -> None:
+    """However many are established, a first packet finds room without displacing one: only a connection that
+    becomes established may, for which the one goes that is idle for longest."""
+    for number in range(PASSING):
+        established(crowded, path, 10_000 + number)
+    before = evicted(crowded)
+    assert before > 0
+    for number in range(50):
+        opened(crowded, path, 1000 + number)
+    assert evicted(crowded) == before
+
+
+@two_paths
+def test_eviction_of_what_is_over_is_none(crowded: Datapath, path: Path) -> None:
+    """Entries whose time is over are overwritten: nobody counts that, and their other halves stay."""
+    for number in range(PASSING):
+        opened(crowded, path, 10_000 + number)
+    keys, values = crowded.read("flows")
+    crowded.delete("flows", keys)
+    crowded.update("flows", keys, values)  # the time of what is written so is over: see cache.change()
+    full, before = entries(crowded), evicted(crowded)
+    assert crowded.maps.fill(f"flows{p.version()}").entries == 0
+    for number in range(20):
+        opened(crowded, path, 1000 + number)
+    assert entries(crowded) >= full
+    assert evicted(crowded) == before

@@ -61,6 +61,7 @@ RANGES = [
     for text in ("0.0.0.0/0", "192.0.2.0/24", f"{p.CLIENT}/32", "10.0.0.0/8", f"{p.POD_CLIENT}/32")
 ]
 POLICIES = st.sampled_from(TrafficPolicy)
+NUMBERS = st.sampled_from([0, 1, 1, 1, 0xFFFF_FFFF])
 
 
 def service_strategy() -> st.SearchStrategy[dict[str, Any]]:
@@ -159,7 +160,7 @@ class Machine(RuleBasedStateMachine):
             keys, values = self.datapath.read(name)
             values[field] -= np.uint64(seconds * 10**9)
             if name == "flows":
-                values["touched"] = 0
+                values["touched"][values["fins"] & layouts.FinSeen.ANSWERED == 0] = 0
             self.datapath.update(name, keys, values)
         self.model.now += seconds
         self.datapath.skew += seconds  # freed backend slots come into use again
@@ -176,6 +177,7 @@ class Machine(RuleBasedStateMachine):
         payload=st.binary(max_size=40),
         ttl=st.sampled_from([64, 64, 64, 1]),
         checksum=st.booleans(),
+        number=NUMBERS,
     )
     def client_sends(
         self,
@@ -191,22 +193,24 @@ class Machine(RuleBasedStateMachine):
         payload: bytes,
         ttl: int,
         checksum: bool,
+        number: int,
     ) -> None:
         source = (OUTSIDE_CLIENTS if outside else INSIDE_CLIENTS)[client]
         t = reference.Tuple5(IPv4Address(source), IPv4Address(vip), sport, port, protocol)
-        self.request(t, program, flags, payload, ttl=ttl, checksum=checksum)
+        self.request(t, program, flags, payload, ttl=ttl, checksum=checksum, number=number)
 
     @precondition(lambda self: self.model.by_client)
     @rule(
         pick=st.integers(0, 1000),
         program=st.sampled_from(harness.OUTSIDE_INGRESS),
-        flags=st.sampled_from(["S", "S", "A", "FA", "R"]),
+        flags=st.sampled_from(["S", "A", "A", "FA", "R"]),
         payload=st.binary(max_size=40),
+        number=NUMBERS,
     )
-    def client_goes_on(self, *, pick: int, program: str, flags: str, payload: bytes) -> None:
+    def client_goes_on(self, *, pick: int, program: str, flags: str, payload: bytes, number: int) -> None:
         """Another packet of a known 5-tuple: whatever has become of its flow, its backend, its Service."""
         known = list(self.model.by_client)
-        self.request(known[pick % len(known)], program, flags, payload)
+        self.request(known[pick % len(known)], program, flags, payload, number=number)
 
     def request(
         self,
@@ -217,26 +221,28 @@ class Machine(RuleBasedStateMachine):
         *,
         ttl: int = 64,
         checksum: bool = True,
+        number: int = 0,
     ) -> None:
         outside = str(t.src) in OUTSIDE_CLIENTS
         link = p.FROM_CLIENT if outside else p.FROM_POD
-        frame = frame_of(link, t, flags, payload, ttl=ttl, checksum=checksum)
+        frame = frame_of(link, t, flags, payload, ttl=ttl, checksum=checksum, number=number)
         self.enters(program if outside else harness.TC_POD_IN, frame)
 
     @precondition(lambda self: self.model.by_client)
     @rule(
         pick=st.integers(0, 1000),
         program=st.sampled_from(harness.OUTSIDE_INGRESS),
-        flags=st.sampled_from(["SA", "A", "PA", "FA", "RA"]),
-        payload=st.binary(max_size=40),
+        flags=st.sampled_from(["SA", "SA", "A", "PA", "FA", "RA"]),
+        payload=st.just(b"") | st.binary(max_size=40),
+        number=NUMBERS,
     )
-    def backend_replies(self, *, pick: int, program: str, flags: str, payload: bytes) -> None:
+    def backend_replies(self, *, pick: int, program: str, flags: str, payload: bytes, number: int) -> None:
         flows = list(self.model.by_client.values())
         flow = flows[pick % len(flows)]
         inside = str(flow.client_side.src) in INSIDE_CLIENTS
 
         def frame(link: Packet) -> bytes:
-            return frame_of(link, flow.backend_side.reversed(), flags, payload)
+            return frame_of(link, flow.backend_side.reversed(), flags, payload, number=number)
 
         # A reply to a client that kept its address enters where the backend is, and is left alone there.
         if flow.backend.local:
@@ -402,13 +408,19 @@ def frame_of(
     *,
     ttl: int = 64,
     checksum: bool = True,
+    number: int = 0,
 ) -> bytes:
-    """Return a frame of the tuple; flags are TCP's, or stand for chunks."""
+    """Return a frame of the tuple; flags are TCP's, or stand for chunks.
+
+    number: of a backend's packet what the client has to show later; of the client's what it shows.
+    """
     src, dst = (str(t.src), t.sport), (str(t.dst), t.dport)
     if t.protocol is Protocol.TCP:
-        return p.tcp(link, src, dst, flags, payload, ttl=ttl, ack=77)
+        return p.tcp(link, src, dst, flags, payload, ttl=ttl, seq=number - 1 & reference.MASK, ack=number)
     if t.protocol is Protocol.SCTP:
-        return p.sctp(link, src, dst, SCTP_WORDS[flags], payload, ttl=ttl)
+        if flags == "SA":
+            payload = number.to_bytes(4, "big") + payload
+        return p.sctp(link, src, dst, SCTP_WORDS[flags], payload, ttl=ttl, tag=number)
     return p.udp(link, src, dst, payload, ttl=ttl, checksum=checksum)
 
 

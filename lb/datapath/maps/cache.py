@@ -21,7 +21,11 @@ from lb.datapath.maps.layouts import HASHING, SLOTS
 from lb.datapath.maps.map_table import MapSpec
 
 TIME_SHIFT = layouts.CACHE_TIME_SHIFT
-"""``until`` counts CLOCK_MONOTONIC's nanoseconds in units of 2 to the power of this."""
+"""``until`` counts CLOCK_MONOTONIC's nanoseconds in units of 2 to the power of this.
+Of a provisional entry it is half of the clock, :data:`LASTING`, away from when its time is over."""
+
+LASTING, ALIVE = 1 << 31, 1 << 30
+"""What the top bits of :func:`standing` say: the entry is not provisional; its time is not over."""
 
 _LANES = np.arange(0, 64, 16, dtype="u8")
 
@@ -117,21 +121,25 @@ def clone(source: FD, target: FD, spec: MapSpec) -> None:
         batch.update_all(target, numbers[used], values[used])
 
 
-def fill(fd: FD, spec: MapSpec, now: int) -> tuple[int, int]:
-    """Return how many entries' time is not over, and how many had to make room before theirs was.
+def fill(fd: FD, spec: MapSpec, now: int) -> tuple[int, int, int]:
+    """Return how many entries' time is not over, how many of them are provisional, and how many had to go.
 
+    The last are those, not provisional, that made room before their time was over, since the map was made.
     now is CLOCK_MONOTONIC in nanoseconds.
     """
-    live = evicted = 0
+    live = provisional = evicted = 0
     for buckets in _chunks(fd, spec):
-        live += int(((tags(buckets) != 0) & (_left(buckets["head"]["until"], now) > 0)).sum())
+        stands = standing(buckets["head"]["until"], now)
+        alive = (tags(buckets) != 0) & (stands & ALIVE != 0)
+        live += int(alive.sum())
+        provisional += int((alive & (stands & LASTING == 0)).sum())
         evicted += int(buckets["head"]["evicted"].sum())
-    return live, evicted
+    return live, provisional, evicted
 
 
-def _left(until: Rows, now: int) -> Rows:
-    """Return how long entries have left, in units of their times, which wrap around."""
-    return (until - np.uint32(now >> TIME_SHIFT & 0xFFFF_FFFF)).astype("i4")
+def standing(until: Rows, now: int) -> Rows:
+    """Return ``standing()`` of bpf/cache.h: the higher, the later an entry makes room for others."""
+    return until - np.uint32(((now >> TIME_SHIFT) + 1 + ALIVE) & 0xFFFF_FFFF)
 
 
 def change(fd: FD, spec: MapSpec, hashing: Rows, keys: Rows, values: Rows | None) -> None:

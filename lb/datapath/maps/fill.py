@@ -18,7 +18,9 @@ class MapFill:
     """A map that can fill up.
 
     entries: those in use. when_full: what happens then, in words. evicted: entries that made room before
-    their time was over, since the map was made; None where the kernel does not tell.
+    their time was over, since the map was made, and without those that were provisional. provisional: entries
+    in use whose owner has not shown yet that he is there, as of connections that are half open, and which go
+    first. Both are None where the kernel does not tell.
     """
 
     name: str
@@ -26,6 +28,7 @@ class MapFill:
     capacity: int
     when_full: str
     evicted: int | None = None
+    provisional: int | None = None
 
 
 def map_fill(maps: Maps) -> list[MapFill]:
@@ -37,11 +40,11 @@ def map_fill(maps: Maps) -> list[MapFill]:
     """
     rows = []
     for spec in map_table.MAPS:
-        evicted = None
+        evicted = provisional = None
         if spec.name == "service_counters":
             continue  # as full as services
         if spec.type is MapType.CACHE:
-            entries, evicted = maps.fill(spec.name)
+            entries, provisional, evicted = maps.fill(spec.name)
         elif spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
             entries = maps.count(spec.name)
         elif spec.name.startswith("backends"):
@@ -50,7 +53,9 @@ def map_fill(maps: Maps) -> list[MapFill]:
             entries = _table_lines(maps)
         else:
             continue
-        rows.append(MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full, evicted))
+        rows.append(
+            MapFill(spec.name, entries, maps.capacity(spec.name), spec.when_full, evicted, provisional)
+        )
     return rows
 
 

@@ -7,11 +7,23 @@ Keys and values are numpy arrays of the dtypes in :mod:`lb.datapath.maps.layouts
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 Rows = NDArray[Any]
+
+
+class Fill(NamedTuple):
+    """How full a map is: :meth:`Maps.fill`.
+
+    entries: those in use. provisional: of these, those that make room first (``bpf/cache.h``). evicted: the
+    others that have made room before their time was over, since the map was made.
+    """
+
+    entries: int
+    provisional: int = 0
+    evicted: int = 0
 
 
 class Maps(Protocol):
@@ -39,10 +51,8 @@ class Maps(Protocol):
         """
         ...
 
-    def fill(self, name: str) -> tuple[int, int]:
-        """Return what :meth:`count` does, and how many entries had to go before their time to make room.
-
-        The second is that of a table that forgets, since it was made, and 0 for other maps.
+    def fill(self, name: str) -> Fill:
+        """Return what :meth:`count` does, and more of a table that forgets.
 
         Raises
         ------

@@ -16,7 +16,7 @@ import numpy as np
 from lb.datapath.kernel import batch, bpf
 from lb.datapath.kernel.bpf import FD, MapInfo
 from lb.datapath.maps import cache
-from lb.datapath.maps.interface import Rows
+from lb.datapath.maps.interface import Fill, Rows
 from lb.datapath.maps.map_pins import read_rows, row_bytes
 from lb.datapath.maps.map_table import MAP_SPECS, MapSpec, MapType
 from lb.errors import BpfError, CapacityError
@@ -80,14 +80,14 @@ class KernelMaps:
 
     def count(self, name: str) -> int:
         """See :meth:`lb.datapath.maps.interface.Maps.count`."""
-        return self.fill(name)[0]
+        return self.fill(name).entries
 
-    def fill(self, name: str) -> tuple[int, int]:
+    def fill(self, name: str) -> Fill:
         """See :meth:`lb.datapath.maps.interface.Maps.fill`."""
         fd, info, spec = self._map(name)
         if spec.type is MapType.CACHE:
-            return cache.fill(fd, spec, time.monotonic_ns())
-        return batch.count_all(fd, info, row_bytes(info)), 0
+            return Fill(*cache.fill(fd, spec, time.monotonic_ns()))
+        return Fill(batch.count_all(fd, info, row_bytes(info)))
 
     def some(self, name: str, keys: Rows) -> Rows:
         """See :meth:`lb.datapath.maps.interface.Maps.some`."""

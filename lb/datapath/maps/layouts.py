@@ -353,6 +353,9 @@ class FinSeen(IntFlag):
     RST_CLIENT = 4
     RST_BACKEND = 8
     SYN_AGAIN = 16
+    HALF_OPEN = 32
+    ANSWERED = 64
+    MET_LATE = 128
 
 
 class IfaceFlag(IntFlag):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.interface import Fill, Maps, Rows
 from lb.datapath.maps.map_table import MAP_SPECS, MapType
 from lb.errors import CapacityError
 
@@ -42,9 +42,9 @@ class Overlay:
         """See :meth:`lb.datapath.maps.interface.Maps.count`."""
         return len(self._hashes[name]) if name in self._hashes else self._base.count(name)
 
-    def fill(self, name: str) -> tuple[int, int]:
+    def fill(self, name: str) -> Fill:
         """See :meth:`lb.datapath.maps.interface.Maps.fill`."""
-        return self.count(name), self._base.fill(name)[1]
+        return self._base.fill(name)._replace(entries=self.count(name))
 
     def some(self, name: str, keys: Rows) -> Rows:
         """See :meth:`lb.datapath.maps.interface.Maps.some`."""

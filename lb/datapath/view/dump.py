@@ -21,6 +21,7 @@ from lb.datapath.maps.layouts import (
     BackendFlag,
     BackendStateCode,
     Direction,
+    FinSeen,
     FlowState,
     VipFlag,
     unpack_address,
@@ -34,6 +35,7 @@ from lb.plan.types import VipKey
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 _SIDES = ("inside", "outside")
 _LOCAL_SIDES = {"inside": VipFlag.INSIDE_LOCAL, "outside": VipFlag.OUTSIDE_LOCAL}
+_ANSWERED = ("syn_recv", "answered")
 _FLOW_STATES = {
     FlowState.NEW: ("syn_sent", "new"),
     FlowState.ESTABLISHED: ("established", "established"),
@@ -349,16 +351,18 @@ class _Reader:
         entries = []
         for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
             src, dst, sport, dport, protocol, *_ = key
-            new_src, new_dst, new_sport, new_dport, service, _, _, state, _, _, _, _, last_seen = value
+            new_src, new_dst, new_sport, new_dport, service, _, _, state, fins, _, _, _, last_seen = value
             if not self._selected(service):
                 continue
+            answered = state == FlowState.NEW and fins & FinSeen.ANSWERED
+            words = _ANSWERED if answered else _FLOW_STATES[FlowState(state)]
             entry = FlowEntry(
                 Protocol(protocol).name,
                 _socket(src, sport),
                 _socket(dst, dport),
                 _socket(new_dst, new_dport),
                 _socket(new_src, new_sport) if (new_src, new_sport) != (src, sport) else "",
-                _FLOW_STATES[FlowState(state)][protocol != Protocol.TCP],
+                words[protocol != Protocol.TCP],
                 self._idle(last_seen),
             )
             entries.append(((protocol, src, sport, dst, dport), entry))
