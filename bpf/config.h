@@ -36,6 +36,25 @@
 
 #define AT_LEAST(number, limit) asm volatile("if %0 >= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
 
+/* Fields of 32 bits of a program's context, by instructions of our own. The compiler likes to keep the sum of
+ * the context and an offset, which the verifier refuses. And what it reads of `data` and `data_end` it
+ * compares once: clang 19 leaves out a check of bounds that another one implies, which the verifier does not
+ * see. */
+#define CTX_LOAD(ctx, field)                                                                                 \
+	({                                                                                                   \
+		u64 loaded;                                                                                  \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                                                        \
+			     : "=r"(loaded)                                                                  \
+			     : "r"(ctx), "i"(__builtin_offsetof(ctx_t, field)));                             \
+		loaded;                                                                                      \
+	})
+
+#define CTX_STORE(ctx, field, value)                                                                         \
+	asm volatile("*(u32 *)(%0 + %1) = %2"                                                                \
+		     :                                                                                       \
+		     : "r"(ctx), "i"(__builtin_offsetof(ctx_t, field)), "r"((u64)(value))                    \
+		     : "memory")
+
 #ifndef NULL
 #define NULL ((void *)0)
 #endif

@@ -23,38 +23,41 @@ enum place {
 
 static __always_inline bool ctx_mapped(const ctx_t *ctx)
 {
-	return !ctx->user_ip6[0] && !ctx->user_ip6[1] && ctx->user_ip6[2] == bpf_htonl(0xffff);
+	return !CTX_LOAD(ctx, user_ip6[0]) && !CTX_LOAD(ctx, user_ip6[1]) &&
+	       CTX_LOAD(ctx, user_ip6[2]) == bpf_htonl(0xffff);
 }
 
 /* False: another family's program serves it. */
 static __always_inline bool ctx_address(const ctx_t *ctx, u8 place, struct addr *address, __be16 *port)
 {
-	*port = ctx->user_port;
+	*port = CTX_LOAD(ctx, user_port);
 	if (place == PLACE_MAPPED) {
-		address->word[0] = ctx->user_ip6[3];
+		address->word[0] = CTX_LOAD(ctx, user_ip6[3]);
 		return ctx_mapped(ctx);
 	}
 	if (FAMILY == 4) {
-		address->word[0] = ctx->user_ip4;
+		address->word[0] = CTX_LOAD(ctx, user_ip4);
 		return true;
 	}
-#pragma unroll
-	for (int i = 0; i < ADDR_WORDS; i++)
-		address->word[i] = ctx->user_ip6[i];
+	address->word[0] = CTX_LOAD(ctx, user_ip6[0]);
+	address->word[1 % ADDR_WORDS] = CTX_LOAD(ctx, user_ip6[1]);
+	address->word[2 % ADDR_WORDS] = CTX_LOAD(ctx, user_ip6[2]);
+	address->word[3 % ADDR_WORDS] = CTX_LOAD(ctx, user_ip6[3]);
 	return !ctx_mapped(ctx);
 }
 
 static __always_inline void ctx_set_address(ctx_t *ctx, u8 place, const struct addr *address, __be16 port)
 {
-	ctx->user_port = port;
+	CTX_STORE(ctx, user_port, port);
 	if (place == PLACE_MAPPED) {
-		ctx->user_ip6[3] = address->word[0];
+		CTX_STORE(ctx, user_ip6[3], address->word[0]);
 	} else if (FAMILY == 4) {
-		ctx->user_ip4 = address->word[0];
+		CTX_STORE(ctx, user_ip4, address->word[0]);
 	} else {
-#pragma unroll
-		for (int i = 0; i < ADDR_WORDS; i++)
-			ctx->user_ip6[i] = address->word[i];
+		CTX_STORE(ctx, user_ip6[0], address->word[0]);
+		CTX_STORE(ctx, user_ip6[1], address->word[1 % ADDR_WORDS]);
+		CTX_STORE(ctx, user_ip6[2], address->word[2 % ADDR_WORDS]);
+		CTX_STORE(ctx, user_ip6[3], address->word[3 % ADDR_WORDS]);
 	}
 }
 

@@ -19,24 +19,14 @@ enum verdict {
 	VERDICT_DROP = TC_ACT_SHOT,
 };
 
-/* By hand, for the compiler likes to keep the sum of ctx and offset, which the verifier refuses. */
-#define CTX_POINTER(ctx, field)                                                                              \
-	({                                                                                                   \
-		void *at;                                                                                    \
-		asm volatile("%0 = *(u32 *)(%1 + %2)"                                                        \
-			     : "=r"(at)                                                                      \
-			     : "r"(ctx), "i"(__builtin_offsetof(ctx_t, field)));                             \
-		at;                                                                                          \
-	})
-
 static __always_inline void *ctx_data(const ctx_t *ctx)
 {
-	return CTX_POINTER(ctx, data);
+	return (void *)CTX_LOAD(ctx, data);
 }
 
 static __always_inline void *ctx_data_end(const ctx_t *ctx)
 {
-	return CTX_POINTER(ctx, data_end);
+	return (void *)CTX_LOAD(ctx, data_end);
 }
 
 static __always_inline u32 ctx_len(const ctx_t *ctx)

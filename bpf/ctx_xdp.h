@@ -13,12 +13,12 @@ enum verdict {
 
 static __always_inline void *ctx_data(const ctx_t *ctx)
 {
-	return (void *)(long)ctx->data;
+	return (void *)CTX_LOAD(ctx, data);
 }
 
 static __always_inline void *ctx_data_end(const ctx_t *ctx)
 {
-	return (void *)(long)ctx->data_end;
+	return (void *)CTX_LOAD(ctx, data_end);
 }
 
 /* Frame length in bytes, Ethernet header included. */
