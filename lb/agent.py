@@ -21,7 +21,7 @@ from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.reconcile import SyncReport
 from lb.errors import CapacityError, LbError
 from lb.model import Event, IPAddress, Node, ObjectKey
-from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, plan_service
+from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, node_ports, plan_service
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
@@ -161,9 +161,15 @@ class Checks(Protocol):
     """What the agent uses of :class:`lb.served.health.HealthChecks`."""
 
     def update(
-        self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]
+        self,
+        checks: Mapping[ObjectKey, HealthCheck | None],
+        unwritten: Collection[ObjectKey],
+        node_ports: Mapping[ObjectKey, frozenset[int]],
     ) -> None:
-        """Take what Services ask for now, None: nothing; unwritten ones have in the kernel what they had."""
+        """Take what Services ask for now, None: nothing; unwritten ones have in the kernel what they had.
+
+        node_ports: the TCP ports that are the Services' own.
+        """
         ...
 
     def move(self, addresses: Sequence[IPAddress]) -> None:
@@ -537,6 +543,7 @@ class Agent:
         self._log_conflicts()
         self._log_refusals(plans)
         checks = {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}
+        taken = {key: node_ports(self._state.service(key)) for key in plans}
         plans.clear()
         tried = list(decision.plans)
         report = self._reconciler.sync(decision.plans)
@@ -544,7 +551,7 @@ class Agent:
         failed |= report.errors
         self._history.settled(key for key in checks if key not in failed)
         self._history.otherwise = CLAIM
-        self._checks.update(checks, failed.keys())
+        self._checks.update(checks, failed.keys(), taken)
         _log.debug("%d Services planned, %d map entries written", len(checks), report.writes)
         for key, problem in failed.items():
             self._service_failed(key, problem, now)

@@ -24,7 +24,7 @@ from lb.config import NODE_NAME, Config, Switch, split_address
 from lb.datapath.attach.hooks import Hooks, LostHook
 from lb.datapath.attach.keeper import Keeper
 from lb.datapath.attach.netlink import InterfaceWatcher
-from lb.datapath.attach.roles import selection, standing
+from lb.datapath.attach.roles import selection, standing, without_effect
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.attach.sockets import SocketHooks
 from lb.datapath.kernel.grace import GracePeriods
@@ -118,6 +118,12 @@ def complete(config: Config) -> Config:
         raise ConfigError(
             "setting sources: none given; say where Services come from:"
             " --source manifests:DIR or --source kubernetes"
+        )
+    for network in without_effect(config.node_port_addresses):
+        _log.warning(
+            "setting node_port_addresses: %s has no effect: NodePorts answer neither on loopback addresses"
+            " nor on link-local ones",
+            network,
         )
     node_name = config.node_name
     if not node_name:

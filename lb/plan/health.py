@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from lb.model import IPAddress, Service, ServiceType, TrafficPolicy
+from lb.model import IPAddress, Protocol, Service, ServiceType, TrafficPolicy
+from lb.plan.services import HAVE_NODE_PORTS
 from lb.plan.types import BackendState, ServicePlan
 
 
@@ -19,8 +20,21 @@ class HealthCheck:
 
     @property
     def count(self) -> int:
-        """How many endpoints are told of: a pod with an address of each family is one."""
+        """How many endpoints there are: a pod with an address of each family is one."""
         return max(Counter(address.version for address in self.endpoints).values(), default=0)
+
+    def count_of(self, version: int) -> int:
+        """Return how many there are of a family: what is told at the node's addresses of that family."""
+        return sum(address.version == version for address in self.endpoints)
+
+
+def node_ports(service: Service | None) -> frozenset[int]:
+    """Return the TCP ports of the node's addresses that are the Service's own: nobody can listen on them."""
+    if service is None or not service.proxied or service.type not in HAVE_NODE_PORTS:
+        return frozenset()
+    return frozenset(
+        port.node_port for port in service.ports if port.node_port and port.protocol is Protocol.TCP
+    )
 
 
 def health_check(service: Service | None, plan: ServicePlan | None) -> HealthCheck | None:

@@ -26,7 +26,7 @@ from lb.model import (
 from lb.plan.rights import Fields, Rights
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
 
-_HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
+HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
 _HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
 _KINDS: Mapping[int, type] = {4: IPv4Address, 6: IPv6Address}
 _Socket = int
@@ -196,7 +196,7 @@ def _vips(
     service: Service, fields: Fields, topology: Topology, admits: Callable[[VipKind, VipKey], bool]
 ) -> list[list[Vip]]:
     """Return the VIPs of each port of a Service, in the order of its ports."""
-    node_addresses = topology.node_port_addresses if service.type in _HAVE_NODE_PORTS else ()
+    node_addresses = topology.node_port_addresses if service.type in HAVE_NODE_PORTS else ()
     fields = (*fields, (VipKind.NODE_PORT, node_addresses))
     families = {address.version for address in service.cluster_ips}
     claimed: set[VipKey] = set()

@@ -26,6 +26,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 from lb.model import IPAddress, ObjectKey
@@ -131,7 +132,9 @@ class HealthChecks:
 
     Each is listened to on the node's NodePort addresses, of both families, as with kube-proxy: where
     NodePorts answer, load balancers reach the node, and an address that is kept from clients gets no open
-    port. A port that two Services ask for (no API server lets that happen) is the one's who has it.
+    port. Each address tells of the endpoints of its own family: where there is none of it, connections are
+    dropped. A port that two Services ask for (no API server lets that happen) is the one's who has it; one
+    that is a Service's NodePort as well is that Service's: its packets never reach a socket of the node.
 
     Changed by the agent's thread alone, read by the server's.
 
@@ -153,15 +156,22 @@ class HealthChecks:
         self._failed = failed
         self._checks: dict[ObjectKey, HealthCheck] = {}
         self._owners: dict[int, list[ObjectKey]] = {}
+        self._node_ports: dict[ObjectKey, frozenset[int]] = {}
+        self._taken: dict[int, list[ObjectKey]] = {}
         self._addresses: tuple[str, ...] = ()
 
     def update(
-        self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]
+        self,
+        checks: Mapping[ObjectKey, HealthCheck | None],
+        unwritten: Collection[ObjectKey],
+        node_ports: Mapping[ObjectKey, frozenset[int]],
     ) -> None:
         """Take what Services ask for now; None: nothing, or the Service is gone.
 
-        Of an unwritten Service the kernel has what it had: an endpoint counts if it is in both.
+        Of an unwritten Service the kernel has what it had: an endpoint counts if it is in both. node_ports:
+        the TCP ports that are the Services' own, empty for one that is gone.
         """
+        moved = self._take(node_ports)
         changed = []
         for key, check in checks.items():
             known = self._checks.get(key)
@@ -177,6 +187,37 @@ class HealthChecks:
             else:
                 self._checks[key] = check
         self._hand_over(changed)
+        for port in sorted(moved & self._owners.keys()):
+            if port in self._taken:
+                self._tell(self._owners[port][0], port)
+            self._listen(port)
+
+    def _take(self, node_ports: Mapping[ObjectKey, frozenset[int]]) -> set[int]:
+        """Note which Services have which ports; return the ports that somebody has or has not since."""
+        before = set(self._taken)
+        for key, ports in node_ports.items():
+            old = self._node_ports.pop(key, frozenset())
+            if ports:
+                self._node_ports[key] = ports
+            for port in old - ports:
+                self._taken[port].remove(key)
+                if not self._taken[port]:
+                    del self._taken[port]
+            for port in ports - old:
+                self._taken.setdefault(port, []).append(key)
+        return before ^ set(self._taken)
+
+    def _in_the_way(self, key: ObjectKey, port: int) -> str:
+        """Return what keeps a Service from its port, ``""`` when nothing does."""
+        if holders := self._taken.get(port):
+            return f"service {holders[0]} has it as a nodePort"
+        owner = self._owners[port][0]
+        return "" if owner == key else f"service {owner} has it"
+
+    def _tell(self, key: ObjectKey, port: int) -> None:
+        if text := self._in_the_way(key, port):
+            _log.error("%s: %s", _place(key, port), text)
+            self._failed(key, text)
 
     def move(self, addresses: Sequence[IPAddress]) -> None:
         """Listen on these addresses, and on no other."""
@@ -191,12 +232,10 @@ class HealthChecks:
         """Return every port that a Service asks for, by Service; for the agent's thread."""
         found = []
         for key, check in sorted(self._checks.items()):
-            owner = self._owners[check.port][0]
             sites = [(address, check.port) for address in self._addresses]
-            if owner == key:
-                errors = [text for site in sites if (text := self._server.error(site))]
-            else:
-                sites, errors = [], [_has_it(owner)]
+            errors = [text for site in sites if (text := self._server.error(site))]
+            if text := self._in_the_way(key, check.port):
+                sites, errors = [], [text]
             bound = tuple(site for site in sites if self._server.bound(site))
             found.append(Served(key, check, bound, tuple(errors)))
         return found
@@ -219,10 +258,7 @@ class HealthChecks:
                 owners = self._owners.setdefault(after.port, [])
                 owners.append(key)
                 touched.add(after.port)
-                if owners[0] != key:
-                    text = _has_it(owners[0])
-                    _log.error("%s: %s", _place(key, after.port), text)
-                    self._failed(key, text)
+                self._tell(key, after.port)
         for port in sorted(touched):
             self._listen(port)
 
@@ -232,20 +268,20 @@ class HealthChecks:
         if not owners:
             del self._owners[port]
         for address in self._addresses:
-            if owners:
+            if owners and port not in self._taken:
                 key = owners[0]
                 self._server.open(
                     (address, port),
-                    functools.partial(self._answer, key),
+                    functools.partial(self._answer, key, ip_address(address).version),
                     _place(key, port),
                     functools.partial(self._failed, key),
                 )
             else:
                 self._server.close((address, port))
 
-    def _answer(self, key: ObjectKey, _request: Request) -> Response:
+    def _answer(self, key: ObjectKey, version: int, _request: Request) -> Response:
         check = self._checks.get(key)
-        count = check.count if check else 0  # None: the Service went a moment ago
+        count = check.count_of(version) if check else 0  # None: the Service went a moment ago
         fresh = self._fresh()
         told = {
             "service": {"namespace": key.namespace, "name": key.name},
@@ -258,10 +294,6 @@ class HealthChecks:
 
 def _place(key: ObjectKey, port: int) -> str:
     return f"service {key}: {_FIELD} {port}"
-
-
-def _has_it(owner: ObjectKey) -> str:
-    return f"service {owner} has it"
 
 
 def _time_text(seconds: float) -> str:

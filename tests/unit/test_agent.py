@@ -130,12 +130,17 @@ class FakeChecks:
 
     def __init__(self) -> None:
         self.now: dict[ObjectKey, HealthCheck] = {}
+        self.node_ports: dict[ObjectKey, frozenset[int]] = {}
         self.unwritten: list[set[ObjectKey]] = []
         self.addresses: list[Sequence[IPAddress]] = []
 
     def update(
-        self, checks: Mapping[ObjectKey, HealthCheck | None], unwritten: Collection[ObjectKey]
+        self,
+        checks: Mapping[ObjectKey, HealthCheck | None],
+        unwritten: Collection[ObjectKey],
+        node_ports: Mapping[ObjectKey, frozenset[int]],
     ) -> None:
+        self.node_ports |= node_ports
         self.now |= {key: check for key, check in checks.items() if check}
         for key in [key for key, check in checks.items() if check is None]:
             self.now.pop(key, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import queue
 import re
@@ -576,6 +577,15 @@ def test_a_thread_that_fails_tells_the_agent_and_the_others_end_with_the_context
         assert (message.what, str(message.error)) == ("source x", "the disk is gone")
         assert not ended.is_set()
     assert ended.is_set()
+
+
+def test_node_port_networks_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """kube-proxy in mode iptables answers on 127.0.0.1, so its configurations may name that network."""
+    wanted = ("127.0.0.0/8", "192.0.2.0/24", "primary", "fe80::/64", "0.0.0.0/0", "::1/128")
+    complete(Config(sources=("manifests:/m",), node_name="n1", node_port_addresses=wanted))
+    said = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
+    assert [text.split()[2] for text in said] == ["127.0.0.0/8", "fe80::/64", "::1/128"]
+    assert all(text.startswith("setting node_port_addresses: ") for text in said)
 
 
 LOOPBACK_ROUTED = interface(1, "lo", "127.0.0.1/8", "::1/128", "203.0.113.1/32", "2001:db8:9::1/128")

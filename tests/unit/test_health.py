@@ -25,7 +25,7 @@ from lb.model import (
     ServiceType,
     TrafficPolicy,
 )
-from lb.plan import HealthCheck, health_check, plan_service
+from lb.plan import HealthCheck, health_check, node_ports, plan_service
 from lb.plan.types import Topology
 from lb.served.health import STALE_SECONDS, HealthChecks, NodeHealth
 from lb.served.http import Address, HttpServer
@@ -198,7 +198,9 @@ class Ports:
         self.checks.move([ip_address(LOOPBACK), ip_address(SECOND_ADDRESS)])
 
     def update(self, *unwritten: ObjectKey, **checks: HealthCheck | None) -> None:
-        self.checks.update({ObjectKey("default", name): check for name, check in checks.items()}, unwritten)
+        self.checks.update(
+            {ObjectKey("default", name): check for name, check in checks.items()}, unwritten, {}
+        )
 
     def ask(self, port: int, host: str = LOOPBACK) -> tuple[int, str, int]:
         """Return status, the Service's name and its number of endpoints."""
@@ -333,12 +335,65 @@ def test_health_check_node_port_that_another_process_has(
 
 def test_health_check_node_port_follows_the_node_port_addresses(ports: Ports) -> None:
     [port] = free()
-    ports.update(web=check(port, A))
+    ports.update(web=check(port, A, A6))
     ports.checks.move([ip_address(SECOND_ADDRESS), ip_address("::1")])
     assert ports.closed(port)
     assert [ports.ask(port, host) for host in (SECOND_ADDRESS, "::1")] == [(200, "web", 1)] * 2
     ports.checks.move([])
     assert ports.closed(port, SECOND_ADDRESS)
+
+
+@pytest.mark.parametrize(("endpoints", "four", "six"), [((A, B), 2, 0), ((A6,), 0, 1), ((A, A6), 1, 1)])
+def test_health_check_node_port_tells_of_the_family_that_is_asked(
+    endpoints: Sequence[Any], four: int, six: int, ports: Ports
+) -> None:
+    """A load balancer that asks by IPv6 would send its connections where they are dropped."""
+    [port] = free()
+    ports.checks.move([ip_address(LOOPBACK), ip_address("::1")])
+    ports.update(web=check(port, *endpoints))
+    assert ports.ask(port) == (200 if four else 503, "web", four)
+    assert ports.ask(port, "::1") == (200 if six else 503, "web", six)
+
+
+def test_health_check_node_port_that_is_a_node_port_as_well_is_named(
+    ports: Ports, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its packets are led to the NodePort's Service: nobody would ever reach the socket."""
+    port, other = free(2)
+    ports.update(web=check(port, A))
+    assert ports.ask(port) == (200, "web", 1)
+    ports.checks.update({DNS: None}, (), {DNS: frozenset((port, other))})
+    text = "service default/dns has it as a nodePort"
+    place = f"service default/web: spec.healthCheckNodePort {port}: {text}"
+    assert ports.checks.problems() == [place]
+    assert ports.announced == [("default/web", text)]
+    assert [one.getMessage() for one in caplog.records] == [place]
+    assert ports.closed(port)
+    ports.update(web=check(other, A))
+    assert ports.announced[1:] == [("default/web", text)]
+    ports.checks.update({DNS: None}, (), {DNS: frozenset((port,))})
+    assert ports.ask(other) == (200, "web", 1)
+    ports.checks.update({WEB: check(port, A)}, (), {DNS: frozenset(), WEB: frozenset((other,))})
+    assert ports.ask(port) == (200, "web", 1)
+    assert (ports.checks.problems(), len(ports.announced)) == ([], 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, {30080}),
+        ({"type": ServiceType.CLUSTER_IP}, set()),
+        ({"proxied": False}, set()),
+    ],
+)
+def test_node_ports_of_tcp_are_nobody_elses(change: dict[str, Any], expected: set[int]) -> None:
+    named = (
+        ServicePort("http", Protocol.TCP, 80, 8080, 30080),
+        ServicePort("dns", Protocol.UDP, 53, 53, 30053),
+        ServicePort("none", Protocol.TCP, 81, 8081),
+    )
+    assert node_ports(replace(SERVICE, ports=named, **change)) == expected
+    assert node_ports(None) == set()
 
 
 def test_health_check_node_port_of_a_service_that_could_not_be_written(ports: Ports) -> None:
@@ -358,7 +413,7 @@ def test_health_check_node_port_costs_nothing_for_services_that_have_none(ports:
     opened: list[Address] = []
     ports.server.open = lambda address, *_: opened.append(address)  # type: ignore[method-assign]
     many = {ObjectKey("default", f"s{number}"): None for number in range(10_000)}
-    ports.checks.update(many, ())
+    ports.checks.update(many, (), {})
     assert (opened, ports.checks.served()) == ([], [])
-    ports.checks.update({**many, LOG: check(30500, A)}, ())
+    ports.checks.update({**many, LOG: check(30500, A)}, (), {})
     assert opened == [(LOOPBACK, 30500), (SECOND_ADDRESS, 30500)]

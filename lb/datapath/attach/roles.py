@@ -92,6 +92,20 @@ def own_sockets(listeners: Iterable[Listener], addresses: Iterable[IPAddress]) -
     )
 
 
+_NOWHERE = tuple(map(ip_network, ("127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10")))
+"""Loopback and link-local networks: no packet from outside reaches their addresses."""
+
+
+def without_effect(wanted: Sequence[str]) -> list[str]:
+    """Return those of the networks for NodePorts on whose addresses none ever answers."""
+    networks = {text: ip_network(text) for text in wanted if text != PRIMARY}
+    return [
+        text
+        for text, network in networks.items()
+        if any(network.version == one.version and network.subnet_of(one) for one in _NOWHERE)  # type: ignore[arg-type]
+    ]
+
+
 def node_port_addresses(
     interfaces: Sequence[Interface],
     uplinks: Sequence[Interface],
