@@ -83,7 +83,7 @@ def _api_server(arguments: list[str]) -> None:
         *("etcd-servers", "bind-address", "advertise-address", "endpoint-reconciler-type", "secure-port"),
         *("cert-dir", "tls-cert-file", "tls-private-key-file", "client-ca-file", "service-cluster-ip-range"),
         *("service-account-issuer", "service-account-key-file", "service-account-signing-key-file"),
-        *("authorization-mode", "disable-admission-plugins"),
+        *("authorization-mode", "disable-admission-plugins", "shutdown-watch-termination-grace-period"),
     ):
         parser.add_argument(f"--{name}", required=True)
     args = parser.parse_args(arguments)

@@ -43,9 +43,13 @@ _RUN = (
     "deployment-controller",
     "garbage-collector-controller",
     "namespace-controller",
+    "service-cidr-controller",
 )
-"""Controllers by the names of kube-controller-manager 1.28 and later. Not those that judge nodes, which have
+"""Controllers by the names of kube-controller-manager 1.29 and later. Not those that judge nodes, which have
 no leases here, hand out credentials or attach volumes."""
+
+_WATCHES_END = "2s"
+"""How long watches may go on once the API server is told to end; without it, a minute."""
 
 _NO_ADMISSION = (
     "ServiceAccount",  # would refuse pods: nobody makes the service account "default" and its tokens
@@ -166,6 +170,7 @@ class ControlPlane:
             f"--service-account-key-file={f / 'sa.key'}",
             f"--service-account-signing-key-file={f / 'sa.key'}",
             "--authorization-mode=RBAC",
+            f"--shutdown-watch-termination-grace-period={_WATCHES_END}",
             f"--disable-admission-plugins={','.join(_NO_ADMISSION)}",
         ]
 

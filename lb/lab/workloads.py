@@ -45,8 +45,9 @@ class Workload:
     ----------
     labels: the pod's.
     containers: their names; of all of them the lab makes one process.
-    ports: the container ports; name is ``""`` when the manifest gives none.
-    probes: the containers' readiness probes.
+    ports: those of the containers and of the sidecars, which are init containers that are always restarted;
+        name is ``""`` when the manifest gives none.
+    probes: the readiness probes of both.
     node: where the pod must run; empty when anywhere.
     restart: whether a process that ended is started again.
     grace: seconds from SIGTERM to SIGKILL.
@@ -194,7 +195,12 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
     containers = spec["containers"].items()
     if not containers:
         spec["containers"].error("is missing or empty")
-    for container in containers:
+    sidecars = [
+        place
+        for place in spec["initContainers"].items()
+        if place.fields()["restartPolicy"].text() == "Always"
+    ]
+    for container in (*containers, *sidecars):
         own = [_read_port(place.fields(), host_network) for place in container.fields()["ports"].items()]
         ports += own
         probe = container.fields()["readinessProbe"]

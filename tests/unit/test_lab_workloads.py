@@ -105,6 +105,22 @@ def test_arguments_are_the_first_containers(tmp_path: Path) -> None:
     assert (workload.args, errors) == (("--a", "1"), [])
 
 
+def test_ports_and_probes_of_sidecars_are_the_pods_too(tmp_path: Path) -> None:
+    sidecar = (
+        "  initContainers:\n"
+        "  - {name: once, ports: [{containerPort: 1}]}\n"
+        "  - name: side\n"
+        "    restartPolicy: Always\n"
+        "    ports: [{containerPort: 9080, name: side-port}]\n"
+        "    readinessProbe: {httpGet: {path: /ready, port: side-port}}\n"
+    )
+    [workload], errors = read(tmp_path, POD + sidecar)
+    assert errors == []
+    assert workload.listen() == ["tcp:6379:6379", "tcp:9080:side-port"]
+    assert [probe.port for probe in workload.probes] == [9080]
+    assert "side" not in workload.containers
+
+
 def test_a_deployment_becomes_its_replicaset(tmp_path: Path) -> None:
     [first], _ = read(tmp_path, DEPLOYMENT)
     assert first.kind == "ReplicaSet"
