@@ -301,7 +301,7 @@ def discovery(path: str) -> Object | None:
     version = path.removeprefix("/apis/" if path.startswith("/apis/") else "/api/")
     if version not in ("v1", *(f"{group}/v1" for group in groups)):
         return None
-    verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]
+    verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
     resources = []
     for name, (group, number, kind) in KINDS.items():
         if api_version(group, number) == version:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from lb.kube import Client, from_kubeconfig
 from lb.kube.presence import Presence
 from lb.kube.timing import Timing
-from lb.lab import controllers
+from lb.lab import controllers, garbage
 from lb.lab.addressing import LabSpec
 from lb.lab.api import Api, Object
 from lb.lab.cluster import ClusterKubelet
@@ -113,6 +113,7 @@ class _Controllers(ClusterKubelet):
         await self._work()
 
     async def reconcile(self) -> None:
+        await garbage.collect(self._api, self.cache)
         await self._control([])
         await self._write_slices([])
 

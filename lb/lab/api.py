@@ -73,6 +73,7 @@ class Api:
         self.client = client
         self._patience = patience
         self._groups: dict[str, dict[str, Resource]] = {}
+        self._namespaced: list[Resource] = []
 
     def send(
         self,
@@ -131,6 +132,19 @@ class Api:
         except KeyError:
             raise LabError(f"the API server has no {kind} in {api_version}") from None
 
+    def namespaced(self) -> list[Resource]:
+        """Return every resource of namespaces whose objects can be deleted together; asked for once."""
+        if not self._namespaced:
+            groups = self.send("GET", "/apis")["groups"]
+            bases = [f"/apis/{group['preferredVersion']['groupVersion']}" for group in groups]
+            self._namespaced = [
+                Resource(base, each["name"])
+                for base in ("/api/v1", *bases)
+                for each in self.send("GET", base)["resources"]
+                if each["namespaced"] and "deletecollection" in each["verbs"]
+            ]
+        return self._namespaced
+
     def apply(self, resource: Resource, item: Object) -> Object:
         """Make the object what item says; other fields stay as they are.
 
@@ -161,6 +175,18 @@ class Api:
         """
         body = {"metadata": {"uid": uid}, "status": status}
         return self.send("PATCH", f"{resource.object(key)}/status", body=body, content_type=_MERGE)
+
+    def patch_metadata(self, resource: Resource, item: Object, change: Object) -> Object:
+        """Change an object's metadata, provided that it is the one that item is, in this version."""
+        meta = {name: item["metadata"][name] for name in ("uid", "resourceVersion")}
+        body = {"metadata": {**meta, **change}}
+        return self.send("PATCH", resource.object(key_of(item)), body=body, content_type=_MERGE)
+
+    def finalize(self, namespace: ObjectKey) -> None:
+        """Let a namespace go that is being deleted and has nothing in it."""
+        path = NAMESPACES.object(namespace)
+        item = self.send("GET", path)
+        self.send("PUT", f"{path}/finalize", body={**item, "spec": {"finalizers": []}})
 
     def delete(self, resource: Resource, key: ObjectKey, uid: str, *, now: bool = False) -> None:
         """Delete the object that has this uid, if it is there; now: without a grace period."""

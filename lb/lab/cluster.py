@@ -26,12 +26,13 @@ from lb.kube import convert
 from lb.kube.client import ApiError
 from lb.kube.presence import Presence
 from lb.kube.timing import Timing
-from lb.lab import controllers
+from lb.lab import controllers, garbage
 from lb.lab.addressing import LabSpec
 from lb.lab.api import (
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     ENDPOINTS,
+    NAMESPACES,
     NODES,
     PODS,
     REPLICA_SETS,
@@ -54,7 +55,7 @@ from lb.model import ObjectKey, Service
 _log = logging.getLogger(__name__)
 
 _WITH_CONTROLLERS = (PODS, REPLICA_SETS, DEPLOYMENTS, SERVICES)
-_WITHOUT = (*_WITH_CONTROLLERS, ENDPOINTS, ENDPOINT_SLICES, NODES)
+_WITHOUT = (*_WITH_CONTROLLERS, ENDPOINTS, ENDPOINT_SLICES, NODES, NAMESPACES)
 _RETRY_SECONDS = 1.0
 _WRITE_SECONDS = 30.0
 _REPLACE_SECONDS = 5.0
@@ -264,6 +265,7 @@ class ClusterKubelet(Pods):
         """
         errors: list[InputError] = []
         if not self._with_controllers:
+            await garbage.collect(self._api, self.cache)
             await self._control(errors)
         await self._schedule()
         await self._run_pods(errors)

@@ -26,6 +26,7 @@ from lb.lab.api import (
     DEPLOYMENTS,
     ENDPOINT_SLICES,
     ENDPOINTS,
+    NAMESPACES,
     NODES,
     PODS,
     REPLICA_SETS,
@@ -34,6 +35,7 @@ from lb.lab.api import (
     Object,
     gone,
 )
+from lb.lab.apply import make_namespace
 from lb.lab.lab import Lab
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.removal import down
@@ -278,6 +280,23 @@ def test_a_deployment_comes_and_goes(kube: Lab, api: Api) -> None:
     api.send("DELETE", path, {"propagationPolicy": "Background"})
     eventually(lambda: running() == [], "they end")
     eventually(lambda: len(get(api, PODS.path)["items"]) == 3, "their objects go")
+
+
+def test_a_namespace_goes_with_all_that_is_in_it(kube: Lab, api: Api) -> None:
+    make_namespace(api, "short")
+    key = ObjectKey("short", "alone")
+    meta = {"name": key.name, "namespace": key.namespace}
+    containers = [{"name": "main", "image": "any"}]
+    spec = {"containers": containers, "terminationGracePeriodSeconds": 2}
+    api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    eventually(lambda: any(each["name"] == "alone" and each["ready"] for each in kube.pods()), "it is ready")
+    api.send("DELETE", NAMESPACES.object(ObjectKey("", "short")))
+
+    def is_gone() -> bool:
+        return all(each["metadata"]["name"] != "short" for each in get(api, NAMESPACES.path)["items"])
+
+    eventually(is_gone, "the namespace is gone", seconds=40)
+    assert all(each["name"] != "alone" for each in kube.pods())
 
 
 def test_a_service_comes_and_goes(kube: Lab, api: Api) -> None:
