@@ -10,7 +10,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test lock test-kernels test-upgrades test-vm lint bench bench-quick format clean
+.PHONY: help lab test lock test-kernels test-distros test-upgrades test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
@@ -18,6 +18,7 @@ help:
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make test-upgrades  set up, from each version to each other under traffic (REVISIONS="v0.1.0" for some)'
+	@echo 'make test-distros  set up, both README commands in a Debian 13 root (DISTROS_ARGS="trixie -- tests/packet" for some)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
 	@echo 'make lint    set up, run linters only'
 	@echo 'make bench   set up, measure everything; make bench-quick does so in under three minutes'
@@ -43,6 +44,10 @@ test-kernels:
 test-upgrades:
 	@scripts/setup dev
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.upgrades $(REVISIONS)
+
+test-distros:
+	@scripts/setup vm
+	$(ROOT) $(PYTHON) -m tests.distros $(DISTROS_ARGS)
 
 test-vm:
 	@scripts/setup vm
