@@ -22,7 +22,7 @@ help:
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
 	@echo 'make lint    set up, run linters only'
 	@echo 'make bench   set up, measure everything; make bench-quick does so in under three minutes'
-	@echo 'make format  set up, let ruff and clang-format rewrite the sources'
+	@echo 'make format  set up, let ruff and clang-format rewrite the sources, and the schema of the chart follow the settings'
 	@echo 'make clean   remove .venv and caches (first: lbctl lab down)'
 
 lab:
@@ -75,6 +75,7 @@ format:
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 	.venv/bin/clang-format -i $$(find bpf bench -name '*.[ch]' -not -path 'bpf/include/*')
+	$(PYTHON) -m tests.deploy.values_schema
 
 clean:
 	$(ROOT) rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -88,7 +88,7 @@ def test_kubernetes_does_without_kube_proxy() -> None:
 
 
 def test_packages_are_those_that_set_up_installs() -> None:
-    wanted = re.search(r"^packages=\(([^)]*)\)", (ROOT / "scripts" / "setup").read_text(), re.M)
+    wanted = re.search(r"\bpackages=\(([^)]*)\)", (ROOT / "scripts" / "setup").read_text())
     assert wanted is not None
     assert f"packages {' '.join(sorted(wanted[1].split()))}\n" in text("provision.sh").replace(
         "packages python3\n", ""

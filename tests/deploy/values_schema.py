@@ -28,6 +28,7 @@ def _whole(low: int, high: int) -> Schema:
 KINDS: dict[config.Kind, Schema] = {
     config.ENTRIES: _whole(1, 2**31 - 1),
     config.COUNT: _whole(0, 1_000_000),
+    config.RATE: _whole(0, 1_000_000),
     config.PORT: _whole(1, 65_535),
     config.SECONDS: {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9},
     config.LEVEL: {"type": "string", "enum": ["debug", "info", "warning", "error"]},
@@ -38,7 +39,8 @@ def _of_setting(item: config.Setting) -> Schema:
     if isinstance(item.kind.parse, type) and issubclass(item.kind.parse, enum.Enum):
         schema: Schema = {"type": "string", "enum": [each.value for each in item.kind.parse]}
     else:
-        schema = KINDS.get(item.kind, {"type": "string"})
+        whole: Schema = {"type": "integer", "minimum": 0}
+        schema = KINDS.get(item.kind, whole if isinstance(item.default, int) else {"type": "string"})
     return schema | {"description": item.help + ("; several are separated by commas" if item.many else "")}
 
 
