@@ -103,15 +103,14 @@ def entries(folder: Path) -> list[Path]:
     return []
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder, and those above it, that is for root alone; one that others can enter is closed to them.
+def _keep_private(folder: Path) -> None:
+    """See that a folder is for root alone; one that others can enter is closed to them.
 
     Raises
     ------
-    OSError: it cannot be made.
+    OSError: it is not there, or cannot be looked at.
     LbError: somebody else could change it.
     """
-    make(folder, mode=PRIVATE)
     if hand := foreign_hand(folder):
         raise LbError(f"{folder} is not safe to use: {hand}; remove it, or mend its owner and mode")
     if stat.S_IMODE(folder.stat().st_mode) != PRIVATE:
@@ -165,8 +164,9 @@ def locked(path: Path, folder: Path, flags: int, operation: int) -> int:
     LbError: somebody else could change the folder.
     """
     while True:
+        make(folder, mode=PRIVATE)
         try:
-            make_private(folder)
+            _keep_private(folder)
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         except FileNotFoundError:
             continue

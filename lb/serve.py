@@ -86,17 +86,18 @@ def serve(config: Config) -> None:
     config = complete(config)
     source = build_source(config)
     run_dir = RunDir(config.instance)
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(StopNow), contextlib.ExitStack() as stack:
+        inbox: Inbox = queue.SimpleQueue()
+        runs = stack.enter_context(stop_signals(inbox))
         stack.enter_context(run_dir.lock_if_room())
         if config.ready_file:
             ready = Path(config.ready_file)
             _remove(ready)
             stack.callback(_remove, ready)
-        inbox: Inbox = queue.SimpleQueue()
-        stack.enter_context(stop_signals(inbox))
         agent = startup(config, source, run_dir, inbox, stack)
+        runs()
         agent.run()
-        _log.info("stopping; the data plane stays as it is")
+    _log.info("stopping; the data plane stays as it is")
 
 
 def _remove(path: Path) -> None:
@@ -436,17 +437,36 @@ class KernelSurroundings:
         return {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
 
 
+class StopNow(BaseException):
+    """A signal that ends the agent came where nobody reads the inbox."""
+
+
 @contextlib.contextmanager
-def stop_signals(inbox: Inbox) -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into :class:`Stop`, SIGHUP into :class:`Reread`."""
+def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM and SIGINT into :class:`Stop`, SIGHUP into :class:`Reread`.
+
+    Gives what is to be called when the agent's loop begins. Before, while a start waits for a lock or a
+    compiler, and when a second signal shows that the first was of no use, the signal raises StopNow.
+    """
     told: dict[int, Stop | Reread] = {signal.SIGTERM: Stop(), signal.SIGINT: Stop(), signal.SIGHUP: Reread()}
+    patient = False
 
     def tell(number: int, _frame: object) -> None:
-        inbox.put(told[number])
+        nonlocal patient
+        message = told[number]
+        if isinstance(message, Stop):
+            if not patient:
+                raise StopNow
+            patient = False
+        inbox.put(message)
+
+    def runs() -> None:
+        nonlocal patient
+        patient = True
 
     before = {number: signal.signal(number, tell) for number in told}
     try:
-        yield
+        yield runs
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import lb
-from lb.agent import Failed, Inbox, Stop
+from lb.agent import Failed, Inbox, Reread, Stop
 from lb.cli import colours, instances, main
 from lb.cli.command import COMMANDS
 from lb.cli.status import render as status_text
@@ -36,7 +36,7 @@ from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
 from lb.rundir import RunDir
-from lb.serve import complete, stop_signals, threads
+from lb.serve import StopNow, complete, stop_signals, threads
 from lb.served.status import roles
 from tests.fake_maps import FakeMaps
 
@@ -553,11 +553,27 @@ ETH1 = interface(3, "eth1", "198.51.100.1/24")
 def test_signals_become_stop_and_handlers_come_back() -> None:
     inbox: Inbox = queue.SimpleQueue()
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with stop_signals(inbox):
+    with stop_signals(inbox) as runs:
+        runs()
+        signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-    assert [inbox.get(timeout=5), inbox.get(timeout=5)] == [Stop(), Stop()]
+    assert [inbox.get(timeout=5), inbox.get(timeout=5)] == [Reread(), Stop()]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_nobody_would_read_ends_what_is_being_done(number: signal.Signals) -> None:
+    """While the agent starts, and when the loop did not take notice of the first one."""
+    inbox: Inbox = queue.SimpleQueue()
+    with stop_signals(inbox) as runs:
+        signal.raise_signal(signal.SIGHUP)
+        with pytest.raises(StopNow):
+            signal.raise_signal(number)
+        runs()
+        signal.raise_signal(number)
+        with pytest.raises(StopNow):
+            signal.raise_signal(number)
+    assert [inbox.get(timeout=5), inbox.get(timeout=5)] == [Reread(), Stop()]
 
 
 def test_a_thread_that_fails_tells_the_agent_and_the_others_end_with_the_context() -> None:

@@ -29,7 +29,8 @@ import numpy as np
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.programs.features import OPTIONAL
 from lb.datapath.programs.loops import INSN, close_by_jumps
-from lb.errors import CompileError
+from lb.errors import CompileError, LbError
+from lb.folders import foreign_hand, locked, read_file, replace_file
 
 PROGRAM_ARRAY = "programs"
 HANDOVER = "handover"
@@ -68,6 +69,7 @@ _log = logging.getLogger(__name__)
 CACHE = Path("/var/cache/lbctl")
 """Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
 _KEPT = 24  # six make a build
+_MOST_BYTES = 64 << 20
 
 Code = Mapping[int, Mapping[str, bytes]]
 """By IP version and function: instructions, 8 bytes each (struct bpf_insn)."""
@@ -138,22 +140,37 @@ def _entry(build: str, version: int, file: str) -> Path:
 
 
 def _read(build: str, version: int, file: str) -> _Functions | None:
+    """Return one file of the cache; None when it is not there, damaged, or others could have written it.
+
+    What is in it goes into the kernel. A line with the SHA-256 of the rest comes first.
+    """
     path = _entry(build, version, file)
     try:
-        found: _Functions = json.loads(path.read_text())
+        if hand := foreign_hand(path):
+            _log.warning("%s is not used, since it need not be root's: %s", path, hand)
+            return None
+        digest, _, body = read_file(path, _MOST_BYTES).partition(b"\n")
+        if digest != _digest(body):
+            raise ValueError("its hash is another")
+        found: _Functions = json.loads(body)
         os.utime(path)  # what is used stays
-    except (OSError, ValueError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("%s is not used: %s", path, error)
         return None
     return found
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
 
 
 def _keep(build: str, version: int, file: str, code: _Functions) -> None:
     """Write one file of the cache, and drop the longest unused; a cache that cannot be written is none."""
     with contextlib.suppress(OSError):
-        path = _entry(build, version, file)
-        aside = path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(code))
-        aside.rename(path)
+        body = json.dumps(code).encode()
+        replace_file(_entry(build, version, file), _digest(body) + b"\n" + body)
         by_use = sorted(CACHE.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for old in by_use[:-_KEPT]:
             old.unlink(missing_ok=True)
@@ -163,26 +180,53 @@ def _keep(build: str, version: int, file: str, code: _Functions) -> None:
 def _compiling() -> Iterator[None]:
     """Let one process at a time compile for the cache, so that none does what another has begun."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = stack.enter_context((CACHE / "lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError, LbError):
+            fd = locked(CACHE / "lock", CACHE, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            stack.callback(os.close, fd)
         yield
+
+
+class _Children:
+    """The compilers that were started; once they are stopped, one that is started later ends at once."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def add(self, child: subprocess.Popen[str]) -> None:
+        self._started.append(child)
+        if self._stopped:
+            child.kill()
+
+    def stop(self) -> None:
+        self._stopped = True
+        for child in self._started:
+            child.kill()
 
 
 def _compile(bpf_dir: Path, missing: Mapping[int, list[str]]) -> dict[tuple[int, str], _Functions]:
     """Run a child for each IP version, side by side; return what each file holds."""
     wanted = {version: files for version, files in missing.items() if files}
+    children = _Children()
     with ThreadPoolExecutor(len(layouts.FAMILIES)) as pool:
-        found = pool.map(lambda version: _compile_family(bpf_dir, version, wanted[version]), wanted)
-        return {
-            (version, file): code
-            for version, files in zip(wanted, found, strict=True)
-            for file, code in files.items()
-        }
+        try:
+            found = pool.map(
+                lambda version: _compile_family(bpf_dir, version, wanted[version], children), wanted
+            )
+            return {
+                (version, file): code
+                for version, files in zip(wanted, found, strict=True)
+                for file, code in files.items()
+            }
+        except BaseException:  # a signal that ends the agent is not to wait for clang
+            children.stop()
+            raise
 
 
-def _compile_family(bpf_dir: Path, version: int, files: list[str]) -> dict[str, _Functions]:
+def _compile_family(
+    bpf_dir: Path, version: int, files: list[str], children: _Children
+) -> dict[str, _Functions]:
+    """Compile files of one IP version in a child, which is among children from then on."""
     package_root = Path(__file__).resolve().parents[3]
     path = f"{package_root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     request = {
@@ -191,21 +235,23 @@ def _compile_family(bpf_dir: Path, version: int, files: list[str]) -> dict[str, 
         "flags": c_flags(bpf_dir, platform.machine(), version),
         "assertions": layouts.static_assertions(version),
     }
-    child = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "lb.datapath.programs.compile"],
-        input=json.dumps(request),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        process_group=0,  # Ctrl-C at the terminal is for the agent, which waits for the end of this
+        process_group=0,  # Ctrl-C at the terminal is for the agent, which ends this
         env={**os.environ, "PYTHONPATH": path},
-    )
+    ) as child:
+        children.add(child)
+        stdout, stderr = child.communicate(json.dumps(request))
     try:
-        answer = json.loads(child.stdout)
+        answer = json.loads(stdout)
     except ValueError:
         answer = {"error": f"the compile process ended with code {child.returncode}"}
     if "error" in answer:
-        raise CompileError(f"{answer['error']}\n{useful_lines(child.stderr)}".rstrip())
+        raise CompileError(f"{answer['error']}\n{useful_lines(stderr)}".rstrip())
     code: dict[str, _Functions] = answer["code"]
     return code
 
