@@ -227,7 +227,7 @@ def startup(
             programs=loaded.fingerprint,
             after_sync=after_sync,
         )
-        shown = {"/metrics": metrics_answer, **shown_at(address[0], queries)}
+        shown = shown_at(address[0], {"/metrics": metrics_answer, **queries})
         answers.open(address, routes(shown), "metrics")
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(

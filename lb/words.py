@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from unicodedata import category
 
@@ -10,6 +11,7 @@ MOST = 5
 """How many of a kind are named; of the others the number."""
 
 _SHOWN_AS_IS = "\n\t"
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _UNSAFE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Unicode's categories of what a terminal obeys, turns text around, is not seen, or is no character."""
 
@@ -28,7 +30,7 @@ def shown(text: str) -> str:
     C1, escape sequences), characters that turn the direction of writing or are not seen. They become
     ``\x1b``, ``\u202e``. Line ends and tabs stay: whoever makes lines of names calls :func:`in_line` first.
     """
-    if text.isascii() and text.isprintable():
+    if text.isascii() and not _CONTROLS.search(text):
         return text
     return "".join(map(_escaped, text))
 

@@ -8,9 +8,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 import lb
+from lb.cli.colours import Shown
 from lb.errors import LbError, UsageError
 
 _DESCRIPTION = """\
@@ -67,8 +68,8 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
 
     argparse itself writes usage errors to the process's stderr and raises SystemExit(2).
     """
-    out = out or sys.stdout
-    err = err or sys.stderr
+    out = cast("TextIO", Shown(out or sys.stdout))
+    err = cast("TextIO", Shown(err or sys.stderr))
     words = sys.argv[1:] if argv is None else argv
     args = parser(words[0] if words else "").parse_args(words)
     try:

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from lb.cli import settings
 from lb.serve import serve
+from lb.words import in_line
 
 _DESCRIPTION = """\
 Run the agent of this node: watch Services, keep the kernel's maps in step, attach programs to interfaces.
@@ -48,9 +49,18 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     parser.set_defaults(handler=_run)
 
 
+class _OneLine(logging.Formatter):
+    """Keeps a message in its line, whatever is in the names that it tells; a traceback has its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's own name)
+        """Return the line of a record."""
+        record.message = in_line(record.message)
+        return super().formatMessage(record)
+
+
 def _run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     handler = logging.StreamHandler(err)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("lb")  # what libraries have to say at these levels is not for operators
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lb.words import in_line
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Return a header and rows, each column as wide as its widest cell; numbers are set flush right."""
     head = [column.upper().replace("_", " ") for column in columns]
-    cells = [head, *([str(cell) for cell in row] for row in rows)]
+    cells = [head, *([in_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
     right = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(columns))]
     lines = []

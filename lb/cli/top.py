@@ -25,6 +25,7 @@ from lb.datapath.view.figures import PortName, Sample
 from lb.errors import LbError
 from lb.live import top
 from lb.live.top import Line, Row, View
+from lb.words import in_line
 
 _DESCRIPTION = """\
 Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
@@ -241,6 +242,6 @@ def _paint(window: curses.window, lines: list[Line], width: int) -> None:
     for at, line in enumerate(lines):
         # The last cell of the last line would scroll: insert there.
         put = window.addnstr if at < len(lines) - 1 else window.insnstr
-        put(at, 0, line.text, width, _STYLES[line.style])
+        put(at, 0, in_line(line.text), width, _STYLES[line.style])
     window.noutrefresh()
     curses.doupdate()

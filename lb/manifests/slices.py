@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
@@ -92,11 +93,11 @@ def _endpoint(entry: Fields, kind: _AddressType) -> Endpoint | None:
         ready=conditions["ready"].flag() or not conditions["ready"].present,
         serving=conditions["serving"].flag() or not conditions["serving"].present,
         terminating=conditions["terminating"].flag(),
-        node=entry["nodeName"].text(),
-        zone=entry["zone"].text(),
+        node=_checked(entry["nodeName"], syntax.dns_subdomain),
+        zone=_checked(entry["zone"], syntax.label_value),
         target=_target(entry),
-        hint_zones=_hint_names(hints["forZones"]),
-        hint_nodes=_hint_names(hints["forNodes"]),
+        hint_zones=_hint_names(hints["forZones"], syntax.label_value),
+        hint_nodes=_hint_names(hints["forNodes"], syntax.dns_subdomain),
     )
 
 
@@ -121,15 +122,22 @@ def read_address(place: Field) -> IPAddress | None:
     return address if address is not None and place.check(syntax.endpoint_address(address)) else None
 
 
-def _hint_names(hints: Field) -> frozenset[str]:
-    return frozenset(place.fields(_HINT)["name"].text() for place in hints.items())
+def _checked(place: Field, check: Callable[[str], str | None]) -> str:
+    """Return a string that has to be of a syntax unless it is empty."""
+    text = place.text()
+    return text if not text or place.check(check(text)) else ""
+
+
+def _hint_names(hints: Field, check: Callable[[str], str | None]) -> frozenset[str]:
+    return frozenset(_checked(place.fields(_HINT)["name"], check) for place in hints.items())
 
 
 def _target(entry: Fields) -> str:
     target = entry["targetRef"].fields(_TARGET)
     if target["kind"].text() != "Pod":
         return ""
-    return f"{target['namespace'].text()}/{target['name'].text()}"
+    namespace = _checked(target["namespace"], syntax.dns_label)
+    return f"{namespace}/{_checked(target['name'], syntax.dns_subdomain)}"
 
 
 def read_endpoints(root: Fields, meta: Meta) -> Endpoints:
@@ -154,7 +162,8 @@ def _hand_addresses(places: Field, *, ready: bool) -> tuple[HandAddress, ...]:
         entry = place.fields(frozenset(("hostname", "ip", "nodeName", "targetRef")))
         address = read_address(entry["ip"])
         if address is not None:
-            result.append(HandAddress(address, ready, entry["nodeName"].text(), _target(entry)))
+            node = _checked(entry["nodeName"], syntax.dns_subdomain)
+            result.append(HandAddress(address, ready, node, _target(entry)))
     return tuple(result)
 
 

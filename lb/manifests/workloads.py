@@ -21,10 +21,13 @@ def read_pod(root: Fields, meta: Meta) -> Pod:
     """Read a Pod; one without an address yet has no addresses."""
     spec = root["spec"].fields()
     status = root["status"].fields()
+    node = spec["nodeName"].text()
+    if node:
+        spec["nodeName"].check(syntax.dns_subdomain(node))
     return Pod(
         key=meta.key,
         labels=meta.labels,
-        node=spec["nodeName"].text(),
+        node=node,
         addresses=_pod_addresses(status),
         container_ports=_container_ports(spec),
         ready=_is_ready(status["conditions"]),

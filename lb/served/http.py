@@ -33,6 +33,8 @@ MOST_CLIENTS = 256
 """Connections at a time; one more costs the oldest its own."""
 MOST_HEAD = 16 * 1024
 """Bytes of a request that are read."""
+MOST_WAITING = 32 << 20
+"""Bytes of answers that wait for slow readers; more cost the oldest connections theirs."""
 _TICK_SECONDS = 0.5
 _PIECE = 65536
 
@@ -283,9 +285,21 @@ class HttpServer:
         head, end, _ = bytes(client.asked).partition(b"\r\n\r\n")
         if not end and len(head) < MOST_HEAD:
             return False
-        client.told = memoryview(self._reply(client.answer, head) if end else _encode(_plain(431)))
+        whole = end and len(head) <= MOST_HEAD
+        client.told = memoryview(self._reply(client.answer, head) if whole else _encode(_plain(431)))
+        self._bound_waiting(client)
         self._poll.modify(client.socket, select.EPOLLOUT)
         return True
+
+    def _bound_waiting(self, newest: _Client) -> None:
+        """Let go of the oldest that read slowly, until what waits for readers is within bounds."""
+        waiting = sum(len(client.told) for client in self._clients.values() if client.told)
+        for client in list(self._clients.values()):
+            if waiting <= MOST_WAITING:
+                break
+            if client is not newest and client.told:
+                waiting -= len(client.told)
+                self._drop(client)
 
     def _reply(self, answer: Answer, head: bytes) -> bytes:
         request = _parse(head)

@@ -126,7 +126,7 @@ def local_only(answer: Answer) -> Answer:
 
 
 def shown_at(host: str, asked: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Return the page and what it asks for, as they are answered at an IP address."""
+    """Return the page and all else that is asked, as they are answered at an IP address."""
     answers = {"/": page(), **asked}
     if ip_address(host).is_loopback:
         return {path: local_only(answer) for path, answer in answers.items()}

@@ -193,6 +193,27 @@ def test_one_client_too_many_costs_the_oldest_its_connection(monkeypatch: pytest
         assert clients[1].recv(4) == b"HTTP"
 
 
+def test_answers_that_nobody_reads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for much, often, and does not read, costs the older ones of such connections."""
+    monkeypatch.setattr(lbhttp, "MOST_WAITING", 40 << 20)
+    with stepped([0.0]) as server, contextlib.ExitStack() as stack:
+        server.open(ANY, lambda _request: Response(200, bytes(16 << 20)), "test")
+        clients = [stack.enter_context(connect(bound(server, ANY))) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        for _ in range(40):
+            server.step(0.01)
+        waiting = [len(one.told) for one in server._clients.values() if one.told]
+        assert 1 <= len(waiting) <= 2
+        assert sum(waiting) <= 40 << 20
+
+
+def test_a_long_head_is_refused_though_it_comes_at_once(server: HttpServer) -> None:
+    server.open(ANY, say("hello"), "test")
+    head = b"GET / HTTP/1.1\r\nX: " + b"x" * lbhttp.MOST_HEAD + b"\r\n\r\n"
+    assert raw(bound(server, ANY), head).startswith(b"HTTP/1.1 431 ")
+
+
 def test_without_a_file_for_a_client_another_one_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """accept() fails with EMFILE: the oldest connection is given up, and the next step has room."""
     with stepped([0.0]) as server, contextlib.ExitStack() as stack:

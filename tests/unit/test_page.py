@@ -34,8 +34,8 @@ from lb.model import (
 )
 from lb.rundir import RunDir
 from lb.served.api import history_answer
-from lb.served.http import HttpServer, Request, routes
-from lb.served.pages import FRESH_SECONDS, Views, local_only, page
+from lb.served.http import HttpServer, Request, Response, routes
+from lb.served.pages import FRESH_SECONDS, Views, local_only, page, shown_at
 from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
@@ -277,6 +277,17 @@ def test_another_sites_name_for_this_machine_gets_nothing(server: HttpServer) ->
         for host in ("127.0.0.1:10249", "[::1]:10249", "localhost:10249", "evil.example:10249", "", "[")
     }
     assert list(statuses.values()) == [200, 200, 200, 403, 403, 403]
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 403), ("::1", 403), ("192.0.2.1", 200)])
+def test_on_loopback_that_holds_for_all_that_is_answered_there(host: str, status: int) -> None:
+    """The metrics as well: they name every Service. Elsewhere names of the node are names for it."""
+    answers = shown_at(host, {"/metrics": lambda _request: Response(200, b""), "/api/state": page()})
+    asked = {
+        path: answer(Request("GET", path, "", {"host": "evil.example"})).status
+        for path, answer in answers.items()
+    }
+    assert asked == dict.fromkeys(("/", "/metrics", "/api/state"), status)
 
 
 # In a browser -------------------------------------------------------------------------------------------
