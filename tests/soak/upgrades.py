@@ -45,6 +45,16 @@ class Version:
     name: str
     tree: Path
 
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which Python imports this version."""
+        return {**environment(), "PYTHONPATH": str(self.tree)}
+
+    def check(self) -> None:
+        """Make sure that it is this version that Python imports."""
+        argv = [sys.executable, "-P", "-c", "import lb; print(lb.__file__)"]
+        done = subprocess.run(argv, env=self.environment(), check=True, capture_output=True, text=True)
+        assert Path(done.stdout.strip()).is_relative_to(self.tree), done.stdout
+
 
 def git(*words: str) -> str:
     """Return what git prints about this tree."""
@@ -83,9 +93,9 @@ def tour(count: int) -> Iterator[int]:
 def start(lab: Lab, version: Version) -> None:
     """Start the agent of a version on the node and wait until it serves."""
     lab.store.ready_file(NODE).unlink(missing_ok=True)
-    argv = lab.command(NODE, lab.agent_command(NODE))
-    paths = {**environment(), "PYTHONPATH": str(version.tree)}
-    lab.store.write_process(NODE, spawn(argv, lab.store.log(NODE), paths))
+    python, *words = lab.agent_command(NODE)
+    argv = lab.command(NODE, [python, "-P", *words])  # not from the directory that we are in
+    lab.store.write_process(NODE, spawn(argv, lab.store.log(NODE), version.environment()))
     lab.wait_agent(NODE, START_SECONDS)
 
 
@@ -112,6 +122,8 @@ def campaign(given: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="lbctl-upgrades-") as folder:
         versions = [unpacked(revision, Path(folder)) for revision in revisions(given)]
         versions.append(Version("working tree", ROOT))
+        for version in versions:
+            version.check()
         manifests = Path(folder) / "manifests"
         shutil.copytree(ROOT / "examples", manifests)
         spec = LabSpec(id=f"up{os.getpid()}", manifests=str(manifests))
