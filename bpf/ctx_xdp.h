@@ -145,18 +145,25 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 }
 
 /* Is the frame addressed to this host, not flooded or broadcast past it? What tc is told by the kernel is
- * found out here: to the address of the interface that it came in by, which Python keeps in `ifaces`. What
+ * found out here: to the address of the interface that it came in by, which Python keeps in `links`. What
  * Python has not told of is tc's. */
 static __always_inline bool ctx_for_us(const ctx_t *ctx)
 {
-	u32 ifindex = ctx->ingress_ifindex;
-	const struct iface *iface = bpf_map_lookup_elem(ifaces, &ifindex);
 	const u16 *to = ctx_data(ctx), *own;
+	const struct links *links;
+	u32 zero = 0, ifindex = ctx->ingress_ifindex;
 
-	if (!iface || (void *)(to + ETH_ALEN / 2) > ctx_data_end(ctx))
+	links = bpf_map_lookup_elem(links_map, &zero);
+	if (!links || (void *)(to + ETH_ALEN / 2) > ctx_data_end(ctx))
 		return false;
-	own = (const u16 *)iface->mac;
-	return !((to[0] ^ own[0]) | (to[1] ^ own[1]) | (to[2] ^ own[2]));
+#pragma unroll
+	for (int i = 0; i < LINKS; i++) {
+		if (likely(links->links[i].ifindex == ifindex)) {
+			own = (const u16 *)links->links[i].mac;
+			return !((to[0] ^ own[0]) | (to[1] ^ own[1]) | (to[2] ^ own[2]));
+		}
+	}
+	return false;
 }
 
 /* XDP can send only out of the interface that the packet came from; everything else is tc's. */

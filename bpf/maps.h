@@ -22,6 +22,7 @@
 #define affinities    MAP(FD_affinity)	    /* [bucket] -> struct affinity_bucket, see cache.h */
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
+#define links_map     MAP(FD_links)	    /* [0] -> struct links */
 #define rates	      MAP(FD_rates)	    /* enum answer -> struct rate, of this CPU */
 #define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
 #define watch_map     MAP(FD_watch)	    /* [0] -> struct watch */

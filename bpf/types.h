@@ -253,9 +253,20 @@ struct affinity_bucket {
  * `redirect` also the interfaces of pods, whose address is 0. */
 struct iface {
 	struct addr source;
-	u32 flags;	  /* enum iface_flags */
-	u8 mac[ETH_ALEN]; /* its link address; 0 where there is none */
+	u32 flags; /* enum iface_flags */
+};
+
+/* An uplink with link headers. XDP, which the kernel does not tell whom a frame is for, compares with it. */
+struct link {
+	u32 ifindex; /* 0: none, and none behind it */
+	u8 mac[ETH_ALEN];
 	u8 pad[2];
+};
+
+#define LINKS 8
+
+struct links {
+	struct link links[LINKS];
 };
 
 enum iface_flags {

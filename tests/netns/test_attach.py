@@ -375,24 +375,20 @@ def test_interface_map_follows_the_link_address(route: IPRoute, loaded: Loaded, 
     """XDP compares a frame's destination with it; an event tells of a change (RTM_NEWLINK)."""
     up = index_of("up0")
 
-    def known() -> set[str]:
-        return {
-            row["mac"].tobytes().hex(":")
-            for name in ("ifaces4", "ifaces6")
-            for index, row in zip(*maps.read(name), strict=True)
-            if index == up
-        }
+    def known() -> dict[int, str]:
+        rows = maps.array("links")[0]["links"]
+        return {int(row["ifindex"]): row["mac"].tobytes().hex(":") for row in rows if row["ifindex"]}
 
     with hooked(loaded, maps) as own:
         own.sync()
-        assert known() == {by_name()["up0"].mac}
+        assert known() == {up: by_name()["up0"].mac}
         changed: list[set[int]] = []
         watcher = InterfaceWatcher(changed.append)
         route.link("set", index=up, address="02:00:00:00:77:01")
         assert watcher.step(5.0)
         watcher.close()
         own.sync(set.union(*changed))
-        assert known() == {"02:00:00:00:77:01"}
+        assert known() == {up: "02:00:00:00:77:01"}
 
 
 def test_redirect_is_for_veths_with_an_end_in_a_pod(
@@ -427,7 +423,7 @@ def test_dual_stack_interface_map_of_ipv6(route: IPRoute, loaded: Loaded, maps: 
         keys, values = maps.read("ifaces6")
         return {
             index: (str(layouts.unpack_address(source)), flags)
-            for index, (source, flags, *_) in zip(keys.tolist(), values.tolist(), strict=True)
+            for index, (source, flags) in zip(keys.tolist(), values.tolist(), strict=True)
         }
 
     up, tunnel = index_of("up0"), index_of("vx0")

@@ -129,21 +129,20 @@ class Datapath:
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
         row["redirect"] = redirect
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
-        for at, (role, flags, mac) in enumerate(
+        for at, (role, flags) in enumerate(
             (
-                (p.NODE1, 0, ""),
-                (p.NODE1, layouts.IfaceFlag.UPLINK, p.NODE1_MAC),
-                (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK, p.UPLINK_2_MAC),
+                (p.NODE1, 0),
+                (p.NODE1, layouts.IfaceFlag.UPLINK),
+                (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK),
             )
         ):
-            ifaces[at] = (packed(role), flags, bytes.fromhex(mac.replace(":", "")), b"")
+            ifaces[at] = (packed(role), flags)
         ifaces[3]["flags"] = layouts.IfaceFlag.PEER if redirect else 0
         indexes = np.array([0, self.uplink, self.uplink_2, self.pod], dtype=layouts.ID)
         self.update("ifaces", indexes, ifaces)
-        if p.version() == 6:  # the IPv4 program judges whom a frame is for
-            four = np.zeros(4, dtype=layouts.IFACE[4])
-            four["mac"] = ifaces["mac"]
-            self.maps.update("ifaces4", indexes, four)
+        links = self.maps.array("links")[0]["links"]
+        for at, (index, mac) in enumerate(((self.uplink, p.NODE1_MAC), (self.uplink_2, p.UPLINK_2_MAC))):
+            links[at] = (index, bytes.fromhex(mac.replace(":", "")), b"")
 
     def run(
         self,
@@ -191,9 +190,21 @@ class Datapath:
         return self._programs[name]
 
     @contextlib.contextmanager
-    def without_programs(self, gone: Callable[[int, int], bool]) -> Iterator[None]:
-        """Take out of the arrays of programs meanwhile those of which gone(number, IP version) is true."""
+    def without_programs(
+        self, gone: Callable[[int, int], bool], *, another_serves: bool = False
+    ) -> Iterator[None]:
+        """Take out of the arrays of programs meanwhile those of which gone(number, IP version) is true.
+
+        another_serves: leave the array alone by which programs know that another version has taken over.
+        """
         with contextlib.ExitStack() as stack:
+            if not another_serves:
+                array = stack.enter_context(bpf.obj_get(self.pins.handover))
+                ident = np.zeros(1, "u4")
+                assert bpf.map_lookup(array, np.zeros(1, "u4"), ident)
+                fd = stack.enter_context(bpf.prog_by_id(int(ident[0])))
+                bpf.map_delete(array, np.zeros(1, "u4"))
+                stack.callback(bpf.map_update, array, np.zeros(1, "u4"), np.array([fd.fileno()], "u4"))
             for name, version, program in loader.instances():
                 if program.at_sockets or not gone(program.number, version):
                     continue

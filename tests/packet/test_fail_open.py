@@ -169,6 +169,17 @@ def test_fail_open_what_is_for_a_vip_goes_nowhere(served: Datapath, program: str
             assert (result.verdict, result.reason) == (DROP, "STEP_MISSING_VIP"), name
 
 
+@pytest.mark.parametrize("program", [TC_UPLINK_IN, TC_POD_IN])
+def test_fail_open_another_version_gets_what_is_for_a_vip(served: Datapath, program: str) -> None:
+    """It has removed our programs and nothing else; its own are behind ours at the hook."""
+    with served.without_programs(MISSING["everything"], another_serves=True):
+        for name, frame in to_vips():
+            result = served.run(program, frame)
+            assert result.verdict == PASS, name
+            assert not p.difference(result.packet, frame), name
+        check_strangers(served, program)
+
+
 def test_fail_open_xdp_leaves_it_to_tc(served: Datapath) -> None:
     with served.without_programs(MISSING["everything"]):
         for name, frame in to_vips():

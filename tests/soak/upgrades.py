@@ -93,8 +93,7 @@ def tour(count: int) -> Iterator[int]:
 def start(lab: Lab, version: Version) -> None:
     """Start the agent of a version on the node and wait until it serves."""
     lab.store.ready_file(NODE).unlink(missing_ok=True)
-    python, *words = lab.agent_command(NODE)
-    argv = lab.command(NODE, [python, "-P", *words])  # not from the directory that we are in
+    argv = lab.command(NODE, ["env", "--chdir=/", *lab.agent_command(NODE)])  # Python looks there first
     lab.store.write_process(NODE, spawn(argv, lab.store.log(NODE), version.environment()))
     lab.wait_agent(NODE, START_SECONDS)
 

@@ -227,6 +227,7 @@ class Hooks:
             # A default route that comes back in a moment must not cost an uplink its programs.
             self._default_routes = net.default_route_interfaces() or self._default_routes
             roles = self._selection.roles(interfaces, self._default_routes)
+            fill_links(self._maps, interfaces, roles)
             for version in layouts.FAMILIES:
                 try:
                     fill_ifaces(self._maps, version, interfaces, roles, redirect=self._redirect, own=own)
@@ -311,7 +312,7 @@ def fill_ifaces(
     redirect: bool,
     own: Sequence[IPAddress] = (),
 ) -> None:
-    """Write source and link address of each uplink and tunnel, and under key 0 the node's primary address.
+    """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
     own are the node's addresses by its Node object (status.addresses of type InternalIP, in their order).
     Of the addresses of an interface such a one comes first; without any, as long as the Node is unknown,
@@ -340,15 +341,14 @@ def fill_ifaces(
         version, interfaces, own, otherwise=()
     )
     nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
-    wanted = {0: _iface_row(layouts.pack_address(primary))} if primary else {}
+    wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
     for one in interfaces:
         flags = _FLAGS.get(roles.get(one.index))
         if flags:
             source = sources[one.index] or primary
-            address = layouts.pack_address(source) if source else nowhere
-            wanted[one.index] = _iface_row(address, flags, _packed_mac(one))
+            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
         elif redirect and one.index in roles and _leads_to_pod(one):
-            wanted[one.index] = _iface_row(nowhere, IfaceFlag.PEER)
+            wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
     gone = sorted(present.keys() - wanted.keys())
     changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
     if gone:
@@ -377,22 +377,22 @@ def primary_address(
     return next((source for source in sources if source), None)
 
 
-_NO_MAC = bytes(6)
-_IfaceRow = tuple[int | bytes, int, bytes, bytes]
+def fill_links(maps: Maps, interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> None:
+    """Write the link addresses of the uplinks, by which XDP knows whom a frame is for.
 
+    What has no room or no link header is left out: tc serves there.
 
-def _iface_row(
-    address: int | bytes,
-    flags: int = 0,
-    mac: bytes = _NO_MAC,
-) -> _IfaceRow:
-    """Return an entry of ``ifaces`` as its dtype gives it (``tolist()``)."""
-    return address, int(flags), mac, bytes(2)
-
-
-def _packed_mac(interface: Interface) -> bytes:
-    """Return the link address that XDP compares with; all 0 where frames have none."""
-    return bytes.fromhex(interface.mac.replace(":", "")) if interface.ethernet and interface.mac else _NO_MAC
+    Raises
+    ------
+    BpfError: the map could not be mapped into memory.
+    """
+    uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK and one.ethernet and one.mac]
+    row = np.zeros(1, layouts.LINK_TABLE)
+    for at, one in enumerate(uplinks[: layouts.LINKS]):
+        row["links"][0, at] = (one.index, bytes.fromhex(one.mac.replace(":", "")), b"")
+    table = maps.array("links")
+    if table[:1].tobytes() != row.tobytes():
+        table[:1] = row
 
 
 def _detach(net: Netlink, interface: Interface, report: HookReport) -> None:

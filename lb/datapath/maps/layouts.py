@@ -137,7 +137,10 @@ AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
 AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
 AFFINITY_SLOT = _slot(AFFINITY_KEY, (0, 4), dict.fromkeys(FAMILIES, AFFINITY))
 AFFINITY_BUCKET = _bucket(AFFINITY_SLOT)
-IFACE = _each(("source", "address"), ("flags", "u4"), ("mac", "V6"), ("pad", "V2"))
+IFACE = _each(("source", "address"), ("flags", "u4"))
+LINKS = 8
+LINK: DType = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
+LINK_TABLE: DType = np.dtype([("links", LINK, (LINKS,))])
 SETTINGS = _each(
     ("tcp_syn_ns", "u8"),
     ("tcp_established_ns", "u8"),
@@ -269,6 +272,8 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "affinity_bucket": AFFINITY_BUCKET,
     "iface": IFACE,
     "rate": RATE,
+    "link": LINK,
+    "links": LINK_TABLE,
     "settings": SETTINGS,
     "service_name": SERVICE_NAME,
     "node_name": NODE_NAME,
@@ -424,6 +429,7 @@ CONSTANTS: Mapping[str, int] = {
     "PROGRAMS_PER_FAMILY": PROGRAMS_PER_FAMILY,
     "REASONS_PER_HOOK": REASONS_PER_HOOK,
     "ANSWER_KINDS": ANSWER_KINDS,
+    "LINKS": LINKS,
 }
 """The numbers that C and Python share, by C's name."""
 

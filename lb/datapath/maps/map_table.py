@@ -32,6 +32,7 @@ from lb.datapath.maps.layouts import (
     ID,
     IFACE,
     LINE_ROWS,
+    LINK_TABLE,
     NODE_NAME,
     NOTE,
     NOTHING,
@@ -177,8 +178,8 @@ def _maps() -> Iterator[MapSpec]:
             IFACE[ip],
             "Python",
             "the interface is not used for SNAT, logged",
-            "by ifindex: address and link address of an uplink or tunnel; 0: the node's primary address, for"
-            " hairpin; to redirect also the veths of pods",
+            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin;"
+            " to redirect also the veths of pods",
             fixed=4096,
             flags=BPF_F_NO_PREALLOC,
             version=ip,
@@ -348,6 +349,17 @@ def _maps() -> Iterator[MapSpec]:
         "fixed",
         "room for what does not fit on a program's stack",
         fixed=1,
+    )
+    yield MapSpec(
+        "links",
+        MapType.ARRAY,
+        ID,
+        LINK_TABLE,
+        "Python",
+        "fixed",
+        "interface indexes and link addresses of uplinks, up to 8: for whom XDP takes a frame",
+        fixed=1,
+        flags=BPF_F_MMAPABLE,
     )
     yield MapSpec(
         "rates",

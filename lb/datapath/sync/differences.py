@@ -184,7 +184,6 @@ class _State:
             address, flags = unpack_address(row[0]), IfaceFlag(row[1])
             words = [one.name.lower() for one in flags if one.name] or ["primary address"]
             words += [str(address)] if int(address) else []
-            words += [row[2].hex(":")] if any(row[2]) else []
             yield f"#{index}", ("", row, " ".join(words))
 
     def _settings(self, version: int) -> Iterator[tuple[str, _Entry]]:
