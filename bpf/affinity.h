@@ -90,6 +90,22 @@ static __always_inline void remember_affinity(const struct vip *vip, const struc
 	bpf_spin_unlock(&bucket->head.lock);
 }
 
+/* What a client that is not remembered is given a backend by: its address, and the period of affinity_seconds
+ * that the present time of day is in. Every VIP of the Service and every node choose alike; and a client
+ * whose time is over is chosen for anew, as the next period has another hash. The periods of clients begin at
+ * different times: no moment moves all clients of a Service. */
+static __always_inline u32 hash_client(const struct vip *vip, const struct addr *client, u64 now)
+{
+	const struct settings *settings = get_settings();
+	u64 length = vip->affinity_seconds * NSEC_PER_SEC;
+	u32 hash = hash_words(hash_addr(client), 0, 0);
+	u64 begins = (length >> 16) * (hash >> 16);
+
+	if (!settings || !length)
+		return hash;
+	return hash_words(hash, (now + settings->wall_ns + begins) / length, 0);
+}
+
 /* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0.
  * provisional: of the client's affinity, as in remember_affinity(). */
 static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
@@ -103,7 +119,7 @@ static __always_inline bool pick_backend(const struct vip *vip, u8 side, const s
 		return select_backend(set, vip->service, hash, out);
 	if (lookup_affinity(vip, client, member, now, out))
 		return true;
-	if (!select_backend(set, vip->service, hash_client(client), out))
+	if (!select_backend(set, vip->service, hash_client(vip, client, now), out))
 		return false;
 	remember_affinity(vip, client, now, out->id, out->generation, provisional);
 	return true;

@@ -61,12 +61,6 @@ static __always_inline u32 hash_tuple(const struct tuple *t)
 	return hash_words(hash_addr(&t->src), hash_addr(&t->dst) + t->protocol, ports);
 }
 
-/* With affinity only the client counts, so that every VIP and every node choose alike. */
-static __always_inline u32 hash_client(const struct addr *client)
-{
-	return hash_words(hash_addr(client), 0, 0);
-}
-
 /* Read slot id; false when it is free or belongs to another Service port. */
 static __always_inline bool read_backend(u32 id, u32 service, struct backend *out)
 {

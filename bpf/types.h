@@ -286,7 +286,8 @@ struct settings {
 	u64 answer_interval_ns; /* one answer of each kind for each CPU, on average; 0: no limit */
 	u64 answer_burst_ns;	/* how much of that may be taken at once */
 	u64 netns;		/* the cookie of the node's own network namespace */
-	__be16 snat_port_min;	/* the reserved range, inclusive */
+	u64 wall_ns; /* CLOCK_REALTIME less CLOCK_MONOTONIC, for what nodes agree on by the time of day */
+	__be16 snat_port_min; /* the reserved range, inclusive */
 	__be16 snat_port_max;
 	struct addr cluster_net; /* every clusterIP is in this network */
 	struct addr cluster_mask;

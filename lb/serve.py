@@ -25,7 +25,7 @@ from lb.datapath.attach.hooks import Hooks, LostHook
 from lb.datapath.attach.keeper import Keeper
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import selection, standing, without_effect
-from lb.datapath.attach.settings import write_settings
+from lb.datapath.attach.settings import write_settings, write_time
 from lb.datapath.attach.sockets import SocketHooks
 from lb.datapath.kernel.grace import GracePeriods
 from lb.datapath.kernel.pins import Pins
@@ -192,6 +192,10 @@ def startup(
         for tell in after_sync:
             tell(agent)
 
+    def beat(agent: Agent) -> None:
+        write_time(maps)
+        notes.write(agent)
+
     agent = Agent(
         inbox=inbox,
         state=ClusterState([source.name]),
@@ -205,7 +209,7 @@ def startup(
             key, reason=note.reason, action=note.action, note=note.text
         ),
         synced=synced,
-        beat=notes.write,
+        beat=beat,
     )
     health.node.watch(agent)
     # A server of its own: its answers take longer than a health check may wait.

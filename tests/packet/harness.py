@@ -128,6 +128,7 @@ class Datapath:
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
         row["redirect"] = redirect
+        row["wall_ns"] = 0
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
         for at, (role, flags) in enumerate(
             (

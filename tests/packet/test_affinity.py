@@ -7,9 +7,10 @@ import pytest
 
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, VipKind
-from tests.packet.conversation import Conversation, Path, each_path
-from tests.packet.harness import Datapath
-from tests.packet.plans import service
+from tests import packets as p
+from tests.packet.conversation import Conversation, Path, destination, each_path
+from tests.packet.harness import TC_UPLINK_IN, Datapath, own
+from tests.packet.plans import VIPS, service
 
 HOW_MANY = 40  # connections: with four backends, the odds that they go to one by chance are 4 ** -39
 each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
@@ -68,3 +69,32 @@ def test_affinity_of_one_service_says_nothing_about_another(
             conversation = Conversation(datapath, path, port, protocol, kinds[name])
             conversation.send()
             assert conversation.backend == backend
+
+
+@each_protocol
+def test_affinity_that_is_over_is_a_new_choice_and_alike_on_every_node(
+    datapath: Datapath, protocol: Protocol
+) -> None:
+    """After the timeout the time of day is in another period; a node without memory chooses as this one."""
+    backends = [f"10.0.1.{host}" for host in range(20, 26)]
+    datapath.apply(service(*backends, protocol=protocol, affinity_seconds=86_400))
+    make = p.tcp if protocol is Protocol.TCP else p.udp
+    vip = VIPS[VipKind.LOAD_BALANCER]
+    settings = datapath.maps.array(own("settings"))
+    period = 86_400 * 10**9
+
+    def choices(port: int) -> list[str]:
+        clients = [f"192.0.2.{host}" for host in range(100, 130)]
+        frames = [make(p.FROM_CLIENT, (client, port), vip) for client in clients]
+        return [destination(datapath.run(TC_UPLINK_IN, frame)) for frame in frames]
+
+    first = choices(1000)
+    settings["wall_ns"] = period
+    assert choices(2000) == first, "remembered, whatever the time of day"
+    datapath.reset()
+    settings["wall_ns"] = period
+    later = choices(3000)
+    assert sum(one != other for one, other in zip(first, later, strict=True)) > 15
+    datapath.reset()
+    settings["wall_ns"] = period
+    assert choices(4000) == later

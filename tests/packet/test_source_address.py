@@ -115,9 +115,9 @@ def twin(plan: ServicePlan) -> ServicePlan:
 def test_affinity_across_nodes_the_first_choice_is_the_same(
     datapath: Datapath, program: str, protocol: Protocol
 ) -> None:
-    """No state is shared: the client's address alone decides, at every node, by every address and port."""
+    """No state is shared: the client's address and the time of day decide, whatever node, VIP and port."""
     backends = [f"10.0.{node}.{host}" for node in (1, 2) for host in range(20, 26)]
-    plan = service(*backends, protocol=protocol, affinity_seconds=100)
+    plan = service(*backends, protocol=protocol, affinity_seconds=86_400)
     make = p.tcp if protocol is Protocol.TCP else p.udp
     clients = [f"192.0.2.{host}" for host in range(100, 140)]
     choices = []

@@ -151,6 +151,7 @@ SETTINGS = _each(
     ("answer_interval_ns", "u8"),
     ("answer_burst_ns", "u8"),
     ("netns", "u8"),
+    ("wall_ns", "u8"),
     ("snat_port_min", ">u2"),
     ("snat_port_max", ">u2"),
     ("cluster_net", "address"),
