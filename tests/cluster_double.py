@@ -109,7 +109,7 @@ class ClusterDouble(ApiDouble):
     def _load(self) -> None:
         state = json.loads(self._ask("GET") or "{}")
         with self.changed:
-            self.version = self.oldest = state.get("version", self.version)
+            self.version = self.oldest = state.get("version", self.version) + 1  # see restart
             self.issued = state.get("issued", {})
             for resource, items in state.get("objects", {}).items():
                 self.objects[resource] = {

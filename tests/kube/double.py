@@ -22,6 +22,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -149,7 +150,11 @@ class ApiDouble:
             self.changed.notify_all()
 
     def restart(self) -> None:
-        """Come back on the same port, with all objects; watches from before get 410, as with the real one."""
+        """Come back on the same port, with all objects; watches from before get 410, as with the real one.
+
+        That is so because a server that starts writes something itself, so versions have gone on.
+        """
+        self.version += 1
         self.compact()
         self._start()
 
@@ -424,8 +429,7 @@ class Handler(BaseHTTPRequestHandler):
             if from_now:
                 known = sorted(self.double.objects[watch.resource].items())
                 present = [item for _, item in known if selects(self.selectors(), item)]
-            if start < self.double.oldest:
-                raise StatusError(410, "Expired", f"too old resource version: {start} ({self.double.oldest})")
+            expired = start < self.double.oldest
             if start > self.double.version:
                 raise StatusError(504, "Timeout", "Too large resource version", ("ResourceVersionTooLarge",))
             self.double.watches.add(watch)
@@ -437,7 +441,12 @@ class Handler(BaseHTTPRequestHandler):
                     self.send_event("ADDED", item)
                 if streaming:
                     self.send_bookmark(start, {"k8s.io/initial-events-end": "true"})
-                self._stream(watch, start)
+                if expired:
+                    words = f"too old resource version: {start} ({self.double.oldest})"
+                    self.send_event("ERROR", StatusError(410, "Expired", words).body)
+                    self.send_chunk(b"")
+                else:
+                    self._stream(watch, start)
         finally:
             with self.double.changed:
                 self.double.watches.discard(watch)
@@ -452,9 +461,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, watch: Watch, version: int) -> None:
         double, query = self.double, self.selectors()
+        end = time.monotonic() + float(self.request_.query.get("timeoutSeconds", "3600"))
         while True:
             with double.changed:
-                double.changed.wait_for(functools.partial(self._is_awaited, watch, version))
+                awaited = functools.partial(self._is_awaited, watch, version)
+                if not double.changed.wait_for(awaited, end - time.monotonic()):
+                    self.send_chunk(b"")
+                    return
                 if double.released.is_set():
                     return
                 changes = self._later(watch, version)

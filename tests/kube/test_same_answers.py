@@ -59,8 +59,13 @@ class Answer:
 class Server:
     """Takes requests as an administrator sends them; what they make is removed at the end."""
 
-    def __init__(self, url: str, pool: urllib3.PoolManager) -> None:
-        self._url, self._pool = url, pool
+    def __init__(self, url: str, pool: urllib3.PoolManager, cluster: ApiServer | ClusterDouble) -> None:
+        self._url, self._pool, self._cluster = url, pool, cluster
+
+    def restart(self) -> None:
+        """End the API server and start it again."""
+        self._cluster.stop()
+        self._cluster.restart()
 
     def ask(self, method: str, path: str, body: Object | None = None, kind: str = "", **query: str) -> Answer:
         """Send a request."""
@@ -80,6 +85,14 @@ class Server:
         """Send a server-side apply by force."""
         return self.ask("PATCH", path, body, APPLY, fieldManager="tests", force="true", **query)
 
+    def watch(self, path: str, version: str) -> Answer:
+        """Watch for a moment from a version; return the first event, of type \"\" when there is none."""
+        answer = self._pool.request(
+            "GET", f"{self._url}{path}?watch=1&timeoutSeconds=1&resourceVersion={version}", retries=False
+        )
+        first = answer.data.partition(b"\n")[0]
+        return Answer(answer.status, json.loads(first or b'{"type": ""}'))
+
     def merge(self, path: str, body: Object) -> Answer:
         """Send a merge patch."""
         return self.ask("PATCH", path, body, MERGE)
@@ -88,13 +101,14 @@ class Server:
 @pytest.fixture(params=["double"] if why_not() else ["double", "kube-apiserver"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     if request.param == "double":
-        with ClusterDouble(services=",".join(map(str, SERVICE_NETWORKS))) as double:
-            server = Server(double.url, urllib3.PoolManager())
+        double = ClusterDouble(services=",".join(map(str, SERVICE_NETWORKS)))
+        with double:
+            server = Server(double.url, urllib3.PoolManager(), double)
             server.ask("POST", NAMESPACES, object_of("Namespace", NAMESPACE))
             yield server
         return
     real: ApiServer = request.getfixturevalue("api_server")
-    server = Server(real.url, real.pool)
+    server = Server(real.url, real.pool, real)
     server.ask("POST", NAMESPACES, object_of("Namespace", NAMESPACE))
     yield server
     for path in (SERVICES, PODS, SLICES, REPLICA_SETS):
@@ -545,6 +559,24 @@ def test_a_namespace_ends_when_its_finalizer_goes(server: Server) -> None:
     assert server.ask("PUT", f"{path}/finalize", empty).code == 200
     server.ask("DELETE", path)
     assert server.ask("GET", path).code == 404
+
+
+# watches
+
+
+def test_a_watch_from_before_a_restart_is_told_that_it_is_too_late(server: Server) -> None:
+    """However little has happened: the server's memory of what happened begins when it starts."""
+    name = fresh()
+    version = server.ask("POST", SERVICES, service(name)).meta["resourceVersion"]
+    assert server.watch(SERVICES, version).body["type"] == ""
+    before = str(int(version) - 1)
+    assert server.watch(SERVICES, before).body["object"]["metadata"]["name"] == name
+    server.restart()
+    told = server.watch(SERVICES, version)
+    assert (told.code, told.body["type"]) == (200, "ERROR")
+    assert (told.body["object"]["code"], told.body["object"]["reason"]) == (410, "Expired")
+    listed = server.ask("GET", SERVICES).meta["resourceVersion"]
+    assert server.watch(SERVICES, listed).body["type"] == ""
 
 
 # strategic merge patches, which kubectl sends
