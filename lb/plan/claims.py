@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from lb.model import IPAddress, ObjectKey
-from lb.plan.types import ServicePlan, VipKey, VipKind
+from lb.plan.types import PortPlan, ServicePlan, Vip, VipKey, VipKind
 
 
 class Right(enum.StrEnum):
@@ -78,7 +78,7 @@ class Decision:
     conflicts: tuple[Conflict, ...]
 
 
-_Standing = tuple[int, bool]
+_Standing = tuple[int, bool, bool]
 _RANKS = {VipKind.CLUSTER_IP: 2, VipKind.NODE_PORT: 1}
 """Kinds of VIPs that go before others: those that the API server gives out, each once."""
 
@@ -86,7 +86,8 @@ _RANKS = {VipKind.CLUSTER_IP: 2, VipKind.NODE_PORT: 1}
 class _Claim(msgspec.Struct, frozen=True, gc=False):
     """What is kept of a plan: there is one of these for each Service.
 
-    standings: for each of the VIPs the rank of its kind, and whether its port has anyone to offer.
+    standings: for each of the VIPs the rank of its kind, whether its port has anyone to offer, and whether
+        that is offered to everybody, whatever their address.
     """
 
     created: str
@@ -198,14 +199,15 @@ class Claims:
     def _standing(self, vip: VipKey, key: ObjectKey) -> _Standing:
         """Return what orders the claims of Services on a VIP before their age does; the greatest wins.
 
-        Whether a port has anyone to offer counts for an address as a whole, which Services share.
+        Whether a port has anyone to offer, and to everybody, counts for an address as a whole, which Services
+        share: whom one of them lets in gets an answer to a ping.
         """
         found = self._standings.get(key)
         if found is None:
             claim = self._claims[key]
             found = self._standings[key] = dict(zip(claim.vips, claim.standings, strict=True))
-        rank, offers = found[vip]
-        return rank, offers and not vip.port
+        rank, offers, to_all = found[vip]
+        return rank, offers and not vip.port, to_all and not vip.port
 
     def _is_cluster_ip(self, vip: VipKey) -> bool:
         """Tell whether an address as a whole is the clusterIP of the Service that has it."""
@@ -291,9 +293,20 @@ def _vips(plan: ServicePlan | None) -> tuple[VipKey, ...]:
 
 def _claim_of(plan: ServicePlan) -> _Claim:
     standings = tuple(
-        [(_RANKS.get(vip.kind, 0), bool(port.cluster)) for port in plan.ports for vip in port.vips]
+        [
+            (_RANKS.get(vip.kind, 0), bool(port.cluster), _is_for_all(vip, port))
+            for port in plan.ports
+            for vip in port.vips
+        ]
     )
     return _Claim(plan.created, _vips(plan), _STANDINGS.setdefault(standings, standings))
+
+
+def _is_for_all(vip: Vip, port: PortPlan) -> bool:
+    """Tell whether no source range limits who may use a VIP."""
+    version = vip.key.address.version
+    limited = vip.kind is VipKind.LOAD_BALANCER
+    return not (limited and any(one.version == version for one in port.source_ranges))
 
 
 _STANDINGS: dict[tuple[_Standing, ...], tuple[_Standing, ...]] = {}

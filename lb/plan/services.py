@@ -24,7 +24,17 @@ from lb.model import (
     TrafficPolicy,
 )
 from lb.plan.rights import Fields, Rights
-from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Topology, Vip, VipKey, VipKind
+from lb.plan.types import (
+    Backend,
+    BackendState,
+    PortPlan,
+    Refusal,
+    ServicePlan,
+    Topology,
+    Vip,
+    VipKey,
+    VipKind,
+)
 
 HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
 _HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
@@ -82,7 +92,22 @@ def plan_service(
             ports.append(_plan_port(service, port, family_vips, members, topology))
     for vips_of_family in _addresses(service, fields, topology):
         _give_addresses(ports, vips_of_family)
+    if ports and not any(port.backends for port in ports):
+        rights.refusals.extend(_of_other_ports(service, slices))
     return ServicePlan(service.key, service.created, tuple(ports), tuple(rights.refusals))
+
+
+def _of_other_ports(service: Service, slices: Iterable[EndpointSlice]) -> Iterator[Refusal]:
+    """Yield why a Service has no backend although it has ready endpoints: these are of other ports alone."""
+    wanted = {(port.name, port.protocol) for port in service.ports}
+    ready = [piece for piece in slices if any(endpoint.ready for endpoint in piece.endpoints)]
+    offered = {(port.name, port.protocol) for piece in ready for port in piece.ports}
+    if offered and wanted.isdisjoint(offered):
+        has, needs = (
+            ", ".join(sorted(f"{name or 'unnamed'}/{protocol.name}" for name, protocol in each))
+            for each in (offered, wanted)
+        )
+        yield Refusal(f"endpoint port {has}", f"the Service has {needs}; name and protocol must be equal")
 
 
 def concerned(service: Service, before: Topology | None, after: Topology) -> bool:

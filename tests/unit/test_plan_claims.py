@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -79,13 +80,18 @@ def test_conflicts_with_timestamps_do_not_ask_who_was_there_first() -> None:
 
 
 WHOLE = VipKey(ip_address("192.0.2.10"))
+LIMITED = ["198.51.100.0/24"]
 
 
 def sharing(
-    name: str, *backends: str, kind: VipKind = VipKind.LOAD_BALANCER, created: str = ""
+    name: str,
+    *backends: str,
+    kind: VipKind = VipKind.LOAD_BALANCER,
+    created: str = "",
+    ranges: Sequence[str] = (),
 ) -> ServicePlan:
     """A Service with a port of its own at the shared address."""
-    port = port_plan([f"{WHOLE.address}:{80 + ord(name)}"], backends, kind=kind)
+    port = port_plan([f"{WHOLE.address}:{80 + ord(name)}"], backends, kind=kind, source_ranges=ranges)
     return service_plan(name, replace(port, vips=(Vip(WHOLE, kind), *port.vips)), created=created)
 
 
@@ -95,6 +101,18 @@ def sharing(
         ([sharing("a"), sharing("b")], "a"),
         ([sharing("a"), sharing("b", "10.0.1.1:80")], "b"),
         ([sharing("a", "10.0.1.1:80", created="2025"), sharing("b", "10.0.1.1:80", created="2024")], "b"),
+        # whom one of them lets in gets an answer: the one that lets everybody in answers
+        ([sharing("a", "10.0.1.1:80", ranges=LIMITED), sharing("b", "10.0.1.1:80")], "b"),
+        ([sharing("a", "10.0.1.1:80", ranges=LIMITED), sharing("b")], "a"),
+        ([sharing("a", "10.0.1.1:80", ranges=["fd00::/8"]), sharing("b", "10.0.1.1:80")], "a"),
+        ([sharing("a", "10.0.1.1:80", ranges=LIMITED), sharing("b", "10.0.1.1:80", ranges=LIMITED)], "a"),
+        (
+            [
+                sharing("a", "10.0.1.1:80", ranges=LIMITED, kind=VipKind.EXTERNAL_IP),
+                sharing("b", "10.0.1.1:80"),
+            ],
+            "a",
+        ),
     ],
 )
 def test_ping_an_address_that_services_share_is_no_conflict(

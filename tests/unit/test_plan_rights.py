@@ -107,6 +107,33 @@ def test_an_endpoints_address_is_not_to_be_claimed_but_the_nodes_own_is() -> Non
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "protocol", "ready", "why"),
+    [
+        ("", Protocol.TCP, True, "endpoint port unnamed/TCP is refused: the Service has http/TCP; name and"),
+        ("http", Protocol.UDP, True, "endpoint port http/UDP is refused: the Service has http/TCP; name and"),
+        ("", Protocol.TCP, False, ""),
+        ("http", Protocol.TCP, True, ""),
+    ],
+)
+def test_endpoints_of_other_ports_than_the_services_are_told(
+    name: str, protocol: Protocol, ready: bool, why: str
+) -> None:
+    """A Service with a named port beside Endpoints without names was refused without a word."""
+    piece = EndpointSlice(
+        ObjectKey("default", "web-1"),
+        WEB.key,
+        (EndpointPort(name, protocol, 8080),),
+        (Endpoint(POD, ready=ready, node="node2"),),
+    )
+    plan = plan_service(claiming("203.0.113.9"), [piece], HERE)
+    assert [str(one)[: len(why)] for one in plan.refusals] == ([why] if why else [])
+    several = replace(
+        piece, key=ObjectKey("default", "web-2"), ports=(EndpointPort("http", Protocol.TCP, 1),)
+    )
+    assert plan_service(claiming("203.0.113.9"), [piece, several], HERE).refusals == ()
+
+
 def on_the_node(port: int, *, ready: bool = True) -> EndpointSlice:
     return EndpointSlice(
         ObjectKey("default", "web-1"),
