@@ -42,6 +42,10 @@ LOOK_AGAIN_SECONDS = 1.0
 """After how long it looks again whether interfaces differ: what has just changed is on its way to it."""
 LOOK_AFTER_SECONDS = 3.0
 """How often the agent looks whether somebody detached its programs or removed their pins."""
+LINGER_SECONDS = 1.0
+"""After how long since a sync it looks whether VIPs that are gone linger without need."""
+LINGER_AGAIN_SECONDS = 60.0
+"""After how long it looks again when that has failed."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
 
@@ -152,6 +156,10 @@ class Syncer(Protocol):
         """Return by map how many entries are not as they were written; None: not now."""
         ...
 
+    def linger(self) -> float:
+        """Let go of VIPs that linger without need; return after how many seconds to call again."""
+        ...
+
     def free(self) -> None:
         """Free what had to wait for packets on their way, as far as they have passed."""
         ...
@@ -254,6 +262,7 @@ class Agent:
         self._node_known = False
         self._reread_due = math.inf
         self._audit_due = clock() + AUDIT_SECONDS
+        self._linger_due = math.inf
         self.drift: dict[str, int] = {}
         self._around: dict[str, int] = {}
         self._busy_since: float | None = None
@@ -305,6 +314,8 @@ class Agent:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
                 self._sync()
+        if now >= self._linger_due and not self._first_sync:
+            self._linger(now)
         if now >= self._audit_due and not self._first_sync:
             self._audit_due = now + AUDIT_SECONDS
             self._audit(now)
@@ -380,6 +391,7 @@ class Agent:
             self._hooks.next_due(),
             self._reread_due,
             math.inf if self._first_sync else self._audit_due,
+            self._linger_due,
         )
         try:
             messages = [self._inbox.get(timeout=max(0.0, due - now))]
@@ -460,6 +472,14 @@ class Agent:
             self._unseen = str(error)
             return
         self._lost, self._unseen = lost, ""
+
+    def _linger(self, now: float) -> None:
+        """Look for VIPs that linger without need; a failure is one warning, and it is tried again."""
+        try:
+            self._linger_due = now + self._reconciler.linger()
+        except LbError as error:
+            _log.warning("flows could not be looked at: %s; VIPs that are gone linger on", error)
+            self._linger_due = now + LINGER_AGAIN_SECONDS
 
     def _audit(self, now: float) -> None:
         """Look whether somebody else has written to the maps; it is told, and left to an operator."""
@@ -562,6 +582,7 @@ class Agent:
             self._attached = True
             self._attach(None)
         self._first_sync = False
+        self._linger_due = min(self._linger_due, self._clock() + LINGER_SECONDS)
         self._synced(self)
 
     def _plan(self, key: ObjectKey) -> ServicePlan | None:

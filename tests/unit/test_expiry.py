@@ -9,8 +9,8 @@ import pytest
 from lb.config import Config, Timeouts
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.maps import layouts
+from lb.datapath.maps.expiry import idle_limits, live_affinity, live_flows
 from lb.datapath.maps.layouts import FAMILIES, FlowState
-from lb.datapath.view.expiry import idle_limits, live_affinity, live_flows
 from lb.model import Protocol
 from tests.fake_maps import FakeMaps
 

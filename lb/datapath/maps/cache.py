@@ -83,6 +83,16 @@ def put(buckets: Rows, at: Rows, tag: Rows, new: Entries) -> None:
     np.bitwise_or.at(buckets["head"]["tags"], (at, slot // 4), lanes)
 
 
+def parts(fd: FD, spec: MapSpec) -> Iterator[Entries]:
+    """Yield what is in a table, a few MB of buckets at a time.
+
+    Raises
+    ------
+    BpfError: the kernel refused to read.
+    """
+    return (entries(buckets) for buckets in _chunks(fd, spec))
+
+
 def read(fd: FD, spec: MapSpec) -> Entries:
     """Return what is in a table.
 
@@ -90,7 +100,7 @@ def read(fd: FD, spec: MapSpec) -> Entries:
     ------
     BpfError: the kernel refused to read.
     """
-    return _join([entries(buckets) for buckets in _chunks(fd, spec)])
+    return _join(list(parts(fd, spec)))
 
 
 def find(fd: FD, spec: MapSpec, hashing: Rows, key: Rows) -> Rows | None:

@@ -72,6 +72,8 @@ class Maps(Protocol):
     def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
         """Yield what :meth:`read` returns of an array map, from the first entry on, a few MB at a time.
 
+        So it does for a table that forgets (``map_table.MapType.CACHE``), whose entries are in no order.
+
         Raises
         ------
         BpfError: the kernel refused.

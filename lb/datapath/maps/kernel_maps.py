@@ -101,6 +101,9 @@ class KernelMaps:
     def parts(self, name: str) -> Iterator[tuple[Rows, Rows]]:
         """See :meth:`lb.datapath.maps.interface.Maps.parts`."""
         fd, info, spec = self._map(name)
+        if spec.type is MapType.CACHE:
+            yield from ((part.keys, part.values) for part in cache.parts(fd, spec))
+            return
         for keys, raw in batch.chunks(fd, info, row_bytes(info)):
             yield keys.reshape(-1).view(spec.key), _values(spec, raw)
 

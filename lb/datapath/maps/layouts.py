@@ -198,7 +198,8 @@ NOTE: DType = np.dtype(
         ("egress", "u1"),
         ("stale", "u1"),
         ("watch", "u1"),
-        ("pad", "u1", (2,)),
+        ("asked", "u1"),
+        ("pad", "u1", (1,)),
     ]
 )
 WATCHED_SERVICES = 16
@@ -314,6 +315,7 @@ class VipFlag(IntFlag):
     USABLE = 4
     SOURCE_RANGES = 8
     HOST_ENDPOINT = 16
+    GONE = 32
 
 
 class BackendStateCode(IntEnum):

@@ -78,7 +78,8 @@ def prepare(ledger: Ledger, key: ObjectKey, version: int, plan: ServicePlan | No
     rows that were allocated are in the ledger also when the change carries an error.
     """
     planned = [port for port in plan.ports if port.version == version and port.vips] if plan else []
-    if not planned and key not in ledger.services[version]:
+    there = ledger.services[version].get(key)
+    if not planned and (there is None or all(map(_lingers, there.values()))):
         return None
     ports = ledger.services[version].setdefault(key, {})
     before = {port_key: set(port.backends) for port_key, port in ports.items()}
@@ -101,6 +102,11 @@ def prepare(ledger: Ledger, key: ObjectKey, version: int, plan: ServicePlan | No
             change.deletes.update(dict.fromkeys(port.vips, port))
             change.old_ranges += [(port, network) for network in port.ranges]
     return change
+
+
+def _lingers(port: Port) -> bool:
+    """Tell whether nothing is left of a port but VIPs that linger."""
+    return bool(port.gone) and not (port.vips or port.ranges)
 
 
 def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:

@@ -31,6 +31,7 @@ _FLAGS = {
     VipFlag.OUTSIDE_LOCAL: "Local for others",
     VipFlag.SOURCE_RANGES: "source ranges",
     VipFlag.HOST_ENDPOINT: "a backend on this host",
+    VipFlag.GONE: "gone, lingers for open connections",
 }
 
 

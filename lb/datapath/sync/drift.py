@@ -23,7 +23,7 @@ def drift(ledger: Ledger, maps: Maps) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     live = read_vips(maps)
-    held = {vip: port.vips[vip] for vip, port in ledger.owners.items()}
+    held = {vip: port.row(vip) for vip, port in ledger.owners.items()}
     wrong = [vip for vip in live.keys() | held.keys() if live.get(vip) != held.get(vip)]
     ranges = set(read_ranges(maps))
     for version, services in ledger.services.items():

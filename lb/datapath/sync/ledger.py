@@ -72,6 +72,8 @@ class Port:
     it would be made today has a negative number among them.
     ranges: source ranges; False when a failed write left in the dark whether the kernel has it.
     vips: what the kernel holds; None when a failed write left that in the dark.
+    gone: VIPs that the port has no more, but that stay in the kernel for their open connections
+    (:mod:`lb.datapath.sync.lingering`); none of them is in vips.
     """
 
     id: int
@@ -80,6 +82,7 @@ class Port:
     regions: dict[tuple[int, ...], Region] = field(default_factory=dict)
     ranges: dict[IPNetwork, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
+    gone: dict[VipKey, VipRow] = field(default_factory=dict)
 
     def unreferenced(self) -> Iterator[tuple[tuple[int, ...], Region]]:
         """Yield the sets that no VIP uses; none while a VIP's row is in the dark."""
@@ -94,6 +97,15 @@ class Port:
     def listed(self) -> set[int]:
         """Return the backend ids in sets."""
         return set().union(*self.regions)
+
+    def row(self, vip: VipKey) -> VipRow | None:
+        """Return what the kernel holds of a VIP that the port has, or had; None: that is not known."""
+        return self.vips.get(vip) or self.gone.get(vip)
+
+    def forget(self, vip: VipKey) -> None:
+        """Let the port have a VIP no more, nor its open connections."""
+        self.vips.pop(vip, None)
+        self.gone.pop(vip, None)
 
 
 Ports = dict[PortKey, Port]
@@ -159,7 +171,8 @@ class NodeNames:
 class Ledger:
     """Everything that one node's maps hold, and the pools that the rest comes from.
 
-    services, backend_ids: by IP version. owners: the port that a VIP in the kernel belongs to.
+    services, backend_ids: by IP version. owners: the port that a VIP in the kernel belongs to. lingering: the
+    VIPs among them that their port has no more.
     """
 
     services: Mapping[int, dict[ObjectKey, Ports]]
@@ -168,6 +181,7 @@ class Ledger:
     backend_ids: Mapping[int, IdPool]
     rows: RowPool
     nodes: NodeNames
+    lingering: set[VipKey]
 
 
 def no_services() -> dict[int, dict[ObjectKey, Ports]]:
@@ -188,7 +202,7 @@ def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes
     used_regions = (region for port in ports for region in port.regions.values())
     return Ledger(
         services=services,
-        owners={vip: port for port in ports for vip in port.vips},
+        owners={vip: port for port in ports for vip in (*port.vips, *port.gone)},
         service_ids=IdPool(
             "services", 1, maps.capacity("services"), "limits.services", (p.id for p in ports)
         ),
@@ -206,6 +220,7 @@ def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes
             "tables", maps.capacity("tables") * LINE_ROWS, "limits.table_rows", used_regions, line=LINE_ROWS
         ),
         nodes=nodes,
+        lingering={vip for port in ports for vip in port.gone},
     )
 
 

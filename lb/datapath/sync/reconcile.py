@@ -10,6 +10,7 @@ them: a packet that read the VIP a moment ago still finds the old rows, and neve
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,17 +29,19 @@ from lb.datapath.sync.ledger import (
     NodeNames,
     Port,
     PortKey,
+    VipRow,
     new_ledger,
     no_services,
     range_keys,
     vip_keys,
     vip_values,
 )
+from lb.datapath.sync.lingering import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.pools import Region
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
 from lb.datapath.sync.sync_record import Written, written
 from lb.datapath.sync.tables import write_sets
-from lb.errors import LbError
+from lb.errors import CapacityError, LbError
 from lb.model import IPNetwork, ObjectKey
 from lb.plan.types import ServicePlan, VipKey
 
@@ -130,6 +133,8 @@ class Reconciler:
         self._quarantine: deque[tuple[float, _Unused]] = deque()  # with the time that it ends
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
         self._report = SyncReport()
+        self._sweep: Sweep | None = None
+        self._orphans = False  # some port has lost its last VIP, which lingered, to another
 
     def recover(self) -> None:
         """Take over what the maps hold. Call it once, before the first sync.
@@ -143,7 +148,7 @@ class Reconciler:
 
     def narrow(self) -> None:
         """Let the cluster networks hold the clusterIPs that there are, and no others that there were."""
-        rows = ((vip, port.vips[vip]) for vip, port in self._ledger.owners.items())
+        rows = ((vip, port.row(vip)) for vip, port in self._ledger.owners.items())
         self._networks.start(vip.address for vip, row in rows if row and row.kind == VipKindCode.CLUSTER_IP)
 
     def reread(self) -> bool:
@@ -223,7 +228,56 @@ class Reconciler:
                 self._pending[change.key] = kept[change.key]
             else:
                 self._told(change)
+        if any(isinstance(error, CapacityError) for error in self._report.errors.values()):
+            self._end_lingering(list(self._ledger.lingering))  # new Services come first
+        if self._orphans:
+            self._collect_orphans()
         return self._report
+
+    def linger(self) -> float:
+        """Let those of the lingering VIPs go that no flow uses any more; call it again and again.
+
+        Returns after how many seconds: each call looks at a part of the flows. Infinity: not before a sync.
+
+        Raises
+        ------
+        BpfError: the kernel refused.
+        """
+        lingering = self._ledger.lingering
+        if not lingering:
+            self._sweep = None
+            return math.inf
+        if self._sweep is None:
+            self._sweep = Sweep(self._maps, sorted(lingering, key=str))
+        unused = self._sweep.step(int(self._clock() * 1e9))
+        if unused is None:
+            return PART_SECONDS
+        self._sweep = None
+        self._end_lingering([vip for vip in unused if vip in lingering])
+        return REST_SECONDS
+
+    def _end_lingering(self, vips: Sequence[VipKey]) -> None:
+        """Delete VIPs that linger, and what their ports still have when it is the last of them."""
+        for version in FAMILIES:
+            some = [vip for vip in vips if vip.address.version == version]
+            if not some:
+                continue
+            self._maps.delete(f"vips{version}", vip_keys(version, some))
+            for vip in some:
+                del self._ledger.owners.pop(vip).gone[vip]
+                self._ledger.lingering.discard(vip)
+        self._collect_orphans()
+
+    def _collect_orphans(self) -> None:
+        """Free what ports have that have neither a VIP nor one that lingers."""
+        self._orphans = False
+        for version in FAMILIES:
+            changes = [
+                Change(key, version, {}, {of: set(port.backends) for of, port in ports.items() if port.vips})
+                for key, ports in self._ledger.services[version].items()
+                if key not in self._pending and any(not (port.vips or port.gone) for port in ports.values())
+            ]
+            self._collect(changes)
 
     def _told(self, change: Change) -> None:
         what = written(change, self._ledger.services[change.version].get(change.key, {}))
@@ -414,17 +468,20 @@ class Reconciler:
         self._maps.update(f"vips{version}", vip_keys(version, puts), values)
         owners = self._ledger.owners
         for vip, (port, row) in puts.items():
-            if owners.get(vip, port) is not port:
-                del owners[vip].vips[vip]
+            if (owner := owners.get(vip)) is not None:
+                lingered = vip in owner.gone
+                owner.forget(vip)
+                self._orphans |= lingered and owner is not port and not (owner.vips or owner.gone)
             owners[vip] = port
             port.vips[vip] = row
+            self._ledger.lingering.discard(vip)
         self._report.vips += len(puts)
 
     def _restore_vips(self, change: Change) -> None:
         """Undo a failed write of a Service's VIPs, of which some may have reached the kernel."""
         owners = self._ledger.owners
         new = [vip for vip in change.puts if vip not in owners]
-        old = {vip: row for vip in change.puts if vip in owners and (row := owners[vip].vips[vip])}
+        old = {vip: row for vip in change.puts if vip in owners and (row := owners[vip].row(vip))}
         try:
             name = f"vips{change.version}"
             if old:
@@ -449,10 +506,29 @@ class Reconciler:
         if not gone:
             return
         version = changes[0].version
-        self._maps.delete(f"vips{version}", vip_keys(version, gone))
+        lingering = self._lingering(version, gone)
+        if lingering:
+            rows = vip_values(list(lingering.values()))
+            self._maps.update(f"vips{version}", vip_keys(version, lingering), rows)
+        deleted = [vip for vip in gone if vip not in lingering]
+        if deleted:
+            self._maps.delete(f"vips{version}", vip_keys(version, deleted))
         for vip in gone:
-            del owners.pop(vip).vips[vip]
+            port = owners[vip] if vip in lingering else owners.pop(vip)
+            del port.vips[vip]
+        for vip, row in lingering.items():
+            owners[vip].gone[vip] = row
+        self._ledger.lingering |= lingering.keys()
+        if self._sweep is not None:
+            self._sweep.leave(lingering)
         self._report.vips_deleted += len(gone)
+
+    def _lingering(self, version: int, vips: Sequence[VipKey]) -> dict[VipKey, VipRow]:
+        """Return those of the VIPs that connections may be open through, with the rows that they get now."""
+        owners = self._ledger.owners
+        ever = used(self._maps, version, [owners[vip] for vip in vips])
+        rows = {vip: owners[vip].vips[vip] for vip in vips if vip.port and owners[vip].id in ever}
+        return {vip: gone_row(row) for vip, row in rows.items() if row is not None}
 
     def _collect(self, changes: Sequence[Change]) -> None:
         """Free what no VIP leads to any more: table regions, then backends, then names."""
@@ -483,6 +559,8 @@ class Reconciler:
                 dropped.update(ids)
             keep = wanted.get(port_key, set())
             listed = port.listed()
+            if port.gone and not port.vips:
+                continue  # its backends are those of the connections that are still open
             gone = [s for s, slot in port.backends.items() if s not in keep and slot not in listed]
             backends += [port.backends.pop(socket) for socket in gone]
         unused.backends[change.version] += backends
@@ -493,7 +571,7 @@ class Reconciler:
         services = self._ledger.services[change.version]
         ports = services.get(change.key, {})
         empty: list[PortKey] = [
-            k for k, port in ports.items() if not (port.vips or port.ranges or port.backends)
+            k for k, port in ports.items() if not (port.vips or port.gone or port.ranges or port.backends)
         ]
         named = [ports[port_key].id for port_key in empty if ports[port_key].named]
         if named:

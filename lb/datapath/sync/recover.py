@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, unpack_address
+from lb.datapath.maps.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, VipFlag, unpack_address
 from lb.datapath.sync import accounts
 from lb.datapath.sync.ledger import (
     Ledger,
@@ -57,7 +57,8 @@ def read_ledger(maps: Maps) -> Ledger:
                 key, port_key = _NAMELESS, (str(row.service), vip.protocol)
             port = ports[version, row.service] = Port(row.service, named=row.service in names)
             services[version].setdefault(key, {})[port_key] = port
-        ports[version, row.service].vips[vip] = row
+        port = ports[version, row.service]
+        (port.gone if row.flags & VipFlag.GONE else port.vips)[vip] = row
     _read_ranges(maps, ports)
     for family in FAMILIES:
         _read_backends(maps, family, ports)

@@ -198,9 +198,10 @@ def ports(maps: Maps, wanted: Names) -> list[PortRow]:
 
 
 def _vips(maps: Maps, version: int, ids: Rows) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
-    """Yield the keys and rows of VIPs with a port."""
+    """Yield the keys and rows of VIPs with a port, without those that linger."""
     keys, values = maps.read(f"vips{version}")
-    chosen = np.isin(values["service"], ids) & (keys["protocol"] != 0)
+    lingers = (values["flags"] & VipFlag.GONE) != 0
+    chosen = np.isin(values["service"], ids) & (keys["protocol"] != 0) & ~lingers
     yield from zip(keys[chosen].tolist(), values[chosen].tolist(), strict=True)
 
 

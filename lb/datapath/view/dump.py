@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     FAMILIES,
@@ -28,7 +29,6 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, VipRow, read_ranges, read_vips
 from lb.datapath.sync.tables import table_rows
-from lb.datapath.view.expiry import live_affinity, live_flows
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
@@ -60,8 +60,8 @@ class VipEntry:
     """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port.
 
     local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
-    source_ranges: the networks that may open connections, empty when all may. Both are absent in JSON when
-    they are empty.
+    source_ranges: the networks that may open connections, empty when all may. lingering: no Service has it
+    any more, and it stays for the connections that are open. These are absent in JSON when empty or false.
     """
 
     address: str
@@ -74,11 +74,12 @@ class VipEntry:
     backends: tuple[VipBackend, ...]
     local_only: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
+    lingering: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as JSON has it."""
         fields = asdict(self)
-        for name in ("local_only", "source_ranges"):
+        for name in ("local_only", "source_ranges", "lingering"):
             if not fields[name]:
                 del fields[name]
         for backend in fields["backends"]:
@@ -283,6 +284,7 @@ class _Reader:
                 self._vip_backends(vip.address.version, row),
                 tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
                 self._allowed(row),
+                bool(row.flags & VipFlag.GONE),
             )
             for vip, row in self._vips
             if vip.protocol is not None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lb.datapath.maps.expiry import idle_limits
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import (
     AFFINITY_KEY,
@@ -28,7 +29,6 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, read_ranges
 from lb.datapath.sync.tables import table_rows
-from lb.datapath.view.expiry import idle_limits
 from lb.model import IPAddress, Protocol, socket_text
 from lb.plan import SMALL_SET
 

@@ -82,7 +82,7 @@ def _rows(entry: Entry) -> Iterator[Cells]:
             for backend in entry.backends:
                 yield (*head, _socket(backend.address, backend.port), backend.node, backend.state)
             if not entry.backends:
-                yield (*head, "", "", "")
+                yield (*head, "", "", "lingering" if entry.lingering else "")
         case AddressEntry():
             ranges = ",".join(entry.source_ranges)
             yield (entry.address, entry.kind, entry.service, ",".join(entry.answers), ranges)
