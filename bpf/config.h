@@ -88,10 +88,16 @@
 /* How long Linux keeps the tuple of a connection that it has closed first: RFC 9293, section 3.6.1. */
 #define TIME_WAIT_NS ((s64)(60 * NSEC_PER_SEC))
 
-/* The ports for a client that keeps its address, but not its port: below those that Linux takes for its
- * connections, of which one may lead to the backend itself. */
+/* The ports that are tried at random for a client that keeps its address: below those that Linux takes for
+ * its connections, of which one may lead to the backend itself. */
 #define CLIENT_PORT_MIN 1024
 #define CLIENT_PORT_MAX 32767
+
+/* The port of such a client is moved, see moved_port() in connect.h: within 1 to 1022 (1023 is left over),
+ * within 1024 to 64511, and within 64512 to 65535. The middle part is twice CLIENT_PORT_MAX less its start.
+ */
+#define PORT_PRIVILEGED 1024
+#define PORT_HIGH	64512
 
 /* The consistent hash must give the same backend on every node: one seed for all. */
 #define HASH_SEED 0x4c426374U

@@ -5,6 +5,7 @@
 #include "affinity.h"
 #include "conntrack.h"
 #include "forward.h"
+#include "owner.h"
 
 /* May the backend still know the connection whose reply half this is, and refuse another with its tuple? */
 static __always_inline bool in_time_wait(const struct flow_entry *holder, u8 protocol, u64 now)
@@ -35,9 +36,32 @@ static __always_inline void forget_forward_half(const struct flow_entry *reply, 
 		forget_flow(&key);
 }
 
+/* The port that a client's connection through a VIP comes from, where the client keeps its address. The
+ * client may open another connection from the same port to the backend itself: its kernel sees two
+ * destinations, but the backend would see one tuple twice. So the port is exchanged for one that the client's
+ * kernel does not pick by itself: ports that Linux picks (32768 to 60999) become lower ones, lower ones
+ * become higher. A privileged port stays privileged.
+ *
+ * Each port is exchanged with one other, so two connections of a client never meet, no state is needed, and
+ * all nodes choose alike. */
+static __always_inline u16 moved_port(u16 port)
+{
+	if (port < PORT_PRIVILEGED) {
+		if (!port || port == PORT_PRIVILEGED - 1)
+			return port;
+		return port < PORT_PRIVILEGED / 2 ? port + (PORT_PRIVILEGED / 2 - 1)
+						  : port - (PORT_PRIVILEGED / 2 - 1);
+	}
+	if (port >= PORT_HIGH)
+		return port ^ (PORT_PRIVILEGED / 2);
+	return port <= CLIENT_PORT_MAX ? port + (PORT_HIGH - CLIENT_PORT_MAX - 1)
+				       : port - (PORT_HIGH - CLIENT_PORT_MAX - 1);
+}
+
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
- * keeps its address keeps its port too, unless another flow of its own has taken it: then it gets one of
- * CLIENT_PORT_MIN on, for its own are not the node's to give. */
+ * keeps its address gets its moved port, unless another flow of its own has taken that: then one of
+ * CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments: see
+ * breaks_sctp(). */
 static __always_inline u32 create_flow(const struct packet *pkt, struct flow *flow, u64 now,
 				       const struct settings *settings, struct entries *entries)
 {
@@ -53,6 +77,8 @@ static __always_inline u32 create_flow(const struct packet *pkt, struct flow *fl
 
 	if (!kept)
 		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
+	else if (flow->to.protocol != IPPROTO_SCTP)
+		flow->to.sport = bpf_htons(moved_port(bpf_ntohs(flow->to.sport)));
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < SNAT_TRIES; tries++) {
 		other_key(&made->key, &flow->to, DIR_FORWARD);
@@ -179,6 +205,10 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	vip = lookup_vip(&pkt->tuple);
 	if (!vip) /* gone in this moment */
 		return drop(REASON_NO_BACKEND);
+	if (!at->asked && may_be_owned(pkt, vip, at)) {
+		next_step(ctx, STEP_OWNER);
+		return strand(ctx, true);
+	}
 	if (at->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));

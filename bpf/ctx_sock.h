@@ -67,6 +67,12 @@ static __always_inline bool ctx_connected(const ctx_t *ctx)
 	return ctx->sk->state == BPF_TCP_ESTABLISHED;
 }
 
+/* Has the process, or bind(), chosen the socket's port? Else the kernel picks one once the peer is known. */
+static __always_inline bool ctx_is_bound(const ctx_t *ctx)
+{
+	return ctx->sk->src_port;
+}
+
 /* Never the same for two sockets, as long as the machine runs. */
 static __always_inline u64 ctx_cookie(ctx_t *ctx)
 {

@@ -165,6 +165,12 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return !ctx->ingress_ifindex;
 }
 
+/* The sender's socket, which has no other's number as long as the machine runs; 0: the packet has none. */
+static __always_inline u64 ctx_cookie(ctx_t *ctx)
+{
+	return bpf_get_socket_cookie(ctx);
+}
+
 static __always_inline bool ctx_for_us(const ctx_t *ctx)
 {
 	return ctx->pkt_type == 0; /* PACKET_HOST */

@@ -144,6 +144,12 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return false;
 }
 
+/* XDP sees no packet of this node's own sockets. */
+static __always_inline u64 ctx_cookie(ctx_t *ctx)
+{
+	return 0;
+}
+
 /* Is the frame addressed to this host, not flooded or broadcast past it? What tc is told by the kernel is
  * found out here: to the address of the interface that it came in by, which Python keeps in `links`. What
  * Python has not told of is tc's. */

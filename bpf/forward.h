@@ -71,11 +71,23 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 	return translates(d);
 }
 
+/* What begins no connection through a VIP that is gone meets what it would without an entry: at a clusterIP a
+ * refusal, at other addresses whoever has them, or nobody. */
+static __always_inline void decide_gone(const struct vip *vip, struct decision *d)
+{
+	if (vip->kind == VIP_CLUSTER_IP)
+		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
+	else
+		decide(d, ACTION_PASS, REASON_NOT_VIP);
+}
+
 /* Is there nobody to offer to this client? Then the decision is taken. */
 static __always_inline bool decide_refusal(const struct packet *pkt, const struct vip *vip,
 					   const struct backend_set *set, struct decision *d)
 {
-	if (!source_allowed(&pkt->tuple.src, vip))
+	if (unlikely(vip->flags & VIP_GONE))
+		decide_gone(vip, d);
+	else if (!source_allowed(&pkt->tuple.src, vip))
 		decide(d, ACTION_DROP, REASON_SOURCE_NOT_ALLOWED);
 	else if (set->size)
 		return false;

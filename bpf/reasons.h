@@ -40,7 +40,8 @@
 	X(OTHER_NETNS, "a socket of another network namespace: untouched")                                   \
 	X(RATE_LIMITED, "an answer of ours is due, but there were too many lately: dropped")                 \
 	X(STEP_MISSING, "a program to go on in is missing, not for a VIP: untouched")                        \
-	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")
+	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")           \
+	X(OWN_CONNECTION, "of a connection that the node, or a pod of it, has opened itself: untouched")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -77,6 +78,7 @@ enum hook {
 	X(CONNECT, "selects a backend and creates the flow")                                                 \
 	X(ANSWER, "answers a packet itself")                                                                 \
 	X(ICMP_ERROR, "translates an ICMP error about a translated packet")                                  \
+	X(OWNER, "asks whose a packet is that begins no connection")                                         \
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
 	X(REPORT, "tells whoever watches what became of a packet")
 

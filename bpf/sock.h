@@ -2,31 +2,27 @@
 /* Services at the socket. The address that a process gives is replaced before there is a packet, and put back
  * where it asks who is at the other end: no NAT, no flow, no route to the VIP.
  *
- * Two kinds of calls are left to tc, which sees the socket's packets, and are passed on as they came.
+ * Three kinds of calls are left to tc, which sees the socket's packets, and are passed on as they came.
  *
  * - What is to be dropped: for tc drops packets, but here a call could only fail, which is an answer.
- * - UDP sockets that connect. They name their peer once, so that a backend that vanishes would leave them
- *   without any; tc leads every datagram. What tc cannot serve is served here all the same: datagrams that do
- *   not leave this node's own stack. Those sockets keep their backend. */
+ * - UDP. A socket that connects names its peer once, so that a backend that vanishes would leave it without
+ *   any. One that does not may ask several VIPs of one backend, or a VIP and the backend itself, and all
+ *   answers would come from one address and port. tc leads every datagram, from a port of its own for each
+ * VIP.
+ * - TCP sockets that were bound to a port before they connect. Another socket may be bound to the same port,
+ *   for another VIP of the same backend or for the backend itself: both would be one connection.
+ *
+ * What tc cannot serve is served here all the same: packets that do not leave this node's own stack. There a
+ * connected UDP socket keeps its backend, and an unconnected one hears of the VIP that it has asked last. */
 #pragma once
 #include "ctx_sock.h"
 #include "account.h"
 #include "affinity.h"
 #include "event.h"
+#include "peer.h"
 
 /* An event without packets. */
 #define EVENT_HEAD __builtin_offsetof(struct event, before)
-
-static __always_inline void socket_key(struct socket_key *key, u64 cookie, const struct tuple *t,
-				       u8 direction)
-{
-	key->cookie[0] = cookie;
-	key->cookie[1] = cookie >> 32;
-	key->address = t->dst;
-	key->port = t->dport;
-	key->direction = direction;
-	key->pad = 0;
-}
 
 /* From both sides: what is said to the VIP goes to the backend, what comes from the backend is the VIP's. The
  * VIP's Services that share a pod and its port are one peer to the socket: the one it has used last. */
@@ -75,18 +71,28 @@ static __always_inline bool knows_answers(u64 cookie, const struct tuple *vip, c
 	return entry && same_addr(&entry->address, &vip->dst) && entry->port == vip->dport;
 }
 
-/* Is the socket's Service one for tc? host: a process of the node itself; a pod's packets always meet tc.
- *
- * The address that a pod's packets will have is not known yet, but is what affinity and source ranges are
- * about; that of a process of the node is the node's. An address that has no entry as a whole is the node's
- * own: packets to it do not leave, nor do those to endpoints that are themselves processes of this node. */
+/* Will tc see the packets? A pod's always meet it. An address that has no entry as a whole is the node's own:
+ * packets of the node to it do not leave, nor do those to endpoints that are processes of this node. */
+static __always_inline bool tc_sees(const struct tuple *t, const struct vip *vip, bool host)
+{
+	return !host || (!(vip->flags & VIP_HOST_ENDPOINT) && lookup_address(&t->dst));
+}
+
+/* Does tc serve the socket better, where it sees the packets? */
+static __always_inline bool better_at_tc(ctx_t *ctx, const struct tuple *t)
+{
+	return t->protocol == IPPROTO_UDP || ctx_is_bound(ctx);
+}
+
+/* Is it tc that decides, whatever the Service has to offer? A datagram's sender that has connected hears of a
+ * refusal by ICMP, whoever has not hears of it by the call alone. The address that a pod's packets will have
+ * is not known yet, but is what affinity and source ranges are about; that of a process of the node is the
+ * node's. */
 static __always_inline bool left_to_tc(const struct tuple *t, const struct vip *vip, bool host, bool connects)
 {
 	if (!host && (vip->affinity_seconds || vip->flags & VIP_SOURCE_RANGES))
 		return true;
-	if (!connects || t->protocol != IPPROTO_UDP)
-		return false;
-	return !host || (!(vip->flags & VIP_HOST_ENDPOINT) && lookup_address(&t->dst));
+	return connects && t->protocol == IPPROTO_UDP && tc_sees(t, vip, host);
 }
 
 /* One choice for a socket, also when it is asked for again: the port that the packets will come from, which
@@ -117,6 +123,16 @@ static __always_inline struct outcome not_vip(const struct tuple *t, const struc
 	if (!vip || vip->kind != VIP_CLUSTER_IP)
 		return pass(REASON_NOT_VIP);
 	if (connects && t->protocol == IPPROTO_UDP)
+		return pass(REASON_TO_TC);
+	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
+}
+
+/* A VIP that no Service has any more. See decide_gone. */
+static __always_inline struct outcome gone(const struct tuple *t, const struct vip *vip, struct backend *to)
+{
+	if (vip->kind != VIP_CLUSTER_IP)
+		return pass(REASON_NOT_VIP);
+	if (t->protocol == IPPROTO_UDP) /* tc knows whether this goes on */
 		return pass(REASON_TO_TC);
 	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
@@ -172,6 +188,8 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 	vip = lookup_vip(t);
 	if (likely(!vip))
 		return not_vip(t, settings, connects, to);
+	if (unlikely(vip->flags & VIP_GONE))
+		return gone(t, vip, to);
 	if (left_to_tc(t, vip, host, connects))
 		return pass(REASON_TO_TC);
 	node = bpf_map_lookup_elem(ifaces, &zero);
@@ -182,6 +200,8 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 		return pass(REASON_TO_TC);
 	if (!set.size)
 		return refuse(to, vip->service, REASON_REJECT_NO_ENDPOINT);
+	if (better_at_tc(ctx, t) && tc_sees(t, vip, host))
+		return pass(REASON_TO_TC);
 	return lead_to(ctx, place, t, vip, &set, connects, to);
 }
 

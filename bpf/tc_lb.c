@@ -4,6 +4,7 @@
 #include "ctx_tc.h"
 #include "lb.h"
 #include "connect.h"
+#include "owner.h"
 #include "answer.h"
 #include "icmp_error.h"
 #include "report.h"
@@ -61,6 +62,11 @@ int lb_tc_answer(struct __sk_buff *ctx)
 int lb_tc_icmp_error(struct __sk_buff *ctx)
 {
 	return icmp_error(ctx);
+}
+
+int lb_tc_owner(struct __sk_buff *ctx)
+{
+	return owner(ctx);
 }
 
 int lb_tc_capture(struct __sk_buff *ctx)

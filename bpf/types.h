@@ -58,6 +58,7 @@ enum vip_flags {
 	VIP_USABLE = 4,		/* some node has an endpoint: an empty set is one of policy Local */
 	VIP_SOURCE_RANGES = 8,	/* only clients in `source_ranges` may open connections */
 	VIP_HOST_ENDPOINT = 16, /* some endpoint is a process of this node itself */
+	VIP_GONE = 32,		/* no Service has it any more: open connections go on, none begins */
 };
 
 struct vip {
@@ -318,7 +319,8 @@ struct note {
 	u8 egress;  /* the packet leaves this node: an answer goes to a process of it */
 	u8 stale;   /* the packet's tuple has a flow that is over */
 	u8 watch;   /* enum watch_flags, as they were when the packet came */
-	u8 pad[2];
+	u8 asked;   /* nobody else owns the packet: see owner.h */
+	u8 pad[1];
 };
 
 /* What the data plane says itself. */

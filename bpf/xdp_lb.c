@@ -4,6 +4,7 @@
 #include "ctx_xdp.h"
 #include "lb.h"
 #include "connect.h"
+#include "owner.h"
 #include "answer.h"
 #include "icmp_error.h"
 #include "report.h"
@@ -31,6 +32,11 @@ int lb_xdp_answer(struct xdp_md *ctx)
 int lb_xdp_icmp_error(struct xdp_md *ctx)
 {
 	return icmp_error(ctx);
+}
+
+int lb_xdp_owner(struct xdp_md *ctx)
+{
+	return owner(ctx);
 }
 
 int lb_xdp_capture(struct xdp_md *ctx)

@@ -66,6 +66,23 @@ UPLINK_2_MAC = "02:00:00:00:03:01"
 UPLINK_2_PEER_MAC = "02:00:00:00:03:09"
 
 CLIENT_PORT = 40_000
+
+
+def moved(port: int, protocol: int = 6) -> int:
+    """Return the port that a client's connection through a VIP comes from, where it keeps its address.
+
+    Each port is exchanged with one that clients' kernels do not pick by themselves; a privileged one stays
+    privileged, and SCTP keeps its own.
+    """
+    if protocol == 132 or port in (0, 1023):
+        return port
+    if port < 1024:
+        return port + 511 if port < 512 else port - 511
+    if port >= 64_512:
+        return port ^ 512
+    return port + 31_744 if port < 32_768 else port - 31_744
+
+
 PAYLOAD = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n!"  # of odd length: checksums must pad
 
 _version = [4]
@@ -121,6 +138,11 @@ def role(address: str | bytes | int) -> str:
         return str(found)
     packed = found.packed
     return str(IPv4Address(packed[4:7] + packed[15:]))
+
+
+def seen(client: tuple[str, int], protocol: int = 6) -> tuple[str, int]:
+    """Return a client's address and port as a backend sees them that the client's own address gets to."""
+    return client[0], moved(client[1], protocol)
 
 
 def ether(src: str, dst: str) -> Ether:
@@ -256,7 +278,11 @@ def rebuilt(
     dst: tuple[str, int] | None = None,
     ttl: int | None = None,
 ) -> bytes:
-    """Return the frame with other addresses and checksums made from scratch; a UDP checksum of 0 stays."""
+    """Return the frame with other addresses and checksums made from scratch; a UDP checksum of 0 stays.
+
+    With dst alone it is a request of a client that keeps its address, with src alone the answer to one: the
+    client's port is :func:`moved`.
+    """
     packet = Ether(frame)
     head = packet[IPv6] if IPv6 in packet else packet[IP]
     if link is not None:
@@ -267,7 +293,9 @@ def rebuilt(
         head.dst = here(dst[0])
     if ttl is not None:
         setattr(head, "hlim" if IPv6 in packet else "ttl", ttl)
-    ports = (src and src[1], dst and dst[1])
+    numbers = struct.unpack_from("!HH", bytes(head.payload))
+    kept = moved(numbers[0 if dst else 1], protocol(frame)) if bool(src) != bool(dst) else None
+    ports = (src[1] if src else dst and kept, dst[1] if dst else src and kept)
     if protocol(frame) == 132:
         body = bytes(head.payload)
         old = struct.unpack_from("!HH", body)

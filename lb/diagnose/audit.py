@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
+from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES, Direction
@@ -20,7 +21,6 @@ from lb.datapath.maps.overlay import Overlay
 from lb.datapath.sync.differences import DamagedSet, Difference, damaged_sets, differences, repair
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.recover import read_ledger
-from lb.datapath.view.expiry import live_affinity, live_flows
 from lb.model import ObjectKey
 from lb.plan import Claims, Conflict, plan_service
 from lb.plan.types import ServicePlan, Topology

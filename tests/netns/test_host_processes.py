@@ -97,6 +97,7 @@ SERVICES = {
     ),
     "away": (56, "there", "  internalTrafficPolicy: Local"),
     "pair": (57, "pair", ""),
+    "alone": (59, "there", ""),
 }
 
 
@@ -355,7 +356,9 @@ def test_calls_are_told_to_whoever_watches(lab: Lab, client: Client, family: str
             str(a) for pod in lab.pods() for a in pod["addresses"]
         }
         assert (one.interface, one.snat, one.length) == ("", "", 0)
-        client.ask("udp", host, port)
+        here, port = address("host", "clusterIP", family)  # of others tc sees the datagrams
+        vip = socket_text(ip_address(here.removeprefix("::ffff:")), port)
+        client.ask("udp", here, port)
         assert [(one.what, one.hook, one.vip) for one in told()] == [("new", "SOCK_SENDMSG", vip)]
         client.ask("tcp", *address("none", "clusterIP", family))
         (one,) = told()
@@ -387,6 +390,56 @@ def test_cluster_ip_socket_lb_modes_off(lab: Lab, client: Client) -> None:
                 assert answer.get("pod") in pods(lab, "web"), (family, way, answer)
     assert len(sockets.attached(pins)) == MANY_HOOKS
     assert client.ask("tcp", host, port) == before
+
+
+AT_ONCE = """\
+import ast, socket, sys
+asked = ast.literal_eval(sys.argv[1])
+family = socket.AF_INET6 if ":" in asked[0][0] else socket.AF_INET
+datagrams = socket.socket(family, socket.SOCK_DGRAM)
+datagrams.settimeout(5)
+for host, _, port in asked:
+    datagrams.sendto(b"who?", (host, port))
+print(*sorted(datagrams.recvfrom(100)[1][0] for _ in asked))
+streams = []
+for host, port, _ in asked:
+    stream = socket.socket(family)
+    stream.settimeout(5)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream.bind(("", streams[0].getsockname()[1] if streams else 0))
+    stream.connect((host, port))
+    streams.append(stream)
+for stream in streams:
+    assert stream.getpeername()[0] == asked[streams.index(stream)][0]
+    stream.sendall(b"GET /hostname HTTP/1.1\\r\\nHost: web\\r\\nConnection: close\\r\\n\\r\\n")
+    answer = b""
+    while part := stream.recv(4096):
+        answer += part
+    print(answer.split()[-1].decode())
+"""
+
+
+def alone(lab: Lab, family: str) -> list[tuple[str, int, int]]:
+    """Return two VIPs of one backend and the backend itself: address, TCP port and UDP port."""
+    (pod,) = (pod for pod in lab.pods() if pod["name"] == "there")
+    own = next(str(a) for a in pod["addresses"] if (":" in str(a)) == (family == "ipv6"))
+    own = f"::ffff:{own}" if family == "mapped" else own
+    vips = [address("alone", kind, family) for kind in ("clusterIP", "load balancer")]
+    return [*((host, port, port) for host, port in vips), (own, 8080, 9000)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("first", range(3))
+def test_many_vips_one_socket_and_one_port(lab: Lab, first: int, family: str) -> None:
+    """Two VIPs of one backend and the backend itself, asked at once: each answer carries the address asked.
+
+    TCP connects to all three from one port that was bound before.
+    """
+    asked = alone(lab, family)
+    asked = asked[first:] + asked[:first]
+    argv = lab.command(NODE, [sys.executable, "-I", "-S", "-c", AT_ONCE, repr(asked)])
+    answer = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert answer.split() == [*sorted(host for host, _, _ in asked), "there", "there", "there"]
 
 
 LOAD = """\

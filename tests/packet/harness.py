@@ -31,6 +31,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.programs.loader import load, pin_name, program_array
+from lb.datapath.sync.lingering import REST_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
 from lb.model import ObjectKey
@@ -227,11 +228,14 @@ class Datapath:
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""
         for name in ("flows", "affinity", "fragments"):
-            self.delete(name, self.read(name)[0])
+            for version in layouts.FAMILIES:
+                self.maps.delete(f"{name}{version}", self.maps.read(f"{name}{version}")[0])
         keys, values = self.maps.read("reasons")
         self.maps.update("reasons", keys, np.zeros_like(values))
         keys, values = self.maps.read("rates")
         self.maps.update("rates", keys, np.zeros_like(values))
+        while self.reconciler.linger() < REST_SECONDS:
+            pass  # without flows no VIP lingers
         self.set_up_node()
 
     def read(self, name: str) -> tuple[Any, Any]:

@@ -170,6 +170,7 @@ class World:
     neighbours: Mapping[IPv4Network, str]  # network -> MAC of the next hop, out of the uplink
     vips: dict[tuple[IPv4Address, int, Protocol], ModelVip] = field(default_factory=dict)
     addresses: dict[IPv4Address, ModelVip] = field(default_factory=dict)
+    gone: dict[tuple[IPv4Address, int, Protocol], ModelVip] = field(default_factory=dict)  # that linger
     backends: dict[tuple[str, ModelBackend], int] = field(default_factory=dict)  # alive: which time
 
     def next_hop(self, address: IPv4Address) -> str | None:
@@ -184,6 +185,7 @@ class Model:
         self.now = 0.0
         self.by_client: dict[Tuple5, Flow] = {}
         self.by_backend: dict[Tuple5, Flow] = {}  # keyed by the reply's tuple
+        self.opened: set[str] = set()  # Services through which a connection was opened, ever
         self.affinity: dict[tuple[IPv4Address, str], tuple[ModelBackend, int, float]] = {}
 
     def ingress(self, frame: bytes, side: str, chosen_port: Callable[[], int]) -> Expected:
@@ -196,6 +198,8 @@ class Model:
         if t.dport in self.world.snat_ports and reply and reply.path == UNDONE_AT[side]:
             return self._known(frame, reply, "backend", "REPLY")
         vip = self.world.vips.get((t.dst, t.dport, t.protocol))
+        if vip is None and (lingering := self.world.gone.get((t.dst, t.dport, t.protocol))):
+            return self._through_what_lingers(frame, t, lingering)
         if vip is None:
             whole = self.world.addresses.get(t.dst)
             if whole and whole.cluster_ip:
@@ -207,6 +211,17 @@ class Model:
         if flow:
             self._forget(flow)
         return self._refusal(t.src, vip, side, frame) or self._new(frame, t, vip, side, chosen_port)
+
+    def _through_what_lingers(self, frame: bytes, t: Tuple5, vip: ModelVip) -> Expected:
+        """A packet for a VIP that its Service has no more: open connections go on."""
+        flow = self.by_client.get(t)
+        if flow and self._usable(frame, flow):
+            return self._known(frame, flow, "client", "FLOW_HIT")
+        if flow:
+            self._forget(flow)
+        return (
+            rejected(frame, "REJECT_UNKNOWN_PORT") if vip.cluster_ip else Expected("pass", frame, "NOT_VIP")
+        )
 
     def ping(self, frame: bytes, side: str) -> Expected:
         """An echo request that enters."""
@@ -393,7 +408,8 @@ class Model:
             if self.world.next_hop(backend.address) is None:
                 return Expected("drop", None, "NO_ROUTE")
             source, path = self.world.node_address, "forward"
-        to = Tuple5(source, backend.address, t.sport, backend.port, t.protocol)
+        sport = p.moved(t.sport, t.protocol) if path == "stack" else t.sport
+        to = Tuple5(source, backend.address, sport, backend.port, t.protocol)
         holder = self.by_backend.get(to.reversed())
         taken = holder is not None and holder.client_side != t and self._held(holder)
         if path != "stack" or taken:
@@ -410,6 +426,8 @@ class Model:
         flow.met_late = t.protocol is not Protocol.UDP and "S" not in signals(frame)
         self._advance(frame, "client", flow)
         self.by_client[t] = self.by_backend[to.reversed()] = flow
+        if t.protocol is Protocol.UDP or "S" in signals(frame):
+            self.opened.add(vip.service)
         return self._send(frame, to, path, reason)
 
     def _forget(self, flow: Flow) -> None:

@@ -68,7 +68,7 @@ def send(datapath: Datapath, flags: str = "S", port: int = p.CLIENT_PORT, progra
 
 def answer(datapath: Datapath, flags: str) -> str:
     """Send a TCP segment of the local backend to the client; return the counted reason."""
-    return datapath.run(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, LOCAL, CLIENT, flags)).reason
+    return datapath.run(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, LOCAL, p.seen(CLIENT), flags)).reason
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_direct_connection_from_the_port_of_a_closed_one(web: Datapath, closin
         who, flags = segment.split()
         (send if who == "send" else answer)(web, flags)
     for flags in ("SA", "A", "FA"):
-        frame = p.tcp(p.TO_CLIENT, LOCAL, CLIENT, flags)
+        frame = p.tcp(p.TO_CLIENT, LOCAL, p.seen(CLIENT), flags)
         result = web.run(TC_UPLINK_OUT, frame)
         assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
         p.assert_same(result.packet, frame)
@@ -219,7 +219,7 @@ def test_udp_idle_times(datapath: Datapath, datagrams: str, seconds: float, reas
         if sender == "client":
             datapath.run(XDP, frame)
         else:
-            datapath.run(TC_UPLINK_OUT, p.udp(p.TO_CLIENT, LOCAL, CLIENT))
+            datapath.run(TC_UPLINK_OUT, p.udp(p.TO_CLIENT, LOCAL, p.seen(CLIENT)))
     age(datapath, seconds)
     assert datapath.run(XDP, frame).reason == reason
 

@@ -147,13 +147,17 @@ def test_a_connection_from_outside_to_a_backend_here(
     datapath.apply(service(p.BACKEND_LOCAL, protocol=protocol))
     tcp = protocol is Protocol.TCP
     flags = ("S", "SA", "PA") if tcp else ("", "", "")
-    ends = ((p.FROM_CLIENT, CLIENT, VIP), (p.TO_CLIENT, LOCAL, CLIENT), (p.FROM_CLIENT, CLIENT, VIP))
+    ends = (
+        (p.FROM_CLIENT, CLIENT, VIP),
+        (p.TO_CLIENT, LOCAL, p.seen(CLIENT, protocol)),
+        (p.FROM_CLIENT, CLIENT, VIP),
+    )
     programs = (uplink_program, TC_UPLINK_OUT, uplink_program)
     frames = [
         (program, BUILD[protocol](*end, *([flag] if tcp else [])))
         for program, end, flag in zip(programs, ends, flags, strict=True)
     ]
-    way = (CLIENT, VIP, CLIENT, LOCAL)
+    way = (CLIENT, VIP, p.seen(CLIENT, protocol), LOCAL)
     told_as = (
         (What.NEW, "NEW_LOCAL", request(*way)),
         (What.PASSED, "REPLY", answer(*way)),
@@ -191,11 +195,11 @@ def test_a_connection_to_a_backend_elsewhere_is_told_with_its_snat(
 def test_a_pods_connection_and_its_end(datapath: Datapath) -> None:
     """Closed is told once: with the packet by which both sides have ended it, whichever side's that is."""
     datapath.apply(service(p.BACKEND_LOCAL))
-    way = (POD, VIP, POD, LOCAL)
+    way = (POD, VIP, p.seen(POD), LOCAL)
     with watching(datapath, EVENTS) as told:
         for flags in ("S", "FA"):
             told.of(TC_POD_IN, p.tcp(p.FROM_POD, POD, VIP, flags))
-        fin = p.tcp(p.TO_POD, LOCAL, POD, "FA")
+        fin = p.tcp(p.TO_POD, LOCAL, p.seen(POD), "FA")
         assert told.of(TC_POD_OUT, fin) == [
             event(What.CLOSED, TC_POD_OUT, "REPLY", fin, flags="FA", **answer(*way))
         ]
@@ -418,7 +422,7 @@ def test_one_of_so_many_connections_and_all_of_each(datapath: Datapath) -> None:
             client = (p.CLIENT, port)
             sent = datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, client, VIP)).packet
             backend = p.role(p.l3(sent).dst)
-            datapath.run(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (backend, TARGET_PORT), client, "SA"))
+            datapath.run(TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (backend, TARGET_PORT), p.seen(client), "SA"))
             datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, client, VIP, "A"))
             for one in told.events():
                 told_of.setdefault(one.client, []).append(f"{one.reason} {one.backend}")

@@ -106,4 +106,6 @@ def test_external_ips_of_a_service_that_went_are_left_alone(
         play(
             datapath, Row("there", (service(p.BACKEND_LOCAL, protocol=protocol),), (before,)), uplink_program
         )
+        datapath.apply()
+        datapath.reset()  # its connections are over: see test_service_gone.py
         play(datapath, Row("gone", (), (untouched(side, frame, "NOT_VIP"),)), uplink_program)

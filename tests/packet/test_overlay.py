@@ -88,7 +88,7 @@ def test_overlay_client_behind_the_tunnel_backend_here(
         request = BUILD[protocol](LINK, FAR, VIP)
         ends["tun0"].send(bare(request))
         ends["pod0"].expect(p.rebuilt(request, link=p.TO_POD, dst=backend, ttl=63))
-        reply = BUILD[protocol](p.FROM_POD, backend, FAR)
+        reply = BUILD[protocol](p.FROM_POD, backend, p.seen(FAR, protocol))
         ends["pod0"].send(reply)
         ends["tun0"].expect(bare(p.rebuilt(reply, src=VIP, ttl=63)))
 
@@ -118,7 +118,7 @@ def test_overlay_pod_to_a_backend_behind_the_tunnel(
     request = BUILD[protocol](p.FROM_POD, pod, VIP)
     ends["pod0"].send(request)
     ends["tun0"].expect(bare(p.rebuilt(request, dst=backend, ttl=63)))
-    reply = BUILD[protocol](LINK, backend, pod)
+    reply = BUILD[protocol](LINK, backend, p.seen(pod, protocol))
     ends["tun0"].send(bare(reply))
     ends["pod0"].expect(p.rebuilt(reply, link=p.TO_POD, src=VIP, ttl=63))
 

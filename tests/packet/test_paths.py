@@ -60,11 +60,14 @@ def rows(protocol: Protocol, kind: VipKind) -> list[Row]:
 
     to_vip = build(p.FROM_CLIENT, CLIENT, vip, **first)
     to_vip_later = build(p.FROM_CLIENT, CLIENT, vip, **later)
-    local_answer = build(p.TO_CLIENT, LOCAL, CLIENT, **answer)
+    local_answer = build(p.TO_CLIENT, LOCAL, p.seen(CLIENT, protocol), **answer)
     remote_answer = build(p.FROM_NODE2, REMOTE, SNATED, **answer)
     pod_to_vip = build(p.FROM_POD, POD, vip, **first)
     pod_to_vip_later = build(p.FROM_POD, POD, vip, **later)
-    answer_to_pod = {address: build(p.TO_POD, address, POD, ttl=63, **answer) for address in (LOCAL, REMOTE)}
+    seen_pod = p.seen(POD, protocol)
+    answer_to_pod = {
+        address: build(p.TO_POD, address, seen_pod, ttl=63, **answer) for address in (LOCAL, REMOTE)
+    }
     self_to_vip = build(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), vip, **first)
     self_answer = build(p.FROM_POD, LOCAL, SNATED, **answer)
     back_to_pod = {"link": p.TO_POD, "ttl": 63}
@@ -109,7 +112,7 @@ def rows(protocol: Protocol, kind: VipKind) -> list[Row]:
             (
                 passed(POD_IN, pod_to_vip, p.rebuilt(pod_to_vip, dst=REMOTE), "NEW_REMOTE"),
                 untouched(
-                    UPLINK_IN, build(p.FROM_NODE2, REMOTE, POD, **answer), "NOT_VIP"
+                    UPLINK_IN, build(p.FROM_NODE2, REMOTE, seen_pod, **answer), "NOT_VIP"
                 ),  # undone where it faces the client
                 passed(POD_OUT, answer_to_pod[REMOTE], p.rebuilt(answer_to_pod[REMOTE], src=vip), "REPLY"),
                 passed(POD_IN, pod_to_vip_later, p.rebuilt(pod_to_vip_later, dst=REMOTE), "FLOW_HIT"),
@@ -157,7 +160,7 @@ def test_cluster_ip_and_other_vips_each_way(
 def test_udp_without_checksum_stays_without(datapath: Datapath, uplink_program: str) -> None:
     vip = VIPS[VipKind.CLUSTER_IP]
     frame = p.udp(p.FROM_CLIENT, CLIENT, vip, checksum=False)
-    answer = p.udp(p.TO_CLIENT, LOCAL, CLIENT, checksum=False)
+    answer = p.udp(p.TO_CLIENT, LOCAL, p.seen(CLIENT), checksum=False)
     row = Row(
         "no checksum",
         (service(p.BACKEND_LOCAL, protocol=Protocol.UDP),),
@@ -194,7 +197,7 @@ def test_two_vips_from_one_client_port_are_told_apart(datapath: Datapath, uplink
     moved = (p.CLIENT, CLIENT_PORTS[by_chance * len(CLIENT_PORTS) >> 32])
     one = p.tcp(p.FROM_CLIENT, CLIENT, first)
     two = p.tcp(p.FROM_CLIENT, CLIENT, second)
-    answer_one = p.tcp(p.TO_CLIENT, LOCAL, CLIENT, "SA", seq=1, ack=1001)
+    answer_one = p.tcp(p.TO_CLIENT, LOCAL, p.seen(CLIENT), "SA", seq=1, ack=1001)
     answer_two = p.tcp(p.TO_CLIENT, LOCAL, moved, "SA", seq=1, ack=1001)
     row = Row(
         "one client port, two VIPs, one backend",

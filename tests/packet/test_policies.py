@@ -113,7 +113,7 @@ def test_external_policy_local_uses_this_nodes_endpoints_and_keeps_the_source_ad
     steps: list[Step] = []
     for number, frame in enumerate(frames):
         steps.append(passed(UPLINK_IN, frame, p.rebuilt(frame, dst=LOCAL), "NEW_LOCAL"))
-        answer = PROTOCOLS[protocol](p.TO_CLIENT, LOCAL, (p.CLIENT, 40_000 + number))
+        answer = PROTOCOLS[protocol](p.TO_CLIENT, LOCAL, p.seen((p.CLIENT, 40_000 + number)))
         steps.append(passed(UPLINK_OUT, answer, p.rebuilt(answer, src=VIPS[kind]), "REPLY"))
     plan = service(p.BACKEND_LOCAL, p.BACKEND_REMOTE, protocol=protocol, external=TrafficPolicy.LOCAL)
     play(datapath, Row("externalTrafficPolicy Local", (plan,), tuple(steps)), uplink_program)

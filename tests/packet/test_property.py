@@ -148,6 +148,13 @@ class Machine(RuleBasedStateMachine):
                 self.incarnations += known is None
                 alive[name, backend] = self.incarnations if known is None else known
         self.datapath.apply(*plans)
+        world = self.model.world
+        for key, vip in world.vips.items():
+            if key not in vips and vip.service in self.model.opened:
+                world.gone[key] = vip
+        world.gone = {key: vip for key, vip in world.gone.items() if key not in vips}
+        lingering = {vip.service for vip in world.gone.values()}
+        alive |= {key: since for key, since in world.backends.items() if key[0] in lingering}
         self.model.world.vips = vips
         self.model.world.addresses = addresses
         self.model.world.backends = alive

@@ -73,7 +73,9 @@ def test_redirect_both_ways_for_clients_outside_and_in_pods(
 ) -> None:
     vip, build = VIPS[kind], BUILD[protocol]
     first, later = (build(p.FROM_CLIENT, CLIENT, vip, **each[protocol]) for each in (FIRST, LATER))
-    answer, more = (build(p.FROM_POD, LOCAL, CLIENT, **each[protocol]) for each in (ANSWER, LATER))
+    answer, more = (
+        build(p.FROM_POD, LOCAL, p.seen(CLIENT, protocol), **each[protocol]) for each in (ANSWER, LATER)
+    )
     to_pod: dict[str, Any] = {"dst": LOCAL, **TO_POD}
     away: dict[str, Any] = {"src": vip, **AWAY}
     outside = Row(
@@ -91,7 +93,9 @@ def test_redirect_both_ways_for_clients_outside_and_in_pods(
     play(datapath, outside, TC_UPLINK_IN, redirect=True)
     datapath.reset()
     first, later = (build(p.FROM_POD, POD, vip, **each[protocol]) for each in (FIRST, LATER))
-    answer, more = (build(p.FROM_POD, LOCAL, POD, **each[protocol]) for each in (ANSWER, LATER))
+    answer, more = (
+        build(p.FROM_POD, LOCAL, p.seen(POD, protocol), **each[protocol]) for each in (ANSWER, LATER)
+    )
     back: dict[str, Any] = {"src": vip, **TO_POD}
     pods = Row(
         "pod to pod",
@@ -112,7 +116,7 @@ def test_redirect_concerns_no_backend_elsewhere_and_no_hairpin(
 ) -> None:
     build = BUILD[protocol]
     request = build(p.FROM_POD, POD, VIP, **FIRST[protocol])
-    answer = build(p.TO_POD, REMOTE, POD, **ANSWER[protocol])
+    answer = build(p.TO_POD, REMOTE, p.seen(POD, protocol), **ANSWER[protocol])
     outside = build(p.FROM_CLIENT, CLIENT, VIP, **FIRST[protocol])
     itself = build(p.FROM_POD, (p.BACKEND_LOCAL, p.CLIENT_PORT), VIP, **FIRST[protocol])
     own_answer = build(p.FROM_POD, LOCAL, SNATED, **ANSWER[protocol])
@@ -142,7 +146,7 @@ def test_redirect_concerns_no_backend_elsewhere_and_no_hairpin(
 
 def test_redirect_needs_a_veth_to_the_pod(datapath: Datapath) -> None:
     """A backend behind anything else: both directions go through the stack."""
-    request, answer = p.tcp(p.FROM_CLIENT, CLIENT, VIP), p.tcp(p.FROM_POD, LOCAL, CLIENT, "SA")
+    request, answer = p.tcp(p.FROM_CLIENT, CLIENT, VIP), p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "SA")
     datapath.set_up_node(redirect=True)
     datapath.apply(service(p.BACKEND_LOCAL))
     keys, values = datapath.read("ifaces")
@@ -166,7 +170,7 @@ def established(datapath: Datapath, backend: str = p.BACKEND_LOCAL) -> None:
     at = (backend, TARGET_PORT)
     for program, frame in (
         (TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, CLIENT, VIP)),
-        (TC_POD_IN, p.tcp(p.FROM_POD, at, CLIENT, "SA")),
+        (TC_POD_IN, p.tcp(p.FROM_POD, at, p.seen(CLIENT), "SA")),
         (TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A")),
     ):
         assert datapath.run(program, frame).verdict == SEND
@@ -184,7 +188,7 @@ def test_redirect_leaves_the_unusual_to_the_stack(datapath: Datapath, reason: st
     if reason == "too big":
         fields["payload"] = bytes(1600)
     request = p.tcp(p.FROM_CLIENT, CLIENT, VIP, flags, **fields)
-    reply = p.tcp(p.FROM_POD, LOCAL, CLIENT, flags, **fields)
+    reply = p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), flags, **fields)
     result = datapath.run(TC_UPLINK_IN, request, **run)
     assert (result.verdict, result.reason) == (PASS, "FLOW_HIT")
     p.assert_same(result.packet, p.rebuilt(request, dst=LOCAL))
@@ -200,7 +204,7 @@ def test_redirect_of_what_awaits_segmentation_goes_by_its_segments(datapath: Dat
     established(datapath)
     headers = 40 if p.version() == 4 else 60
     large = p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A", bytes(3000))
-    reply = p.tcp(p.FROM_POD, LOCAL, CLIENT, "A", bytes(3000))
+    reply = p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "A", bytes(3000))
     for size, verdict in ((1500 - headers, SEND), (1501 - headers, PASS)):
         assert datapath.run(TC_UPLINK_IN, large, gso_size=size).verdict == verdict
         assert datapath.run(TC_POD_IN, reply, gso_size=size).verdict == verdict
@@ -210,7 +214,7 @@ def test_redirect_switched_off_and_on_again(datapath: Datapath) -> None:
     """A connection goes on by the way that the option says."""
     established(datapath)
     request = p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A")
-    reply = p.tcp(p.FROM_POD, LOCAL, CLIENT, "A")
+    reply = p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "A")
     for redirect in (False, True):
         datapath.set_up_node(redirect=redirect)
         for program, frame in ((TC_UPLINK_IN, request), (TC_POD_IN, reply)):
@@ -225,8 +229,8 @@ def test_redirect_switched_on_leaves_connections_where_they_are(datapath: Datapa
     assert datapath.run(TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, CLIENT, VIP)).verdict == PASS
     datapath.set_up_node(redirect=True)
     for program, frame, reason in (
-        (TC_POD_IN, p.tcp(p.FROM_POD, LOCAL, CLIENT, "SA"), "NOT_VIP"),
-        (TC_UPLINK_OUT, p.tcp(p.FROM_POD, LOCAL, CLIENT, "SA"), "REPLY"),
+        (TC_POD_IN, p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "SA"), "NOT_VIP"),
+        (TC_UPLINK_OUT, p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "SA"), "REPLY"),
         (TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A"), "FLOW_HIT"),
     ):
         result = datapath.run(program, frame)
@@ -249,7 +253,7 @@ def test_redirect_of_fragments(datapath: Datapath) -> None:
     datapath.set_up_node(redirect=True)
     datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
     long = bytes(range(256)) * 4
-    request, reply = p.udp(p.FROM_CLIENT, CLIENT, VIP, long), p.udp(p.FROM_POD, LOCAL, CLIENT, long)
+    request, reply = p.udp(p.FROM_CLIENT, CLIENT, VIP, long), p.udp(p.FROM_POD, LOCAL, p.seen(CLIENT), long)
     for program, frame, want in (
         (TC_UPLINK_IN, request, p.rebuilt(request, dst=LOCAL, **TO_POD)),
         (TC_POD_IN, reply, p.rebuilt(reply, src=VIP, ttl=63)),
@@ -275,7 +279,7 @@ def test_redirect_to_a_pod_that_has_not_been_asked_for_its_address(datapath: Dat
 
 def test_redirect_of_icmp_errors_is_the_stacks_business(datapath: Datapath) -> None:
     established(datapath)
-    reply = p.tcp(p.FROM_POD, LOCAL, CLIENT, "A", bytes(100))
+    reply = p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "A", bytes(100))
     request = p.rebuilt(p.tcp(p.FROM_POD, CLIENT, VIP, "A"), dst=LOCAL)
     # A router behind the client cannot pass on what it got from the VIP; the backend has to hear it.
     seen = p.rebuilt(reply, src=VIP)
@@ -296,10 +300,10 @@ def test_redirect_ends_with_a_direct_connection_from_the_same_port(datapath: Dat
     established(datapath)
     for program, frame in (
         (TC_UPLINK_IN, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "FA")),
-        (TC_POD_IN, p.tcp(p.FROM_POD, LOCAL, CLIENT, "FA")),
+        (TC_POD_IN, p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "FA")),
     ):
         assert datapath.run(program, frame).verdict == SEND
-    direct = p.tcp(p.FROM_POD, LOCAL, CLIENT, "SA")
+    direct = p.tcp(p.FROM_POD, LOCAL, p.seen(CLIENT), "SA")
     result = datapath.run(TC_POD_IN, direct)
     assert (result.verdict, result.reason, result.packet) == (PASS, "NOT_VIP", direct)
     assert len(datapath.read("flows")[0]) == 0

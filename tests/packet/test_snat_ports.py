@@ -147,7 +147,7 @@ def test_snat_ports_say_nothing_about_a_client_that_uses_such_a_port_itself(
     datapath.apply(service(*path.backends(20, 1), protocol=protocol))
     client = Conversation(datapath, path, 62_000, protocol)
     client.send()
-    assert client.seen == (path.client, 62_000)
+    assert client.seen == p.seen((path.client, 62_000), protocol)
     for program in OUTSIDE_INGRESS:
         if path.ingress not in OUTSIDE_INGRESS:
             result = datapath.run(program, client.reply(link=p.FROM_NODE2))
@@ -200,7 +200,7 @@ def test_snat_ports_replace_a_clients_port_only_when_it_is_taken(
     for conversation in conversations:
         conversation.send()
     first, *others = (conversation.seen for conversation in conversations)
-    assert first == (path.client, p.CLIENT_PORT)
+    assert first == p.seen((path.client, p.CLIENT_PORT), protocol)
     assert len(set(others)) == len(others)
     assert all(address == path.client and port in CLIENT_PORTS for address, port in others)
     for conversation in conversations * 2:

@@ -77,7 +77,7 @@ def test_source_address_and_endpoints_by_side_address_and_policy(
         backend, seen = destination(result), source(result)
         found.add(backend)
         hidden = program != TC_POD_IN and not backend.startswith(LOCAL_NET)
-        assert seen[0] == p.NODE1 if hidden else seen == (address, port)
+        assert seen[0] == p.NODE1 if hidden else seen == p.seen((address, port))
         way = {"link": p.TO_NODE2, "ttl": 63} if hidden else {}
         p.assert_same(result.packet, p.rebuilt(frame, src=seen, dst=(backend, TARGET_PORT), **way))
         assert result.verdict == (SEND if hidden else PASS)

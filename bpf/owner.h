@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Whose is a packet that is for a VIP, but is of no flow and begins no connection? Its address and port may
+ * be a Service's by chance: the node, or a pod that the node masquerades, may have opened a connection from
+ * that very port. The order of belief is a flow of ours, a socket of the node, netfilter's conntrack, and
+ * only then the Service. A step asks, since such packets are rare. */
+#pragma once
+#include "conntrack.h"
+#include "forward.h"
+#include "peer.h"
+
+/* Is the address one of the node's own? Then a Service has it port by port, never as a whole. */
+static __always_inline bool is_nodes_own(const struct vip *vip, const struct addr *address)
+{
+	return vip->kind == VIP_NODE_PORT || (vip->kind != VIP_CLUSTER_IP && !lookup_address(address));
+}
+
+/* Might somebody else own the packet? It is asked before a flow is made for it.
+ *
+ * A packet of a process of this node may be of a connection that was led to a backend at its socket, where
+ * the backend's address and port are a VIP as well; or it may answer a client whose port is a VIP's. */
+static __always_inline bool may_be_owned(const struct packet *pkt, const struct vip *vip,
+					 const struct note *at)
+{
+	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
+
+	if (at->side == HOST)
+		return true;
+	return begins != TCP_SYN && is_nodes_own(vip, &pkt->tuple.dst);
+}
+
+/* Fill in how the kernel names a connection by the packets that it gets of it; return the size. */
+static __always_inline u32 socket_tuple(struct bpf_sock_tuple *out, const struct tuple *t)
+{
+	if (FAMILY == 4) {
+		out->ipv4.saddr = t->src.word[0];
+		out->ipv4.daddr = t->dst.word[0];
+		out->ipv4.sport = t->sport;
+		out->ipv4.dport = t->dport;
+		return sizeof(out->ipv4);
+	}
+	__builtin_memcpy(out->ipv6.saddr, &t->src, sizeof(t->src));
+	__builtin_memcpy(out->ipv6.daddr, &t->dst, sizeof(t->dst));
+	out->ipv6.sport = t->sport;
+	out->ipv6.dport = t->dport;
+	return sizeof(out->ipv6);
+}
+
+enum socket_found {
+	SOCKET_NONE,
+	SOCKET_LISTENS,	  /* for whoever comes: of TCP a listener, of UDP a socket without a peer */
+	SOCKET_CONNECTED, /* to the packet's sender: TCP's also while it begins, and in TIME-WAIT */
+};
+
+/* The node's socket that the kernel would give the packet to. To the verifier TCP's socket is of another type
+ * than UDP's, and no instruction may read from both: so they are told by different fields. */
+static __always_inline u32 find_socket(ctx_t *ctx, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+	u32 size = socket_tuple(&tuple, t);
+	struct bpf_sock *found;
+	bool listens;
+
+	if (t->protocol == IPPROTO_TCP) {
+		found = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+		if (!found)
+			return SOCKET_NONE;
+		listens = found->state == BPF_TCP_LISTEN;
+	} else if (t->protocol == IPPROTO_UDP) {
+		found = bpf_sk_lookup_udp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+		if (!found)
+			return SOCKET_NONE;
+		listens = !*(const u16 *)&found->dst_port;
+	} else {
+		return SOCKET_NONE;
+	}
+	bpf_sk_release(found);
+	return listens ? SOCKET_LISTENS : SOCKET_CONNECTED;
+}
+
+/* Has a socket hook led the sender to where the packet goes? */
+static __always_inline bool led_at_socket(ctx_t *ctx, const struct tuple *t)
+{
+	struct socket_key key;
+
+	socket_key(&key, ctx_cookie(ctx), t, DIR_REPLY);
+	return bpf_map_lookup_elem(sockets, &key);
+}
+
+/* A packet that a process of this node sends. TCP's socket is connected to the VIP in either case; but who
+ * answers from a port where the node listens has not opened the connection. */
+static __always_inline bool host_owns(ctx_t *ctx, const struct packet *pkt)
+{
+	struct tuple to_sender = {
+	    .dst = pkt->tuple.src,
+	    .dport = pkt->tuple.sport,
+	    .protocol = pkt->tuple.protocol,
+	};
+	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
+
+	if (led_at_socket(ctx, &pkt->tuple))
+		return true;
+	if (pkt->tuple.protocol != IPPROTO_TCP || begins == TCP_SYN)
+		return false;
+	return begins == (TCP_SYN | TCP_ACK) || find_socket(ctx, &to_sender) == SOCKET_LISTENS;
+}
+
+/* A packet that enters the node, for an address of its own. */
+static __always_inline bool node_owns(ctx_t *ctx, const struct packet *pkt)
+{
+	return (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) ||
+	       find_socket(ctx, &pkt->tuple) == SOCKET_CONNECTED;
+}
+
+/* The step. What is nobody's goes on in the step that it came from. */
+static __always_inline int owner(ctx_t *ctx)
+{
+	u32 bytes = ctx_len(ctx);
+	struct work *work = get_work();
+	struct note *at = get_note();
+	struct packet *pkt;
+
+	if (!at || !work)
+		return VERDICT_DROP;
+	pkt = &work->pkt;
+	pkt->l3 = at->l3;
+	if (parse(ctx, pkt) != PARSED)
+		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
+	if (at->side == HOST ? host_owns(ctx, pkt) : node_owns(ctx, pkt))
+		return finish_told(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
+	at->asked = true;
+	next_step(ctx, STEP_CONNECT);
+	return finish(at->hook, strand(ctx, true), bytes);
+}

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A packet for a VIP on the node's own address that belongs to a connection of the node itself.
+
+The sockets are real: they are bound to the NodePort in the namespace that the programs run in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lb.model import Protocol
+from lb.plan.types import VipKind
+from tests import packets as p
+from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
+from tests.packet.plans import NODE_PORT, VIPS, service
+
+NODE_VIP = VIPS[VipKind.NODE_PORT]
+SERVER = (p.CLIENT, 443)
+both_uplinks = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+Open = Callable[..., socket.socket]
+
+
+@pytest.fixture
+def opened(datapath: Datapath) -> Iterator[Open]:
+    """Return what opens a socket of the node: bound to a port, and connected to a peer where there is one."""
+    with contextlib.ExitStack() as stack:
+
+        def open_socket(
+            kind: socket.SocketKind, port: int, peer: tuple[str, int] | None = None, *, listens: bool = False
+        ) -> socket.socket:
+            family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
+            with datapath.namespace.entered():
+                one = stack.enter_context(socket.socket(family, kind))
+                one.setblocking(False)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                one.bind((p.here(p.NODE1), port))
+                if listens:
+                    one.listen()
+                if peer is not None:
+                    with contextlib.suppress(BlockingIOError):
+                        one.connect((p.here(peer[0]), peer[1]))
+            return one
+
+        yield open_socket
+
+
+def untouched(datapath: Datapath, program: str, frame: bytes, *, from_host: bool = False) -> None:
+    result = datapath.run(program, frame, from_host=from_host)
+    assert (result.verdict, result.reason) == (PASS, "OWN_CONNECTION")
+    p.assert_same(result.packet, frame)
+
+
+@both_uplinks
+def test_own_connections_tcp_from_a_node_port(datapath: Datapath, opened: Open, program: str) -> None:
+    """The node has connected to a server from a port that is a NodePort; others still reach the Service."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    opened(socket.SOCK_STREAM, NODE_PORT, SERVER)
+    for flags in ("SA", "A", "PA", "FA", "R"):
+        untouched(datapath, program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, flags))
+    other = p.tcp(p.FROM_CLIENT, (p.CLIENT_2, 443), NODE_VIP, "A")
+    assert datapath.run(program, other).reason == "NEW_LOCAL"
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "S")).reason == "NEW_LOCAL"
+
+
+@both_uplinks
+def test_own_connections_udp_from_a_node_port(datapath: Datapath, opened: Open, program: str) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
+    opened(socket.SOCK_DGRAM, NODE_PORT, SERVER)
+    untouched(datapath, program, p.udp(p.FROM_CLIENT, SERVER, NODE_VIP))
+    assert datapath.run(program, p.udp(p.FROM_CLIENT, (p.CLIENT, 444), NODE_VIP)).reason == "NEW_LOCAL"
+
+
+def test_own_connections_to_a_pod(datapath: Datapath, opened: Open) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    server = (p.POD_CLIENT, 443)
+    opened(socket.SOCK_STREAM, NODE_PORT, server)
+    untouched(datapath, TC_POD_IN, p.tcp(p.FROM_POD, server, NODE_VIP, "SA"))
+    untouched(datapath, TC_POD_IN, p.tcp(p.FROM_POD, server, NODE_VIP, "A"))
+
+
+@both_uplinks
+def test_own_connections_come_after_flows(datapath: Datapath, opened: Open, program: str) -> None:
+    """A client's flow is older than the socket that the node has opened to the client's very port."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "S")).reason == "NEW_LOCAL"
+    opened(socket.SOCK_STREAM, NODE_PORT, SERVER)
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "A")).reason == "FLOW_HIT"
+
+
+@both_uplinks
+def test_own_connections_a_listener_takes_no_flow_that_was_lost(
+    datapath: Datapath, opened: Open, program: str
+) -> None:
+    """Whoever listens on a NodePort has not opened the connection: it is led to where the hash says."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    opened(socket.SOCK_STREAM, NODE_PORT, listens=True)
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "A")).reason == "NEW_LOCAL"
+
+
+@both_uplinks
+def test_own_connections_are_no_matter_at_other_addresses(datapath: Datapath, program: str) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL))
+    for kind in (VipKind.CLUSTER_IP, VipKind.LOAD_BALANCER):
+        assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, VIPS[kind], "A")).reason == "NEW_LOCAL"
+
+
+def test_own_connections_the_nodes_answer_to_a_port_that_is_a_vips(datapath: Datapath, opened: Open) -> None:
+    """Another machine has connected to the node from an address and port that are a Service's."""
+    datapath.apply(service(p.BACKEND_REMOTE))
+    peer = VIPS[VipKind.EXTERNAL_IP]
+    untouched(datapath, TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (p.NODE1, 22), peer, "SA"), from_host=True)
+    opened(socket.SOCK_STREAM, 22, listens=True)
+    untouched(datapath, TC_UPLINK_OUT, p.tcp(p.TO_CLIENT, (p.NODE1, 22), peer, "PA"), from_host=True)
+    request = p.tcp(p.TO_CLIENT, (p.NODE1, 40_000), peer, "S")
+    result = datapath.run(TC_UPLINK_OUT, request, from_host=True)
+    assert (result.verdict, result.reason) == (SEND, "NEW_REMOTE")
