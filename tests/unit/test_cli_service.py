@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,19 +76,22 @@ class NoChecks:
         return []
 
 
-def notes_of(tmp_path: Path, conflicts: list[Conflict]) -> dict[str, Any]:
-    run_dir = RunDir("n1", tmp_path)
+def notes_writer(tmp_path: Path) -> Notes:
     checks: Any = NoChecks()
-    Notes(
-        run_dir,
+    return Notes(
+        RunDir("n1", tmp_path),
         Config(),
         programs="",
         uplink_modes=dict,
         source_health=list,
         checks=checks,
         healthz=lambda: None,
-    ).write(Told(conflicts))
-    return run_dir.notes()
+    )
+
+
+def notes_of(tmp_path: Path, conflicts: list[Conflict]) -> dict[str, Any]:
+    notes_writer(tmp_path).write(Told(conflicts))
+    return RunDir("n1", tmp_path).notes()
 
 
 @pytest.fixture
@@ -180,6 +185,31 @@ def test_conflicts_name_the_winner_and_the_loser(bench: Bench, tmp_path: Path) -
     assert render({**found, "agent_running": False}).endswith(
         f"conflict: {SAID}\nthe agent does not run: the above is what it last knew\n"
     )
+
+
+def test_notes_that_cannot_be_written_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file system of /run is full, and then has room again."""
+    caplog.set_level(logging.INFO)
+    full = True
+
+    def replace(path: Path, data: bytes) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        path.write_bytes(data)
+
+    monkeypatch.setattr("lb.rundir.replace_file", replace)
+    notes = notes_writer(tmp_path)
+    for _ in range(3):
+        notes.write(Told([]))
+    path = RunDir("n1", tmp_path).notes_path
+    words = f"notes {path} cannot be written: No space left on device; all else works"
+    assert [record.getMessage() for record in caplog.records] == [words]
+    full = False
+    notes.write(Told([]))
+    assert caplog.records[-1].getMessage() == f"notes {path} can be written again"
+    assert path.exists()
 
 
 def test_conflicts_without_number_do_not_fill_the_notes(bench: Bench, tmp_path: Path) -> None:
