@@ -79,10 +79,10 @@ def unpacked(revision: str, folder: Path) -> Version:
 
 
 def tour(count: int) -> Iterator[int]:
-    """Yield the numbers of versions so that the last one follows each other one, and each of them the last one.
+    """Yield the numbers of versions: the last one before and after each other one.
 
-    What the others do among themselves can no longer be mended: from 0.1.0 to one that attaches in filters, the
-    node's network ends.
+    What the others do among themselves cannot be mended any more: on the way from 0.1.0 to a version that
+    attaches in filters alone, the node's network ends.
     """
     yield count - 1
     for number in range(count - 1):
