@@ -10,13 +10,14 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test lock test-kernels test-distros test-upgrades test-vm lint bench bench-quick format clean
+.PHONY: help lab test lock test-kernels test-distros test-upgrades soak test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
+	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing (docs/reliability.md)'
 	@echo 'make test-upgrades  set up, to each of the last versions and back, under traffic (REVISIONS="v0.1.0" for some)'
 	@echo 'make test-distros  set up, both README commands in a Debian 13 root (DISTROS_ARGS="trixie -- tests/packet" for some)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
@@ -40,6 +41,13 @@ lock:
 test-kernels:
 	@scripts/setup vm
 	$(ROOT) $(PYTHON) -m tests.kernels $(KERNELS)
+
+# Seconds of each campaign.
+SOAK_SECONDS ?= 60
+
+soak:
+	@scripts/setup dev
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.fuzz $(SOAK_SECONDS)
 
 test-upgrades:
 	@scripts/setup dev
