@@ -78,9 +78,15 @@
 #define JOIN(type, bits, first, second) ((type)(second) | (type)(first) << (bits))
 #endif
 
-/* How many ports are tried before SNAT counts as exhausted; the first of them with a view to TIME-WAIT. */
+/* How many ports are tried before SNAT counts as exhausted: the first of them with a view to TIME-WAIT; the
+ * very first must be free, later ones may be those of flows that have been half open for HANDSHAKE_NS. */
 #define SNAT_TRIES	 24
 #define PARTICULAR_TRIES 16
+#define FREE_TRIES	 4
+#define HANDSHAKE_NS	 NSEC_PER_SEC
+
+/* How many times another backend is tried when there is no port towards the one before. */
+#define SNAT_ATTEMPTS 6
 
 /* Answers to a datagram that go on for so long are a stream: as in netfilter's conntrack. */
 #define UDP_STREAM_NS ((s64)(2 * NSEC_PER_SEC))

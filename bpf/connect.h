@@ -6,6 +6,7 @@
 #include "conntrack.h"
 #include "forward.h"
 #include "owner.h"
+#include "snat.h"
 
 /* May the backend still know the connection whose reply half this is, and refuse another with its tuple? */
 static __always_inline bool in_time_wait(const struct flow_entry *holder, u8 protocol, u64 now)
@@ -14,14 +15,25 @@ static __always_inline bool in_time_wait(const struct flow_entry *holder, u8 pro
 	       (s64)(now - holder->last_seen) < TIME_WAIT_NS;
 }
 
-/* Does the flow whose reply half this is stand in the way of another from the tuple `from`? Its own leftover
- * does not, nor does a dead flow: unless, when particular, its backend may be in TIME-WAIT. */
-static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
-				       const struct settings *settings, bool particular)
+/* For how long is the flow whose reply half this is half open, in ns? 0: it is not. The port of such a one
+ * can be given to another client: if the handshake is in truth under way, it begins anew. */
+static __always_inline u64 half_open_for(const struct flow_entry *holder, u64 now)
 {
-	return holder && !leads_back(holder, from) &&
-	       (!expired(from->protocol, holder->state, holder->last_seen, now, settings) ||
-		(particular && in_time_wait(holder, from->protocol, now)));
+	return holder->fins & HALF_OPEN && (s64)(now - holder->last_seen) > 0 ? now - holder->last_seen : 0;
+}
+
+/* Does the flow whose reply half this is stand in the way of another from the tuple `from`, at the so many-th
+ * try? Its own leftover does not, nor does a dead flow: unless, at first, its backend may be in TIME-WAIT.
+ * Where the port is the node's (kept: it is the client's), a flow that is half open for long does not either,
+ * after a few tries. */
+static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
+				       const struct settings *settings, bool kept, int tries)
+{
+	if (!holder || leads_back(holder, from))
+		return false;
+	if (expired(from->protocol, holder->state, holder->last_seen, now, settings))
+		return tries < PARTICULAR_TRIES && in_time_wait(holder, from->protocol, now);
+	return kept || tries < FREE_TRIES || half_open_for(holder, now) < HANDSHAKE_NS;
 }
 
 /* The other half of a dead flow, whose reply half is about to be replaced. */
@@ -58,35 +70,52 @@ static __always_inline u16 moved_port(u16 port)
 				       : port - (PORT_HIGH - CLIENT_PORT_MAX - 1);
 }
 
+static __always_inline __be16 client_port(u32 hash)
+{
+	u32 ports = CLIENT_PORT_MAX - CLIENT_PORT_MIN + 1;
+
+	return bpf_htons(CLIENT_PORT_MIN + (u32)(((u64)hash * ports) >> 32));
+}
+
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
  * keeps its address gets its moved port, unless another flow of its own has taken that: then one of
  * CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments: see
- * breaks_sctp(). */
-static __always_inline u32 create_flow(const struct packet *pkt, struct flow *flow, u64 now,
-				       const struct settings *settings, struct entries *entries)
+ * breaks_sctp(). hash: where to begin. */
+static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, struct flow *flow, u32 hash,
+				       u64 now, const struct settings *settings, struct entries *entries)
 {
 	struct entry *made = &entries->made;
 	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	bool kept = keeps_client(flow->path);
-	u32 first = kept ? CLIENT_PORT_MIN : bpf_ntohs(settings->snat_port_min);
-	u32 ports = (kept ? CLIENT_PORT_MAX : bpf_ntohs(settings->snat_port_max)) - first + 1;
-	u32 hash = hash_tuple(&pkt->tuple);
 	const struct flow_entry *holder;
 	bool dead;
 	int tries;
 
+	entries->yields = 0;
+	entries->longest = 0;
 	if (!kept)
-		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
+		flow->to.sport = snat_port(settings, hash);
 	else if (flow->to.protocol != IPPROTO_SCTP)
 		flow->to.sport = bpf_htons(moved_port(bpf_ntohs(flow->to.sport)));
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < SNAT_TRIES; tries++) {
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
-		if (!in_the_way(holder, &pkt->tuple, now, settings, tries < PARTICULAR_TRIES))
+		if (!in_the_way(holder, &pkt->tuple, now, settings, kept, tries) &&
+		    (kept || !is_nodes_port(ctx, &flow->to)))
 			break;
+		if (!kept && holder && half_open_for(holder, now) > entries->longest) {
+			entries->longest = half_open_for(holder, now);
+			entries->yields = flow->to.sport;
+		}
+		if (tries == PARTICULAR_TRIES && entries->yields) { /* they are all taken: a flood */
+			flow->to.sport = entries->yields;
+			other_key(&made->key, &flow->to, DIR_FORWARD);
+			holder = get_flow(&made->key);
+			break;
+		}
 		hash = hash_words(hash, tries, 0);
-		flow->to.sport = bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
+		flow->to.sport = kept ? client_port(hash) : snat_port(settings, hash);
 	}
 	if (tries == SNAT_TRIES)
 		return REASON_SNAT_EXHAUSTED;
@@ -160,9 +189,11 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 }
 
 static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt, const struct vip *vip,
-					   u8 side, u64 now, const struct settings *settings,
+					   const struct note *at, u64 now, const struct settings *settings,
 					   struct entries *entries, struct decision *d)
 {
+	u32 hash = hash_tuple(&pkt->tuple);
+	u8 side = at->side;
 	const struct backend_set set = offered_set(vip, side);
 	struct backend backend;
 	u32 created;
@@ -170,7 +201,10 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
-	if (!pick_backend(vip, side, &set, &pkt->tuple.src, hash_tuple(&pkt->tuple), now, true, &backend)) {
+	if (at->attempt)
+		hash = hash_words(hash, at->attempt, 0);
+	if (at->attempt ? !select_backend(&set, vip->service, hash, &backend)
+			: !pick_backend(vip, side, &set, &pkt->tuple.src, hash, now, true, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
@@ -185,10 +219,14 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
 		d->flow.fins = MET_LATE;
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
-	created = create_flow(pkt, &d->flow, now, settings, entries);
-	if (created != PARSED)
+	created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
+	if (created != PARSED) {
 		decide(d, ACTION_DROP, created);
-	else if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
+		return;
+	}
+	if (at->attempt)
+		d->reason = REASON_NEW_ELSEWHERE;
+	if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
 		count_opened(backend.id); /* else it was opened before, and its flow lost */
 }
 
@@ -213,7 +251,12 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
-	decide_connect(ctx, pkt, vip, at->side, bpf_ktime_get_ns(), settings, &work->entries, d);
+	decide_connect(ctx, pkt, vip, at, bpf_ktime_get_ns(), settings, &work->entries, d);
+	if (d->reason == REASON_SNAT_EXHAUSTED && at->attempt < SNAT_ATTEMPTS) {
+		at->attempt++;
+		at->stale = false;
+		next_step(ctx, STEP_CONNECT);
+	}
 	return conclude(ctx, pkt, d, at);
 }
 

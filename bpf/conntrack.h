@@ -147,6 +147,8 @@ struct entries {
 	struct entry made;
 	struct entry gone;
 	struct cache_place half; /* of the half made before: where it is, nobody makes room for the other */
+	u16 yields;		 /* an SNAT port, of a flow that is half open; 0: none */
+	u64 longest;		 /* for how long that has been, in ns */
 };
 
 /* Of an entry that had to make room the other half goes, too: alone it would translate one direction, and

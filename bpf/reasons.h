@@ -16,6 +16,7 @@
 	X(NEW_LOCAL, "first packet of a flow, backend on this node: translated")                             \
 	X(NEW_REMOTE, "first packet of a flow, backend elsewhere: translated")                               \
 	X(NEW_HAIRPIN, "first packet of a flow, the pod is its own backend: translated")                     \
+	X(NEW_ELSEWHERE, "first packet of a flow, no SNAT port towards its backend, to another: translated") \
 	X(FLOW_HIT, "packet of a known flow: translated")                                                    \
 	X(REPLY, "reply of a known flow: translated back")                                                   \
 	X(ICMP_ERROR, "ICMP error about a packet of a known flow: translated")                               \

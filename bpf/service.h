@@ -54,11 +54,31 @@ static __always_inline struct backend_set offered_set(const struct vip *vip, u8 
 	return side == OUTSIDE ? vip->outside : vip->inside;
 }
 
+/* Might it be an address of the node that SNAT puts in a client's place? */
+static __always_inline bool is_snat_source(const struct addr *address, const struct settings *settings)
+{
+	bool found = false;
+
+	if (unlikely(!settings->sources || settings->sources > SNAT_SOURCES))
+		return true;
+#pragma unroll
+	for (int i = 0; i < SNAT_SOURCES; i++) /* behind the last it is the first again */
+		found |= same_addr(address, &settings->snat_sources[i]);
+	return found;
+}
+
+static __always_inline bool in_range(u16 port, __be16 first, __be16 last)
+{
+	return port >= bpf_ntohs(first) && port <= bpf_ntohs(last);
+}
+
 /* Could the packet answer a flow whose source we changed? Only then is a reply looked for at an ingress hook.
- */
+ * The range has ports that pods listen at; so the address counts as well. */
 static __always_inline bool to_snat_port(const struct tuple *t, const struct settings *settings)
 {
 	u16 port = bpf_ntohs(t->dport);
 
-	return port >= bpf_ntohs(settings->snat_port_min) && port <= bpf_ntohs(settings->snat_port_max);
+	return (in_range(port, settings->snat_port_min, settings->snat_port_max) ||
+		in_range(port, settings->former_port_min, settings->former_port_max)) &&
+	       is_snat_source(&t->dst, settings);
 }

@@ -276,6 +276,8 @@ enum iface_flags {
 	IFACE_PEER = 4, /* a veth to a pod: what is redirected there comes out of its other end */
 };
 
+#define SNAT_SOURCES 4 /* a node with more of them is served all the same, at some cost */
+
 /* Operator's settings; written by Python, read for flows that change state. */
 struct settings {
 	u64 tcp_syn_ns;		/* a TCP flow whose handshake is not complete */
@@ -288,13 +290,17 @@ struct settings {
 	u64 answer_burst_ns;	/* how much of that may be taken at once */
 	u64 netns;		/* the cookie of the node's own network namespace */
 	u64 wall_ns; /* CLOCK_REALTIME less CLOCK_MONOTONIC, for what nodes agree on by the time of day */
-	__be16 snat_port_min; /* the reserved range, inclusive */
+	__be16 snat_port_min; /* the range that SNAT takes ports of, inclusive */
 	__be16 snat_port_max;
-	struct addr cluster_net; /* every clusterIP is in this network */
+	__be16 former_port_min; /* the range before: flows that have a port of it go on */
+	__be16 former_port_max;
+	struct addr snat_sources[SNAT_SOURCES]; /* the node's addresses that SNAT uses, or has used */
+	struct addr cluster_net;		/* every clusterIP is in this network */
 	struct addr cluster_mask;
 	u8 all_sockets; /* the socket hooks serve those of other network namespaces, too */
 	u8 redirect;	/* past the stack, where the backend is a pod of this node */
-	u8 pad[2];
+	u8 sources;	/* how many of snat_sources there are; 0, or more than fit: any address may be one */
+	u8 pad[5];
 };
 
 /* Names, so that a dump needs nothing but the maps. NUL-terminated, NUL-padded. */
@@ -320,7 +326,7 @@ struct note {
 	u8 stale;   /* the packet's tuple has a flow that is over */
 	u8 watch;   /* enum watch_flags, as they were when the packet came */
 	u8 asked;   /* nobody else owns the packet: see owner.h */
-	u8 pad[1];
+	u8 attempt; /* so many times there was no SNAT port towards the backend selected */
 };
 
 /* What the data plane says itself. */

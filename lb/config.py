@@ -246,10 +246,15 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class SnatPorts:
-    """The port range, inclusive, that SNAT may use; keep it apart from net.ipv4.ip_local_port_range."""
+    """The port range, inclusive, that SNAT may use for connections whose backend is on another node.
 
-    first: int = setting(61_000, PORT, "first port for connections whose backend is on another node")
-    last: int = setting(65_535, PORT, "last of those ports")
+    By default what is below NodePorts (30000 to 32767) and the ports that Linux gives to its own connections
+    (net.ipv4.ip_local_port_range, 32768 to 60999): 28,976 ports for each backend. Ports at which the node
+    listens, or that a Service has, are left out one by one: the kernel is asked.
+    """
+
+    first: int = setting(1024, PORT, "first port for connections whose backend is on another node")
+    last: int = setting(29_999, PORT, "last of those ports")
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,14 @@ def _check_line(one: Mapping[str, Any]) -> str:
     return f"{place}: {where}; local endpoints: {one['local_endpoints']}"
 
 
+def _snat_line(snat: Mapping[str, int]) -> str:
+    """Return how many ports there are towards each backend, and how often there was none."""
+    none = f"none was free for {snat['exhausted']} packets" if snat["exhausted"] else "never exhausted"
+    elsewhere = f", {snat['elsewhere']} connections went to another backend" if snat["elsewhere"] else ""
+    ports = f"{snat['first']}-{snat['last']}, {snat['ports']} for each remote backend"
+    return f"SNAT ports: {ports}; {none}{elsewhere}"
+
+
 def render(status: dict[str, Any]) -> str:
     """Return the table form."""
     agent = status["agent"]
@@ -71,6 +79,7 @@ def render(status: dict[str, Any]) -> str:
     if status["healthz"]:
         lines.append(f"healthz and livez: {status['healthz']}")
     lines += [_check_line(one) for one in status["health_check_node_ports"]]
+    lines.append(_snat_line(status["snat"]))
     lines += [f"problem: {problem}" for problem in agent["problems"]]
     lines.append("")
     if status["hooks_elsewhere"]:

@@ -21,6 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from lb.datapath.attach.snat import snat_range
 from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.view import dump
@@ -239,6 +240,7 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     """
     with opened() as maps:
         fills, counters = map_fill(maps), dump.counters(maps)
+        first, last = snat_range(maps)
     entries = GaugeMetricFamily(
         "lbctl_map_entries", "Entries in use, of the maps that can fill up.", labels=["map"]
     )
@@ -269,4 +271,6 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     for one in counters:
         packets.add_metric([one.hook, one.reason], one.packets)
         octets.add_metric([one.hook, one.reason], one.bytes)
-    yield from (entries, capacity, provisional, evictions, packets, octets)
+    ports = GaugeMetricFamily("lbctl_snat_ports", "Ports that SNAT may use towards each remote backend.")
+    ports.add_metric([], last - first + 1)
+    yield from (ports, entries, capacity, provisional, evictions, packets, octets)

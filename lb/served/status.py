@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lb.datapath.attach import hooks, sockets
 from lb.datapath.attach.hooks import XDP_PROGRAM
+from lb.datapath.attach.snat import snat_range
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.datapath.programs.loader import pinned_programs
+from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
 
 
@@ -34,6 +37,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     maps = KernelMaps(pins.maps)
     try:
         fill = [asdict(each) for each in map_fill(maps)]
+        snat = _snat(maps)
         hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
     finally:
         maps.close()
@@ -54,7 +58,26 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
         "hooks_elsewhere": run_dir.elsewhere() or None,
         "hooks": hook_rows,
         "programs": programs,
+        "snat": snat,
         "maps": fill,
+    }
+
+
+def _snat(maps: Maps) -> dict[str, int]:
+    """Return the range of ports, how many ports towards each backend that is, and how often there was none.
+
+    elsewhere: connections that another backend got instead; exhausted: those that were dropped.
+    """
+    first, last = snat_range(maps)
+    packets = Counter[str]()
+    for one in counters(maps):
+        packets[one.reason] += one.packets
+    return {
+        "first": first,
+        "last": last,
+        "ports": last - first + 1,
+        "elsewhere": packets["NEW_ELSEWHERE"],
+        "exhausted": packets["SNAT_EXHAUSTED"],
     }
 
 

@@ -96,6 +96,12 @@ class Conversation:
         p.assert_same(result.packet, out)
         return result.reason
 
+    def establish(self) -> None:
+        """Complete the handshake, or make it a conversation."""
+        self.send()
+        self.answer()
+        self.send("A")
+
     def try_to_send(self, flags: str = "S", **fields: Any) -> Result:
         """Send a packet to the VIP, whatever becomes of it."""
         return self._datapath.run(self._path.ingress, self.request(flags, **fields))

@@ -24,6 +24,7 @@ from pyroute2 import IPRoute
 from lb.config import Limits, SnatPorts, Timeouts
 from lb.datapath.attach.hooks import TC_PROGRAMS, XDP_PROGRAM, Role
 from lb.datapath.attach.netlink import Netlink
+from lb.datapath.attach.snat import add_snat_sources
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.kernel.rtnl import Direction
@@ -77,6 +78,9 @@ class Result:
         return reason
 
 
+_NO_PORTS = SnatPorts(0, 0)
+
+
 class Datapath:
     """The loaded programs and their maps, in a namespace that looks like NODE1 of tests/packets.py.
 
@@ -120,6 +124,7 @@ class Datapath:
         timeouts: Timeouts | None = None,
         snat_ports: SnatPorts | None = None,
         *,
+        former: SnatPorts = _NO_PORTS,
         redirect: bool = False,
     ) -> None:
         """Write the settings, and NODE1's addresses for SNAT; redirect: switched on, the pod has a veth."""
@@ -128,6 +133,11 @@ class Datapath:
         for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp", "sctp"):
             row[f"{name}_ns"] = int(getattr(times, name) * 1e9)
         row["snat_port_min"], row["snat_port_max"] = ports.first, ports.last
+        row["former_port_min"], row["former_port_max"] = former.first, former.last
+        row["sources"] = 0
+        add_snat_sources(
+            self.maps, p.version(), [ip_address(p.here(one)) for one in (p.NODE1, p.UPLINK_2_ADDRESS)]
+        )
         row["redirect"] = redirect
         row["wall_ns"] = 0
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])

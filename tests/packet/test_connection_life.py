@@ -182,6 +182,7 @@ def test_connection_life_the_other_side_does_not_revive_a_reset_connection(
     connection = Conversation(datapath, path)
     connection.send("S")
     connection.answer("SA")
+    connection.send("A")
     reset, late = connection.send, connection.answer
     if who == "backend":
         reset, late = late, reset

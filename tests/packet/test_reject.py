@@ -191,24 +191,6 @@ def test_icmp_errors_tell_what_is_too_big_for_the_next_link(datapath: Datapath, 
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
-def test_snat_ports_run_out(datapath: Datapath, uplink_program: str) -> None:
-    """Two clients never share a translation: with one port in the range, the second is dropped."""
-    first = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
-    second = p.tcp(p.FROM_CLIENT, (p.CLIENT_2, p.CLIENT_PORT), VIP)
-    to_node2 = {"link": p.TO_NODE2, "src": SNATED, "dst": (p.BACKEND_REMOTE, TARGET_PORT), "ttl": 63}
-    row = Row(
-        "one port",
-        (service(p.BACKEND_REMOTE),),
-        (
-            sent(UPLINK_IN, first, p.rebuilt(first, **to_node2), "NEW_REMOTE"),
-            dropped(UPLINK_IN, second, "SNAT_EXHAUSTED"),
-            sent(UPLINK_IN, first, p.rebuilt(first, **to_node2), "FLOW_HIT"),
-        ),
-    )
-    play(datapath, row, uplink_program)
-
-
-@pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
 def test_snat_ports_stay_in_their_range_and_apart(datapath: Datapath, uplink_program: str) -> None:
     datapath.set_up_node(snat_ports=SnatPorts(62_000, 62_199))
     datapath.apply(service(p.BACKEND_REMOTE))

@@ -14,8 +14,8 @@ from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation, Path, each_path
 from tests.packet.harness import OUTSIDE_INGRESS, PASS, Datapath
-from tests.packet.plans import TARGET_PORT, VIPS, retargeted, service
-from tests.packet.rows import POD_IN, UPLINK_IN, Row, dropped, play, sent
+from tests.packet.plans import VIPS, retargeted, service
+from tests.packet.rows import POD_IN, UPLINK_IN, Row, play, sent
 from tests.sctp import crc32c
 
 SIDES = {UPLINK_IN: (p.FROM_CLIENT, p.CLIENT), POD_IN: (p.FROM_POD, p.POD_CLIENT)}
@@ -150,16 +150,3 @@ def test_reject_sctp(datapath: Datapath, uplink_program: str, side: str, chunk: 
     frame = p.sctp(link, (client, 1), VIPS[VipKind.CLUSTER_IP], chunk, p.PAYLOAD)
     step = sent(side, frame, p.port_unreachable_for(frame), "REJECT_NO_ENDPOINT")
     play(datapath, Row("SCTP", (service(protocol=Protocol.SCTP),), (step,)), uplink_program)
-
-
-@both_uplinks
-def test_snat_ports_run_out_for_sctp(datapath: Datapath, uplink_program: str) -> None:
-    vip = VIPS[VipKind.CLUSTER_IP]
-    first, second = (p.sctp(p.FROM_CLIENT, (p.CLIENT, port), vip) for port in (1, 2))
-    way = {"link": p.TO_NODE2, "src": (p.NODE1, 61_000), "dst": (p.BACKEND_REMOTE, TARGET_PORT), "ttl": 63}
-    steps = (
-        sent(UPLINK_IN, first, p.rebuilt(first, **way), "NEW_REMOTE"),
-        dropped(UPLINK_IN, second, "SNAT_EXHAUSTED"),
-    )
-    plan = service(p.BACKEND_REMOTE, protocol=Protocol.SCTP)
-    play(datapath, Row("one port", (plan,), steps), uplink_program)

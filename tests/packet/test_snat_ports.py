@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -15,7 +16,7 @@ from lb.model import Protocol
 from lb.plan.types import ServicePlan, Vip, VipKind
 from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation, Path
-from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, Datapath
+from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, SEND, Datapath
 from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 from tests.packet.reference import CLIENT_PORTS, TIME_WAIT
 
@@ -92,7 +93,7 @@ def test_snat_ports_that_ran_out_are_counted_and_nobody_is_hijacked(
     datapath.set_up_node(snat_ports=ONE)
     datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
     first = Conversation(datapath, path, 1000, protocol)
-    first.send()
+    first.establish()
     for port in range(1001, 1010):
         result = Conversation(datapath, path, port, protocol).try_to_send()
         assert (result.verdict, result.reason) == (DROP, "SNAT_EXHAUSTED")
@@ -113,8 +114,7 @@ def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path:
     values["touched"] = 0
     datapath.update("flows", keys, values)
     new = Conversation(datapath, path, 1001, Protocol.UDP)
-    assert new.send() == "NEW_REMOTE"
-    assert new.answer() == "REPLY"
+    new.establish()
     assert old.try_to_send().reason == "SNAT_EXHAUSTED"
     assert new.answer() == "REPLY"
 
@@ -132,7 +132,7 @@ def test_snat_ports_of_a_dead_connection_are_not_revived_by_its_client(
     values["last_seen"] -= np.uint64(2 * 10**9)
     datapath.update("flows", keys, values)
     new = Conversation(datapath, path, 1001)
-    assert new.send() == "NEW_REMOTE"
+    new.establish()
     assert old.try_to_send("A").reason == "SNAT_EXHAUSTED"
     assert new.answer() == "REPLY"
 
@@ -253,9 +253,95 @@ def test_snat_ports_in_time_wait_are_better_than_none(datapath: Datapath, path: 
     datapath.set_up_node(Timeouts(tcp_closing=1), ONE)
     datapath.apply(service(p.BACKEND_REMOTE))
     old, new = Conversation(datapath, path, 1000), Conversation(datapath, path, 1001)
-    for what, flags in (("send", "S"), ("answer", "SA"), ("answer", "FA"), ("send", "FA")):
-        getattr(old, what)(flags)
+    old.establish()
+    old.answer("FA")
+    old.send("FA")
     assert new.try_to_send("S").reason == "SNAT_EXHAUSTED"
     _age(datapath, 2)
     assert new.send("S") == "NEW_REMOTE"
     assert new.answer("SA") == "REPLY"
+
+
+@forwarded
+@each_protocol
+def test_snat_ports_of_half_open_flows_are_given_back(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """A flood of first packets in anybody's name, answered or not, holds no port against the next client."""
+    datapath.set_up_node(snat_ports=ONE)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    for number in range(3):
+        stranger = Conversation(datapath, path, 1000 + number, protocol)
+        assert stranger.send() == "NEW_REMOTE"
+        stranger.answer()
+    client = Conversation(datapath, path, 2000, protocol)
+    client.establish()
+    assert client.seen == (p.NODE1, 62_000)
+    assert Conversation(datapath, path, 3000, protocol).try_to_send().reason == "SNAT_EXHAUSTED"
+    assert client.answer() == "REPLY"
+
+
+@forwarded
+@each_protocol
+def test_snat_ports_run_out_towards_one_backend_and_another_is_taken(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    datapath.set_up_node(snat_ports=ONE)
+    datapath.apply(service(p.BACKEND_REMOTE, p.BACKEND_REMOTE_2, protocol=protocol))
+    clients = []
+    for port in range(1000, 1100):
+        client = Conversation(datapath, path, port, protocol)
+        if client.try_to_send().verdict == SEND:
+            client.establish()
+            clients.append(client)
+    assert {client.backend for client in clients} == {p.BACKEND_REMOTE, p.BACKEND_REMOTE_2}
+    assert len(clients) == 2
+    assert all(client.answer() == "REPLY" for client in clients)
+
+
+@forwarded
+def test_snat_ports_of_the_range_before_stay_with_their_flows(datapath: Datapath, path: Path) -> None:
+    datapath.set_up_node(snat_ports=ONE)
+    datapath.apply(service(p.BACKEND_REMOTE))
+    old = Conversation(datapath, path, 1000)
+    old.establish()
+    datapath.set_up_node(snat_ports=SnatPorts(2000, 2000), former=ONE)
+    new = Conversation(datapath, path, 1001)
+    new.establish()
+    assert (old.seen[1], new.seen[1]) == (62_000, 2000)
+    for conversation in (old, new):
+        assert conversation.answer() == "REPLY"
+        assert conversation.send("A") == "FLOW_HIT"
+
+
+@forwarded
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_snat_ports_leave_the_nodes_sockets_theirs(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """A socket that listens, or one that is connected to that backend: the kernel is asked."""
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
+    with datapath.namespace.entered():
+        listener = socket.socket(socket.AF_INET if p.version() == 4 else socket.AF_INET6, kind)
+    with listener:
+        listener.bind((p.here(p.NODE1), 62_000))
+        if protocol is Protocol.TCP:
+            listener.listen()
+        client = Conversation(datapath, path, protocol=protocol)
+        client.establish()
+        assert client.seen == (p.NODE1, 62_001)
+        assert Conversation(datapath, path, 1001, protocol).try_to_send().reason == "SNAT_EXHAUSTED"
+
+
+@forwarded
+def test_snat_ports_leave_a_services_port_alone(datapath: Datapath, path: Path) -> None:
+    """A NodePort of the range is not taken for SNAT."""
+    datapath.set_up_node(snat_ports=TWO)
+    taken = at_snat_port(service(p.BACKEND_LOCAL, name="other", vips=[VipKind.EXTERNAL_IP], whole=False))
+    datapath.apply(service(p.BACKEND_REMOTE), taken)
+    client = Conversation(datapath, path)
+    client.establish()
+    assert client.seen == (p.NODE1, 62_001)
+    assert Conversation(datapath, path, 1001).try_to_send().reason == "SNAT_EXHAUSTED"

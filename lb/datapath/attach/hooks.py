@@ -24,6 +24,7 @@ from lb.datapath.attach.netlink import (
     runs,
     tc_programs,
 )
+from lb.datapath.attach.snat import add_snat_sources
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps import layouts
@@ -349,6 +350,8 @@ def fill_ifaces(
             wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
         elif redirect and one.index in roles and _leads_to_pod(one):
             wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
+    used = [primary, *(sources[index] for index in sources if roles.get(index) in _FLAGS)]
+    add_snat_sources(maps, version, [each for each in used if each])
     gone = sorted(present.keys() - wanted.keys())
     changed = sorted(index for index, value in wanted.items() if present.get(index) != value)
     if gone:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 
 from lb.config import Config, SocketMode, Switch
+from lb.datapath.attach.snat import write_snat_ports
 from lb.datapath.attach.sockets import netns_cookie
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES
@@ -30,8 +31,7 @@ def write_settings(maps: Maps, config: Config) -> None:
             row[f"{name}_ns"] = round(getattr(config.timeouts, name) * 1e9)
         row["answer_interval_ns"] = _SECOND_NS // config.answer_rate if config.answer_rate else 0
         row["answer_burst_ns"] = _SECOND_NS
-        row["snat_port_min"] = config.snat_ports.first
-        row["snat_port_max"] = config.snat_ports.last
+        write_snat_ports(row, config.snat_ports)
         row["netns"] = netns_cookie()
         row["all_sockets"] = config.socket_lb is SocketMode.ALL
         row["redirect"] = config.redirect is Switch.ON

@@ -141,6 +141,7 @@ IFACE = _each(("source", "address"), ("flags", "u4"))
 LINKS = 8
 LINK: DType = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
 LINK_TABLE: DType = np.dtype([("links", LINK, (LINKS,))])
+SNAT_SOURCES = 4
 SETTINGS = _each(
     ("tcp_syn_ns", "u8"),
     ("tcp_established_ns", "u8"),
@@ -154,11 +155,15 @@ SETTINGS = _each(
     ("wall_ns", "u8"),
     ("snat_port_min", ">u2"),
     ("snat_port_max", ">u2"),
+    ("former_port_min", ">u2"),
+    ("former_port_max", ">u2"),
+    ("snat_sources", "address", (SNAT_SOURCES,)),
     ("cluster_net", "address"),
     ("cluster_mask", "address"),
     ("all_sockets", "u1"),
     ("redirect", "u1"),
-    ("pad", "u1", (2,)),
+    ("sources", "u1"),
+    ("pad", "u1", (5,)),
 )
 SOCKET_KEY = _each(
     ("cookie", "u4", (2,)), ("address", "address"), ("port", ">u2"), ("direction", "u1"), ("pad", "u1")
@@ -199,7 +204,7 @@ NOTE: DType = np.dtype(
         ("stale", "u1"),
         ("watch", "u1"),
         ("asked", "u1"),
-        ("pad", "u1", (1,)),
+        ("attempt", "u1"),
     ]
 )
 WATCHED_SERVICES = 16
@@ -433,6 +438,7 @@ CONSTANTS: Mapping[str, int] = {
     "REASONS_PER_HOOK": REASONS_PER_HOOK,
     "ANSWER_KINDS": ANSWER_KINDS,
     "LINKS": LINKS,
+    "SNAT_SOURCES": SNAT_SOURCES,
 }
 """The numbers that C and Python share, by C's name."""
 

@@ -166,7 +166,7 @@ def _maps() -> Iterator[MapSpec]:
             SETTINGS[ip],
             "Python",
             "fixed",
-            "timeouts, the SNAT port range, the network that holds every clusterIP",
+            "timeouts, the ports and addresses of SNAT, the network that holds every clusterIP",
             fixed=1,
             flags=BPF_F_MMAPABLE,
             version=ip,
