@@ -476,6 +476,7 @@ def test_status_as_text() -> None:
                 },
             ],
             "hooks_elsewhere": None,
+            "snat": {"first": 1024, "last": 29999, "ports": 28976, "elsewhere": 2, "exhausted": 7},
             "hooks": [{**hook, "why": "veth: XDP would turn off offload"}],
             "programs": [],
             "maps": [{"name": "vips4", "entries": 3, "capacity": 64, "when_full": "refused"}],
@@ -490,6 +491,8 @@ def test_status_as_text() -> None:
         "healthCheckNodePort 30500 of default/web: 192.0.2.11:30500, [2001:db8::11]:30500;"
         " local endpoints: 2\n"
         "healthCheckNodePort 30501 of default/dns: nowhere; local endpoints: 0\n"
+        "SNAT ports: 1024-29999, 28976 for each remote backend; none was free for 7 packets,"
+        " 2 connections went to another backend\n"
         "problem: service default/web: no room\n"
         "\n"
         "INTERFACE  ROLE    HOOK        PROGRAM          PROGRAM ID  WHY\n"
@@ -506,11 +509,14 @@ def test_status_from_another_network_namespace_says_where_the_hooks_are() -> Non
     agent: dict[str, Any] = {"running": True, "pid": 77, "last_sync": None, "problems": []}
     parts: dict[str, Any] = {"hooks": [], "programs": [], "maps": []}
     parts |= {"healthz": None, "health_check_node_ports": []}
+    parts["snat"] = {"first": 1, "last": 2, "ports": 2, "elsewhere": 0, "exhausted": 0}
     text = status_text(
         {"instance": "n1", "agent": agent, "source": [], "hooks_elsewhere": "nsenter …", **parts}
     )
     assert text.startswith(
-        "instance n1, agent running, pid 77\n\nits hooks are in another network namespace: nsenter …\n\n"
+        "instance n1, agent running, pid 77\n"
+        "SNAT ports: 1-2, 2 for each remote backend; never exhausted\n\n"
+        "its hooks are in another network namespace: nsenter …\n\n"
     )
 
 

@@ -113,6 +113,7 @@ def test_a_scrape_has_everything() -> None:
     wanted: Samples = {
         ("lbctl_build_info", ("abcd", "1.2")): 1,
         ("lbctl_services", ()): 7,
+        ("lbctl_snat_ports", ()): 1,
         ("lbctl_problems", ("service",)): 2,
         ("lbctl_problems", ("hook",)): 0,
         ("lbctl_problems", ("conflict",)): 1,
