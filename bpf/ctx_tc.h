@@ -165,6 +165,8 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return !ctx->ingress_ifindex;
 }
 
+#define CT_LOOKUP KFUNC_bpf_skb_ct_lookup
+
 /* The sender's socket, which has no other's number as long as the machine runs; 0: the packet has none. */
 static __always_inline u64 ctx_cookie(ctx_t *ctx)
 {

@@ -144,6 +144,8 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return false;
 }
 
+#define CT_LOOKUP KFUNC_bpf_xdp_ct_lookup
+
 /* XDP sees no packet of this node's own sockets. */
 static __always_inline u64 ctx_cookie(ctx_t *ctx)
 {

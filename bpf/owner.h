@@ -77,6 +77,41 @@ static __always_inline u32 find_socket(ctx_t *ctx, const struct tuple *t)
 	return listens ? SOCKET_LISTENS : SOCKET_CONNECTED;
 }
 
+/* struct bpf_ct_opts of the kernel, in the size that all kernels take. */
+struct conntrack_options {
+	s32 netns; /* -1: that of the hook */
+	s32 error;
+	u8 protocol;
+	u8 direction; /* out: in which direction of a connection the packet goes */
+	u8 reserved[2];
+};
+_Static_assert(sizeof(struct conntrack_options) == 12, "as Linux 5.18 has it");
+
+#define CONNTRACK_REPLY 1
+
+/* Functions of the kernel, no helpers: the loader puts in their numbers. */
+static void *(*ct_lookup)(ctx_t *ctx, struct bpf_sock_tuple *tuple, u32 tuple_len,
+			  struct conntrack_options *options, u32 options_len) = (void *)CT_LOOKUP;
+static void (*ct_release)(void *connection) = (void *)KFUNC_bpf_ct_release;
+
+/* Does netfilter know the packet for an answer? Then the other end was asked: by the node, or by a pod that
+ * it masquerades. */
+static __always_inline bool is_answer(ctx_t *ctx, const struct tuple *t)
+{
+	struct conntrack_options options = {.netns = -1, .protocol = t->protocol};
+	struct bpf_sock_tuple tuple = {};
+	u32 size = socket_tuple(&tuple, t);
+	void *found;
+
+	if (!HAS(CONNTRACK) || (t->protocol != IPPROTO_TCP && t->protocol != IPPROTO_UDP))
+		return false;
+	found = ct_lookup(ctx, &tuple, size, &options, sizeof(options));
+	if (!found)
+		return false;
+	ct_release(found);
+	return options.direction == CONNTRACK_REPLY;
+}
+
 /* Has a socket hook led the sender to where the packet goes? */
 static __always_inline bool led_at_socket(ctx_t *ctx, const struct tuple *t)
 {
@@ -125,7 +160,7 @@ static __always_inline int owner(ctx_t *ctx)
 	pkt->l3 = at->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	if (at->side == HOST ? host_owns(ctx, pkt) : node_owns(ctx, pkt))
+	if ((at->side == HOST ? host_owns(ctx, pkt) : node_owns(ctx, pkt)) || is_answer(ctx, &pkt->tuple))
 		return finish_told(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
 	at->asked = true;
 	next_step(ctx, STEP_CONNECT);

@@ -11,15 +11,18 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
+from lb.datapath.programs import features
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
-from tests.packet.plans import NODE_PORT, VIPS, service
+from tests.packet.plans import BUILD, NODE_PORT, VIPS, service
 
 NODE_VIP = VIPS[VipKind.NODE_PORT]
 SERVER = (p.CLIENT, 443)
+SEEN_REPLY_AND_ASSURED = 2 | 4 | 8  # enum ip_conntrack_status; 8: confirmed
 both_uplinks = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
 Open = Callable[..., socket.socket]
 
@@ -118,3 +121,36 @@ def test_own_connections_the_nodes_answer_to_a_port_that_is_a_vips(datapath: Dat
     request = p.tcp(p.TO_CLIENT, (p.NODE1, 40_000), peer, "S")
     result = datapath.run(TC_UPLINK_OUT, request, from_host=True)
     assert (result.verdict, result.reason) == (SEND, "NEW_REMOTE")
+
+
+@both_uplinks
+@pytest.mark.parametrize("family", [4], indirect=True)  # pyroute2 writes no other tuples
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+def test_own_connections_of_a_pod_that_the_node_masquerades(
+    datapath: Datapath, program: str, protocol: Protocol
+) -> None:
+    """Netfilter has given a pod's connection the node's address, and a port that is a NodePort."""
+    if not features.optional()["CONNTRACK"]:
+        pytest.skip("programs cannot ask this kernel's conntrack: see docs/kernels.md")
+    server = (p.CLIENT, 443 + OUTSIDE_INGRESS.index(program))  # what was added stays
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=protocol))
+    with datapath.namespace.entered(), NFCTSocket() as conntrack:
+        asked = NFCTAttrTuple(
+            saddr=p.here(p.POD_CLIENT), daddr=p.here(p.CLIENT), proto=protocol, sport=40_000, dport=server[1]
+        )
+        answered = NFCTAttrTuple(
+            saddr=p.here(p.CLIENT), daddr=p.here(p.NODE1), proto=protocol, sport=server[1], dport=NODE_PORT
+        )
+        more = {"tcp_state": 3} if protocol is Protocol.TCP else {}
+        conntrack.entry(
+            "add", tuple_orig=asked, tuple_reply=answered, timeout=60, status=SEEN_REPLY_AND_ASSURED, **more
+        )
+    for flags in ("SA", "A", "PA"):
+        frame = (
+            p.tcp(p.FROM_CLIENT, server, NODE_VIP, flags)
+            if protocol is Protocol.TCP
+            else p.udp(p.FROM_CLIENT, server, NODE_VIP)
+        )
+        untouched(datapath, program, frame)
+    other = BUILD[protocol](p.FROM_CLIENT, (p.CLIENT_2, 443), NODE_VIP)
+    assert datapath.run(program, other).reason == "NEW_LOCAL"

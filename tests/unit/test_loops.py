@@ -105,5 +105,7 @@ def test_marks_become_descriptors_and_features() -> None:
         (EXIT, 0, 0, 0),
     )
     for has in (False, True):
-        rows = np.frombuffer(build.relocate(code, {"programs": 42}, {"SET_RETVAL": has}), loops.INSN)
+        rows = np.frombuffer(
+            build.relocate(code, {"programs": 42}, {"SET_RETVAL": has, "CONNTRACK": has}), loops.INSN
+        )
         assert rows["imm"].tolist() == [42, 0, int(has), 0, 0]

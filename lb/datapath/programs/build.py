@@ -22,12 +22,13 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from lb.datapath.maps import layouts, map_table
-from lb.datapath.programs.features import OPTIONAL
+from lb.datapath.programs.features import KERNEL_FUNCTIONS, OPTIONAL
 from lb.datapath.programs.loops import INSN, close_by_jumps
 from lb.errors import CompileError, LbError
 from lb.folders import foreign_hand, locked, read_file, replace_file
@@ -43,6 +44,7 @@ MAP_NAMES = (
 """The maps as C names them; the first is the array of the file's own programs."""
 MAP_MARK = 0x7FFF_0000
 FEATURE_MARK = 0x7FFE_0000
+FUNCTION_MARK = 0x7FFD_0000
 
 
 def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
@@ -60,6 +62,7 @@ def c_flags(bpf_dir: Path, machine: str, version: int) -> list[str]:
         f"-idirafter/usr/include/{machine}-linux-gnu",
         f"-DFAMILY={version}",
         *(f"-DHAS_{name}={FEATURE_MARK + number}" for number, name in enumerate(OPTIONAL)),
+        *(f"-DKFUNC_{name}={FUNCTION_MARK + number}" for number, name in enumerate(KERNEL_FUNCTIONS)),
         *(f"-DFD_{name}={MAP_MARK + number}" for number, name in enumerate(MAP_NAMES)),
     ]
 
@@ -77,6 +80,9 @@ _Functions = dict[str, str]  # by function: base64 of its instructions
 
 _LD_IMM64 = 0x18
 _PSEUDO_MAP_FD = 1
+_CALL = 0x85
+_PSEUDO_KFUNC = 2
+_KTIME_GET_NS = 5
 
 
 def fingerprint(bpf_dir: Path = layouts.BPF_DIR) -> str:
@@ -270,15 +276,26 @@ def useful_lines(stderr: str, last: int = 40) -> str:
     return "\n".join(lines[-last:])
 
 
-def relocate(code: bytes, fds: Mapping[str, int], has: Mapping[str, bool]) -> bytes:
+def relocate(
+    code: bytes,
+    fds: Mapping[str, int],
+    has: Mapping[str, bool],
+    functions: Mapping[str, int] = MappingProxyType({}),
+) -> bytes:
     """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
 
-    fds: by name in C; has: by name, of each of OPTIONAL.
+    fds: by name in C; has: by name, of each of OPTIONAL. functions: BTF ids of the kernel's functions that
+    the code calls; where one is missing the call is never reached, and is one of a helper.
     """
     rows = np.frombuffer(code, INSN).copy()
     wide = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)
     for number, name in enumerate(OPTIONAL):
         rows["imm"][wide & (rows["imm"] == FEATURE_MARK + number)] = has[name]
+    calls = (rows["opcode"] == _CALL) & (rows["registers"] == 0)
+    for number, name in enumerate(KERNEL_FUNCTIONS):
+        here = calls & (rows["imm"] == FUNCTION_MARK + number)
+        rows["imm"][here] = functions.get(name, _KTIME_GET_NS)
+        rows["registers"][here] = _PSEUDO_KFUNC << 4 if name in functions else 0
     for at in _map_loads(rows):
         rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
     return rows.tobytes()

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lb.datapath.kernel import bpf
+from lb.datapath.kernel import bpf, btf
 from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.maps import map_table
 from lb.datapath.maps.map_pins import create_map
@@ -25,8 +25,11 @@ from lb.errors import BpfError
 FLOOR = (5, 10)
 """The oldest kernel that is tested: major and minor number."""
 
-OPTIONAL = ("SET_RETVAL",)
+OPTIONAL = ("SET_RETVAL", "CONNTRACK")
 """What C asks for by ``HAS(NAME)``."""
+
+KERNEL_FUNCTIONS = ("bpf_skb_ct_lookup", "bpf_xdp_ct_lookup", "bpf_ct_release")
+"""The functions of the kernel that C calls, where it has CONNTRACK: as ``KFUNC_name``."""
 
 _CONNECT4 = 10  # enum bpf_attach_type
 _LOG_SIZE = 4096
@@ -190,4 +193,45 @@ def at_sockets() -> list[Need]:
 
 def optional() -> dict[str, bool]:
     """Tell for each of :data:`OPTIONAL` whether this kernel has it."""
-    return {"SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0}
+    return {
+        "SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0,
+        "CONNTRACK": bool(kernel_functions()),
+    }
+
+
+def kernel_functions() -> dict[str, int]:
+    """Return the BTF ids of :data:`KERNEL_FUNCTIONS`; empty unless programs may call all of them.
+
+    A kernel whose netfilter is a module has them in the module's BTF alone, which is not looked at.
+    """
+    ids = btf.function_ids(KERNEL_FUNCTIONS)
+    if len(ids) < len(KERNEL_FUNCTIONS):
+        return {}
+    lookups = ((ProgType.SCHED_CLS, "bpf_skb_ct_lookup"), (ProgType.XDP, "bpf_xdp_ct_lookup"))
+    release = ids["bpf_ct_release"]
+    return {} if any(_load(kind, _ct_lookup(ids[name], release)) for kind, name in lookups) else ids
+
+
+def call_kernel(ident: int) -> bytes:
+    """Return the instruction that calls a function of the kernel (BPF_PSEUDO_KFUNC_CALL)."""
+    return _instruction(0x85, registers=2 << 4, value=ident)
+
+
+def _ct_lookup(lookup: int, release: int) -> bytes:
+    """Return a program that asks for an IPv4 tuple of zeros, and lets go of what it gets."""
+    return b"".join(
+        (
+            *(_instruction(0x7A, 10, at) for at in (-8, -16, -24)),  # the stack: 0
+            _instruction(0xBF, 2 | 10 << 4),  # r2 = the tuple
+            _instruction(0x07, 2, value=-12),
+            _instruction(0xB7, 3, value=12),
+            _instruction(0xBF, 4 | 10 << 4),  # r4 = the options
+            _instruction(0x07, 4, value=-24),
+            _instruction(0xB7, 5, value=12),
+            call_kernel(lookup),
+            _instruction(0x15, 0, 2),  # if r0 == 0 goto the end
+            _instruction(0xBF, 1),  # r1 = r0
+            call_kernel(release),
+            _RETURN_1,
+        )
+    )

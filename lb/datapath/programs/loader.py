@@ -310,7 +310,7 @@ def _build(
     for name, version, program in _instances(programs).values():
         if name not in code[version]:
             raise CompileError(f"{bpf_dir / program.source}: there is no function {name}")
-    has = features.optional()
+    has, functions = features.optional(), features.kernel_functions()
     ids: dict[str, int] = {}
     refused = ""
     with contextlib.ExitStack() as stack:
@@ -330,7 +330,7 @@ def _build(
             fds = {**named[version], HANDOVER: handover.fileno()}
             if program.source in arrays:
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
-            instructions = build.relocate(code[version][name], fds, has)
+            instructions = build.relocate(code[version][name], fds, has, functions)
             attach_type = program.instances[version]
             load = pool.submit(load_program, program, name, instructions, attach_type)
             loads.append((pin, version, program, load))

@@ -156,7 +156,7 @@ class Shadow:
         }
         self._check_maps(directory, {loader.program_array(one) for one in sources}, pinned.values())
         code = build.instructions(layouts.BPF_DIR, loader.sources(PROGRAMS))
-        has = features.optional()
+        has, functions = features.optional(), features.kernel_functions()
         arrays = {
             source: self._stack.enter_context(
                 bpf.map_create(MapType.PROG_ARRAY, 4, 4, 2 * layouts.PROGRAMS_PER_FAMILY, name="lb_shadow")
@@ -171,7 +171,9 @@ class Shadow:
             program = wanted[name]
             array = arrays[program.source].fileno()
             named = fds[version] | {build.PROGRAM_ARRAY: array, build.HANDOVER: handover.fileno()}
-            return loader.load_program(program, name, build.relocate(code[version][name], named, has), 0)
+            return loader.load_program(
+                program, name, build.relocate(code[version][name], named, has, functions), 0
+            )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             loads = {key: pool.submit(load, *key) for key in pinned}
