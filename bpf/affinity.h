@@ -4,7 +4,7 @@
 #include "backend.h"
 #include "cache.h"
 
-static __always_inline struct affinity_bucket *affinity_bucket(const struct affinity_key *key,
+static __always_inline struct affinity_bucket *affinity_bucket(struct affinity_key *key,
 							       struct cache_place *place)
 {
 	const struct hashing *hashing = get_hashing();
@@ -12,6 +12,8 @@ static __always_inline struct affinity_bucket *affinity_bucket(const struct affi
 
 	if (!hashing)
 		return NULL;
+	if (FAMILY == 6)
+		IN_MEMORY(*key);
 	hash = hash_key(hashing, (const word_t *)key, KEY_WORDS(*key));
 	*place = place_of(hash, hashing->affinity_buckets);
 	return bpf_map_lookup_elem(affinities, &place->bucket);

@@ -75,6 +75,8 @@ static __always_inline bool read_backend(u32 id, u32 service, struct backend *ou
 	out->id = id;
 	out->service = service;
 	out->generation = slot->generation;
+	if (FAMILY == 6)
+		IN_MEMORY(*out);
 	return true;
 }
 

@@ -188,6 +188,7 @@ static __always_inline bool put_flow(struct entries *e, u64 idle, bool in_place)
 	struct cache_place place;
 	u16 spared;
 
+	KEEP_WHOLE(*e); /* what the caller has written there is read again where it is needed */
 	bucket = flow_bucket(&new->key, &place);
 	if (!bucket)
 		return false;
@@ -452,7 +453,9 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	entries->half.tag = 0;
 #pragma clang loop unroll(disable)
 	for (int half = 0; half < 2; half++) {
-		KEEP_WHOLE(*flow); /* or the compiler reads it once, and keeps all of it */
+		/* Or the compiler works out what lies where in them before the loop, and keeps all of that.
+		 */
+		asm volatile("" : "+r"(flow), "+r"(entries), "+r"(pkt) : : "memory");
 		/* This half first: it is there, and the other one does not take its place. */
 		flow_value(&entries->made.value, flow);
 		if (half == 0) {

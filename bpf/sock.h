@@ -257,6 +257,8 @@ static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
 
 	if (!ctx_address(ctx, place, &t.dst, &t.dport))
 		return VERDICT_PASS;
+	if (FAMILY == 6)
+		IN_MEMORY(t);
 	o = lead(ctx, place, &t, connects, &to);
 	tell(ctx, hook, &t, &to, o);
 	verdict = finish(hook, o, 0);
