@@ -453,8 +453,7 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	entries->half.tag = 0;
 #pragma clang loop unroll(disable)
 	for (int half = 0; half < 2; half++) {
-		/* Or the compiler works out what lies where in them before the loop, and keeps all of that.
-		 */
+		/* Or the compiler works out the place of each field before the loop, and keeps them all. */
 		asm volatile("" : "+r"(flow), "+r"(entries), "+r"(pkt) : : "memory");
 		/* This half first: it is there, and the other one does not take its place. */
 		flow_value(&entries->made.value, flow);
