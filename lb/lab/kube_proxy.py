@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules that kube-proxy would have on a node, in the shape that Kubernetes 1.36 writes them.
 
-For the lab, to go over from them and back, and for the bench, to measure beside them. Of what kube-proxy does
-there is: clusterIP, NodePort and external addresses with traffic policy Cluster, over TCP, UDP and SCTP. Not
-there: affinity, source ranges, policy Local, and rejecting what has no endpoint; such a port has no rules.
+For the lab, to go over from them and back, for the bench, to measure beside them, and for tests/twin, to
+compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses with traffic policy
+Cluster, over TCP, UDP and SCTP; in nftables mode also the rejection of a port without endpoints. Not there:
+affinity, source ranges, policy Local. In iptables mode a port without endpoints has no rules.
 """
 
 from __future__ import annotations
@@ -115,11 +116,12 @@ def write(mode: Mode, ports: Sequence[NamedPort], pod_networks: dict[int, str], 
     """
     remove(run)
     for version, network in pod_networks.items():
-        mine = [port for port in ports if port.plan.version == version and port.plan.cluster]
+        mine = [port for port in ports if port.plan.version == version]
         if mode is Mode.NFTABLES:
             run(["nft", "-f", "-"], "\n".join(nftables(mine, network, version)) + "\n")
         else:
-            run([_restore(version), "--noflush"], "\n".join(iptables(mine, network)) + "\n")
+            offered = [port for port in mine if port.plan.cluster]
+            run([_restore(version), "--noflush"], "\n".join(iptables(offered, network)) + "\n")
 
 
 def remove(run: Run) -> None:
@@ -155,27 +157,38 @@ def nftables(ports: Sequence[NamedPort], pod_network: str, version: int = 4) -> 
     """Yield the table of kube-proxy's nftables mode: verdict maps, and chains for Services and endpoints."""
     family, kind = ("ip", "ipv4_addr") if version == 4 else ("ip6", "ipv6_addr")
     yield _NFT_FRAME.replace("$ip", family).replace("$addr", kind)
-    elements: dict[str, set[str]] = {
-        name: set() for name in ("service-ips", "service-nodeports", "cluster-ips", "nodeport-ips")
-    }
+    elements: dict[str, set[str]] = {name: set() for name in _NFT_SETS}
     for port in ports:
-        yield from _nft_service(port, pod_network, family)
-        for vip in port.vips(VipKind.CLUSTER_IP):
+        if port.plan.cluster:
+            yield from _nft_service(port, pod_network, family)
+        for vip in port.vips(VipKind.CLUSTER_IP, VipKind.NODE_PORT, *_EXTERNAL):
             place = f"{vip.key.address} . {port.protocol} . {vip.key.port}"
-            elements["service-ips"].add(f"{place} : goto service-{port.name}")
-            elements["cluster-ips"].add(str(vip.key.address))
-        for vip in port.vips(*_EXTERNAL):
-            place = f"{vip.key.address} . {port.protocol} . {vip.key.port}"
-            elements["service-ips"].add(f"{place} : goto external-{port.name}")
-        for vip in port.vips(VipKind.NODE_PORT):
-            elements["service-nodeports"].add(f"{port.protocol} . {vip.key.port} : goto external-{port.name}")
-            elements["nodeport-ips"].add(str(vip.key.address))
+            internal, node_port = vip.kind is VipKind.CLUSTER_IP, vip.kind is VipKind.NODE_PORT
+            kind = "nodeport" if node_port else "service"
+            if node_port:
+                place = f"{port.protocol} . {vip.key.port}"
+                elements["nodeport-ips"].add(str(vip.key.address))
+            elif internal:
+                elements["cluster-ips"].add(str(vip.key.address))
+            if port.plan.cluster:
+                chain = f"{'service' if internal else 'external'}-{port.name}"
+                elements["service-nodeports" if node_port else "service-ips"].add(f"{place} : goto {chain}")
+            else:
+                elements[f"no-endpoint-{kind}s"].add(f"{place} : goto reject-chain")
     yield "}"
     for name, found in elements.items():
         if found:
             yield f"add element {family} kube-proxy {name} {{ {', '.join(sorted(found))} }}"
 
 
+_NFT_SETS = (
+    "service-ips",
+    "service-nodeports",
+    "cluster-ips",
+    "nodeport-ips",
+    "no-endpoint-services",
+    "no-endpoint-nodeports",
+)
 _NFT_FRAME = """
 table $ip kube-proxy {
  map no-endpoint-services { type $addr . inet_proto . inet_service : verdict; }
@@ -185,6 +198,7 @@ table $ip kube-proxy {
  map service-nodeports { type inet_proto . inet_service : verdict; }
  set cluster-ips { type $addr; }
  set nodeport-ips { type $addr; }
+ chain reject-chain { reject; }
  chain mark-for-masquerade { mark set mark or 0x4000; }
  chain masquerading {
   mark and 0x4000 == 0 return

@@ -190,8 +190,10 @@ class _State:
     def _settings(self, version: int) -> Iterator[tuple[str, _Entry]]:
         row = self._maps.array(f"settings{version}")[0]
         for name in SETTINGS[version].fields or ():
-            if name not in {"cluster_net", "cluster_mask", "pad"}:
+            if name not in {"cluster_net", "cluster_mask", "snat_sources", "pad"}:
                 yield name, ("", int(row[name]), str(int(row[name])))
+        sources = tuple(unpack_address(each) for each in row["snat_sources"].tolist())
+        yield "snat_sources", ("", sources, ", ".join(str(each) for each in sources if int(each)))
         net, mask = (unpack_address(row[name].tolist()) for name in ("cluster_net", "cluster_mask"))
         yield "cluster_net", ("", _ClusterNetwork(net, mask), f"{net} mask {mask}")
 

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both sides' clients saw, in words that are the same on both, and where they differ.
+
+Names of pods lose their side, addresses become roles: ``asked`` is the address that the client had asked,
+``itself`` its own. Which of several ready endpoints answers is chance: ``ready`` stands for one of them,
+``past`` for one that was ready before, ``kept`` for the one that a connection has had since it was opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lb.lab.addressing import clients, node_address, outside_server
+from tests.twin.differences import DELIBERATE, OPEN, Case
+from tests.twin.program import BACKENDS, START, Step, Target, World, changed
+from tests.twin.services import Side, cluster_ip, external_ip, place, source
+
+Outcome = dict[str, Any]
+Socket = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A step at which the two saw different things; row: the known difference that covers it, or ``""``."""
+
+    at: int
+    step: Step
+    ours: Outcome
+    theirs: Outcome
+    row: str
+
+    def __str__(self) -> str:
+        return f"step {self.at}: {self.step}\n    ours   {self.ours}\n    theirs {self.theirs}"
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A socket: where it leads and who may have been chosen for it when it was opened."""
+
+    to: Target | None
+    port: int | str
+    ready: frozenset[str]
+    first: dict[str, str] = field(default_factory=dict)
+    """By side, who answered first."""
+
+
+def roles(side: Side, version: int, pods: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return what each address is in the words of both sides."""
+    found = {
+        str(outside_server(version)): "the outside server",
+        str(clients(version)[side.client]): "the outside client",
+    }
+    for name, addresses in pods.items():
+        found[addresses[version == 6]] = name.removeprefix(f"{side.name}-")
+    found[str(node_address(side.node, version))] = "the node"
+    for name in BACKENDS:
+        for which in (0, 1):
+            found[cluster_ip(name, which, version)] = f"clusterIP {which} of {name}"
+        if name != "host":
+            found[external_ip(side, name, version)] = f"the external address of {name}"
+    return found
+
+
+class Comparison:
+    """Goes through a program with what both saw."""
+
+    def __init__(self, sides: Sequence[Side], pods: Mapping[str, Sequence[str]]) -> None:
+        self._sides, self._pods = sides, pods
+
+    def differences(self, steps: Sequence[Step], seen: Sequence[tuple[Outcome, Outcome]]) -> list[Difference]:
+        """Return every step at which the two differ, known or not.
+
+        A socket about which they differed once is not looked at again before it is opened anew.
+        """
+        world: World = dict(START)
+        past = {name: set(_ready(world, name)) for name in world}
+        opened: dict[Socket, _Opened] = {}
+        apart: set[Socket] = set()
+        flushed = False
+        found: list[Difference] = []
+        for at, (step, outcomes) in enumerate(zip(steps, seen, strict=True)):
+            if step["do"] == "world":
+                if "service" in step:
+                    name = step["service"]
+                    world[name] = changed(world[name], step["field"], step["value"])
+                    past[name] |= _ready(world, name)
+                flushed |= "flush" in step
+                continue
+            socket = (step["who"], step.get("sock", ""))
+            if step["do"] in ("connect", "udp"):
+                apart.discard(socket)
+                to = step["to"]
+                ready = _ready(world, to[1]) if _of_service(to) else frozenset()
+                opened[socket] = _Opened(to, step["port"], ready)
+            if socket in apart or (socket[1] and socket not in opened):
+                continue
+            one = opened.get(socket)
+            to = step.get("to") or (one.to if one else None)
+            ours, theirs = (
+                self._said(side, step, to, outcome, world, past, one)
+                for side, outcome in zip(self._sides, outcomes, strict=True)
+            )
+            if ours != theirs:
+                case = Case(step, to, one.port if one else 0, flushed, world, ours, theirs)
+                row = next((each.name for each in (*DELIBERATE, *OPEN) if each.covers(case)), "")
+                found.append(Difference(at, step, ours, theirs, row))
+                apart.add(socket)
+            if step["do"] not in ("udp", "close"):
+                flushed = False
+        return found
+
+    def _said(
+        self,
+        side: Side,
+        step: Step,
+        to: Target | None,
+        outcome: Outcome,
+        world: World,
+        past: Mapping[str, set[str]],
+        opened: _Opened | None,
+    ) -> Outcome:
+        """Return an outcome in the words of both sides."""
+        said = dict(outcome)
+        names = roles(side, step["version"], self._pods)
+        if "peer" in said:
+            address, port = said["peer"]
+            asked = place(side, to, step["version"], self._pods) if to else ("", 0, 0)
+            said["peer"] = (
+                "asked"
+                if address == asked[0] and port in (0, *asked[1:])
+                else f"{names.get(address, address)} port {port}"
+            )
+        body = said.get("body", "").removeprefix(f"{side.name}-")
+        if not body:
+            return said
+        if step["do"] == "request" and step["path"] == "/clientip" and not step["size"]:
+            itself = body == source(side, step["who"], step["version"], self._pods)
+            said["body"] = "itself" if itself else names.get(body, body)
+            return said
+        who, *rest = body.split(" ", 1)
+        said["body"] = " ".join([self._answering(side, step, to, who, world, past, opened), *rest])
+        return said
+
+    @staticmethod
+    def _answering(
+        side: Side,
+        step: Step,
+        to: Target | None,
+        who: str,
+        world: World,
+        past: Mapping[str, set[str]],
+        opened: _Opened | None,
+    ) -> str:
+        if not _of_service(to):
+            return who
+        assert to
+        if step["do"] == "request" and opened:
+            if len(opened.ready) > 1 and who in opened.ready:
+                return "kept" if opened.first.setdefault(side.name, who) == who else "another"
+            return who
+        now = _ready(world, to[1])
+        if who in now:
+            return "ready" if len(now) > 1 else who
+        return "past" if who in past[to[1]] and len(past[to[1]]) > 1 else who
+
+
+def _of_service(to: Target | None) -> bool:
+    return bool(to) and to[0] in ("cluster", "node", "external")  # type: ignore[index]
+
+
+def _ready(world: World, name: str) -> frozenset[str]:
+    state = world[name]
+    return frozenset(BACKENDS[name][at] for at in state.ready) if state.there else frozenset()

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The differences between the two sides that are known; docs/differences.md has a row of each name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.twin.program import BACKENDS, Step, Target, World
+
+_ONE_PACKET = 1400
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A step at which the two saw different things.
+
+    to: where it went, or where its socket leads. port: of the socket, as a program's symbol. flushed: whether
+    neighbours were forgotten since the last packet of anybody.
+    """
+
+    step: Step
+    to: Target | None
+    port: int | str
+    flushed: bool
+    world: World
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+
+    @property
+    def service(self) -> str:
+        """The Service of the target, or ``""``."""
+        return self.to[1] if self.to and self.to[0] in ("cluster", "node", "external") else ""
+
+    @property
+    def served(self) -> bool:
+        """Does the Service have the target now?"""
+        if not self.service or not self.to:
+            return False
+        state, (kind, _, *rest) = self.world[self.service], self.to
+        if not state.there:
+            return False
+        if kind == "cluster":
+            return rest == [state.ip, state.port]
+        if kind == "node":
+            return state.type == "NodePort" and rest == [state.node_port]
+        return state.external and rest == [state.port]
+
+    @property
+    def ready(self) -> tuple[str, ...]:
+        """The endpoints of the Service now."""
+        return (
+            tuple(BACKENDS[self.service][at] for at in self.world[self.service].ready) if self.served else ()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A difference that is known, by its row's name in docs/differences.md."""
+
+    name: str
+    covers: Callable[[Case], bool]
+
+
+def _source_address(case: Case) -> bool:
+    asked = case.step["do"] == "request" and case.step["path"] == "/clientip"
+    return (
+        asked
+        and bool(case.service)
+        and case.ours == {"body": "itself"}
+        and case.theirs == {"body": "the node"}
+    )
+
+
+def _large_ping(case: Case) -> bool:
+    return case.step["do"] == "ping" and bool(case.service) and case.step["size"] > _ONE_PACKET
+
+
+def _ping(case: Case) -> bool:
+    answered = case.ours.get("body") == "echo" or "icmp" in case.ours.get("error", "")
+    return case.step["do"] == "ping" and bool(case.service) and answered and "error" in case.theirs
+
+
+def _udp_without_endpoints(case: Case) -> bool:
+    """Theirs goes on with the backend that conntrack remembers, or waits in vain for one that is gone."""
+    asked = case.step["do"] in ("ask", "pieces")
+    refused = case.ours == {"error": "ECONNREFUSED"}
+    return asked and bool(case.service) and not case.ready and refused
+
+
+def _unused_cluster_ip(case: Case) -> bool:
+    return (
+        case.to is not None
+        and case.to[0] == "cluster"
+        and not case.served
+        and case.ours == {"error": "ECONNREFUSED"}
+        and case.theirs == {"error": "timeout"}
+    )
+
+
+def _own_node_port(case: Case) -> bool:
+    """A process outside of the socket hooks, as one that was started before the control group was known."""
+    return (
+        case.step["who"] == "bare"
+        and case.to is not None
+        and (case.to[0] == "node" or case.to[:2] == ["external", "host"])
+        and "error" in case.ours
+    )
+
+
+def _own_backend(case: Case) -> bool:
+    """A process outside of the socket hooks, to a backend that has the node's own address."""
+    return case.step["who"] == "bare" and case.service == "host" and "error" in case.ours
+
+
+def _first_after_flush(case: Case) -> bool:
+    return case.flushed and "error" in case.ours and "error" not in case.theirs
+
+
+def _pieces(case: Case) -> bool:
+    """Pieces of which the first does not come first."""
+    return case.step["do"] == "pieces" and case.step["order"][0] != 0 and case.ours == {"error": "timeout"}
+
+
+def _time_wait(case: Case) -> bool:
+    """The kernel knows a translated socket by its backend, also while it is in TIME_WAIT."""
+    return (
+        case.step["do"] == "connect"
+        and case.step["who"] in ("node", "hostpod")
+        and case.ours == {"error": "EADDRNOTAVAIL"}
+    )
+
+
+def _reply_to_node_port(case: Case) -> bool:
+    """A backend with the node's network answers this node, at a port with the number of a node port."""
+    own = case.step["who"] in ("node", "hostpod", "bare") and str(case.port).startswith("node")
+    host = case.service == "host" or case.to == ["pod", "host"]
+    return own and host and case.step["do"] in ("ask", "pieces") and case.ours == {"error": "timeout"}
+
+
+DELIBERATE = (
+    Known("source-address-kept", _source_address),
+    Known("large-ping-unanswered", _large_ping),
+    Known("ping-answered", _ping),
+    Known("udp-without-endpoints-refused", _udp_without_endpoints),
+    Known("unused-cluster-ip-refused", _unused_cluster_ip),
+)
+OPEN = (
+    Known("unhooked-process-own-node-port", _own_node_port),
+    Known("unhooked-process-host-network-backend", _own_backend),
+    Known("first-packet-without-neighbour", _first_after_flush),
+    Known("pieces-in-another-order", _pieces),
+    Known("own-port-in-time-wait", _time_wait),
+    Known("reply-to-the-number-of-a-node-port", _reply_to_node_port),
+)
+"""What is no decision, and not mended yet: a row goes when its fault does."""
