@@ -629,6 +629,6 @@ class Agent:
                 self._refused[key] = text
             if text and text != before:
                 _log.warning("%s", text)
-                self._announce(key, Announcement("AddressRefused", "Refuse", words))
+                self._announce(key, Announcement("PartRefused", "Refuse", words))
             elif before and not text:
                 _log.info("no longer: %s", before)

@@ -6,13 +6,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import os
+import select
 import stat
 from pathlib import Path
+from typing import IO
 
 from lb.errors import LbError
 
 _TRIES = 100
+_MOST_LINKS = 40
+SILENCE_SECONDS = 30.0
+"""How long a pipe that somebody named as a file may say nothing."""
 
 PRIVATE = 0o700
 """Mode of a folder that is for this process's user alone, who is root."""
@@ -27,14 +33,122 @@ def read_file(path: Path, most: int) -> bytes:
     ------
     OSError: it cannot be read, is larger, or is no file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    with _opened(path) as raw, io.BufferedReader(raw) as file:
+        if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(path))
         data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+        raise _too_large(path, most)
     return data
+
+
+def read_stream(path: Path, most: int) -> bytes:
+    """Return what is in a file of at most so many bytes, or what a pipe or a terminal says until its end.
+
+    It is for what a person named: ``/dev/stdin`` and a shell's ``<(command)`` are pipes. It does not wait for
+    a pipe into which nobody writes.
+
+    Raises
+    ------
+    OSError: it cannot be read, is larger, or is a pipe that says nothing for SILENCE_SECONDS.
+    """
+    with _opened(path) as file:
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        data = bytearray()
+        while len(data) <= most:
+            if not poll.poll(SILENCE_SECONDS * 1000):
+                words = f"nothing came from it for {SILENCE_SECONDS:g} seconds"
+                raise OSError(errno.ETIMEDOUT, words, str(path))
+            piece = file.read(most + 1 - len(data))
+            if piece == b"":
+                return bytes(data)
+            data += piece or b""  # None: another reader of the same pipe was faster
+    raise _too_large(path, most)
+
+
+def _opened(path: Path) -> io.FileIO:
+    """Open a file for reading, whatever it is, without waiting.
+
+    Raises
+    ------
+    OSError: it cannot be opened, or is a folder.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        return io.FileIO(fd)
+    except OSError as error:  # its words would name a descriptor
+        os.close(fd)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _too_large(path: Path, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"is larger than {most} bytes", str(path))
+
+
+def create_file(path: Path) -> IO[bytes]:
+    """Open a file that a person named for writing, empty; a new one is for this process's user alone.
+
+    In a folder in which everybody may put something, as /tmp, links and files of others are not followed and
+    not written to (as with the sysctls fs.protected_symlinks and fs.protected_regular, which may be off).
+    It does not wait for a pipe from which nobody reads.
+
+    Raises
+    ------
+    OSError: it cannot be opened, or somebody else put it there.
+    """
+    target = _destination(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    fd = os.open(target, flags if _of_proc(target) else flags | os.O_NOFOLLOW, 0o600)
+    try:
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            _refuse_planted(target, status)
+            os.ftruncate(fd, 0)
+        os.set_blocking(fd, True)
+    except OSError:
+        os.close(fd)
+        raise
+    return open(fd, "wb")
+
+
+def _destination(path: Path) -> Path:
+    """Return where links lead, of which somebody else may have put none in our way.
+
+    Raises
+    ------
+    OSError: somebody has, or there are too many.
+    """
+    target = path.absolute()
+    for _ in range(_MOST_LINKS):
+        for one in _way(target):
+            if one.is_symlink() and not _of_proc(one):
+                _refuse_planted(one, one.lstat())
+        if _of_proc(target) or not target.is_symlink():
+            return target
+        target = target.parent / target.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def _of_proc(path: Path) -> bool:
+    """Tell whether it is /proc's, whose links to pipes lead nowhere unless the kernel follows them."""
+    return path.is_relative_to("/proc") and ".." not in path.parts
+
+
+def _refuse_planted(path: Path, status: os.stat_result) -> None:
+    """See that what is in a sticky folder is ours or that of the folder's owner, under no second name.
+
+    Raises
+    ------
+    OSError: it is not.
+    """
+    folder = path.parent.stat()
+    if not folder.st_mode & stat.S_ISVTX:
+        return
+    if status.st_uid not in {os.geteuid(), folder.st_uid}:
+        raise OSError(errno.EPERM, f"{path} belongs to user {status.st_uid}, who may read or move it")
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        raise OSError(errno.EPERM, f"{path} has a second name somewhere")
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -354,13 +354,13 @@ def build_source(config: Config) -> Source:
 
 def _kubernetes(config: Config) -> Source:
     """Return the Kubernetes API as the source."""
-    from lb.kube import client, source  # noqa: PLC0415  (large; an agent of manifests does without)
+    from lb.kube import access, client, source  # noqa: PLC0415  (large; an agent of manifests does without)
 
     if config.kubeconfig or config.context:
-        access = client.Client(lambda: client.from_kubeconfig(config.kubeconfig, config.context))
+        api = client.Client(lambda: access.from_kubeconfig(config.kubeconfig, config.context))
     else:
-        access = client.Client(client.in_cluster)
-    return source.KubernetesSource(access, node_name=config.node_name, report=_report_input)
+        api = client.Client(access.in_cluster)
+    return source.KubernetesSource(api, node_name=config.node_name, report=_report_input)
 
 
 def _report_input(error: InputError) -> None:

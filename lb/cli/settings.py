@@ -20,8 +20,10 @@ import yaml
 
 from lb.config import Config, Setting, settings
 from lb.errors import ConfigError
+from lb.folders import read_stream
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
+_MOST_BYTES = 1 << 18  # of a file of settings; all of them take some kB
 
 _log = logging.getLogger(__name__)
 
@@ -130,13 +132,16 @@ def from_file(path: Path) -> Layer:
     ConfigError: names the file and the line of what cannot be read, or is no setting.
     """
     try:
-        root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        text = read_stream(path, _MOST_BYTES).decode("utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(path, error)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep") from error
     if root is None:
         return {}
     layer: Layer = {}
@@ -192,7 +197,7 @@ def _shape(node: yaml.Node) -> str:
 def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f"{path}:{mark.line + 1}" if mark else str(path)
-    return f"{where}: not YAML: {getattr(error, 'problem', None) or error}"
+    return f"{where}: not YAML: {' '.join(str(getattr(error, 'problem', None) or error).split())}"
 
 
 def _meant(word: str, known: Iterable[str]) -> str:

@@ -275,7 +275,7 @@ def rights(facts: Facts, _known: bool) -> Iterator[Finding]:
     """See whether the Service asks for what it cannot have on this node, whatever others claim."""
     for one in facts.plan.refusals if facts.plan else ():
         then = "give it another address; who may have which: docs/operations.md, External addresses"
-        yield Finding("addresses", Result.CAUSE, str(one), "address-refused", then)
+        yield Finding("addresses", Result.CAUSE, str(one), "part-refused", then)
 
 
 def maps(facts: Facts, _known: bool) -> Iterator[Finding]:

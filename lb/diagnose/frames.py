@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import io
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,12 +23,18 @@ from scapy.utils import PcapReader, PcapWriter
 
 from lb.datapath.view.lookups import Tuple, protocol_name
 from lb.errors import ConfigError
+from lb.folders import create_file, read_stream
 from lb.model import Protocol, socket_text
 
 ECHO = {4: 1, 6: 58}
 """The protocol of an echo request by IP version: ICMP, ICMPv6."""
 TCP_FLAGS = "FSRPAUEC"
 """The letters of TCP's flags: FIN, SYN, RST, PSH, ACK, URG, ECE, CWR."""
+_MOST_CAPTURE = 64 << 20
+_GZIP = b"\x1f\x8b"
+_SMALLEST_BLOCK = 12  # bytes of a block of a pcapng file
+_PCAPNG = b"\n\r\r\n"
+_SMALL_ENDIAN_PCAP = (b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1")  # its times in µs, in ns
 _SOMEBODY = "02:00:00:00:00:01"
 _SCTP_CHUNKS = {"S": SCTPChunkInit, "SA": SCTPChunkInitAck}
 
@@ -136,17 +147,60 @@ def read_capture(path: Path, mac: str) -> Iterator[bytes]:
 
     Raises
     ------
-    ConfigError: it cannot be read, or is neither.
+    ConfigError: it cannot be read, is neither, is too large, or ends in the middle of a packet.
     """
     try:
-        with path.open("rb") as file, PcapReader(file) as reader:
+        data = read_stream(path, _MOST_CAPTURE)
+        if data.startswith(_GZIP):
+            data = _unpacked(data)
+        with PcapReader(io.BytesIO(data)) as reader:
+            if not _is_whole(data):
+                raise ConfigError(f"--read {path}: it is damaged, or ends in the middle of a packet")
             for packet in reader:
                 yield bytes(packet) if isinstance(packet, Ether) else _framed(packet, mac)
-    except (OSError, EOFError, Scapy_Exception) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error, Scapy_Exception) as error:
         words = (
             error.strerror if isinstance(error, OSError) and error.strerror else "not a pcap or pcapng file"
         )
         raise ConfigError(f"--read {path}: {words}") from error
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return what gzip has packed.
+
+    Raises
+    ------
+    OSError: it is too large, or damaged. EOFError, zlib.error: it is damaged.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        found = file.read(_MOST_CAPTURE + 1)
+    if len(found) > _MOST_CAPTURE:
+        raise OSError(errno.EFBIG, f"is larger than {_MOST_CAPTURE} bytes")
+    return found
+
+
+def _is_whole(data: bytes) -> bool:
+    """Tell whether a capture ends with a packet's last byte; Scapy leaves out what is cut, with a warning.
+
+    A pcap file has a header of 24 bytes, then packets of a header of 16 and as many bytes as its third word
+    says. A pcapng file is a sequence of blocks: type, length of the whole block, and so on; the byte order is
+    that of the section, whose first block tells it behind its length.
+
+    Raises
+    ------
+    struct.error: it ends in the middle of a header.
+    """
+    if data.startswith(_PCAPNG):
+        at, order = 0, "<"
+        while at < len(data):
+            if data.startswith(_PCAPNG, at):
+                order = "<" if data.startswith(b"\x4d\x3c\x2b\x1a", at + 8) else ">"
+            at += max(struct.unpack_from(f"{order}I", data, at + 4)[0], _SMALLEST_BLOCK)
+        return at == len(data)
+    at, order = 24, "<" if data.startswith(_SMALL_ENDIAN_PCAP) else ">"
+    while at < len(data):
+        at += 16 + struct.unpack_from(f"{order}I", data, at + 8)[0]
+    return at == len(data)
 
 
 def _framed(packet: Packet, mac: str) -> bytes:
@@ -164,7 +218,7 @@ def write_capture(path: Path, frames: Sequence[bytes]) -> None:
     ConfigError: it cannot be written.
     """
     try:
-        with PcapWriter(str(path), linktype=1) as writer:
+        with create_file(path) as file, PcapWriter(file, linktype=1) as writer:
             for frame in frames:
                 writer.write(Ether(frame))
     except OSError as error:

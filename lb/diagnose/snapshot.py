@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lb.config import Config
 from lb.datapath.attach import netns
 from lb.errors import ConfigError, InputError, LbError
+from lb.folders import read_stream
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.documents import Content, read
-from lb.manifests.library import Library
+from lb.manifests.library import MOST_BYTES, Library
 from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceRequest
 from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
@@ -85,9 +86,11 @@ def read_file(path: Path, config: Config) -> Content:
     ConfigError: it cannot be read. InputError: something in it is wrong; the first thing is named.
     """
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        text = read_stream(path, MOST_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
     content = read(str(path), text, Pools.parse(config.service_cidr, config.node_port_range).node_ports)
     if content.errors:
         first, *more = content.errors
@@ -172,7 +175,7 @@ class ApiReader:
     """
 
     def __init__(self, config: Config, caller: Path | None = None) -> None:
-        from lb.kube import client  # noqa: PLC0415  (large; commands about manifests do without)
+        from lb.kube import access, client  # noqa: PLC0415  (large; commands about manifests do without)
 
         self.name = KUBERNETES
         self._config = config
@@ -181,10 +184,10 @@ class ApiReader:
         with self._at_caller():
             if config.kubeconfig or config.context:
                 self._client: Client = client.Client(
-                    lambda: client.from_kubeconfig(config.kubeconfig, config.context)
+                    lambda: access.from_kubeconfig(config.kubeconfig, config.context)
                 )
             else:
-                self._client = client.Client(client.in_cluster)
+                self._client = client.Client(access.in_cluster)
 
     def _at_caller(self) -> contextlib.AbstractContextManager[None]:
         return netns.entered(self._caller) if self._caller else contextlib.nullcontext()

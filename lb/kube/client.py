@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests to the API server: configuration, authentication and TLS by the kubernetes package, raw bytes out.
-
-Of that package only the configuration loaders and the urllib3 pool are used, and the rest is not even
-imported: its model objects cost ten times the time and memory of what we need, and its watch hides the errors
-that a reflector has to tell apart.
+"""Requests to the API server: authentication and TLS as :mod:`lb.kube.access` says, raw bytes out.
 
 Credentials that change. The files that a configuration came from (kubeconfig, token, certificates) are looked
 at before every request; when one has changed, everything is loaded anew. So it is after an answer 401 and
@@ -20,28 +16,15 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
 import urllib3
-import yaml
 
 import lb
-from lb.bare import bare_package, late_classes
 from lb.errors import ConfigError, LbError
+from lb.kube.access import Access, pool
 from lb.kube.decode import UNREADABLE
-
-bare_package("kubernetes")
-bare_package(
-    "kubernetes.client", Configuration="kubernetes.client.configuration", ApiClient="lb.kube.api_client"
-)
-from kubernetes.client.configuration import Configuration  # noqa: E402
-from kubernetes.client.rest import RESTClientObject  # noqa: E402
-
-with late_classes("requests_oauthlib", "OAuth2Session"):  # for one way to log in among many
-    from kubernetes.config import ConfigException, incluster_config, kube_config
 
 _log = logging.getLogger(__name__)
 
@@ -132,115 +115,6 @@ def status_error(what: str, body: bytes | msgspec.Raw, *, status: int = 0, retry
         retry_after=min(wait, RETRY_AFTER_MOST),
         expired=code in (400, 410, 422) or too_large,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """A way to the API server.
-
-    Attributes
-    ----------
-    configuration: where, and with which credentials.
-    files: what it was read from; when one changes, it is to be loaded again.
-    """
-
-    configuration: Configuration
-    files: tuple[str, ...] = ()
-
-
-def in_cluster(
-    token: str = incluster_config.SERVICE_TOKEN_FILENAME,
-    authority: str = incluster_config.SERVICE_CERT_FILENAME,
-    environ: Mapping[str, str] = os.environ,
-) -> Access:
-    """Return the access of a pod's service account.
-
-    The address is that of the environment (KUBERNETES_SERVICE_HOST, _PORT). It is a Service's own address:
-    where lbctl is the only one to serve it, set the two variables to an address of the API server itself, or
-    a starting node cannot reach it.
-
-    Raises
-    ------
-    ConfigError: this is no pod, or its token cannot be read.
-    """
-    configuration = Configuration()
-    loader = incluster_config.InClusterConfigLoader(
-        token, authority, try_refresh_token=False, environ=environ
-    )
-    try:
-        loader.load_and_set(configuration)
-        configuration.api_key["BearerToken"] = _bearer(token)
-    except (ConfigException, OSError) as error:
-        raise ConfigError(
-            f"access as a pod of the cluster: {error}; elsewhere use --kubeconfig FILE"
-        ) from error
-    return Access(configuration, (token, authority))
-
-
-def from_kubeconfig(path: str = "", context: str = "") -> Access:
-    """Return the access that a context of a kubeconfig file gives.
-
-    Without path it is the files of the variable KUBECONFIG, or ~/.kube/config; without context the current
-    one.
-
-    Raises
-    ------
-    ConfigError: the file or the context is missing or wrong, or an exec plugin gave no credentials.
-    """
-    place = path or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
-    configuration = Configuration()
-    try:
-        merged = kube_config.KubeConfigMerger(place)
-        if merged.config is None:
-            raise ConfigError(f"kubeconfig {place}: there is no such file, or nothing in it")
-        kube_config.KubeConfigLoader(
-            merged.config, active_context=context or None, config_base_path=None
-        ).load_and_set(configuration)
-        user = _user(merged.config, context)
-        token_file = user.get("tokenFile", "")
-        if token_file:
-            # client-go reads this file again and again, and prefers it to a token given directly
-            configuration.api_key["BearerToken"] = _bearer(token_file)
-            configuration.refresh_api_key_hook = None
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"kubeconfig {place}: does not parse as YAML: {' '.join(str(error).split())}"
-        ) from error
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"kubeconfig {place}: {error}") from error
-    if "exec" in user and not configuration.api_key and not configuration.cert_file:
-        raise ConfigError(
-            f"kubeconfig {place}: the plugin {user['exec'].get('command')!r} gave no credentials"
-        )
-    files = (
-        *(os.path.expanduser(part) for part in place.split(kube_config.ENV_KUBECONFIG_PATH_SEPARATOR)),
-        token_file,
-        configuration.ssl_ca_cert,
-        configuration.cert_file,
-        configuration.key_file,
-    )
-    return Access(configuration, tuple(file for file in files if file))
-
-
-def _bearer(token_file: str) -> str:
-    with open(token_file, encoding="ascii") as stream:
-        token = stream.read().strip()
-    if not token:
-        raise ConfigException(f"token file {token_file} is empty")
-    return f"Bearer {token}"
-
-
-def _user(config: Any, context: str) -> dict[str, Any]:
-    """Return the user entry of a context, its tokenFile as an absolute path."""
-    chosen = config["contexts"].get_with_name(context or config["current-context"])["context"]
-    name = chosen.safe_get("user")
-    entry = config["users"].get_with_name(name, safe=True) if name and config.safe_get("users") else None
-    if entry is None:
-        return {}
-    user = dict(entry["user"].value)
-    if user.get("tokenFile"):
-        user["tokenFile"] = os.path.join(os.path.dirname(os.path.abspath(entry.path)), user["tokenFile"])
-    return user
 
 
 class Response:
@@ -416,7 +290,7 @@ class _Line:
         self.files = _signatures(access)
         self.host = access.configuration.host.rstrip("/")
         access.configuration.socket_options = SOCKET_OPTIONS
-        self.pool = RESTClientObject(access.configuration).pool_manager
+        self.pool = pool(access.configuration)
 
     def authorization(self) -> str:
         """Return the header's value; an exec plugin whose token runs out is run again for it.

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from lb.errors import LabError
-from lb.kube.client import ApiError, Client, from_kubeconfig
+from lb.kube.access import from_kubeconfig
+from lb.kube.client import ApiError, Client
 from lb.lab import namespaces
 from lb.lab.addressing import API_PORT, SERVICE_CIDRS, LabSpec, api_server
 from lb.lab.api import Api

@@ -10,6 +10,7 @@ from scapy.packet import Raw
 from scapy.utils import PcapNgWriter
 
 from lb.errors import ConfigError
+from lb.folders import create_file
 from lb.live.events import Event, What
 
 _ETHERNET = 1  # LINKTYPE_ETHERNET
@@ -30,7 +31,8 @@ class Capture:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._writer = PcapNgWriter(str(path))
+            with create_file(path) as file:
+                self._writer = PcapNgWriter(f"/proc/self/fd/{file.fileno()}")  # it takes nothing but a name
         except OSError as error:
             raise self._error(error) from error
         self._writer.linktype = _ETHERNET

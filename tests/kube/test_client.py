@@ -7,7 +7,7 @@ import json
 import os
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,10 @@ def test_an_exec_plugin_that_fails_is_named(tmp_path: Path) -> None:
 WRONG = {
     "no file": (None, "", "there is no such file"),
     "no YAML": ("a: [", "", "does not parse as YAML: "),
+    "no mapping": ("just words", "", "kubeconfig holds no mapping"),
+    "no text": ("\0", "", "does not parse as YAML: "),
+    "no bottom": ("[" * 5_000, "", "nested too deep"),
+    "lists for names": ("contexts: [x]\nclusters: 7\ncurrent-context: a", "", "kubeconfig: "),
     "no such context": (
         "contexts: []\nclusters: []\nusers: []\ncurrent-context: a",
         "b",
@@ -224,6 +228,55 @@ def test_a_kubeconfig_with(what: str, tmp_path: Path) -> None:
         from_kubeconfig(str(path), context)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+FILES = {"token": "tokenFile", "client.crt": "client-certificate", "client.key": "client-key", "ca.crt": ""}
+"""Files that a kubeconfig names, and the field of its user that does; the last is named by the cluster."""
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": lambda _: None,
+    "a folder": Path.mkdir,
+    "a fifo": os.mkfifo,
+    "empty": Path.touch,
+    "a loop of links": lambda path: path.symlink_to(path),
+    "huge": lambda path: path.write_bytes(bytes((4 << 20) + 1)),
+    "no text": lambda path: path.write_bytes(b"\xff\0"),
+    "cut": lambda path: path.write_text("-----BEGIN CERTIFICATE-----\nMIIB"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_file_that_a_kubeconfig_names_is_named_when_it_is(damage: str, tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    issue(tmp_path, "client")
+    (tmp_path / "token").write_text("secret")
+    user = {field: name for name, field in FILES.items() if field}
+    path = kubeconfig(tmp_path, "https://127.0.0.1:1", user, {"certificate-authority": "ca.crt"})
+    from_kubeconfig(path, "right")
+    for name in FILES:
+        if (name, damage) == ("token", "cut"):  # is a token for all we know
+            continue
+        (tmp_path / name).rename(tmp_path / "aside")
+        DAMAGE[damage](tmp_path / name)
+        with pytest.raises(ConfigError, match=f"kubeconfig {path}: [^\n]*{tmp_path}/{name}") as caught:
+            from_kubeconfig(path, "right")
+        assert "\n" not in str(caught.value)
+        if damage == "a folder":
+            (tmp_path / name).rmdir()
+        (tmp_path / "aside").rename(tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_service_account_whose_file_is(damage: str, tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}
+    token, authority = tmp_path / "token", tmp_path / "damaged.crt"
+    token.write_text("secret")
+    DAMAGE[damage](authority)
+    with pytest.raises(ConfigError, match=f"access as a pod of the cluster: [^\n]*{authority}"):
+        in_cluster(str(token), str(authority), environ)
+    if damage != "cut":
+        with pytest.raises(ConfigError, match=f"access as a pod of the cluster: [^\n]*{authority}"):
+            in_cluster(str(authority), f"{tmp_path}/ca.crt", environ)
 
 
 def test_an_error_carries_the_servers_words(double: ApiDouble) -> None:

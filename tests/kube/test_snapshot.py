@@ -11,7 +11,7 @@ import yaml
 from lb.config import Config
 from lb.diagnose.snapshot import ApiReader, Snapshot
 from lb.errors import LbError
-from lb.kube import client
+from lb.kube import access, client
 from lb.manifests.documents import read
 from lb.model import ObjectKey
 from tests.kube import faults
@@ -26,7 +26,7 @@ WEB = ObjectKey(NAMESPACE, "web")
 
 @pytest.fixture
 def reader(double: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> ApiReader:
-    monkeypatch.setattr(client, "in_cluster", lambda: None)
+    monkeypatch.setattr(access, "in_cluster", lambda: None)
     monkeypatch.setattr(client, "Client", lambda _load: client_of(double))
     return ApiReader(Config(sources=("kubernetes",), node_name=NODE))
 

@@ -100,7 +100,7 @@ def test_claims_of_what_is_anothers_are_refused_and_named(lab: Lab) -> None:
         told = f"service default/{name}: endpoint {endpoint} is refused: it is a clusterIP"
         assert f"refused: {told}" in listed
         assert told in lab.store.log("node1").read_text()
-        assert "address-refused" in lbctl(lab, "explain", name, "--no-probes")
+        assert "part-refused" in lbctl(lab, "explain", name, "--no-probes")
 
     argv = lab.command("node1", ["python3", "-m", "http.server", str(SSH), "--bind", "0.0.0.0"])
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as daemon:

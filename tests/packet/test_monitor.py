@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -527,6 +528,14 @@ def test_a_packet_without_link_header_gets_one_in_the_capture(datapath: Datapath
 def test_a_capture_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--pcap .*/none/x.pcapng: No such file or directory"):
         Capture(tmp_path / "none" / "x.pcapng")
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"--pcap .*/full: No space left on device"):
+        Capture(tmp_path / "full").close()
+
+
+def test_a_capture_is_for_root_alone(tmp_path: Path) -> None:
+    Capture(tmp_path / "x.pcapng").close()
+    assert stat.S_IMODE((tmp_path / "x.pcapng").stat().st_mode) == 0o600
 
 
 def test_every_field_is_in_the_json(datapath: Datapath) -> None:

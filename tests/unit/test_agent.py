@@ -623,7 +623,7 @@ def test_what_a_service_cannot_have_is_told_once_and_when_it_is_over(
     assert bench.agent.refusals() == [told]
     assert told in bench.agent.problems()
     assert bench.agent.problem_counts()["refusal"] == 1
-    assert bench.announced == [(str(EVIL), "AddressRefused")]
+    assert bench.announced == [(str(EVIL), "PartRefused")]
     bench.tell(Upsert(endpoints(WEB, "10.0.1.2")))
     assert bench.vips() == {"10.96.0.1", "10.96.0.66", "10.0.1.1"}
     assert f"no longer: {told}" in caplog.text

@@ -302,6 +302,11 @@ def test_a_file_that_is_wrong_is_one_error(tmp_path: Path) -> None:
     file.write_text(SERVICE.replace("port: 80", "port: 80000"))
     with pytest.raises(LbError, match=r"x.yaml:7: Service default/web: spec.ports\[0\].port: must be from 1"):
         read_file(file, Config())
+    file.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(LbError, match=r"x.yaml: is not UTF-8 text"):
+        read_file(file, Config())
+    with pytest.raises(LbError, match=f"{tmp_path}: cannot be read: Is a directory"):
+        read_file(tmp_path, Config())
 
 
 def test_the_text_of_an_audit(tmp_path: Path) -> None:

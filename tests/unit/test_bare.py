@@ -64,8 +64,8 @@ def test_the_name_that_the_configuration_loader_wants_is_there() -> None:
 def test_a_class_is_imported_when_it_is_called() -> None:
     code = """
 import sys
-import lb.kube.client
-from lb.kube.client import kube_config
+import lb.kube.access
+from lb.kube.access import kube_config
 assert "requests_oauthlib" not in sys.modules
 print(type(kube_config.OAuth2Session(client_id="x")).__module__)
 """

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
 
+from lb import folders
 from lb.cli import settings
 from lb.config import Config, Limits, UplinkMode, split_address
 from lb.config import settings as all_settings
@@ -127,6 +129,29 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ConfigError, match=r"binary.yaml: not UTF-8"):
         settings.read(parse("--config", str(path)), {})
+    path.write_bytes(b"node_name: \0")
+    with pytest.raises(ConfigError, match=r"binary.yaml: not YAML: unacceptable character [^\n]*$"):
+        settings.read(parse("--config", str(path)), {})
+
+
+def test_a_file_that_has_no_end_or_no_bottom_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "x: " + "[" * 5_000)
+    with pytest.raises(ConfigError, match=f"{path}: nested too deep"):
+        settings.read(parse("--config", str(path)), {})
+    with pytest.raises(ConfigError, match=f"/dev/zero: is larger than {1 << 18} bytes"):
+        settings.read(parse("--config", "/dev/zero"), {})
+
+
+def test_a_file_may_be_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, writes = os.pipe()
+    os.write(writes, b"node_name: n1\n")
+    os.close(writes)
+    assert settings.read(parse("--config", f"/dev/fd/{reads}"), {}).node_name == "n1"
+    os.close(reads)
+    monkeypatch.setattr(folders, "SILENCE_SECONDS", 0.05)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ConfigError, match=r"fifo: nothing came from it for 0.05 seconds"):
+        settings.read(parse("--config", str(tmp_path / "fifo")), {})
 
 
 def test_an_unknown_variable_is_told_and_harmless(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import random
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -95,6 +98,58 @@ def test_what_is_no_capture_is_one_error(tmp_path: Path) -> None:
         list(frames.read_capture(file, MAC))
     with pytest.raises(ConfigError, match="No such file"):
         list(frames.read_capture(tmp_path / "none", MAC))
+
+
+@pytest.mark.parametrize("write", [wrpcap, wrpcapng])
+def test_a_capture_that_is_cut_is_an_error_wherever_it_ends(
+    tmp_path: Path, write: Callable[[str, list[Packet]], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "capture"
+    sent = [frames.build(_to(port), mac=MAC) for port in (80, 81)]
+    write(str(file), [Ether(frame) for frame in sent])
+    whole, seen = file.read_bytes(), set()
+    for end in range(len(whole)):
+        file.write_bytes(whole[:end])
+        with contextlib.suppress(ConfigError):
+            found = list(frames.read_capture(file, MAC))
+            assert found == sent[: len(found)]
+            seen.add(len(found))
+    assert seen == {0, 1}, "what ends between two packets is whole"
+    file.write_bytes(gzip.compress(whole)[:-9])
+    with pytest.raises(ConfigError, match="not a pcap"):
+        list(frames.read_capture(file, MAC))
+    file.write_bytes(gzip.compress(whole))
+    assert list(frames.read_capture(file, MAC)) == sent
+
+
+@pytest.mark.parametrize("write", [wrpcap, wrpcapng])
+def test_a_damaged_capture_is_an_error_or_other_packets(
+    tmp_path: Path, write: Callable[[str, list[Packet]], None]
+) -> None:
+    file, chance = tmp_path / "capture", random.Random(13)
+    write(str(file), [Ether(frames.build(_to(80), mac=MAC))])
+    whole = file.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(whole))] = chance.choice((0, 1, 2, 0x7F, 0x80, 0xFF))
+        file.write_bytes(damaged)
+        with contextlib.suppress(ConfigError):
+            list(frames.read_capture(file, MAC))
+
+
+def test_too_large_a_capture_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_MOST_CAPTURE", 1000)
+    for data in (bytes(1001), gzip.compress(bytes(1001))):
+        (tmp_path / "capture").write_bytes(data)
+        with pytest.raises(ConfigError, match="is larger than 1000 bytes"):
+            list(frames.read_capture(tmp_path / "capture", MAC))
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"--pcap .*/out: No space left on device"):
+        frames.write_capture(tmp_path / "out", [frames.build(_to(80), mac=MAC)])
 
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
