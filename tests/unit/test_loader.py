@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -12,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -540,6 +543,48 @@ def test_another_users_cache_is_neither_read_nor_followed(
         assert verdict(load(other, tree)) == 2
     assert "compiling the programs" in caplog.text
     assert "is not used, since it need not be root's" in caplog.text
+
+
+def spoil(path: Path) -> None:
+    """Put instructions into a file of the cache that no verifier takes: an exit without a value."""
+    body = json.dumps(
+        dict.fromkeys(json.loads(path.read_bytes().partition(b"\n")[2]), "lQAAAAAAAAA=")
+    ).encode()
+    path.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+
+
+def test_what_the_kernel_refuses_is_compiled_anew_once(
+    pins: Pins, tree: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash of what is kept is right, so another compiler made it."""
+    load(pins, tree)
+    for path in build.CACHE.glob("*.json"):
+        spoil(path)
+    with own_pins() as other:
+        assert verdict(load(other, tree)) == 2
+    assert (
+        f"what is kept in {build.CACHE} is of no use, compiling the programs anew: the kernel" in caplog.text
+    )
+    caplog.clear()
+    with own_pins() as other:
+        assert verdict(load(other, tree)) == 2
+    assert not caplog.records
+
+    def useless(*arguments: Any) -> Any:
+        compiled.append(0)
+        return {
+            part: dict.fromkeys(functions, "lQAAAAAAAAA=") for part, functions in really(*arguments).items()
+        }
+
+    compiled, really = list[int](), build._compile
+    monkeypatch.setattr(build, "_compile", useless)
+    for kept in (True, False):
+        for path in build.CACHE.glob("*.json"):
+            spoil(path) if kept else path.unlink()
+        with own_pins() as other, pytest.raises(CompileError, match="the kernel refused the program"):
+            load(other, tree)
+        assert len(compiled) == 1, "the compiler runs once, whether or not something was kept"
+        compiled.clear()
 
 
 def test_a_full_disk_costs_the_cache_alone(pins: Pins, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,22 +115,37 @@ def instructions(bpf_dir: Path, files: Collection[str]) -> Code:
     ------
     CompileError: with clang's words.
     """
+    code, _ = obtain(bpf_dir, files)
+    return code
+
+
+def obtain(bpf_dir: Path, files: Collection[str], *, anew: bool = False) -> tuple[Code, bool]:
+    """Return what :func:`instructions` does, and whether any of it is from the cache.
+
+    anew: the compiler makes all of them, and the cache is written again.
+
+    Raises
+    ------
+    CompileError: with clang's words.
+    """
     build = fingerprint(bpf_dir)
     parts = [(version, file) for version in layouts.FAMILIES for file in sorted(files)]
-    code = {part: _read(build, *part) for part in parts}
+    code = {part: None if anew else _read(build, *part) for part in parts}
+    kept = not anew
     if None in code.values():
         with _compiling():  # whoever waited here finds what another process has just compiled
-            code = {part: _read(build, *part) for part in parts}
+            code = {part: None if anew else _read(build, *part) for part in parts}
+            kept = any(code.values())
             missing = {
                 version: [file for of, file in parts if of == version and code[of, file] is None]
                 for version in layouts.FAMILIES
             }
-            if any(missing.values()):
+            if any(missing.values()) and not anew:
                 _log.info("compiling the programs: there is nothing of this build in %s", CACHE)
             for (version, file), compiled in _compile(bpf_dir, missing).items():
                 code[version, file] = compiled
                 _keep(build, version, file, compiled)
-    return {
+    joined = {
         version: {
             function: close_by_jumps(base64.b64decode(text))
             for (of, _), functions in code.items()
@@ -139,6 +154,7 @@ def instructions(bpf_dir: Path, files: Collection[str]) -> Code:
         }
         for version in layouts.FAMILIES
     }
+    return joined, kept
 
 
 def _entry(build: str, version: int, file: str) -> Path:

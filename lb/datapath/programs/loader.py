@@ -14,6 +14,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ from lb.datapath.programs import build, features
 from lb.datapath.programs.build import HANDOVER, PROGRAM_ARRAY
 from lb.errors import BpfError, CompileError, DatapathError
 from lb.folders import entries
+
+_log = logging.getLogger(__name__)
 
 _LOG_SIZE = 1 << 24  # bytes for the verifier's log
 _LOG_LINES = 40
@@ -199,7 +202,7 @@ def load(
             remove_tree(staging)
             staging.mkdir()
             try:
-                ids, refused = _build(staging, slots, handover, bpf_dir, programs)
+                ids, refused = _build_or_compile_anew(staging, slots, handover, bpf_dir, programs)
             except DatapathError:
                 remove_tree(staging)
                 raise
@@ -291,12 +294,41 @@ def _pinned_programs(
     return {name: ids[name] for name, program in programs.items() if not program.at_sockets}
 
 
+def _build_or_compile_anew(
+    staging: Path,
+    slots: Sequence[MapSlot],
+    handover: bpf.FD,
+    bpf_dir: Path,
+    programs: Mapping[str, Program],
+) -> tuple[dict[str, int], str]:
+    """Do what :func:`_build` does; when the kernel refuses what the cache holds, once more without the cache.
+
+    Raises
+    ------
+    CompileError: with clang's or the verifier's words.
+    """
+    code, kept = build.obtain(bpf_dir, sources(programs))
+    try:
+        return _build(staging, slots, handover, bpf_dir, programs, code=code)
+    except CompileError as error:
+        if not kept:
+            raise
+        words = str(error).splitlines()[0]
+        _log.warning("what is kept in %s is of no use, compiling the programs anew: %s", build.CACHE, words)
+    remove_tree(staging)
+    staging.mkdir()
+    code, _ = build.obtain(bpf_dir, sources(programs), anew=True)
+    return _build(staging, slots, handover, bpf_dir, programs, code=code)
+
+
 def _build(
     staging: Path,
     slots: Sequence[MapSlot],
     handover: bpf.FD,
     bpf_dir: Path,
     programs: Mapping[str, Program],
+    *,
+    code: build.Code,
 ) -> tuple[dict[str, int], str]:
     """Load and pin every program in all of its instances.
 
@@ -306,7 +338,6 @@ def _build(
     ------
     CompileError: with clang's or the verifier's words.
     """
-    code = build.instructions(bpf_dir, sources(programs))
     for name, version, program in _instances(programs).values():
         if name not in code[version]:
             raise CompileError(f"{bpf_dir / program.source}: there is no function {name}")
