@@ -213,9 +213,13 @@ static __always_inline int ctx_send_peer(ctx_t *ctx, u32 ifindex)
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* Out of an interface, to the next hop, which the kernel resolves. */
+/* Out of an interface, to the next hop, which the kernel resolves. A packet of this node's own still has the
+ * route that it was sent by. While it waits for its neighbour's address the kernel would go by that route
+ * again, so the kernel is let find the way anew: then the packet gets another route. */
 static __always_inline int ctx_send_neigh(ctx_t *ctx, u32 ifindex, struct bpf_redir_neigh *next_hop)
 {
+	if (ctx_from_host(ctx))
+		return (int)redirect_neigh(ifindex, NULL, 0, 0);
 	return (int)redirect_neigh(ifindex, next_hop, sizeof(*next_hop), 0);
 }
 
