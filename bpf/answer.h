@@ -182,7 +182,7 @@ static __always_inline struct outcome answer_error(ctx_t *ctx, const struct pack
 	return outcome(ctx_send_back(ctx, note->egress), note->reason);
 }
 
-/* RFC 1122, section 3.2.2.6; RFC 4443, section 4.2: the request with its ends exchanged. */
+/* RFC 1122, section 3.2.2.6; RFC 4443, section 4.2: the request with its ends exchanged, or a piece of it. */
 static __always_inline struct outcome answer_echo(ctx_t *ctx, const struct packet *pkt,
 						  const struct note *note)
 {
@@ -192,14 +192,16 @@ static __always_inline struct outcome answer_echo(ctx_t *ctx, const struct packe
 
 	if (!load_link_back(ctx, pkt, &eth))
 		return drop(REASON_REWRITE_FAILED);
-	if (!answerable(pkt, &eth))
+	if (eth.h_source[0] & 1) /* it was sent to many */
 		return drop(REASON_REJECT_UNANSWERED);
 	if (!within_rate(note->answer))
 		return drop(REASON_RATE_LIMITED);
-	if (!ctx_update_l4_csum(ctx, pkt->l4 + __builtin_offsetof(struct icmphdr, checksum), false, 0,
-				delta) ||
-	    !ctx_store(ctx, pkt->l4, &type, sizeof(type)) ||
-	    !store_ip(ctx, pkt, ICMP_PROTOCOL, REPLY_TTL, 0, &pkt->tuple.dst, &pkt->tuple.src) ||
+	if (pkt->piece != PIECE_LATER &&
+	    (!ctx_update_l4_csum(ctx, pkt->l4 + __builtin_offsetof(struct icmphdr, checksum), false, 0,
+				 delta) ||
+	     !ctx_store(ctx, pkt->l4, &type, sizeof(type))))
+		return drop(REASON_REWRITE_FAILED);
+	if (!store_ip(ctx, pkt, ICMP_PROTOCOL, REPLY_TTL, 0, &pkt->tuple.dst, &pkt->tuple.src) ||
 	    !store_link(ctx, pkt, &eth))
 		return drop(REASON_REWRITE_FAILED);
 	return outcome(ctx_send_back(ctx, note->egress), note->reason);

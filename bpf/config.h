@@ -105,6 +105,10 @@
 #define PORT_PRIVILEGED 1024
 #define PORT_HIGH	64512
 
+/* How long the pieces of a datagram wait for each other. IPv4 has 16 bits for a datagram's number, which a
+ * fast sender has used up in seconds. */
+#define FRAGMENT_NS (5 * NSEC_PER_SEC)
+
 /* The consistent hash must give the same backend on every node: one seed for all. */
 #define HASH_SEED 0x4c426374U
 

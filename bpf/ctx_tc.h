@@ -17,6 +17,7 @@ static long (*redirect_neigh)(u32 ifindex, struct bpf_redir_neigh *params, int p
 enum verdict {
 	VERDICT_PASS = TC_ACT_UNSPEC, /* on to the next filter: others' filters stay in effect */
 	VERDICT_DROP = TC_ACT_SHOT,
+	VERDICT_TAKEN = TC_ACT_STOLEN, /* the packet goes no further, and is not lost */
 };
 
 static __always_inline void *ctx_data(const ctx_t *ctx)

@@ -9,6 +9,7 @@ typedef struct xdp_md ctx_t;
 enum verdict {
 	VERDICT_PASS = XDP_PASS,
 	VERDICT_DROP = XDP_DROP,
+	VERDICT_TAKEN = XDP_DROP, /* never: XDP leaves to tc what is to wait */
 };
 
 static __always_inline void *ctx_data(const ctx_t *ctx)

@@ -15,6 +15,7 @@ enum action {
 	ACTION_DROP,	 /* not at all */
 	ACTION_ANSWER,	 /* by us */
 	ACTION_CONNECT,	 /* as its first packet says: to be decided in another program */
+	ACTION_PIECES,	 /* as the other pieces of its datagram say: in another program, too */
 	ACTION_STACK,	 /* translate, on to the kernel's stack */
 	ACTION_HAIRPIN,	 /* translate, back out of the interface it came from */
 	ACTION_FORWARD,	 /* translate, out along the route */
@@ -132,6 +133,8 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	}
 	if (d->action == ACTION_CONNECT)
 		return go_on(ctx, STEP_CONNECT, d, at);
+	if (d->action == ACTION_PIECES)
+		return go_on(ctx, STEP_PIECES, d, at);
 	if (FAMILY == 6)
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
@@ -151,16 +154,38 @@ static __always_inline bool breaks_sctp(const struct packet *pkt, const struct t
 	       (pkt->tuple.sport != to->sport || pkt->tuple.dport != to->dport);
 }
 
+/* The first piece of a datagram: the later ones go where it goes. What came before it is held at ingress, by
+ * tc alone: so is what is left alone there, for it may have been held for a VIP's sake. Its ports are noted
+ * before others are looked for, as others are held before its ports are looked for: no piece is missed. */
+static __always_inline void decide_first_piece(const struct packet *pkt, struct decision *d,
+					       const struct note *at)
+{
+	if (d->action == ACTION_CONNECT || pkt->kind != KIND_FLOW)
+		return;
+	if (translates(d) && breaks_sctp(pkt, &d->flow.to)) {
+		decide(d, ACTION_DROP, REASON_SCTP_FRAGMENT);
+		return;
+	}
+	if (d->action != ACTION_PASS)
+		remember_fragment(pkt, at->hook);
+	if (at->egress)
+		return;
+	if (d->action == ACTION_PASS ? ctx_decides() : translates(d) && is_awaited(pkt)) {
+		if (ctx_decides())
+			d->action = ACTION_PIECES;
+		else
+			decide(d, ACTION_PASS, REASON_TO_TC);
+	}
+}
+
 /* What is common to all, behind the decision. */
 static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
 					       struct note *at)
 {
-	if (unlikely(pkt->piece == PIECE_FIRST) && translates(d)) {
-		if (breaks_sctp(pkt, &d->flow.to))
-			decide(d, ACTION_DROP, REASON_SCTP_FRAGMENT);
-		else
-			remember_fragment(pkt);
-	}
+	if (unlikely(pkt->piece == PIECE_FIRST))
+		decide_first_piece(pkt, d, at);
+	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))
+		count_piece(pkt, at->hook);
 	return carry_out(ctx, pkt, d, at);
 }
 

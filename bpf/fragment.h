@@ -16,12 +16,42 @@ static __always_inline struct fragment_key fragment_key(const struct packet *pkt
 	return key;
 }
 
-static __always_inline void remember_fragment(const struct packet *pkt)
+static __always_inline void remember_fragment(const struct packet *pkt, u32 hook)
 {
 	struct fragment_key key = fragment_key(pkt);
-	struct fragment ports = {.sport = pkt->tuple.sport, .dport = pkt->tuple.dport};
+	struct fragment ports = {
+	    .seen_ns = bpf_ktime_get_ns(),
+	    .passed = pkt->l4_len,
+	    .sport = pkt->tuple.sport,
+	    .dport = pkt->tuple.dport,
+	    .hook = hook,
+	};
 
 	bpf_map_update_elem(fragments, &key, &ports, BPF_ANY);
+}
+
+/* A later piece has passed the hook. Behind the last byte of the datagram its number is free for another one,
+ * whose later pieces may come first. */
+static __always_inline void count_piece(const struct packet *pkt, u32 hook)
+{
+	struct fragment_key key = fragment_key(pkt);
+	struct fragment *datagram = bpf_map_lookup_elem(fragments, &key);
+
+	if (!datagram || datagram->hook != hook)
+		return;
+	if (pkt->last)
+		datagram->whole = pkt->piece_at + pkt->l4_len;
+	__sync_fetch_and_add(&datagram->passed, pkt->l4_len);
+	if (datagram->whole && datagram->passed >= datagram->whole)
+		bpf_map_delete_elem(fragments, &key);
+}
+
+/* Did a later piece come before this one, the first? Those are held from the first place on. */
+static __always_inline bool is_awaited(const struct packet *pkt)
+{
+	struct piece_key key = {.datagram = fragment_key(pkt)};
+
+	return bpf_map_lookup_elem(pieces, &key);
 }
 
 /* Give a later fragment its ports; false when its first has not been seen here. */
@@ -30,7 +60,7 @@ static __always_inline bool lookup_fragment(struct packet *pkt)
 	struct fragment_key key = fragment_key(pkt);
 	const struct fragment *ports = bpf_map_lookup_elem(fragments, &key);
 
-	if (!ports)
+	if (!ports || bpf_ktime_get_ns() - ports->seen_ns > FRAGMENT_NS)
 		return false;
 	pkt->tuple.sport = ports->sport;
 	pkt->tuple.dport = ports->dport;

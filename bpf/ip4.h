@@ -61,6 +61,8 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
 		pkt->piece = ip->frag_off & bpf_htons(IP_OFFSET) ? PIECE_LATER : PIECE_FIRST;
 		pkt->fragment_id = ip->id;
+		pkt->piece_at = (bpf_ntohs(ip->frag_off) & IP_OFFSET) * 8;
+		pkt->last = !(ip->frag_off & bpf_htons(IP_MF));
 	}
 	pkt->tuple.src.word[0] = ip->saddr;
 	pkt->tuple.dst.word[0] = ip->daddr;

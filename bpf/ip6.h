@@ -98,6 +98,8 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	else if (fragment->offset & bpf_htons(1))
 		pkt->piece = PIECE_FIRST;
 	pkt->fragment_id = fragment->id;
+	pkt->piece_at = bpf_ntohs(fragment->offset) & 0xfff8;
+	pkt->last = !(fragment->offset & bpf_htons(1));
 	pkt->tuple.protocol = fragment->next;
 	pkt->l4 += sizeof(*fragment);
 	pkt->l4_len -= sizeof(*fragment);

@@ -6,14 +6,18 @@
 #include "fast.h"
 #include "forward.h"
 
-/* A ping. It asks for the address as a whole; the node's own addresses the stack answers for. */
+/* A ping, or a later piece of one: it asks for the address as a whole, and each piece is answered by itself.
+ * The node's own addresses the stack answers for. */
 static __always_inline void decide_echo(const struct packet *pkt, u8 side, struct decision *d)
 {
 	const struct vip *vip = lookup_address(&pkt->tuple.dst);
 	struct backend_set set;
 
-	if (!vip)
+	if (!vip) {
+		if (pkt->piece == PIECE_LATER)
+			d->reason = REASON_FRAGMENT;
 		return;
+	}
 	set = offered_set(vip, side);
 	d->flow.service = vip->service;
 	if (!decide_refusal(pkt, vip, &set, d))
@@ -121,6 +125,15 @@ static __always_inline bool undone_here(const struct packet *pkt, u8 side, const
 	       (undone_at_ingress(&d->flow, side) || (past && d->flow.path == PATH_REDIRECT));
 }
 
+/* A later piece whose first has not been seen. */
+static __always_inline void decide_early_piece(const struct packet *pkt, struct decision *d)
+{
+	if (ctx_decides())
+		decide(d, ACTION_PIECES, REASON_FRAGMENT);
+	else
+		decide(d, ACTION_PASS, lookup_address(&pkt->tuple.dst) ? REASON_TO_TC : REASON_FRAGMENT);
+}
+
 /* A packet that enters the node: from a pod, an uplink or a tunnel. */
 static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *work)
 {
@@ -133,11 +146,8 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 	decide(d, ACTION_PASS, REASON_NOT_VIP);
 	if (unlikely(!settings))
 		return;
-	if (unlikely(pkt->piece == PIECE_LATER) && !lookup_fragment(pkt)) {
-		if (lookup_address(&pkt->tuple.dst))
-			decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
-		else
-			decide(d, ACTION_PASS, REASON_FRAGMENT);
+	if (unlikely(pkt->piece == PIECE_LATER) && pkt->kind == KIND_FLOW && !lookup_fragment(pkt)) {
+		decide_early_piece(pkt, d);
 		return;
 	}
 	if (undone_here(pkt, side, settings, d)) {
@@ -166,7 +176,8 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 	decide(d, ACTION_PASS, REASON_NOT_VIP);
 	if (unlikely(!settings))
 		return;
-	if (unlikely(pkt->piece == PIECE_LATER) && !lookup_fragment(pkt)) {
+	if (unlikely(pkt->piece == PIECE_LATER) && !(pkt->kind == KIND_ECHO && ctx_from_host(ctx)) &&
+	    !lookup_fragment(pkt)) {
 		decide(d, ACTION_PASS, REASON_FRAGMENT);
 		return;
 	}

@@ -19,6 +19,8 @@
 #define scratches     MAP(FD_scratch)	    /* [0] -> struct scratch, of this CPU */
 #define sockets	      MAP(FD_sockets)	    /* struct socket_key -> struct socket_entry */
 #define fragments     MAP(FD_fragments)	    /* struct fragment_key -> struct fragment */
+#define pieces	      MAP(FD_pieces)	    /* struct piece_key -> struct held_piece */
+#define piece_room    MAP(FD_piece_room)    /* [0] -> struct held_piece, of this CPU */
 #define affinities    MAP(FD_affinity)	    /* [bucket] -> struct affinity_bucket, see cache.h */
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */

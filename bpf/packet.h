@@ -6,7 +6,7 @@
 
 enum kind {
 	KIND_FLOW = 0, /* a packet of a connection, or a piece of one */
-	KIND_ECHO = 1, /* an ICMP echo request */
+	KIND_ECHO = 1, /* an ICMP echo request, or a later piece of what may be one */
 };
 
 enum piece {
@@ -19,6 +19,7 @@ enum piece {
 struct packet {
 	struct tuple tuple;
 	u32 fragment_id;  /* of a piece */
+	u16 piece_at;	  /* of a piece: bytes of its datagram before it */
 	u16 ip_len;	  /* bytes from the IP header on */
 	u16 l4_len;	  /* of these, bytes from the L4 header on */
 	u16 payload_len;  /* of these, bytes behind the L4 header */
@@ -29,6 +30,7 @@ struct packet {
 	u8 tos;	      /* IPv4 */
 	u8 kind;      /* enum kind */
 	u8 piece;     /* enum piece */
+	u8 last;      /* the piece is its datagram's last */
 	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */
 	u32 secret;   /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
 		       */

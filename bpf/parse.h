@@ -83,12 +83,12 @@ static __always_inline u32 parse_icmp(ctx_t *ctx, struct packet *pkt)
 	icmp = ctx_at(ctx, pkt->l4, sizeof(*icmp));
 	if (!icmp || pkt->l4_len < sizeof(*icmp))
 		return REASON_MALFORMED;
-	if (pkt->piece != PIECE_WHOLE)
-		return REASON_OTHER_PROTOCOL;
 	if (icmp->type == ECHO_REQUEST && icmp->code == 0) {
 		pkt->kind = KIND_ECHO;
 		return PARSED;
 	}
+	if (pkt->piece != PIECE_WHOLE)
+		return REASON_OTHER_PROTOCOL;
 	if (is_icmp_error(icmp->type))
 		return ICMP_ERROR;
 	return REASON_OTHER_PROTOCOL;
@@ -109,8 +109,11 @@ static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 		return result;
 	if (unlikely(is_martian(&pkt->tuple.src)))
 		return REASON_MARTIAN;
-	if (unlikely(pkt->piece == PIECE_LATER))
+	if (unlikely(pkt->piece == PIECE_LATER)) {
+		if (pkt->tuple.protocol == ICMP_PROTOCOL) /* RFC 4443, section 2.4 (c): errors are whole */
+			pkt->kind = KIND_ECHO;
 		return PARSED;
+	}
 	switch (pkt->tuple.protocol) {
 	case IPPROTO_TCP:
 		return parse_tcp(ctx, pkt);

@@ -35,6 +35,8 @@
 	X(NO_LOCAL_ENDPOINT, "traffic policy Local, and endpoints on other nodes alone: dropped")            \
 	X(SOURCE_NOT_ALLOWED, "a client outside of loadBalancerSourceRanges: dropped")                       \
 	X(STRAY_FRAGMENT, "a later fragment for a VIP, of a datagram whose first is unknown: dropped")       \
+	X(FRAGMENT_HELD, "a later fragment that came before its first: held back until that one comes")      \
+	X(FRAGMENT_RELEASED, "a first fragment, which enters again with those that came before it")          \
 	X(SCTP_FRAGMENT, "an SCTP packet in fragments, whose checksum cannot be kept right: dropped")        \
 	X(MARTIAN, "a source address that nothing may be sent to: untouched")                                \
 	X(NOT_FOR_US, "in a frame to another host or to many: untouched")                                    \
@@ -80,6 +82,7 @@ enum hook {
 	X(ANSWER, "answers a packet itself")                                                                 \
 	X(ICMP_ERROR, "translates an ICMP error about a translated packet")                                  \
 	X(OWNER, "asks whose a packet is that begins no connection")                                         \
+	X(PIECES, "holds fragments back that come before their first, until it comes")                       \
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
 	X(REPORT, "tells whoever watches what became of a packet")
 

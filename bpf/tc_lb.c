@@ -7,6 +7,7 @@
 #include "owner.h"
 #include "answer.h"
 #include "icmp_error.h"
+#include "pieces.h"
 #include "report.h"
 
 int lb_tc_uplink_in(struct __sk_buff *ctx)
@@ -67,6 +68,11 @@ int lb_tc_icmp_error(struct __sk_buff *ctx)
 int lb_tc_owner(struct __sk_buff *ctx)
 {
 	return owner(ctx);
+}
+
+int lb_tc_pieces(struct __sk_buff *ctx)
+{
+	return take_pieces(ctx);
 }
 
 int lb_tc_capture(struct __sk_buff *ctx)

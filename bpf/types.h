@@ -200,8 +200,28 @@ struct fragment_key {
 
 /* What its later pieces lack. */
 struct fragment {
+	u64 seen_ns; /* CLOCK_MONOTONIC: when the first piece came; see FRAGMENT_NS */
+	u32 passed;  /* bytes of the datagram in the pieces that have passed so far */
+	u32 whole;   /* bytes of the whole datagram; 0 until its last piece has passed */
 	__be16 sport;
 	__be16 dport;
+	u32 hook; /* enum hook: where the first piece was noted, and where pieces are counted */
+};
+
+/* A later piece that came before the first one of its datagram: see pieces.h. */
+struct piece_key {
+	struct fragment_key datagram;
+	u32 place; /* below HELD_PIECES */
+};
+
+#define HELD_PIECES 48
+#define HELD_BYTES  2032
+
+struct held_piece {
+	u64 since_ns; /* CLOCK_MONOTONIC */
+	u32 len;      /* of the frame, bytes */
+	u32 pad;
+	u8 frame[HELD_BYTES];
 };
 
 /* Room for what does not fit on a program's stack: see connect.h. */

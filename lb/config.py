@@ -223,6 +223,7 @@ class Limits:
         "peers of sockets: one for a connection, two for each peer of an unconnected UDP socket",
     )
     fragments: int = setting(8_192, ENTRIES, "fragmented datagrams on their way")
+    pieces: int = setting(512, ENTRIES, "fragments that came before the first of their datagram")
     source_ranges: int = setting(
         65_536, ENTRIES, "networks in loadBalancerSourceRanges: one for each Service port and network"
     )

@@ -79,7 +79,16 @@ class Step:
 
 
 _NO_TUPLE = frozenset(
-    {"NOT_IP", "VLAN", "MALFORMED", "IP_OPTIONS", "FRAGMENT", "STRAY_FRAGMENT", "OTHER_PROTOCOL"}
+    {
+        "NOT_IP",
+        "VLAN",
+        "MALFORMED",
+        "IP_OPTIONS",
+        "FRAGMENT",
+        "STRAY_FRAGMENT",
+        "FRAGMENT_HELD",
+        "OTHER_PROTOCOL",
+    }
 )
 _UNREAD = _NO_TUPLE | {"MARTIAN", "NOT_FOR_US", "ICMP_ERROR"}
 """Reasons of packets whose tuple was not gone by."""
@@ -250,6 +259,8 @@ def _verdict(e: Evidence) -> str:
     outcome, hop = e.outcome, e.hops[-1]
     if outcome.verdict is Verdict.DROP:
         return "dropped"
+    if outcome.verdict is Verdict.HELD:
+        return "held back"
     if outcome.verdict is Verdict.PASS:
         if outcome.reason == "TO_TC":
             return "left to tc, but no program of ours is there"

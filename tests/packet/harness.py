@@ -57,10 +57,10 @@ HOOK_OF = {
 
 LIMITS = Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
 
-PASS, DROP, SEND = "pass", "drop", "send"
+PASS, DROP, SEND, TAKEN = "pass", "drop", "send", "taken"
 _RTAX_MTU = 2  # of rtnetlink(7): bpf_fib_lookup() sees a route's MTU only when it is locked
 _XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
-_TC_VERDICTS = {-1: PASS, 2: DROP, 7: SEND}
+_TC_VERDICTS = {-1: PASS, 2: DROP, 4: TAKEN, 7: SEND}
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ class Datapath:
 
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""
-        for name in ("flows", "affinity", "fragments"):
+        for name in ("flows", "affinity", "fragments", "pieces"):
             for version in layouts.FAMILIES:
                 self.maps.delete(f"{name}{version}", self.maps.read(f"{name}{version}")[0])
         keys, values = self.maps.read("reasons")

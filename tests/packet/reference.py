@@ -232,9 +232,13 @@ class Model:
         answer = Expected("send", p.echo_reply_for(frame), "PING")
         return self._refusal(IPv4Address(p.role(asked.src)), vip, side, frame) or answer
 
-    def later_fragment(self, to: IPv4Address, side: str) -> str:
-        """The reason of a later fragment that enters, when its first was not translated."""
-        return "STRAY_FRAGMENT" if side != "out" and to in self.world.addresses else "FRAGMENT"
+    def later_fragment(self, first: str, to: IPv4Address, xdp: bool) -> str:
+        """The reason of a later fragment that enters; first: that of its first, which was not translated."""
+        if first != "NOT_VIP":
+            return "STRAY_FRAGMENT"
+        if xdp:
+            return "TO_TC" if to in self.world.addresses else "FRAGMENT"
+        return "NOT_VIP" if to in self.world.addresses or to == self.world.node_address else "FRAGMENT"
 
     def error(
         self, link: Packet, header: Packet, kind: str, about: bytes, length: int, side: str

@@ -308,7 +308,9 @@ class Machine(RuleBasedStateMachine):
             for result, want in zip(results, wanted, strict=True):
                 p.assert_same(result.packet, want)
         else:
-            assert results[1].reason == self.model.later_fragment(t.dst, side_of(program))
+            assert results[1].reason == self.model.later_fragment(
+                expected.reason, t.dst, program == harness.XDP
+            )
 
     @precondition(lambda self: self.model.by_client)
     @rule(

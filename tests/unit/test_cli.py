@@ -408,6 +408,7 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"backends{version}", 131072),
             (f"flows{version}", 524293),
             (f"fragments{version}", 8192),
+            (f"pieces{version}", 512),
             (f"affinity{version}", 131075),
             (f"sockets{version}", 65536),
         )

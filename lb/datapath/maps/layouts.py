@@ -132,7 +132,23 @@ FRAGMENT_KEY = _each(
     ("src", "address"), ("dst", "address"), ("id", "u4"), ("protocol", "u1"), ("pad", "u1", (3,))
 )
 SCRATCH: DType = np.dtype([("room", "u8", (64,))])
-FRAGMENT: DType = np.dtype([("sport", ">u2"), ("dport", ">u2")])
+FRAGMENT: DType = np.dtype(
+    [
+        ("seen_ns", "u8"),
+        ("passed", "u4"),
+        ("whole", "u4"),
+        ("sport", ">u2"),
+        ("dport", ">u2"),
+        ("hook", "u4"),
+    ]
+)
+PIECE_KEY = {
+    version: np.dtype([("datagram", datagram), ("place", "u4")]) for version, datagram in FRAGMENT_KEY.items()
+}
+HELD_BYTES = 2032
+HELD_PIECE: DType = np.dtype(
+    [("since_ns", "u8"), ("len", "u4"), ("pad", "u4"), ("frame", "u1", (HELD_BYTES,))]
+)
 AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
 AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
 AFFINITY_SLOT = _slot(AFFINITY_KEY, (0, 4), dict.fromkeys(FAMILIES, AFFINITY))
@@ -271,6 +287,8 @@ STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
     "scratch": SCRATCH,
     "fragment_key": FRAGMENT_KEY,
     "fragment": FRAGMENT,
+    "piece_key": PIECE_KEY,
+    "held_piece": HELD_PIECE,
     "socket_key": SOCKET_KEY,
     "socket_entry": SOCKET,
     "affinity_key": AFFINITY_KEY,
@@ -439,6 +457,7 @@ CONSTANTS: Mapping[str, int] = {
     "ANSWER_KINDS": ANSWER_KINDS,
     "LINKS": LINKS,
     "SNAT_SOURCES": SNAT_SOURCES,
+    "HELD_BYTES": HELD_BYTES,
 }
 """The numbers that C and Python share, by C's name."""
 

@@ -28,6 +28,7 @@ from lb.datapath.maps.layouts import (
     FRAGMENT,
     FRAGMENT_KEY,
     HASHING,
+    HELD_PIECE,
     HOOKS,
     ID,
     IFACE,
@@ -36,6 +37,7 @@ from lb.datapath.maps.layouts import (
     NODE_NAME,
     NOTE,
     NOTHING,
+    PIECE_KEY,
     RATE,
     REASONS_PER_HOOK,
     SCRATCH,
@@ -257,6 +259,17 @@ def _maps() -> Iterator[MapSpec]:
             version=ip,
         )
         yield MapSpec(
+            f"pieces{ip}",
+            MapType.LRU_HASH,
+            PIECE_KEY[ip],
+            HELD_PIECE,
+            "kernel",
+            "the piece held longest goes, and its datagram is lost",
+            "fragments that came before the first of their datagram, until it comes",
+            limit="pieces",
+            version=ip,
+        )
+        yield MapSpec(
             f"sockets{ip}",
             MapType.LRU_HASH,
             SOCKET_KEY[ip],
@@ -348,6 +361,16 @@ def _maps() -> Iterator[MapSpec]:
         "kernel",
         "fixed",
         "room for what does not fit on a program's stack",
+        fixed=1,
+    )
+    yield MapSpec(
+        "piece_room",
+        MapType.PERCPU_ARRAY,
+        ID,
+        HELD_PIECE,
+        "kernel",
+        "fixed",
+        "room for a fragment on its way to `pieces`",
         fixed=1,
     )
     yield MapSpec(

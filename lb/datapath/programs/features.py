@@ -43,6 +43,7 @@ HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
     ProgType.SCHED_CLS: {
         9: ("skb_store_bytes", "4.1"),
         11: ("l4_csum_replace", "4.1"),
+        13: ("clone_redirect", "4.2"),
         23: ("redirect", "4.4"),
         26: ("skb_load_bytes", "4.5"),
         38: ("skb_change_tail", "4.9"),
@@ -67,6 +68,7 @@ HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
 COMMON_HELPERS: Mapping[int, tuple[str, str]] = {
     1: ("map_lookup_elem", "3.19"),
     2: ("map_update_elem", "3.19"),
+    3: ("map_delete_elem", "3.19"),
     5: ("ktime_get_ns", "4.1"),
     12: ("tail_call", "4.2"),
     28: ("csum_diff", "4.6"),

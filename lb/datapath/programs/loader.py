@@ -73,8 +73,8 @@ class Program:
 _SOCKET_HOOKS = {"connect": (10, 11), "sendmsg": (14, 15), "recvmsg": (19, 20), "getpeername": (29, 30)}
 """By name: what the programs for IPv4's and IPv6's sockets are attached to, of enum bpf_attach_type."""
 _NEVER_MAPPED = "sendmsg"
-_TC_ALONE = "EGRESS"
-"""The step for packets that leave, which XDP does not see."""
+_TC_ALONE = frozenset({"EGRESS", "PIECES"})
+"""The steps for packets that leave, which XDP does not see, and for fragments, which XDP leaves to tc."""
 
 
 def _programs() -> Iterator[tuple[str, Program]]:
@@ -86,7 +86,7 @@ def _programs() -> Iterator[tuple[str, Program]]:
         else:
             yield f"lb_{hook.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
     for number, (step, _) in enumerate(layouts.STEPS, len(layouts.HOOKS)):
-        if step != _TC_ALONE:
+        if step not in _TC_ALONE:
             yield f"lb_xdp_{step.lower()}", Program("xdp_lb.c", ProgType.XDP, number)
         yield f"lb_tc_{step.lower()}", Program("tc_lb.c", ProgType.SCHED_CLS, number)
 

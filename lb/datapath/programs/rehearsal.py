@@ -42,18 +42,21 @@ watches the live programs is in a map that they write, so nobody is told of what
 
 
 class Verdict(StrEnum):
-    """What a hook does with a packet. PASS: on, to the stack or out of the interface; SEND: past both."""
+    """What a hook does with a packet. PASS: on, to the stack or out of the interface; SEND: past both;
+    HELD: it waits for the first piece of its datagram.
+    """
 
     PASS = "pass"  # noqa: S105 - a verdict, no password
     DROP = "drop"
     SEND = "send"
+    HELD = "held"
 
 
 _SHORTEST = 14
 """Bytes of the shortest frame that the kernel tries: an Ethernet header."""
 
 _XDP_VERDICTS = {1: Verdict.DROP, 2: Verdict.PASS, 3: Verdict.SEND, 4: Verdict.SEND}
-_TC_VERDICTS = {-1: Verdict.PASS, 2: Verdict.DROP, 7: Verdict.SEND}
+_TC_VERDICTS = {-1: Verdict.PASS, 2: Verdict.DROP, 4: Verdict.HELD, 7: Verdict.SEND}
 
 
 @dataclass(frozen=True, slots=True)
