@@ -161,7 +161,7 @@ def test_fragments_of_two_clients_with_one_identification(datapath: Datapath, up
 
 @both_uplinks
 def test_fragments_not_for_a_vip_are_left_alone(datapath: Datapath, uplink_program: str) -> None:
-    """The first and the later ones; also to a node's address, whatever node ports it has. NOT_A_VIP has no route."""
+    """The first and the later ones; also to a node's address, whatever node ports it has."""
     steps = []
     for address, reason in ((p.NODE1, "NOT_VIP"), (p.NOT_A_VIP, "NOT_VIP"), (p.BACKEND_LOCAL, "FRAGMENT")):
         first, *later = p.pieces(p.udp(p.FROM_CLIENT, (p.CLIENT, 1), (address, PORT), LONG), *CUTS)

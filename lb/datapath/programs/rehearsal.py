@@ -42,8 +42,10 @@ watches the live programs is in a map that they write, so nobody is told of what
 
 
 class Verdict(StrEnum):
-    """What a hook does with a packet. PASS: on, to the stack or out of the interface; SEND: past both;
-    HELD: it waits for the first piece of its datagram.
+    """What a hook does with a packet.
+
+    PASS: on, to the stack or out of the interface; SEND: past both; HELD: it waits for the first piece of its
+    datagram.
     """
 
     PASS = "pass"  # noqa: S105 - a verdict, no password
