@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -25,7 +25,7 @@ CUTS = (512, 1000)  # bytes behind the IP header
 VIP = VIPS[VipKind.LOAD_BALANCER]
 NODE_PORT = VIPS[VipKind.NODE_PORT]
 ORDERS = [order for order in itertools.permutations(range(3)) if order[0] != 0]
-BUILD = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
+BUILD: dict[Protocol, Callable[..., bytes]] = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
 CLIENTS = {
     TC_UPLINK_IN: (p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT)),
     TC_POD_IN: (p.FROM_POD, (p.POD_CLIENT, p.CLIENT_PORT)),
@@ -148,7 +148,7 @@ def test_fragments_any_order_wait_five_seconds(datapath: Datapath) -> None:
     _age(datapath, "pieces", "since_ns")
     with entering(datapath, TC_UPLINK_IN) as wire:
         datapath.run(TC_UPLINK_IN, first)
-        p.assert_same(*seen(wire, 1), first)
+        p.assert_same(seen(wire, 1)[0], first)
         assert len(datapath.read("pieces")[0]) == 0
         assert datapath.run(TC_UPLINK_IN, later).reason == "FLOW_HIT"
         _age(datapath, "fragments", "seen_ns")
