@@ -121,6 +121,18 @@ static __always_inline bool led_at_socket(ctx_t *ctx, const struct tuple *t)
 	return bpf_map_lookup_elem(sockets, &key);
 }
 
+/* Has a hook of ours led the packet to where it goes? What leaves by the hook of a VIP's backend passes that
+ * hook again. Where the backend is a VIP as well, it is for the node that gets the packet to lead it on: two
+ * Services that are each other's endpoint would go on here until the kernel sees too deep a recursion. */
+static __always_inline bool led_here(const struct packet *pkt)
+{
+	struct tuple back = reverse(&pkt->tuple);
+	struct flow_key key;
+
+	flow_key(&key, &back, DIR_REPLY);
+	return get_flow(&key);
+}
+
 /* A packet that a process of this node sends. TCP's socket is connected to the VIP in either case; but who
  * answers from a port where the node listens has not opened the connection. */
 static __always_inline bool host_owns(ctx_t *ctx, const struct packet *pkt)
@@ -132,7 +144,7 @@ static __always_inline bool host_owns(ctx_t *ctx, const struct packet *pkt)
 	};
 	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
 
-	if (led_at_socket(ctx, &pkt->tuple))
+	if (led_at_socket(ctx, &pkt->tuple) || led_here(pkt))
 		return true;
 	if (pkt->tuple.protocol != IPPROTO_TCP || begins == TCP_SYN)
 		return false;

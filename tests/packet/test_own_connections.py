@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from lb.datapath.programs import features
 from lb.model import Protocol
-from lb.plan.types import VipKind
+from lb.plan.types import Vip, VipKey, VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
-from tests.packet.plans import BUILD, NODE_PORT, VIPS, service
+from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
 
 NODE_VIP = VIPS[VipKind.NODE_PORT]
 SERVER = (p.CLIENT, 443)
@@ -121,6 +123,20 @@ def test_own_connections_the_nodes_answer_to_a_port_that_is_a_vips(datapath: Dat
     request = p.tcp(p.TO_CLIENT, (p.NODE1, 40_000), peer, "S")
     result = datapath.run(TC_UPLINK_OUT, request, from_host=True)
     assert (result.verdict, result.reason) == (SEND, "NEW_REMOTE")
+
+
+@pytest.mark.parametrize("protocol", BUILD)
+def test_a_vip_that_is_a_backend_is_left_to_the_next_node(datapath: Datapath, protocol: Protocol) -> None:
+    """What the node has sent to such a backend passes the hook again, here without end: it is its own."""
+    plan = service(p.BACKEND_REMOTE, protocol=protocol, vips=[VipKind.EXTERNAL_IP])
+    (port,) = plan.ports
+    vip = Vip(VipKey(ip_address(p.here(p.BACKEND_REMOTE)), TARGET_PORT, protocol), VipKind.EXTERNAL_IP)
+    datapath.apply(replace(plan, ports=(replace(port, vips=(*port.vips, vip)),)))
+    request = BUILD[protocol](p.TO_CLIENT, (p.NODE1, 40_000), VIPS[VipKind.EXTERNAL_IP])
+    for reason in ("NEW_REMOTE", "FLOW_HIT"):
+        first = datapath.run(TC_UPLINK_OUT, request, from_host=True)
+        assert (first.verdict, first.reason) == (SEND, reason)
+        untouched(datapath, TC_UPLINK_OUT, first.packet, from_host=True)
 
 
 @both_uplinks
