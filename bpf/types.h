@@ -487,14 +487,20 @@ struct tuple {
 	u8 protocol;
 };
 
-static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
+/* The bits in which two addresses differ, in whichever word: 0 for the same address. */
+static __always_inline u32 addr_difference(const struct addr *a, const struct addr *b)
 {
 	u32 differs = 0;
 
 #pragma unroll
 	for (int i = 0; i < ADDR_WORDS; i++)
 		differs |= a->word[i] ^ b->word[i];
-	return !differs;
+	return differs;
+}
+
+static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
+{
+	return !addr_difference(a, b);
 }
 
 /* The tuple of the same connection's packets the other way. */

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.datapath.kernel import bpf
 from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.maps import layouts
 from lb.datapath.programs import build, loader
@@ -21,6 +23,9 @@ from tests.packet.harness import LIMITS
 
 MOST_STACK = 448
 """Bytes: of the 512 that the kernel gives a program, 64 stay free for what the next compiler spills."""
+
+MOST_WORK = 750_000
+"""Instructions: the verifier gives up after a million, and kernels differ in what they follow twice."""
 
 Built = Mapping[tuple[str, int], Mapping[str, bytes]]
 """By file and IP version: the instructions of each function."""
@@ -92,7 +97,9 @@ def pins() -> Iterator[Pins]:
     unload(made)
 
 
-def test_this_kernel_takes_every_program(code: Built, pins: Pins, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_kernel_takes_every_program(
+    compiler: str, code: Built, pins: Pins, monkeypatch: pytest.MonkeyPatch
+) -> None:
     by_family = {
         version: {
             function: close_by_jumps(instructions)
@@ -106,6 +113,22 @@ def test_this_kernel_takes_every_program(code: Built, pins: Pins, monkeypatch: p
     loaded = loader.load(pins, LIMITS)
     assert loaded.compiled
     assert not loaded.refused
+    work = {path.name: verifier_work(path) for path, _ in loader.pinned_programs(pins)}
+    assert set(work) >= set(loader.PROGRAMS)
+    over = [
+        f"{name} by {compiler}: the verifier followed {steps:,} instructions, of 1,000,000 that it may"
+        for name, steps in work.items()
+        if steps > MOST_WORK
+    ]
+    assert not over, "\n" + "\n".join(over)
+
+
+def verifier_work(path: Path) -> int:
+    """Return how many instructions the verifier has followed in a pinned program; 0 where it does not say."""
+    with bpf.obj_get(path) as program:
+        told = Path(f"/proc/self/fdinfo/{program.fileno()}").read_text()
+    found = re.search(r"verified_insns:\s*(\d+)", told)
+    return int(found[1]) if found else 0
 
 
 def test_stack_use_by_offset_and_by_copy() -> None:
