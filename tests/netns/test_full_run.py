@@ -77,7 +77,10 @@ def answers(lab: Lab, address: str) -> bool:
 def test_a_full_run_costs_neither_a_change_nor_a_restart(bare: Lab, tmp_path: Path) -> None:
     manifest, served = Path(bare.spec.manifests) / "all.yaml", [FIRST]
     ready = bare.store.ready_file(NODE)
-    for options, new in (("size=64k", SECOND), ("nr_inodes=3", THIRD)):  # no room for contents; for a name
+    for options, new in (
+        ("size=64k", SECOND),
+        ("size=64k,nr_inodes=3", THIRD),
+    ):  # no room for contents; for a name
         log = tmp_path / options
         ready.unlink(missing_ok=True)
         with agent(bare, options, log) as process:
