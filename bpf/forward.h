@@ -61,6 +61,10 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 		d->action = result == ROUTE_FOUND ? ACTION_REDIRECT : ACTION_STACK;
 	else if (result == ROUTE_STACK)
 		decide(d, ACTION_STACK, d->reason);
+	else if (result == ROUTE_TOO_BIG && !ctx_decides())
+		/* Generic XDP and virtio show packets that await segmentation whole; tc is told the segments'
+		 * size. */
+		decide(d, ACTION_PASS, REASON_TO_TC);
 	else if (result == ROUTE_TOO_BIG)
 		decide_answer(d, ANSWER_TOO_BIG, REASON_TOO_BIG);
 	else if (result == ROUTE_NONE)

@@ -15,9 +15,10 @@ from tests.packet.harness import (
     TC_POD_IN,
     TC_POD_OUT,
     TC_UPLINK_OUT,
+    XDP,
     Datapath,
 )
-from tests.packets import difference
+from tests.packets import NODE1, difference, icmp_error_for
 
 UPLINK_IN = "uplink in"
 """Stands for the XDP program or the tc program at the uplink: a row with it runs with either."""
@@ -59,6 +60,13 @@ def untouched(at: str, frame: bytes, reason: str) -> Step:
 def dropped(at: str, frame: bytes, reason: str) -> Step:
     """The packet ends here."""
     return Step(at, frame, DROP, b"", reason)
+
+
+def too_big(frame: bytes, mtu: int, uplink_program: str) -> Step:
+    """The packet is too big for the way on: tc tells its sender; XDP, which sees no segments, leaves it."""
+    if uplink_program == XDP:
+        return untouched(UPLINK_IN, frame, "TO_TC")
+    return sent(UPLINK_IN, frame, icmp_error_for(frame, NODE1, "too big", mtu), "TOO_BIG")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from tests.packet.harness import (
     Result,
 )
 from tests.packet.plans import PORT, TARGET_PORT, VIPS, retargeted, service
-from tests.packet.rows import ONE_SNAT_PORT, POD_IN, UPLINK_IN, Row, dropped, play, sent, untouched
+from tests.packet.rows import ONE_SNAT_PORT, POD_IN, UPLINK_IN, Row, dropped, play, sent, too_big, untouched
 
 KIND = VipKind.LOAD_BALANCER
 VIP = VIPS[KIND]
@@ -224,8 +224,13 @@ def test_fragments_too_big_for_the_way_on(datapath: Datapath, uplink_program: st
     frame = p.udp(p.FROM_CLIENT, (p.CLIENT, 1), VIP, LONG * 2)
     first, *later = p.pieces(frame, 1440)
     steps = (
-        sent(UPLINK_IN, first, p.icmp_error_for(first, p.NODE1, "too big", p.NARROW_MTU), "TOO_BIG"),
-        *(dropped(UPLINK_IN, piece, "STRAY_FRAGMENT") for piece in later),
+        too_big(first, p.NARROW_MTU, uplink_program),
+        *(
+            untouched(UPLINK_IN, piece, "TO_TC")
+            if uplink_program == XDP
+            else dropped(UPLINK_IN, piece, "STRAY_FRAGMENT")
+            for piece in later
+        ),
     )
     play(datapath, Row("too big", (service(p.BACKEND_NARROW, protocol=Protocol.UDP),), steps), uplink_program)
 

@@ -14,7 +14,7 @@ from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation
 from tests.packet.harness import DROP, OUTSIDE_INGRESS, SEND, TC_UPLINK_IN, TC_UPLINK_OUT, Datapath
 from tests.packet.plans import TARGET_PORT, VIPS, service
-from tests.packet.rows import ONE_SNAT_PORT, POD_IN, SNAT_PORT, UPLINK_IN, Row, play, sent
+from tests.packet.rows import ONE_SNAT_PORT, POD_IN, SNAT_PORT, UPLINK_IN, Row, check, play, sent, too_big
 
 VIP = VIPS[VipKind.CLUSTER_IP]
 CLIENT = (p.CLIENT, p.CLIENT_PORT)
@@ -43,9 +43,8 @@ def test_icmp_errors_tell_the_mtu_of_the_route(
     datapath: Datapath, uplink_program: str, protocol: Protocol
 ) -> None:
     """A first packet that does not go on makes no flow; a later one changes none."""
-    fits, too_big = of_length(protocol, p.NARROW_MTU), of_length(protocol, p.NARROW_MTU + 1)
-    answer = p.icmp_error_for(too_big, p.NODE1, "too big", TOLD_MTU)
-    refused = sent(UPLINK_IN, too_big, answer, "TOO_BIG")
+    fits, large = of_length(protocol, p.NARROW_MTU), of_length(protocol, p.NARROW_MTU + 1)
+    refused = too_big(large, TOLD_MTU, uplink_program)
     plan = service(p.BACKEND_NARROW, protocol=protocol)
     play(datapath, Row("first", (plan,), (refused,)), uplink_program)
     assert len(datapath.read("flows")[0]) == 0
@@ -71,9 +70,7 @@ def test_icmp_errors_tell_a_backend_the_mtu_of_the_way_to_its_client(
     reply = p.tcp(
         p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), SNATED, "A", bytes(p.NARROW_MTU + 1 - headers)
     )
-    result = datapath.run(program, reply)
-    assert (result.verdict, result.reason) == (SEND, "TOO_BIG")
-    p.assert_same(result.packet, p.icmp_error_for(reply, p.NODE1, "too big", p.NARROW_MTU))
+    check(datapath, too_big(reply, p.NARROW_MTU, program), program, "reply")
 
 
 @each_protocol

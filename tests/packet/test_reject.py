@@ -32,6 +32,7 @@ from tests.packet.rows import (
     passed,
     play,
     sent,
+    too_big,
     untouched,
 )
 
@@ -177,13 +178,13 @@ def test_another_interface_is_left_to_tc(datapath: Datapath) -> None:
 def test_icmp_errors_tell_what_is_too_big_for_the_next_link(datapath: Datapath, uplink_program: str) -> None:
     headers = 40 if p.version() == 4 else 60
     whole = p.tcp(p.FROM_CLIENT, CLIENT, VIP, "S", bytes(1500 - headers))
-    too_big = p.tcp(p.FROM_CLIENT, (p.CLIENT, 2), VIP, "S", bytes(1501 - headers))
+    frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, 2), VIP, "S", bytes(1501 - headers))
     to_node2 = {"link": p.TO_NODE2, "src": SNATED, "dst": (p.BACKEND_REMOTE, TARGET_PORT), "ttl": 63}
     row = Row(
         "MTU 1500",
         (service(p.BACKEND_REMOTE),),
         (
-            sent(UPLINK_IN, too_big, p.icmp_error_for(too_big, p.NODE1, "too big", 1500), "TOO_BIG"),
+            too_big(frame, 1500, uplink_program),
             sent(UPLINK_IN, whole, p.rebuilt(whole, **to_node2), "NEW_REMOTE"),
         ),
     )
