@@ -78,7 +78,8 @@ def _request(
 
 
 def _reply(source: str, clients: int) -> Traffic:
-    frame = p.tcp(p.TO_CLIENT, (source, TARGET_PORT), (_CLIENTS, p.CLIENT_PORT), "A", _PAYLOAD)
+    client = (_CLIENTS, p.moved(p.CLIENT_PORT))
+    frame = p.tcp(p.TO_CLIENT, (source, TARGET_PORT), client, "A", _PAYLOAD)
     return Traffic(TC_UPLINK_OUT, frame, clients, to_clients=True)
 
 
