@@ -166,7 +166,7 @@ def measure_case(feeder: Feeder, case: Case, repeat: int, limits: Limits = LIMIT
     feed = feeder.run(traffic, repeat, instead="empty")
     if case.full:
         feeder.run(traffic, limits.flows)
-    strays = max(8, runs // 200) if traffic.clients == _CROWD else 0
+    strays = max(8, runs // 100) if traffic.clients > 1 else 0  # of a few full buckets
     path = feeder.proved(traffic, case.reason, runs, strays=strays, go_on=case.full)
     case.costs.append(empty + path - feed)
     case.ratios.append(case.costs[-1] / floor)
