@@ -15,13 +15,14 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import numpy as np
 from pyroute2 import IPRoute
 
 from lb.datapath.attach.hooks import TC_PROGRAMS_L3
 from lb.datapath.attach.netlink import Netlink
+from lb.datapath.attach.snat import add_snat_sources
 from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps import layouts
 from tests import packets as p
@@ -106,6 +107,7 @@ def know_tunnel(datapath: Datapath, index: int) -> None:
     """Tell the programs the node's address on the tunnel."""
     row = np.zeros(1, dtype=layouts.IFACE[p.version()])
     row["source"], row["flags"] = packed(TUNNEL_ADDRESS), layouts.IfaceFlag.TUNNEL
+    add_snat_sources(datapath.maps, p.version(), [ip_address(p.here(TUNNEL_ADDRESS))])
     datapath.maps.update(own("ifaces"), np.array([index], dtype=layouts.ID), row)
 
 
