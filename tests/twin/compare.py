@@ -78,7 +78,6 @@ class Comparison:
         past = {name: set(_ready(world, name)) for name in world}
         opened: dict[Socket, _Opened] = {}
         apart: set[Socket] = set()
-        flushed = False
         found: list[Difference] = []
         for at, (step, outcomes) in enumerate(zip(steps, seen, strict=True)):
             if step["do"] == "world":
@@ -86,7 +85,6 @@ class Comparison:
                     name = step["service"]
                     world[name] = changed(world[name], step["field"], step["value"])
                     past[name] |= _ready(world, name)
-                flushed |= "flush" in step
                 continue
             socket = (step["who"], step.get("sock", ""))
             if step["do"] in ("connect", "udp"):
@@ -103,12 +101,15 @@ class Comparison:
                 for side, outcome in zip(self._sides, outcomes, strict=True)
             )
             if ours != theirs:
-                case = Case(step, to, one.port if one else 0, flushed, world, ours, theirs)
+                port = one.port if one else 0
+                others = (open_ for key, open_ in opened.items() if key[0] == socket[0] and key != socket)
+                alone = all(open_.port != port for open_ in others)
+                case = Case(step, to, port, alone, world, ours, theirs)
                 row = next((each.name for each in (*DELIBERATE, *OPEN) if each.covers(case)), "")
                 found.append(Difference(at, step, ours, theirs, row))
                 apart.add(socket)
-            if step["do"] not in ("udp", "close"):
-                flushed = False
+            if step["do"] == "close":
+                opened.pop(socket, None)
         return found
 
     def _said(

@@ -149,8 +149,8 @@ class Player:
         while True:
             channel.settimeout(max(0.01, deadline - time.monotonic()))
             answer, peer = channel.recvfrom(65535)
-            name, _, rest = answer.split(b" ", 2)
-            if rest[: _NUMBER.size] == data[: _NUMBER.size]:  # else it is late: the answer to an older one
+            name, _, rest = answer.partition(b" echo ")
+            if rest[: _NUMBER.size] == data[: _NUMBER.size]:  # else the answer to an older one, or no answer
                 return {"body": name.decode(), "peer": peer[:2], "whole": rest == data}
 
     # --- the rest -------------------------------------------------------------------------------------------

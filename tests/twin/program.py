@@ -85,9 +85,16 @@ class _Maker:
     def __init__(self, chance: random.Random, version: int, world: World, clients: list[str]) -> None:
         self.chance, self.version, self.world, self.clients = chance, version, world, clients
         self.open: dict[tuple[str, str], str] = {}
+        self.last = ""
 
     def step(self, kinds: Kinds) -> Step:
-        kind = self.chance.choices(list(kinds), list(kinds.values()))[0]
+        """Return the next step; after an opening or a change of the world often one that uses a socket."""
+        drawn = (
+            {**kinds, "request": 20 * kinds["request"], "ask": 20 * kinds["ask"]}
+            if self._curious()
+            else kinds
+        )
+        kind = self.chance.choices(list(drawn), list(drawn.values()))[0]
         who = self.chance.choice(self.clients)
         if kind == "pieces" and self.version == 6:
             kind = "ask"
@@ -96,7 +103,11 @@ class _Maker:
         if instead and not names:
             kind = instead
         step: Step = getattr(self, f"_{kind}")(who, names)
+        self.last = kind
         return step if step["do"] == "world" else {**step, "version": self.version}
+
+    def _curious(self) -> bool:
+        return self.last in ("connect", "udp", "world") and bool(self.open) and self.chance.random() < 0.6
 
     def _target(self) -> Target:
         chance = self.chance
@@ -115,7 +126,7 @@ class _Maker:
         return [kind, name, now.port]
 
     def _port(self) -> int | str:
-        drawn: int | str = self.chance.choice((0, 1, 1, 1, 2, 3, "node0", "node1"))
+        drawn: int | str = self.chance.choice((0, 1, 1, 1, 1, 2, "node0", "node1"))
         return drawn
 
     def _connect(self, who: str, _: list[str]) -> Step:
