@@ -103,15 +103,24 @@ static __always_inline bool decide_refusal(const struct packet *pkt, const struc
 	return true;
 }
 
-/* at: get_note(), to which what the next program has to know is added. */
-static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d, struct note *at)
+/* at: get_note(), to which what the next program has to know is added. ours: the packet is for a VIP or of a
+ * flow, so it must not pass where that program is missing. */
+static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d, bool ours,
+					    struct note *at)
 {
 	at->reason = d->reason;
 	at->answer = d->answer;
 	at->mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
 	at->stale = d->stale;
 	next_step(ctx, step);
-	return strand(ctx, true);
+	return strand(ctx, ours);
+}
+
+/* Is a piece for a VIP, or of a flow? Of an early one only the address is known. */
+static __always_inline bool is_our_piece(const struct packet *pkt, const struct decision *d)
+{
+	return d->reason == REASON_FRAGMENT ? lookup_address(&pkt->tuple.dst) != NULL
+					    : d->reason != REASON_NOT_VIP;
 }
 
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
@@ -133,12 +142,12 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	if (d->action == ACTION_ANSWER) {
 		if (d->answer != ANSWER_ECHO)
 			count_dropped(d->flow.service, d->reason);
-		return go_on(ctx, STEP_ANSWER, d, at);
+		return go_on(ctx, STEP_ANSWER, d, true, at);
 	}
 	if (d->action == ACTION_CONNECT)
-		return go_on(ctx, STEP_CONNECT, d, at);
+		return go_on(ctx, STEP_CONNECT, d, true, at);
 	if (d->action == ACTION_PIECES)
-		return go_on(ctx, STEP_PIECES, d, at);
+		return go_on(ctx, STEP_PIECES, d, is_our_piece(pkt, d), at);
 	if (FAMILY == 6)
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))

@@ -97,9 +97,12 @@ def _of_struct(wanted: inspect.StructType, value: Any, path: str) -> Iterator[Re
 
 
 def _of_union(wanted: inspect.UnionType, value: Any, path: str) -> Iterator[Refusal]:
-    """Nothing when one alternative fits; else what is wrong with the one of the value's kind."""
+    """Nothing when one alternative fits; else what is wrong with the one of the value's kind.
+
+    A whole number with a fraction of 0 fits none: msgspec reads it only where nothing but a number may stand.
+    """
     found = [(each, list(_differences(each, value, path))) for each in wanted.types]
-    if not all(differences for _, differences in found):
+    if type(value) is not float and not all(differences for _, differences in found):
         return
     alike = [differences for each, differences in found if _python_type(each) is type(value)]
     if alike:

@@ -248,7 +248,7 @@ def _give_node_ports(item: Object, known: Object | None, double: ClusterDouble) 
             raise _refused(
                 item, f"spec.ports[{i}].nodePort", f"{asked}: provided port is not in the valid range"
             )
-        if asked in taken:
+        if asked and asked in taken:
             raise _refused(item, f"spec.ports[{i}].nodePort", f"{asked}: provided port is already allocated")
         port["nodePort"] = asked or next(each for each in NODE_PORTS if each not in taken | own)
         own.add(port["nodePort"])

@@ -100,7 +100,7 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
         edited(SERVICE, ("  selector: {app: web}\n", ""))
         + "apiVersion: v1\nkind: Endpoints\nmetadata: {name: web}\n"
         "subsets: [{addresses: [{ip: 192.0.2.1}], ports: [{name: other, port: 80}]}]\n",
-        ["endpoint-port-mismatch"],
+        ["endpoint-port-mismatch", "part-refused"],
         "their ports are other/TCP",
     ),
     "nobody here, inside": (
