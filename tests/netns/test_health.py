@@ -38,6 +38,7 @@ kind: Service
 metadata: {name: NAME}
 spec:
   type: LoadBalancer
+  ipFamilyPolicy: PreferDualStack
   externalTrafficPolicy: Local
   healthCheckNodePort: PORT
   selector: {app: web}
