@@ -99,7 +99,7 @@ class Surroundings(Protocol):
         """Return where the agent stands.
 
         node is what Kubernetes says of it, None while that is unknown. claims: see
-        :func:`lb.datapath.standing.standing`.
+        :func:`lb.datapath.attach.roles.standing`.
         """
         ...
 

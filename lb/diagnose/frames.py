@@ -21,7 +21,8 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
 from scapy.packet import NoPayload, Packet
 from scapy.utils import PcapReader, PcapWriter
 
-from lb.datapath.view.lookups import Tuple, protocol_name
+from lb.datapath.view.lookups import Tuple
+from lb.datapath.view.words import protocol_name
 from lb.errors import ConfigError
 from lb.folders import create_file, read_stream
 from lb.model import Protocol, socket_text

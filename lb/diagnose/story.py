@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
-from lb.datapath.view.lookups import Affinity, Backend, Flow, Tuple, Vip, protocol_name
+from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
+from lb.datapath.view.words import Backend, protocol_name
 from lb.model import socket_text
 
 

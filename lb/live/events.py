@@ -17,7 +17,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import HOOKS, ID, REASONS, Direction
 from lb.datapath.sync.ledger import read_vips
 from lb.datapath.view import catalogue
-from lb.datapath.view.lookups import protocol_name
+from lb.datapath.view.words import protocol_name
 from lb.errors import ConfigError
 from lb.model import IPAddress, ObjectKey, Protocol, socket_text
 

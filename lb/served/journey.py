@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from lb.datapath.view.catalogue import BackendRow, PortRow, VipRow
+from lb.datapath.view.catalogue import PortRow, VipRow
+from lb.datapath.view.words import Backend
 
 
 class Client(StrEnum):
@@ -34,7 +35,7 @@ CLIENTS = {
 class Way:
     """A backend with the share of new connections that it gets (0 to 1), and the ways to it and back."""
 
-    backend: BackendRow
+    backend: Backend
     share: float
     there: str
     back: str
@@ -152,17 +153,17 @@ def _refused(port: PortRow, vip: VipRow, side: str) -> str:
     return f"rejected with {answer}: there is no endpoint"
 
 
-def _where(backend: BackendRow) -> str:
+def _where(backend: Backend) -> str:
     if backend.local:
         return "this node"
     return f"node {backend.node}" if backend.node else "a node that its endpoint does not name"
 
 
-def _connected(backend: BackendRow) -> str:
+def _connected(backend: Backend) -> str:
     return f"{_where(backend)}: connected straight to it, no NAT"
 
 
-def _there(backend: BackendRow, client: Client, hooks: Hooks) -> str:
+def _there(backend: Backend, client: Client, hooks: Hooks) -> str:
     if backend.local and client is Client.HOST:
         return f"{_where(backend)}: SNAT to this node's address, through the host's stack"
     if backend.local:
@@ -173,7 +174,7 @@ def _there(backend: BackendRow, client: Client, hooks: Hooks) -> str:
     return f"{_where(backend)}: SNAT to this node's address, out of the uplink"
 
 
-def _back(backend: BackendRow, client: Client, hooks: Hooks) -> str:
+def _back(backend: Backend, client: Client, hooks: Hooks) -> str:
     if backend.local and (hooks.redirect or client is Client.HOST):
         found = hooks.pod_in
     elif client is Client.POD:

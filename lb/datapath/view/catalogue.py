@@ -12,7 +12,6 @@ import numpy as np
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     FAMILIES,
-    NODE_NONE,
     BackendFlag,
     BackendStateCode,
     VipFlag,
@@ -20,6 +19,8 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, read_ranges
 from lb.datapath.sync.tables import table_rows
+from lb.datapath.view import words
+from lb.datapath.view.words import Backend
 from lb.model import IPAddress, Protocol, socket_text
 from lb.plan import SMALL_SET
 
@@ -29,17 +30,6 @@ Names = Mapping[int, tuple[str, str]]
 """By Service port id: NAMESPACE/NAME, and the port's name."""
 Shares = Mapping[int, float]
 """By backend id: the share of new connections, 0 to 1, if clients are many and different."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackendRow:
-    """A backend of a port. id: its slot. node: ``""`` when its endpoint names none. state: as in a dump."""
-
-    id: int
-    address: str
-    node: str
-    local: bool
-    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,7 @@ class PortRow:
     protocol: str
     affinity_seconds: int
     vips: tuple[VipRow, ...]
-    backends: tuple[BackendRow, ...]
+    backends: tuple[Backend, ...]
 
 
 @dataclass(slots=True)
@@ -207,25 +197,18 @@ def _vips(maps: Maps, version: int, ids: Rows) -> Iterator[tuple[tuple[Any, ...]
 
 def _backends(
     maps: Maps, version: int, ids: Rows, nodes: Mapping[int, str]
-) -> dict[int, tuple[BackendRow, ...]]:
+) -> dict[int, tuple[Backend, ...]]:
     slots = maps.array(f"backends{version}")
     chosen = np.flatnonzero((slots["state"] != BackendStateCode.FREE) & np.isin(slots["service"], ids))
-    found: dict[int, list[tuple[int, int, BackendRow]]] = {}
+    found: dict[int, list[tuple[int, int, Backend]]] = {}
     for slot, row in zip(chosen.tolist(), slots[chosen].tolist(), strict=True):
-        address, port, state, flags, service, _, node = row
-        ip = unpack_address(address)
-        one = BackendRow(
-            slot,
-            socket_text(ip, port),
-            "" if node == NODE_NONE else nodes.get(node, "unknown"),
-            bool(flags & BackendFlag.LOCAL),
-            BackendStateCode(state).name.lower(),
-        )
-        found.setdefault(service, []).append((int(ip), port, one))
+        address, port, _, _, service, _, _ = row
+        one = words.backend(slot, row, nodes.get, gone=False)
+        found.setdefault(service, []).append((int(unpack_address(address)), port, one))
     return {service: tuple(one for *_, one in sorted(rows, key=_place)) for service, rows in found.items()}
 
 
-def _place(row: tuple[int, int, BackendRow]) -> tuple[int, int]:
+def _place(row: tuple[int, int, Backend]) -> tuple[int, int]:
     return row[0], row[1]
 
 

@@ -16,7 +16,6 @@ from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     FAMILIES,
     HOOKS,
-    NODE_NONE,
     REASONS,
     REASONS_PER_HOOK,
     BackendFlag,
@@ -29,6 +28,7 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, VipRow, read_ranges, read_vips
 from lb.datapath.sync.tables import table_rows
+from lb.datapath.view.words import node_name
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
@@ -267,7 +267,7 @@ class _Reader:
         return self._service is None or self._name(service)[0] == self._service
 
     def _node(self, node: int) -> str:
-        return "" if node == NODE_NONE else self._nodes.get(node, "unknown")
+        return node_name(node, self._nodes.get)
 
     def _idle(self, then_ns: int) -> float:
         return round(max(0, self._now_ns - then_ns) / 1e9, 3)

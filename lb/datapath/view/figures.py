@@ -17,7 +17,6 @@ from lb.datapath.maps.layouts import (
     FAMILIES,
     HANDSHAKE_BUCKETS,
     HANDSHAKE_FIRST,
-    NODE_NONE,
     REASONS,
     TRAFFIC_IN_LINE,
     BackendFlag,
@@ -26,6 +25,7 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync import accounts
 from lb.datapath.sync.accounts import FIGURES, OF_CONNECTIONS, OF_TRAFFIC, numbers
+from lb.datapath.view.words import node_name
 from lb.model import Protocol, socket_text
 
 HANDSHAKE_BOUNDS = tuple(2.0 ** (HANDSHAKE_FIRST + n) / 1e6 for n in range(HANDSHAKE_BUCKETS - 1))
@@ -124,7 +124,7 @@ class Sample:
         address, port, state, flags, _, _, node = self.backends[version].slots[row].item()
         return Endpoint(
             socket_text(unpack_address(address), port),
-            "" if node == NODE_NONE else self.nodes.get(node, "unknown"),
+            node_name(node, self.nodes.get),
             bool(flags & BackendFlag.LOCAL),
             state == BackendStateCode.TERMINATING,
         )

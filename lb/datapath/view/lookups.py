@@ -16,10 +16,8 @@ from lb.datapath.maps.layouts import (
     AFFINITY_KEY,
     FLOW_KEY,
     ID,
-    NODE_NONE,
     VIP_KEY,
     BackendFlag,
-    BackendStateCode,
     Direction,
     FlowPath,
     FlowState,
@@ -29,7 +27,9 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_CODES, read_ranges
 from lb.datapath.sync.tables import table_rows
-from lb.model import IPAddress, Protocol, socket_text
+from lb.datapath.view import words
+from lb.datapath.view.words import Backend
+from lb.model import IPAddress, socket_text
 from lb.plan import SMALL_SET
 
 _KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
@@ -89,17 +89,6 @@ class Vip:
     def table(self) -> bool:
         """True when the backend is drawn from a Maglev table, False when by rendezvous."""
         return self.rows > SMALL_SET
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """A backend by its slot. state: active, terminating, or free when it is gone (or another's by now)."""
-
-    id: int
-    address: str
-    node: str
-    local: bool
-    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +201,13 @@ class Witness:
         )
 
     def _backend(self, version: int, service: int, ident: int, generation: int) -> Backend:
-        rows = self._maps.array(f"backends{version}")
-        address, port, state, flags, owner, current, node = rows[ident].item()
-        if (owner, current) != (service, generation):
-            state = BackendStateCode.FREE
-        return Backend(
-            ident,
-            socket_text(unpack_address(address), port),
-            "" if node == NODE_NONE else self._node(node),
-            bool(flags & BackendFlag.LOCAL),
-            BackendStateCode(state).name.lower(),
-        )
+        slot = self._maps.array(f"backends{version}")[ident].item()
+        _, _, _, _, owner, current, _ = slot
+        return words.backend(ident, slot, self._node, gone=(owner, current) != (service, generation))
 
-    def _node(self, ident: int) -> str:
+    def _node(self, ident: int) -> str | None:
         row = self._maps.lookup("nodes", np.array([ident], ID))
-        return "unknown" if row is None else str(row[0].item()[0].decode())
+        return None if row is None else str(row[0].item()[0].decode())
 
     def affinity(self, client: IPAddress, vip: Vip, now: int) -> Affinity | None:
         """Return the backend that a client keeps, or kept (``lookup_affinity()`` of bpf/affinity.h)."""
@@ -249,12 +230,4 @@ class Witness:
         return Affinity(backend, round(idle, 1), unfit)
 
 
-def protocol_name(number: int) -> str:
-    """Return the name of a protocol, or its number as text."""
-    try:
-        return Protocol(number).name
-    except ValueError:
-        return {1: "ICMP", 58: "ICMPv6"}.get(number, str(number))
-
-
-__all__ = ["Affinity", "Backend", "Flow", "Tuple", "Vip", "Witness", "protocol_name"]
+__all__ = ["Affinity", "Flow", "Tuple", "Vip", "Witness"]
