@@ -35,7 +35,7 @@ from lb.datapath.programs import loader
 from lb.datapath.programs.loader import Loaded
 from lb.datapath.sync.reconcile import Reconciler
 from lb.diagnose import attachment
-from lb.errors import ConfigError, InputError
+from lb.errors import BpfError, ConfigError, InputError
 from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir
@@ -193,7 +193,10 @@ def startup(
             tell(agent)
 
     def beat(agent: Agent) -> None:
-        write_time(maps)
+        try:
+            write_time(maps)
+        except BpfError as error:
+            _log.warning("the programs keep the time of day that they have: %s", error)
         notes.write(agent)
 
     agent = Agent(
