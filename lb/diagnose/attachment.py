@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from lb.config import Config, SocketMode, Switch, UplinkMode
 from lb.datapath.attach import hooks, sockets
-from lb.datapath.attach.hooks import XDP_PROGRAM, Attached, Role, fill_ifaces, tc_programs_for
+from lb.datapath.attach.hooks import (
+    XDP_PROGRAM,
+    Attached,
+    Role,
+    fill_ifaces,
+    fill_links,
+    tc_programs_for,
+)
 from lb.datapath.attach.netlink import Interface
 from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.attach.settings import write_settings
@@ -113,6 +120,7 @@ def write_node(maps: Maps, config: Config, own: Sequence[IPAddress]) -> None:
     write_settings(maps, config)
     interfaces, roles = interfaces_and_roles(config)
     if Role.UPLINK in roles.values():
+        fill_links(maps, interfaces, roles)
         for version in FAMILIES:
             with contextlib.suppress(CapacityError):  # which the agent tells of
                 redirect = config.redirect is Switch.ON
@@ -120,7 +128,7 @@ def write_node(maps: Maps, config: Config, own: Sequence[IPAddress]) -> None:
 
 
 def drift(maps: Maps, config: Config, own: Sequence[IPAddress]) -> dict[str, int]:
-    """Return by map how many interfaces and settings are not as :func:`write_node` would have them.
+    """Return by map how many interfaces, link addresses and settings are not as :func:`write_node` has them.
 
     Raises
     ------
@@ -129,7 +137,12 @@ def drift(maps: Maps, config: Config, own: Sequence[IPAddress]) -> dict[str, int
     """
     should = Overlay(maps)
     write_node(should, config, own)
-    found = {}
+    live_links, right_links = (each.array("links")[0]["links"] for each in (maps, should))
+    found = {
+        "links": sum(
+            was.tobytes() != right.tobytes() for was, right in zip(live_links, right_links, strict=True)
+        )
+    }
     for version in FAMILIES:
         name = f"ifaces{version}"
         live, right = (set(_pairs(*each.read(name))) for each in (maps, should))

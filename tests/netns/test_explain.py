@@ -175,14 +175,18 @@ def test_what_the_programs_know_of_the_node(lab: Lab, *, with_agent: bool) -> No
         index = int(maps.read("ifaces4")[0].max())
         maps.delete("ifaces4", np.array([index], ID))
         maps.array("settings6")["udp_ns"] = 1
+        link = maps.array("links")["links"][0, :1]
+        uplink, right = int(link["ifindex"][0]), link["mac"].tobytes().hex(":")
+        link["mac"] = bytes(6)
     code, report = said(lab, "audit")
     assert code == 1
     found = {(one["map"], one["entry"]): (one["before"], one["after"]) for one in report["differences"]}
     assert found["settings6", "udp_ns"] == ("1", str(round(Timeouts().udp * 1e9)))
-    assert found.keys() == {("settings6", "udp_ns"), ("ifaces4", f"#{index}")}
+    assert found["links", f"#{uplink}"] == (f"link address {bytes(6).hex(':')}", f"link address {right}")
+    assert found.keys() == {("settings6", "udp_ns"), ("ifaces4", f"#{index}"), ("links", f"#{uplink}")}
     assert not found["ifaces4", f"#{index}"][0]
     code, report = said(lab, "audit", "--heal")
-    assert (code, len(report["healed"])) == (0, 2)
+    assert (code, len(report["healed"])) == (0, 3)
     if not with_agent:
         lab.start_agent("node1")
         lab.wait_agent("node1")

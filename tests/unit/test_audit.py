@@ -13,12 +13,14 @@ import pytest
 from lb.cli import audit as audit_command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
+from lb.datapath.attach.hooks import Role
+from lb.datapath.attach.netlink import Interface
 from lb.datapath.maps.layouts import FLOW, FLOW_KEY, ID, SERVICE_NAME, BackendStateCode, pack_address
 from lb.datapath.maps.map_table import MAPS, MapType
 from lb.datapath.maps.overlay import Overlay
 from lb.datapath.sync.differences import Difference
 from lb.datapath.sync.ledger import vip_keys
-from lb.diagnose import audit
+from lb.diagnose import attachment, audit
 from lb.diagnose.audit import Comparison, Preview, preview, steady
 from lb.diagnose.snapshot import ManifestReader, read_file
 from lb.errors import CapacityError, LbError
@@ -320,3 +322,19 @@ def test_the_text_of_an_audit(tmp_path: Path) -> None:
     healed = audit_command.render(audit_command.as_dict("node1", node.compare(), []))
     assert healed == "the kernel holds what the source says: 1 Services, no difference\n"
     assert WEB in node.compare().plans
+
+
+def test_an_agent_sees_what_others_wrote_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What programs are told of interfaces and link addresses, and settings."""
+    uplink = Interface(7, "eth0", "veth", mac="02:00:00:00:00:07")
+    monkeypatch.setattr(attachment, "interfaces_and_roles", lambda _config: ([uplink], {7: Role.UPLINK}))
+    monkeypatch.setattr("lb.datapath.attach.settings.netns_cookie", lambda: 1)
+    maps, config = FakeMaps(), Config()
+    attachment.write_node(maps, config, ())
+    assert set(attachment.drift(maps, config, ()).values()) == {0}
+    maps.array("links")["links"]["mac"][0, 0] = bytes(6)
+    maps.array("settings4")["udp_ns"] = 1
+    maps.delete("ifaces6", np.array([7], ID))
+    found = attachment.drift(maps, config, ())
+    assert {name for name, count in found.items() if count} == {"links", "settings4", "ifaces6"}
+    assert found["links"] == 1

@@ -128,6 +128,7 @@ class _State:
             service, port = self._name(ident)
             entry = (service, ident, "let in")
             found[f"source_ranges{network.version}"][f"#{ident} {network}"] = entry
+        found["links"] = dict(self._links())
         found["tables"] = {}
         for vip, row in read_vips(self._maps).items():
             found[f"vips{vip.address.version}"][str(vip)] = self._vip(row)
@@ -186,6 +187,11 @@ class _State:
             words = [one.name.lower() for one in flags if one.name] or ["primary address"]
             words += [str(address)] if int(address) else []
             yield f"#{index}", ("", row, " ".join(words))
+
+    def _links(self) -> Iterator[tuple[str, _Entry]]:
+        for index, mac, _ in self._maps.array("links")[0]["links"].tolist():
+            if index:
+                yield f"#{index}", ("", mac, f"link address {mac.hex(':')}")
 
     def _settings(self, version: int) -> Iterator[tuple[str, _Entry]]:
         row = self._maps.array(f"settings{version}")[0]
