@@ -44,7 +44,7 @@ from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, Answer, HttpServer, routes
 from lb.served.notes import Notes
-from lb.served.pages import Views, shown_at
+from lb.served.pages import Views, shown
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
@@ -234,8 +234,8 @@ def startup(
             programs=loaded.fingerprint,
             after_sync=after_sync,
         )
-        shown = shown_at(address[0], {"/metrics": metrics_answer, **queries})
-        answers.open(address, routes(shown), "metrics")
+        names = {config.node_name.lower(), socket.gethostname().lower()}
+        answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(
             lambda events: inbox.put(Told(events, time.monotonic())), stop

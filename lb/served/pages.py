@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from pathlib import Path
@@ -106,31 +106,29 @@ def page() -> Answer:
     return answer
 
 
-def local_only(answer: Answer) -> Answer:
-    """Return the same for those that call this server by an address or as localhost; others get 403.
+def by_own_name(answer: Answer, names: Collection[str] = ()) -> Answer:
+    """Return the same for those that call this server by an address, as localhost or by one of names.
 
-    A browser that some site has made to believe its name is that of this machine (DNS rebinding) says that
-    name in Host, and would show the site what it is told.
+    names: of the node, in small letters. All others get 403: a browser that some site has made to believe its
+    name is that of this machine (DNS rebinding) says that name in Host, and would show the site what it is
+    told.
     """
 
     def checked(request: Request) -> Response:
         try:
             host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-            if host != "localhost":
+            if host != "localhost" and host not in names:
                 ip_address(host)
         except ValueError:
-            return Response(403, b"ask for this by an IP address, or as localhost\n")
+            return Response(403, b"ask for this by an IP address, as localhost, or by the node's name\n")
         return answer(request)
 
     return checked
 
 
-def shown_at(host: str, asked: Mapping[str, Answer]) -> dict[str, Answer]:
-    """Return the page and all else that is asked, as they are answered at an IP address."""
-    answers = {"/": page(), **asked}
-    if ip_address(host).is_loopback:
-        return {path: local_only(answer) for path, answer in answers.items()}
-    return answers
+def shown(asked: Mapping[str, Answer], names: Collection[str]) -> dict[str, Answer]:
+    """Return the page and all else that is asked, for whoever calls the node by a name of its own."""
+    return {path: by_own_name(answer, names) for path, answer in {"/": page(), **asked}.items()}
 
 
 class Views:

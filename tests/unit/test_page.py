@@ -35,7 +35,7 @@ from lb.model import (
 from lb.rundir import RunDir
 from lb.served.api import history_answer
 from lb.served.http import HttpServer, Request, Response, routes
-from lb.served.pages import FRESH_SECONDS, Views, local_only, page, shown_at
+from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown
 from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
@@ -166,7 +166,9 @@ def serving_page(bench: Bench, run_dir: RunDir) -> Iterator[HttpServer]:
     )
     answers = {"/": page(), "/api/history": history_answer(bench.history, "n1", "now"), **views.answers()}
     with serving() as server:
-        server.open((LOOPBACK, 0), routes({path: local_only(each) for path, each in answers.items()}), "page")
+        server.open(
+            (LOOPBACK, 0), routes({path: by_own_name(each) for path, each in answers.items()}), "page"
+        )
         yield server
 
 
@@ -270,24 +272,27 @@ def test_the_page_may_load_and_ask_nobody_else(server: HttpServer) -> None:
         assert word not in body, word
 
 
-def test_another_sites_name_for_this_machine_gets_nothing(server: HttpServer) -> None:
-    answer = local_only(page())
-    statuses = {
-        host: answer(Request("GET", "/", "", {"host": host})).status
-        for host in ("127.0.0.1:10249", "[::1]:10249", "localhost:10249", "evil.example:10249", "", "[")
-    }
-    assert list(statuses.values()) == [200, 200, 200, 403, 403, 403]
+HOSTS = {
+    "127.0.0.1:10249": 200,
+    "[::1]:10249": 200,
+    "192.0.2.1": 200,
+    "localhost:10249": 200,
+    "Node1:10249": 200,
+    "node1.evil.example:10249": 403,
+    "evil.example:10249": 403,
+    "": 403,
+    "[": 403,
+}
+"""Names in a request for node1, and what it is answered."""
 
 
-@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 403), ("::1", 403), ("192.0.2.1", 200)])
-def test_on_loopback_that_holds_for_all_that_is_answered_there(host: str, status: int) -> None:
-    """The metrics as well: they name every Service. Elsewhere names of the node are names for it."""
-    answers = shown_at(host, {"/metrics": lambda _request: Response(200, b""), "/api/state": page()})
-    asked = {
-        path: answer(Request("GET", path, "", {"host": "evil.example"})).status
-        for path, answer in answers.items()
-    }
-    assert asked == dict.fromkeys(("/", "/metrics", "/api/state"), status)
+@pytest.mark.parametrize("path", ["/", "/metrics", "/api/state"])
+def test_another_sites_name_for_this_machine_gets_nothing(path: str) -> None:
+    """Wherever the node is asked, and whatever for: the metrics as well name every Service."""
+    answers = shown({"/metrics": lambda _request: Response(200, b""), "/api/state": page()}, {"node1"})
+    asked = {host: answers[path](Request("GET", path, "", {"host": host})).status for host in HOSTS}
+    assert asked == HOSTS
+    assert answers[path](Request("GET", path, "", {})).status == 403
 
 
 # In a browser -------------------------------------------------------------------------------------------
