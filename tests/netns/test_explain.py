@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +28,7 @@ from lb.lab import namespaces
 from lb.lab.addressing import UPLINK
 from lb.lab.lab import Lab
 from tests.netns.conftest import MakeLab, remove
-from tests.netns.waiting import eventually
+from tests.netns.waiting import eventually, held_agent
 from tests.unit.plan_builders import vip_key
 
 HIDDEN = 9099
@@ -193,20 +191,8 @@ def test_what_the_programs_know_of_the_node(lab: Lab, *, with_agent: bool) -> No
         eventually(lambda: in_step(lab), "the agent takes over what was healed")
 
 
-@contextlib.contextmanager
-def held_agent(lab: Lab) -> Iterator[None]:
-    """Stop node1's agent meanwhile by SIGSTOP: it attaches nothing of its own accord."""
-    process = lab.store.process("node1")
-    assert process is not None
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
-
-
 def test_a_detached_hook(lab: Lab) -> None:
-    with held_agent(lab):
+    with held_agent(lab, "node1"):
         with namespaces.inside(lab.spec.namespace("node1")), Netlink() as net:
             (uplink,) = [one for one in net.interfaces() if one.name == UPLINK]
             assert net.detach_tc(uplink) == 2

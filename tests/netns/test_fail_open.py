@@ -19,7 +19,7 @@ from lb.lab.processes import environment, spawn
 from tests.netns.conftest import MakeLab
 from tests.netns.test_changes import kept_connection, steady_client
 from tests.netns.test_icmp import PING
-from tests.netns.waiting import eventually
+from tests.netns.waiting import eventually, held_agent
 
 NODE = "node1"
 NODE_PORT = (str(node_address(NODE)), 30123)
@@ -126,13 +126,14 @@ def test_self_repair_a_detached_uplink_serves_again_within_seconds(lab: Lab) -> 
     """The hook is taken by another tool: it is noticed without an event, said, and attached again."""
     log = lab.store.log(NODE)
     before = len(log.read_text())
-    done = lab.run(NODE, [sys.executable, "-c", DETACH])
-    assert done.returncode == 0, done.stderr
-    assert not served(lab)
+    with held_agent(lab, NODE):
+        done = lab.run(NODE, [sys.executable, "-c", DETACH])
+        assert done.returncode == 0, done.stderr
+        assert not served(lab)
     eventually(lambda: served(lab), "served again", 15)
-    text = log.read_text()[before:]
-    assert "uplink eth0, tc ingress: lb_tc_uplink_in: somebody detached it; attaching it again" in text
-    assert "attached: eth0 tc ingress" in text
+    lost = "uplink eth0, tc ingress: lb_tc_uplink_in: somebody detached it; attaching it again"
+    wanted = {lost, "attached: eth0 tc ingress"}
+    eventually(lambda: all(words in log.read_text()[before:] for words in wanted), f"the log says {wanted}")
     health = lab.run(NODE, ["curl", "-sS", "-m", "5", "http://127.0.0.1:10256/healthz"])
     assert json.loads(health.stdout)["healthy"] is True
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +21,18 @@ from lb.datapath.maps.layouts import WatchFlag
 from lb.datapath.view.watch import Watch
 from lb.lab.lab import Lab
 from lb.live.events import Event, Names, describe
+
+
+@contextlib.contextmanager
+def held_agent(lab: Lab, node: str) -> Iterator[None]:
+    """Stop a node's agent meanwhile by SIGSTOP: it mends nothing of its own accord."""
+    process = lab.store.process(node)
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:

@@ -139,7 +139,7 @@ class Datapath:
             self.maps, p.version(), [ip_address(p.here(one)) for one in (p.NODE1, p.UPLINK_2_ADDRESS)]
         )
         row["redirect"] = redirect
-        row["wall_ns"] = 0
+        self.begin_the_day()
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
         for at, (role, flags) in enumerate(
             (
@@ -248,6 +248,13 @@ class Datapath:
         report = self.reconciler.sync(wanted)
         assert not report.errors, report.errors
         self._plans = {plan.key for plan in plans}
+
+    def begin_the_day(self) -> None:
+        """Let it be the first period of every client's affinity: see hash_client() in bpf/affinity.h.
+
+        Tests choose by affinity's hash, and a period that ended between two packets would choose anew.
+        """
+        self.array("settings")["wall_ns"][0] = 2**64 - time.monotonic_ns()
 
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""

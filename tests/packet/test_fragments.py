@@ -277,3 +277,19 @@ def test_fragments_of_an_unknown_port_are_never_forwarded(datapath: Datapath, up
     for piece in later:
         result = datapath.run(uplink_program, piece)
         assert (result.verdict, result.reason) == (DROP, "STRAY_FRAGMENT")
+
+
+@both_uplinks
+def test_fragments_for_a_vip_that_lingers_go_where_the_first_goes(
+    datapath: Datapath, uplink_program: str
+) -> None:
+    """A load balancer's address whose Service is gone: so all pieces pass as they came."""
+    vip = VIPS[VipKind.LOAD_BALANCER]
+    others = p.udp(p.FROM_CLIENT, (p.CLIENT, 2), vip, LONG)
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
+    assert datapath.run(uplink_program, p.udp(p.FROM_CLIENT, (p.CLIENT, 1), vip)).reason == "NEW_LOCAL"
+    datapath.apply()
+    for piece in p.pieces(others, *CUTS):
+        result = datapath.run(uplink_program, piece)
+        assert (result.verdict, result.packet) == (PASS, piece)
+        assert result.reason in {"NOT_VIP", "FRAGMENT", "TO_TC"}, "no reason to drop it"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import Any
 
@@ -264,13 +263,9 @@ class Machine(RuleBasedStateMachine):
                 else (harness.TC_UPLINK_OUT, frame(p.TO_CLIENT))
             )
 
-    def begin_the_day(self) -> None:
-        """Let it be the first period of every client's affinity: see hash_client() in bpf/affinity.h."""
-        self.datapath.array("settings")["wall_ns"][0] = 2**64 - time.monotonic_ns()
-
     def enters(self, program: str, frame: bytes) -> None:
         t = reference.tuple_of(frame)
-        self.begin_the_day()
+        self.datapath.begin_the_day()
         result = self.datapath.run(program, frame)
         expected = self.model.ingress(frame, side_of(program), lambda: self.chosen_port(t))
         self.compare(program, result, expected)
@@ -304,7 +299,7 @@ class Machine(RuleBasedStateMachine):
         frame = frame_of(p.FROM_CLIENT if outside else p.FROM_POD, t, flags, bytes(range(200)))
         self.identity += 1
         first, later = p.pieces(frame, 104, identity=self.identity)
-        self.begin_the_day()
+        self.datapath.begin_the_day()
         results = [self.datapath.run(program, piece) for piece in (first, later)]
         expected = self.model.ingress(frame, side_of(program), lambda: self.chosen_port(t))
         assert (results[0].verdict, results[0].reason) == (expected.verdict, expected.reason)
