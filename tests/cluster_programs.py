@@ -106,7 +106,7 @@ class _Controllers(ClusterKubelet):
         def tell(change: Change) -> None:
             loop.call_soon_threadsafe(self._learn, change)
 
-        presence = Presence(api.client.answers, Timing())
+        presence = Presence(api.client.probe, Timing())
         for resource in self._resources:
             follower = Follower(api, resource, tell, presence)
             threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()

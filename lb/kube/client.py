@@ -10,6 +10,7 @@ within minutes.
 from __future__ import annotations
 
 import contextlib
+import enum
 import logging
 import os
 import select
@@ -32,9 +33,10 @@ CONNECT_SECONDS = 5.0
 """For a connection and for each step of its TLS handshake. A first packet that is lost is sent again after 1
 and 3 s; were it longer, a server that has just come back would be noticed late."""
 PROBE_SECONDS = 1.0
-"""How long a probe waits for a connection, and then for an answer."""
-ANSWER_SECONDS = 75.0
-"""How long an answer may keep silent: the API server itself gives up after 60 s (its --request-timeout)."""
+"""How long a probe waits for a connection, and then for an answer, if not told otherwise."""
+ANSWER_SECONDS = 30.0
+"""How long an answer may keep silent. An overloaded API server lets a request queue for a quarter of its
+--request-timeout, 15 s, before it refuses it (API Priority and Fairness)."""
 RETRY_AFTER_MOST = 60.0
 """A Retry-After above this counts as this: no server may put the agent to sleep for hours."""
 SOCKET_OPTIONS = (
@@ -59,19 +61,37 @@ class ApiError(LbError):
     status: HTTP status, or the code of an ERROR event; 0 when there was no answer.
     retry_after: seconds that the server asks for; 0 when it does not.
     expired: the resourceVersion or continue token of the request is of no use any more; list anew.
+    unheard: nothing at all came back, not even a refusal, while a connection was to be made.
     """
 
     def __init__(
-        self, message: str, *, status: int = 0, retry_after: float = 0.0, expired: bool = False
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after: float = 0.0,
+        expired: bool = False,
+        unheard: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
         self.expired = expired
+        self.unheard = unheard
 
 
 class SilenceError(ApiError):
     """A stream said nothing for as long as was agreed."""
+
+
+class Reach(enum.Enum):
+    """What came of asking the API server whether it is there."""
+
+    READY = enum.auto()
+    UNREADY = enum.auto()
+    """It answers, itself or a proxy for it, with a status from 500 on."""
+    NONE = enum.auto()
+    """No answer."""
 
 
 class _Cause(msgspec.Struct, gc=False):
@@ -146,6 +166,12 @@ class Response:
                 return
             yield data
 
+    def allow_silence(self, seconds: float) -> None:
+        """Set how long :meth:`chunks` may wait for more; until then it is what the request agreed."""
+        connection = getattr(self._raw.connection, "sock", None)
+        if connection is not None:
+            connection.settimeout(seconds)
+
     def waiting(self) -> bool:
         """Tell whether more has come already; what lies in buffers on the way here is not seen."""
         try:
@@ -174,7 +200,9 @@ def _as_api_error(what: str) -> Iterator[None]:
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
         # ValueError: a token that no header can hold, a connection shut by abort()
         words = error.args[0] if error.args and isinstance(error.args[0], str) else error
-        raise ApiError(f"{what}: {words}") from error
+        refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # its base means that none came
+        unheard = isinstance(error, urllib3.exceptions.ConnectTimeoutError) and not refused
+        raise ApiError(f"{what}: {words}", unheard=unheard) from error
 
 
 class Client:
@@ -246,17 +274,20 @@ class Client:
             self._renew(line)
         raise status_error(what, told, status=raw.status, retry_after=raw.headers.get("Retry-After", ""))
 
-    def answers(self) -> bool:
-        """Tell whether the API server is there and ready, within two seconds or so; never raises.
+    def probe(self, patience: float = PROBE_SECONDS) -> Reach:
+        """Ask the API server whether it is there and ready; never raises.
 
         It is asked for ``/readyz``, which every API server answers to everybody; a refusal (4xx) is an answer
-        as well.
+        as well. patience is how many seconds a connection may take, each step of its TLS handshake, and the
+        answer.
         """
         try:
-            self.request("GET", "/readyz", connect=PROBE_SECONDS, silence=PROBE_SECONDS).body()
+            self.request("GET", "/readyz", connect=patience, silence=patience).body()
         except ApiError as error:
-            return 400 <= error.status < 500
-        return True
+            if error.status == 0:
+                return Reach.NONE
+            return Reach.UNREADY if error.status >= 500 else Reach.READY
+        return Reach.READY
 
     def _current(self) -> tuple[_Line, str]:
         """Return the present connection pool and what goes into the header Authorization."""

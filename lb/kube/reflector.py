@@ -11,7 +11,11 @@ reflector):
 - Watch from the list's resourceVersion, with bookmarks, until the server's time is over, then again from the
   last version seen, which loses nothing. Anything that breaks the stream (reset, half a line, silence) is the
   same.
-- 410 Gone, as a status or as an ERROR event, and a version that the server cannot read or has not reached:
+- A server that was restored from a backup counts on from a version below ours. It takes a watch from our
+  version without a word, and tells nothing until its versions have passed ours, bookmarks neither. So after
+  a silence and after an absence the server is asked for its version first, with a list of one object; when
+  it is below ours, everything is listed again.
+- 410 Gone, as a status or as an ERROR event, and a version that the server calls unreadable or too large:
   list again, at once: it is an answer and no failure, and an API server that was started anew gives it to
   every watch. Only when the last list is younger than RELIST_SECONDS it counts as a failure. The new list is
   compared with the store, and only differences are told; a Delete is told for what a complete list lacks,
@@ -46,10 +50,14 @@ PAGE = 500
 WATCH_SECONDS = (300, 600)
 """How long a watch is asked to last; at random in between, as client-go does, so that they do not all end at
 once."""
-SILENCE_SECONDS = 150.0
+SILENCE_SECONDS = 90.0
 """A watch that says nothing for so long is begun again from its last version. API servers send each watch a
-bookmark about once a minute, so that this is a dead connection, or a kind that nobody changes; either way
-nothing is lost, and it is noticed long before the watch's own end."""
+bookmark about once a minute, if versions have gone on that they know of. So this is a connection that leads
+nowhere, a server that was restored from a backup, or a cluster where nothing changes; a list of one object,
+which is cheap, tells."""
+WHOLE_SECONDS = 75.0
+"""How long a list in one piece may keep silent: the API server itself gives up after 60 s (its
+--request-timeout)."""
 RELIST_SECONDS = 10.0
 """A version that is refused so soon after the list that gave it is a failure: listing again at once would be
 a storm of lists."""
@@ -138,10 +146,12 @@ class Reflector(Generic[R]):
         self._store: dict[ObjectKey, tuple[R, str]] = {}
         self._broken: dict[ObjectKey, str] = {}
         self._version = ""
+        self._in_doubt = False
         self._listed = False
         self._listed_at = -RELIST_SECONDS
         self._contact: float | None = None
         self._error = ""
+        self._silence_told = ""
         self._failures = 0
         self._errors = 0
         self._response: Response | None = None
@@ -186,9 +196,16 @@ class Reflector(Generic[R]):
         if response is not None:
             response.abort()
 
+    def hang_up(self, why: str) -> None:
+        """Break off what waits for a server that says nothing; called from another thread."""
+        self._silence_told = self._error = why
+        self.interrupt()
+
     def step(self, stop: threading.Event) -> None:
         """List if that is due, then watch until the watch ends; after a failure, wait."""
         try:
+            if self._version and self._in_doubt:
+                self._compare(stop)
             if not self._version:
                 self._list(stop)
             self._watch(stop)
@@ -198,8 +215,23 @@ class Reflector(Generic[R]):
             if error.expired and self._forget_version():
                 _log.info("%s; listing again", error)
                 return
-            self._failed(str(error))
-            self._presence.pause(stop, self._backoff, error)
+            self._failed(self._silence_told or str(error))
+            if self._presence.pause(stop, self._backoff, error):
+                self._in_doubt = True
+
+    def _compare(self, stop: threading.Event) -> None:
+        """Make a list due if the server's version is below ours; versions are numbers and go up."""
+        theirs = self._page(stop, self._selection.query(limit="1")).metadata.resource_version
+        self._in_doubt = False
+        if not (theirs.isdecimal() and self._version.isdecimal() and int(theirs) >= int(self._version)):
+            _log.warning(
+                "%s: the API server is at version %s, below our %s: was it restored from a backup? "
+                "Listing again",
+                self.resource,
+                theirs,
+                self._version,
+            )
+            self._version = ""
 
     def _forget_version(self) -> bool:
         """Make a list due; return whether it may be asked for at once."""
@@ -219,6 +251,7 @@ class Reflector(Generic[R]):
         for key in self._broken.keys() - listed:
             del self._broken[key]
         self._version, self._listed, self._listed_at = version, True, self._timing.clock()
+        self._in_doubt = False
         _log.debug("%s: listed %d at version %s", self.resource, len(listed), version)
         self._deliver(events, True)
 
@@ -253,7 +286,8 @@ class Reflector(Generic[R]):
 
     def _page(self, stop: threading.Event, query: dict[str, str]) -> ObjectList:
         path = self._reader.path
-        with self._request(stop, query, ANSWER_SECONDS, compress=True) as response:
+        silence = ANSWER_SECONDS if "limit" in query else WHOLE_SECONDS
+        with self._request(stop, query, silence, compress=True) as response:
             body = response.body()
         self._contact = self._timing.clock()
         try:
@@ -273,7 +307,8 @@ class Reflector(Generic[R]):
             timeoutSeconds=str(round(least + (most - least) * self._timing.random())),
         )
         begun, idle = self._timing.clock(), True
-        with self._request(stop, query, self._silence) as response:
+        with self._request(stop, query, min(self._silence, ANSWER_SECONDS)) as response:
+            response.allow_silence(self._silence)
             self._heard()
             try:
                 for lines in _lines(response.chunks()):
@@ -284,6 +319,7 @@ class Reflector(Generic[R]):
                         stop.wait(seconds)
             except SilenceError as error:
                 _log.debug("%s; watching again from version %s", error, self._version)
+                self._in_doubt = True
                 return
         if idle and self._timing.clock() - begun < _QUICK_SECONDS and not stop.is_set():
             raise ApiError(f"GET {self._reader.path}: the server ended a watch at once")
@@ -360,14 +396,15 @@ class Reflector(Generic[R]):
         self._contact = self._timing.clock()
         if self._error:
             _log.info("%s: in contact with the API server again", self.resource)
-        self._error, self._failures = "", 0
+        self._error = self._silence_told = ""
+        self._failures = 0
 
     def _failed(self, message: str) -> None:
         self._failures += 1
         self._errors += 1
-        if message != self._error:
+        if message not in (self._error, self._silence_told):
             _log.warning("%s; what is known stays, trying again", message)
-        self._error = message
+        self._error, self._silence_told = message, ""
 
 
 class _ContinueExpiredError(Exception):

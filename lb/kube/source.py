@@ -17,7 +17,7 @@ from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
 from lb.kube.handover import HOLD_SECONDS, Handover
-from lb.kube.presence import Presence
+from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.model import Event, ObjectKey, Service, Synced
@@ -77,7 +77,8 @@ class KubernetesSource:
         self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._pace = Pace(self._timing.clock)
         self._handover = Handover(self._timing.clock, hold_seconds)
-        self._presence = Presence(client.answers, self._timing)
+        self._presence = Presence(client.probe, self._timing)
+        self._vigil = Vigil(client.probe, self._timing, self._contact, self._hang_up)
         self._events = EventWriter(client, node_name, self._timing, self._presence)
         self._services = self._reflector(Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None"))
         self._slices = self._reflector(
@@ -128,6 +129,17 @@ class KubernetesSource:
             silence=self._silence,
         )
 
+    def _contact(self) -> float | None:
+        """Return when the last word of the API server came."""
+        return max((each.contact for each in self.health() if each.contact is not None), default=None)
+
+    def _hang_up(self, why: str) -> None:
+        waiting = [each for each in self._reflectors if not each.health().error]
+        if waiting:
+            _log.warning("%s; what is known stays, trying again", why)
+        for each in waiting:
+            each.hang_up(why)
+
     def _turn(self, emit: Callable[[Sequence[Event]], None]) -> None:
         """Wait for something to emit, a short while, and emit it."""
         wait = min(self._handover.next_due() - self._timing.clock(), _TICK_SECONDS)
@@ -151,11 +163,15 @@ class KubernetesSource:
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[None]:
-        """Run reflectors and the event writer until the context ends."""
+        """Run reflectors, the vigil and the event writer until the context ends."""
         halt = threading.Event()
-        workers: tuple[Reflector[Any] | EventWriter, ...] = (*self._reflectors, self._events)
+        workers: tuple[Reflector[Any] | Vigil | EventWriter, ...] = (
+            *self._reflectors,
+            self._vigil,
+            self._events,
+        )
 
-        def guarded(worker: Reflector[Any] | EventWriter) -> None:
+        def guarded(worker: Reflector[Any] | Vigil | EventWriter) -> None:
             try:
                 worker.run(halt)
             except Exception as error:

@@ -164,7 +164,7 @@ class ClusterKubelet(Pods):
             with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
                 loop.call_soon_threadsafe(self._learn, change)
 
-        presence = Presence(self._api.client.answers, Timing())
+        presence = Presence(self._api.client.probe, Timing())
         for resource in self._resources:
             follower = Follower(self._api, resource, tell, presence)
             threading.Thread(target=follower.run, args=(halt,), name=resource.name, daemon=True).start()

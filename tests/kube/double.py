@@ -60,6 +60,8 @@ __all__ = [
 ]
 
 Key = tuple[str, str]
+Backup = tuple[int, dict[str, dict[Key, Object]]]
+"""A version, and the objects of then by resource."""
 
 _PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/v1(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[a-z]+)(?:/(?P<name>[^/]+))?"
@@ -106,6 +108,9 @@ class ApiDouble:
         self.watches: set[Watch] = set()
         self.released = threading.Event()
         """Set when hanging requests are to end."""
+        self.awake = threading.Event()
+        """Cleared while the server hangs, see :meth:`hang`."""
+        self.awake.set()
         self.page_most = 500
         self.ready = True
         """Whether ``/readyz`` says so."""
@@ -136,6 +141,7 @@ class ApiDouble:
 
     def __exit__(self, *_: object) -> None:
         self.released.set()
+        self.awake.set()
         self.stop()
 
     def stop(self) -> None:
@@ -157,6 +163,17 @@ class ApiDouble:
         self.version += 1
         self.compact()
         self._start()
+
+    def backup(self) -> Backup:
+        """Return all objects and the version, as a backup of etcd has them."""
+        with self.changed:
+            return self.version, copy.deepcopy(self.objects)
+
+    def restore(self, backup: Backup) -> None:
+        """Be as a backup says: versions that were given since are given a second time."""
+        with self.changed:
+            self.version, self.objects = backup[0], copy.deepcopy(backup[1])
+            self.compact()
 
     # objects
 
@@ -210,6 +227,12 @@ class ApiDouble:
             for watch in self.watches:
                 if watch.resource == resource:
                     watch.commands.append(what)
+            self.changed.notify_all()
+
+    def hang(self, hangs: bool = True) -> None:
+        """Take connections and requests from now on and say nothing; or go on with all of them."""
+        with self.changed:
+            self.awake.clear() if hangs else self.awake.set()
             self.changed.notify_all()
 
     def asked(self, verb: str, resource: str) -> list[Request]:
@@ -299,6 +322,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
     request_: Request
+    told: int
+    """Up to which version a watch has told everything."""
 
     @property
     def double(self) -> ApiDouble:
@@ -315,6 +340,12 @@ class Handler(BaseHTTPRequestHandler):
         self.double.untrack(self.request)
         with contextlib.suppress(OSError):
             super().finish()
+
+    def parse_request(self) -> bool:
+        """Read a request, and go on with it unless the server hangs."""
+        parsed = super().parse_request()
+        self.double.awake.wait()
+        return parsed
 
     def log_message(self, *_: Any) -> None:
         """Be silent."""
@@ -430,8 +461,6 @@ class Handler(BaseHTTPRequestHandler):
                 known = sorted(self.double.objects[watch.resource].items())
                 present = [item for _, item in known if selects(self.selectors(), item)]
             expired = start < self.double.oldest
-            if start > self.double.version:
-                raise StatusError(504, "Timeout", "Too large resource version", ("ResourceVersionTooLarge",))
             self.double.watches.add(watch)
             self.double.changed.notify_all()
         self.begin_stream()
@@ -460,7 +489,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _stream(self, watch: Watch, version: int) -> None:
+        """Tell what comes after a version.
+
+        Of a version that was not reached yet, as after :meth:`ApiDouble.restore`, the real server says
+        nothing; it keeps silent until versions have passed it.
+        """
         double, query = self.double, self.selectors()
+        self.told = version
         end = time.monotonic() + float(self.request_.query.get("timeoutSeconds", "3600"))
         while True:
             with double.changed:
@@ -473,13 +508,15 @@ class Handler(BaseHTTPRequestHandler):
                 changes = self._later(watch, version)
                 command = watch.commands.popleft() if watch.commands and not changes else None
             for change in changes:
-                version = change.version
+                version = self.told = change.version
                 if (event := event_of(query, change)) is not None:
                     self.send_event(*event)
             if command is not None and not command(self):
                 return
 
     def _is_awaited(self, watch: Watch, version: int) -> bool:
+        if not self.double.awake.is_set():
+            return self.double.released.is_set()
         return bool(watch.commands or self.double.released.is_set() or self._later(watch, version))
 
     def _later(self, watch: Watch, version: int) -> list[Change]:

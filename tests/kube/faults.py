@@ -103,6 +103,8 @@ def silent(handler: Handler) -> bool:
 
 
 def bookmark(handler: Handler) -> bool:
-    """Send a bookmark with the present version."""
-    handler.send_bookmark(handler.double.version)
+    """Send a bookmark with the present version, if it is above what the watch has told."""
+    if handler.double.version > handler.told:
+        handler.told = handler.double.version
+        handler.send_bookmark(handler.told)
     return True

@@ -39,7 +39,7 @@ class Bench:
             client,
             instance,
             timing,
-            Presence(client.answers, timing),
+            Presence(client.probe, timing),
             now=lambda: begun + datetime.timedelta(seconds=self.now),
         )
         self.stop = threading.Event()

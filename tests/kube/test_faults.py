@@ -228,18 +228,6 @@ def test_a_new_list_leaves_each_object_once_in_memory(double: ApiDouble) -> None
         assert [key.name for _, key in changed] == ["web-0007"]
 
 
-def test_a_version_from_the_future_means_a_new_list(double: ApiDouble) -> None:
-    """The API server was restored from a backup: its versions begin again below ours."""
-    fill(double)
-    with running(client_of(double)) as run:
-        settle(run, double)
-        double.disturb("services", faults.end)
-        double.fault("watch", "services", faults.answer(504, "Timeout", causes=("ResourceVersionTooLarge",)))
-        run.wait(lambda: len(double.asked("list", "services")) == 2)
-        run.wait(lambda: double.watching("services"))
-        assert run.deletes() == []
-
-
 def test_a_watch_goes_on_from_the_version_of_the_last_bookmark(double: ApiDouble) -> None:
     fill(double)
     with running(client_of(double)) as run:

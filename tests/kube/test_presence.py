@@ -8,16 +8,26 @@ from collections.abc import Callable
 
 import pytest
 
-from lb.kube.client import ApiError
-from lb.kube.presence import PROBE_SECONDS, Presence
+from lb.kube.client import ApiError, Reach
+from lb.kube.presence import PATIENCE_SECONDS, PROBE_SECONDS, QUIET_SECONDS, Presence, Vigil
 from lb.kube.timing import HEALTHY_SECONDS, MOST_SECONDS, Backoff, Timing
 
 
 class Bench:
-    """One thread that sends requests; the server is away within [gone, back) of the clock."""
+    """One thread that sends requests; the server is away within [gone, back) of the clock.
 
-    def __init__(self, gone: float = 0.0, back: float = 0.0, chance: float = 0.5) -> None:
+    away: how a probe ends meanwhile, and after how many seconds.
+    """
+
+    def __init__(
+        self,
+        gone: float = 0.0,
+        back: float = 0.0,
+        chance: float = 0.5,
+        away: tuple[Reach, float] = (Reach.NONE, 0.0),
+    ) -> None:
         self.gone, self.back = gone, back
+        self.away = away
         self.now = gone
         self.probes: list[float] = []
         self.waits: list[float] = []
@@ -33,29 +43,50 @@ class Bench:
         if not event.is_set():
             self.now += seconds
 
-    def _probe(self) -> bool:
+    def _probe(self) -> Reach:
         self.probes.append(self.now)
-        return not self.gone <= self.now < self.back
+        if not self.gone <= self.now < self.back:
+            return Reach.READY
+        reach, seconds = self.away
+        self.now += seconds
+        return reach
 
     def fail(self, error: ApiError) -> bool:
         return self.presence.pause(self.stop, self.backoff, error)
 
 
 NO_ANSWER = ApiError("connection refused")
+AWAY = {
+    "refuses": (Reach.NONE, 0.0),
+    "is cut off or hangs": (Reach.NONE, PROBE_SECONDS),
+    "starts": (Reach.UNREADY, 0.01),
+}
 
 
+@pytest.mark.parametrize("away", AWAY)
 @pytest.mark.parametrize("chance", [0.0, 0.5, 0.999])
 @pytest.mark.parametrize("outage", [0.3, 1, 8, 29.9, 30, 31, 100, 600, 7200])
-def test_the_return_is_noticed_in_two_seconds_whatever_the_outage(outage: float, chance: float) -> None:
-    bench = Bench(100.0, 100.0 + outage, chance)
+def test_the_return_is_noticed_in_two_seconds_whatever_the_outage(
+    outage: float, chance: float, away: str
+) -> None:
+    bench = Bench(100.0, 100.0 + outage, chance, AWAY[away])
     requests = 0
     while bench.now < bench.back:
         requests += 1
         bench.fail(NO_ANSWER)
     assert bench.now - bench.back <= 2.0
     assert len(bench.probes) <= 2 + outage / (PROBE_SECONDS / 2), "one or two a second"
-    assert requests <= 1 + outage / MOST_SECONDS, "requests proper are rare meanwhile"
+    most = outage / MOST_SECONDS if away == "starts" else 0
+    assert requests <= 1 + most, "requests proper are rare meanwhile, and none hangs with the server"
     assert bench.backoff.next() < 2 * PROBE_SECONDS, "what fails next waits as after a first failure"
+
+
+def test_a_request_that_found_nobody_is_sent_again_at_once_when_the_server_is_there() -> None:
+    """It waited for a connection for seconds while the server came back."""
+    bench = Bench()
+    assert bench.fail(ApiError("connection timed out", unheard=True))
+    assert bench.waits == []
+    assert bench.now == 0.0
 
 
 def test_a_server_that_fails_and_is_there_is_left_in_peace() -> None:
@@ -108,9 +139,9 @@ def test_who_sleeps_beside_a_server_that_returns_is_woken() -> None:
 def test_threads_that_wait_share_the_probes() -> None:
     there, probes = threading.Event(), []
 
-    def probe() -> bool:
+    def probe() -> Reach:
         probes.append(1)
-        return there.is_set()
+        return Reach.READY if there.is_set() else Reach.NONE
 
     def wait(event: threading.Event, seconds: float) -> None:
         event.wait(seconds / 10)
@@ -148,3 +179,52 @@ def test_healthy_seconds_still_count() -> None:
     bench.now += HEALTHY_SECONDS + 1
     bench.fail(ApiError("500", status=500))
     assert bench.waits == [0.75, 0.75]
+
+
+class Quiet:
+    """A vigil over a server that hangs or not."""
+
+    def __init__(self, reach: Reach) -> None:
+        self.now = 100.0
+        self.contact: float | None = None
+        self.reach = reach
+        self.probes: list[float] = []
+        self.hung_up: list[str] = []
+        timing = Timing(clock=lambda: self.now)
+        self.vigil = Vigil(self._probe, timing, lambda: self.contact, self.hung_up.append)
+        self.vigil.interrupt()  # it does not sleep
+
+    def _probe(self, patience: float) -> Reach:
+        self.probes.append(self.now)
+        self.now += patience if self.reach is Reach.NONE else 0.01
+        return self.reach
+
+    def pass_time(self, seconds: float, word_every: float = 0.0) -> None:
+        """Let time pass; the server says something now and then."""
+        end = self.now + seconds
+        while self.now < end:
+            if word_every and self.now - (self.contact or 0.0) >= word_every:
+                self.contact = self.now
+            self.vigil.step()
+            self.now += 0.5
+
+
+def test_a_server_that_hangs_is_noticed_in_forty_seconds() -> None:
+    quiet = Quiet(Reach.NONE)
+    quiet.contact = 100.0
+    quiet.pass_time(QUIET_SECONDS + PATIENCE_SECONDS)
+    assert quiet.hung_up == ["the API server has said nothing for 40 s"]
+
+
+@pytest.mark.parametrize("reach", [Reach.READY, Reach.UNREADY])
+def test_a_quiet_cluster_costs_two_questions_a_minute(reach: Reach) -> None:
+    quiet = Quiet(reach)
+    quiet.pass_time(600.0)
+    assert 18 <= len(quiet.probes) <= 20
+    assert quiet.hung_up == []
+
+
+def test_a_server_that_speaks_is_not_asked() -> None:
+    quiet = Quiet(Reach.NONE)
+    quiet.pass_time(600.0, word_every=QUIET_SECONDS - 1.0)
+    assert quiet.probes == []

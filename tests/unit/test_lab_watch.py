@@ -115,7 +115,7 @@ def following(double: ClusterDouble) -> Iterator[Following]:
     run = Following()
     timing = Timing(random=lambda: 0.0, wait=Waits())
     client = client_of(double)
-    presence = Presence(client.answers, timing)
+    presence = Presence(client.probe, timing)
     follower = Follower(Api(client), PODS, run.tell, presence, timing)
     stop = threading.Event()
     thread = threading.Thread(target=follower.run, args=(stop,))
