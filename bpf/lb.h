@@ -66,7 +66,8 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	}
 	if (likely(pkt->piece != PIECE_LATER))
 		decide(d, ACTION_CONNECT, REASON_NOT_VIP);
-	else if (!(vip->flags & VIP_GONE) || vip->kind == VIP_CLUSTER_IP) /* as decide_gone() does to a first one */
+	else if (!(vip->flags & VIP_GONE) ||
+		 vip->kind == VIP_CLUSTER_IP) /* as decide_gone() does to a first one */
 		decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
 	return false;
 }
