@@ -71,7 +71,7 @@ _log = logging.getLogger(__name__)
 
 CACHE = Path("/var/cache/lbctl")
 """Where instructions are kept; a host without it, or with it read-only, compiles on every start."""
-_KEPT = 24  # six make a build
+_KEPT = 96  # six make a build: sixteen checkouts and releases may take turns without compiling anew
 _MOST_BYTES = 64 << 20
 
 Code = Mapping[int, Mapping[str, bytes]]
