@@ -20,37 +20,12 @@ from lb.errors import LbError
 from lb.plan.types import Topology
 from lb.rundir import RunDir
 
-_DESCRIPTION = """\
-Compare what the source says with what the kernel's maps hold: the source is read anew, planned
-anew, and each entry that differs is named, and each hook without its program. Interfaces and
-settings are compared with the node and with what its agent was told. A sign in front says
-what would bring it in step: + it is missing, - nobody planned it, ~ it is another. What the agent
-is about to write is waited for.
-
---heal has it brought in step: by the agent, or without it when it does not run. Connections are
-kept.
-
-exit codes: 0 no difference, or all healed; 1 differences; 2 wrong usage
-"""
 _LOOK_AGAIN_SECONDS = 0.5
 _HEAL_SECONDS = 15.0
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "audit",
-        help="compare source, plan and kernel; name and heal differences",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    nodes.add_flags(parser)
-    parser.add_argument("--heal", action="store_true", help="bring the kernel in step with the source")
-    output.add_flag(parser, "table")
-    parser.set_defaults(handler=_audit)
-
-
-def _audit(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl audit``."""
     with nodes.opened(args) as node:
         found = look(node)
         before = found.differences

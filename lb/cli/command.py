@@ -30,11 +30,13 @@ exit codes:
 """
 
 
-COMMANDS = (
-    "run", "status", "service", "maps", "flows", "top", "monitor", "history", "trace", "explain", "audit",
-    "plan", "doctor", "unload", "lab", "completion",
-)  # fmt: skip
-"""Each is a module of lb.cli; what a command needs is imported only for itself: an agent is small."""
+COMMANDS = {
+    "run": "working", "status": "looking", "service": "looking", "maps": "looking", "flows": "looking",
+    "top": "looking", "monitor": "looking", "history": "looking", "trace": "asking", "explain": "asking",
+    "audit": "asking", "plan": "asking", "doctor": "asking", "unload": "working", "lab": "lab",
+    "completion": "working", "version": "working",
+}  # fmt: skip
+"""Each is a function in a module of lb.cli.grammar."""
 
 
 PLUGIN = "kubectl-lb"
@@ -52,13 +54,12 @@ def parser(command: str = "") -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in [command] if command in COMMANDS else COMMANDS:
-        importlib.import_module(f"lb.cli.{name}").register(commands)
-    version = commands.add_parser("version", help="print the version")
-    version.set_defaults(handler=_version)
+        getattr(importlib.import_module(f"lb.cli.grammar.{COMMANDS[name]}"), name)(commands)
     return top
 
 
-def _version(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def version(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl version``."""
     print(f"lbctl {lb.__version__}", file=out)
     return 0
 
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     words = sys.argv[1:] if argv is None else argv
     args = parser(words[0] if words else "").parse_args(words)
     try:
-        code: int = args.handler(args, out, err)
+        module, _, function = args.handler.partition(".")
+        code: int = getattr(importlib.import_module(f"lb.cli.{module}"), function)(args, out, err)
         out.flush()
     except LbError as error:
         print(f"lbctl: {error}", file=err)

@@ -15,34 +15,14 @@ import argcomplete
 from lb.cli import instances
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.view import catalogue
+from lb.datapath.view import service_names
 from lb.errors import LbError
 
-_DESCRIPTION = """\
-Print what makes a shell complete the words of lbctl when Tab is pressed: commands, flags, and, as
-root, instances and Services.
-
-  bash  lbctl completion bash > /etc/bash_completion.d/lbctl
-  zsh   lbctl completion zsh > "${fpath[1]}/_lbctl"
-  fish  lbctl completion fish > ~/.config/fish/completions/lbctl.fish
-"""
 _FILES = frozenset({"file", "config", "read", "pcap", "kubeconfig", "manifests"})
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "completion",
-        help="print what makes a shell complete words",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shell", metavar="SHELL", choices=["bash", "zsh", "fish"], help="bash, zsh or fish")
-    parser.set_defaults(handler=_completion)
-
-
-def _completion(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl completion``."""
     out.write(argcomplete.shellcode(["lbctl"], shell=args.shell) + "\n")
     return 0
 
@@ -104,11 +84,7 @@ def _known_values(
         if action.dest == "node":
             return [name.rpartition(".")[2] for name in pins.instances()]
         if action.dest == "service":
-            maps = KernelMaps(Pins(instances.choose(parsed_args)).maps)
-            try:
-                return sorted({name for name, _ in catalogue.names(maps).values()})
-            finally:
-                maps.close()
+            return service_names.read(Pins(instances.choose(parsed_args)).maps / "services")
     except (LbError, OSError):
         return []
     return []

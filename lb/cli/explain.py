@@ -19,40 +19,12 @@ from lb.diagnose.gather import Node, gather
 from lb.errors import UsageError
 from lb.model import ObjectKey
 
-_DESCRIPTION = """\
-Work through the list that finds out why a Service does not answer, in its order: the Service, its
-selector, pods and their conditions, target ports, endpoints, traffic policies, source ranges; then
-whether this node's maps hold what the source says and its hooks are attached; then real
-connections from this node, straight to each endpoint and through each VIP. Nothing is changed.
-
-exit codes: 0 no cause was found; 1 a cause was found, or it could not be done; 2 wrong usage
-"""
 _WIDTH = 100
 _COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "explain",
-        help="why a Service does not answer, step by step",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, or NAME in the namespace default")
-    nodes.add_flags(parser)
-    parser.add_argument(
-        "--from",
-        dest="client",
-        metavar="ADDRESS",
-        help="the client that source ranges are judged for; default: this node",
-    )
-    parser.add_argument("--no-probes", action="store_true", help="make no connections")
-    output.add_flag(parser, "text")
-    parser.set_defaults(handler=_explain)
-
-
-def _explain(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl explain``."""
     key = nodes.service_key(args.service)
     try:
         client = ip_address(args.client) if args.client else None

@@ -17,30 +17,11 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import dump
 from lb.datapath.view.dump import FlowEntry
 
-_DESCRIPTION = """\
-List live connections as the kernel has them: the client, the VIP that it uses, the backend that it
-was led to, the node's address that stands for the client where there is one (SNAT), the state, and
-how long nothing was sent. Connections of the node's own processes are led to their backend at the
-socket and have no flow.
-"""
 _COLUMNS = ("protocol", "client", "vip", "backend", "snat", "state", "idle")
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "flows",
-        help="list live connections",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(parser)
-    parser.add_argument("--service", metavar="NS/NAME", help="only those of this Service")
-    output.add_flag(parser, "table")
-    parser.set_defaults(handler=_flows)
-
-
-def _flows(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl flows``."""
     key = service_key(args.service) if args.service else None
     maps = KernelMaps(Pins(instances.choose(args)).maps)
     try:

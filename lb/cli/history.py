@@ -11,15 +11,7 @@ from lb.cli import instances, output
 from lb.cli.nodes import service_key
 from lb.rundir import RunDir
 from lb.served.ask import ask
-from lb.served.history import IN_ALL, OF_ONE
 
-_DESCRIPTION = f"""\
-Show what the agent has lately written to this node's maps for a Service: when it was in the maps,
-how long after the event that was the cause, what that was (an object of the source, interfaces, the
-agent's start, a heal, another Service's claim), and what became of VIPs, backends, source ranges
-and lookup tables. It is in the agent's memory alone: the last {OF_ONE} changes of a Service, the last
-{IN_ALL} of all, since it started.
-"""
 _WORDS = {
     "vips": "VIP",
     "backends": "backend",
@@ -35,21 +27,8 @@ _SIGNS = {
 }
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "history",
-        help="the last changes of a Service in the maps, when and why",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, or NAME in the namespace default")
-    instances.add_flags(parser)
-    output.add_flag(parser, "text")
-    parser.set_defaults(handler=_history)
-
-
-def _history(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl history``."""
     key = service_key(args.service)
     found = ask(RunDir(instances.choose(args)), "/api/history", service=str(key))
     output.write(args, out, found, lambda: render(found))

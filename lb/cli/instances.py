@@ -4,25 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 
-from lb.datapath.attach import netns
 from lb.datapath.kernel import pins
 from lb.errors import ConfigError
-from lb.rundir import RunDir
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add ``--instance`` and ``--node``."""
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--instance", metavar="NAME", help="the instance, as lbctl run named it")
-    which.add_argument(
-        "--node",
-        metavar="NAME",
-        help="the instance of this name, or the only one whose name ends in .NAME (as in a lab);"
-        " neither is needed when the machine has only one instance",
-    )
 
 
 def choose(args: argparse.Namespace, existing: list[str] | None = None) -> str:
@@ -47,25 +31,3 @@ def choose(args: argparse.Namespace, existing: list[str] | None = None) -> str:
         return found[0]
     problem = "no such instance" if not found else "more than one instance fits; say --instance NAME"
     raise ConfigError(f"{wanted}: {problem}; {listed}")
-
-
-@contextlib.contextmanager
-def entered(instance: str) -> Iterator[None]:
-    """Be in the network namespace of an instance's hooks.
-
-    Raises
-    ------
-    ConfigError: it is gone; DatapathError: it cannot be entered.
-    """
-    run_dir = RunDir(instance)
-    if not run_dir.elsewhere():
-        yield
-        return
-    notes = run_dir.notes()
-    place = netns.find(notes["network_namespace"], notes.get("pid"))
-    if place is None:
-        raise ConfigError(
-            f"instance {instance}: its agent's network namespace is gone, or not to be seen from here"
-        )
-    with netns.entered(place):
-        yield

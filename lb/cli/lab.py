@@ -9,36 +9,18 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TextIO
 
+from lb.cli.grammar.lab import DEFAULT_ID
 from lb.cli.tables import table
-from lb.config import Switch, UplinkMode
 from lb.errors import LabError
 from lb.lab import kube_proxy
-from lb.lab.addressing import MAX_NODES, ZONES, Family, LabSpec, Overlay, check_id
-from lb.lab.apiserver import VARIABLE, find, kubectl
+from lb.lab.addressing import Family, LabSpec, Overlay, check_id
+from lb.lab.apiserver import find, kubectl
 from lb.lab.demo import rows, show
 from lb.lab.lab import Lab
 from lb.lab.removal import down
 from lb.lab.store import Store, labs
-from lb.shipped import shipped
-
-DEFAULT_ID = "lab"
-EXAMPLES = shipped("examples")
-
-_DESCRIPTION = """\
-A lab is a small cluster on this machine: an outside client and nodes on one switched segment, pods
-behind their nodes, all in network namespaces. Each node runs its own agent; the lab itself plays
-kubelet: it starts the pods of the manifests, probes them, and writes their status.
-
-With --kubernetes the lab lives from a real API server: the manifests are applied to it at the start, and from
-then on kubectl is how to change things, with the kubeconfig that is printed.
-
-Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/lbctl, and processes; with
---kubernetes also a port on the machine's loopback that leads to its API server.
-`lbctl lab down` removes all of it.
-"""
 
 _NEXT = """\
 lab {id} is up: {nodes} nodes, {pods} pods
@@ -55,137 +37,14 @@ _KUBECTL = """\
 """
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``lab`` and its commands."""
-    lab = commands.add_parser(
-        "lab",
-        help="a cluster of network namespaces on this machine",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = lab.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    up = _command(actions, "up", _up, "bring a lab up")
-    _add_spec(up)
-    status = _command(actions, "status", _status, "what a lab consists of and what of it runs")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    execute = _command(actions, "exec", _exec, "run a command at the client, on a node or in a pod")
-    execute.add_argument("where", metavar="WHERE", help="client, switch, api, node1 …, or a pod's name")
-    execute.add_argument(
-        "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="command and arguments"
-    )
-    pod = _command(actions, "pod", _pod, "make a pod ready or not ready, or kill it")
-    pod.add_argument(
-        "action", choices=("ready", "unready", "kill"), help="returns when the pod's object says so"
-    )
-    pod.add_argument("name", metavar="NAME", help="the pod, as NAME or NAMESPACE/NAME")
-    agent = _command(actions, "agent", _agent, "start, stop (SIGTERM) or kill (SIGKILL) the agent of a node")
-    agent.add_argument(
-        "action", choices=("start", "stop", "kill"), help="start returns when the agent has synced"
-    )
-    agent.add_argument("node", metavar="NODE", help="node1 …")
-    api = _command(actions, "api", _api, "start, stop (SIGTERM) or kill (SIGKILL) the API server")
-    api.add_argument("action", choices=("start", "stop", "kill"), help="start returns when it is ready")
-    rules = _command(
-        actions,
-        "kube-proxy",
-        _kube_proxy,
-        "write the rules that kube-proxy would have on a node, or remove them",
-    )
-    rules.add_argument(
-        "mode", choices=(*kube_proxy.Mode, "off"), help="in which mode kube-proxy runs, or off"
-    )
-    rules.add_argument("node", metavar="NODE", help="node1 …")
-    demo = _command(actions, "demo", _demo, "show requests being spread, and the maps that do it")
-    _add_spec(demo)
-    demo.add_argument(
-        "--keep", action=argparse.BooleanOptionalAction, default=True, help="leave the lab up (default)"
-    )
-    remove = _command(actions, "down", _down, "remove a lab with all that belongs to it, half-made ones too")
-    remove.add_argument("--all", action="store_true", help="all labs of this machine")
-
-
-def _command(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Any, text: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    parser.add_argument("--id", default=DEFAULT_ID, help=f"the lab's id (default {DEFAULT_ID})")
-    parser.set_defaults(handler=handler)
-    return parser
-
-
-def _add_spec(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nodes", type=_nodes, default=2, metavar="N", help="number of nodes (default 2)")
-    parser.add_argument(
-        "--replicas",
-        type=int,
-        metavar="N",
-        help="pods of every ReplicaSet and Deployment, instead of the manifests'",
-    )
-    parser.add_argument(
-        "--manifests",
-        type=Path,
-        default=EXAMPLES,
-        metavar="DIR",
-        help=f"directory of manifests (default {EXAMPLES})",
-    )
-    parser.add_argument(
-        "--overlay",
-        type=Overlay,
-        choices=list(Overlay),
-        default=Overlay.NONE,
-        help="pod network between nodes: routed (none), or through tunnels (ipip needs the kernel's modules)",
-    )
-    parser.add_argument(
-        "--family",
-        type=Family,
-        choices=list(Family),
-        default=Family.DUAL,
-        help="IP versions of clients, nodes, pods and Services (default dual, IPv4 being the primary one)",
-    )
-    parser.add_argument(
-        "--zones",
-        type=lambda text: tuple(text.split(",")),
-        default=ZONES,
-        metavar="ZONE,…",
-        help=f"zones, given to the nodes in turn (default {','.join(ZONES)})",
-    )
-    parser.add_argument(
-        "--uplink-mode",
-        type=UplinkMode,
-        choices=list(UplinkMode),
-        default=UplinkMode.AUTO,
-        help="hook of the nodes' uplinks (default auto)",
-    )
-    parser.add_argument(
-        "--redirect",
-        type=Switch,
-        choices=list(Switch),
-        default=Switch.OFF,
-        help="the agents' setting of that name (default off)",
-    )
-    parser.add_argument(
-        "--kubernetes",
-        action="store_true",
-        help=f"live from an API server; {VARIABLE} names the folder with etcd and kube-apiserver",
-    )
-    parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
-
-
-def _nodes(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= MAX_NODES:
-        raise argparse.ArgumentTypeError(f"{number}: a lab has 1 to {MAX_NODES} nodes")
-    return number
-
-
 def _spec(args: argparse.Namespace) -> LabSpec:
     return LabSpec(
         id=args.id,
         manifests=str(args.manifests.resolve()),
         nodes=args.nodes,
         replicas=args.replicas,
-        overlay=args.overlay,
-        family=args.family,
+        overlay=Overlay(args.overlay),
+        family=Family(args.family),
         zones=args.zones,
         uplink_mode=args.uplink_mode,
         redirect=args.redirect,
@@ -198,7 +57,8 @@ def _flag(lab: str) -> str:
     return "" if lab == DEFAULT_ID else f" --id {lab}"
 
 
-def _up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab up``."""
     lab = Lab.up(_spec(args), lambda line: print(line, file=out, flush=True))
     print("\n" + _next(lab), file=out, end="")
     return 0
@@ -225,7 +85,8 @@ def _next(lab: Lab) -> str:
     )
 
 
-def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab status``."""
     status = Lab.open(args.id).status()
     if args.json:
         print(json.dumps(status, indent=2), file=out)
@@ -286,7 +147,8 @@ def _kubernetes_text(kubernetes: dict[str, Any], running: Callable[[dict[str, An
     ]
 
 
-def _exec(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
+def run_exec(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
+    """Do ``lbctl lab exec``."""
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise LabError("lab exec: give a command after --")
@@ -303,7 +165,8 @@ def _exec(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     return done.returncode if done.returncode >= 0 else 128 - done.returncode
 
 
-def _pod(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_pod(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab pod``."""
     answer = Lab.open(args.id).ask_kubelet(args.action, pod=args.name)
     if args.action == "kill":
         successors = ", ".join(answer["replaced_by"]) or "nothing"
@@ -313,7 +176,8 @@ def _pod(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab agent``."""
     lab = Lab.open(args.id)
     if args.action == "start":
         lab.start_agent(args.node)
@@ -325,7 +189,8 @@ def _agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _kube_proxy(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_kube_proxy(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab kube-proxy``."""
     lab = Lab.open(args.id)
     if args.node not in lab.spec.node_names:
         raise LabError(f"lab {args.id} has no node {args.node}, only {', '.join(lab.spec.node_names)}")
@@ -339,7 +204,8 @@ def _kube_proxy(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _api(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_api(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab api``."""
     host = Lab.open(args.id).api_host()
     if args.action == "start":
         host.start()
@@ -350,7 +216,9 @@ def _api(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab demo``."""
+
     def report(line: str) -> None:
         print(line, file=out, flush=True)
 
@@ -365,7 +233,8 @@ def _demo(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _down(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_down(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl lab down``."""
     ids = labs() if args.all else [args.id]
     for lab in ids:
         check_id(lab)

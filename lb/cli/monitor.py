@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from lb.cli import instances, output
+from lb.cli import instances
 from lb.cli.colours import painted
 from lb.cli.colours import wanted as colours_wanted
-from lb.cli.nodes import service_key
+from lb.cli.nodes import entered, service_key
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
@@ -30,93 +29,19 @@ from lb.rundir import RunDir
 
 Tell = Callable[[Any, Event], None]
 
-_DESCRIPTION = """\
-Tell, live, which connections begin and end, and which packets are dropped or refused and why. The packet path
-tells it itself, into a ring buffer; while nobody watches it pays next to nothing for that, and a connection's
-packets never do unless --packets or --pcap asks for each of them.
-
-A line has the time, what it is about, the reason, the Service and its port, the ends, the interface and the
-hook: client -> VIP => backend, with "as" the node's address that stands for the client (SNAT); of a packet to
-the client, client <- VIP <= backend.
-"""
-
-_EPILOG = """\
-examples:
-  lbctl monitor --service default/web
-  lbctl monitor --drops -o json
-  lbctl monitor --service default/web:http --packets --count 20
-  lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
-
-Connections that end by a timeout are not told of: nothing happens then. Of those that are led to their
-backend at the socket the beginning is told, the rest never meets us. One at a time may watch an instance.
-
-exit codes: 0 told, until it was enough; 1 could not be told, stderr says why; 2 wrong usage
-"""
-
 _COLOURS = {What.NEW: "32", What.CLOSED: "36", What.ANSWERED: "36", What.REFUSED: "33", What.DROPPED: "31"}
 """Green, cyan, yellow, red."""
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "monitor",
-        help="connections and drops, live",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(parser)
-    parser.add_argument(
-        "--service", metavar="NS/NAME[:PORT]", help="only this Service, or this port (name or number) of it"
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--drops", action="store_true", help="only what is dropped or refused")
-    which.add_argument("--packets", action="store_true", help="every packet that is translated or answered")
-    parser.add_argument(
-        "--sample", type=_positive, default=1, metavar="N", help="only one of N connections, all of it"
-    )
-    parser.add_argument(
-        "--count", type=_positive, default=math.inf, metavar="N", help="end after so many events"
-    )
-    parser.add_argument(
-        "--duration", type=_seconds, default=math.inf, metavar="S", help="end after S seconds"
-    )
-    parser.add_argument(
-        "--pcap",
-        type=Path,
-        metavar="FILE",
-        help="also write the packets, before and after, as pcapng with the reason as a comment (the first 256"
-        " bytes of each); of every packet, or with --drops of those",
-    )
-    output.add_flag(parser, "text")
-    parser.set_defaults(handler=_monitor)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return number
-
-
-def _monitor(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
+    """Do ``lbctl monitor``."""
     service, _, port = (args.service or "").partition(":")
     key = service_key(service) if args.service else None
     if key and args.service.endswith(":"):
         raise UsageError(f"--service {args.service}: a port's name or number is missing behind the colon")
     instance = instances.choose(args)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(instances.entered(instance))
+        stack.enter_context(entered(instance))
         stack.enter_context(RunDir(instance).watching())
         maps = KernelMaps(Pins(instance).maps)
         stack.callback(maps.close)

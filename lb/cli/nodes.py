@@ -11,14 +11,14 @@ from typing import Any
 
 from lb.cli import instances
 from lb.cli.settings import Given, build
-from lb.config import SOURCE, Config
+from lb.config import Config
 from lb.datapath.attach import netns
 from lb.datapath.attach.roles import standing
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.diagnose.snapshot import Snapshot, SourceReader, open_source
-from lb.errors import UsageError
+from lb.errors import ConfigError, UsageError
 from lb.model import ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir
@@ -44,23 +44,6 @@ class NodeView:
         return standing(self.config, snapshot.state.node(self.config.node_name), snapshot.state.claims)
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which node, and from which source."""
-    instances.add_flags(parser)
-    parser.add_argument(
-        "--source",
-        action="append",
-        metavar=SOURCE.metavar,
-        help="manifests:DIR or kubernetes; default: the agent's own (may be repeated)",
-    )
-    parser.add_argument(
-        "--kubeconfig",
-        metavar="FILE",
-        help="how to reach the API, from where this command runs; default: the agent's way, from its node",
-    )
-    parser.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
-
-
 @contextlib.contextmanager
 def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[NodeView]:
     """Give the node that the flags mean, from within its network namespace.
@@ -81,7 +64,7 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
     with contextlib.ExitStack() as stack:
         caller = stack.enter_context(netns.present()) if args.kubeconfig else None
         if name:
-            stack.enter_context(instances.entered(name))
+            stack.enter_context(entered(name))
         maps = KernelMaps(Pins(name).maps) if name else None
         if maps:
             stack.callback(maps.close)
@@ -100,6 +83,28 @@ def _config(args: argparse.Namespace, notes: Mapping[str, Any], origin: str) -> 
         if value:
             given[name] = Given(tuple(value) if isinstance(value, list) else (value,), f"flag --{flag}")
     return build(given)
+
+
+@contextlib.contextmanager
+def entered(instance: str) -> Iterator[None]:
+    """Be in the network namespace of an instance's hooks.
+
+    Raises
+    ------
+    ConfigError: it is gone; DatapathError: it cannot be entered.
+    """
+    run_dir = RunDir(instance)
+    if not run_dir.elsewhere():
+        yield
+        return
+    notes = run_dir.notes()
+    place = netns.find(notes["network_namespace"], notes.get("pid"))
+    if place is None:
+        raise ConfigError(
+            f"instance {instance}: its agent's network namespace is gone, or not to be seen from here"
+        )
+    with netns.entered(place):
+        yield
 
 
 def service_key(text: str) -> ObjectKey:

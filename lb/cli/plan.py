@@ -14,32 +14,9 @@ from lb.cli.tables import table
 from lb.diagnose.audit import Preview, preview
 from lb.diagnose.snapshot import read_file
 
-_DESCRIPTION = """\
-Show what a manifest would change in this node's maps, entry by entry, if it were applied to the
-source as it is now: Services, Endpoints, EndpointSlices, Pods, Nodes; an object of the same kind
-and name is replaced. Then how much room each map it touches has left, and how many live
-connections and clients with affinity would lose their backend. Nothing is applied.
 
-exit codes: 0 it would work, whether or not anything changes; 1 some of it would not (a full map,
-an address that another Service has), or it could not be done; 2 wrong usage
-"""
-
-
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "plan",
-        help="what a manifest would change in the maps; nothing is applied",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="manifests, in YAML or JSON")
-    nodes.add_flags(parser)
-    output.add_flag(parser, "text")
-    parser.set_defaults(handler=_plan)
-
-
-def _plan(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl plan``."""
     with nodes.opened(args) as node:
         assert node.maps is not None
         content = read_file(Path(args.file), node.config)

@@ -24,45 +24,9 @@ from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
 
-_DESCRIPTION = """\
-List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
-them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
-addresses a Service may not have: those are the agent's own notes, at most five seconds old.
-"""
 
-_SHOW = """\
-Show one Service as the kernel's maps have it: each port and IP family with its VIPs, who may use
-them, and its backends; how many connections are live, how many clients have affinity. 'lbctl
-explain' says why it does not answer.
-"""
-
-
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands."""
-    parser = commands.add_parser("service", help="show Services")
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listing = verbs.add_parser(
-        "list",
-        help="list Service ports, their VIPs and backends, and conflicts",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(listing)
-    output.add_flag(listing, "table")
-    listing.set_defaults(handler=_list)
-    showing = verbs.add_parser(
-        "show",
-        help="show one Service: VIPs, policies, backends, connections",
-        description=_SHOW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    showing.add_argument("service", metavar="SERVICE", help="NS/NAME, or NAME in the namespace default")
-    instances.add_flags(showing)
-    output.add_flag(showing, "text")
-    showing.set_defaults(handler=_show)
-
-
-def _list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl service list``."""
     name = instances.choose(args)
     run_dir = RunDir(name)
     maps = KernelMaps(Pins(name).maps)
@@ -74,7 +38,8 @@ def _list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl service show``."""
     key = service_key(args.service)
     maps = KernelMaps(Pins(instances.choose(args)).maps)
     try:

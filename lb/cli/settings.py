@@ -18,11 +18,11 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from lb.cli.grammar.working import CONFIG_VARIABLE
 from lb.config import Config, Setting, settings
 from lb.errors import ConfigError
 from lb.folders import read_stream
 
-CONFIG_VARIABLE = "LBCTL_CONFIG"
 _MOST_BYTES = 1 << 18  # of a file of settings; all of them take some kB
 
 _log = logging.getLogger(__name__)
@@ -38,43 +38,6 @@ class Given:
 
 Layer = dict[str, Given]
 """What one place says, by the settings' dotted names."""
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting, and ``--config``."""
-    parser.add_argument(
-        "--config", metavar="FILE", help=f"YAML file with any of these settings [env {CONFIG_VARIABLE}]"
-    )
-    titles = {"": "settings"}
-    groups: dict[str, Any] = {}
-    for item in settings():
-        section = ".".join(item.path[:-1])
-        if section not in groups:
-            groups[section] = parser.add_argument_group(titles.get(section, section), _section_help(section))
-        groups[section].add_argument(
-            item.flag,
-            action="append" if item.many else "store",
-            dest=item.name,
-            metavar=item.kind.metavar,
-            help=_help(item),
-        )
-
-
-def _section_help(section: str) -> str | None:
-    if not section:
-        return None
-    doc = get_type_hints(Config)[section].__doc__
-    return (doc or "").replace("%", "%%")
-
-
-def _help(item: Setting) -> str:
-    notes = []
-    if item.default not in ("", ()):
-        notes.append(f"default {item.default}")
-    if item.many:
-        notes.append("may be repeated")
-    notes.append(f"env {item.variable}{', comma-separated' if item.many else ''}")
-    return f"{item.help} [{'; '.join(notes)}]".replace("%", "%%")
 
 
 def read(args: argparse.Namespace, environ: Mapping[str, str]) -> Config:

@@ -14,27 +14,9 @@ from lb.cli.tables import table
 from lb.rundir import RunDir
 from lb.served.status import collect
 
-_DESCRIPTION = """\
-Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
-agent lives. Only the reasons, the problems, the time of the last sync, the health-check ports and how far the
-source is in step are the agent's own notes, at most five seconds old.
-"""
 
-
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "status",
-        help="show hooks, programs, map fill and the agent",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(parser)
-    output.add_flag(parser, "table")
-    parser.set_defaults(handler=_status)
-
-
-def _status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl status``."""
     name = instances.choose(args)
     status = collect(name, RunDir(name))
     output.write(args, out, status, lambda: render(status))

@@ -27,52 +27,11 @@ from lb.live import top
 from lb.live.top import Line, Row, View
 from lb.words import in_line
 
-_DESCRIPTION = """\
-Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
-handshakes took (SYN to SYN-ACK; median and 99th percentile of the last interval), connections that
-backends refused or did not answer (FAIL), packets that went nowhere (DROP). IN is towards backends,
-OUT back from them. A wide terminal shows totals as well.
-
-keys: up and down select, enter shows the backends of a Service, escape goes back, < and > change the
-column that is sorted by, q leaves.
-"""
 _ONCE_WIDTH = 132
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "top",
-        help="Services and backends by what they carry, live",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(parser)
-    parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
-    )
-    parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
-    parser.add_argument(
-        "-o",
-        "--output",
-        choices=["screen", "json"],
-        default="screen",
-        help="json: one interval; default: screen",
-    )
-    parser.set_defaults(handler=_top)
-
-
-def _interval(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
-    return value
-
-
-def _top(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl top``."""
     name = instances.choose(args)
     maps = KernelMaps(Pins(name).maps)
     try:

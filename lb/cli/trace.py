@@ -7,10 +7,9 @@ import argparse
 import json
 from collections.abc import Iterator
 from ipaddress import ip_address
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from lb.cli import instances, nodes, output
+from lb.cli import instances, nodes
 from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
@@ -24,67 +23,14 @@ if TYPE_CHECKING:
 _CLIENT_PORT = 50_000
 _TRANSLATED = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "FLOW_HIT"})
 
-_DESCRIPTION = """\
-Run a packet through the programs of this node and tell, step by step, what became of it and why: VIP and
-Service, flow, source ranges and policy, affinity or hash, backend, NAT, verdict and reason, the packet before
-and after. It is not guessed: the very programs that are attached run on it, with the live VIPs, backends and
-settings. What they would write (flows, affinity, counters) goes to a copy: a trace leaves no trace.
-
-The packets of one call come one after the other: in a capture, a SYN makes the flow that the next packet
-finds.
-"""
-
-_EPILOG = """\
-addresses: 192.0.2.7:40000, 192.0.2.7, [2001:db8::7]:40000, 2001:db8::7; a SRC without port has port 50000; a
-DST without port is for --proto icmp (a ping)
-
---in: an interface; outside: the uplink; pod:NAMESPACE/NAME: the interface of that pod, of which the source
-tells (see --source); host: a process of the node has sent it. Default: what SRC and the routes say.
-
-examples:
-  lbctl trace 192.0.2.7 203.0.113.10:80
-  lbctl trace --in host 192.0.2.1 10.96.0.10:53 --proto udp
-  lbctl trace 10.244.1.2:40000 10.96.0.10:80 --reply -o json
-  lbctl trace --in eth0 --read dropped.pcapng
-
-exit codes: 0 told, whatever became of the packet; 1 could not be tried, stderr says why; 2 wrong usage
-"""
-
 _PROTOCOLS = (*(each.name.lower() for each in Protocol), "icmp")
 
 
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "trace",
-        help="what would become of a packet, and why, step by step",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("src", nargs="?", metavar="SRC[:PORT]", help="the client")
-    parser.add_argument("dst", nargs="?", metavar="DST[:PORT]", help="the VIP, or any other address")
-    parser.add_argument(
-        "--in", dest="where", default="", metavar="WHERE", help="where it comes in, see below"
-    )
-    parser.add_argument("--proto", choices=_PROTOCOLS, default="tcp", help="default: tcp")
-    parser.add_argument("--flags", default="S", metavar="SA", help="TCP's, as F S R P A U; default: S (SYN)")
-    parser.add_argument("--reply", action="store_true", help="also trace the backend's answer")
-    parser.add_argument(
-        "--read", type=Path, metavar="FILE", help="the packets of a pcap or pcapng file instead"
-    )
-    parser.add_argument(
-        "--pcap", type=Path, metavar="OUT", help="write each packet, before and after, to a file"
-    )
-    output.add_flag(parser, "text")
-    nodes.add_flags(parser)
-    parser.set_defaults(handler=_trace)
-
-
-def _trace(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl trace``."""
     packet = _packet(args)
     name = instances.choose(args)
-    with instances.entered(name):
+    with nodes.entered(name):
         stories = list(_stories(args, name, packet))
     if args.pcap:
         from lb.diagnose import frames  # noqa: PLC0415

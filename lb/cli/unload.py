@@ -14,29 +14,9 @@ from lb.datapath.kernel.pins import Pins
 from lb.errors import LbError
 from lb.rundir import RunDir
 
-_DESCRIPTION = """\
-Remove the programs from all interfaces of this network namespace, those of the instance from its control
-group, its pinned maps and programs, and the agent's files. Connections through Services break. Done already
-is no error.
-"""
 
-
-def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command."""
-    parser = commands.add_parser(
-        "unload",
-        help="remove every trace of the data plane",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    instances.add_flags(parser)
-    parser.add_argument(
-        "--force", action="store_true", help="also while the agent runs, which is not stopped"
-    )
-    parser.set_defaults(handler=_unload)
-
-
-def _unload(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
+    """Do ``lbctl unload``."""
     existing = pins.instances()
     # All programs of this network namespace go: a mistyped name must not cost another instance its own.
     name = instances.choose(args, existing) if existing else args.instance or ""

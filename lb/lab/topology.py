@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lb.config import UplinkMode
-from lb.datapath.kernel.bpf import FD, Command, ProgType, syscall
+from lb.datapath.kernel.bpf import FD, ProgType
+from lb.datapath.kernel.syscall import Command, syscall
 from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import (

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import os
 import queue
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ import pytest
 
 import lb
 from lb.agent import Failed, Inbox, Reread, Stop
-from lb.cli import colours, instances, main
+from lb.cli import colours, command, instances, main
 from lb.cli.command import COMMANDS
+from lb.cli.grammar import lab as grammar_lab
+from lb.cli.maps import FORMS
 from lb.cli.status import render as status_text
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
@@ -35,8 +40,14 @@ from lb.datapath.maps import layouts, map_table
 from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
+from lb.lab import addressing
+from lb.lab.addressing import Family, Overlay
+from lb.lab.apiserver import VARIABLE
+from lb.lab.kube_proxy import Mode
+from lb.model import Protocol
 from lb.rundir import RunDir
 from lb.serve import StopNow, complete, stop_signals, threads
+from lb.served.history import IN_ALL, OF_ONE
 from lb.served.status import roles
 from tests.fake_maps import FakeMaps
 
@@ -122,7 +133,7 @@ def test_exit_codes_are_those_of_the_table(
 
 def test_every_command_has_an_exit_code_tried() -> None:
     tried = {argv[0] for argv, _ in EXIT_CODES}
-    assert tried >= {*COMMANDS, "version"} - {"doctor"}, "doctor has tests of its own"
+    assert tried >= {*COMMANDS} - {"doctor"}, "doctor has tests of its own"
 
 
 @pytest.mark.parametrize(
@@ -233,15 +244,56 @@ def test_the_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == run("version")[1]
 
 
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"run", "status", "service", "maps", "unload", "version"} <= set(commands)
-    for command in commands:
-        with pytest.raises(SystemExit) as caught:
-            main([command, "--help"])
-        assert caught.value.code == 0
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers of all commands, and of the commands of commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield each
+                yield from parsers(each)
+
+
+def test_every_help_has_examples_and_exit_codes_and_every_command_is_done_by_a_function() -> None:
+    found = list(parsers(command.parser()))
+    assert {"lbctl run", "lbctl maps dump", "lbctl lab exec", "lbctl version"} <= {
+        each.prog for each in found
+    }
+    for each in found:
+        examples = each.format_help().partition("\nexamples:\n")[2].splitlines()
+        assert examples, each.prog
+        assert examples[0].startswith(f"  {each.prog}"), each.prog
+        assert re.search(r"^exit codes: .*\b2 wrong usage$", each.format_help(), re.MULTILINE | re.DOTALL), (
+            each.prog
+        )
+        handler = each.get_default("handler")
+        nested = any(isinstance(action, argparse._SubParsersAction) for action in each._actions)
+        assert bool(handler) is not nested
+        if handler:
+            module, _, function = handler.partition(".")
+            assert callable(getattr(importlib.import_module(f"lb.cli.{module}"), function))
+
+
+def test_examples_are_ways_to_call_it() -> None:
+    """Each is parsed, up to what a shell would take for itself."""
+    for each in parsers(command.parser()):
+        examples = each.format_help().partition("\nexamples:\n")[2].splitlines()
+        for line in (one for one in examples if one.startswith("  lbctl ")):
+            words = shlex.split(re.split(r" [|>] ", line)[0])[1:]
+            command.parser(words[0]).parse_args(words)
+
+
+def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:
+    """The grammar imports nothing of it."""
+    assert set(grammar_lab.OVERLAYS) == set(Overlay)
+    assert set(grammar_lab.FAMILIES) == set(Family)
+    assert set(grammar_lab.KUBE_PROXY) == set(Mode)
+    assert (grammar_lab.ZONES, grammar_lab.MAX_NODES) == (addressing.ZONES, addressing.MAX_NODES)
+    texts = {each.prog: each.format_help() for each in parsers(command.parser())}
+    assert f"the last {OF_ONE} changes of a Service, the last\n{IN_ALL} of all" in texts["lbctl history"]
+    assert VARIABLE in texts["lbctl lab up"]
+    assert "{tcp,udp,sctp,icmp}" in texts["lbctl trace"]
+    assert [each.name.lower() for each in Protocol] == ["tcp", "udp", "sctp"]
+    assert set(FORMS) == {"table", "json", "ipvsadm"}
 
 
 def test_maps_list_has_every_map() -> None:

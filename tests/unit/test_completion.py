@@ -136,3 +136,34 @@ def test_values_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> No
     assert values("service") == [], "it must say which instance first"
     assert values("limits.flows") == []
     assert values("file", "/etc/host") != []
+
+
+HEAVY = {"numpy", "msgspec", "yaml", "pyroute2", "kubernetes", "urllib3", "scapy", "lb.model", "lb.serve"}
+"""Some of what commands import when they do something, for 0.1 to 0.5 s of CPU. Words alone take 0.03 s."""
+THEN_LIST = "import atexit, sys\natexit.register(lambda: print('imported', *sys.modules, file=sys.stderr))\n"
+
+
+def imported(code: str, **env: str) -> set[str]:
+    """Return the modules that are imported when code has run."""
+    argv = [sys.executable, "-c", THEN_LIST + code]
+    done = subprocess.run(argv, env=environment(**env), capture_output=True, text=True, check=True)
+    found = set(done.stderr.partition("imported ")[2].split())
+    assert "lb.cli.command" in found
+    return found
+
+
+@pytest.mark.parametrize("words", ["version", "--help", "run --help", "lab up --help", "completion bash"])
+def test_a_command_that_says_only_words_imports_no_more(words: str) -> None:
+    code = f"import sys\nfrom lb.cli import entry\nsys.argv = {['lbctl', *words.split()]}\nentry()"
+    assert not HEAVY & imported(code)
+
+
+@pytest.mark.parametrize("line", ["", "run --lim", "flows --instance nobody --service ", "lab up --"])
+def test_tab_imports_no_more(line: str) -> None:
+    code = (
+        "import sys\nfrom lb.cli import command, completion\n"
+        "completion.complete(command.parser, output_stream=sys.stdout, exit_method=lambda _: None)"
+    )
+    line = f"lbctl {line}"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "COMP_LINE": line, "COMP_TYPE": "9"}
+    assert not HEAVY & imported(code, COMP_POINT=str(len(line)), **asked)

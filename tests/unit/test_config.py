@@ -11,6 +11,7 @@ import pytest
 
 from lb import folders
 from lb.cli import settings
+from lb.cli.grammar import working
 from lb.config import Config, Limits, UplinkMode, split_address
 from lb.config import settings as all_settings
 from lb.errors import ConfigError
@@ -18,7 +19,7 @@ from lb.errors import ConfigError
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    settings.add_flags(parser)
+    working.add_settings(parser)
     return parser.parse_args(argv)
 
 

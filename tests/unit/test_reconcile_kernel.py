@@ -15,12 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.maps.layouts import FAMILIES
+from lb.datapath.maps.layouts import FAMILIES, SERVICE_NAME
 from lb.datapath.maps.map_pins import open_maps, pin_maps
 from lb.datapath.maps.map_table import MAPS, MapType, sizes
 from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler
+from lb.datapath.view import catalogue, service_names
 from lb.datapath.view.dump import dump
 from lb.datapath.view.render import as_json
+from lb.errors import BpfError
 from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import port_plan, service_plan
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, A, B, Clock
@@ -98,3 +100,17 @@ def test_a_sync_waits_for_packets_on_their_way(kernel_maps: KernelMaps) -> None:
         plan = service_plan("web", port_plan([OTHER_VIP], backends))
         assert not reconciler.sync({plan.key: plan}).errors
     assert "10.0.1.2" not in as_json(dump(kernel_maps, 0))
+
+
+def test_the_names_that_a_shell_completes_are_those_of_the_maps(kernel_maps: KernelMaps) -> None:
+    clear(kernel_maps)
+    pinned = Pins(f"test.reconcile-{os.getpid()}").maps / "services"
+    assert service_names.read(pinned) == []
+    written = [("default", "web", "http"), ("default", "web", "dns"), ("a" * 63, "b" * 63, "")]
+    rows = np.array(written, SERVICE_NAME)
+    kernel_maps.update("services", np.array([3, 1, 2], "u4"), rows)
+    names = {name for name, _ in catalogue.names(kernel_maps).values()}
+    assert service_names.read(pinned) == sorted(names) == [f"{'a' * 63}/{'b' * 63}", "default/web"]
+    clear(kernel_maps)
+    with pytest.raises(BpfError, match="OBJ_GET_INFO_BY_FD"):
+        service_names.read(pinned.with_name("vips4"))

@@ -9,8 +9,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from lb.datapath.kernel import bpf
-from lb.datapath.kernel.bpf import Command
+from lb.datapath.kernel.syscall import Command, syscall
 from lb.errors import BpfError, DatapathError
 
 _SYS_ADMIN = 21
@@ -62,7 +61,7 @@ def check(capabilities: int | None = None) -> None:
 def forbidden() -> bool:
     """Tell whether somebody else than the kernel's capabilities forbids bpf()."""
     try:
-        bpf.syscall(Command.MAP_LOOKUP_ELEM, bytearray(_NO_MAP), "no map")
+        syscall(Command.MAP_LOOKUP_ELEM, bytearray(_NO_MAP), "no map")
     except BpfError as error:
         return error.errno == errno.EPERM
     return False

@@ -14,8 +14,9 @@ import struct
 import numpy as np
 
 from lb.datapath.kernel import bpf
-from lb.datapath.kernel.bpf import FD, Command
+from lb.datapath.kernel.bpf import FD
 from lb.datapath.kernel.rtnl import Direction
+from lb.datapath.kernel.syscall import Command, syscall
 from lb.errors import BpfError
 
 _ATTACH_TYPES = {Direction.INGRESS: 46, Direction.EGRESS: 47}
@@ -34,7 +35,7 @@ def programs(ifindex: int, direction: Direction) -> list[int] | None:
     head = (ifindex, _ATTACH_TYPES[direction], 0, 0, bpf.address(ids), _MOST, 0)
     attr = bytearray(struct.pack("=IIIIQII32x", *head))
     try:
-        bpf.syscall(Command.PROG_QUERY, attr, f"tc {direction.name.lower()} of interface {ifindex}")
+        syscall(Command.PROG_QUERY, attr, f"tc {direction.name.lower()} of interface {ifindex}")
     except BpfError as error:
         if error.errno == errno.EINVAL:
             return None
@@ -54,7 +55,7 @@ def attach(ifindex: int, direction: Direction, program: FD, instead: FD | None) 
     """
     flags, other = (_BEFORE, 0) if instead is None else (_REPLACE, instead.fileno())
     attr = (ifindex, program.fileno(), _ATTACH_TYPES[direction], flags, other, 0, 0)
-    bpf.syscall(Command.PROG_ATTACH, bytearray(struct.pack("=IIIIIIQ", *attr)), program.subject)
+    syscall(Command.PROG_ATTACH, bytearray(struct.pack("=IIIIIIQ", *attr)), program.subject)
 
 
 def detach(ifindex: int, direction: Direction, program: FD) -> None:
@@ -65,4 +66,4 @@ def detach(ifindex: int, direction: Direction, program: FD) -> None:
     BpfError: the kernel refused; ENOENT: it is not there.
     """
     attr = (ifindex, program.fileno(), _ATTACH_TYPES[direction], 0, 0, 0, 0)
-    bpf.syscall(Command.PROG_DETACH, bytearray(struct.pack("=IIIIIIQ", *attr)), program.subject)
+    syscall(Command.PROG_DETACH, bytearray(struct.pack("=IIIIIIQ", *attr)), program.subject)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands that show what is in the kernel: status, service, maps, flows, top, monitor, history."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from lb.cli.grammar import parts
+from lb.cli.grammar.parts import Commands, command, verbs
+
+_SECTIONS = """\
+sections:
+  vips      Service addresses and ports, and the backends behind them
+  addresses Service addresses as a whole: who answers a ping there
+  backends  every slot in use: one for each Service port and endpoint
+  flows     translated connections
+  affinity  clients that keep their backend (sessionAffinity: ClientIP)
+  counters  packets and bytes by hook and by the reason they left with
+"""
+
+
+def status(commands: Commands) -> None:
+    """Add ``lbctl status``."""
+    parser = command(
+        commands,
+        "status",
+        "show hooks, programs, map fill and the agent",
+        about="""\
+Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
+agent lives. Only the reasons, the problems, the time of the last sync, the health-check ports and how far the
+source is in step are the agent's own notes, at most five seconds old.
+""",
+        examples="lbctl status\nlbctl status --node node1 -o json",
+        handler="status.run",
+    )
+    parts.instance(parser)
+    parts.output(parser, "table")
+
+
+def service(commands: Commands) -> None:
+    """Add ``lbctl service list`` and ``show``."""
+    parser = command(
+        commands,
+        "service",
+        "show Services",
+        about="Show Services as the kernel's maps have them: all of them, or one in detail.\n",
+        examples="lbctl service list\nlbctl service show default/web",
+    )
+    each = verbs(parser)
+    listing = command(
+        each,
+        "list",
+        "list Service ports, their VIPs and backends, and conflicts",
+        about="""\
+List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
+them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
+addresses a Service may not have: those are the agent's own notes, at most five seconds old.
+""",
+        examples="lbctl service list\nlbctl service list -o json | jq '.services[].service'",
+        handler="service.run_list",
+    )
+    parts.instance(listing)
+    parts.output(listing, "table")
+    showing = command(
+        each,
+        "show",
+        "show one Service: VIPs, policies, backends, connections",
+        about="""\
+Show one Service as the kernel's maps have it: each port and IP family with its VIPs, who may use
+them, and its backends; how many connections are live, how many clients have affinity. 'lbctl
+explain' says why it does not answer.
+""",
+        examples="lbctl service show default/web\nlbctl service show web --node node1 -o json",
+        handler="service.run_show",
+    )
+    showing.add_argument("service", metavar="SERVICE", help=parts.SERVICE)
+    parts.instance(showing)
+    parts.output(showing, "text")
+
+
+def maps(commands: Commands) -> None:
+    """Add ``lbctl maps dump`` and ``list``."""
+    parser = command(
+        commands,
+        "maps",
+        "show the kernel's maps",
+        about="Show the kernel's maps: what they hold, or what each of them is for.\n",
+        examples="lbctl maps dump vips\nlbctl maps list",
+    )
+    each = verbs(parser)
+    dumping = command(
+        each,
+        "dump",
+        "print what the maps hold",
+        about=f"""\
+Print what the kernel's maps hold. It is read from the kernel: it is what packets meet, also when the agent is
+dead.
+
+{_SECTIONS}""",
+        examples="""\
+lbctl maps dump vips --service default/web
+lbctl maps dump -o json | jq '.flows[] | select(.state == "established")'
+lbctl maps dump -o ipvsadm | grep 10.96.0.10
+""",
+        handler="maps.run_dump",
+    )
+    # No choices: argparse before Python 3.12 checks the empty list against them.
+    dumping.add_argument("sections", nargs="*", metavar="SECTION", help="default: all of them")
+    dumping.add_argument(
+        "-o",
+        "--output",
+        choices=["table", "json", "ipvsadm"],
+        default="table",
+        help="default: table; ipvsadm is what 'ipvsadm -Sn' would print, and has vips only",
+    )
+    dumping.add_argument("--service", metavar="NS/NAME", help="only what belongs to this Service")
+    parts.instance(dumping)
+    command(
+        each,
+        "list",
+        "explain every map: key, value, writer, size, what happens when full",
+        about="Explain every map: key, value, who writes it, size, what happens when it is full.\n",
+        examples="lbctl maps list",
+        handler="maps.run_list",
+    )
+
+
+def flows(commands: Commands) -> None:
+    """Add ``lbctl flows``."""
+    parser = command(
+        commands,
+        "flows",
+        "list live connections",
+        about="""\
+List live connections as the kernel has them: the client, the VIP that it uses, the backend that it
+was led to, the node's address that stands for the client where there is one (SNAT), the state, and
+how long nothing was sent. Connections of the node's own processes are led to their backend at the
+socket and have no flow.
+""",
+        examples="lbctl flows\nlbctl flows --service default/web -o json",
+        handler="flows.run",
+    )
+    parts.instance(parser)
+    parser.add_argument("--service", metavar="NS/NAME", help="only those of this Service")
+    parts.output(parser, "table")
+
+
+def top(commands: Commands) -> None:
+    """Add ``lbctl top``."""
+    parser = command(
+        commands,
+        "top",
+        "Services and backends by what they carry, live",
+        about="""\
+Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
+handshakes took (SYN to SYN-ACK; median and 99th percentile of the last interval), connections that
+backends refused or did not answer (FAIL), packets that went nowhere (DROP). IN is towards backends,
+OUT back from them. A wide terminal shows totals as well.
+
+keys: up and down select, enter shows the backends of a Service, escape goes back, < and > change the
+column that is sorted by, q leaves.
+""",
+        examples="lbctl top\nlbctl top --once --interval 10\nlbctl top -o json | jq '.services[0]'",
+        handler="top.run",
+    )
+    parts.instance(parser)
+    parser.add_argument(
+        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
+    )
+    parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=["screen", "json"],
+        default="screen",
+        help="json: one interval; default: screen",
+    )
+
+
+def _interval(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
+    return value
+
+
+def monitor(commands: Commands) -> None:
+    """Add ``lbctl monitor``."""
+    parser = command(
+        commands,
+        "monitor",
+        "connections and drops, live",
+        about="""\
+Tell, live, which connections begin and end, and which packets are dropped or refused and why. The packet path
+tells it itself, into a ring buffer; while nobody watches it pays next to nothing for that, and a connection's
+packets never do unless --packets or --pcap asks for each of them.
+
+A line has the time, what it is about, the reason, the Service and its port, the ends, the interface and the
+hook: client -> VIP => backend, with "as" the node's address that stands for the client (SNAT); of a packet to
+the client, client <- VIP <= backend.
+""",
+        notes="""\
+Connections that end by a timeout are not told of: nothing happens then. Of those that are led to their
+backend at the socket the beginning is told, the rest never meets us. One at a time may watch an instance.
+""",
+        examples="""\
+lbctl monitor --service default/web
+lbctl monitor --drops -o json
+lbctl monitor --service default/web:http --packets --count 20
+lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
+""",
+        codes="0 told, until it was enough; 1 could not be told, stderr says why; 2 wrong usage",
+        handler="monitor.run",
+    )
+    parts.instance(parser)
+    parser.add_argument(
+        "--service", metavar="NS/NAME[:PORT]", help="only this Service, or this port (name or number) of it"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--drops", action="store_true", help="only what is dropped or refused")
+    which.add_argument("--packets", action="store_true", help="every packet that is translated or answered")
+    parser.add_argument(
+        "--sample", type=_positive, default=1, metavar="N", help="only one of N connections, all of it"
+    )
+    parser.add_argument(
+        "--count", type=_positive, default=math.inf, metavar="N", help="end after so many events"
+    )
+    parser.add_argument(
+        "--duration", type=_seconds, default=math.inf, metavar="S", help="end after S seconds"
+    )
+    parser.add_argument(
+        "--pcap",
+        type=Path,
+        metavar="FILE",
+        help="also write the packets, before and after, as pcapng with the reason as a comment (the first 256"
+        " bytes of each); of every packet, or with --drops of those",
+    )
+    parts.output(parser, "text")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
+def history(commands: Commands) -> None:
+    """Add ``lbctl history``."""
+    parser = command(
+        commands,
+        "history",
+        "the last changes of a Service in the maps, when and why",
+        about="""\
+Show what the agent has lately written to this node's maps for a Service: when it was in the maps,
+how long after the event that was the cause, what that was (an object of the source, interfaces, the
+agent's start, a heal, another Service's claim), and what became of VIPs, backends, source ranges
+and lookup tables. It is in the agent's memory alone: the last 40 changes of a Service, the last
+2000 of all, since it started.
+""",
+        examples="lbctl history default/web\nlbctl history web --node node1 -o json",
+        handler="history.run",
+    )
+    parser.add_argument("service", metavar="SERVICE", help=parts.SERVICE)
+    parts.instance(parser)
+    parts.output(parser, "text")

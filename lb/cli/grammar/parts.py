@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands have in common: the form of their help, and flags that mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+SERVICE = "NAMESPACE/NAME, or NAME in the namespace default"
+CODES = "0 done; 1 it could not be done, stderr says why; 2 wrong usage"
+
+
+def command(
+    commands: Commands,
+    name: str,
+    summary: str,
+    *,
+    about: str,
+    examples: str,
+    notes: str = "",
+    codes: str = CODES,
+    handler: str = "",
+) -> argparse.ArgumentParser:
+    """Add a command.
+
+    summary: its line in the list of commands. about: what it does, in front of the flags. examples, notes,
+    codes (its exit codes): behind them; of examples each is a line. handler: ``MODULE.FUNCTION`` in lb.cli.
+    """
+    told = "".join(f"  {line}\n" for line in examples.strip().splitlines())
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=about,
+        epilog="\n".join(
+            part for part in (notes, f"examples:\n{told}", f"exit codes: {codes}" if codes else "") if part
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if handler:
+        parser.set_defaults(handler=handler)
+    return parser
+
+
+def verbs(parser: argparse.ArgumentParser) -> Commands:
+    """Return where a command's own commands are added."""
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def instance(parser: argparse.ArgumentParser) -> None:
+    """Add ``--instance`` and ``--node``."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--instance", metavar="NAME", help="the instance, as lbctl run named it")
+    which.add_argument(
+        "--node",
+        metavar="NAME",
+        help="the instance of this name, or the only one whose name ends in .NAME (as in a lab);"
+        " neither is needed when the machine has only one instance",
+    )
+
+
+def source(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which node, and from which source."""
+    instance(parser)
+    parser.add_argument(
+        "--source",
+        action="append",
+        metavar="SOURCE",
+        help="manifests:DIR or kubernetes; default: the agent's own (may be repeated)",
+    )
+    parser.add_argument(
+        "--kubeconfig",
+        metavar="FILE",
+        help="how to reach the API, from where this command runs; default: the agent's way, from its node",
+    )
+    parser.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
+
+
+def output(parser: argparse.ArgumentParser, plain: str) -> None:
+    """Add ``-o``; plain names the form for people, which is the default: ``text`` or ``table``."""
+    parser.add_argument("-o", "--output", choices=[plain, "json"], default=plain, help=f"default: {plain}")
