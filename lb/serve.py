@@ -45,6 +45,7 @@ from lb.served.history import History
 from lb.served.http import Address, Answer, HttpServer, routes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
+from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def serve(config: Config) -> None:
             ready = Path(config.ready_file)
             _remove(ready)
             stack.callback(_remove, ready)
-        agent = startup(config, source, run_dir, inbox, stack)
+        supervisor = Supervisor()
+        supervisor.starting()
+        agent = startup(config, source, run_dir, inbox, stack, tell=supervisor)
+        stack.callback(supervisor.stopping)
         runs()
         agent.run()
     _log.info("stopping; the data plane stays as it is")
@@ -145,6 +149,8 @@ def startup(
     run_dir: RunDir,
     inbox: Inbox,
     stack: contextlib.ExitStack,
+    *,
+    tell: Supervisor,
 ) -> Agent:
     """Load programs and maps, read what the maps hold, start the threads; stack takes what is to be closed.
 
@@ -185,12 +191,13 @@ def startup(
     after_sync: list[Callable[[Agent], None]] = [
         lambda _agent: health.node.synced(),
         notes.synced,
+        tell.synced,
         lambda _agent: spare_once(),
     ]
 
     def synced(agent: Agent) -> None:
-        for tell in after_sync:
-            tell(agent)
+        for each in after_sync:
+            each(agent)
 
     def beat(agent: Agent) -> None:
         try:
@@ -198,6 +205,7 @@ def startup(
         except BpfError as error:
             _log.warning("the programs keep the time of day that they have: %s", error)
         notes.write(agent)
+        tell.beat(agent)
 
     agent = Agent(
         inbox=inbox,

@@ -7,7 +7,10 @@ import re
 import subprocess
 from pathlib import Path
 
+from lb.agent import BEAT_SECONDS
+from lb.cli.settings import from_file
 from lb.datapath.kernel import privileges
+from lb.served.health import STALE_SECONDS
 from tests.deploy.conftest import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
@@ -40,6 +43,24 @@ def test_it_has_the_capabilities_that_the_agent_asks_for() -> None:
     found = re.search(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert found is not None
     assert set(found[1].split()) == set(privileges.NEEDED)
+
+
+def directive(name: str) -> str:
+    """Return the value of a directive that stands once in the unit."""
+    (found,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return str(found)
+
+
+def test_the_settings_as_they_come_name_a_folder_that_is_there() -> None:
+    """Without it the agent ends, and systemd starts it again for ever."""
+    settings = from_file(UNIT.with_name("lbctl.yaml"))
+    folders = {f"manifests:/etc/{each}" for each in directive("ConfigurationDirectory").split()}
+    assert set(settings["sources"].texts) <= folders
+
+
+def test_it_waits_for_the_first_sync_and_then_for_beats() -> None:
+    assert (directive("Type"), directive("TimeoutStartSec")) == ("notify", "infinity")
+    assert float(directive("WatchdogSec")) > STALE_SECONDS + BEAT_SECONDS
 
 
 def operations() -> str:

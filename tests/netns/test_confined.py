@@ -112,13 +112,13 @@ def bare(make_lab: MakeLab) -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def agent(lab: Lab, policy: Policy, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the node's agent under a policy meanwhile; its words go to log."""
+def agent(lab: Lab, policy: Policy, log: Path, *flags: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the node's agent under a policy meanwhile; its words go to log. more: of its environment."""
     argv = lab.command(NODE, policy.command([*lab.agent_command(NODE), *flags]))
     lab.store.ready_file(NODE).unlink(missing_ok=True)
     with (
         log.open("w") as words,
-        subprocess.Popen(argv, env=environment(), stdout=words, stderr=words) as process,
+        subprocess.Popen(argv, env=environment() | more, stdout=words, stderr=words) as process,
     ):
         try:
             yield process
@@ -133,7 +133,10 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
     instance = bare.spec.instance(NODE)
     log = tmp_path / "log"
     ready = bare.store.ready_file(NODE)
-    with agent(bare, allowed, log) as process:
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    manager.settimeout(10)
+    with manager, agent(bare, allowed, log, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
         eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
         assert process.poll() is None, log.read_text()
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -151,6 +154,13 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
             assert done.returncode == 0, path
         assert RunDir(instance).notes()["problems"] == []
         assert "connect4" in log.read_text()  # the socket hooks are attached as well
+        told = [manager.recv(4096).decode()]
+        while "READY=1" not in told[-1]:
+            assert ready.exists(), told
+            told.append(manager.recv(4096).decode())
+        process.terminate()
+        while "STOPPING=1" not in told[-1]:
+            told.append(manager.recv(4096).decode())
 
 
 @pytest.mark.timeout(300)
