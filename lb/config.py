@@ -180,6 +180,7 @@ MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 SOCKETS = Kind("MODE", "one of " + ", ".join(SocketMode), SocketMode)
 SWITCH = Kind("on|off", "on or off", Switch)
 LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
+LOG_FORMAT = Kind("FORMAT", "text or json", _one_of("text", "json"))
 LISTEN_ADDRESS = Kind(
     "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
 )
@@ -392,6 +393,7 @@ class Config:
         " programs send on each CPU, per second, and as many at once; 0: no limit",
     )
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
+    log_format: str = setting("text", LOG_FORMAT, "text, or json: an object in each line of the log")
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     snat_ports: SnatPorts = field(default_factory=SnatPorts)

@@ -4,35 +4,73 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import logging
 import os
 from typing import TextIO
 
 from lb.cli import settings
+from lb.errors import LbError
 from lb.serve import serve
 from lb.words import in_line
 
 
-class _OneLine(logging.Formatter):
+class OneLine(logging.Formatter):
     """Keeps a message in its line, whatever is in the names that it tells; a traceback has its own."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's own name)
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, _datefmt: str | None = None) -> str:  # noqa: N802
+        """Return a record's date, time and zone, as RFC 3339 has them."""
+        return _time(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's own names)
         """Return the line of a record."""
         record.message = in_line(record.message)
         return super().formatMessage(record)
 
 
+class JsonLine(logging.Formatter):
+    """Makes an object in a line of each record: time, level, logger, message and, if there is one, error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object, in ASCII: a terminal that shows it obeys nothing in it."""
+        found = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["error"] = self.formatException(record.exc_info)
+        return json.dumps(found)
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+
 def run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     """Do ``lbctl run``."""
     handler = logging.StreamHandler(err)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(OneLine())
     ours = logging.getLogger("lb")  # what libraries have to say at these levels is not for operators
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     try:
         config = settings.read(args, os.environ)
         ours.setLevel(config.log_level.upper())
-        serve(config)
+        if config.log_format == "json":
+            handler.setFormatter(JsonLine())
+        try:
+            serve(config)
+        except LbError as error:
+            if config.log_format == "text":
+                raise
+            ours.error("%s", error)
+            return 1
     finally:
         ours.removeHandler(handler)
         ours.setLevel(logging.NOTSET)

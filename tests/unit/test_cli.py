@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
 import io
+import json
 import logging
 import os
 import queue
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -162,6 +165,46 @@ def test_run_without_a_source_says_what_is_missing() -> None:
         "lbctl: setting sources: none given; say where Services come from:"
         " --source manifests:DIR or --source kubernetes\n"
     )
+
+
+def logged(monkeypatch: pytest.MonkeyPatch, *flags: str) -> tuple[int, list[str]]:
+    """Return the exit code and the log of an agent that warns, meets a bug, and fails."""
+
+    def serve(_config: Config) -> None:
+        log = logging.getLogger("lb.serve")
+        log.warning("first\nand second")
+        try:
+            raise ValueError("a bug")
+        except ValueError:
+            log.exception("told")
+        raise LbError("no room")
+
+    monkeypatch.setattr("lb.cli.run.serve", serve)
+    code, out, err = run("run", "--source", "kubernetes", *flags)
+    assert out == ""
+    return code, err.splitlines()
+
+
+def test_a_log_has_date_time_and_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines = logged(monkeypatch)
+    assert (code, lines[-1]) == (1, "lbctl: no room")
+    when, words = lines[0].split(" ", 1)
+    assert words == "WARNING first\\nand second"
+    assert abs(time.time() - datetime.datetime.fromisoformat(when).timestamp()) < 60
+    assert datetime.datetime.fromisoformat(when).tzinfo is not None
+
+
+def test_a_log_is_json_on_request_to_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines = logged(monkeypatch, "--log-format", "json")
+    found = [json.loads(line) for line in lines]
+    assert code == 1
+    assert [(one["level"], one["logger"], one["message"]) for one in found] == [
+        ("warning", "lb.serve", "first\nand second"),
+        ("error", "lb.serve", "told"),
+        ("error", "lb", "no room"),
+    ]
+    assert found[1]["error"].endswith("ValueError: a bug")
+    assert datetime.datetime.fromisoformat(found[0]["time"]).tzinfo is not None
 
 
 def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:

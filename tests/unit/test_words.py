@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 from unicodedata import category
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from lb.cli import command, main
 from lb.cli.colours import Shown, painted
-from lb.cli.run import _OneLine
+from lb.cli.run import JsonLine, OneLine
 from lb.cli.tables import table
 from lb.errors import InputError
 from lb.manifests.documents import read
@@ -79,8 +80,11 @@ def test_a_log_line_stays_one() -> None:
     record = logging.LogRecord(
         "lb", logging.ERROR, __file__, 1, "node %s", (HOSTILE + "\nERROR forged",), None
     )
-    line = _OneLine("%(levelname)s %(message)s").format(record)
-    assert line == f"ERROR node {ESCAPED}\\nERROR forged"
+    line = OneLine().format(record)
+    assert line.partition(" ")[2] == f"ERROR   node {ESCAPED}\\nERROR forged"
+    found = JsonLine().format(record)
+    assert not obeyed(found)
+    assert json.loads(found)["message"] == f"node {HOSTILE}\nERROR forged"
 
 
 SLICE = """\
