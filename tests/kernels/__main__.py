@@ -37,6 +37,7 @@ PACKETS = (
     "test_hairpin.py::test_hairpin_only_to_itself",
     "test_icmp_errors.py::test_icmp_errors_about_udp_without_checksum",
     "test_icmp_errors.py::test_icmp_errors_of_a_pod_that_reaches_itself",
+    "test_own_connections.py::test_own_connections_of_a_pod_that_the_node_masquerades",
     "test_overlay.py::test_overlay_client_outside_backend_behind_the_tunnel",
     "test_path_mtu.py::test_icmp_errors_tell_the_mtu_of_the_route",
     "test_ping.py::test_ping_honours_source_ranges",
@@ -54,6 +55,7 @@ PACKETS = (
 
 SELECTION = (
     "tests/unit/test_features.py::test_this_kernel_has_all_that_is_needed",
+    "tests/unit/test_features.py::test_conntrack_can_be_asked_where_the_kernel_has_the_functions",
     "tests/unit/test_loops.py",
     "tests/kernels/lab.py",
     *(f"tests/packet/{name}" for name in PACKETS),
@@ -84,7 +86,7 @@ class Outcome:
 def main(words: Sequence[str]) -> int:
     """Run, and return the exit code; words: versions, and ``--all``."""
     versions = [word for word in words if word != "--all"]
-    tests = (*SELECTION[:3], "tests/packet") if "--all" in words else SELECTION
+    tests = (*SELECTION[:4], "tests/packet") if "--all" in words else SELECTION
     unknown = sorted(set(versions) - set(debian.SUITES))
     if unknown:
         print(f"no such kernel: {', '.join(unknown)}; there are {', '.join(debian.SUITES)}", file=sys.stderr)
@@ -137,7 +139,7 @@ def script(results: Path, tests: Sequence[str]) -> str:
         (
             "set -e",
             f"touch {results}/begun",
-            "modprobe tun",
+            "modprobe -a tun nf_conntrack_netlink",
             f"mkdir -p {build.CACHE}",
             f"cp {results}/cache/* {build.CACHE}",
             f"cd {shlex.quote(str(TREE))}",

@@ -15,9 +15,9 @@ def kind(number: int, name: int, members: int = 0, more: bytes = b"") -> bytes:
     return struct.pack("=III", name, number << 24 | members, 0) + more
 
 
-def btf(types: bytes, magic: int = 0xEB9F) -> bytes:
-    head = struct.pack("=HBBIIIII", magic, 1, 0, 24, 0, len(types), len(types), len(TEXT))
-    return head + types + TEXT
+def btf(types: bytes, magic: int = 0xEB9F, text: bytes = TEXT) -> bytes:
+    head = struct.pack("=HBBIIIII", magic, 1, 0, 24, 0, len(types), len(types), len(text))
+    return head + types + text
 
 
 TYPES = b"".join(
@@ -35,6 +35,23 @@ def test_functions_by_their_names(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(btf(TYPES))
     found = function_ids(["wanted", "other", "int", "none"], tmp_path / "vmlinux")
     assert found == {"wanted": 5, "other": 4}
+
+
+def test_functions_of_a_module_are_counted_on_from_the_kernels_types(tmp_path: Path) -> None:
+    """Its names are its own, or the kernel's where that has the same: it is told by where they are."""
+    text = b"mine\0also\0"
+    types = b"".join(
+        (
+            kind(12, 5),  # "wanted", a name that the kernel has as well
+            kind(1, len(TEXT) + 5, more=bytes(4)),  # an integer "also"
+            kind(12, len(TEXT)),  # "mine", the first of its own names
+            kind(12, len(TEXT) + 5),  # "also"
+        )
+    )
+    (tmp_path / "vmlinux").write_bytes(btf(TYPES))
+    (tmp_path / "module").write_bytes(btf(types, text=text))
+    found = function_ids(["wanted", "mine", "also"], tmp_path / "module", tmp_path / "vmlinux")
+    assert found == {"wanted": 6, "mine": 8, "also": 9}
 
 
 def test_a_kernel_without_type_information_has_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb.datapath.kernel import bpf
+from lb.datapath.kernel import bpf, btf
 from lb.datapath.kernel.bpf import FD, ProgType
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.programs import build, features, loops
@@ -53,3 +53,25 @@ def test_a_map_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(need.what, need.error) for need in features.required() if not need.met] == [
         ("lpm trie map", errno.EINVAL)
     ]
+
+
+def test_conntrack_can_be_asked_where_the_kernel_has_the_functions() -> None:
+    """Built in, or in a module that is loaded."""
+    files = [path for path in (btf.VMLINUX, btf.FOLDER / "nf_conntrack") if path.exists()]
+    there = any(b"bpf_xdp_ct_lookup\0" in path.read_bytes() for path in files)
+    assert features.optional()["CONNTRACK"] is there
+
+
+def test_a_module_that_is_not_there_has_no_type_information() -> None:
+    assert bpf.module_btf("lbctl-has-no-module") is None
+
+
+def test_a_program_may_come_with_descriptors() -> None:
+    """The kernel looks at one only where an instruction names its place."""
+    code = bytes.fromhex("b7000000000000009500000000000000")
+    fd, log, error = bpf.prog_load(ProgType.SCHED_CLS, code, "lb_probe", log_size=4096, fds=(0, -1))
+    assert fd is not None, (log, error)
+    fd.close()
+    call = features.call_kernel(1, 1) + code
+    fd, log, error = bpf.prog_load(ProgType.SCHED_CLS, call, "lb_probe", log_size=4096, fds=(0, -1))
+    assert (fd, error) == (None, errno.EBADF), log

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.maps import layouts
-from lb.datapath.programs import build, loops
+from lb.datapath.programs import build, features, loops
 from lb.datapath.programs.build import FEATURE_MARK, MAP_MARK
 from lb.datapath.programs.loader import PROGRAMS, sources
 
@@ -109,3 +110,19 @@ def test_marks_become_descriptors_and_features() -> None:
             build.relocate(code, {"programs": 42}, {"SET_RETVAL": has, "CONNTRACK": has}), loops.INSN
         )
         assert rows["imm"].tolist() == [42, 0, int(has), 0, 0]
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_calls_of_the_kernels_functions_name_their_type_information(module: bool) -> None:
+    """A module's is named by its place among the descriptors that go with the program."""
+    code = assembled((CALL, 0, 0, build.FUNCTION_MARK + 1), (CALL, 0, 0, 5), (EXIT, 0, 0, 0))
+    has = {"SET_RETVAL": True, "CONNTRACK": True}
+    with bpf.FD(os.open("/dev/null", os.O_RDONLY), "a module's") as fd:
+        functions = features.KernelFunctions({"bpf_xdp_ct_lookup": 4711}, fd if module else None)
+        rows = np.frombuffer(build.relocate(code, {}, has, functions), loops.INSN)
+        assert functions.fds == ((0, fd.fileno()) if module else ())
+    assert rows["imm"].tolist() == [4711, 5, 0]
+    assert rows["registers"].tolist() == [2 << 4, 0, 0]
+    assert rows["offset"].tolist() == [int(module), 0, 0]
+    other = np.frombuffer(build.relocate(code, {}, has), loops.INSN)
+    assert (other["registers"].tolist(), other["offset"].tolist()) == ([0, 0, 0], [0, 0, 0])

@@ -15,7 +15,7 @@ import errno
 import os
 import resource
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -31,6 +31,7 @@ from lb.errors import BpfError
 Rows = NDArray[Any]
 
 _NAME_LENGTH = 16  # BPF_OBJ_NAME_LEN, with the NUL
+_MODULE_NAME = 64  # MODULE_NAME_LEN, rounded up
 
 
 class ProgType(IntEnum):
@@ -252,10 +253,18 @@ def _unless_missing(call: Callable[[], None]) -> bool:
 
 
 def prog_load(
-    prog_type: int, code: bytes, name: str, *, attach_type: int = 0, log_size: int = 0
+    prog_type: int,
+    code: bytes,
+    name: str,
+    *,
+    attach_type: int = 0,
+    log_size: int = 0,
+    fds: Sequence[int] = (),
 ) -> tuple[FD | None, str, int]:
     """Load a program of code, struct bpf_insn[]; attach_type is one of enum bpf_attach_type.
 
+    fds: descriptors that instructions name by their place there. An instruction that calls a function of a
+    module has the place of the module's type information in its field `off`; 0 is the kernel's own.
     Returns the program (None when the kernel refused it), the verifier's log when log_size bytes are given
     for it, and the errno.
     """
@@ -280,6 +289,9 @@ def prog_load(
             0,
         )
     )
+    array = np.array(fds, dtype="i4")
+    if fds:
+        attr += struct.pack("=QIIQIIIIQ", 0, 0, 0, 0, 0, 0, 0, 0, address(array))
     try:
         fd = FD(syscall(Command.PROG_LOAD, attr, f"program {name}"), f"program {name}")
     except BpfError as error:
@@ -337,6 +349,43 @@ def prog_info(fd: FD) -> ProgInfo:
     _info(fd, buffer)
     kind, ident, tag, _, _, _, _, load_time, _, count, _, name = _PROG_INFO.unpack(buffer.tobytes())
     return ProgInfo(ident, kind, _name(name), tag.hex(), load_time, tuple(int(i) for i in ids[:count]))
+
+
+def module_btf(name: str) -> FD | None:
+    """Open the type information of a module; None: there is none by this name.
+
+    Raises
+    ------
+    BpfError: the kernel refused; it takes CAP_SYS_ADMIN.
+    """
+    ident = 0
+    while True:
+        attr = bytearray(struct.pack("=III", ident, 0, 0))
+        try:
+            syscall(Command.BTF_GET_NEXT_ID, attr, "type information")
+            (ident,) = struct.unpack_from("=4xI", attr)
+            attr = bytearray(struct.pack("=III", ident, 0, 0))
+            fd = FD(syscall(Command.BTF_GET_FD_BY_ID, attr, f"BTF {ident}"), f"BTF {ident}")
+        except BpfError as error:
+            if error.errno == errno.ENOENT:  # behind the last one, or gone in this moment
+                return None
+            raise
+        if _btf_name(fd) == (name, True):
+            return fd
+        fd.close()
+
+
+_BTF_INFO = struct.Struct("=QIIQII")  # btf, btf_size, id, name, name_len, kernel_btf
+
+
+def _btf_name(fd: FD) -> tuple[str, bool]:
+    """Return the name of type information, and whether it is of the kernel or a module."""
+    text = np.zeros(_MODULE_NAME, dtype="u1")
+    request = _BTF_INFO.pack(0, 0, 0, address(text), len(text), 0)
+    buffer = np.frombuffer(bytearray(request), dtype="u1")
+    _info(fd, buffer)
+    *_, of_kernel = _BTF_INFO.unpack(buffer.tobytes())
+    return _name(text.tobytes()), bool(of_kernel)
 
 
 def link_create(program: FD, target: int, attach_type: int, subject: str) -> FD:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's own type information (BTF): the numbers by which programs call functions of the kernel."""
+"""Type information (BTF) of the kernel and its modules: the numbers by which programs call functions."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-VMLINUX = Path("/sys/kernel/btf/vmlinux")
+FOLDER = Path("/sys/kernel/btf")
+"""A file for each module that is loaded and has type information, and one for the kernel."""
+VMLINUX = FOLDER / "vmlinux"
 _HEADER = struct.Struct("=HBBIIIII")  # magic, version, flags, hdr_len, type_off, type_len, str_off, str_len
 _MAGIC = 0xEB9F
 _TYPE = struct.Struct("=III")  # name_off, info, size or type
@@ -18,30 +21,55 @@ _EACH = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 """The same for each member: of structs, unions, enums, prototypes, sections and 64-bit enums."""
 
 
-def function_ids(names: Collection[str], path: Path = VMLINUX) -> dict[str, int]:
-    """Return the type ids of functions of the kernel; those that it lacks, or only a module has, are absent.
+@dataclass(frozen=True, slots=True)
+class _Sections:
+    """The types of a BTF, one behind the other, and its names, each with a NUL at its end."""
 
-    The format is that of Documentation/bpf/btf.rst of the kernel.
+    types: bytes = b""
+    names: bytes = b""
+
+
+def function_ids(names: Collection[str], path: Path = VMLINUX, base: Path | None = None) -> dict[str, int]:
+    """Return the type ids of functions of the kernel; those that are not in the file are absent.
+
+    base: what a module's types go on from: their ids and the places of their names count from the end of the
+    base's, and a name may be one of the base. The format is that of Documentation/bpf/btf.rst of the kernel.
     """
+    before, own = _read(base) if base else _Sections(), _read(path)
+    places = {}
+    for first, text in ((0, before.names), (len(before.names), own.names)):
+        for name in names:
+            at = (b"\0" + text).find(b"\0" + name.encode() + b"\0")
+            if at >= 0:
+                places[first + at] = name
+    count = sum(1 for _ in _types(before.types))
+    return {
+        places[name]: count + number
+        for number, (kind, name) in enumerate(_types(own.types), 1)
+        if kind == _FUNCTION and name in places
+    }
+
+
+def _read(path: Path) -> _Sections:
+    """Return what a file has; nothing where there is no file, or not of this kind."""
     try:
         data = path.read_bytes()
     except OSError:
-        return {}
+        return _Sections()
     if len(data) < _HEADER.size:
-        return {}
-    magic, _, _, header, types, types_len, strings, strings_len = _HEADER.unpack_from(data)
+        return _Sections()
+    magic, _, _, header, types, types_len, names, names_len = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        return {}
-    text = data[header + strings : header + strings + strings_len]
-    places = {text.find(b"\0" + name.encode() + b"\0") + 1: name for name in names}
-    places.pop(0, None)
-    found: dict[str, int] = {}
-    at, end, ident = header + types, header + types + types_len, 0
-    while at < end and len(found) < len(places):
+        return _Sections()
+    types, names = header + types, header + names
+    return _Sections(data[types : types + types_len], data[names : names + names_len])
+
+
+def _types(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield of each type its kind, and where its name is."""
+    at = 0
+    while at < len(data):
         name, info, _ = _TYPE.unpack_from(data, at)
         kind, members = info >> 24 & 0x1F, info & 0xFFFF
-        ident += 1
-        if kind == _FUNCTION and name in places:
-            found[places[name]] = ident
+        yield kind, name
         at += _TYPE.size + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * members
-    return found

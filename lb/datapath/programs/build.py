@@ -22,13 +22,12 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from lb.datapath.maps import layouts, map_table
-from lb.datapath.programs.features import KERNEL_FUNCTIONS, OPTIONAL
+from lb.datapath.programs.features import KERNEL_FUNCTIONS, NO_FUNCTIONS, OPTIONAL, KernelFunctions
 from lb.datapath.programs.loops import INSN, close_by_jumps
 from lb.errors import CompileError, LbError
 from lb.folders import foreign_hand, locked, read_file, replace_file
@@ -296,12 +295,12 @@ def relocate(
     code: bytes,
     fds: Mapping[str, int],
     has: Mapping[str, bool],
-    functions: Mapping[str, int] = MappingProxyType({}),
+    functions: KernelFunctions = NO_FUNCTIONS,
 ) -> bytes:
     """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
 
-    fds: by name in C; has: by name, of each of OPTIONAL. functions: BTF ids of the kernel's functions that
-    the code calls; where one is missing the call is never reached, and is one of a helper.
+    fds: by name in C; has: by name, of each of OPTIONAL. functions: the kernel's functions that the code
+    calls; where one is missing the call is never reached, and is one of a helper.
     """
     rows = np.frombuffer(code, INSN).copy()
     wide = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)
@@ -310,8 +309,10 @@ def relocate(
     calls = (rows["opcode"] == _CALL) & (rows["registers"] == 0)
     for number, name in enumerate(KERNEL_FUNCTIONS):
         here = calls & (rows["imm"] == FUNCTION_MARK + number)
-        rows["imm"][here] = functions.get(name, _KTIME_GET_NS)
-        rows["registers"][here] = _PSEUDO_KFUNC << 4 if name in functions else 0
+        known = name in functions.ids
+        rows["imm"][here] = functions.ids[name] if known else _KTIME_GET_NS
+        rows["registers"][here] = _PSEUDO_KFUNC << 4 if known else 0
+        rows["offset"][here] = functions.place if known else 0
     for at in _map_loads(rows):
         rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
     return rows.tobytes()

@@ -13,8 +13,8 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lb.datapath.kernel import bpf, btf
 from lb.datapath.kernel.bpf import ProgType
@@ -30,6 +30,9 @@ OPTIONAL = ("SET_RETVAL", "CONNTRACK")
 
 KERNEL_FUNCTIONS = ("bpf_skb_ct_lookup", "bpf_xdp_ct_lookup", "bpf_ct_release")
 """The functions of the kernel that C calls, where it has CONNTRACK: as ``KFUNC_name``."""
+
+_MODULE = "nf_conntrack"
+_LOOKUPS = ((ProgType.SCHED_CLS, "bpf_skb_ct_lookup"), (ProgType.XDP, "bpf_xdp_ct_lookup"))
 
 _CONNECT4 = 10  # enum bpf_attach_type
 _LOG_SIZE = 4096
@@ -116,10 +119,10 @@ _LOOP = b"".join(
 )
 
 
-def _load(kind: ProgType, code: bytes) -> int:
+def _load(kind: ProgType, code: bytes, fds: Sequence[int] = ()) -> int:
     """Load a program, and let it go; return the errno of a refusal, or 0."""
     attach_type = _CONNECT4 if kind is ProgType.CGROUP_SOCK_ADDR else 0
-    fd, _, error = bpf.prog_load(kind, code, "lb_probe", attach_type=attach_type)
+    fd, _, error = bpf.prog_load(kind, code, "lb_probe", attach_type=attach_type, fds=fds)
     if fd is not None:
         fd.close()
     return error
@@ -193,33 +196,89 @@ def at_sockets() -> list[Need]:
     return needs
 
 
-def optional() -> dict[str, bool]:
-    """Tell for each of :data:`OPTIONAL` whether this kernel has it."""
+def optional(functions: KernelFunctions | None = None) -> dict[str, bool]:
+    """Tell for each of :data:`OPTIONAL` whether this kernel has it.
+
+    functions: those that programs may call; None: find out.
+    """
+    if functions is None:
+        with kernel_functions() as found:
+            return optional(found)
     return {
         "SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0,
-        "CONNTRACK": bool(kernel_functions()),
+        "CONNTRACK": bool(functions.ids),
     }
 
 
-def kernel_functions() -> dict[str, int]:
-    """Return the BTF ids of :data:`KERNEL_FUNCTIONS`; empty unless programs may call all of them.
+@dataclass(frozen=True, slots=True)
+class KernelFunctions:
+    """Those of :data:`KERNEL_FUNCTIONS` that programs may call. Use it as a context manager.
 
-    A kernel whose netfilter is a module has them in the module's BTF alone, which is not looked at.
+    ids: their BTF ids. module: the descriptor of the type information that has them; None: the kernel's own.
     """
-    ids = btf.function_ids(KERNEL_FUNCTIONS)
-    if len(ids) < len(KERNEL_FUNCTIONS):
-        return {}
-    lookups = ((ProgType.SCHED_CLS, "bpf_skb_ct_lookup"), (ProgType.XDP, "bpf_xdp_ct_lookup"))
-    release = ids["bpf_ct_release"]
-    return {} if any(_load(kind, _ct_lookup(ids[name], release)) for kind, name in lookups) else ids
+
+    ids: Mapping[str, int] = field(default_factory=dict)
+    module: bpf.FD | None = None
+
+    def __enter__(self) -> KernelFunctions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.module:
+            self.module.close()
+
+    @property
+    def place(self) -> int:
+        """What an instruction that calls one of them has in its field `off`: a place in fds."""
+        return 1 if self.module else 0
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The descriptors that the kernel is to be given with a program that calls them."""
+        return (0, self.module.fileno()) if self.module else ()
 
 
-def call_kernel(ident: int) -> bytes:
-    """Return the instruction that calls a function of the kernel (BPF_PSEUDO_KFUNC_CALL)."""
-    return _instruction(0x85, registers=2 << 4, value=ident)
+NO_FUNCTIONS = KernelFunctions()
 
 
-def _ct_lookup(lookup: int, release: int) -> bytes:
+def may_ask_module() -> bool:
+    """Tell whether netfilter's conntrack is a module that is loaded now."""
+    return (btf.FOLDER / _MODULE).exists()
+
+
+def kernel_functions() -> KernelFunctions:
+    """Return the functions of the kernel that C calls; none unless programs may call all of them.
+
+    A kernel whose netfilter is a module (Debian's) has them in the module's type information. To be given
+    that takes CAP_SYS_ADMIN; a module that is not loaded has none.
+    """
+    for module in (None, _MODULE):
+        path = btf.FOLDER / module if module else btf.VMLINUX
+        if module and not path.exists():
+            continue
+        ids = btf.function_ids(KERNEL_FUNCTIONS, path, btf.VMLINUX if module else None)
+        if len(ids) < len(KERNEL_FUNCTIONS):
+            continue
+        try:
+            fd = bpf.module_btf(module) if module else None
+        except BpfError:
+            continue
+        found = KernelFunctions(ids, fd)
+        if not any(_load(kind, _ct_lookup(found, name), found.fds) for kind, name in _LOOKUPS):
+            return found
+        found.__exit__()
+    return NO_FUNCTIONS
+
+
+def call_kernel(ident: int, place: int = 0) -> bytes:
+    """Return the instruction that calls a function of the kernel (BPF_PSEUDO_KFUNC_CALL).
+
+    place: of the module's type information among the descriptors given with the program; 0: the kernel's own.
+    """
+    return _instruction(0x85, registers=2 << 4, offset=place, value=ident)
+
+
+def _ct_lookup(functions: KernelFunctions, name: str) -> bytes:
     """Return a program that asks for an IPv4 tuple of zeros, and lets go of what it gets."""
     return b"".join(
         (
@@ -230,10 +289,10 @@ def _ct_lookup(lookup: int, release: int) -> bytes:
             _instruction(0xBF, 4 | 10 << 4),  # r4 = the options
             _instruction(0x07, 4, value=-24),
             _instruction(0xB7, 5, value=12),
-            call_kernel(lookup),
+            call_kernel(functions.ids[name], functions.place),
             _instruction(0x15, 0, 2),  # if r0 == 0 goto the end
             _instruction(0xBF, 1),  # r1 = r0
-            call_kernel(release),
+            call_kernel(functions.ids["bpf_ct_release"], functions.place),
             _RETURN_1,
         )
     )

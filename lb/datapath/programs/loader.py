@@ -268,7 +268,12 @@ def prune(pins: Pins, loaded: Loaded) -> None:
 
 def fingerprint(sizes: Mapping[str, int], bpf_dir: Path = layouts.BPF_DIR) -> str:
     """Return 16 hex digits over everything that loaded programs depend on."""
-    parts = [build.fingerprint(bpf_dir), sorted(sizes.items()), platform.release()]
+    parts = [
+        build.fingerprint(bpf_dir),
+        sorted(sizes.items()),
+        platform.release(),
+        features.may_ask_module(),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -341,11 +346,12 @@ def _build(
     for name, version, program in _instances(programs).values():
         if name not in code[version]:
             raise CompileError(f"{bpf_dir / program.source}: there is no function {name}")
-    has, functions = features.optional(), features.kernel_functions()
     ids: dict[str, int] = {}
     refused = ""
     with contextlib.ExitStack() as stack:
         # The kernel verifies on the caller's CPU, and lets others do so at the same time.
+        functions = stack.enter_context(features.kernel_functions())
+        has = features.optional(functions)
         pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
         arrays = {
             source: stack.enter_context(_make_array(staging, name))
@@ -363,7 +369,7 @@ def _build(
                 fds[PROGRAM_ARRAY] = arrays[program.source].fileno()
             instructions = build.relocate(code[version][name], fds, has, functions)
             attach_type = program.instances[version]
-            load = pool.submit(load_program, program, name, instructions, attach_type)
+            load = pool.submit(load_program, program, name, instructions, attach_type, functions.fds)
             loads.append((pin, version, program, load))
         for pin, version, program, load in loads:
             try:
@@ -429,17 +435,19 @@ def _make_array(staging: Path, name: str) -> bpf.FD:
     return array
 
 
-def load_program(program: Program, name: str, instructions: bytes, attach_type: int) -> bpf.FD:
-    """Load one program.
+def load_program(
+    program: Program, name: str, instructions: bytes, attach_type: int, fds: Sequence[int]
+) -> bpf.FD:
+    """Load one program; attach_type and fds are those of :func:`lb.datapath.kernel.bpf.prog_load`.
 
     Raises
     ------
     CompileError: the kernel refused it; with the end of the verifier's log.
     """
-    fd, _, _ = bpf.prog_load(program.type, instructions, name, attach_type=attach_type)
+    fd, _, _ = bpf.prog_load(program.type, instructions, name, attach_type=attach_type, fds=fds)
     if fd is None:
         fd, log, error = bpf.prog_load(
-            program.type, instructions, name, attach_type=attach_type, log_size=_LOG_SIZE
+            program.type, instructions, name, attach_type=attach_type, log_size=_LOG_SIZE, fds=fds
         )
     if fd is None:
         words = "\n".join(log.splitlines()[-_LOG_LINES:])

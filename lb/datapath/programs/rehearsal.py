@@ -161,7 +161,7 @@ class Shadow:
         }
         self._check_maps(directory, {loader.program_array(one) for one in sources}, pinned.values())
         code = build.instructions(layouts.BPF_DIR, loader.sources(PROGRAMS))
-        has, functions = features.optional(), features.kernel_functions()
+        functions = self._stack.enter_context(features.kernel_functions())
         arrays = {
             source: self._stack.enter_context(
                 bpf.map_create(MapType.PROG_ARRAY, 4, 4, 2 * layouts.PROGRAMS_PER_FAMILY, name="lb_shadow")
@@ -172,24 +172,28 @@ class Shadow:
         entries: dict[str, FD] = {}
         fds = {version: self._fds(version) for _, version in pinned}
 
-        def load(name: str, version: int) -> FD:
+        def load(name: str, version: int, functions: features.KernelFunctions) -> FD:
             program = wanted[name]
             array = arrays[program.source].fileno()
             named = fds[version] | {build.PROGRAM_ARRAY: array, build.HANDOVER: handover.fileno()}
-            return loader.load_program(
-                program, name, build.relocate(code[version][name], named, has, functions), 0
-            )
+            made = build.relocate(code[version][name], named, features.optional(functions), functions)
+            return loader.load_program(program, name, made, 0, functions.fds)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            loads = {key: pool.submit(load, *key) for key in pinned}
-        loaded = {key: self._stack.enter_context(each.result()) for key, each in loads.items()}
+        # Where netfilter is a module the agent may have had no right to its functions.
+        for allowed in (functions, features.NO_FUNCTIONS) if functions.module else (functions,):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                loads = {key: pool.submit(load, *key, allowed) for key in pinned}
+            loaded = {key: self._stack.enter_context(each.result()) for key, each in loads.items()}
+            others = [key for key, fd in loaded.items() if bpf.prog_info(fd).tag != pinned[key].tag]
+            if not others:
+                break
+        if others:
+            raise DatapathError(
+                f"{directory / loader.pin_name(*others[0])}: the program that runs is not that of this"
+                " lbctl: trace with the version that the agent has, or restart the agent with this one"
+            )
         for (name, version), fd in loaded.items():
             program = wanted[name]
-            if bpf.prog_info(fd).tag != pinned[name, version].tag:
-                raise DatapathError(
-                    f"{directory / loader.pin_name(name, version)}: the program that runs is not that of this"
-                    " lbctl: trace with the version that the agent has, or restart the agent with this one"
-                )
             place = np.array([program.place(version)], "u4")
             bpf.map_update(arrays[program.source], place, np.array([fd.fileno()], "u4"))
             if version == 4 and name in hooks:
