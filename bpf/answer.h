@@ -32,6 +32,12 @@ static __always_inline bool within_rate(u32 kind)
 	return true;
 }
 
+/* Back to whoever has sent the packet, whose place in the link header he has got. */
+static __always_inline int send_answer(ctx_t *ctx, const struct note *note)
+{
+	return ctx_at_loopback(ctx) ? ctx_send_inward(ctx) : ctx_send_back(ctx, note->egress);
+}
+
 struct reset {
 	ip_header_t ip;
 	struct tcphdr tcp;
@@ -76,7 +82,7 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 	if (!ctx_resize(ctx, pkt->l3 + sizeof(frame)) || !store_link(ctx, pkt, &eth) ||
 	    !ctx_store(ctx, pkt->l3, &frame, sizeof(frame)))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send_back(ctx, note->egress), note->reason);
+	return outcome(send_answer(ctx, note), note->reason);
 }
 
 #define BETWEEN_MAX 8
@@ -179,7 +185,7 @@ static __always_inline struct outcome answer_error(ctx_t *ctx, const struct pack
 	if (!ctx_insert_l3(ctx, sizeof(frame)) || !store_link(ctx, pkt, &eth) ||
 	    !ctx_store(ctx, pkt->l3, &frame, sizeof(frame)))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send_back(ctx, note->egress), note->reason);
+	return outcome(send_answer(ctx, note), note->reason);
 }
 
 /* RFC 1122, section 3.2.2.6; RFC 4443, section 4.2: the request with its ends exchanged, or a piece of it. */
@@ -204,7 +210,7 @@ static __always_inline struct outcome answer_echo(ctx_t *ctx, const struct packe
 	if (!store_ip(ctx, pkt, ICMP_PROTOCOL, REPLY_TTL, 0, &pkt->tuple.dst, &pkt->tuple.src) ||
 	    !store_link(ctx, pkt, &eth))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(ctx_send_back(ctx, note->egress), note->reason);
+	return outcome(send_answer(ctx, note), note->reason);
 }
 
 /* Where a router's errors come from: its address on the side that the packet came from (RFC 1812, section

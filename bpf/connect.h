@@ -153,6 +153,23 @@ static __always_inline bool decide_redirect(ctx_t *ctx, const struct packet *pkt
 	return true;
 }
 
+/* The same for what a process of this node sends. Its source is an address of the node already; but where the
+ * VIP is one as well, the source may be one that the backend cannot answer, or whose answers are not looked
+ * at: only those that SNAT uses are. */
+static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pkt, struct decision *d)
+{
+	bool to_itself = ctx_at_loopback(ctx);
+
+	d->flow.path = to_itself ? PATH_LOOPBACK : PATH_HOST;
+	if (!decide_route(ctx, pkt, &pkt->tuple.src, false, d))
+		return false;
+	if (d->action == ACTION_FORWARD && (!to_itself || own_address(d->route.ifindex, &d->flow.to.src)))
+		return true;
+	if (!own_address(0, &d->flow.to.src))
+		decide(d, ACTION_DROP, REASON_NO_ROUTE);
+	return translates(d);
+}
+
 /* The way to a backend just selected. False: there is none, and the decision is taken. */
 static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8 side,
 					const struct backend *backend, const struct settings *settings,
@@ -171,16 +188,10 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 	}
 	if (side == OUTSIDE && backend->local)
 		return decide_redirect(ctx, pkt, settings, d);
+	if (side == HOST)
+		return decide_host_path(ctx, pkt, d);
 	if (!decide_route(ctx, pkt, &pkt->tuple.src, false, d))
 		return false;
-	if (side == HOST) {
-		/* Its address is the node's already. An endpoint that is a process of this node as well is
-		 * not reached from here: nothing leads back into the node's own stack. */
-		d->flow.path = PATH_HOST;
-		if (d->action != ACTION_FORWARD)
-			decide(d, ACTION_DROP, REASON_NO_ROUTE);
-		return d->action == ACTION_FORWARD;
-	}
 	if (d->action == ACTION_FORWARD && own_address(d->route.ifindex, &d->flow.to.src))
 		d->flow.path = PATH_FORWARD;
 	else /* an endpoint on this node that does not say so */

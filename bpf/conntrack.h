@@ -481,15 +481,23 @@ static __always_inline bool keeps_client(u8 path)
 	return path == PATH_STACK || path == PATH_REDIRECT;
 }
 
+/* Is the client a process of this node? */
+static __always_inline bool of_host(u8 path)
+{
+	return path == PATH_HOST || path == PATH_LOOPBACK;
+}
+
 /* Is a packet of the flow sent along the FIB by us, in this direction? */
 static __always_inline bool forwards(const struct flow *flow, u8 direction)
 {
-	return flow->path == PATH_FORWARD || (flow->path == PATH_HOST && direction == DIR_FORWARD);
+	return flow->path == PATH_FORWARD || (of_host(flow->path) && direction == DIR_FORWARD);
 }
 
 /* Is a reply of the flow for an address and port that we put in the client's place? One to a client that kept
  * its address is the business of the hook that faces the client. */
 static __always_inline bool undone_at_ingress(const struct flow *flow, u8 side)
 {
-	return flow->path == PATH_HOST || flow->path == (side == INSIDE ? PATH_HAIRPIN : PATH_FORWARD);
+	if (of_host(flow->path))
+		return true;
+	return side != HOST && flow->path == (side == INSIDE ? PATH_HAIRPIN : PATH_FORWARD);
 }

@@ -208,6 +208,23 @@ static __always_inline bool ctx_marked(const ctx_t *ctx)
 	return ctx->mark;
 }
 
+/* The loopback interface's number in every network namespace. */
+#define LOOPBACK_IFINDEX 1
+
+/* Is this hook at the loopback interface? */
+static __always_inline bool ctx_at_loopback(const ctx_t *ctx)
+{
+	return ctx->ifindex == LOOPBACK_IFINDEX;
+}
+
+/* Into this node's own stack as what the node sends to itself: out of lo, along the route that it has for the
+ * packet's destination, which is an address of the node. With that route the packet enters again, and nobody
+ * asks whether the source is one from which packets may come in: it may be an address of the node as well. */
+static __always_inline int ctx_send_inward(ctx_t *ctx)
+{
+	return (int)redirect_neigh(LOOPBACK_IFINDEX, NULL, 0, 0);
+}
+
 /* To the other end of a veth, in whose network namespace the packet then has arrived. Ingress alone. */
 static __always_inline int ctx_send_peer(ctx_t *ctx, u32 ifindex)
 {

@@ -203,6 +203,16 @@ static __always_inline bool ctx_marked(const ctx_t *ctx)
 	return false;
 }
 
+static __always_inline bool ctx_at_loopback(const ctx_t *ctx)
+{
+	return false;
+}
+
+static __always_inline int ctx_send_inward(ctx_t *ctx)
+{
+	return XDP_PASS;
+}
+
 static __always_inline int ctx_send_peer(ctx_t *ctx, u32 ifindex)
 {
 	return XDP_PASS;

@@ -17,6 +17,7 @@ enum action {
 	ACTION_CONNECT,	 /* as its first packet says: to be decided in another program */
 	ACTION_PIECES,	 /* as the other pieces of its datagram say: in another program, too */
 	ACTION_STACK,	 /* translate, on to the kernel's stack */
+	ACTION_INWARD,	 /* translate, to the kernel's stack by lo: a process of this node gets it */
 	ACTION_HAIRPIN,	 /* translate, back out of the interface it came from */
 	ACTION_FORWARD,	 /* translate, out along the route */
 	ACTION_REDIRECT, /* the same past the stack: to a pod of this node, or from it */
@@ -50,6 +51,12 @@ static __always_inline bool translates(const struct decision *d)
 	return d->action >= ACTION_STACK;
 }
 
+/* How a process of this node gets what this hook has. What is at lo is on its way there already. */
+static __always_inline u32 inward(ctx_t *ctx)
+{
+	return ctx_at_loopback(ctx) ? ACTION_STACK : ACTION_INWARD;
+}
+
 /* Find the way to d->flow.to.dst for a packet that we forward, or that goes past the stack. True when there
  * is one that this hook can take, or the stack must; else the decision is taken. */
 static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
@@ -60,7 +67,7 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 	if (past)
 		d->action = result == ROUTE_FOUND ? ACTION_REDIRECT : ACTION_STACK;
 	else if (result == ROUTE_STACK)
-		decide(d, ACTION_STACK, d->reason);
+		decide(d, of_host(d->flow.path) ? inward(ctx) : ACTION_STACK, d->reason);
 	else if (result == ROUTE_TOO_BIG && !ctx_decides())
 		/* Generic XDP and virtio show packets that await segmentation whole; tc is told the segments'
 		 * size. */
@@ -157,6 +164,8 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		return send_along(ctx, pkt, &d->route, d->reason);
 	if (d->action == ACTION_HAIRPIN)
 		return send_hairpin(ctx, pkt, d->reason);
+	if (d->action == ACTION_INWARD)
+		return send_inward(ctx, pkt, d->reason);
 	return pass(d->reason);
 }
 
@@ -181,7 +190,7 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 	}
 	if (d->action != ACTION_PASS)
 		remember_fragment(pkt, at->hook);
-	if (at->egress)
+	if (at->side == HOST) /* what the node sends */
 		return;
 	if (d->action == ACTION_PASS ? ctx_decides() : translates(d) && is_awaited(pkt)) {
 		if (ctx_decides())

@@ -91,7 +91,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 						    const struct note *note)
 {
 	struct flow *flow = &d->flow;
-	bool along, back; /* sent by us, or else the stack's */
+	bool along, back, into; /* sent by us, or else the stack's */
 	u8 direction;
 
 	if (!find_flow(ctx, &e->tuple, note, &direction, flow))
@@ -100,16 +100,19 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	e->to = flow->to;
 	e->src = error_source(pkt, e, flow, direction);
 	along = forwards(flow, direction);
+	into = flow->path == PATH_LOOPBACK && direction == DIR_REPLY;
 	if (along) {
 		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &d->route);
 
 		if (result == ROUTE_STACK)
-			along = false;
+			along = false, into = of_host(flow->path);
 		else if (result != ROUTE_FOUND)
 			return drop(REASON_NO_ROUTE);
 		else if (!ctx_can_send(ctx, d->route.ifindex, d->route.link_known))
 			return pass(REASON_TO_TC);
 	}
+	if (into && !ctx_can_redirect())
+		return pass(REASON_TO_TC);
 	if ((along || back) && pkt->ttl <= 1)
 		return drop(REASON_REJECT_UNANSWERED);
 	if (!translate_error(ctx, pkt, e, pkt->ttl - (along || back)))
@@ -121,6 +124,8 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 		return send_along(ctx, pkt, &d->route, REASON_ICMP_ERROR);
 	if (back)
 		return send_hairpin(ctx, pkt, REASON_ICMP_ERROR);
+	if (into && !ctx_at_loopback(ctx))
+		return send_inward(ctx, pkt, REASON_ICMP_ERROR);
 	return pass(REASON_ICMP_ERROR);
 }
 

@@ -99,6 +99,13 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 		decide(d, ACTION_PASS, REASON_TO_TC);
 		return;
 	}
+	if (d->flow.path == PATH_LOOPBACK && direction == DIR_REPLY) {
+		if (!ctx_can_redirect()) {
+			decide(d, ACTION_PASS, REASON_TO_TC);
+			return;
+		}
+		d->action = inward(ctx);
+	}
 	if (past ? may_go_past(ctx, pkt) : forwards(&d->flow, direction)) {
 		if (!decide_route(ctx, pkt, past ? &pkt->tuple.src : &d->flow.to.src, past, d))
 			return;
@@ -126,10 +133,12 @@ static __always_inline bool undone_here(const struct packet *pkt, u8 side, const
 	       (undone_at_ingress(&d->flow, side) || (past && d->flow.path == PATH_REDIRECT));
 }
 
-/* A later piece whose first has not been seen. */
-static __always_inline void decide_early_piece(const struct packet *pkt, struct decision *d)
+/* A later piece whose first has not been seen. The kernel sends its own in order. */
+static __always_inline void decide_early_piece(const struct packet *pkt, u8 side, struct decision *d)
 {
-	if (ctx_decides())
+	if (side == HOST)
+		decide(d, ACTION_PASS, REASON_FRAGMENT);
+	else if (ctx_decides())
 		decide(d, ACTION_PIECES, REASON_FRAGMENT);
 	else
 		decide(d, ACTION_PASS, lookup_address(&pkt->tuple.dst) ? REASON_TO_TC : REASON_FRAGMENT);
@@ -148,7 +157,7 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 	if (unlikely(!settings))
 		return;
 	if (unlikely(pkt->piece == PIECE_LATER) && pkt->kind == KIND_FLOW && !lookup_fragment(pkt)) {
-		decide_early_piece(pkt, d);
+		decide_early_piece(pkt, side, d);
 		return;
 	}
 	if (undone_here(pkt, side, settings, d)) {
@@ -263,6 +272,17 @@ static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 
 	if (FAMILY == 4 && side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
 		return finish(hook, pass(REASON_NOT_FOR_US), ctx_len(ctx));
+	return run(ctx, &at);
+}
+
+/* What the node sends to itself leaves by lo, and enters there: for a VIP at an address of the node it is the
+ * one place to see it. What other hooks of ours send by lo has been seen. */
+static __always_inline int loopback(ctx_t *ctx)
+{
+	struct note at = {.hook = HOOK_TC_LOOPBACK, .side = HOST, .l3 = ETH_HLEN};
+
+	if (FAMILY == 4 && !ctx_from_host(ctx))
+		return finish(at.hook, pass(REASON_NOT_VIP), ctx_len(ctx));
 	return run(ctx, &at);
 }
 

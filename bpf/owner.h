@@ -158,6 +158,16 @@ static __always_inline bool node_owns(ctx_t *ctx, const struct packet *pkt)
 	       find_socket(ctx, &pkt->tuple) == SOCKET_CONNECTED;
 }
 
+/* Is the packet of a connection that no Service has a part in? At lo both ends are the node's. */
+static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const struct note *at)
+{
+	if (at->side == HOST && host_owns(ctx, pkt))
+		return true;
+	if ((at->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
+		return true;
+	return is_answer(ctx, &pkt->tuple);
+}
+
 /* The step. What is nobody's goes on in the step that it came from. */
 static __always_inline int owner(ctx_t *ctx)
 {
@@ -172,7 +182,7 @@ static __always_inline int owner(ctx_t *ctx)
 	pkt->l3 = at->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	if ((at->side == HOST ? host_owns(ctx, pkt) : node_owns(ctx, pkt)) || is_answer(ctx, &pkt->tuple))
+	if (is_owned(ctx, pkt, at))
 		return finish_told(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
 	at->asked = true;
 	next_step(ctx, STEP_CONNECT);

@@ -65,7 +65,8 @@ enum reason {
 	X(SOCK_CONNECT, "a socket connects")                                                                 \
 	X(SOCK_SENDMSG, "a datagram to an address of its own")                                               \
 	X(SOCK_RECVMSG, "a socket asks where a datagram is from")                                            \
-	X(SOCK_GETPEERNAME, "a socket asks who its peer is")
+	X(SOCK_GETPEERNAME, "a socket asks who its peer is")                                                 \
+	X(TC_LOOPBACK, "from the node to itself, tc")
 
 enum hook {
 #define X(name, meaning) HOOK_##name,

@@ -127,12 +127,18 @@ static __always_inline bool store_link(ctx_t *ctx, const struct packet *pkt, con
 	return !pkt->l3 || ctx_store(ctx, 0, eth, sizeof(*eth));
 }
 
+/* A device without link headers does not send what comes from it anywhere else without one. */
+static __always_inline bool add_link(ctx_t *ctx, const struct packet *pkt)
+{
+	__be16 ethertype = bpf_htons(IP_ETHERTYPE);
+
+	return pkt->l3 || (ctx_add_link(ctx) && ctx_store(ctx, 2 * ETH_ALEN, &ethertype, sizeof(ethertype)));
+}
+
 static __always_inline struct outcome send_along(ctx_t *ctx, const struct packet *pkt, struct route *route,
 						 u32 reason)
 {
-	__be16 ethertype = bpf_htons(FAMILY == 4 ? ETH_P_IP : ETH_P_IPV6);
-
-	if (!pkt->l3 && (!ctx_add_link(ctx) || !ctx_store(ctx, 2 * ETH_ALEN, &ethertype, sizeof(ethertype))))
+	if (!add_link(ctx, pkt))
 		return drop(REASON_REWRITE_FAILED);
 	if (!route->link_known)
 		return outcome(ctx_send_neigh(ctx, route->ifindex, &route->next_hop), reason);
@@ -140,6 +146,11 @@ static __always_inline struct outcome send_along(ctx_t *ctx, const struct packet
 		return drop(REASON_REWRITE_FAILED);
 	return outcome(route->peer ? ctx_send_peer(ctx, route->ifindex) : ctx_send(ctx, route->ifindex),
 		       reason);
+}
+
+static __always_inline struct outcome send_inward(ctx_t *ctx, const struct packet *pkt, u32 reason)
+{
+	return add_link(ctx, pkt) ? outcome(ctx_send_inward(ctx), reason) : drop(REASON_REWRITE_FAILED);
 }
 
 static __always_inline struct outcome send_hairpin(ctx_t *ctx, const struct packet *pkt, u32 reason)

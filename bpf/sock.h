@@ -12,8 +12,8 @@
  * - TCP sockets that were bound to a port before they connect. Another socket may be bound to the same port,
  *   for another VIP of the same backend or for the backend itself: both would be one connection.
  *
- * What tc cannot serve is served here all the same: packets that do not leave this node's own stack. There a
- * connected UDP socket keeps its backend, and an unconnected one hears of the VIP that it has asked last. */
+ * tc sees the packets wherever they go: of pods at their interfaces, of the node's processes where they
+ * leave, which for addresses of the node itself is lo. */
 #pragma once
 #include "ctx_sock.h"
 #include "account.h"
@@ -24,61 +24,24 @@
 /* An event without packets. */
 #define EVENT_HEAD __builtin_offsetof(struct event, before)
 
-/* From both sides: what is said to the VIP goes to the backend, what comes from the backend is the VIP's. The
- * VIP's Services that share a pod and its port are one peer to the socket: the one it has used last. */
-static __always_inline bool remember_peer(u64 cookie, const struct tuple *vip, const struct backend *backend,
-					  u8 direction)
+/* What comes from the backend is the VIP's. */
+static __always_inline bool remember_peer(u64 cookie, const struct tuple *vip, const struct backend *backend)
 {
-	struct tuple to = {.dst = backend->address, .dport = backend->port};
-	const struct tuple *from = direction == DIR_FORWARD ? vip : &to;
-	const struct tuple *into = direction == DIR_FORWARD ? &to : vip;
+	struct tuple from = {.dst = backend->address, .dport = backend->port};
 	struct socket_entry entry = {
-	    .address = into->dst,
-	    .port = into->dport,
+	    .address = vip->dst,
+	    .port = vip->dport,
 	    .service = backend->service,
 	    .backend = backend->id,
 	    .generation = backend->generation,
 	};
 	struct socket_key key;
 
-	socket_key(&key, cookie, from, direction);
+	socket_key(&key, cookie, &from, DIR_REPLY);
 	return bpf_map_update_elem(sockets, &key, &entry, BPF_ANY) == 0;
 }
 
-/* The backend that the socket's datagrams to the VIP go to, while it is there. */
-static __always_inline bool lookup_peer(u64 cookie, const struct tuple *t, const struct vip *vip,
-					struct backend *out)
-{
-	const struct socket_entry *entry;
-	struct socket_key key;
-
-	socket_key(&key, cookie, t, DIR_FORWARD);
-	entry = bpf_map_lookup_elem(sockets, &key);
-	return entry && entry->service == vip->service && read_backend(entry->backend, vip->service, out) &&
-	       out->generation == entry->generation;
-}
-
-/* Does the map still know whose the backend's answers are? Asked with every datagram, it keeps the LRU from
- * evicting one half of what belongs together. */
-static __always_inline bool knows_answers(u64 cookie, const struct tuple *vip, const struct backend *backend)
-{
-	struct tuple to = {.dst = backend->address, .dport = backend->port};
-	const struct socket_entry *entry;
-	struct socket_key key;
-
-	socket_key(&key, cookie, &to, DIR_REPLY);
-	entry = bpf_map_lookup_elem(sockets, &key);
-	return entry && same_addr(&entry->address, &vip->dst) && entry->port == vip->dport;
-}
-
-/* Will tc see the packets? A pod's always meet it. An address that has no entry as a whole is the node's own:
- * packets of the node to it do not leave, nor do those to endpoints that are processes of this node. */
-static __always_inline bool tc_sees(const struct tuple *t, const struct vip *vip, bool host)
-{
-	return !host || (!(vip->flags & VIP_HOST_ENDPOINT) && lookup_address(&t->dst));
-}
-
-/* Does tc serve the socket better, where it sees the packets? */
+/* Does tc serve the socket better? */
 static __always_inline bool better_at_tc(ctx_t *ctx, const struct tuple *t)
 {
 	return t->protocol == IPPROTO_UDP || ctx_is_bound(ctx);
@@ -92,7 +55,7 @@ static __always_inline bool left_to_tc(const struct tuple *t, const struct vip *
 {
 	if (!host && (vip->affinity_seconds || vip->flags & VIP_SOURCE_RANGES))
 		return true;
-	return connects && t->protocol == IPPROTO_UDP && tc_sees(t, vip, host);
+	return connects && t->protocol == IPPROTO_UDP;
 }
 
 /* One choice for a socket, also when it is asked for again: the port that the packets will come from, which
@@ -147,24 +110,15 @@ static __always_inline struct outcome no_backend(struct backend *to, u32 service
 /* The call goes to a backend. */
 static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct tuple *t,
 					      const struct vip *vip, const struct backend_set *set,
-					      bool connects, struct backend *to)
+					      struct backend *to)
 {
 	u64 cookie = ctx_cookie(ctx);
-	bool known;
 
-	known = !connects && lookup_peer(cookie, t, vip, to);
-	if (!known) {
-		if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), false,
-				  to))
-			return no_backend(to, vip->service);
-		if (!connects && !remember_peer(cookie, t, to, DIR_FORWARD))
-			return refuse(to, vip->service, REASON_FLOWS_FULL);
-	}
-	if (!(known && knows_answers(cookie, t, to)) && !remember_peer(cookie, t, to, DIR_REPLY))
+	if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), false, to))
+		return no_backend(to, vip->service);
+	if (!remember_peer(cookie, t, to))
 		return refuse(to, vip->service, REASON_FLOWS_FULL);
 	ctx_set_address(ctx, place, &to->address, to->port);
-	if (known)
-		return pass(REASON_FLOW_HIT);
 	count_opened(to->id);
 	return pass(to->local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
 }
@@ -200,9 +154,9 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 		return pass(REASON_TO_TC);
 	if (!set.size)
 		return refuse(to, vip->service, REASON_REJECT_NO_ENDPOINT);
-	if (better_at_tc(ctx, t) && tc_sees(t, vip, host))
+	if (better_at_tc(ctx, t))
 		return pass(REASON_TO_TC);
-	return lead_to(ctx, place, t, vip, &set, connects, to);
+	return lead_to(ctx, place, t, vip, &set, to);
 }
 
 /* Tell whoever watches of a call. There is no packet yet, and no port that it would come from. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The tc entries: uplinks and tunnels, with a link header and without, and the host side of every pod's
- * interface. */
+/* The tc entries: uplinks and tunnels, with a link header and without, the host side of every pod's
+ * interface, and lo. */
 #include "ctx_tc.h"
 #include "lb.h"
 #include "connect.h"
@@ -38,6 +38,11 @@ int lb_tc_l3_in(struct __sk_buff *ctx)
 int lb_tc_l3_out(struct __sk_buff *ctx)
 {
 	return egress(ctx, HOOK_TC_L3_OUT, 0);
+}
+
+int lb_tc_loopback(struct __sk_buff *ctx)
+{
+	return loopback(ctx);
 }
 
 int lb_tc_ingress(struct __sk_buff *ctx)

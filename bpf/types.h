@@ -53,12 +53,11 @@ enum vip_kind {
 
 /* Without a VIP_..._LOCAL, that side's set is the one of traffic policy Cluster. */
 enum vip_flags {
-	VIP_INSIDE_LOCAL = 1,	/* the set for the inside is that of traffic policy Local */
-	VIP_OUTSIDE_LOCAL = 2,	/* the set for the outside is that of traffic policy Local */
-	VIP_USABLE = 4,		/* some node has an endpoint: an empty set is one of policy Local */
-	VIP_SOURCE_RANGES = 8,	/* only clients in `source_ranges` may open connections */
-	VIP_HOST_ENDPOINT = 16, /* some endpoint is a process of this node itself */
-	VIP_GONE = 32,		/* no Service has it any more: open connections go on, none begins */
+	VIP_INSIDE_LOCAL = 1,  /* the set for the inside is that of traffic policy Local */
+	VIP_OUTSIDE_LOCAL = 2, /* the set for the outside is that of traffic policy Local */
+	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
+	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges` may open connections */
+	VIP_GONE = 32,	       /* no Service has it any more: open connections go on, none begins */
 };
 
 struct vip {
@@ -124,6 +123,7 @@ enum flow_path {
 	PATH_HAIRPIN = 2, /* back out of the interface it came from: the pod is its own backend */
 	PATH_HOST = 3, /* forwarded by us: the client is a process of this node, which no interface faces */
 	PATH_REDIRECT = 4, /* past the stack to a pod of this node, and back; without the option PATH_STACK */
+	PATH_LOOPBACK = 5, /* as PATH_HOST, of a VIP at an address of the node: replies enter by lo */
 };
 
 enum fin_seen {

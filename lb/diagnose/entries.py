@@ -19,6 +19,7 @@ from lb.model import IPAddress
 
 _INGRESS, _EGRESS = "tc ingress", "tc egress"
 _POD_IN = "lb_tc_pod_in"
+_LOOPBACK = 1  # lo's ifindex in every network namespace
 _NO_LINK_HEADER = ("lb_tc_l3_in", "lb_tc_l3_out")
 
 
@@ -124,13 +125,7 @@ class Entries:
         if route is None:
             raise ConfigError(f"--in host: there is no route to {packet.dst if packet else 'the packet'}")
         index, own = route
-        if own:
-            assert packet is not None
-            raise ConfigError(
-                f"--in host: {packet.dst} is this node's own address: its processes reach it by lo, where"
-                " socket hooks alone serve them, and those see no packets"
-            )
-        return self._at_hook(index, _EGRESS, Side.HOST)
+        return self._at_hook(_LOOPBACK if own else index, _EGRESS, Side.HOST)
 
     def _ingress(self, index: int) -> Entry:
         inside = any(one.program == _POD_IN for one in self._at.get(index, ()))

@@ -105,7 +105,8 @@ def mtu(interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> Iterator[
     if not outward:
         return
     least = min(outward, key=lambda one: one.mtu)
-    larger = [one for one in interfaces if roles[one.index] is not Role.UPLINK and one.mtu > least.mtu]
+    others = (one for one in interfaces if roles[one.index] in (Role.TUNNEL, Role.POD))
+    larger = [one for one in others if one.mtu > least.mtu]
     if larger:
         names = ", ".join(f"{one.name} {one.mtu}" for one in larger[:5])
         yield Finding(

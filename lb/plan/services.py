@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from operator import attrgetter
 
@@ -88,7 +87,7 @@ def plan_service(
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
-            members = _members(_merge(port, version, slices), version, topology)
+            members = _members(_merge(port, version, slices), topology)
             ports.append(_plan_port(service, port, family_vips, members, topology))
     for vips_of_family in _addresses(service, fields, topology):
         _give_addresses(ports, vips_of_family)
@@ -259,24 +258,17 @@ def _readiness(endpoint: Endpoint) -> tuple[bool, bool, bool]:
     return (endpoint.ready, endpoint.serving, endpoint.terminating)
 
 
-def _members(endpoints: Mapping[_Socket, Endpoint], version: int, topology: Topology) -> list[Member]:
+def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[Member]:
     """Return a port's backends with their endpoints, sorted by identity."""
-    own = _numbers(topology.node_addresses, version)
     here = topology.node_name
     members = []
     for socket in sorted(endpoints):
         endpoint, node = endpoints[socket], endpoints[socket].node
         state = BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING
         local = node == here and node != ""
-        backend = Backend(endpoint.address, socket & 0xFFFF, node, local, state, socket >> 16 in own)
+        backend = Backend(endpoint.address, socket & 0xFFFF, node, local, state)
         members.append(Member(backend, endpoint))
     return members
-
-
-@lru_cache(maxsize=8)
-def _numbers(addresses: frozenset[IPAddress], version: int) -> frozenset[int]:
-    """Return the addresses of one family as numbers."""
-    return frozenset(int(address) for address in addresses if address.version == version)
 
 
 def _plan_port(

@@ -87,17 +87,13 @@ class Vip(msgspec.Struct, frozen=True, gc=False):
 
 
 class Backend(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint of a Service port. node is ``""`` when the endpoint names none.
-
-    host: it is a process of this node itself, with the node's address (host network).
-    """
+    """One endpoint of a Service port. node is ``""`` when the endpoint names none."""
 
     address: IPAddress
     port: int
     node: str
     local: bool
     state: BackendState = BackendState.ACTIVE
-    host: bool = False
 
     @property
     def identity(self) -> tuple[int, int, int]:

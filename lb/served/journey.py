@@ -14,6 +14,7 @@ from typing import Any
 
 from lb.datapath.view.catalogue import PortRow, VipRow
 from lb.datapath.view.words import Backend
+from lb.plan.types import VipKind
 
 
 class Client(StrEnum):
@@ -76,6 +77,11 @@ class Hooks:
         self._sockets = sockets if any(one["role"] == "sockets" for one in rows) else ()
         self.uplink_in = self._uplink("xdp", "tc ingress")
         self.uplink_out = self._uplink("tc egress")
+        self.loopback = tuple(
+            f"{one['program']} at {one['interface']}, {one['hook']}"
+            for one in self._rows
+            if one["role"] == "loopback"
+        )
         self.pod_in, self.pod_out = self._pods("lb_tc_pod_in"), self._pods("lb_tc_pod_out")
 
     def _uplink(self, *kinds: str) -> tuple[str, ...]:
@@ -92,17 +98,19 @@ class Hooks:
     def socket(self, client: Client, port: PortRow, vip: VipRow) -> tuple[str, ...]:
         """Return the program that leads a client's connections at the socket; none: tc does (bpf/sock.h)."""
         left_to_tc = client is Client.POD and (port.affinity_seconds or vip.source_ranges)
-        if client not in self._sockets or port.protocol not in _AT_THE_SOCKET or left_to_tc:
+        if client not in self._sockets or port.protocol != "TCP" or left_to_tc:
             return ()
-        return (f"{_AT_THE_SOCKET[port.protocol]} at the socket",)
+        return ("lb_sock_connect at the socket",)
 
-    def first(self, client: Client) -> tuple[str, ...]:
+    def first(self, client: Client, vip: VipRow) -> tuple[str, ...]:
         """Return what meets a client's packets first."""
-        ways = {Client.OUTSIDE: self.uplink_in, Client.POD: self.pod_in, Client.HOST: self.uplink_out}
+        by_lo = vip.kind == VipKind.NODE_PORT
+        ways = {
+            Client.OUTSIDE: self.uplink_in,
+            Client.POD: self.pod_in,
+            Client.HOST: self.loopback if by_lo else self.uplink_out,
+        }
         return ways[client]
-
-
-_AT_THE_SOCKET = {"TCP": "lb_sock_connect", "UDP": "lb_sock_sendmsg"}
 
 
 def journeys(port: PortRow, hooks: Hooks) -> list[list[Journey]]:
@@ -128,7 +136,7 @@ def _journey(port: PortRow, vip: VipRow, client: Client, hooks: Hooks) -> Journe
             resting.append(f"{backend.address}: {why}; connections that it has go on")
     return Journey(
         client,
-        socket or hooks.first(client) or ("no program of ours is there",),
+        socket or hooks.first(client, vip) or ("no program of ours is there",),
         f"{vip.kind} {vip.address}/{port.protocol}",
         tuple(_policy(port, vip, side)),
         tuple(ways),

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lb.datapath.attach import hooks, sockets
-from lb.datapath.attach.hooks import XDP_PROGRAM
+from lb.datapath.attach.hooks import LOOPBACK_PROGRAM, XDP_PROGRAM
 from lb.datapath.attach.snat import snat_range
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.fill import map_fill
@@ -125,7 +125,7 @@ def _hooks(
         rows.append(
             {
                 "interface": one.interface,
-                "role": by_index.get(one.ifindex, "pod"),
+                "role": "loopback" if one.program == LOOPBACK_PROGRAM else by_index.get(one.ifindex, "pod"),
                 "hook": one.hook,
                 "program": one.program,
                 "program_id": one.program_id,

@@ -163,6 +163,7 @@ def shape() -> set[tuple[str, str, str]]:
 
 UPLINK = {("up0", "tc ingress", "lb_tc_uplink_in"), ("up0", "tc egress", "lb_tc_uplink_out")}
 TUNNEL = {("vx0", "tc ingress", "lb_tc_uplink_in"), ("vx0", "tc egress", "lb_tc_uplink_out")}
+LOOPBACK = {("lo", "tc egress", "lb_tc_loopback")}
 POD = {("pod1", "tc ingress", "lb_tc_pod_in"), ("pod1", "tc egress", "lb_tc_pod_out")}
 
 
@@ -271,11 +272,11 @@ def tc_hook(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_role_gets_its_programs(route: IPRoute, loaded: Loaded, maps: KernelMaps, tc_hook: str) -> None:
     with hooked(loaded, maps) as own:
         report = own.sync()
-        assert shape() == UPLINK | TUNNEL | POD
+        assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
         assert {one.program: one.program_id for one in attached()} == {
             program: loaded.ids[program] for each in hooks.TC_PROGRAMS.values() for program in each.values()
         }
-        assert (len(report.attached), report.detached, report.errors) == (6, [], [])
+        assert (len(report.attached), report.detached, report.errors) == (7, [], [])
         assert own.modes == {
             "up0": (UplinkMode.TC, "veth: XDP would turn off the peer's segmentation offload")
         }
@@ -295,8 +296,8 @@ def test_programs_in_filters_go_when_the_hook_takes_them(
             before.setattr(tcx, "programs", lambda *_: None)
             own.sync()
         attached_again = own.sync()
-        assert len(attached_again.attached) == 6
-        assert shape() == UPLINK | TUNNEL | POD
+        assert len(attached_again.attached) == 7
+        assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
         for name in ("up0", "vx0", "pod1"):
             assert "clsact" not in qdiscs(route, index_of(name))
             assert [len(tcx.programs(index_of(name), each) or ()) for each in Direction] == [1, 1]
@@ -549,15 +550,15 @@ def test_xdp_on_the_uplink(route: IPRoute, loaded: Loaded, maps: KernelMaps, mod
     with hooked(loaded, maps, mode) as own:
         assert own.sync().errors == []
         assert own.modes == {"up0": (mode, "as configured")}
-        assert shape() == UPLINK | TUNNEL | POD | xdp  # tc is the second stage
+        assert shape() == LOOPBACK | UPLINK | TUNNEL | POD | xdp  # tc is the second stage
         assert own.sync() == HookReport()
     other = UplinkMode.XDP_GENERIC if mode is UplinkMode.XDP_NATIVE else UplinkMode.XDP_NATIVE
     with hooked(loaded, maps, other) as own:
         assert own.sync().attached == [f"up0 {other.value}"]
-        assert shape() == UPLINK | TUNNEL | POD | {("up0", other.value, "lb_xdp_uplink")}
+        assert shape() == LOOPBACK | UPLINK | TUNNEL | POD | {("up0", other.value, "lb_xdp_uplink")}
     with hooked(loaded, maps, UplinkMode.TC) as own:
         assert own.sync().detached == ["up0 XDP"]
-        assert shape() == UPLINK | TUNNEL | POD
+        assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
 
 
 def test_a_driver_without_xdp_falls_back_to_tc(
@@ -607,7 +608,7 @@ def test_detaching_and_unloading_leaves_nothing(route: IPRoute, tree: Path, tc_h
         unload(pins)
         assert not pins.base.exists()
     assert report.errors == []
-    assert sorted(report.detached) == ["pod1 tc", "up0 XDP", "up0 tc", "vx0 tc"]
+    assert sorted(report.detached) == ["lo tc", "pod1 tc", "up0 XDP", "up0 tc", "vx0 tc"]
     assert attached() == []
     for name, interface in by_name().items():
         assert interface.xdp_id == 0
@@ -680,7 +681,7 @@ def test_what_has_lost_its_role_is_detached(route: IPRoute, loaded: Loaded, maps
         own.sync()
     with hooked(loaded, maps, selection=Selection(pod_interfaces=("none*",), tunnels=("none*",))) as own:
         assert sorted(own.sync().detached) == ["pod1 tc", "vx0 tc"]
-    assert shape() == UPLINK
+    assert shape() == LOOPBACK | UPLINK
 
 
 def test_what_somebody_removed_comes_back(
@@ -756,7 +757,7 @@ def test_an_interface_that_vanishes_meanwhile(
     monkeypatch.setattr(Netlink, "interfaces", and_one_gone)
     with hooked(loaded, maps) as own:
         assert own.sync().errors == []
-    assert shape() == UPLINK | TUNNEL | POD
+    assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
 
 
 def test_attach_error_names_interface_and_hook(route: IPRoute, loaded: Loaded) -> None:
@@ -803,7 +804,7 @@ INTERFACES = [
     ],
 )
 def test_roles(selection: Selection, roles: dict[int, Role]) -> None:
-    assert selection.roles(INTERFACES, [2]) == roles
+    assert selection.roles(INTERFACES, [2]) == {1: Role.LOOPBACK, **roles}
 
 
 def test_an_uplink_that_is_not_there_is_an_error() -> None:

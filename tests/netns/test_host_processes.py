@@ -21,6 +21,7 @@ import pytest
 from lb.datapath.attach import sockets
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.layouts import WatchFlag
+from lb.lab import namespaces
 from lb.lab.addressing import CLIENTS, node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
@@ -227,11 +228,29 @@ def check_answers(lab: Lab, client: Client, kind: str, family: str) -> None:
 def test_host_network_an_endpoint_of_the_clients_own_node(
     lab: Lab, client: Client, way: str, kind: str, family: str
 ) -> None:
-    """No packet leaves the node then: tc would not see any."""
     host, port = address("host", kind, family)
     answers = [client.ask(way, host, port, f"{way} {number}") for number in range(REQUESTS)]
     assert {answer.get("pod") for answer in answers} == pods(lab, "host"), answers
     assert [answer["peer"] for answer in answers] == [[host, port]] * REQUESTS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("service", ["web", "host", "alone", "none"])
+def test_processes_outside_the_control_group(lab: Lab, service: str, family: str) -> None:
+    """No socket hook sees their calls: tc serves them, at addresses of the node itself as well."""
+    names = {"web": pods(lab, "web"), "host": pods(lab, "host"), "alone": {"there"}}
+    with ExitStack() as stack:
+        bare = Client(namespaces.command(lab.spec.namespace(NODE), ARGV), stack)
+        for kind in ("NodePort", "clusterIP", "load balancer"):
+            host, port = address(service, kind, family)
+            for way in WAYS:
+                answer = bare.ask(way, host, port, f"{way} {kind}")
+                if service == "none":
+                    refused = way == "udp"  # who has not connected does not hear of it
+                    assert answer == {"error": "timeout" if refused else "ECONNREFUSED"}, (kind, way)
+                else:
+                    assert answer.get("pod") in names[service], (kind, way, answer)
+                    assert answer["peer"] == [host, port]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -269,13 +288,14 @@ def test_stale_udp_host_processes(lab: Lab, client: Client, family: str) -> None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stale_udp_connected_socket(lab: Lab, client: Client, family: str) -> None:
-    check_stale(lab, client, "connected", family)
+@pytest.mark.parametrize("kind", ["clusterIP", "NodePort"])
+def test_stale_udp_connected_socket(lab: Lab, client: Client, kind: str, family: str) -> None:
+    check_stale(lab, client, "connected", family, kind)
 
 
-def check_stale(lab: Lab, client: Client, way: str, family: str) -> None:
+def check_stale(lab: Lab, client: Client, way: str, family: str, kind: str = "clusterIP") -> None:
     """One socket is led from backend to backend."""
-    host, port = address("pair", "clusterIP", family)
+    host, port = address("pair", kind, family)
     for ready in ("pair-1", "pair-2", "pair-1"):
         let_ready(lab, ready)
         for _ in range(2):
@@ -356,10 +376,6 @@ def test_calls_are_told_to_whoever_watches(lab: Lab, client: Client, family: str
             str(a) for pod in lab.pods() for a in pod["addresses"]
         }
         assert (one.interface, one.snat, one.length) == ("", "", 0)
-        here, port = address("host", "clusterIP", family)  # of others tc sees the datagrams
-        vip = socket_text(ip_address(here.removeprefix("::ffff:")), port)
-        client.ask("udp", here, port)
-        assert [(one.what, one.hook, one.vip) for one in told()] == [("new", "SOCK_SENDMSG", vip)]
         client.ask("tcp", *address("none", "clusterIP", family))
         (one,) = told()
         assert (one.what, one.reason, one.service) == ("refused", "REJECT_NO_ENDPOINT", "default/none:http")

@@ -45,6 +45,7 @@ TC_UPLINK_IN = TC_PROGRAMS[Role.UPLINK][Direction.INGRESS]
 TC_UPLINK_OUT = TC_PROGRAMS[Role.UPLINK][Direction.EGRESS]
 TC_POD_IN = TC_PROGRAMS[Role.POD][Direction.INGRESS]
 TC_POD_OUT = TC_PROGRAMS[Role.POD][Direction.EGRESS]
+TC_LOOPBACK = TC_PROGRAMS[Role.LOOPBACK][Direction.EGRESS]
 OUTSIDE_INGRESS = (XDP, TC_UPLINK_IN)
 
 HOOK_OF = {
@@ -53,6 +54,7 @@ HOOK_OF = {
     TC_UPLINK_OUT: "TC_UPLINK_OUT",
     TC_POD_IN: "TC_POD_IN",
     TC_POD_OUT: "TC_POD_OUT",
+    TC_LOOPBACK: "TC_LOOPBACK",
 }
 
 LIMITS = Limits(vips=4096, backends=4096, table_rows=1 << 18, flows=8192, affinity=1024)
@@ -162,23 +164,25 @@ class Datapath:
         packet: bytes,
         *,
         ifindex: int | None = None,
-        from_host: bool = False,
+        from_host: bool | None = None,
         gso_size: int = 0,
         mark: int = 0,
     ) -> Result:
         """Run one program on one packet; ifindex defaults to the interface that the program belongs to.
 
-        from_host: a process of the node sent the packet, it has come in by no interface (egress). gso_size:
-        the packet awaits segmentation into so many bytes of payload each (tc). mark: the packet's (tc).
+        from_host: a process of the node sent the packet, it has come in by no interface (egress); None: at lo
+        alone. gso_size: the packet awaits segmentation into so many bytes of payload each (tc). mark: the
+        packet's (tc).
         """
         if ifindex is None:
-            ifindex = self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
+            ifindex = self._interface_of(program)
         before = self.counters()
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:
-            if program in (TC_UPLINK_OUT, TC_POD_OUT):
-                came_in = 0 if from_host else {self.pod: self.uplink}.get(ifindex, self.pod)
+            if program in (TC_UPLINK_OUT, TC_POD_OUT, TC_LOOPBACK):
+                sent_here = program == TC_LOOPBACK if from_host is None else from_host
+                came_in = 0 if sent_here else {self.pod: self.uplink}.get(ifindex, self.pod)
             else:
                 came_in = ifindex if self._tells_ingress() else 0  # it is of no matter at ingress
             # struct __sk_buff: ..., mark, ..., ingress_ifindex, ifindex, ..., gso_size
@@ -193,12 +197,17 @@ class Datapath:
         }
         return Result(verdicts[run.retval], run.data, moved)
 
+    def _interface_of(self, program: str) -> int:
+        if program == TC_LOOPBACK:
+            return 1
+        return self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
+
     def try_frame(self, program: str, packet: bytes) -> tuple[str, bytes]:
         """Run one program on one frame of its own interface; return verdict and frame, and count nothing.
 
         The calling thread is in the namespace. It is what a campaign of millions of frames can afford.
         """
-        ifindex = self.pod if program in (TC_POD_IN, TC_POD_OUT) else self.uplink
+        ifindex = self._interface_of(program)
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:

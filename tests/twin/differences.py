@@ -93,53 +93,11 @@ def _unused_cluster_ip(case: Case) -> bool:
     )
 
 
-def _unhooked(case: Case) -> bool:
-    """A process outside of the control group, or a raw socket: no hook sees an address."""
-    return case.step["who"] == "bare" or (
-        case.step["do"] == "pieces" and case.step["who"] in ("node", "hostpod")
-    )
-
-
-def _own_node_port(case: Case) -> bool:
-    return (
-        _unhooked(case)
-        and case.to is not None
-        and (case.to[0] == "node" or case.to[:2] == ["external", "host"])
-        and "error" in case.ours
-    )
-
-
-def _own_backend(case: Case) -> bool:
-    return _unhooked(case) and case.service == "host" and "error" in case.ours
-
-
-def _time_wait(case: Case) -> bool:
-    """The kernel knows a translated socket by its backend, also while it is in TIME_WAIT."""
-    return (
-        case.step["do"] == "connect"
-        and case.step["who"] in ("node", "hostpod")
-        and case.alone
-        and case.ours == {"error": "EADDRNOTAVAIL"}
-    )
-
-
-def _reply_to_node_port(case: Case) -> bool:
-    """A backend with the node's network answers this node, at a port with the number of a node port."""
-    own = case.step["who"] in ("node", "hostpod", "bare") and str(case.port).startswith("node")
-    host = case.service == "host" or case.to == ["pod", "host"]
-    return own and host and case.step["do"] in ("ask", "pieces") and case.ours == {"error": "timeout"}
-
-
 DELIBERATE = (
     Known("source-address-kept", _source_address),
     Known("ping-answered", _ping),
     Known("udp-without-endpoints-refused", _udp_without_endpoints),
     Known("unused-cluster-ip-refused", _unused_cluster_ip),
 )
-OPEN = (
-    Known("unhooked-process-own-node-port", _own_node_port),
-    Known("unhooked-process-host-network-backend", _own_backend),
-    Known("own-port-in-time-wait", _time_wait),
-    Known("reply-to-the-number-of-a-node-port", _reply_to_node_port),
-)
+OPEN: tuple[Known, ...] = ()
 """What is no decision, and not mended yet: a row goes when its fault does."""

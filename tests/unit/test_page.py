@@ -71,6 +71,7 @@ STATUS: dict[str, Any] = {
                 ("eth0", "uplink", "tc egress", "lb_tc_uplink_out"),
                 ("veth1", "pod", "tc ingress", "lb_tc_pod_in"),
                 ("veth1", "pod", "tc egress", "lb_tc_pod_out"),
+                ("lo", "loopback", "tc egress", "lb_tc_loopback"),
                 ("/sys/fs/cgroup", "sockets", "connect4", "lb_sock_connect"),
             ]
         )

@@ -37,6 +37,7 @@ _LOG = logging.getLogger(__name__)
 _OVERLAYS = frozenset({"vxlan", "geneve"})
 _IP_OVERLAYS = frozenset({"ipip", "ip6tnl"})
 XDP_PROGRAM = "lb_xdp_uplink"
+LOOPBACK_PROGRAM = "lb_tc_loopback"
 
 
 class Role(StrEnum):
@@ -45,6 +46,7 @@ class Role(StrEnum):
     UPLINK = "uplink"
     TUNNEL = "tunnel"
     POD = "pod"
+    LOOPBACK = "loopback"
 
 
 _OUTWARD = {Direction.INGRESS: "lb_tc_uplink_in", Direction.EGRESS: "lb_tc_uplink_out"}
@@ -52,8 +54,11 @@ TC_PROGRAMS: Mapping[Role, Mapping[Direction, str]] = {
     Role.UPLINK: _OUTWARD,
     Role.TUNNEL: _OUTWARD,
     Role.POD: {Direction.INGRESS: "lb_tc_pod_in", Direction.EGRESS: "lb_tc_pod_out"},
+    Role.LOOPBACK: {Direction.EGRESS: LOOPBACK_PROGRAM},
 }
 """The tc programs of each role. Ingress is what comes into the node from the interface.
+
+What the node sends to itself is seen as it leaves by ``lo``, where the kernel still knows its socket.
 
 An uplink in an XDP mode has them too: XDP leaves to them what it cannot send itself."""
 
@@ -63,7 +68,8 @@ TC_PROGRAMS_L3: Mapping[Direction, str] = {Direction.INGRESS: "lb_tc_l3_in", Dir
 
 def tc_programs_for(interface: Interface, role: Role) -> Mapping[Direction, str]:
     """Return the tc programs that an interface of a role should have, by direction."""
-    return TC_PROGRAMS[role] if interface.ethernet or role is Role.POD else TC_PROGRAMS_L3
+    outward = role in (Role.UPLINK, Role.TUNNEL)
+    return TC_PROGRAMS_L3 if outward and not interface.ethernet else TC_PROGRAMS[role]
 
 
 _KERNEL_NAME = 15
@@ -95,8 +101,8 @@ class Selection:
         found = {}
         for interface in interfaces:
             if interface.kind == "loopback":
-                continue
-            if _named(interface, self.uplinks) if self.uplinks else interface.index in default_routes:
+                found[interface.index] = Role.LOOPBACK
+            elif _named(interface, self.uplinks) if self.uplinks else interface.index in default_routes:
                 found[interface.index] = Role.UPLINK
             elif _named(interface, self.tunnels) if self.tunnels else _is_overlay(interface):
                 found[interface.index] = Role.TUNNEL
@@ -267,7 +273,7 @@ class Hooks:
         AttachError, BpfError: the kernel refused the question.
         """
         return [
-            LostHook(f"{role.value} {name}, tc {direction.name.lower()}: {program}", role is not Role.POD)
+            LostHook(f"{role.value} {name}, tc {direction.name.lower()}: {program}", role in _FLAGS)
             for index, (name, role, programs) in self._wanted.items()
             for direction, program in programs.items()
             if not runs(index, direction, self._ids[program]) and exists(index)

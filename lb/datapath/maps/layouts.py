@@ -337,7 +337,6 @@ class VipFlag(IntFlag):
     OUTSIDE_LOCAL = 2
     USABLE = 4
     SOURCE_RANGES = 8
-    HOST_ENDPOINT = 16
     GONE = 32
 
 
@@ -374,6 +373,7 @@ class FlowPath(IntEnum):
     HAIRPIN = 2
     HOST = 3
     REDIRECT = 4
+    LOOPBACK = 5
 
 
 class FinSeen(IntFlag):

@@ -276,7 +276,7 @@ def _maps() -> Iterator[MapSpec]:
             SOCKET[ip],
             "kernel",
             "the least recently used peer goes",
-            "by socket and address: the backend in a VIP's place, and the VIP in a backend's",
+            "by socket and address: the VIP in a backend's place",
             limit="sockets",
             version=ip,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from lb.plan.types import BackendState, PortPlan, ServicePlan, Vip, VipKey, VipK
 
 Sockets = dict[PortKey, set[Socket]]
 
-_ON_HOST = attrgetter("host")
-
 _IS_ACTIVE = BackendState.ACTIVE
 _FREE, _ACTIVE, _TERMINATING = (
     int(code) for code in (BackendStateCode.FREE, BackendStateCode.ACTIVE, BackendStateCode.TERMINATING)
@@ -30,7 +27,7 @@ _FREE, _ACTIVE, _TERMINATING = (
 _LOCAL, _IN_CLUSTER_SET, _IN_LOCAL_SET = (
     int(flag) for flag in (BackendFlag.LOCAL, BackendFlag.IN_CLUSTER_SET, BackendFlag.IN_LOCAL_SET)
 )
-_USABLE, _HOST_ENDPOINT = int(VipFlag.USABLE), int(VipFlag.HOST_ENDPOINT)
+_USABLE = int(VipFlag.USABLE)
 _INSIDE_LOCAL, _OUTSIDE_LOCAL = int(VipFlag.INSIDE_LOCAL), int(VipFlag.OUTSIDE_LOCAL)
 _SOURCE_RANGES = int(VipFlag.SOURCE_RANGES)
 
@@ -151,8 +148,6 @@ def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) ->
     wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
     regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}
     common = _USABLE if plan.cluster else 0
-    if any(map(_ON_HOST, plan.cluster + plan.local)):
-        common |= _HOST_ENDPOINT
     for vip in plan.vips:
         row = VipRow(
             port.id,

@@ -30,7 +30,6 @@ _FLAGS = {
     VipFlag.INSIDE_LOCAL: "Local for this node",
     VipFlag.OUTSIDE_LOCAL: "Local for others",
     VipFlag.SOURCE_RANGES: "source ranges",
-    VipFlag.HOST_ENDPOINT: "a backend on this host",
     VipFlag.GONE: "gone, lingers for open connections",
 }
 

@@ -27,8 +27,7 @@ REST_SECONDS = 5.0
 
 def gone_row(row: VipRow) -> VipRow:
     """Return the row of a VIP that lingers: it offers nobody and asks nobody's sources."""
-    kept = row.flags & VipFlag.HOST_ENDPOINT
-    return row._replace(affinity_seconds=0, inside=NO_ROWS, outside=NO_ROWS, flags=kept | VipFlag.GONE)
+    return row._replace(affinity_seconds=0, inside=NO_ROWS, outside=NO_ROWS, flags=int(VipFlag.GONE))
 
 
 def used(maps: Maps, version: int, ports: Collection[Port]) -> set[int]:

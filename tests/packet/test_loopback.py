@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a process of the node sends to a VIP at an address of the node itself: it is seen at lo.
+
+There is no socket hook in these tests: they are what a process sees that the hooks do not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from lb.config import SnatPorts
+from lb.model import Protocol
+from lb.plan.types import ServicePlan, VipKind
+from tests import packets as p
+from tests.packet.harness import (
+    OUTSIDE_INGRESS,
+    PASS,
+    SEND,
+    TC_LOOPBACK,
+    TC_POD_IN,
+    TC_UPLINK_IN,
+    TC_UPLINK_OUT,
+    XDP,
+    Datapath,
+)
+from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
+
+ONE_SNAT_PORT = SnatPorts(61000, 61000)
+VIP = VIPS[VipKind.NODE_PORT]
+CLIENT, SEEN = (p.NODE1, 50_000), (p.NODE1, 61000)
+LO = p.ether("00:00:00:00:00:00", "00:00:00:00:00:00")
+each_protocol = pytest.mark.parametrize("protocol", BUILD)
+
+
+@pytest.fixture
+def node(datapath: Datapath) -> Datapath:
+    datapath.set_up_node(snat_ports=ONE_SNAT_PORT)
+    return datapath
+
+
+def on_this_node(protocol: Protocol) -> ServicePlan:
+    """A Service whose endpoint is a process of this node."""
+    plan = service(p.NODE1, protocol=protocol)
+    (port,) = plan.ports
+    (one,) = port.backends
+    here = (structs.replace(one, node="node1", local=True),)
+    return replace(plan, ports=(replace(port, backends=here, cluster=here, local=here),))
+
+
+@each_protocol
+@pytest.mark.parametrize("backend", [p.BACKEND_LOCAL, p.BACKEND_REMOTE])
+def test_loopback_node_port_to_a_pod(node: Datapath, backend: str, protocol: Protocol) -> None:
+    """The reply's source is the node's address: it goes on by lo, where nobody calls that a martian."""
+    build, to = BUILD[protocol], (backend, TARGET_PORT)
+    node.apply(service(backend, protocol=protocol))
+    request = build(LO, CLIENT, VIP)
+    for reason in ("NEW_LOCAL" if backend == p.BACKEND_LOCAL else "NEW_REMOTE", "FLOW_HIT"):
+        result = node.run(TC_LOOPBACK, request)
+        assert (result.verdict, result.reason) == (SEND, reason)
+        assert p.l3(result.packet) == p.l3(p.rebuilt(request, src=SEEN, dst=to, ttl=63))
+    link = p.FROM_POD if backend == p.BACKEND_LOCAL else p.FROM_NODE2
+    reply = build(link, to, SEEN, **({"flags": "SA"} if protocol is Protocol.TCP else {}))
+    result = node.run(TC_POD_IN if backend == p.BACKEND_LOCAL else TC_UPLINK_IN, reply)
+    assert (result.verdict, result.reason) == (SEND, "REPLY")
+    p.assert_same(result.packet, p.rebuilt(reply, src=VIP, dst=CLIENT))
+
+
+def test_loopback_replies_are_left_to_tc_by_xdp(node: Datapath) -> None:
+    node.apply(service(p.BACKEND_REMOTE))
+    assert node.run(TC_LOOPBACK, p.tcp(LO, CLIENT, VIP, "S")).reason == "NEW_REMOTE"
+    reply = p.tcp(p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), SEEN, "SA")
+    result = node.run(XDP, reply)
+    assert (result.verdict, result.reason) == (PASS, "TO_TC")
+    p.assert_same(result.packet, reply)
+
+
+@each_protocol
+def test_loopback_a_backend_with_the_nodes_network(node: Datapath, protocol: Protocol) -> None:
+    """It stays on lo in both directions."""
+    build, to = BUILD[protocol], (p.NODE1, TARGET_PORT)
+    node.apply(on_this_node(protocol))
+    request = build(LO, CLIENT, VIP)
+    for reason in ("NEW_LOCAL", "FLOW_HIT"):
+        result = node.run(TC_LOOPBACK, request)
+        assert (result.verdict, result.reason) == (PASS, reason)
+        p.assert_same(result.packet, p.rebuilt(request, src=SEEN, dst=to))
+    reply = build(LO, to, SEEN, **({"flags": "SA"} if protocol is Protocol.TCP else {}))
+    result = node.run(TC_LOOPBACK, reply)
+    assert (result.verdict, result.reason) == (PASS, "REPLY")
+    p.assert_same(result.packet, p.rebuilt(reply, src=VIP, dst=CLIENT))
+
+
+@each_protocol
+def test_loopback_from_the_uplink_to_a_backend_with_the_nodes_network(
+    node: Datapath, protocol: Protocol
+) -> None:
+    """A request to another VIP leaves by the uplink, and is turned back into the node there."""
+    build, to, vip = BUILD[protocol], (p.NODE1, TARGET_PORT), VIPS[VipKind.CLUSTER_IP]
+    node.apply(on_this_node(protocol))
+    request = build(p.TO_NODE2, CLIENT, vip)
+    for reason in ("NEW_LOCAL", "FLOW_HIT"):
+        result = node.run(TC_UPLINK_OUT, request, from_host=True)
+        assert (result.verdict, result.reason) == (SEND, reason)
+        p.assert_same(result.packet, p.rebuilt(request, src=SEEN, dst=to))
+    reply = build(LO, to, SEEN, **({"flags": "SA"} if protocol is Protocol.TCP else {}))
+    result = node.run(TC_LOOPBACK, reply)
+    assert (result.verdict, result.reason) == (PASS, "REPLY")
+    p.assert_same(result.packet, p.rebuilt(reply, src=vip, dst=CLIENT))
+
+
+def test_loopback_without_endpoints_is_refused(node: Datapath) -> None:
+    node.apply(service())
+    request = p.tcp(LO, CLIENT, VIP, "S")
+    result = node.run(TC_LOOPBACK, request)
+    assert (result.verdict, result.reason) == (SEND, "REJECT_NO_ENDPOINT")
+    p.assert_same(result.packet, p.reset_for(request))
+
+
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+def test_loopback_icmp_errors_about_a_request(node: Datapath, program: str) -> None:
+    """A router's keeps its source and passes; the backend's becomes the VIP's, and goes on by lo."""
+    node.apply(service(p.BACKEND_REMOTE, protocol=Protocol.UDP))
+    request = p.udp(LO, CLIENT, VIP)
+    there = p.rebuilt(request, src=SEEN, dst=(p.BACKEND_REMOTE, TARGET_PORT))
+    assert node.run(TC_LOOPBACK, request).reason == "NEW_REMOTE"
+    error = p.icmp_error(p.FROM_NODE2, p.ip(p.BACKEND_REMOTE, p.NODE1), "port unreachable", p.quote(there))
+    result = node.run(program, error)
+    if program == XDP:
+        assert (result.verdict, result.reason) == (PASS, "TO_TC")
+        p.assert_same(result.packet, error)
+        return
+    assert (result.verdict, result.reason) == (SEND, "ICMP_ERROR")
+    known = p.quote(p.rebuilt(there, src=CLIENT, dst=VIP))
+    want = p.icmp_error(p.FROM_NODE2, p.ip(p.NODE1, p.NODE1), "port unreachable", known)
+    p.assert_same(result.packet, want)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        lambda: p.tcp(LO, CLIENT, (p.NODE1, 22), "S"),
+        lambda: p.udp(LO, (p.NODE1, 53), CLIENT),
+        lambda: p.tcp(LO, (p.NODE1, 22), SEEN, "SA"),
+    ],
+    ids=["to a server", "to a client", "to a port of the SNAT range"],
+)
+def test_loopback_leaves_alone_what_is_for_no_vip(node: Datapath, frame: object) -> None:
+    node.apply(service(p.BACKEND_LOCAL))
+    sent = frame()  # type: ignore[operator]
+    result = node.run(TC_LOOPBACK, sent)
+    assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
+    p.assert_same(result.packet, sent)
+
+
+def test_loopback_what_another_hook_has_sent_by_lo_is_left_alone(node: Datapath) -> None:
+    """To a client whose port is a NodePort."""
+    node.apply(service(p.BACKEND_LOCAL))
+    reply = p.tcp(LO, VIP, (p.NODE1, NODE_PORT), "SA")
+    result = node.run(TC_LOOPBACK, reply, from_host=False)
+    assert (result.verdict, result.reason) == (PASS, "NOT_VIP")
+    p.assert_same(result.packet, reply)
+
+
+@pytest.fixture
+def asker(node: Datapath) -> Iterator[None]:
+    """A socket of the node at a port that is a NodePort, connected to a server of the node."""
+    family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
+    with contextlib.ExitStack() as stack:
+        with node.namespace.entered():
+            one = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            one.bind((p.here(p.NODE1), NODE_PORT))
+            one.connect((p.here(p.NODE1), 9000))
+        yield
+
+
+@pytest.mark.usefixtures("asker")
+def test_loopback_an_answer_to_a_socket_at_the_number_of_a_node_port(node: Datapath) -> None:
+    """The server's answer is the socket's; what others send there is the Service's."""
+    node.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
+    answer = p.udp(LO, (p.NODE1, 9000), (p.NODE1, NODE_PORT))
+    result = node.run(TC_LOOPBACK, answer)
+    assert (result.verdict, result.reason) == (PASS, "OWN_CONNECTION")
+    p.assert_same(result.packet, answer)
+    other = p.udp(LO, (p.NODE1, 9001), (p.NODE1, NODE_PORT))
+    assert node.run(TC_LOOPBACK, other).reason == "NEW_LOCAL"
