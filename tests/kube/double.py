@@ -322,8 +322,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
     request_: Request
-    told: int
-    """Up to which version a watch has told everything."""
+    begun: int
+    """The version that a watch was asked to begin after."""
 
     @property
     def double(self) -> ApiDouble:
@@ -495,7 +495,7 @@ class Handler(BaseHTTPRequestHandler):
         nothing; it keeps silent until versions have passed it.
         """
         double, query = self.double, self.selectors()
-        self.told = version
+        self.begun = version
         end = time.monotonic() + float(self.request_.query.get("timeoutSeconds", "3600"))
         while True:
             with double.changed:
@@ -508,7 +508,7 @@ class Handler(BaseHTTPRequestHandler):
                 changes = self._later(watch, version)
                 command = watch.commands.popleft() if watch.commands and not changes else None
             for change in changes:
-                version = self.told = change.version
+                version = change.version
                 if (event := event_of(query, change)) is not None:
                     self.send_event(*event)
             if command is not None and not command(self):

@@ -103,8 +103,7 @@ def silent(handler: Handler) -> bool:
 
 
 def bookmark(handler: Handler) -> bool:
-    """Send a bookmark with the present version, if it is above what the watch has told."""
-    if handler.double.version > handler.told:
-        handler.told = handler.double.version
-        handler.send_bookmark(handler.told)
+    """Send a bookmark with the present version, if the watch was begun at one below."""
+    if handler.double.version > handler.begun:
+        handler.send_bookmark(handler.double.version)
     return True
