@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {".py", ".c", ".h", ".sh", ".yaml", ".toml", ".service", ".html", ".css", ".js"}
 NAMES = {"Containerfile", "Makefile", "Vagrantfile", "lock", "run", "setup"}
 DATA = (Path("tests/golden"), Path("tests/unit/texts"))
-"""What tests read and compare whole; REUSE.toml says their licence."""
+"""What tests read and compare whole, beside the tests; REUSE.toml says the licence of what is no Python."""
 PROJECT, KERNEL_SIDE = "Apache-2.0", "GPL-2.0-only OR BSD-2-Clause"
 
 
@@ -24,12 +24,13 @@ def sources() -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if (name == ".ci" or not name.startswith("."))
-            and name not in {"build", "__pycache__"}
-            and here / name not in DATA
+            if (name == ".ci" or not name.startswith(".")) and name not in {"build", "__pycache__"}
         ]
+        data = any(here.is_relative_to(each) for each in DATA)
         for name in files:
             path = here / name
+            if data and path.suffix != ".py":
+                continue
             if path.suffix in SOURCES or (not path.suffix and name in NAMES):
                 yield path
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From YAML to the maps' dump, with no kernel: one folder for each row of the Service contract.
 
 ``manifests/`` is what a user applies. ``expected.ipvsadm`` and ``expected.json`` are what ``lbctl maps dump

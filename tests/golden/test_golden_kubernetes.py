@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The golden cases once more, as the API server would tell them: both sources lead to the same maps.
 
 The manifests' Services get what the API server fills in (defaults, cluster IPs, node ports), the
