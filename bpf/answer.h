@@ -43,6 +43,12 @@ struct reset {
 	struct tcphdr tcp;
 };
 
+/* Bytes of IPv4 options, or of IPv6 extension headers. */
+static __always_inline u32 between_len(const struct packet *pkt)
+{
+	return pkt->l4 - pkt->l3 - sizeof(ip_header_t);
+}
+
 /* RFC 9293, section 3.10.7.1: the answer of a closed port. */
 static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct packet *pkt,
 						   const struct note *note)
@@ -60,6 +66,9 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 	if (!within_rate(ANSWER_NONE))
 		return drop(REASON_RATE_LIMITED);
 	partial = ctx_csum_partial(ctx, pkt->l4 + TCP_CSUM);
+	/* The device looks for the checksum where the L4 header is: so options have to go first. */
+	if (partial && between_len(pkt) && !ctx_cut_options(ctx, between_len(pkt)))
+		return drop(REASON_REWRITE_FAILED);
 
 	frame.ip = ip_header(&pkt->tuple.dst, &pkt->tuple.src, IPPROTO_TCP, sizeof(frame));
 	frame.tcp.source = pkt->tuple.dport;
@@ -84,8 +93,6 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 		return drop(REASON_REWRITE_FAILED);
 	return outcome(send_answer(ctx, note), note->reason);
 }
-
-#define BETWEEN_MAX 8
 
 /* How much of the L4 header an ICMP error quotes: at least 8 bytes (RFC 792), and so much that a checksum
  * which the device has yet to complete stays inside. */
@@ -129,21 +136,24 @@ static __always_inline bool sum_quoted_l4(ctx_t *ctx, const struct packet *pkt, 
 	return ctx_store(ctx, csum_at, &check, sizeof(check));
 }
 
-/* Bytes between the IP header and the L4 header: a fragment header of IPv6, if any. */
-static __always_inline u32 between_len(const struct packet *pkt)
-{
-	return FAMILY == 6 && pkt->l4 != pkt->l3 + sizeof(ip_header_t) ? BETWEEN_MAX : 0;
-}
+#define BETWEEN_WORDS (FAMILY == 6 ? 2 : 1) /* what options and extension headers are multiples of */
+#define BETWEEN_PARTS (FAMILY == 6 ? 26 : 10)
 
+/* Add up what is between the IP header and the L4 header. */
 static __always_inline bool sum_between(ctx_t *ctx, const struct packet *pkt, u64 *sum)
 {
-	u32 words[BETWEEN_MAX / 4];
+	u32 words[BETWEEN_WORDS], at;
+	int i;
 
-	if (!between_len(pkt))
-		return true;
-	if (!ctx_load(ctx, pkt->l3 + sizeof(ip_header_t), words, sizeof(words)))
-		return false;
-	*sum += sum_bytes(words, sizeof(words));
+#pragma clang loop unroll(disable)
+	for (i = 0; i < BETWEEN_PARTS; i++) {
+		at = pkt->l3 + sizeof(ip_header_t) + i * sizeof(words);
+		if (at >= pkt->l4)
+			break;
+		if (!ctx_load(ctx, at, words, sizeof(words)))
+			return false;
+		*sum += sum_bytes(words, sizeof(words));
+	}
 	return true;
 }
 

@@ -106,6 +106,12 @@ static __always_inline bool ctx_add_link(ctx_t *ctx)
 	return bpf_skb_change_head(ctx, ETH_HLEN, 0) == 0;
 }
 
+/* Cut len bytes off behind the IP header of 20 or 40 bytes. */
+static __always_inline bool ctx_cut_options(ctx_t *ctx, u32 len)
+{
+	return bpf_skb_adjust_room(ctx, -(s32)len, BPF_ADJ_ROOM_NET, 0) == 0;
+}
+
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {
 	return bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0;

@@ -107,6 +107,12 @@ static __always_inline bool ctx_add_link(ctx_t *ctx)
 	return false;
 }
 
+/* Only where the device completes the checksum options have to be cut off: never in XDP. */
+static __always_inline bool ctx_cut_options(ctx_t *ctx, u32 len)
+{
+	return false;
+}
+
 /* Open a gap of len bytes behind the link header, whose bytes must then be stored anew. */
 static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 {

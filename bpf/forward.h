@@ -182,7 +182,7 @@ static __always_inline bool breaks_sctp(const struct packet *pkt, const struct t
 static __always_inline void decide_first_piece(const struct packet *pkt, struct decision *d,
 					       const struct note *at)
 {
-	if (d->action == ACTION_CONNECT || pkt->kind != KIND_FLOW)
+	if (d->action == ACTION_CONNECT || (pkt->kind == KIND_ECHO && !is_extension(pkt->piece_next)))
 		return;
 	if (translates(d) && breaks_sctp(pkt, &d->flow.to)) {
 		decide(d, ACTION_DROP, REASON_SCTP_FRAGMENT);
@@ -192,7 +192,8 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 		remember_fragment(pkt, at->hook);
 	if (at->side == HOST) /* what the node sends */
 		return;
-	if (d->action == ACTION_PASS ? ctx_decides() : translates(d) && is_awaited(pkt)) {
+	if (d->action == ACTION_PASS ? ctx_decides()
+				     : (translates(d) || d->reason == REASON_PING) && is_awaited(pkt)) {
 		if (ctx_decides())
 			d->action = ACTION_PIECES;
 		else

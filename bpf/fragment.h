@@ -10,7 +10,7 @@ static __always_inline struct fragment_key fragment_key(const struct packet *pkt
 	    .src = pkt->tuple.src,
 	    .dst = pkt->tuple.dst,
 	    .id = pkt->fragment_id,
-	    .protocol = pkt->tuple.protocol,
+	    .protocol = pkt->piece_next,
 	};
 
 	return key;
@@ -21,10 +21,11 @@ static __always_inline void remember_fragment(const struct packet *pkt, u32 hook
 	struct fragment_key key = fragment_key(pkt);
 	struct fragment ports = {
 	    .seen_ns = bpf_ktime_get_ns(),
-	    .passed = pkt->l4_len,
+	    .passed = pkt->piece_len,
 	    .sport = pkt->tuple.sport,
 	    .dport = pkt->tuple.dport,
 	    .hook = hook,
+	    .protocol = pkt->tuple.protocol,
 	};
 
 	bpf_map_update_elem(fragments, &key, &ports, BPF_ANY);
@@ -40,8 +41,8 @@ static __always_inline void count_piece(const struct packet *pkt, u32 hook)
 	if (!datagram || datagram->hook != hook)
 		return;
 	if (pkt->last)
-		datagram->whole = pkt->piece_at + pkt->l4_len;
-	__sync_fetch_and_add(&datagram->passed, pkt->l4_len);
+		datagram->whole = pkt->piece_at + pkt->piece_len;
+	__sync_fetch_and_add(&datagram->passed, pkt->piece_len);
 	if (datagram->whole && datagram->passed >= datagram->whole)
 		bpf_map_delete_elem(fragments, &key);
 }
@@ -54,7 +55,8 @@ static __always_inline bool is_awaited(const struct packet *pkt)
 	return bpf_map_lookup_elem(pieces, &key);
 }
 
-/* Give a later fragment its ports; false when its first has not been seen here. */
+/* Give a later fragment its ports, and its protocol where an extension header is in front of that; false when
+ * its first has not been seen here. */
 static __always_inline bool lookup_fragment(struct packet *pkt)
 {
 	struct fragment_key key = fragment_key(pkt);
@@ -64,5 +66,10 @@ static __always_inline bool lookup_fragment(struct packet *pkt)
 		return false;
 	pkt->tuple.sport = ports->sport;
 	pkt->tuple.dport = ports->dport;
+	if (is_extension(pkt->piece_next)) {
+		pkt->tuple.protocol = ports->protocol;
+		if (ports->protocol == ICMP_PROTOCOL)
+			pkt->kind = KIND_ECHO;
+	}
 	return true;
 }

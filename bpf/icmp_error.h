@@ -30,10 +30,10 @@ static __always_inline bool update_quoted_csum(ctx_t *ctx, const struct packet *
 
 /* Kept in the scratch, in the room of `entries`: this step makes no flow. */
 struct icmp_error {
-	struct quoted_head head; /* the quoted packet's first bytes */
-	struct tuple tuple;	 /* of the quoted packet, turned round */
-	struct tuple to;	 /* what that becomes */
-	struct addr src;	 /* what the error's own source becomes */
+	struct quoted quoted; /* the quoted packet's head */
+	struct tuple tuple;   /* of the quoted packet, turned round */
+	struct tuple to;      /* what that becomes */
+	struct addr src;      /* what the error's own source becomes */
 };
 
 static __always_inline struct icmp_error *get_icmp_error(struct work *work)
@@ -45,12 +45,32 @@ static __always_inline struct icmp_error *get_icmp_error(struct work *work)
 	return e;
 }
 
+/* Read the head of the quoted packet. */
+static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct icmp_error *e)
+{
+	const u32 from = sizeof(struct icmphdr);
+	u32 parsed = parse_quoted_ip(ctx, pkt, &e->quoted, &e->tuple);
+	__be16 ports[2];
+
+	if (parsed != PARSED)
+		return parsed;
+	if (e->tuple.protocol != IPPROTO_TCP && e->tuple.protocol != IPPROTO_UDP &&
+	    e->tuple.protocol != IPPROTO_SCTP)
+		return REASON_OTHER_PROTOCOL;
+	if (pkt->l4_len < from + e->quoted.l4 + QUOTED_L4 ||
+	    !ctx_load(ctx, pkt->l4 + from + e->quoted.l4, ports, sizeof(ports)))
+		return REASON_MALFORMED;
+	e->tuple.sport = ports[1];
+	e->tuple.dport = ports[0];
+	return PARSED;
+}
+
 /* Rewrite the error's own addresses, and the head that it quotes. False: the kernel refused. */
 static __always_inline bool translate_error(ctx_t *ctx, const struct packet *pkt, const struct icmp_error *e,
 					    u8 ttl)
 {
 	u32 quoted_ip = pkt->l4 + sizeof(struct icmphdr);
-	u32 quoted_l4 = quoted_ip + sizeof(ip_header_t);
+	u32 quoted_l4 = quoted_ip + e->quoted.l4;
 	u64 inner = addresses_delta(&e->tuple, &e->to), ports = ports_delta(&e->tuple, &e->to), check, outer;
 
 	outer = delta_addr(0, &pkt->tuple.src, &e->src);
@@ -144,7 +164,7 @@ static __always_inline int icmp_error(ctx_t *ctx)
 	e = get_icmp_error(work);
 	parsed = parse(ctx, pkt);
 	if (parsed == ICMP_ERROR)
-		parsed = parse_quoted(ctx, pkt, &e->head, &e->tuple);
+		parsed = parse_quoted(ctx, pkt, e);
 	if (parsed != PARSED)
 		return finish(note->hook, pass(parsed), bytes);
 	return finish_told(ctx, note, pass_on_error(ctx, pkt, e, &work->d, note), bytes);

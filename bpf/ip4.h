@@ -42,26 +42,40 @@ static __always_inline bool is_martian(const struct addr *source)
 	return first == 0 || first == 127 || (first & 0xf0) == 224 || source->word[0] == 0xffffffff;
 }
 
+/* Bytes of the header with its options. */
+static __always_inline u32 ip_header_len(const struct iphdr *ip)
+{
+	return ip->ihl * 4;
+}
+
+/* IPv4 has options inside its header, and no headers behind it. */
+static __always_inline bool is_extension(u8 next)
+{
+	return false;
+}
+
 /* Fill in what the IP header says; returns PARSED, or why the packet is not for us. */
 static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 {
 	struct iphdr *ip;
+	u32 header;
 
 	ip = ctx_at(ctx, pkt->l3, sizeof(*ip));
 	if (!ip)
 		return REASON_MALFORMED;
+	header = ip_header_len(ip);
 	pkt->ip_len = bpf_ntohs(ip->tot_len);
-	if (ip->version != 4 || ip->ihl < 5 || ip->ihl * 4 > pkt->ip_len ||
+	if (ip->version != 4 || header < sizeof(*ip) || header > pkt->ip_len ||
 	    pkt->l3 + (u32)pkt->ip_len > ctx_len(ctx))
 		return REASON_MALFORMED;
-	if (ip->ihl != 5)
-		return REASON_IP_OPTIONS;
-	pkt->l4 = pkt->l3 + sizeof(*ip);
-	pkt->l4_len = pkt->ip_len - sizeof(*ip);
+	pkt->l4 = pkt->l3 + header;
+	pkt->l4_len = pkt->ip_len - header;
 	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
 		pkt->piece = ip->frag_off & bpf_htons(IP_OFFSET) ? PIECE_LATER : PIECE_FIRST;
 		pkt->fragment_id = ip->id;
 		pkt->piece_at = (bpf_ntohs(ip->frag_off) & IP_OFFSET) * 8;
+		pkt->piece_len = pkt->l4_len;
+		pkt->piece_next = ip->protocol;
 		pkt->last = !(ip->frag_off & bpf_htons(IP_MF));
 	}
 	pkt->tuple.src.word[0] = ip->saddr;
@@ -70,6 +84,45 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	pkt->ttl = ip->ttl;
 	pkt->tos = ip->tos;
 	pkt->ip_check = ip->check;
+	return PARSED;
+}
+
+/* RFC 791, section 3.1. */
+enum ip_option {
+	IP_OPTION_END = 0,
+	IP_OPTION_NONE = 1, /* END and NONE are one byte long; the others have their length in the second */
+	IP_OPTION_LOOSE_SOURCE_ROUTE = 131,
+	IP_OPTION_STRICT_SOURCE_ROUTE = 137,
+};
+
+#define IP_OPTIONS_MAX 40 /* bytes */
+
+/* Look through the options of a packet that parse_ip() has taken; returns PARSED, or why it is not for us.
+ * The destination of a packet with a source route is not where it goes in the end. */
+static __always_inline u32 parse_options(ctx_t *ctx, const struct packet *pkt)
+{
+	u32 at = pkt->l3 + sizeof(struct iphdr);
+	u8 option[2]; /* type and length: behind an option of one byte at least the L4 header follows */
+	int i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < IP_OPTIONS_MAX && at < pkt->l4; i++) {
+		if (!ctx_load(ctx, at, option, sizeof(option)))
+			return REASON_MALFORMED;
+		if (option[0] == IP_OPTION_LOOSE_SOURCE_ROUTE || option[0] == IP_OPTION_STRICT_SOURCE_ROUTE)
+			return REASON_IP_OPTIONS;
+		if (option[0] == IP_OPTION_END)
+			return PARSED;
+		if (option[0] == IP_OPTION_NONE)
+			option[1] = 1;
+		else if (option[1] < sizeof(option))
+			return REASON_MALFORMED;
+		at += option[1];
+		if (at > pkt->l4)
+			return REASON_MALFORMED;
+		/* It changes nothing, but any two offsets then are alike to the verifier. */
+		asm volatile("%0 &= 255" : "+r"(at));
+	}
 	return PARSED;
 }
 
@@ -123,34 +176,29 @@ static __always_inline void store_common_ip(void *header, u64 addresses_delta, c
 	ip->daddr = to->dst.word[0];
 }
 
-/* How the packet that an ICMP error quotes begins. */
-struct quoted_head {
+/* The IP header of the packet that an ICMP error quotes, and behind how many bytes that packet's L4 header
+ * begins. */
+struct quoted {
 	struct iphdr ip;
-	__be16 ports[2];
-	u8 rest[QUOTED_L4 - 4];
+	u8 l4;
 };
 
-/* Read the head of the packet that an ICMP error quotes; *answer becomes the tuple of a packet that would
- * answer it, whose source is the quoted packet's destination. */
-static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct quoted_head *head,
-					struct tuple *answer)
+/* Read the quoted IP header; *answer becomes the tuple of a packet that would answer the quoted one, whose
+ * source is the quoted packet's destination; without ports. */
+static __always_inline u32 parse_quoted_ip(ctx_t *ctx, const struct packet *pkt, struct quoted *quoted,
+					   struct tuple *answer)
 {
-	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(*head) ||
-	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), head, sizeof(*head)))
+	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(quoted->ip) ||
+	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), &quoted->ip, sizeof(quoted->ip)))
 		return REASON_MALFORMED;
-	if (head->ip.version != 4)
+	quoted->l4 = ip_header_len(&quoted->ip);
+	if (quoted->ip.version != 4 || quoted->l4 < sizeof(quoted->ip))
 		return REASON_MALFORMED;
-	if (head->ip.ihl != 5)
-		return REASON_IP_OPTIONS;
-	if (head->ip.frag_off & bpf_htons(IP_OFFSET) ||
-	    (head->ip.protocol != IPPROTO_TCP && head->ip.protocol != IPPROTO_UDP &&
-	     head->ip.protocol != IPPROTO_SCTP))
+	if (quoted->ip.frag_off & bpf_htons(IP_OFFSET))
 		return REASON_OTHER_PROTOCOL;
-	answer->src.word[0] = head->ip.daddr;
-	answer->dst.word[0] = head->ip.saddr;
-	answer->sport = head->ports[1];
-	answer->dport = head->ports[0];
-	answer->protocol = head->ip.protocol;
+	answer->src.word[0] = quoted->ip.daddr;
+	answer->dst.word[0] = quoted->ip.saddr;
+	answer->protocol = quoted->ip.protocol;
 	return PARSED;
 }
 

@@ -40,18 +40,43 @@ static __always_inline bool is_martian(const struct addr *source)
 	return (first >> 24) == 0xff || (first & 0xffc00000) == 0xfe800000;
 }
 
-/* RFC 8200, section 4.5. */
-struct fragment_header {
+/* An extension header: RFC 8200, section 4. Each is a multiple of 8 bytes long. */
+struct extension {
 	u8 next;
-	u8 reserved;
-	__be16 offset; /* the upper 13 bits: in 8 bytes; the lowest: more fragments */
-	__be32 id;
+	u8 len; /* how many times 8 bytes there are behind the first 8; not of a fragment header */
+	union {
+		__be16
+		    offset; /* fragment header: the upper 13 bits: in 8 bytes; the lowest: more fragments */
+		struct {
+			u8 type; /* routing header */
+			u8 left; /* routing header: where the packet still has to go */
+		};
+	};
+	__be32 id; /* fragment header */
 };
+
+/* So many extension headers are walked: each kind once, destination options twice (RFC 8200, section 4.1). */
+#define EXTENSIONS 5
+
+/* Where the L4 header may be at most: struct packet and struct quoted have a byte for it. */
+#define L4_MAX 255
 
 static __always_inline bool is_extension(u8 next)
 {
 	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
 	       next == IPPROTO_AH || next == IPPROTO_FRAGMENT;
+}
+
+/* How long an extension header is, in bytes; 0: the packet must be left alone. AH signs the addresses. With a
+ * routing header that is not used up the destination is not where the packet goes in the end; type 0 is
+ * deprecated (RFC 5095). */
+static __always_inline u32 extension_len(u8 number, const struct extension *header)
+{
+	if (number == IPPROTO_FRAGMENT)
+		return sizeof(*header);
+	if (number == IPPROTO_AH || (number == IPPROTO_ROUTING && (header->left || !header->type)))
+		return 0;
+	return (header->len + 1) * sizeof(*header);
 }
 
 static __always_inline struct addr addr_from6(const struct in6_addr *in)
@@ -62,10 +87,64 @@ static __always_inline struct addr addr_from6(const struct in6_addr *in)
 	return out;
 }
 
+/* Bytes of the header that all packets have. */
+static __always_inline u32 ip_header_len(const struct ipv6hdr *ip)
+{
+	return sizeof(*ip);
+}
+
+/* A fragment header, at pkt->l4. What follows it is the datagram's, be it an extension header. False: it is
+ * the packet's second. */
+static __always_inline bool parse_fragment(const struct extension *header, struct packet *pkt)
+{
+	if (pkt->piece_len)
+		return false;
+	if (header->offset & bpf_htons(0xfff8))
+		pkt->piece = PIECE_LATER;
+	else if (header->offset & bpf_htons(1))
+		pkt->piece = PIECE_FIRST;
+	pkt->fragment_id = header->id;
+	pkt->piece_at = bpf_ntohs(header->offset) & 0xfff8;
+	pkt->piece_len = pkt->l4_len - sizeof(*header);
+	pkt->piece_next = header->next;
+	pkt->last = !(header->offset & bpf_htons(1));
+	return true;
+}
+
+/* Walk over the extension headers to the L4 header, or in a later piece over those of the piece. */
+static __always_inline u32 parse_extensions(ctx_t *ctx, struct packet *pkt)
+{
+	const struct extension *header;
+	u32 len;
+	u8 number;
+	int i;
+
+	pkt->piece = PIECE_WHOLE; /* a step may parse what the program before has parsed */
+	pkt->piece_len = 0;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < EXTENSIONS && is_extension(pkt->tuple.protocol) && pkt->piece != PIECE_LATER; i++) {
+		number = pkt->tuple.protocol;
+		header = ctx_at(ctx, pkt->l4, sizeof(*header));
+		if (!header || pkt->l4_len < sizeof(*header))
+			return REASON_MALFORMED;
+		len = extension_len(number, header);
+		if (len > pkt->l4_len)
+			return REASON_MALFORMED;
+		if (!len || pkt->l4 + len > L4_MAX)
+			return REASON_IP_OPTIONS;
+		if (number == IPPROTO_FRAGMENT && !parse_fragment(header, pkt))
+			return REASON_IP_OPTIONS;
+		pkt->tuple.protocol = header->next;
+		pkt->l4 += len;
+		pkt->l4_len -= len;
+		KEEP_WHOLE(*pkt); /* for the verifier, to which any two offsets read from there are alike */
+	}
+	return is_extension(pkt->tuple.protocol) && pkt->piece != PIECE_LATER ? REASON_IP_OPTIONS : PARSED;
+}
+
 /* Fill in what the IP header says; returns PARSED, or why the packet is not for us. */
 static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 {
-	struct fragment_header *fragment;
 	struct ipv6hdr *ip;
 
 	ip = ctx_at(ctx, pkt->l3, sizeof(*ip));
@@ -85,24 +164,12 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	pkt->ttl = ip->hop_limit;
 	if (likely(!is_extension(ip->nexthdr)))
 		return PARSED;
-	if (ip->nexthdr != IPPROTO_FRAGMENT)
-		return REASON_IP_OPTIONS;
+	return parse_extensions(ctx, pkt);
+}
 
-	fragment = ctx_at(ctx, pkt->l4, sizeof(*fragment));
-	if (!fragment || pkt->l4_len < sizeof(*fragment))
-		return REASON_MALFORMED;
-	if (is_extension(fragment->next))
-		return REASON_IP_OPTIONS;
-	if (fragment->offset & bpf_htons(0xfff8))
-		pkt->piece = PIECE_LATER;
-	else if (fragment->offset & bpf_htons(1))
-		pkt->piece = PIECE_FIRST;
-	pkt->fragment_id = fragment->id;
-	pkt->piece_at = bpf_ntohs(fragment->offset) & 0xfff8;
-	pkt->last = !(fragment->offset & bpf_htons(1));
-	pkt->tuple.protocol = fragment->next;
-	pkt->l4 += sizeof(*fragment);
-	pkt->l4_len -= sizeof(*fragment);
+/* The extension headers: parse_ip() has walked over them. */
+static __always_inline u32 parse_options(ctx_t *ctx, const struct packet *pkt)
+{
 	return PARSED;
 }
 
@@ -147,34 +214,47 @@ static __always_inline void store_common_ip(void *header, u64 addresses_delta, c
 	__builtin_memcpy(&ip->daddr, &to->dst, sizeof(to->dst));
 }
 
-/* How the packet that an ICMP error quotes begins. */
-struct quoted_head {
+/* The IP header of the packet that an ICMP error quotes, and behind how many bytes that packet's L4 header
+ * begins. */
+struct quoted {
 	struct ipv6hdr ip;
-	__be16 ports[2];
-	u8 rest[QUOTED_L4 - 4];
+	u8 l4;
 };
 
-/* Read the head of the packet that an ICMP error quotes; *answer becomes the tuple of a packet that would
- * answer it, whose source is the quoted packet's destination. */
-static __always_inline u32 parse_quoted(ctx_t *ctx, const struct packet *pkt, struct quoted_head *head,
-					struct tuple *answer)
+/* Read the quoted IP header and walk over its extension headers; *answer becomes the tuple of a packet that
+ * would answer the quoted one, whose source is the quoted packet's destination; without ports. */
+static __always_inline u32 parse_quoted_ip(ctx_t *ctx, const struct packet *pkt, struct quoted *quoted,
+					   struct tuple *answer)
 {
-	if (pkt->l4_len < sizeof(struct icmphdr) + sizeof(*head) ||
-	    !ctx_load(ctx, pkt->l4 + sizeof(struct icmphdr), head, sizeof(*head)))
+	const u32 from = sizeof(struct icmphdr);
+	struct extension header;
+	u32 len;
+	u8 number;
+	int i;
+
+	if (pkt->l4_len < from + sizeof(quoted->ip) ||
+	    !ctx_load(ctx, pkt->l4 + from, &quoted->ip, sizeof(quoted->ip)) || quoted->ip.version != 6)
 		return REASON_MALFORMED;
-	if (head->ip.version != 6)
-		return REASON_MALFORMED;
-	if (is_extension(head->ip.nexthdr))
-		return REASON_IP_OPTIONS;
-	if (head->ip.nexthdr != IPPROTO_TCP && head->ip.nexthdr != IPPROTO_UDP &&
-	    head->ip.nexthdr != IPPROTO_SCTP)
-		return REASON_OTHER_PROTOCOL;
-	answer->src = addr_from6(&head->ip.daddr);
-	answer->dst = addr_from6(&head->ip.saddr);
-	answer->sport = head->ports[1];
-	answer->dport = head->ports[0];
-	answer->protocol = head->ip.nexthdr;
-	return PARSED;
+	quoted->l4 = sizeof(quoted->ip);
+	answer->src = addr_from6(&quoted->ip.daddr);
+	answer->dst = addr_from6(&quoted->ip.saddr);
+	answer->protocol = quoted->ip.nexthdr;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < EXTENSIONS && is_extension(answer->protocol); i++) {
+		number = answer->protocol;
+		if (pkt->l4_len < from + quoted->l4 + sizeof(header) ||
+		    !ctx_load(ctx, pkt->l4 + from + quoted->l4, &header, sizeof(header)))
+			return REASON_MALFORMED;
+		len = extension_len(number, &header);
+		if (!len || quoted->l4 + len > L4_MAX)
+			return REASON_IP_OPTIONS;
+		if (number == IPPROTO_FRAGMENT && header.offset & bpf_htons(0xfff8))
+			return REASON_OTHER_PROTOCOL;
+		answer->protocol = header.next;
+		quoted->l4 += len;
+		KEEP_WHOLE(*quoted); /* as in parse_extensions() */
+	}
+	return is_extension(answer->protocol) ? REASON_IP_OPTIONS : PARSED;
 }
 
 /* Checksum delta of an address change. */

@@ -205,9 +205,26 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 	decide_flow(ctx, direction, false, now, settings, work);
 }
 
-/* What the parser leaves to others, or alone. */
-static __always_inline int not_parsed(ctx_t *ctx, u32 parsed, const struct note *at, u32 bytes)
+/* Parse, and look through IPv4 options: of what comes to the other steps by here that is known then. */
+static __always_inline u32 parse_all(ctx_t *ctx, struct packet *pkt)
 {
+	u32 parsed = parse(ctx, pkt), options;
+
+	if (likely(pkt->l4 <= pkt->l3 + sizeof(ip_header_t)) || parsed < PARSED)
+		return parsed;
+	options = parse_options(ctx, pkt);
+	return options == PARSED ? parsed : options;
+}
+
+/* What the parser leaves to others, or alone. Later pieces that came before their first may be held back, if
+ * they name an extension header: even if the first is left alone it releases them. */
+static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 parsed, struct note *at,
+				      u32 bytes)
+{
+	if (pkt->piece == PIECE_FIRST && is_extension(pkt->piece_next) && !at->egress && ctx_decides()) {
+		at->reason = parsed;
+		next_step(ctx, STEP_PIECES);
+	}
 	if (parsed == ICMP_ERROR) {
 		next_step(ctx, STEP_ICMP_ERROR);
 		return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), bytes);
@@ -254,9 +271,9 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 	if (!at || !work) /* never: an array has its first entry */
 		return VERDICT_PASS;
 	work->pkt.l3 = at->l3;
-	parsed = parse(ctx, &work->pkt);
+	parsed = parse_all(ctx, &work->pkt);
 	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, parsed, at, bytes);
+		return not_parsed(ctx, &work->pkt, parsed, at, bytes);
 	if (egress)
 		decide_egress(ctx, work);
 	else

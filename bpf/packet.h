@@ -20,20 +20,24 @@ struct packet {
 	struct tuple tuple;
 	u32 fragment_id;  /* of a piece */
 	u16 piece_at;	  /* of a piece: bytes of its datagram before it */
+	u16 piece_len;	  /* of a piece: bytes of its datagram in it */
 	u16 ip_len;	  /* bytes from the IP header on */
 	u16 l4_len;	  /* of these, bytes from the L4 header on */
 	u16 payload_len;  /* of these, bytes behind the L4 header */
 	u8 l3;		  /* offset of the IP header: 0 where there is no link header */
-	u8 l4;		  /* offset of the L4 header */
+	u8 l4;		  /* offset of the L4 header, behind all options and extension headers */
 	__sum16 ip_check; /* IPv4 */
 	u8 ttl;
-	u8 tos;	      /* IPv4 */
-	u8 kind;      /* enum kind */
-	u8 piece;     /* enum piece */
-	u8 last;      /* the piece is its datagram's last */
-	u8 tcp_flags; /* enum tcp_flag; 0 for UDP */
-	u32 secret;   /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
-		       */
+	u8 tos;	       /* IPv4 */
+	u8 kind;       /* enum kind */
+	u8 piece;      /* enum piece */
+	u8 piece_next; /* of a piece: the protocol that it names. All pieces of a datagram name the same,
+			* which in IPv6 is an extension header's if one is in front of the first piece's L4
+			* header */
+	u8 last;       /* the piece is its datagram's last */
+	u8 tcp_flags;  /* enum tcp_flag; 0 for UDP */
+	u32 secret; /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
+		     */
 	u32 shown; /* the other side's secret, as the sender knows it: TCP: its acknowledgement; SCTP: the tag
 		    */
 };

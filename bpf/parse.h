@@ -94,6 +94,24 @@ static __always_inline u32 parse_icmp(ctx_t *ctx, struct packet *pkt)
 	return REASON_OTHER_PROTOCOL;
 }
 
+/* A later piece: what follows its IP header is of the datagram's middle. What an IPv6 piece that names an
+ * extension header is of, only the first piece tells. RFC 4443, section 2.4 (c): errors are whole, so what is
+ * of ICMP may be of a ping. */
+static __always_inline u32 parse_later(struct packet *pkt)
+{
+	switch (pkt->tuple.protocol) {
+	case ICMP_PROTOCOL:
+		pkt->kind = KIND_ECHO;
+		return PARSED;
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		return PARSED;
+	default:
+		return is_extension(pkt->tuple.protocol) ? PARSED : REASON_OTHER_PROTOCOL;
+	}
+}
+
 /* Fill *pkt, of which l3 is set; returns PARSED, ICMP_ERROR, or the reason why the packet is not for us. */
 static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 {
@@ -109,11 +127,8 @@ static __always_inline u32 parse(ctx_t *ctx, struct packet *pkt)
 		return result;
 	if (unlikely(is_martian(&pkt->tuple.src)))
 		return REASON_MARTIAN;
-	if (unlikely(pkt->piece == PIECE_LATER)) {
-		if (pkt->tuple.protocol == ICMP_PROTOCOL) /* RFC 4443, section 2.4 (c): errors are whole */
-			pkt->kind = KIND_ECHO;
-		return PARSED;
-	}
+	if (unlikely(pkt->piece == PIECE_LATER))
+		return parse_later(pkt);
 	switch (pkt->tuple.protocol) {
 	case IPPROTO_TCP:
 		return parse_tcp(ctx, pkt);

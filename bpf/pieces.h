@@ -106,7 +106,7 @@ static __always_inline struct outcome release_pieces(ctx_t *ctx, const struct pa
 
 static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt, const struct note *at)
 {
-	bool left_alone = at->reason == REASON_NOT_VIP || at->reason == REASON_FRAGMENT;
+	bool left_alone = at->reason <= REASON_NOT_VIP; /* these are the reasons of the parser, and NOT_VIP */
 
 	if (left_alone && !may_be_ours(ctx, pkt))
 		return pass(at->reason);

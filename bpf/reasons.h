@@ -9,7 +9,7 @@
 	X(NOT_IP, "neither IPv4 nor IPv6: untouched")                                                        \
 	X(VLAN, "a VLAN tag: untouched")                                                                     \
 	X(MALFORMED, "truncated or inconsistent headers: untouched")                                         \
-	X(IP_OPTIONS, "IPv4 options or IPv6 extension headers: untouched")                                   \
+	X(IP_OPTIONS, "a source route, AH, or too many extension headers: untouched")                        \
 	X(FRAGMENT, "a later fragment of a datagram that is not ours: untouched")                            \
 	X(OTHER_PROTOCOL, "no protocol of ours: untouched")                                                  \
 	X(NOT_VIP, "not for a VIP and not a reply: untouched")                                               \

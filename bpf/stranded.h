@@ -45,7 +45,7 @@ static __always_inline bool is_for_vip(ctx_t *ctx, u32 l3)
 	ip_target(&ip, &t);
 	if (lookup_address(&t.dst))
 		return true;
-	if (!ctx_load(ctx, l3 + sizeof(ip) + sizeof(port), &port, sizeof(port)))
+	if (!ctx_load(ctx, l3 + ip_header_len(&ip) + sizeof(port), &port, sizeof(port)))
 		return false;
 	t.dport = port;
 	return lookup_vip(&t);

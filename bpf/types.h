@@ -193,8 +193,8 @@ struct hashing {
 struct fragment_key {
 	struct addr src;
 	struct addr dst;
-	u32 id; /* as in the packet: 16 bits in IPv4, 32 in IPv6 */
-	u8 protocol;
+	u32 id;	     /* as in the packet: 16 bits in IPv4, 32 in IPv6 */
+	u8 protocol; /* as all pieces name it: in IPv6 perhaps that of an extension header */
 	u8 pad[3];
 };
 
@@ -205,7 +205,9 @@ struct fragment {
 	u32 whole;   /* bytes of the whole datagram; 0 until its last piece has passed */
 	__be16 sport;
 	__be16 dport;
-	u32 hook; /* enum hook: where the first piece was noted, and where pieces are counted */
+	u8 hook;     /* enum hook: where the first piece was noted, and where pieces are counted */
+	u8 protocol; /* behind extension headers */
+	u8 pad[2];
 };
 
 /* A later piece that came before the first one of its datagram: see pieces.h. */

@@ -8,18 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, IPOption_NOP
+from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
     ICMPv6MLReport,
     ICMPv6ND_NS,
     IPv6,
-    IPv6ExtHdrDestOpt,
-    IPv6ExtHdrFragment,
-    IPv6ExtHdrHopByHop,
-    IPv6ExtHdrRouting,
 )
-from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q
 from scapy.packet import Packet, Raw
 
@@ -59,7 +54,6 @@ def _vlan_and_link_layer() -> Rows:
 
 
 def _ipv4_only() -> Rows:
-    yield "IP options", bytes(LINK / to_vip(options=[IPOption_NOP()] * 4) / SEGMENT), "IP_OPTIONS"
     yield "echo reply", bytes(LINK / to_vip() / ICMP(type=0)), "OTHER_PROTOCOL"
     yield "redirect", bytes(LINK / to_vip() / ICMP(type=5) / to_vip() / SEGMENT), "OTHER_PROTOCOL"
     yield "echo of an odd code", bytes(LINK / to_vip() / ICMP(type=8, code=1)), "OTHER_PROTOCOL"
@@ -68,15 +62,6 @@ def _ipv4_only() -> Rows:
 
 
 def _ipv6_only() -> Rows:
-    for name, header in {
-        "hop-by-hop options": IPv6ExtHdrHopByHop(),
-        "destination options": IPv6ExtHdrDestOpt(),
-        "routing header": IPv6ExtHdrRouting(addresses=["2001:db8::1"]),
-        "authentication header": AH(spi=1, seq=1, icv=bytes(12)),
-        "fragment header, then destination options": IPv6ExtHdrFragment(id=7) / IPv6ExtHdrDestOpt(),
-        "two headers": IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt(),
-    }.items():
-        yield name, bytes(LINK / to_vip() / header / SEGMENT), "IP_OPTIONS"
     yield "no next header", bytes(LINK / to_vip(nh=59) / Raw(bytes(20))), "OTHER_PROTOCOL"
     yield "echo reply", bytes(LINK / to_vip() / ICMPv6EchoReply()), "OTHER_PROTOCOL"
     yield "neighbour solicitation", bytes(LINK / to_vip() / ICMPv6ND_NS(tgt=p.here(VIP))), "OTHER_PROTOCOL"

@@ -139,7 +139,9 @@ FRAGMENT: DType = np.dtype(
         ("whole", "u4"),
         ("sport", ">u2"),
         ("dport", ">u2"),
-        ("hook", "u4"),
+        ("hook", "u1"),
+        ("protocol", "u1"),
+        ("pad", "u1", (2,)),
     ]
 )
 PIECE_KEY = {
