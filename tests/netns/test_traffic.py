@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +55,56 @@ def test_dual_stack_source_address_is_kept_for_a_local_backend_and_for_pods(
 @pytest.mark.parametrize("version", [4, 6])
 def test_dual_stack_large_transfers_arrive_whole(cluster: Cluster, version: int) -> None:
     check_large_transfers(cluster, version)
+
+
+OPTIONS = """\
+import errno, json, socket, sys
+
+RECORD_ROUTE = b"\\x07\\x07\\x04" + bytes(5)
+DESTINATION_OPTIONS = b"\\0\\0\\x01\\x04" + bytes(4)
+
+def made(host, kind):
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
+    made.settimeout(5)
+    if ":" in host:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, DESTINATION_OPTIONS)
+    else:
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, RECORD_ROUTE)
+    return made
+
+def tcp(host, port):
+    with made(host, socket.SOCK_STREAM) as asking:
+        asking.connect((host, port))
+        asking.sendall(b"GET /hostname HTTP/1.0\\r\\nHost: web\\r\\n\\r\\n")
+        with asking.makefile() as answer:
+            return answer.read().split()[-1]
+
+def udp(host, port):
+    with made(host, socket.SOCK_DGRAM) as asking:
+        asking.connect((host, port))
+        asking.send(b"x" * 3000)
+        return asking.recv(65535).decode().split()[0]
+
+for protocol, host, port in json.loads(sys.argv[1]):
+    try:
+        print({"tcp": tcp, "udp": udp}[protocol](host, port))
+    except OSError as error:
+        print(errno.errorcode.get(error.errno, error))
+"""
+"""Asks as ASK does, with an option or an extension header on each packet; datagrams come in pieces."""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_options_real_connections(cluster: Cluster, version: int) -> None:
+    """Also what is refused: a connection, whose checksum the device has to complete, and a datagram."""
+    for target in cluster.targets.values():
+        host, port = target.address("clusterIP", "tcp", version)
+        questions = [(protocol, host, at) for protocol in ("tcp", "udp") for at in (port, port + 1)]
+        for place in ("client", cluster.bystander["name"]):
+            argv = [sys.executable, "-I", "-S", "-c", OPTIONS, json.dumps(questions)]
+            done = cluster.lab.run(place, argv)
+            name = str(target.pod["name"])
+            assert done.stdout.split() == [name, "ECONNREFUSED"] * 2, (place, done.stdout, done.stderr)
 
 
 def test_programs_that_carried_it_are_those_of_the_mode(cluster: Cluster) -> None:

@@ -21,6 +21,7 @@ from scapy.packet import Packet
 
 from lb.model import Protocol
 from lb.plan import SMALL_SET, weights
+from tests import options
 from tests import packets as p
 from tests.sctp import CHUNKS
 
@@ -193,6 +194,9 @@ class Model:
 
         chosen_port gives the source port that the programs chose, when they had to choose one.
         """
+        return _whatever_options(frame, lambda plain: self._ingress(plain, side, chosen_port))
+
+    def _ingress(self, frame: bytes, side: str, chosen_port: Callable[[], int]) -> Expected:
         t = tuple_of(frame)
         reply = self.by_backend.get(t)
         if t.dport in self.world.snat_ports and reply and reply.path == UNDONE_AT[side]:
@@ -225,6 +229,9 @@ class Model:
 
     def ping(self, frame: bytes, side: str) -> Expected:
         """An echo request that enters."""
+        return _whatever_options(frame, lambda plain: self._ping(plain, side))
+
+    def _ping(self, frame: bytes, side: str) -> Expected:
         asked = p.l3(frame)
         vip = self.world.addresses.get(IPv4Address(p.role(asked.dst)))
         if vip is None:
@@ -264,6 +271,9 @@ class Model:
 
     def egress(self, frame: bytes) -> Expected:
         """A frame that leaves, to a pod or out of an uplink."""
+        return _whatever_options(frame, self._egress)
+
+    def _egress(self, frame: bytes) -> Expected:
         flow = self.by_backend.get(tuple_of(frame))
         if flow is None or flow.path != UNDONE_AT["out"]:
             return Expected("pass", frame, "NOT_VIP")
@@ -443,6 +453,15 @@ class Model:
         ):
             if flows.get(key) is flow:
                 del flows[key]
+
+
+def _whatever_options(frame: bytes, without: Callable[[bytes], Expected]) -> Expected:
+    """What becomes of a frame with options: the same as without."""
+    plain, extra = options.out_of(frame)
+    expected = without(plain)
+    if not extra.size or expected.packet is None:
+        return expected
+    return replace(expected, packet=options.answer_with(expected.packet, plain, extra))
 
 
 def tuple_of(frame: bytes) -> Tuple5:

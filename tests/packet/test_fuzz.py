@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests import options
 from tests import packets as p
 from tests.packet.harness import DROP, PASS, SEND, TAKEN, Datapath
 from tests.soak.fuzz import fuzz
@@ -49,3 +50,17 @@ def test_the_judge_sees(
     after = p.tcp(p.FROM_CLIENT, **{**sent, **change})  # type: ignore[arg-type]
     fault = judge.fault(before, verdict, after)
     assert (words in fault) if words else not fault
+
+
+@pytest.mark.parametrize("verdict", [PASS, DROP])
+def test_the_judge_sees_what_must_be_left_alone(verdict: str, family: int) -> None:
+    judge = Judge.of({p.here(role) for role in (p.CLUSTER_VIP, p.BACKEND_LOCAL)})
+    before = p.tcp(p.FROM_CLIENT, (p.CLIENT, 40_000), (p.CLUSTER_VIP, 80))
+    after = p.rebuilt(before, dst=(p.BACKEND_LOCAL, 8080))
+    routed = [name for name in options.LEFT_ALONE[family] if "route" in name and "used up" not in name]
+    for name in routed:
+        extra = options.LEFT_ALONE[family][name]
+        sent, came_out = options.into(before, extra), options.into(after, extra)
+        assert "its destination" in judge.fault(sent, verdict, came_out), name
+        assert not judge.fault(sent, PASS, sent)
+    assert routed

@@ -82,14 +82,14 @@ def shapes(of: dict[int, dict[str, Options]]) -> Iterator[tuple[str, Options]]:
 
 SEGMENT = {"flags": "A", "seq": 5, "ack": 77, "payload": p.PAYLOAD}
 AGAIN: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
-    *((in_pieces, (path, protocol)) for path in PATHS for protocol in (Protocol.TCP, Protocol.UDP)),
-    *((begin_in_pieces, (path, Protocol.UDP)) for path in PATHS),
+    *((in_pieces, (path, Protocol.UDP)) for path in PATHS),
+    *((begin_in_pieces, (path, Protocol.UDP)) for path in PATHS[2:4]),
     *((refused_in_pieces, (XDP, side, PORT)) for side in (UPLINK_IN, POD_IN)),
     *((hairpin, (protocol, KIND, TrafficPolicy.CLUSTER)) for protocol in Protocol),
-    *((errors_about_requests, (path, protocol, "too big")) for path in PATHS for protocol in Protocol),
+    *((errors_about_requests, (path, protocol, "too big")) for path in PATHS[1:4] for protocol in Protocol),
     *(
         (errors_about_replies, (path, protocol, "port unreachable"))
-        for path in PATHS
+        for path in PATHS[1:4]
         for protocol in Protocol
     ),
     *((ping, (program, UPLINK_IN, KIND, p.BACKEND_LOCAL)) for program in OUTSIDE_INGRESS),
@@ -100,7 +100,7 @@ AGAIN: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
     *((unreachable, (program, UPLINK_IN, True, p.PAYLOAD)) for program in OUTSIDE_INGRESS),
     (unreachable, (XDP, POD_IN, False, b"x")),
     *((ttl_runs_out, (program,)) for program in OUTSIDE_INGRESS),
-    *((sctp, (path,)) for path in PATHS),
+    (sctp, (PATHS[3],)),
 ]
 """Tests of other files and, behind the datapath, their arguments."""
 

@@ -25,6 +25,7 @@ from lb.datapath.maps import layouts
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan import SMALL_SET
 from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
+from tests import options
 from tests import packets as p
 from tests.packet import harness, reference
 from tests.packet.harness import Datapath
@@ -62,6 +63,7 @@ RANGES = [
 ]
 POLICIES = st.sampled_from(TrafficPolicy)
 NUMBERS = st.sampled_from([0, 1, 1, 1, 0xFFFF_FFFF])
+EXTRAS = st.sampled_from([0] * 12 + list(range(1, 7)))  # options: see with_extra()
 
 
 def service_strategy() -> st.SearchStrategy[dict[str, Any]]:
@@ -185,6 +187,7 @@ class Machine(RuleBasedStateMachine):
         ttl=st.sampled_from([64, 64, 64, 1]),
         checksum=st.booleans(),
         number=NUMBERS,
+        extra=EXTRAS,
     )
     def client_sends(
         self,
@@ -201,10 +204,11 @@ class Machine(RuleBasedStateMachine):
         ttl: int,
         checksum: bool,
         number: int,
+        extra: int,
     ) -> None:
         source = (OUTSIDE_CLIENTS if outside else INSIDE_CLIENTS)[client]
         t = reference.Tuple5(IPv4Address(source), IPv4Address(vip), sport, port, protocol)
-        self.request(t, program, flags, payload, ttl=ttl, checksum=checksum, number=number)
+        self.request(t, program, flags, payload, ttl=ttl, checksum=checksum, number=number, extra=extra)
 
     @precondition(lambda self: self.model.by_client)
     @rule(
@@ -213,11 +217,14 @@ class Machine(RuleBasedStateMachine):
         flags=st.sampled_from(["S", "A", "A", "FA", "R"]),
         payload=st.binary(max_size=40),
         number=NUMBERS,
+        extra=EXTRAS,
     )
-    def client_goes_on(self, *, pick: int, program: str, flags: str, payload: bytes, number: int) -> None:
+    def client_goes_on(
+        self, *, pick: int, program: str, flags: str, payload: bytes, number: int, extra: int
+    ) -> None:
         """Another packet of a known 5-tuple: whatever has become of its flow, its backend, its Service."""
         known = list(self.model.by_client)
-        self.request(known[pick % len(known)], program, flags, payload, number=number)
+        self.request(known[pick % len(known)], program, flags, payload, number=number, extra=extra)
 
     def request(
         self,
@@ -229,11 +236,12 @@ class Machine(RuleBasedStateMachine):
         ttl: int = 64,
         checksum: bool = True,
         number: int = 0,
+        extra: int = 0,
     ) -> None:
         outside = str(t.src) in OUTSIDE_CLIENTS
         link = p.FROM_CLIENT if outside else p.FROM_POD
         frame = frame_of(link, t, flags, payload, ttl=ttl, checksum=checksum, number=number)
-        self.enters(program if outside else harness.TC_POD_IN, frame)
+        self.enters(program if outside else harness.TC_POD_IN, with_extra(frame, extra))
 
     @precondition(lambda self: self.model.by_client)
     @rule(
@@ -242,14 +250,18 @@ class Machine(RuleBasedStateMachine):
         flags=st.sampled_from(["SA", "SA", "A", "PA", "FA", "RA"]),
         payload=st.just(b"") | st.binary(max_size=40),
         number=NUMBERS,
+        extra=EXTRAS,
     )
-    def backend_replies(self, *, pick: int, program: str, flags: str, payload: bytes, number: int) -> None:
+    def backend_replies(
+        self, *, pick: int, program: str, flags: str, payload: bytes, number: int, extra: int
+    ) -> None:
         flows = list(self.model.by_client.values())
         flow = flows[pick % len(flows)]
         inside = str(flow.client_side.src) in INSIDE_CLIENTS
 
         def frame(link: Packet) -> bytes:
-            return frame_of(link, flow.backend_side.reversed(), flags, payload, number=number)
+            plain = frame_of(link, flow.backend_side.reversed(), flags, payload, number=number)
+            return with_extra(plain, extra)
 
         # A reply to a client that kept its address enters where the backend is, and is left alone there.
         if flow.backend.local:
@@ -264,7 +276,7 @@ class Machine(RuleBasedStateMachine):
             )
 
     def enters(self, program: str, frame: bytes) -> None:
-        t = reference.tuple_of(frame)
+        t = reference.tuple_of(options.out_of(frame)[0])
         self.datapath.begin_the_day()
         result = self.datapath.run(program, frame)
         expected = self.model.ingress(frame, side_of(program), lambda: self.chosen_port(t))
@@ -275,10 +287,11 @@ class Machine(RuleBasedStateMachine):
         client=st.integers(0, 1),
         vip=st.sampled_from((*VIP_ADDRESSES, p.NOT_A_VIP, p.NODE1)),
         program=st.sampled_from(harness.OUTSIDE_INGRESS),
+        extra=EXTRAS,
     )
-    def client_pings(self, *, outside: bool, client: int, vip: str, program: str) -> None:
+    def client_pings(self, *, outside: bool, client: int, vip: str, program: str, extra: int) -> None:
         link = p.FROM_CLIENT if outside else p.FROM_POD
-        frame = p.echo(link, (OUTSIDE_CLIENTS if outside else INSIDE_CLIENTS)[client], vip)
+        frame = with_extra(p.echo(link, (OUTSIDE_CLIENTS if outside else INSIDE_CLIENTS)[client], vip), extra)
         program = program if outside else harness.TC_POD_IN
         self.compare(program, self.datapath.run(program, frame), self.model.ping(frame, side_of(program)))
 
@@ -409,6 +422,12 @@ SCTP_WORDS = {
     "R": "ABORT",
     "RA": "SHUTDOWN COMPLETE",
 }
+
+
+def with_extra(frame: bytes, extra: int) -> bytes:
+    """Return the frame with one of the shapes of options, by number; 0: with none."""
+    shapes = [options.Options(), *options.TRANSLATED[p.version()].values()]
+    return options.into(frame, shapes[extra])
 
 
 def frame_of(

@@ -102,6 +102,23 @@ def test_snat_ports_that_ran_out_are_counted_and_nobody_is_hijacked(
 
 
 @forwarded
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP, Protocol.SCTP])
+def test_snat_ports_of_a_flow_that_was_lost_are_its_again(
+    datapath: Datapath, path: Path, protocol: Protocol
+) -> None:
+    """The first choice is the hash of the client's tuple: with both halves gone, the next packet finds it."""
+    datapath.apply(service(p.BACKEND_REMOTE, p.BACKEND_REMOTE_2, protocol=protocol))
+    for port in range(1000, 1020):
+        conversation = Conversation(datapath, path, port, protocol)
+        conversation.establish()
+        before = conversation.backend, conversation.seen
+        datapath.delete("flows", datapath.read("flows")[0])
+        assert conversation.send("A") == "NEW_REMOTE"
+        assert (conversation.backend, conversation.seen) == before
+        assert conversation.answer("A") == "REPLY"
+
+
+@forwarded
 def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path: Path) -> None:
     """The dead flow goes as a pair: its client's late datagram cannot come out of somebody else's port."""
     datapath.set_up_node(Timeouts(udp_new=1, udp=1), ONE)

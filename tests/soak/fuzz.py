@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from lb.errors import BpfError
 from lb.model import Protocol, TrafficPolicy
 from lb.plan.types import ServicePlan
+from tests import options
 from tests import packets as p
 from tests.packet.harness import TC_POD_IN, TC_POD_OUT, TC_UPLINK_IN, TC_UPLINK_OUT, XDP, Datapath
 from tests.packet.plans import NODE_PORT, PORT, TARGET_PORT, service
@@ -41,6 +42,7 @@ WAYS = (
     (CLIENTS, OTHERS),
 )
 """Who sends to whom."""
+SHAPES = (options.TRANSLATED, options.LEFT_ALONE, options.MALFORMED)
 SHORTEST = 15
 """Bytes: the kernel tries no frame without anything behind its Ethernet header."""
 SERVICES_LAST = 2000
@@ -68,10 +70,11 @@ def frames(chance: random.Random) -> list[bytes]:
     made += [piece for frame in whole[:8] for piece in p.pieces(frame + bytes(64), 16, 40)]
     for frame in made[:40]:
         error = chance.choice(list(p.ICMP_ERRORS))
-        made.append(
-            p.icmp_error_for(frame, chance.choice((p.ROUTER, p.NODE2)), error, chance.choice((0, 1280)))
-        )
-    return made
+        about = p.icmp_error_for(frame, chance.choice((p.ROUTER, p.NODE2)), error, chance.choice((0, 1280)))
+        extra = chance.choice(list(options.TRANSLATED[p.version()].values()))
+        made += [about, options.into_quote(about, extra)]
+    shapes = [extra for of in SHAPES for extra in of[p.version()].values()]
+    return made + [options.into(frame, chance.choice(shapes)) for frame in chance.sample(made, 150)]
 
 
 def mutate(frame: bytes, chance: random.Random) -> bytes:
@@ -124,8 +127,26 @@ def _fragment(data: bytearray, chance: random.Random) -> None:
         data[20:22] = chance.choice((b"\x20\x00", b"\x00\x01", b"\x3f\xff", b"\x40\x00"))
 
 
+def _lie(data: bytearray, chance: random.Random) -> None:
+    """Let an option, or an extension header, say another length or type."""
+    six = data[12:14] == b"\x86\xdd"
+    at = (54 if six else 34) + chance.choice((0, 1, 8, 9, 16, 17) if six else range(12))
+    if len(data) > at:
+        data[at] = chance.choice((0, 1, 2, 4, 7, 24, 31, 40, 43, 44, 51, 60, 131, 137, 255))
+
+
 Mutation = Callable[[bytearray, random.Random], None]
-MUTATIONS: tuple[Mutation, ...] = (_flip, _set, _cut, _pad, _first_byte, _next_header, _insert, _fragment)
+MUTATIONS: tuple[Mutation, ...] = (
+    _flip,
+    _set,
+    _cut,
+    _pad,
+    _first_byte,
+    _next_header,
+    _insert,
+    _fragment,
+    _lie,
+)
 
 
 def services(chance: random.Random) -> Iterator[ServicePlan]:

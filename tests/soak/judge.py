@@ -16,7 +16,8 @@ from tests.packet.harness import DROP, PASS, SEND, TAKEN
 ETHER = 14
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 EXTENSIONS = (0, 43, 60)
-FRAGMENT = 44
+ROUTING, FRAGMENT, AUTHENTICATION = 43, 44, 51
+_SOURCE_ROUTES = (131, 137)
 _CHECKSUM_AT = {TCP: 16, UDP: 6, ICMP: 2, ICMP6: 2}
 
 
@@ -68,6 +69,27 @@ def headers(frame: bytes) -> Headers | None:
         l4 = -1 if later or at > total else ETHER + at
         return Headers(6, ip[8:24], ip[24:40], number, ip[7], ETHER + total, l4, fragment, ip[:7])
     return None
+
+
+def is_routed_or_signed(frame: bytes) -> bool:
+    """Has a whole packet a source route (IPv4 options, IPv6 routing header with segments left) or AH?
+
+    Then its destination is not where it goes, or must not be changed.
+    """
+    ip = frame[ETHER:]
+    if frame[12:14] == b"\x08\x00":
+        at, end = 20, (ip[0] & 15) * 4
+        while at < end and ip[at] != 0:
+            if ip[at] in _SOURCE_ROUTES:
+                return True
+            at += 1 if ip[at] == 1 else ip[at + 1] or end
+        return False
+    number, at = ip[6], 40
+    while number in (*EXTENSIONS, FRAGMENT) and at + 8 <= len(ip):
+        if number == ROUTING and ip[at + 3]:
+            return True
+        number, at = ip[at], at + (8 if number == FRAGMENT else 8 + ip[at + 1] * 8)
+    return number == AUTHENTICATION
 
 
 def _sum(data: bytes) -> int:
@@ -141,7 +163,12 @@ class Judge:
             if verdict != PASS:
                 return f"{verdict}: it is no business of the programs"
             return "" if after == before else "changed: it is no business of the programs"
-        if verdict in (DROP, TAKEN) or (verdict == PASS and after == before):
+        if verdict == PASS and after == before:
+            return ""
+        whole = headers(before)
+        if whole and not whole.fragment and is_routed_or_signed(before):
+            return f"{verdict}: its destination is another than it says, or signed"
+        if verdict in (DROP, TAKEN):
             return ""
         old, new = headers(before), headers(after)
         if old is None or new is None:

@@ -22,6 +22,9 @@ from typing import Any
 TCP_SECONDS, UDP_SECONDS = 1.6, 0.8
 _LAST_TIME = struct.pack("ii", 1, 0)  # struct linger: a close sends RST
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _DONT, _DO = 10, 23, 0, 2
+_IPV6_DSTOPTS = 59
+_RECORD_ROUTE = b"\x07\x07\x04" + bytes(5)  # RFC 791, section 3.1: room for one address, and the end
+_DESTINATION_OPTIONS = b"\0\0\x01\x04" + bytes(4)  # RFC 8200, section 4.6: padding
 _NUMBER = struct.Struct("!I")
 Seen = dict[str, Any]
 
@@ -37,11 +40,17 @@ class Player:
         self.sockets: dict[str, socket.socket] = {}
         self.asked = 0
 
-    def _made(self, name: str, kind: socket.SocketKind, source: str, port: int) -> socket.socket:
+    def _made(
+        self, name: str, kind: socket.SocketKind, source: str, port: int, options: bool
+    ) -> socket.socket:
         if name in self.sockets:
             self.sockets.pop(name).close()
         made = socket.socket(_family(source), kind)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind is socket.SOCK_STREAM)
+        if options and made.family == socket.AF_INET:
+            made.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, _RECORD_ROUTE)
+        elif options:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_DSTOPTS, _DESTINATION_OPTIONS)
         try:
             made.bind((source, port))
         except OSError:
@@ -52,9 +61,12 @@ class Player:
 
     # --- TCP ------------------------------------------------------------------------------------------------
 
-    def connect(self, sock: str, source: str, port: int, host: str, to: int) -> Seen:
-        """Open a connection from a port (0: the kernel's choice); who the process takes the other end for."""
-        made = self._made(sock, socket.SOCK_STREAM, source, port)
+    def connect(self, sock: str, source: str, port: int, host: str, to: int, options: bool = False) -> Seen:
+        """Open a connection from a port (0: the kernel's choice); who the process takes the other end for.
+
+        options: all packets have an option of IPv4, or an extension header of IPv6.
+        """
+        made = self._made(sock, socket.SOCK_STREAM, source, port, options)
         made.settimeout(TCP_SECONDS)
         try:
             made.connect((host, to))
@@ -93,9 +105,11 @@ class Player:
 
     # --- UDP ------------------------------------------------------------------------------------------------
 
-    def udp(self, sock: str, source: str, port: int, host: str = "", to: int = 0) -> Seen:
-        """Open a UDP socket, connected if a host is given."""
-        made = self._made(sock, socket.SOCK_DGRAM, source, port)
+    def udp(
+        self, sock: str, source: str, port: int, host: str = "", to: int = 0, options: bool = False
+    ) -> Seen:
+        """Open a UDP socket, connected if a host is given; options: as of connect()."""
+        made = self._made(sock, socket.SOCK_DGRAM, source, port, options)
         made.settimeout(UDP_SECONDS)
         if host:
             made.connect((host, to))

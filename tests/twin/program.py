@@ -66,7 +66,7 @@ def program(seed: int, length: int = 14, kinds: Kinds = KINDS) -> list[Step]:
     chance = random.Random(seed)
     version, world = chance.choice((4, 4, 6)), dict(START)
     clients = chance.sample(CLIENTS, chance.choice((1, 1, 2, 3)))
-    maker = _Maker(chance, version, world, clients)
+    maker = _Maker(chance, random.Random(~seed), version, world, clients)
     return [maker.step(kinds) for _ in range(length)]
 
 
@@ -82,8 +82,11 @@ _NEEDS = {
 class _Maker:
     """Draws steps one after another; knows the world and which sockets the clients should have."""
 
-    def __init__(self, chance: random.Random, version: int, world: World, clients: list[str]) -> None:
-        self.chance, self.version, self.world, self.clients = chance, version, world, clients
+    def __init__(
+        self, chance: random.Random, extras: random.Random, version: int, world: World, clients: list[str]
+    ) -> None:
+        self.chance, self.extras, self.version = chance, extras, version
+        self.world, self.clients = world, clients
         self.open: dict[tuple[str, str], str] = {}
         self.last = ""
 
@@ -132,7 +135,8 @@ class _Maker:
     def _connect(self, who: str, _: list[str]) -> Step:
         sock = self.chance.choice(SOCKETS)
         self.open[who, sock] = "tcp"
-        return {"do": "connect", "who": who, "sock": sock, "port": self._port(), "to": self._target()}
+        step: Step = {"do": "connect", "who": who, "sock": sock, "port": self._port(), "to": self._target()}
+        return self._with_options(step)
 
     def _request(self, who: str, names: list[str]) -> Step:
         path = self.chance.choices(("/hostname", "/clientip", "/large"), (6, 2, 1))[0]
@@ -151,7 +155,11 @@ class _Maker:
         sock, connected = self.chance.choice(SOCKETS), self.chance.random() < 0.5
         self.open[who, sock] = "udp connected" if connected else "udp"
         to = self._target() if connected else None
-        return {"do": "udp", "who": who, "sock": sock, "port": self._port(), "to": to}
+        return self._with_options({"do": "udp", "who": who, "sock": sock, "port": self._port(), "to": to})
+
+    def _with_options(self, step: Step) -> Step:
+        """Let one socket in six send options, or extension headers: by a chance of its own."""
+        return {**step, "options": True} if self.extras.random() < 1 / 6 else step
 
     def _ask(self, who: str, names: list[str]) -> Step:
         sock = self.chance.choice(names)
