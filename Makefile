@@ -10,7 +10,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Four processes also on two cores: much of the time goes into waiting for packets and probes.
 PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
-.PHONY: help lab test lock test-kernels test-distros test-upgrades soak test-vm lint bench bench-quick format clean
+.PHONY: help lab test lock test-kernels test-distros test-upgrades soak mutants test-vm lint bench bench-quick format clean
 
 help:
 	@echo 'make lab     set up, bring up the lab, show Services at work'
@@ -18,6 +18,7 @@ help:
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing, kills, floods, twin (docs/reliability.md)'
+	@echo 'make mutants set up, change lines of bpf/*.h and see whether packet tests notice, MUTANTS_SECONDS=600 (docs/mutants.md)'
 	@echo 'make test-upgrades  set up, to each of the last versions and back, under traffic (REVISIONS="v0.1.0" for some)'
 	@echo 'make test-distros  set up, both README commands in a Debian 13 root (DISTROS_ARGS="trixie -- tests/packet" for some)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
@@ -51,6 +52,13 @@ soak:
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.kills $(SOAK_SECONDS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOAK_SECONDS=$(SOAK_SECONDS) $(PYTHON) -m tests.soak.floods $(FLOODS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.twin $(SOAK_SECONDS)
+
+# Seconds for the sample of mutants.
+MUTANTS_SECONDS ?= 600
+
+mutants:
+	@scripts/setup dev
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.mutants $(MUTANTS_SECONDS) $(MUTANTS_SEED)
 
 test-upgrades:
 	@scripts/setup dev
