@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Later fragments have no ports: they get those of the first, which the hook that translated it has noted. */
 #pragma once
+#include "ip.h"
 #include "service.h"
-#include "packet.h"
 
 static __always_inline struct fragment_key fragment_key(const struct packet *pkt)
 {
