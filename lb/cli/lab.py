@@ -8,14 +8,13 @@ import io
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from lb.cli.grammar.lab import DEFAULT_ID
 from lb.cli.tables import table
 from lb.errors import LabError
 from lb.lab import kube_proxy
-from lb.lab.addressing import Family, LabSpec, Overlay, check_id
+from lb.lab.addressing import DEFAULT_ID, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import find, kubectl
 from lb.lab.demo import rows, show
 from lb.lab.lab import Lab
@@ -92,7 +91,7 @@ def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         print(json.dumps(status, indent=2), file=out)
     else:
         print(_status_text(status), file=out)
-    return 0
+    return 1 if status["errors"] else 0
 
 
 def _status_text(status: dict[str, Any]) -> str:
@@ -117,7 +116,7 @@ def _status_text(status: dict[str, Any]) -> str:
             " ".join(node["addresses"]),
             node["zone"],
             running(node["agent"]),
-            "synced" if node["agent"]["ready"] else "not synced",
+            _sync(node["agent"]),
         ]
         for node in status["nodes"]
     ]
@@ -136,6 +135,13 @@ def _status_text(status: dict[str, Any]) -> str:
     lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods))
     lines += [f"error: {error}" for error in status["errors"]]
     return "\n".join(lines).rstrip()
+
+
+def _sync(agent: Mapping[str, Any]) -> str:
+    """Return whether the node's maps are in step with the lab."""
+    if not agent["running"]:
+        return "stands still"
+    return "synced" if agent["ready"] else "not synced"
 
 
 def _kubernetes_text(kubernetes: dict[str, Any], running: Callable[[dict[str, Any]], str]) -> list[str]:

@@ -44,6 +44,7 @@ API_PORT = 6443
 UPLINK = "eth0"
 POD_INTERFACES = "pod-*"
 MTU = 1500
+DEFAULT_ID = "lab"
 MAX_NODES = 50
 ZONES = ("zone-a", "zone-b")
 

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -28,6 +27,9 @@ READY = "/var/ready"
 """A file that ``lab pod ready`` makes and ``lab pod unready`` removes, for exec probes of manifests."""
 
 _log = logging.getLogger(__name__)
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What container runtimes give a container whose image says nothing."""
 
 
 def backoff(restarts: int) -> float:
@@ -224,7 +226,7 @@ class PodRuntime:
                 _log.warning(
                     "pod %s: variables from %s are left out: the lab cannot read it", self.key, source
                 )
-        image = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/root", "HOSTNAME": self._host_name}
+        image = {"PATH": _PATH, "HOME": "/root", "HOSTNAME": self._host_name}
         links = self.workload.service_links
         return image | pod_environment(
             self.workload.env, self._services(), record.namespace, fields, links=links

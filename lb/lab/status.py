@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import topology
-from lb.lab.addressing import UPLINK, LabSpec, clients, outside_server
+from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, clients, outside_server
 from lb.lab.processes import ProcessRef
 from lb.lab.store import Store
 
@@ -60,11 +61,7 @@ def status(lab: Inspected) -> dict[str, Any]:
             "zone": spec.zone(node),
             "namespace": spec.namespace(node),
             "cgroup": str(lab.cgroup(node)),
-            "agent": {
-                **_process_status(store.process(node)),
-                "ready": store.ready_file(node).exists(),
-                "log": str(store.log(node)),
-            },
+            "agent": _agent_status(store, node),
             "pins": str(Pins(spec.instance(node)).base),
         }
         for node in spec.node_names
@@ -89,7 +86,7 @@ def status(lab: Inspected) -> dict[str, Any]:
         },
         "nodes": nodes,
         **listing,
-        "errors": [*listing["errors"], *_unprepared(spec)],
+        "errors": [*listing["errors"], *_unprepared(spec), *_without_agent(spec, nodes)],
     }
 
 
@@ -101,6 +98,24 @@ def _unprepared(spec: LabSpec) -> list[str]:
         for node in spec.node_names
         if (mode := topology.needs_other_wires(spec, node))
     ]
+
+
+def _without_agent(spec: LabSpec, nodes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return on which nodes no agent runs, although the lab has agents, and what to do."""
+    flag = "" if spec.id == DEFAULT_ID else f" --id {spec.id}"
+    return [
+        f"{node['name']}: its agent does not run: connections go on, changes of Services wait;"
+        f" lbctl lab agent start{flag} {node['name']}"
+        for node in nodes
+        if spec.agents and not node["agent"]["running"]
+    ]
+
+
+def _agent_status(store: Store, node: str) -> dict[str, Any]:
+    """Return what is known of a node's agent. One that was killed leaves its ready file behind."""
+    process = _process_status(store.process(node))
+    ready = process["running"] and store.ready_file(node).exists()
+    return {**process, "ready": ready, "log": str(store.log(node))}
 
 
 def _process_status(process: ProcessRef | None) -> dict[str, Any]:

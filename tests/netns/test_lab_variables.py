@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a pod of the lab finds in its environment."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +141,15 @@ def test_env_discovery_without_service_links_tells_of_kubernetes_alone(lab: Lab)
 def test_env_discovery_is_seen_by_what_runs_in_the_pod(lab: Lab) -> None:
     done = lab.run("linked", ["sh", "-c", "echo $WEB_SERVICE_HOST $WHERE"])
     assert done.stdout == "10.66.8.1 node2\n", done.stderr
+
+
+def test_what_runs_in_the_pod_sees_nothing_of_whoever_asks(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN_OF_THE_OPERATOR", "secret")
+    monkeypatch.setenv("PATH", f"/somewhere:{os.environ['PATH']}")
+    done = lab.run("linked", ["env"])
+    found = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert found == environment(lab, "linked"), done.stderr
+    assert found["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def test_env_discovery_in_the_arguments_of_a_pod(lab: Lab) -> None:

@@ -331,6 +331,7 @@ def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:
     assert set(grammar_lab.FAMILIES) == set(Family)
     assert set(grammar_lab.KUBE_PROXY) == set(Mode)
     assert (grammar_lab.ZONES, grammar_lab.MAX_NODES) == (addressing.ZONES, addressing.MAX_NODES)
+    assert grammar_lab.DEFAULT_ID == addressing.DEFAULT_ID
     texts = {each.prog: each.format_help() for each in parsers(command.parser())}
     assert f"the last {OF_ONE} changes of a Service, the last\n{IN_ALL} of all" in texts["lbctl history"]
     assert VARIABLE in texts["lbctl lab up"]
