@@ -6,20 +6,19 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 from lb.cli import nodes, output
 from lb.cli.tables import table
 from lb.diagnose.audit import Preview, preview
-from lb.diagnose.snapshot import read_file
+from lb.diagnose.snapshot import read_files
 
 
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl plan``."""
     with nodes.opened(args) as node:
         assert node.maps is not None
-        content = read_file(Path(args.file), node.config)
+        content = read_files(args.file, node.config)
         now = node.source.snapshot()
         then = node.source.merged(content)
         found = preview(node.maps, now.state, then.state, node.topology(now), time.monotonic_ns())

@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,7 @@ from lb.folders import read_stream
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.documents import Content, read
-from lb.manifests.library import MOST_BYTES, Library
+from lb.manifests.library import MOST_BYTES, SUFFIXES, Library, walk
 from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceRequest
 from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lb.kube.client import Client
 
 KUBERNETES = "kubernetes"
+STDIN = Path("/dev/stdin")
 _READER = "the ClusterRole lbctl-reader of deploy/reader-rbac.yaml gives it"
 _PAGE = "500"
 
@@ -78,24 +80,48 @@ def open_source(config: Config, caller: Path | None = None) -> SourceReader:
     return ManifestReader(config)
 
 
-def read_file(path: Path, config: Config) -> Content:
-    """Return the objects of a file of manifests.
+def read_files(names: Sequence[str], config: Config) -> Content:
+    """Return the objects of manifests: files, folders with what is below them, ``-`` for standard input.
+
+    Of an object that is there twice, the last one counts.
 
     Raises
     ------
-    ConfigError: it cannot be read. InputError: something in it is wrong; the first thing is named.
+    ConfigError: one cannot be read, or a folder holds none. InputError: something in them is wrong; the first
+        thing is named.
     """
-    try:
-        text = read_stream(path, MOST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text: {error}") from error
-    content = read(str(path), text, Pools.parse(config.service_cidr, config.node_port_range).node_ports)
+    content = Content()
+    for name in names:
+        for path in _files(name):
+            content.add(_read_one(path, config))
     if content.errors:
         first, *more = content.errors
         raise LbError(f"{first}{f'; and {len(more)} more errors' if more else ''}") from first
     return content
+
+
+def _files(name: str) -> list[str]:
+    """Return the files that a name stands for; ``-`` stays."""
+    if not os.path.isdir(name):
+        return [name]
+    faults: list[InputError] = []
+    found = sorted(path for path, _ in walk([Path(name)], faults))
+    if faults:
+        raise ConfigError(str(faults[0]))
+    if not found:
+        raise ConfigError(f"{name}: holds no manifest: no file ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _read_one(name: str, config: Config) -> Content:
+    path, name = (STDIN, "standard input") if name == "-" else (Path(name), name)
+    try:
+        text = read_stream(path, MOST_BYTES).decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: is not UTF-8 text: {error}") from error
+    return read(name, text, Pools.parse(config.service_cidr, config.node_port_range).node_ports)
 
 
 def identity(parsed: Parsed) -> ObjectId:

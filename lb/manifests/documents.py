@@ -56,6 +56,13 @@ class Content:
     unnamed: bool = False
     errors: list[InputError] = field(default_factory=list)
 
+    def add(self, more: Content) -> None:
+        """Take in what another file holds; of an object that both have, its one counts."""
+        self.objects |= more.objects
+        self.broken |= more.broken
+        self.unnamed |= more.unnamed
+        self.errors += more.errors
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:

@@ -66,7 +66,7 @@ class Library:
     def refresh(self) -> bool:
         """Look at the folders again; return whether anything was read or went away."""
         faults: list[InputError] = []
-        found = dict(_walk(self._directories, faults))
+        found = dict(walk(self._directories, faults))
         changed = False
         for path, status in found.items():
             changed |= self._refresh_file(path, status)
@@ -153,7 +153,7 @@ def _text(path: str) -> str:
         raise InputError(path, line, "", "", "is not UTF-8 text") from error
 
 
-def _walk(directories: Sequence[Path], faults: list[InputError]) -> Iterator[tuple[str, os.stat_result]]:
+def walk(directories: Sequence[Path], faults: list[InputError]) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and status of every manifest file, each once, and note what cannot be looked at."""
     seen: set[tuple[int, int]] = set()
     roots = sorted({str(directory) for directory in directories}, reverse=True)

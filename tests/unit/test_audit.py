@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from lb.cli import audit as audit_command
+from lb.cli import command
 from lb.cli import plan as plan_command
 from lb.config import Config, Limits
 from lb.datapath.attach.hooks import Role
@@ -22,8 +24,9 @@ from lb.datapath.sync.differences import Difference
 from lb.datapath.sync.ledger import vip_keys
 from lb.diagnose import attachment, audit
 from lb.diagnose.audit import Comparison, Preview, preview, steady
-from lb.diagnose.snapshot import ManifestReader, read_file
-from lb.errors import CapacityError, LbError
+from lb.diagnose.snapshot import ManifestReader, read_files
+from lb.errors import CapacityError, ConfigError, LbError
+from lb.manifests.objects import ServiceRequest
 from lb.plan.types import Topology
 from lb.served.metrics import audit_metrics
 from tests.fake_maps import FakeMaps
@@ -247,7 +250,7 @@ def planned(node: World, folder: Path, text: str, topology: Topology = HERE) -> 
     file = folder / "new.yml.txt"
     file.write_text(text)
     config = Config(sources=(f"manifests:{folder}",))
-    then = ManifestReader(config).merged(read_file(file, config))
+    then = ManifestReader(config).merged(read_files([str(file)], config))
     return preview(node.maps, node.snapshot().state, then.state, topology, 10**9)
 
 
@@ -303,12 +306,42 @@ def test_a_file_that_is_wrong_is_one_error(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(SERVICE.replace("port: 80", "port: 80000"))
     with pytest.raises(LbError, match=r"x.yaml:7: Service default/web: spec.ports\[0\].port: must be from 1"):
-        read_file(file, Config())
+        read_files([str(file)], Config())
     file.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(LbError, match=r"x.yaml: is not UTF-8 text"):
-        read_file(file, Config())
-    with pytest.raises(LbError, match=f"{tmp_path}: cannot be read: Is a directory"):
-        read_file(tmp_path, Config())
+        read_files([str(file)], Config())
+    with pytest.raises(LbError, match=r"gone.yaml: cannot be read: No such file"):
+        read_files([str(tmp_path / "gone.yaml")], Config())
+
+
+def test_several_files_folders_and_standard_input_are_planned_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(name: str, port: int) -> str:
+        return SERVICE.replace("name: web", f"name: {name}").replace("port: 80", f"port: {port}")
+
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "a.yaml").write_text(named("a", 1))
+    (tmp_path / "folder" / "below" / "b.json").write_text(named("b", 2))
+    (tmp_path / "folder" / "notes.txt").write_text("no manifest")
+    (tmp_path / "again").write_text(named("a", 3))
+    reading, writing = os.pipe()
+    os.write(writing, named("c", 4).encode())
+    os.close(writing)
+    with os.fdopen(reading):
+        monkeypatch.setattr("lb.diagnose.snapshot.STDIN", Path(f"/dev/fd/{reading}"))
+        content = read_files([str(tmp_path / "folder"), str(tmp_path / "again"), "-"], Config())
+    ports = {
+        key.name: one.service.ports[0].port
+        for (_, key), one in content.objects.items()
+        if isinstance(one, ServiceRequest)
+    }
+    assert ports == {"a": 3, "b": 2, "c": 4}
+    parsed = command.parser("plan").parse_args(["plan", "-f", "folder", "-f", "-"])
+    assert parsed.file == ["folder", "-"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"empty: holds no manifest: no file ends in .yaml, .yml, .json"):
+        read_files([str(tmp_path / "empty")], Config())
 
 
 def test_the_text_of_an_audit(tmp_path: Path) -> None:

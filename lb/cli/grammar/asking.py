@@ -120,20 +120,29 @@ def plan(commands: Commands) -> None:
     parser = command(
         commands,
         "plan",
-        "what a manifest would change in the maps; nothing is applied",
+        "what manifests would change in the maps; nothing is applied",
         about="""\
-Show what a manifest would change in this node's maps, entry by entry, if it were applied to the
+Show what manifests would change in this node's maps, entry by entry, if they were applied to the
 source as it is now: Services, Endpoints, EndpointSlices, Pods, Nodes; an object of the same kind
-and name is replaced. Then how much room each map it touches has left, and how many live
-connections and clients with affinity would lose their backend. Nothing is applied.
+and name is replaced, and of several in the manifests the last one counts. Then how much room each
+map it touches has left, and how many live connections and clients with affinity would lose their
+backend. Nothing is applied.
 """,
-        examples="lbctl plan -f web.yaml\nlbctl plan -f web.yaml --node node1 -o json",
+        examples="lbctl plan -f web.yaml -f dns.yaml\nkubectl kustomize new | lbctl plan -f - -o json",
         codes="""\
 0 it would work, whether or not anything changes; 1 some of it would not (a full map,
 an address that another Service has), or it could not be done; 2 wrong usage""",
         handler="plan.run",
     )
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help="manifests, in YAML or JSON")
+    parser.add_argument(
+        "-f",
+        "--file",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="manifests in YAML or JSON: a file, a folder with all below it, or - for standard input (may be"
+        " repeated)",
+    )
     parts.source(parser)
     parts.output(parser, "text")
 
