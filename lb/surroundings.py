@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is around the agent's loop on a real node: its interfaces, and the programs on them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from lb.config import Config, Switch
+from lb.datapath.attach.hooks import Hooks, LostHook
+from lb.datapath.attach.keeper import Keeper
+from lb.datapath.attach.roles import selection, standing
+from lb.datapath.attach.settings import write_settings
+from lb.datapath.attach.sockets import SocketHooks
+from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.interface import Maps
+from lb.datapath.programs import loader
+from lb.datapath.programs.loader import Loaded
+from lb.diagnose import attachment
+from lb.model import IPAddress, Node
+from lb.plan.types import Topology
+
+_log = logging.getLogger(__name__)
+
+
+class KernelSurroundings:
+    """The node's interfaces and the programs on them: :class:`lb.agent.Surroundings`."""
+
+    def __init__(self, config: Config, pins: Pins, loaded: Loaded, maps: Maps) -> None:
+        self._config = config
+        self._pins = pins
+        self._loaded = loaded
+        self._maps = maps
+        self._hooks = Hooks(
+            loaded.programs,
+            maps,
+            selection(config),
+            config.uplink_mode,
+            redirect=config.redirect is Switch.ON,
+        )
+        self._sockets = SocketHooks(pins, loaded.sockets, loaded.refused, config.cgroup, config.socket_lb)
+        self._keeper = Keeper(pins, pins.programs(loaded.fingerprint))
+        self._pruned = False
+        self._own: tuple[IPAddress, ...] = ()
+
+    def close(self) -> None:
+        """Close the programs and what is held; what is attached and pinned stays so."""
+        self._hooks.close()
+        self._keeper.close()
+
+    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
+        """See :class:`lb.agent.Surroundings`."""
+        topology = standing(self._config, node, claims)
+        before, self._own = self._own, topology.internal_addresses
+        elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
+        if elsewhere and before != self._own:
+            _log.warning(
+                "Node %s: InternalIP %s is on no interface here, so NodePorts and SNAT do without it",
+                topology.node_name,
+                ", ".join(elsewhere),
+            )
+        return topology
+
+    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
+        """See :class:`lb.agent.Surroundings`."""
+        if changed is None:
+            write_settings(self._maps, self._config)
+        report = self._hooks.sync(changed, self._own)
+        if changed is None:
+            sockets = self._sockets.sync()
+            report.attached += sockets.attached
+            report.detached += sockets.detached
+            report.errors += sockets.errors
+        for what in report.attached:
+            _log.info("attached: %s", what)
+        for what in report.detached:
+            _log.info("detached: %s", what)
+        if not self._pruned and not report.errors:
+            loader.prune(self._pins, self._loaded)
+            self._pruned = True
+        return [str(error) for error in report.errors]
+
+    def lost(self) -> Sequence[LostHook]:
+        """See :class:`lb.agent.Surroundings`."""
+        return [*self._hooks.lost(), *self._sockets.lost()]
+
+    def mend(self) -> int:
+        """See :class:`lb.agent.Surroundings`."""
+        return len(self._keeper.mend())
+
+    def drift(self) -> dict[str, int]:
+        """See :class:`lb.agent.Surroundings`."""
+        return attachment.drift(self._maps, self._config, self._own)
+
+    def modes(self) -> dict[str, tuple[str, str]]:
+        """Return each uplink's mode and why."""
+        return {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
