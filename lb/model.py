@@ -78,6 +78,10 @@ class ObjectKey(msgspec.Struct, frozen=True, order=True, gc=False):
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
+    def covers(self, text: str) -> bool:
+        """Tell whether ``NAMESPACE/NAME`` is this object; without a name: whether it is in the namespace."""
+        return text == str(self) if self.name else text.startswith(f"{self.namespace}/")
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

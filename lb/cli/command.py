@@ -12,6 +12,7 @@ from typing import TextIO, cast
 
 import lb
 from lb.cli.colours import Shown
+from lb.cli.kubectl import settle
 from lb.errors import LbError, UsageError
 
 _DESCRIPTION = """\
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     words = sys.argv[1:] if argv is None else argv
     args = parser(words[0] if words else "").parse_args(words)
     try:
+        settle(args)
         module, _, function = args.handler.partition(".")
         code: int = getattr(importlib.import_module(f"lb.cli.{module}"), function)(args, out, err)
         out.flush()

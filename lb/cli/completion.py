@@ -83,8 +83,9 @@ def _known_values(
             return pins.instances()
         if action.dest == "node":
             return [name.rpartition(".")[2] for name in pins.instances()]
-        if action.dest == "service":
-            return service_names.read(Pins(instances.choose(parsed_args)).maps / "services")
+        if action.dest in ("service", "namespace"):
+            names = service_names.read(Pins(instances.choose(parsed_args)).maps / "services")
+            return names if action.dest == "service" else sorted({name.partition("/")[0] for name in names})
     except (LbError, OSError):
         return []
     return []

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from lb.cli import instances, output
-from lb.cli.nodes import service_key
+from lb.cli.nodes import selected
 from lb.cli.tables import table
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
@@ -22,7 +22,7 @@ _COLUMNS = ("protocol", "client", "vip", "backend", "snat", "state", "idle")
 
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl flows``."""
-    key = service_key(args.service) if args.service else None
+    key = selected(args)
     maps = KernelMaps(Pins(instances.choose(args)).maps)
     try:
         read = dump.dump(maps, time.monotonic_ns(), ("flows",), key)["flows"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from lb.cli import output
 from lb.cli.tables import table
 from lb.errors import LabError
 from lb.lab import kube_proxy
@@ -87,10 +87,7 @@ def _next(lab: Lab) -> str:
 def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab status``."""
     status = Lab.open(args.id).status()
-    if args.json:
-        print(json.dumps(status, indent=2), file=out)
-    else:
-        print(_status_text(status), file=out)
+    output.write(args, out, status, lambda: _status_text(status) + "\n")
     return 1 if status["errors"] else 0
 
 

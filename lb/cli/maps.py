@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from lb.cli import instances
-from lb.cli.nodes import service_key
+from lb.cli import instances, output
+from lb.cli.nodes import selected
 from lb.cli.tables import table
 from lb.config import Limits
 from lb.datapath.kernel.pins import Pins
@@ -18,7 +19,17 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import dump, render
 from lb.errors import UsageError
 
-FORMS = {"table": render.as_table, "json": render.as_json, "ipvsadm": render.as_ipvsadm}
+
+def _as_yaml(found: dump.Dump) -> str:
+    return output.formatted("yaml", json.loads(render.as_json(found)))
+
+
+FORMS: Mapping[str, Callable[[dump.Dump], str]] = {
+    "table": render.as_table,
+    "ipvsadm": render.as_ipvsadm,
+    "json": render.as_json,
+    "yaml": _as_yaml,
+}
 
 
 def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -28,7 +39,7 @@ def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     if unknown:
         form = " with -o ipvsadm" if args.output == "ipvsadm" else ""
         raise UsageError(f"maps dump: no section {unknown[0]}{form}; there are: {', '.join(known)}")
-    service = service_key(args.service) if args.service else None
+    service = selected(args)
     maps = KernelMaps(Pins(instances.choose(args)).maps)
     try:
         found = dump.dump(maps, time.monotonic_ns(), args.sections or known, service)

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.cli.colours import painted
 from lb.cli.colours import wanted as colours_wanted
-from lb.cli.nodes import entered, service_key
+from lb.cli.nodes import entered, selected
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
@@ -36,8 +36,8 @@ _COLOURS = {What.NEW: "32", What.CLOSED: "36", What.ANSWERED: "36", What.REFUSED
 def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     """Do ``lbctl monitor``."""
     service, _, port = (args.service or "").partition(":")
-    key = service_key(service) if args.service else None
-    if key and args.service.endswith(":"):
+    key = selected(argparse.Namespace(service=service, namespace=args.namespace))
+    if service and args.service.endswith(":"):
         raise UsageError(f"--service {args.service}: a port's name or number is missing behind the colon")
     instance = instances.choose(args)
     with contextlib.ExitStack() as stack:
@@ -81,6 +81,8 @@ def _capture(path: Path | None, stack: contextlib.ExitStack) -> Iterator[Tell]:
 def _printer(args: argparse.Namespace, out: TextIO) -> Tell:
     if args.output == "json":
         return lambda _, event: print(json.dumps(event.as_dict()), file=out)
+    if args.output == "yaml":
+        return lambda _, event: print("---\n" + output.formatted("yaml", event.as_dict()), end="", file=out)
     colours = _COLOURS if colours_wanted(out) else {}
     return lambda _, event: print(_line(event, colours.get(event.what, "")), file=out)
 

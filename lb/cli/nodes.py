@@ -107,6 +107,18 @@ def entered(instance: str) -> Iterator[None]:
         yield
 
 
+def selected(args: argparse.Namespace) -> ObjectKey | None:
+    """Return what ``--service`` and ``-n`` choose, without a name for all of a namespace; None: everything.
+
+    Raises
+    ------
+    UsageError: it is no Service.
+    """
+    if args.service:
+        return service_key(args.service)
+    return ObjectKey(args.namespace, "") if args.namespace else None
+
+
 def service_key(text: str) -> ObjectKey:
     """Return the Service that a word means: NAMESPACE/NAME, or NAME in the namespace default.
 

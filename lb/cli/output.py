@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag ``-o``: the same found things for people, or as JSON."""
+"""The same found things for people, or as JSON or YAML: ``-o``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import json
 from collections.abc import Callable
 from typing import Any, TextIO
 
-
-def add_flag(parser: argparse.ArgumentParser, plain: str) -> None:
-    """Add ``-o``; plain names the form for people, which is the default: ``text`` or ``table``."""
-    parser.add_argument("-o", "--output", choices=[plain, "json"], default=plain, help=f"default: {plain}")
+import yaml
 
 
 def write(args: argparse.Namespace, out: TextIO, found: Any, render: Callable[[], str]) -> None:
-    """Write found as JSON, or what render returns, as ``-o`` says."""
-    if args.output == "json":
-        json.dump(found, out, indent=2)
-        out.write("\n")
-    else:
-        out.write(render())
+    """Write found as JSON or YAML, or what render returns, as ``-o`` says."""
+    out.write(formatted(args.output, found) if args.output in ("json", "yaml") else render())
+
+
+def formatted(form: str, found: Any) -> str:
+    """Return what was found as ``json`` or ``yaml``, in ASCII."""
+    text = json.dumps(found, indent=2)
+    return yaml.safe_dump(json.loads(text), sort_keys=False) if form == "yaml" else text + "\n"

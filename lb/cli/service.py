@@ -34,7 +34,10 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         found = collect(maps, run_dir.notes(), running=run_dir.holder() is not None)
     finally:
         maps.close()
-    output.write(args, out, found, lambda: render(found))
+    if args.namespace:
+        chosen = ObjectKey(args.namespace, "")
+        found["services"] = [one for one in found["services"] if chosen.covers(one["service"])]
+    output.write(args, out, found, lambda: render(found, wide=args.output == "wide"))
     return 0
 
 
@@ -167,10 +170,13 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
     }
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """Return the table form."""
-    columns = ("service", "port", "family", "protocol", "backends", "local", "affinity", "vips")
-    text = table(columns, [_cells(one) for one in found["services"]])
+_COLUMNS = ("service", "port", "family", "protocol", "backends", "local", "affinity", "terminating", "vips")
+
+
+def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
+    """Return the table form; wide: with how many backends are on their way out."""
+    columns = [name for name in _COLUMNS if wide or name != "terminating"]
+    text = table(columns, [[_cells(one)[name] for name in columns] for one in found["services"]])
     if not found["conflicts"] and not found["refusals"]:
         return text
     lines = [f"conflict: {one['text']}" for one in found["conflicts"]]
@@ -182,16 +188,12 @@ def render(found: Mapping[str, Any]) -> str:
     return text + "\n" + "\n".join(lines) + "\n"
 
 
-def _cells(one: Mapping[str, Any]) -> tuple[Any, ...]:
+def _cells(one: Mapping[str, Any]) -> dict[str, Any]:
     affinity = f"{one['affinity_seconds']} s" if one["affinity_seconds"] else "-"
     vips = (f"{vip['kind']} {socket_text(ip_address(vip['address']), vip['port'])}" for vip in one["vips"])
-    return (
-        one["service"],
-        one["port_name"] or "-",
-        one["family"],
-        one["protocol"],
-        one["backends"],
-        one["local"],
-        affinity,
-        ", ".join(vips),
-    )
+    return {
+        **one,
+        "port": one["port_name"] or "-",
+        "affinity": affinity,
+        "vips": ", ".join(vips),
+    }

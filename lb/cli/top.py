@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import curses
-import json
 import locale
 import os
 import signal
@@ -15,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
-from lb.cli import instances
+from lb.cli import instances, output
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import figures
@@ -35,11 +34,11 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     name = instances.choose(args)
     maps = KernelMaps(Pins(name).maps)
     try:
-        meter = Meter(lambda: figures.sample(maps), time.monotonic)
-        if args.once or args.output == "json":
+        meter = Meter(lambda: figures.sample(maps), time.monotonic, args.namespace or "")
+        if args.once or args.output != "screen":
             time.sleep(args.interval)
             meter.look()
-            out.write(as_json(meter) if args.output == "json" else as_table(meter))
+            output.write(args, out, as_dict(meter), lambda: as_table(meter))
         else:
             _on_screen(meter, name, args.interval)
     finally:
@@ -49,10 +48,11 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 
 @dataclass(slots=True)
 class Meter:
-    """The last two samples, and the seconds between them."""
+    """The last two samples, and the seconds between them. namespace: of which to tell; ``""``: of all."""
 
     read: Callable[[], Sample]
     clock: Callable[[], float]
+    namespace: str = ""
     before: Sample = field(init=False)
     after: Sample = field(init=False)
     seconds: float = field(init=False, default=1.0)
@@ -70,21 +70,25 @@ class Meter:
 
     def services(self) -> list[Row]:
         """Return a row for each Service port."""
-        return top.service_rows(self.before, self.after, self.seconds)
+        return self._shown(top.service_rows(self.before, self.after, self.seconds))
 
     def backends(self, view: View | None = None) -> list[Row]:
         """Return a row for each backend, of the Service port that is looked at or of all."""
-        return top.backend_rows(self.before, self.after, self.seconds, view.port if view else None)
+        return self._shown(
+            top.backend_rows(self.before, self.after, self.seconds, view.port if view else None)
+        )
+
+    def _shown(self, rows: list[Row]) -> list[Row]:
+        return [one for one in rows if self.namespace in ("", one.port.namespace)]
 
 
-def as_json(meter: Meter) -> str:
-    """Return everything as one object."""
-    found = {
+def as_dict(meter: Meter) -> dict[str, Any]:
+    """Return everything as the JSON form has it."""
+    return {
         "seconds": round(meter.seconds, 3),
         "services": [one.as_dict() for one in meter.services()],
         "backends": [one.as_dict() for one in meter.backends()],
     }
-    return json.dumps(found, indent=2) + "\n"
 
 
 def as_table(meter: Meter) -> str:

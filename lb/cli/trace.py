@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from lb.cli import instances, nodes
+from lb.cli import instances, nodes, output
 from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
@@ -37,8 +36,8 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 
         each = [one for story in stories for one in story]
         frames.write_capture(args.pcap, [frame for one in each for frame in (one.before, one.after) if frame])
-    if args.output == "json":
-        _print_json(stories, out)
+    if args.output in ("json", "yaml"):
+        out.write(output.formatted(args.output, _found(stories)))
     else:
         _print_text(stories, out)
     return 0
@@ -172,12 +171,10 @@ def _notes(pins: Pins, side: str) -> list[str]:
     ]
 
 
-def _print_json(stories: list[list[Traced]], out: TextIO) -> None:
+def _found(stories: list[list[Traced]]) -> dict[str, Any]:
     from lb.diagnose.story import as_dict  # noqa: PLC0415
 
-    found = [as_dict(*(one.evidence for one in story)) for story in stories]
-    json.dump({"packets": found}, out, indent=2)
-    out.write("\n")
+    return {"packets": [as_dict(*(one.evidence for one in story)) for story in stories]}
 
 
 def _print_text(stories: list[list[Traced]], out: TextIO) -> None:

@@ -151,7 +151,7 @@ class Names:
         return self._interfaces[index]
 
     def ports(self, key: ObjectKey, port: str = "") -> list[int]:
-        """Return the ids of a Service's ports, sorted; port: of that name or number alone.
+        """Return the ids of the ports of a Service, or of a namespace, sorted; port: of that name or number.
 
         Raises
         ------
@@ -160,10 +160,11 @@ class Names:
         found = {
             ident: port_name
             for ident, (service, port_name) in catalogue.names(self._maps).items()
-            if service == str(key)
+            if key.covers(service)
         }
         if not found:
-            raise ConfigError(f"--service {key}: this node has nothing of such a Service in its maps")
+            where = f"--service {key}" if key.name else f"-n {key.namespace}"
+            raise ConfigError(f"{where}: this node has nothing of such a Service in its maps")
         if not port:
             return sorted(found)
         numbered = (

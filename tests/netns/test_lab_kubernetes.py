@@ -379,7 +379,7 @@ def command(kube: Lab, *words: str) -> tuple[int, str, str]:
 
 
 def test_status_tells_of_the_api_server(kube: Lab) -> None:
-    status = json.loads(command(kube, "status", "--json")[1])["kubernetes"]
+    status = json.loads(command(kube, "status", "-o", "json")[1])["kubernetes"]
     assert status["ready"]
     assert Path(status["kubeconfig"]).stat().st_mode & 0o777 == 0o600
     assert {"etcd", "kube-apiserver", "forwarder"} <= status["processes"].keys()

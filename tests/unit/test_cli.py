@@ -337,7 +337,7 @@ def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:
     assert VARIABLE in texts["lbctl lab up"]
     assert "{tcp,udp,sctp,icmp}" in texts["lbctl trace"]
     assert [each.name.lower() for each in Protocol] == ["tcp", "udp", "sctp"]
-    assert set(FORMS) == {"table", "json", "ipvsadm"}
+    assert set(FORMS) == {"table", "ipvsadm", "json", "yaml"}
 
 
 def test_maps_list_has_every_map() -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import json
 import os
 import pty
 import select
@@ -23,7 +22,7 @@ import numpy as np
 import pytest
 
 from lb.cli import main
-from lb.cli.top import Meter, Screen, as_json, as_table
+from lb.cli.top import Meter, Screen, as_dict, as_table
 from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.sync import accounts
@@ -98,7 +97,7 @@ def test_one_table(meter: Meter) -> None:
 
 
 def test_json(meter: Meter) -> None:
-    found = json.loads(as_json(meter))
+    found = as_dict(meter)
     assert found["seconds"] == SECONDS
     web = next(one for one in found["services"] if one["service"] == "web")
     assert web["per_second"]["opened"] == 41
@@ -120,7 +119,7 @@ def test_without_traffic_counters_there_are_dashes(meter: Meter) -> None:
     row = text(screen).splitlines()[3].split()
     assert row[:5] == ["default/web:http", "41", "-", "-", "-"]
     assert "- packets/s" in text(screen)
-    assert "packets" not in json.loads(as_json(meter))["services"][0]["total"]
+    assert "packets" not in as_dict(meter)["services"][0]["total"]
 
 
 @pytest.mark.parametrize("width", [1, 10, 24, 40, 79, 80, 81, 200])

@@ -73,12 +73,12 @@ connections from this node, straight to each endpoint and through each VIP. Noth
         examples="""\
 lbctl explain default/web
 lbctl explain default/web --from 198.51.100.7 --no-probes
-lbctl explain web --source manifests:/etc/lbctl/manifests
+lbctl explain svc/web -n shop --source manifests:/etc/lbctl/manifests
 """,
         codes="0 no cause was found; 1 a cause was found, or it could not be done; 2 wrong usage",
         handler="explain.run",
     )
-    parser.add_argument("service", metavar="SERVICE", help=parts.SERVICE)
+    parts.service(parser)
     parts.source(parser)
     parser.add_argument(
         "--from",

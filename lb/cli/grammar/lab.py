@@ -53,10 +53,10 @@ Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/l
         actions,
         "status",
         "what a lab consists of and what of it runs",
-        "lbctl lab status\nlbctl lab status --json",
+        "lbctl lab status\nlbctl lab status -o json",
         codes="0 all of it runs; 1 something does not, or it could not be told; 2 wrong usage",
     )
-    status.add_argument("--json", action="store_true", help="print JSON")
+    parts.output(status, "table")
     execute = _command(
         actions,
         "exec",

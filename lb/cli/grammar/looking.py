@@ -58,11 +58,12 @@ List the Service ports in the kernel's maps, one row for each port and IP family
 them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
 addresses a Service may not have: those are the agent's own notes, at most five seconds old.
 """,
-        examples="lbctl service list\nlbctl service list -o json | jq '.services[].service'",
+        examples="lbctl service list -n shop -o wide\nlbctl service list -o json | jq '.services[].service'",
         handler="service.run_list",
     )
+    parts.services(listing, one=False)
     parts.instance(listing)
-    parts.output(listing, "table")
+    parts.output(listing, "table", "wide", told="; wide has backends on their way out as well")
     showing = command(
         each,
         "show",
@@ -72,10 +73,10 @@ Show one Service as the kernel's maps have it: each port and IP family with its 
 them, and its backends; how many connections are live, how many clients have affinity. 'lbctl
 explain' says why it does not answer.
 """,
-        examples="lbctl service show default/web\nlbctl service show web --node node1 -o json",
+        examples="lbctl service show default/web\nlbctl service show svc/web -n shop -o yaml",
         handler="service.run_show",
     )
-    showing.add_argument("service", metavar="SERVICE", help=parts.SERVICE)
+    parts.service(showing)
     parts.instance(showing)
     parts.output(showing, "text")
 
@@ -108,14 +109,10 @@ lbctl maps dump -o ipvsadm | grep 10.96.0.10
     )
     # No choices: argparse before Python 3.12 checks the empty list against them.
     dumping.add_argument("sections", nargs="*", metavar="SECTION", help="default: all of them")
-    dumping.add_argument(
-        "-o",
-        "--output",
-        choices=["table", "json", "ipvsadm"],
-        default="table",
-        help="default: table; ipvsadm is what 'ipvsadm -Sn' would print, and has vips only",
+    parts.output(
+        dumping, "table", "ipvsadm", told="; ipvsadm is what 'ipvsadm -Sn' would print, and has vips only"
     )
-    dumping.add_argument("--service", metavar="NS/NAME", help="only what belongs to this Service")
+    parts.services(dumping)
     parts.instance(dumping)
     command(
         each,
@@ -139,11 +136,11 @@ was led to, the node's address that stands for the client where there is one (SN
 how long nothing was sent. Connections of the node's own processes are led to their backend at the
 socket and have no flow.
 """,
-        examples="lbctl flows\nlbctl flows --service default/web -o json",
+        examples="lbctl flows -n shop\nlbctl flows --service default/web -o json",
         handler="flows.run",
     )
     parts.instance(parser)
-    parser.add_argument("--service", metavar="NS/NAME", help="only those of this Service")
+    parts.services(parser)
     parts.output(parser, "table")
 
 
@@ -170,13 +167,8 @@ column that is sorted by, q leaves.
         "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
     )
     parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
-    parser.add_argument(
-        "-o",
-        "--output",
-        choices=["screen", "json"],
-        default="screen",
-        help="json: one interval; default: screen",
-    )
+    parts.services(parser, one=False)
+    parts.output(parser, "screen", told="; json and yaml: one interval")
 
 
 def _interval(text: str) -> float:
@@ -218,9 +210,7 @@ lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
         handler="monitor.run",
     )
     parts.instance(parser)
-    parser.add_argument(
-        "--service", metavar="NS/NAME[:PORT]", help="only this Service, or this port (name or number) of it"
-    )
+    parts.services(parser, port=True)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--drops", action="store_true", help="only what is dropped or refused")
     which.add_argument("--packets", action="store_true", help="every packet that is translated or answered")
@@ -275,6 +265,6 @@ and lookup tables. It is in the agent's memory alone: the last 40 changes of a S
         examples="lbctl history default/web\nlbctl history web --node node1 -o json",
         handler="history.run",
     )
-    parser.add_argument("service", metavar="SERVICE", help=parts.SERVICE)
+    parts.service(parser)
     parts.instance(parser)
     parts.output(parser, "text")

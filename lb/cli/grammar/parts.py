@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-SERVICE = "NAMESPACE/NAME, or NAME in the namespace default"
 CODES = "0 done; 1 it could not be done, stderr says why; 2 wrong usage"
 
 
@@ -77,6 +76,31 @@ def source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
 
 
-def output(parser: argparse.ArgumentParser, plain: str) -> None:
+def service(parser: argparse.ArgumentParser) -> None:
+    """Add the Service that a command is about."""
+    parser.add_argument("service", metavar="SERVICE", help="NAMESPACE/NAME, NAME, svc/NAME")
+    parser.add_argument(
+        "-n", "--namespace", metavar="NAMESPACE", help="that of a NAME alone; default: default"
+    )
+
+
+def services(parser: argparse.ArgumentParser, *, port: bool = False, one: bool = True) -> None:
+    """Add the flags that choose what to show by Service. port: one of its ports, too; one: a single one."""
+    if one:
+        form = "NS/NAME[:PORT]" if port else "NS/NAME"
+        text = "only this Service, or this port (name or number) of it" if port else "only this Service"
+        parser.add_argument("--service", metavar=form, help=f"{text}; NAME and svc/NAME will do, too")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-n", "--namespace", metavar="NAMESPACE", help="only Services of this namespace")
+    where.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces (default)")
+
+
+def output(parser: argparse.ArgumentParser, plain: str, *more: str, told: str = "") -> None:
     """Add ``-o``; plain names the form for people, which is the default: ``text`` or ``table``."""
-    parser.add_argument("-o", "--output", choices=[plain, "json"], default=plain, help=f"default: {plain}")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=[plain, *more, "json", "yaml"],
+        default=plain,
+        help=f"default: {plain}{told}",
+    )

@@ -192,7 +192,8 @@ def dump(
     """Read the maps.
 
     now_ns: CLOCK_MONOTONIC in nanoseconds, from which idle times count. sections: some of :data:`SECTIONS`;
-    None: all. service: only what belongs to this Service; counters belong to none and are given in full.
+    None: all. service: only what belongs to this Service, or to those of this namespace if it has no name;
+    counters belong to none and are given in full.
     The order is that of addresses and ports as numbers, or of names; IPv4 comes before IPv6.
 
     Raises
@@ -209,7 +210,7 @@ class _Reader:
     def __init__(self, maps: Maps, now_ns: int, service: ObjectKey | None) -> None:
         self._maps = maps
         self._now_ns = now_ns
-        self._service = str(service) if service else None
+        self._service = service
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
@@ -264,7 +265,7 @@ class _Reader:
         return self._names.get(service, ("unknown", ""))
 
     def _selected(self, service: int) -> bool:
-        return self._service is None or self._name(service)[0] == self._service
+        return self._service is None or self._service.covers(self._name(service)[0])
 
     def _node(self, node: int) -> str:
         return node_name(node, self._nodes.get)
