@@ -8,6 +8,7 @@ import datetime
 import json
 import logging
 import os
+from logging.handlers import MemoryHandler
 from typing import TextIO
 
 from lb.cli import settings
@@ -57,13 +58,18 @@ def run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     handler = logging.StreamHandler(err)
     handler.setFormatter(OneLine())
     ours = logging.getLogger("lb")  # what libraries have to say at these levels is not for operators
-    ours.addHandler(handler)
+    # What is said of the settings waits until they say how.
+    held = MemoryHandler(10_000, flushLevel=logging.CRITICAL, target=handler)
+    ours.addHandler(held)
     ours.setLevel(logging.INFO)
     try:
         config = settings.read(args, os.environ)
         ours.setLevel(config.log_level.upper())
         if config.log_format == "json":
             handler.setFormatter(JsonLine())
+        held.close()
+        ours.removeHandler(held)
+        ours.addHandler(handler)
         try:
             serve(config)
         except LbError as error:
@@ -72,6 +78,8 @@ def run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
             ours.error("%s", error)
             return 1
     finally:
+        held.close()
+        ours.removeHandler(held)
         ours.removeHandler(handler)
         ours.setLevel(logging.NOTSET)
     return 0

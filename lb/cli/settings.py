@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ from lb.errors import ConfigError
 from lb.folders import read_stream
 
 _MOST_BYTES = 1 << 18  # of a file of settings; all of them take some kB
+
+_PREFIX = "LBCTL_"
+_OF_A_SERVICE = re.compile(
+    r"LBCTL_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""The variables of a Service called lbctl (Kubernetes documentation, "Service", Discovering services)."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,17 +77,18 @@ def from_flags(args: argparse.Namespace) -> Layer:
 def from_environment(environ: Mapping[str, str]) -> Layer:
     """Return the settings of the LBCTL_ variables; an empty variable is not given.
 
-    An unknown LBCTL_ variable is logged and not refused: Kubernetes itself sets such variables in the pods
-    of a namespace that has a Service called lbctl.
+    An unknown LBCTL_ variable is logged and not refused: it may be somebody else's. Nothing is said of those
+    that Kubernetes sets in the pods of a namespace that has a Service called lbctl.
     """
     by_variable = {item.variable: item for item in settings()}
     layer = {}
     for variable, text in environ.items():
-        if not variable.startswith("LBCTL_") or variable == CONFIG_VARIABLE or not text:
+        if not variable.startswith(_PREFIX) or variable == CONFIG_VARIABLE or not text:
             continue
         item = by_variable.get(variable)
         if item is None:
-            _log.warning("environment variable %s is no setting%s", variable, _meant(variable, by_variable))
+            if not _OF_A_SERVICE.fullmatch(variable):
+                _log.warning("environment variable %s is no setting%s", variable, _meant_variable(variable))
             continue
         texts = tuple(part.strip() for part in text.split(",")) if item.many else (text,)
         layer[item.name] = Given(texts, f"environment variable {variable}")
@@ -167,6 +175,13 @@ def _meant(word: str, known: Iterable[str]) -> str:
     """Return a did-you-mean for the word, ``""`` when nothing known is like it."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _meant_variable(variable: str) -> str:
+    """Return a did-you-mean for a variable; what all of them begin with makes none like another."""
+    known = {item.variable.removeprefix(_PREFIX): item.variable for item in settings()}
+    close = difflib.get_close_matches(variable.removeprefix(_PREFIX), known, n=1)
+    return f"; did you mean {known[close[0]]}?" if close else ""
 
 
 def build(given: Layer) -> Config:

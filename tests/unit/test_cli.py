@@ -195,9 +195,11 @@ def test_a_log_has_date_time_and_zone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_log_is_json_on_request_to_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LBCTL_LOGLEVEL", "debug")
     code, lines = logged(monkeypatch, "--log-format", "json")
-    found = [json.loads(line) for line in lines]
+    of_settings, *found = [json.loads(line) for line in lines]
     assert code == 1
+    assert "did you mean LBCTL_LOG_LEVEL?" in of_settings["message"]
     assert [(one["level"], one["logger"], one["message"]) for one in found] == [
         ("warning", "lb.serve", "first\nand second"),
         ("error", "lb.serve", "told"),

@@ -161,6 +161,18 @@ def test_an_unknown_variable_is_told_and_harmless(caplog: pytest.LogCaptureFixtu
     assert "LBCTL_NODENAME is no setting; did you mean LBCTL_NODE_NAME?" in caplog.text
 
 
+def test_a_variable_like_no_other_is_named_alone_and_those_of_a_service_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    parts = "SERVICE_HOST SERVICE_PORT SERVICE_PORT_METRICS PORT PORT_1_TCP PORT_1_TCP_PROTO PORT_1_TCP_ADDR"
+    of_service = {f"LBCTL_{part}": "x" for part in parts.split()}
+    settings.from_environment({"LBCTL_FOO": "1", "LBCTL_SERVICE_CIDRS": "2", **of_service})
+    assert [one.getMessage() for one in caplog.records] == [
+        "environment variable LBCTL_FOO is no setting",
+        "environment variable LBCTL_SERVICE_CIDRS is no setting; did you mean LBCTL_SERVICE_CIDR?",
+    ]
+
+
 def test_every_default_is_a_value_that_its_setting_takes() -> None:
     for item in all_settings():
         for value in item.default if item.many else [item.default]:
