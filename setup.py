@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the folders that lie beside the package in a checkout into a wheel; all else is in pyproject.toml."""
+"""Puts into a wheel what is not the package: folders that lie beside it in a checkout, and the manual page.
+
+All else is in pyproject.toml.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+MANUAL = Path("build", "man", "lbctl.1")
 SHIPPED = ("bpf", "deploy", "examples")
 """What :func:`lb.shipped.shipped` finds."""
 
 
 class BuildWithFolders(build_py):
-    """Builds the package, and copies the folders into it as ``lb/_shipped/``."""
+    """Builds the package with the folders in it as ``lb/_shipped/``, and the manual page beside it."""
 
     def run(self) -> None:
         """Build; an editable installation reads the folders where they are."""
         super().run()
+        sys.path.insert(0, str(Path(__file__).resolve().parent))
+        from lb.cli.manual import manual  # noqa: PLC0415  (imports nothing that has to be installed)
+
+        MANUAL.parent.mkdir(parents=True, exist_ok=True)
+        MANUAL.write_text(manual())
         if self.editable_mode:
             return
         for name in SHIPPED:
@@ -27,4 +37,4 @@ class BuildWithFolders(build_py):
             shutil.copytree(name, target)
 
 
-setup(cmdclass={"build_py": BuildWithFolders})
+setup(cmdclass={"build_py": BuildWithFolders}, data_files=[("share/man/man1", [str(MANUAL)])])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
@@ -19,16 +20,25 @@ _DESCRIPTION = """\
 Load balancer for Kubernetes Services: eBPF programs translate packets, this command keeps them informed.
 """
 
-_EPILOG = """\
-exit codes:
-  0    done; of audit, explain, plan and doctor: and nothing is wrong
-  1    it could not be done: a line on stderr, "lbctl: ...", says why
-       audit: something differs; explain: a cause was found; plan: some of it would not work;
-       doctor: something will not work: stdout says what, stderr nothing
-  2    wrong usage: stderr says what is wrong
-  130  ended by Ctrl-C
-  lab exec: that of the command that it ran
-"""
+EXIT_CODES = (
+    ("0", "done; of audit, doctor, explain, lab status and plan: and nothing is wrong"),
+    (
+        "1",
+        'it could not be done, and one line on stderr ("lbctl: ...") says why; or, with nothing on stderr,'
+        " something is wrong and stdout says what: audit found a difference, doctor something that will not"
+        " work, explain a cause, lab status something that does not run, plan something that would not work",
+    ),
+    ("2", "wrong usage: stderr says what is wrong"),
+    ("130", "ended by Ctrl-C"),
+    ("any", "of lab exec: that of the command that it ran"),
+)
+"""Of every command; the manual page and docs/commands.md have them in these words."""
+
+_EPILOG = "exit codes:\n" + "".join(
+    textwrap.fill(text, 100, initial_indent=f"  {code:<5}", subsequent_indent=" " * 7, break_on_hyphens=False)
+    + "\n"
+    for code, text in EXIT_CODES
+)
 
 
 COMMANDS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import lb
+from lb.cli.manual import manual
 from tests.deploy.conftest import ROOT, Installed
 from tests.deploy.test_requirements import pins
 from tests.netns.conftest import fresh_id
@@ -39,7 +40,12 @@ def test_the_wheel_holds_every_file(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     beside = {f"lb/_shipped/{name}" for folder in ("bpf", "deploy", "examples") for name in _files(folder)}
-    assert names == _files("lb") | beside
+    assert names == _files("lb") | beside | {f"lbctl-{lb.__version__}.data/data/share/man/man1/lbctl.1"}
+
+
+def test_man_finds_the_page(installed: Installed) -> None:
+    page = installed.bin.parent / "share" / "man" / "man1" / "lbctl.1"
+    assert page.read_text() == manual()
 
 
 def test_the_command_runs_from_the_wheel(installed: Installed) -> None:
@@ -74,6 +80,7 @@ def test_pipx_installs_the_command(installed: Installed, tmp_path: Path) -> None
     locked = tmp_path / "locked"
     locked.write_text("".join(f"{name}=={pin.version}\n" for name, pin in pins("run").items() if pin.here))
     environment = {"PIPX_HOME": str(tmp_path / "home"), "PIPX_BIN_DIR": str(tmp_path / "bin")}
+    environment["PIPX_MAN_DIR"] = str(tmp_path / "man")
     pipx = f"{sys.executable} -m pipx install --quiet --skip-maintenance"
     argv = [*pipx.split(), "--system-site-packages", "--python", "/usr/bin/python3", str(installed.wheel)]
     done = subprocess.run(
@@ -90,6 +97,7 @@ def test_pipx_installs_the_command(installed: Installed, tmp_path: Path) -> None
         "kubectl-lb",
         "kubectl_complete-lb",
     }
+    assert (tmp_path / "man" / "man1" / "lbctl.1").exists()
     assert installed.run(str(tmp_path / "bin" / "lbctl"), "version").startswith(f"lbctl {lb.__version__}\n")
     python = tmp_path / "home" / "venvs" / "lbctl" / "bin" / "python"
     assert installed.run(str(python), "-c", "import bcc; print(bcc.__name__)") == "bcc\n"

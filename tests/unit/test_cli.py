@@ -31,6 +31,7 @@ from lb.agent import Failed, Inbox, Reread, Stop
 from lb.cli import colours, command, instances, main
 from lb.cli.command import COMMANDS
 from lb.cli.grammar import lab as grammar_lab
+from lb.cli.manual import manual
 from lb.cli.maps import FORMS
 from lb.cli.status import render as status_text
 from lb.cli.tables import table
@@ -325,6 +326,24 @@ def test_examples_are_ways_to_call_it() -> None:
         for line in (one for one in examples if one.startswith("  lbctl ")):
             words = shlex.split(re.split(r" [|>] ", line)[0])[1:]
             command.parser(words[0]).parse_args(words)
+
+
+def test_the_manual_has_every_command_flag_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = manual()
+    words = text.replace("\\-", "-")
+    assert str(Path(__file__).parents[2]) not in words, "it is made on one machine and read on others"
+    for each in parsers(command.parser()):
+        assert f"\n.SS {each.prog}" in words
+        for flag in (one for action in each._actions for one in action.option_strings if one != "-h"):
+            assert flag == "--help" or f"\\fB{flag}\\fR" in words, (each.prog, flag)
+    requests = {line.split()[0] for line in text.splitlines() if line.startswith((".", "'"))}
+    assert requests == {".TH", ".SH", ".SS", ".PP", ".TP", ".nf", ".fi", ".B", ".BR"}
+    documented = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    told = " ".join(command.parser().format_help().split())
+    for code, meaning in command.EXIT_CODES:
+        assert f"\\fB{code}\\fR\n{meaning}\n" in words
+        assert f"| {code} | {meaning} |\n" in documented
+        assert f"{code} {meaning}" in told
 
 
 def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:

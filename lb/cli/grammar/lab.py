@@ -148,7 +148,7 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=EXAMPLES,
         metavar="DIR",
-        help=f"directory of manifests (default {EXAMPLES})",
+        help="directory of manifests (default: the examples that lbctl comes with)",
     )
     parser.add_argument(
         "--overlay",
