@@ -388,6 +388,17 @@ def test_status_tells_of_the_api_server(kube: Lab) -> None:
     assert f"kubeconfig {status['kubeconfig']}" in text
 
 
+def test_what_runs_in_a_pod_sees_nothing_of_whoever_asks(kube: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN_OF_THE_OPERATOR", "secret")
+    pod = kubia(kube)[0]["name"]
+    code, said, _ = command(kube, "exec", pod, "--", "env")
+    variables = dict(line.split("=", 1) for line in said.splitlines())
+    assert code == 0
+    assert (variables["HOSTNAME"], variables["KUBERNETES_SERVICE_PORT"]) == (pod, "443")
+    assert "TOKEN_OF_THE_OPERATOR" not in variables
+    assert variables["PATH"] == "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
 def test_agents_have_no_more_rights_than_the_manifest_gives(kube: Lab) -> None:
     token = (kube.store.api / "agent.token").read_text()
     ask = ["curl", "-sS", "--cacert", str(kube.store.api / "ca.crt"), "-H", f"Authorization: Bearer {token}"]
