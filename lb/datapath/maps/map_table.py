@@ -7,8 +7,9 @@ It creates the maps, and bpf/README.md prints it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import Any
 
 from lb.config import Limits
 from lb.datapath.maps.layouts import (
@@ -71,6 +72,14 @@ class MapType(IntEnum):
     CACHE = 1 << 16
 
 
+class Writer(StrEnum):
+    """Who writes a map."""
+
+    PYTHON = "Python"
+    PROGRAMS = "kernel"
+    WATCHER = "lbctl monitor, kernel"
+
+
 BPF_F_NO_PREALLOC = 1
 BPF_F_MMAPABLE = 1 << 10
 
@@ -92,9 +101,9 @@ class MapSpec:
     type: MapType
     key: DType
     value: DType
-    writer: str
-    when_full: str
     purpose: str
+    writer: Writer = Writer.PYTHON
+    when_full: str = "fixed"
     limit: str = ""
     fixed: int = 0
     flags: int = 0
@@ -157,323 +166,114 @@ def sizes(limits: Limits, *, traffic_counters: bool = True) -> Mapping[str, int]
     return {**limits.as_dict(), TRAFFIC_COUNTERS: traffic_counters}
 
 
+_REFUSED = "the Service is refused, logged"
+
+
+# fmt: off
+def _array(name: str, value: DType, purpose: str, **more: Any) -> MapSpec:
+    """Return an array that Python maps into its memory."""
+    return MapSpec(name, MapType.ARRAY, ID, value, purpose, flags=BPF_F_MMAPABLE, **more)
+
+
+def _per_cpu(name: str, value: DType, purpose: str, **more: Any) -> MapSpec:
+    """Return an array of the programs' own, one for each CPU."""
+    return MapSpec(name, MapType.PERCPU_ARRAY, ID, value, purpose, Writer.PROGRAMS, **more)
+
+
+def _hash(name: str, key: DType, value: DType, purpose: str, **more: Any) -> MapSpec:
+    """Return a hash that takes memory for the entries that it has, not for those that it may have."""
+    return MapSpec(name, MapType.HASH, key, value, purpose, flags=BPF_F_NO_PREALLOC, **more)
+
+
+def _lru(name: str, key: DType, value: DType, purpose: str, when_full: str) -> MapSpec:
+    """Return a hash of the programs, least recently used first to go, sized by the limit of its name."""
+    return MapSpec(name, MapType.LRU_HASH, key, value, purpose, Writer.PROGRAMS, when_full, limit=name)
+
+
+def _cache(name: str, entry: tuple[DType, DType, DType], purpose: str, when_full: str) -> MapSpec:
+    """Return a table that forgets, sized by the limit of its name; entry: its key, value and bucket."""
+    key, value, bucket = entry
+    return MapSpec(
+        name, MapType.CACHE, key, value, purpose, Writer.PROGRAMS, when_full,
+        limit=name, flags=BPF_F_MMAPABLE, per_entry=SLOTS, bucket=bucket,
+    )
+
+
+def _of_family(ip: int) -> Iterator[MapSpec]:
+    """Yield the maps that each IP version has for itself; their names get its number."""
+    yield _array("settings", SETTINGS[ip], fixed=1,
+        purpose="timeouts, the ports and addresses of SNAT, the network that holds every clusterIP")
+    yield _hash("ifaces", ID, IFACE[ip], fixed=4096, when_full="the interface is not used for SNAT, logged",
+        purpose="by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for"
+        " hairpin; to redirect also the veths of pods")
+    yield MapSpec("vips", MapType.HASH, VIP_KEY[ip], VIP, limit="vips", when_full=_REFUSED,
+        purpose="VIP to Service port and backend sets; port and protocol 0: the address as a whole")
+    yield MapSpec("source_ranges", MapType.LPM_TRIE, SOURCE_RANGE[ip], ID, flags=BPF_F_NO_PREALLOC,
+        limit="source_ranges", when_full=_REFUSED,
+        purpose="loadBalancerSourceRanges: Service port and network to 1")
+    yield _array("backends", BACKEND[ip], limit="backends", when_full=_REFUSED,
+        purpose="by backend id: where an endpoint is")
+    yield _array("hashing", HASHING, fixed=1,
+        purpose="where the entries of flows and affinity are: seeds of the hash, numbers of buckets")
+    yield _cache("flows", (FLOW_KEY[ip], FLOW[ip], FLOW_BUCKET[ip]),
+        "conntrack: one entry for each direction of a translated connection",
+        "of seven flows, the one whose time is over first goes")
+    yield _lru("fragments", FRAGMENT_KEY[ip], FRAGMENT,
+        "the ports of a translated datagram's first fragment, for those that follow",
+        "the least recently used datagram goes")
+    yield _lru("pieces", PIECE_KEY[ip], HELD_PIECE,
+        "fragments that came before the first of their datagram, until it comes",
+        "the piece held longest goes, and its datagram is lost")
+    yield _lru("sockets", SOCKET_KEY[ip], SOCKET[ip],
+        "by socket and address: the VIP in a backend's place",
+        "the least recently used peer goes")
+    yield _cache("affinity", (AFFINITY_KEY[ip], AFFINITY, AFFINITY_BUCKET[ip]),
+        "ClientIP affinity: the backend that a client keeps",
+        "of seven clients, the one whose time is over first goes")
+    yield _per_cpu("traffic", TRAFFIC_LINE, "packets and bytes by backend, 16 in a line",
+        limit="backends", per_entry=TRAFFIC_IN_LINE, spare=1, optional=TRAFFIC_COUNTERS,
+        when_full="as large as backends; with traffic_counters off nothing is counted")
+    yield _array("connections", CONNECTIONS, "by backend id: connections opened, refused, unanswered",
+        writer=Writer.PROGRAMS, limit="backends", when_full="as large as backends")
+
+
+def _of_both() -> Iterator[MapSpec]:
+    """Yield the maps that the IP versions share."""
+    yield _array("tables", TABLE_LINE, limit="table_rows", per_entry=LINE_ROWS, when_full=_REFUSED,
+        purpose="pool of backend sets: a line of ids and weights, or the lines of a Maglev table of ids")
+    yield _array("crc32c_shifts", ID, "powers of x for the checksum of SCTP", fixed=512)
+    yield _per_cpu("notes", NOTE, "what a program tells the one that it goes on in", fixed=1)
+    yield _per_cpu("scratch", SCRATCH, "room for what does not fit on a program's stack", fixed=1)
+    yield _per_cpu("piece_room", HELD_PIECE, "room for a fragment on its way to `pieces`", fixed=1)
+    yield _array("links", LINK_TABLE, fixed=1,
+        purpose="interface indexes and link addresses of uplinks, up to 8: for whom XDP takes a frame")
+    yield _per_cpu("rates", RATE, fixed=ANSWER_KINDS,
+        purpose="by kind of answer (RST, ICMP error, ping, too big, TTL): how many may still be sent:"
+        " answer_rate")
+    yield _per_cpu("reasons", COUNTER, fixed=REASONS_PER_HOOK * len(HOOKS),
+        purpose="packets and bytes by hook and reason")
+    yield _hash("service_counters", ID, SERVICE_COUNTERS, writer=Writer.PROGRAMS,
+        limit="services", when_full="as large as services",
+        purpose="by Service port id, with its name: handshake times, and packets dropped by reason")
+    yield _array("ended", ENDED, limit="services", spare=1, when_full="as large as services",
+        purpose="by Service port id: what its former backends, whose slots others have, had counted")
+    yield _array("watch", WATCH, writer=Writer.WATCHER, fixed=1,
+        purpose="whether somebody watches, and what is wanted")
+    yield _per_cpu("draft", EVENT, "the event that is being made", fixed=1)
+    yield MapSpec("events", MapType.RINGBUF, NOTHING, NOTHING, writer=Writer.PROGRAMS, fixed=1 << 20,
+        when_full="the event is lost, counted in `watch`",
+        purpose="what became of packets and of calls, for whoever watches")
+    yield _hash("services", ID, SERVICE_NAME, "by Service port id: its names, for dumps",
+        limit="services", when_full=_REFUSED)
+    yield _hash("nodes", ID, NODE_NAME, fixed=16384, when_full="the backend's node is shown as unknown",
+        purpose="by node id: its name, for dumps; id 0 is this node, id 1 is 'no node'")
+# fmt: on
+
+
 def _maps() -> Iterator[MapSpec]:
-    """Yield every map: first those of each family, then those that the families share."""
-    refused = "the Service is refused, logged"
     for ip in FAMILIES:
-        yield MapSpec(
-            f"settings{ip}",
-            MapType.ARRAY,
-            ID,
-            SETTINGS[ip],
-            "Python",
-            "fixed",
-            "timeouts, the ports and addresses of SNAT, the network that holds every clusterIP",
-            fixed=1,
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-        )
-        yield MapSpec(
-            f"ifaces{ip}",
-            MapType.HASH,
-            ID,
-            IFACE[ip],
-            "Python",
-            "the interface is not used for SNAT, logged",
-            "by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for hairpin;"
-            " to redirect also the veths of pods",
-            fixed=4096,
-            flags=BPF_F_NO_PREALLOC,
-            version=ip,
-        )
-        yield MapSpec(
-            f"vips{ip}",
-            MapType.HASH,
-            VIP_KEY[ip],
-            VIP,
-            "Python",
-            refused,
-            "VIP to Service port and backend sets; port and protocol 0: the address as a whole",
-            limit="vips",
-            version=ip,
-        )
-        yield MapSpec(
-            f"source_ranges{ip}",
-            MapType.LPM_TRIE,
-            SOURCE_RANGE[ip],
-            ID,
-            "Python",
-            refused,
-            "loadBalancerSourceRanges: Service port and network to 1",
-            limit="source_ranges",
-            flags=BPF_F_NO_PREALLOC,
-            version=ip,
-        )
-        yield MapSpec(
-            f"backends{ip}",
-            MapType.ARRAY,
-            ID,
-            BACKEND[ip],
-            "Python",
-            refused,
-            "by backend id: where an endpoint is",
-            limit="backends",
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-        )
-        yield MapSpec(
-            f"hashing{ip}",
-            MapType.ARRAY,
-            ID,
-            HASHING,
-            "Python",
-            "fixed",
-            "where the entries of flows and affinity are: seeds of the hash, numbers of buckets",
-            fixed=1,
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-        )
-        yield MapSpec(
-            f"flows{ip}",
-            MapType.CACHE,
-            FLOW_KEY[ip],
-            FLOW[ip],
-            "kernel",
-            "of seven flows, the one whose time is over first goes",
-            "conntrack: one entry for each direction of a translated connection",
-            limit="flows",
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-            per_entry=SLOTS,
-            bucket=FLOW_BUCKET[ip],
-        )
-        yield MapSpec(
-            f"fragments{ip}",
-            MapType.LRU_HASH,
-            FRAGMENT_KEY[ip],
-            FRAGMENT,
-            "kernel",
-            "the least recently used datagram goes",
-            "the ports of a translated datagram's first fragment, for those that follow",
-            limit="fragments",
-            version=ip,
-        )
-        yield MapSpec(
-            f"pieces{ip}",
-            MapType.LRU_HASH,
-            PIECE_KEY[ip],
-            HELD_PIECE,
-            "kernel",
-            "the piece held longest goes, and its datagram is lost",
-            "fragments that came before the first of their datagram, until it comes",
-            limit="pieces",
-            version=ip,
-        )
-        yield MapSpec(
-            f"sockets{ip}",
-            MapType.LRU_HASH,
-            SOCKET_KEY[ip],
-            SOCKET[ip],
-            "kernel",
-            "the least recently used peer goes",
-            "by socket and address: the VIP in a backend's place",
-            limit="sockets",
-            version=ip,
-        )
-        yield MapSpec(
-            f"affinity{ip}",
-            MapType.CACHE,
-            AFFINITY_KEY[ip],
-            AFFINITY,
-            "kernel",
-            "of seven clients, the one whose time is over first goes",
-            "ClientIP affinity: the backend that a client keeps",
-            limit="affinity",
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-            per_entry=SLOTS,
-            bucket=AFFINITY_BUCKET[ip],
-        )
-        yield MapSpec(
-            f"traffic{ip}",
-            MapType.PERCPU_ARRAY,
-            ID,
-            TRAFFIC_LINE,
-            "kernel",
-            "as large as backends; with traffic_counters off nothing is counted",
-            "packets and bytes by backend, 16 in a line",
-            limit="backends",
-            version=ip,
-            per_entry=TRAFFIC_IN_LINE,
-            spare=1,
-            optional=TRAFFIC_COUNTERS,
-        )
-        yield MapSpec(
-            f"connections{ip}",
-            MapType.ARRAY,
-            ID,
-            CONNECTIONS,
-            "kernel",
-            "as large as backends",
-            "by backend id: connections opened, refused, unanswered",
-            limit="backends",
-            flags=BPF_F_MMAPABLE,
-            version=ip,
-        )
-    yield MapSpec(
-        "tables",
-        MapType.ARRAY,
-        ID,
-        TABLE_LINE,
-        "Python",
-        refused,
-        "pool of backend sets: a line of ids and weights, or the lines of a Maglev table of ids",
-        limit="table_rows",
-        flags=BPF_F_MMAPABLE,
-        per_entry=LINE_ROWS,
-    )
-    yield MapSpec(
-        "crc32c_shifts",
-        MapType.ARRAY,
-        ID,
-        ID,
-        "Python",
-        "fixed",
-        "powers of x for the checksum of SCTP",
-        fixed=512,
-        flags=BPF_F_MMAPABLE,
-    )
-    yield MapSpec(
-        "notes",
-        MapType.PERCPU_ARRAY,
-        ID,
-        NOTE,
-        "kernel",
-        "fixed",
-        "what a program tells the one that it goes on in",
-        fixed=1,
-    )
-    yield MapSpec(
-        "scratch",
-        MapType.PERCPU_ARRAY,
-        ID,
-        SCRATCH,
-        "kernel",
-        "fixed",
-        "room for what does not fit on a program's stack",
-        fixed=1,
-    )
-    yield MapSpec(
-        "piece_room",
-        MapType.PERCPU_ARRAY,
-        ID,
-        HELD_PIECE,
-        "kernel",
-        "fixed",
-        "room for a fragment on its way to `pieces`",
-        fixed=1,
-    )
-    yield MapSpec(
-        "links",
-        MapType.ARRAY,
-        ID,
-        LINK_TABLE,
-        "Python",
-        "fixed",
-        "interface indexes and link addresses of uplinks, up to 8: for whom XDP takes a frame",
-        fixed=1,
-        flags=BPF_F_MMAPABLE,
-    )
-    yield MapSpec(
-        "rates",
-        MapType.PERCPU_ARRAY,
-        ID,
-        RATE,
-        "kernel",
-        "fixed",
-        "by kind of answer (RST, ICMP error, ping, too big, TTL): how many may still be sent: answer_rate",
-        fixed=ANSWER_KINDS,
-    )
-    yield MapSpec(
-        "reasons",
-        MapType.PERCPU_ARRAY,
-        ID,
-        COUNTER,
-        "kernel",
-        "fixed",
-        "packets and bytes by hook and reason",
-        fixed=REASONS_PER_HOOK * len(HOOKS),
-    )
-    yield MapSpec(
-        "service_counters",
-        MapType.HASH,
-        ID,
-        SERVICE_COUNTERS,
-        "kernel",
-        "as large as services",
-        "by Service port id, with its name: handshake times, and packets dropped by reason",
-        limit="services",
-        flags=BPF_F_NO_PREALLOC,
-    )
-    yield MapSpec(
-        "ended",
-        MapType.ARRAY,
-        ID,
-        ENDED,
-        "Python",
-        "as large as services",
-        "by Service port id: what its former backends, whose slots others have, had counted",
-        limit="services",
-        flags=BPF_F_MMAPABLE,
-        spare=1,
-    )
-    yield MapSpec(
-        "watch",
-        MapType.ARRAY,
-        ID,
-        WATCH,
-        "lbctl monitor, kernel",
-        "fixed",
-        "whether somebody watches, and what is wanted",
-        fixed=1,
-        flags=BPF_F_MMAPABLE,
-    )
-    yield MapSpec(
-        "draft",
-        MapType.PERCPU_ARRAY,
-        ID,
-        EVENT,
-        "kernel",
-        "fixed",
-        "the event that is being made",
-        fixed=1,
-    )
-    yield MapSpec(
-        "events",
-        MapType.RINGBUF,
-        NOTHING,
-        NOTHING,
-        "kernel",
-        "the event is lost, counted in `watch`",
-        "what became of packets and of calls, for whoever watches",
-        fixed=1 << 20,
-    )
-    yield MapSpec(
-        "services",
-        MapType.HASH,
-        ID,
-        SERVICE_NAME,
-        "Python",
-        refused,
-        "by Service port id: its names, for dumps",
-        limit="services",
-        flags=BPF_F_NO_PREALLOC,
-    )
-    yield MapSpec(
-        "nodes", MapType.HASH, ID, NODE_NAME, "Python", "the backend's node is shown as unknown",
-        "by node id: its name, for dumps; id 0 is this node, id 1 is 'no node'",
-        fixed=16384, flags=BPF_F_NO_PREALLOC,
-    )  # fmt: skip
+        yield from (replace(spec, name=f"{spec.name}{ip}", version=ip) for spec in _of_family(ip))
+    yield from _of_both()
 
 
 MAPS: tuple[MapSpec, ...] = tuple(_maps())

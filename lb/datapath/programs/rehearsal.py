@@ -31,12 +31,12 @@ from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import cache, layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.map_pins import create_map, read_rows
-from lb.datapath.maps.map_table import MAP_SPECS, MAPS, MapType, named_in_c
+from lb.datapath.maps.map_table import MAP_SPECS, MAPS, MapType, Writer, named_in_c
 from lb.datapath.programs import build, features, loader
 from lb.datapath.programs.loader import PROGRAMS
 from lb.errors import BpfError, DatapathError
 
-PRIVATE = tuple(spec.name for spec in MAPS if "kernel" in spec.writer)
+PRIVATE = tuple(spec.name for spec in MAPS if spec.writer is not Writer.PYTHON)
 """The maps that the programs write. The others they only read: here those are the live ones. That somebody
 watches the live programs is in a map that they write, so nobody is told of what is tried here."""
 
