@@ -15,8 +15,7 @@ import numpy as np
 
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import HOOKS, ID, REASONS, Direction
-from lb.datapath.sync.ledger import read_vips
-from lb.datapath.view import catalogue
+from lb.datapath.sync.ledger import read_names, read_vips
 from lb.datapath.view.words import protocol_name
 from lb.errors import ConfigError
 from lb.model import IPAddress, ObjectKey, Protocol, socket_text
@@ -159,7 +158,7 @@ class Names:
         """
         found = {
             ident: port_name
-            for ident, (service, port_name) in catalogue.names(self._maps).items()
+            for ident, (service, port_name) in read_names(self._maps).items()
             if key.covers(service)
         }
         if not found:

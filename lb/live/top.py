@@ -15,7 +15,8 @@ import numpy as np
 from lb.datapath.maps.interface import Rows
 from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.sync.accounts import numbers
-from lb.datapath.view.figures import Endpoint, Figures, PortName, Sample, quantile
+from lb.datapath.view.figures import Figures, PortName, Sample, quantile
+from lb.datapath.view.words import Backend
 
 NAME_WIDTH = 24
 """A narrow terminal shows no fewer characters of a name; more columns are shown only beside wider names."""
@@ -45,7 +46,7 @@ class Row:
     """
 
     port: PortName
-    endpoint: Endpoint | None
+    endpoint: Backend | None
     total: Figures
     rates: Rates
     counts_traffic: bool
@@ -60,14 +61,20 @@ class Row:
         if self.endpoint is None:
             return str(self.port)
         node = f"  {self.endpoint.node}" if self.endpoint.node else ""
-        return f"{self.endpoint.socket}{node}{' (ending)' if self.endpoint.terminating else ''}"
+        ending = " (ending)" if self.endpoint.terminating else ""
+        return f"{self.endpoint.address}{node}{ending}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as JSON has it; times are in seconds."""
         fields: dict[str, Any] = self.port._asdict()
         if self.endpoint is not None:
-            fields |= {"backend": self.endpoint.socket} | self.endpoint._asdict()
-            del fields["socket"]
+            at = self.endpoint
+            fields |= {
+                "backend": at.address,
+                "node": at.node,
+                "local": at.local,
+                "terminating": at.terminating,
+            }
         total, rates = (
             self.total._asdict(),
             {name: round(one, 3) for name, one in self.rates._asdict().items()},
@@ -140,7 +147,7 @@ def backend_rows(before: Sample, after: Sample, seconds: float, port: PortName |
             rows.append(
                 Row(
                     ports[int(now.ports[at])],
-                    after.endpoint(version, at),
+                    after.backend(version, at),
                     Figures(*new[at].tolist()),
                     Rates(*(grown / seconds).tolist()),
                     after.counts_traffic,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from lb.datapath.view.catalogue import PortRow, VipRow
+from lb.datapath.view.catalogue import PortRow, PortVip
 from lb.datapath.view.words import Backend
 from lb.plan.types import VipKind
 
@@ -95,7 +95,7 @@ class Hooks:
         count = sum(one["program"] == program for one in self._rows)
         return (f"{program} at {count} pod interface{'' if count == 1 else 's'}",) if count else ()
 
-    def socket(self, client: Client, port: PortRow, vip: VipRow) -> tuple[str, ...]:
+    def socket(self, client: Client, port: PortRow, vip: PortVip) -> tuple[str, ...]:
         """Return the program that leads a client's connections at the socket; none: tc does (bpf/sock.h)."""
         left_to_tc = client is Client.POD and (port.affinity_seconds or vip.source_ranges)
         if client not in self._sockets or port.protocol != "TCP" or left_to_tc:
@@ -118,7 +118,7 @@ def journeys(port: PortRow, hooks: Hooks) -> list[list[Journey]]:
     return [[_journey(port, vip, client, hooks) for client in Client] for vip in port.vips]
 
 
-def _journey(port: PortRow, vip: VipRow, client: Client, hooks: Hooks) -> Journey:
+def _journey(port: PortRow, vip: PortVip, client: Client, hooks: Hooks) -> Journey:
     side = "outside" if client is Client.OUTSIDE else "inside"
     shares = vip.outside if client is Client.OUTSIDE else vip.inside
     socket = hooks.socket(client, port, vip)
@@ -145,7 +145,7 @@ def _journey(port: PortRow, vip: VipRow, client: Client, hooks: Hooks) -> Journe
     )
 
 
-def _policy(port: PortRow, vip: VipRow, side: str) -> Iterator[str]:
+def _policy(port: PortRow, vip: PortVip, side: str) -> Iterator[str]:
     local = side in vip.local_only
     yield "Local: endpoints of this node alone" if local else "Cluster: endpoints of every node"
     if vip.source_ranges:
@@ -154,7 +154,7 @@ def _policy(port: PortRow, vip: VipRow, side: str) -> Iterator[str]:
         yield f"a client keeps its backend for {port.affinity_seconds} s"
 
 
-def _refused(port: PortRow, vip: VipRow, side: str) -> str:
+def _refused(port: PortRow, vip: PortVip, side: str) -> str:
     if side in vip.local_only and vip.usable:
         return "dropped (NO_LOCAL_ENDPOINT): there are endpoints on other nodes alone"
     answer = "a TCP RST" if port.protocol == "TCP" else "an ICMP port unreachable"

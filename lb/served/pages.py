@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from lb.config import Config, SocketMode, Switch
 from lb.datapath.maps.interface import Maps
+from lb.datapath.sync.ledger import read_names
 from lb.datapath.view import catalogue, dump, figures
 from lb.datapath.view.figures import Figures, PortName, Sample, quantile
 from lb.errors import LbError
@@ -178,7 +179,7 @@ class Views:
 
     def _read_names(self) -> catalogue.Names:
         with self._opened() as maps:
-            return catalogue.names(maps)
+            return read_names(maps)
 
     def _read_figures(self) -> _Counted:
         with self._opened() as maps:
@@ -215,7 +216,7 @@ class Views:
         """
         key = service_of(query)
         with self._opened() as maps:
-            names = catalogue.names(maps)
+            names = read_names(maps)
             wanted = {port: name for port, name in names.items() if name[0] == str(key)}
             ports = catalogue.ports(maps, wanted)
         if not ports:

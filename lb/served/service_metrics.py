@@ -73,7 +73,7 @@ def _backends(found: Sample, names: Sequence[PortName], most: int) -> list[tuple
     for at in _busiest(counted, most):
         version, row = places[at]
         port = names[int(found.backends[version].ports[row])]
-        labels.append(((*port, found.endpoint(version, row).socket), Figures(*counted[at].item())))
+        labels.append(((*port, found.backend(version, row).address), Figures(*counted[at].item())))
     return labels
 
 

@@ -13,7 +13,8 @@ from lb.config import Limits
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.sync import accounts
 from lb.datapath.view import figures
-from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Endpoint, Figures, PortName, quantile
+from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Figures, PortName, quantile
+from lb.datapath.view.words import Backend
 from lb.errors import BpfError
 from lb.plan.types import ServicePlan
 from tests.fake_maps import FakeMaps
@@ -54,12 +55,12 @@ def test_backends_have_names_and_figures_of_their_own() -> None:
     node.busy()
     found = figures.sample(node.maps)
     four, six = found.backends[4], found.backends[6]
-    assert [found.endpoint(4, row) for row in range(len(four.ids))] == [
-        Endpoint("10.244.1.2:8080", "node1", True, False),
-        Endpoint("10.244.2.2:8080", "node2", False, False),
-        Endpoint("10.244.2.3:53", "node2", False, True),
+    assert [found.backend(4, row) for row in range(len(four.ids))] == [
+        Backend(1, "10.244.1.2:8080", "node1", True, "active"),
+        Backend(2, "10.244.2.2:8080", "node2", False, "active"),
+        Backend(17, "10.244.2.3:53", "node2", False, "terminating"),
     ]
-    assert found.endpoint(6, 0) == Endpoint("[fd00:244::2]:8080", "node1", True, False)
+    assert found.backend(6, 0) == Backend(1, "[fd00:244::2]:8080", "node1", True, "active")
     assert Figures(*four.figures[0].item()) == Figures(500, 50_000, 480, 1_150_000, 50, 0, 1)
     ports = list(found.ports)
     assert [ports[row] for row in four.ports] == [WEB_PORT, WEB_PORT, DNS_PORT]
@@ -130,7 +131,7 @@ class Counted(Bench):
         found = figures.sample(self.maps)
         one = found.backends[self.version]
         return {
-            found.endpoint(self.version, row).socket: Figures(*one.figures[row].item()).opened
+            found.backend(self.version, row).address: Figures(*one.figures[row].item()).opened
             for row in range(len(one.ids))
         }
 

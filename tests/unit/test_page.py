@@ -19,6 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from lb.config import Config
+from lb.datapath.sync.ledger import read_names
 from lb.datapath.view import catalogue
 from lb.model import (
     Endpoint,
@@ -147,7 +148,7 @@ class Counting(Node):
 
 def carry(bench: Bench) -> None:
     """Let the Service have carried something: 30 connections to its first backend, 10 to its second."""
-    names = {port: name for port, name in catalogue.names(bench.maps).items() if name[0] == str(SHOP)}
+    names = {port: name for port, name in read_names(bench.maps).items() if name[0] == str(SHOP)}
     port = next(one for one in catalogue.ports(bench.maps, names) if one.version == 4)
     first, second, *_ = port.backends
     counting = Counting(bench.maps)

@@ -20,12 +20,19 @@ from lb.datapath.maps.layouts import (
     VipFlag,
     unpack_address,
 )
-from lb.datapath.sync.ledger import KIND_CODES, Ledger, VipRow, read_ranges, read_vips
+from lb.datapath.sync.ledger import (
+    KIND_WORDS,
+    Ledger,
+    VipRow,
+    read_names,
+    read_nodes,
+    read_ranges,
+    read_vips,
+)
 from lb.datapath.sync.pools import Region
 from lb.datapath.sync.tables import set_rows, table_rows, write_sets
 from lb.model import IPAddress, socket_text
 
-_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 _FLAGS = {
     VipFlag.INSIDE_LOCAL: "Local for this node",
     VipFlag.OUTSIDE_LOCAL: "Local for others",
@@ -142,11 +149,7 @@ class _State:
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
-        ids, rows = self._maps.read("services")
-        return {
-            ident: (f"{namespace.decode()}/{name.decode()}", port.decode())
-            for ident, (namespace, name, port) in zip(ids.tolist(), rows.tolist(), strict=True)
-        }
+        return read_names(self._maps)
 
     def _name(self, ident: int) -> tuple[str, str]:
         return self._names.get(ident, ("", ""))
@@ -157,11 +160,7 @@ class _State:
 
     @cached_property
     def _nodes(self) -> dict[str, _Entry]:
-        ids, rows = self._maps.read("nodes")
-        return {
-            f"#{ident}": ("", name, name.decode())
-            for ident, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)
-        }
+        return {f"#{ident}": ("", name, name) for ident, name in read_nodes(self._maps).items()}
 
     @cached_property
     def _slots(self) -> dict[int, Rows]:
@@ -214,7 +213,7 @@ class _State:
         service, port = self._name(row.service)
         sets = [self._ids(region) if region.size else () for region in (row.inside, row.outside)]
         words = [f"{service} {port}".strip() or f"unknown Service port #{row.service}"]
-        words += [f"{_KINDS.get(row.kind, f'kind {row.kind}')}"]
+        words += [f"{KIND_WORDS.get(row.kind, f'kind {row.kind}')}"]
         inside, outside = map(len, sets)
         words += [
             f"{inside} backends" if sets[0] == sets[1] else f"{inside} backends here, {outside} outside"

@@ -50,6 +50,8 @@ def socket_of(backend: Backend) -> Socket:
 
 
 KIND_CODES = {kind: VipKindCode[kind.name] for kind in VipKind}
+KIND_WORDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
+"""What Kubernetes calls the kinds of VIPs, by their codes in the maps."""
 
 
 class VipRow(NamedTuple):
@@ -252,6 +254,21 @@ def read_vips(maps: Maps) -> dict[VipKey, VipRow]:
             vip = VipKey(unpack_address(address), port, Protocol(protocol) if protocol else None)
             found[vip] = VipRow(service, affinity, shared(inside), shared(outside), kind, flags)
     return found
+
+
+def read_names(maps: Maps) -> dict[int, tuple[str, str]]:
+    """Read the names of Service ports by id: ``namespace/name`` of the Service, and the port's own."""
+    ids, rows = maps.read("services")
+    return {
+        ident: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
+        for ident, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
+    }
+
+
+def read_nodes(maps: Maps) -> dict[int, str]:
+    """Read the names of nodes by id."""
+    ids, rows = maps.read("nodes")
+    return {ident: name.decode() for ident, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
 
 
 _SERVICE_BITS = 32  # of a source range's key, in front of the address

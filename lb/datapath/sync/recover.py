@@ -20,6 +20,8 @@ from lb.datapath.sync.ledger import (
     new_ledger,
     no_services,
     range_keys,
+    read_names,
+    read_nodes,
     read_ranges,
     read_vips,
 )
@@ -82,11 +84,11 @@ def _port_order(entry: tuple[VipKey, VipRow]) -> tuple[bool, int, int, int, int]
 
 
 def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
-    ids, names = maps.read("services")
-    return {
-        service: (ObjectKey(sys.intern(namespace.decode()), name.decode()), sys.intern(port_name.decode()))
-        for service, (namespace, name, port_name) in zip(ids.tolist(), names.tolist(), strict=True)
-    }
+    found = {}
+    for ident, (service, port_name) in read_names(maps).items():
+        namespace, _, name = service.partition("/")
+        found[ident] = (ObjectKey(sys.intern(namespace), name), sys.intern(port_name))
+    return found
 
 
 def _read_ranges(maps: Maps, ports: _ById) -> None:
@@ -142,8 +144,7 @@ def _read_regions(tables: Rows, port: Port) -> None:
 
 
 def _read_nodes(maps: Maps) -> NodeNames:
-    ids, rows = maps.read("nodes")
-    by_id = {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+    by_id = read_nodes(maps)
     own = by_id.pop(NODE_SELF, None)
     nodes = NodeNames(maps, {name: node for node, name in by_id.items()}, own)
     nodes.forget_unused(nodes_in_use(maps))

@@ -17,14 +17,12 @@ from lb.datapath.maps.layouts import (
     VipFlag,
     unpack_address,
 )
-from lb.datapath.sync.ledger import KIND_CODES, read_ranges
+from lb.datapath.sync.ledger import KIND_WORDS, read_names, read_nodes, read_ranges
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view import words
 from lb.datapath.view.words import Backend
 from lb.model import IPAddress, Protocol, socket_text
 from lb.plan import SMALL_SET
-
-_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 
 Names = Mapping[int, tuple[str, str]]
 """By Service port id: NAMESPACE/NAME, and the port's name."""
@@ -33,7 +31,7 @@ Shares = Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
-class VipRow:
+class PortVip:
     """A VIP of a port. address: with its port. inside, outside: who gets what from either side.
 
     local_only: the sides that traffic policy Local keeps to this node's endpoints. usable: there is an
@@ -59,7 +57,7 @@ class PortRow:
     version: int
     protocol: str
     affinity_seconds: int
-    vips: tuple[VipRow, ...]
+    vips: tuple[PortVip, ...]
     backends: tuple[Backend, ...]
 
 
@@ -91,7 +89,7 @@ def summary(maps: Maps) -> list[PortSummary]:
     ------
     BpfError: a map could not be read.
     """
-    named = names(maps)
+    named = read_names(maps)
     found: dict[tuple[str, str, int], PortSummary] = {}
     for version in FAMILIES:
         counts = _counts(maps, version)
@@ -105,7 +103,7 @@ def summary(maps: Maps) -> list[PortSummary]:
                 (service_name, port_name, version),
                 PortSummary(service_name, port_name, version, Protocol(protocol).name, affinity),
             )
-            one.vips.append((_KINDS.get(kind, "unknown"), unpack_address(address), port))
+            one.vips.append((KIND_WORDS.get(kind, "unknown"), unpack_address(address), port))
             if service not in counted:
                 counted.add(service)
                 one.backends, one.local, one.terminating = (
@@ -128,20 +126,6 @@ def _counts(maps: Maps, version: int) -> tuple[Rows, Rows, Rows]:
     return of_all, here, going
 
 
-def names(maps: Maps) -> Names:
-    """Return the names of all Service ports.
-
-    Raises
-    ------
-    BpfError: the map could not be read.
-    """
-    ids, rows = maps.read("services")
-    return {
-        port: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
-        for port, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
-    }
-
-
 def ports(maps: Maps, wanted: Names) -> list[PortRow]:
     """Return the ports of these ids with what they have, sorted by names and family.
 
@@ -153,13 +137,12 @@ def ports(maps: Maps, wanted: Names) -> list[PortRow]:
     ranges: dict[int, list[str]] = {}
     for service, network in sorted(read_ranges(maps), key=lambda each: (each[1].version, each[1])):
         ranges.setdefault(service, []).append(str(network))
-    node_ids, node_rows = maps.read("nodes")
-    nodes = {node: name.decode() for node, (name,) in zip(node_ids.tolist(), node_rows.tolist(), strict=True)}
+    nodes = read_nodes(maps)
     tables = table_rows(maps)
     found = []
     for version in FAMILIES:
         backends = _backends(maps, version, ids, nodes)
-        vips: dict[int, list[tuple[tuple[int, int], VipRow]]] = {}
+        vips: dict[int, list[tuple[tuple[int, int], PortVip]]] = {}
         protocols: dict[int, tuple[str, int]] = {}
         for key, row in _vips(maps, version, ids):
             address, port, protocol, _ = key
@@ -167,9 +150,9 @@ def ports(maps: Maps, wanted: Names) -> list[PortRow]:
             ip = unpack_address(address)
             protocols[service] = Protocol(protocol).name, affinity
             local_only = ((VipFlag.INSIDE_LOCAL, "inside"), (VipFlag.OUTSIDE_LOCAL, "outside"))
-            one = VipRow(
+            one = PortVip(
                 socket_text(ip, port),
-                _KINDS[kind],
+                KIND_WORDS[kind],
                 _shares(tables, *inside),
                 _shares(tables, *outside),
                 tuple(side for flag, side in local_only if flags & flag),

@@ -26,13 +26,12 @@ from lb.datapath.maps.layouts import (
     VipFlag,
     unpack_address,
 )
-from lb.datapath.sync.ledger import KIND_CODES, VipRow, read_ranges, read_vips
+from lb.datapath.sync.ledger import KIND_WORDS, VipRow, read_names, read_nodes, read_ranges, read_vips
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view.words import node_name
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
-_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 _SIDES = ("inside", "outside")
 _LOCAL_SIDES = {"inside": VipFlag.INSIDE_LOCAL, "outside": VipFlag.OUTSIDE_LOCAL}
 _ANSWERED = ("syn_recv", "answered")
@@ -56,7 +55,19 @@ class VipBackend:
 
 
 @dataclass(frozen=True, slots=True)
-class VipEntry:
+class MapEntry:
+    """What a dump shows of one entry of a map."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as JSON has it: without some fields when they are empty or false."""
+        return {name: value for name, value in asdict(self).items() if value or name not in _IF_ANY}
+
+
+_IF_ANY = {"local_only", "source_ranges", "lingering", "snat"}
+
+
+@dataclass(frozen=True, slots=True)
+class VipEntry(MapEntry):
     """A VIP with the backends that its lookup tables list, and the terminating ones of its Service port.
 
     local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
@@ -77,18 +88,15 @@ class VipEntry:
     lingering: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        fields = asdict(self)
-        for name in ("local_only", "source_ranges", "lingering"):
-            if not fields[name]:
-                del fields[name]
+        """See the base class; which backends take new connections is for tables alone."""
+        fields = MapEntry.as_dict(self)
         for backend in fields["backends"]:
             del backend["takes_new"]
         return fields
 
 
 @dataclass(frozen=True, slots=True)
-class AddressEntry:
+class AddressEntry(MapEntry):
     """A Service address as a whole: what packets for none of its ports meet.
 
     answers: the sides, "inside" and "outside", whose echo requests (ping) are answered: a backend is offered
@@ -101,16 +109,9 @@ class AddressEntry:
     answers: tuple[str, ...]
     source_ranges: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        fields = asdict(self)
-        if not self.source_ranges:
-            del fields["source_ranges"]
-        return fields
-
 
 @dataclass(frozen=True, slots=True)
-class BackendEntry:
+class BackendEntry(MapEntry):
     """A slot in use. node is ``""`` when the endpoint names none."""
 
     id: int
@@ -123,13 +124,9 @@ class BackendEntry:
     port_name: str
     generation: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class FlowEntry:
+class FlowEntry(MapEntry):
     """A connection. snat: what the client's address became, ``""`` (and absent in JSON) when it stayed."""
 
     protocol: str
@@ -140,16 +137,9 @@ class FlowEntry:
     state: str
     idle_seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        fields = asdict(self)
-        if not self.snat:
-            del fields["snat"]
-        return fields
-
 
 @dataclass(frozen=True, slots=True)
-class AffinityEntry:
+class AffinityEntry(MapEntry):
     """A client's backend. backend is ``""`` when the entry names one that is gone, and so has no effect."""
 
     client: str
@@ -158,13 +148,9 @@ class AffinityEntry:
     backend: str
     idle_seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class CounterEntry:
+class CounterEntry(MapEntry):
     """Packets and bytes that left the data plane by one exit, over all CPUs."""
 
     hook: str
@@ -173,13 +159,8 @@ class CounterEntry:
     bytes: int
     meaning: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON has it."""
-        return asdict(self)
 
-
-Entry = VipEntry | AddressEntry | BackendEntry | FlowEntry | AffinityEntry | CounterEntry
-Dump = dict[str, Sequence[Entry]]
+Dump = dict[str, Sequence[MapEntry]]
 """Entries by section, in the order of :data:`SECTIONS`."""
 
 
@@ -214,16 +195,11 @@ class _Reader:
 
     @cached_property
     def _names(self) -> dict[int, tuple[str, str]]:
-        ids, rows = self._maps.read("services")
-        return {
-            service: (f"{namespace.decode()}/{name.decode()}", port_name.decode())
-            for service, (namespace, name, port_name) in zip(ids.tolist(), rows.tolist(), strict=True)
-        }
+        return read_names(self._maps)
 
     @cached_property
     def _nodes(self) -> dict[int, str]:
-        ids, rows = self._maps.read("nodes")
-        return {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
+        return read_nodes(self._maps)
 
     @cached_property
     def _slots(self) -> dict[int, Rows]:
@@ -280,7 +256,7 @@ class _Reader:
                 vip.port,
                 vip.protocol.name,
                 *self._name(row.service),
-                _KINDS[row.kind],
+                KIND_WORDS[row.kind],
                 row.affinity_seconds,
                 self._vip_backends(vip.address.version, row),
                 tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
@@ -295,7 +271,7 @@ class _Reader:
         return [
             AddressEntry(
                 str(vip.address),
-                _KINDS[row.kind],
+                KIND_WORDS[row.kind],
                 self._name(row.service)[0],
                 tuple(
                     side
@@ -434,7 +410,7 @@ def _range_order(item: tuple[int, IPNetwork]) -> tuple[int, int, int]:
     return (service, int(network.network_address), network.prefixlen)
 
 
-_SECTIONS: dict[str, Callable[[_Reader], Sequence[Entry]]] = {
+_SECTIONS: dict[str, Callable[[_Reader], Sequence[MapEntry]]] = {
     "vips": _Reader.vips,
     "addresses": _Reader.addresses,
     "backends": _Reader.backends,

@@ -19,14 +19,13 @@ from lb.datapath.maps.layouts import (
     HANDSHAKE_FIRST,
     REASONS,
     TRAFFIC_IN_LINE,
-    BackendFlag,
     BackendStateCode,
-    unpack_address,
 )
 from lb.datapath.sync import accounts
 from lb.datapath.sync.accounts import FIGURES, OF_CONNECTIONS, OF_TRAFFIC, numbers
-from lb.datapath.view.words import node_name
-from lb.model import Protocol, socket_text
+from lb.datapath.sync.ledger import read_nodes
+from lb.datapath.view.words import Backend, backend
+from lb.model import Protocol
 
 HANDSHAKE_BOUNDS = tuple(2.0 ** (HANDSHAKE_FIRST + n) / 1e6 for n in range(HANDSHAKE_BUCKETS - 1))
 """Upper ends, in seconds, of the buckets of handshake times; the last bucket, one more, has none."""
@@ -61,15 +60,6 @@ class Figures(NamedTuple):
     opened: int
     refused: int
     unanswered: int
-
-
-class Endpoint(NamedTuple):
-    """A backend. socket: address and port as text. node: ``""`` when it names none."""
-
-    socket: str
-    node: str
-    local: bool
-    terminating: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +109,10 @@ class Sample:
         counts = self.dropped[row, : len(REASONS)].tolist()
         return {name: count for (name, _), count in zip(REASONS, counts, strict=True) if count}
 
-    def endpoint(self, version: int, row: int) -> Endpoint:
+    def backend(self, version: int, row: int) -> Backend:
         """Return the backend of one row of :attr:`backends`."""
-        address, port, state, flags, _, _, node = self.backends[version].slots[row].item()
-        return Endpoint(
-            socket_text(unpack_address(address), port),
-            node_name(node, self.nodes.get),
-            bool(flags & BackendFlag.LOCAL),
-            state == BackendStateCode.TERMINATING,
-        )
+        of_version = self.backends[version]
+        return backend(int(of_version.ids[row]), of_version.slots[row].item(), self.nodes.get, gone=False)
 
 
 def sample(maps: Maps) -> Sample:
@@ -161,14 +146,9 @@ def sample(maps: Maps) -> Sample:
         sums,
         *_service_counters(maps, len(ports), row_of),
         backends,
-        _nodes(maps),
+        read_nodes(maps),
         accounts.counts_traffic(maps),
     )
-
-
-def _nodes(maps: Maps) -> dict[int, str]:
-    ids, rows = maps.read("nodes")
-    return {node: name.decode() for node, (name,) in zip(ids.tolist(), rows.tolist(), strict=True)}
 
 
 def _used(maps: Maps, version: int) -> Rows:
@@ -264,7 +244,6 @@ def quantile(counts: Sequence[int], fraction: float) -> float | None:
 __all__ = [
     "HANDSHAKE_BOUNDS",
     "Backends",
-    "Endpoint",
     "Figures",
     "PortName",
     "Sample",

@@ -25,14 +25,12 @@ from lb.datapath.maps.layouts import (
     pack_address,
     unpack_address,
 )
-from lb.datapath.sync.ledger import KIND_CODES, read_ranges
+from lb.datapath.sync.ledger import KIND_WORDS, read_ranges
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view import words
 from lb.datapath.view.words import Backend
 from lb.model import IPAddress, socket_text
 from lb.plan import SMALL_SET
-
-_KINDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +143,7 @@ class Witness:
             ranges = tuple(sorted(each for each in found if (":" in each) == (address.version == 6)))
         return Vip(
             service,
-            _KINDS.get(kind, "unknown"),
+            KIND_WORDS.get(kind, "unknown"),
             *self._service(service),
             affinity_seconds,
             len(listed),

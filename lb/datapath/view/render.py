@@ -12,8 +12,8 @@ from lb.datapath.view.dump import (
     BackendEntry,
     CounterEntry,
     Dump,
-    Entry,
     FlowEntry,
+    MapEntry,
     VipEntry,
 )
 
@@ -66,7 +66,7 @@ def _socket(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _rows(entry: Entry) -> Iterator[Cells]:
+def _rows(entry: MapEntry) -> Iterator[Cells]:
     """Yield the lines of one entry; an empty cell is shown as a dash."""
     match entry:
         case VipEntry():

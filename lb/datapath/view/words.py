@@ -25,6 +25,11 @@ class Backend:
     local: bool
     state: str
 
+    @property
+    def terminating(self) -> bool:
+        """Whether it is on its way out."""
+        return self.state == BackendStateCode.TERMINATING.name.lower()
+
 
 def backend(
     ident: int, slot: tuple[Any, ...], node_of: Callable[[int], str | None], *, gone: bool
