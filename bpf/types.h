@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Every struct that a map holds. Python's view of them is lb/datapath/maps/layouts.py; the loader turns that
- * view into static assertions, so a difference is a compile error.
+/* Every struct that a map holds. lb/datapath/maps/layouts.py reads this file; what it has read, and the enums
+ * and constants that it has itself, are compiled with the programs as static assertions.
  *
  * Addresses and ports are in network byte order everywhere. Everything else is in the CPU's order.
  * Padding is explicit and always zero: hash maps compare keys by their bytes. */

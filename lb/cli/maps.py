@@ -53,9 +53,7 @@ def run_list(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl maps list``."""
     columns = ("map", "kind", "key", "value", "entries", "written by", "when full", "purpose")
     names = {
-        id(dtype): name
-        for name, shape in layouts.STRUCTS.items()
-        for dtype in (shape.values() if isinstance(shape, Mapping) else (shape,))
+        id(dtype): name for version in layouts.FAMILIES for name, dtype in layouts.structs(version).items()
     }
     defaults = Limits().as_dict()
     rows = [

@@ -398,7 +398,7 @@ def fill_links(maps: Maps, interfaces: Sequence[Interface], roles: Mapping[int, 
     uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK and one.ethernet and one.mac]
     row = np.zeros(1, layouts.LINK_TABLE)
     for at, one in enumerate(uplinks[: layouts.LINKS]):
-        row["links"][0, at] = (one.index, bytes.fromhex(one.mac.replace(":", "")), b"")
+        row["links"][0, at] = (one.index, bytes.fromhex(one.mac.replace(":", "")), (0, 0))
     table = maps.array("links")
     if table[:1].tobytes() != row.tobytes():
         table[:1] = row

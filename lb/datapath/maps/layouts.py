@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's view of the structs in ``bpf/``.
 
-Each dtype mirrors one struct of ``bpf/types.h``, byte for byte, each class of :data:`ENUMS` an enum, each row
-of :data:`CONSTANTS` a ``#define``; :func:`static_assertions` turns them into C so that the compiler refuses a
-difference. Big-endian fields (``>u4``, ``>u2``) are addresses and
-ports in network byte order; all others are in the CPU's order.
+A dtype is read from its struct in ``bpf/types.h``, whose comments say what the fields mean. Each class of
+:data:`ENUMS` mirrors an enum, each row of :data:`CONSTANTS` a ``#define``. :func:`static_assertions` turns
+all of this into C, so that the compiler refuses what differs from its own view. Big-endian fields
+(``>u4``, ``>u2``) are addresses and ports in network byte order; all others are in the CPU's order.
 
 Which map holds which of them is in :mod:`lb.datapath.maps.map_table`.
 """
@@ -40,280 +40,137 @@ def unpack_address(value: int | bytes) -> IPAddress:
     return IPv6Address(value) if isinstance(value, bytes) else IPv4Address(value)
 
 
-def _each(*fields: tuple[Any, ...]) -> Mapping[int, DType]:
-    """Return the dtype of a struct for each IP version; a field of type "address" is one of that version."""
-    return {
-        version: np.dtype(
-            [(name, address if kind == "address" else kind, *rest) for name, kind, *rest in fields]
-        )
-        for version, address in ADDRESS.items()
-    }
-
-
-VIP_KEY = _each(("address", "address"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
-BACKEND_SET: DType = np.dtype([("offset", "u4"), ("size", "u4")])
-LINE_ROWS = 2 * SMALL_SET
-TABLE_LINE: DType = np.dtype([("rows", "u4", (LINE_ROWS,))])
-VIP: DType = np.dtype(
-    [
-        ("service", "u4"),
-        ("affinity_seconds", "u4"),
-        ("inside", BACKEND_SET),
-        ("outside", BACKEND_SET),
-        ("kind", "u1"),
-        ("flags", "u1"),
-        ("pad", "u1", (2,)),
-    ]
-)
-SOURCE_RANGE = _each(("prefix", "u4"), ("service", "u4"), ("address", "address"))
-BACKEND = _each(
-    ("address", "address"),
-    ("port", ">u2"),
-    ("state", "u1"),
-    ("flags", "u1"),
-    ("service", "u4"),
-    ("generation", "u4"),
-    ("node", "u4"),
-)
-FLOW_KEY = _each(
-    ("src", "address"),
-    ("dst", "address"),
-    ("sport", ">u2"),
-    ("dport", ">u2"),
-    ("protocol", "u1"),
-    ("direction", "u1"),
-    ("pad", "u1", (2,)),
-)
-FLOW = _each(
-    ("src", "address"),
-    ("dst", "address"),
-    ("sport", ">u2"),
-    ("dport", ">u2"),
-    ("service", "u4"),
-    ("backend", "u4"),
-    ("generation", "u4"),
-    ("state", "u1"),
-    ("fins", "u1"),
-    ("path", "u1"),
-    ("pad", "u1"),
-    ("touched", "u4"),
-    ("last_seen", "u8"),
-)
 SLOTS = 7
 CACHE_TIME_SHIFT = 24
 SEEDS = 10
-BUCKET_HEAD: DType = np.dtype(
-    [("lock", "u4"), ("until", "u4", (SLOTS,)), ("tags", "u8", (2,)), ("evicted", "u4"), ("pad", "u4", (3,))]
-)
-HASHING: DType = np.dtype([("seeds", "u8", (SEEDS,)), ("flow_buckets", "u4"), ("affinity_buckets", "u4")])
-
-
-def _slot(keys: Mapping[int, DType], pad: tuple[int, int], value: Mapping[int, DType]) -> Mapping[int, DType]:
-    """Return the dtype of an entry of a bucket for each IP version; pad: bytes between key and value."""
-    return {
-        version: np.dtype([("key", keys[version]), ("pad", "u1", (between,)), ("value", value[version])])
-        for version, between in zip(FAMILIES, pad, strict=True)
-    }
-
-
-def _bucket(slots: Mapping[int, DType]) -> Mapping[int, DType]:
-    """Return the dtype of a bucket for each IP version: whole cache lines of 64 bytes."""
-    fields = {version: [("head", BUCKET_HEAD), ("slots", slot, (SLOTS,))] for version, slot in slots.items()}
-    left = {version: -np.dtype(parts).itemsize % 64 for version, parts in fields.items()}
-    return {
-        version: np.dtype([*parts, ("pad", "u1", (left[version],))] if left[version] else parts)
-        for version, parts in fields.items()
-    }
-
-
-FLOW_SLOT = _slot(FLOW_KEY, (8, 24), FLOW)
-FLOW_BUCKET = _bucket(FLOW_SLOT)
-FRAGMENT_KEY = _each(
-    ("src", "address"), ("dst", "address"), ("id", "u4"), ("protocol", "u1"), ("pad", "u1", (3,))
-)
-SCRATCH: DType = np.dtype([("room", "u8", (64,))])
-FRAGMENT: DType = np.dtype(
-    [
-        ("seen_ns", "u8"),
-        ("passed", "u4"),
-        ("whole", "u4"),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("hook", "u1"),
-        ("protocol", "u1"),
-        ("pad", "u1", (2,)),
-    ]
-)
-PIECE_KEY = {
-    version: np.dtype([("datagram", datagram), ("place", "u4")]) for version, datagram in FRAGMENT_KEY.items()
-}
+LINE_ROWS = 2 * SMALL_SET
 HELD_BYTES = 2032
-HELD_PIECE: DType = np.dtype(
-    [("since_ns", "u8"), ("len", "u4"), ("pad", "u4"), ("frame", "u1", (HELD_BYTES,))]
-)
-AFFINITY_KEY = _each(("client", "address"), ("service", "u4"))
-AFFINITY: DType = np.dtype([("last_used", "u8"), ("backend", "u4"), ("generation", "u4")])
-AFFINITY_SLOT = _slot(AFFINITY_KEY, (0, 4), dict.fromkeys(FAMILIES, AFFINITY))
-AFFINITY_BUCKET = _bucket(AFFINITY_SLOT)
-IFACE = _each(("source", "address"), ("flags", "u4"))
 LINKS = 8
-LINK: DType = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
-LINK_TABLE: DType = np.dtype([("links", LINK, (LINKS,))])
 SNAT_SOURCES = 4
-SETTINGS = _each(
-    ("tcp_syn_ns", "u8"),
-    ("tcp_established_ns", "u8"),
-    ("tcp_closing_ns", "u8"),
-    ("udp_new_ns", "u8"),
-    ("udp_ns", "u8"),
-    ("sctp_ns", "u8"),
-    ("answer_interval_ns", "u8"),
-    ("answer_burst_ns", "u8"),
-    ("netns", "u8"),
-    ("wall_ns", "u8"),
-    ("snat_port_min", ">u2"),
-    ("snat_port_max", ">u2"),
-    ("former_port_min", ">u2"),
-    ("former_port_max", ">u2"),
-    ("snat_sources", "address", (SNAT_SOURCES,)),
-    ("cluster_net", "address"),
-    ("cluster_mask", "address"),
-    ("all_sockets", "u1"),
-    ("redirect", "u1"),
-    ("sources", "u1"),
-    ("pad", "u1", (5,)),
-)
-SOCKET_KEY = _each(
-    ("cookie", "u4", (2,)), ("address", "address"), ("port", ">u2"), ("direction", "u1"), ("pad", "u1")
-)
-SOCKET = _each(
-    ("address", "address"),
-    ("port", ">u2"),
-    ("pad", "u1", (2,)),
-    ("service", "u4"),
-    ("backend", "u4"),
-    ("generation", "u4"),
-)
-SERVICE_NAME: DType = np.dtype([("namespace", "S64"), ("name", "S64"), ("port_name", "S64")])
-NODE_NAME: DType = np.dtype([("name", "S256")])
-COUNTER: DType = np.dtype([("packets", "u8"), ("bytes", "u8")])
-_TRAFFIC = [(name, "u8") for name in ("packets", "bytes", "reply_packets", "reply_bytes")]
-_CONNECTIONS = [(name, "u8") for name in ("opened", "refused", "unanswered")]
-TRAFFIC: DType = np.dtype([*_TRAFFIC, ("generation", "u4"), ("pad", "u4")])
 TRAFFIC_IN_LINE = 16
-TRAFFIC_LINE: DType = np.dtype([("cells", TRAFFIC, (TRAFFIC_IN_LINE,))])
-CONNECTIONS: DType = np.dtype(_CONNECTIONS)
 HANDSHAKE_FIRST = 4
 HANDSHAKE_BUCKETS = 21
 DROP_REASONS = 40
-SERVICE_COUNTERS: DType = np.dtype(
-    [("handshakes", "u8", (HANDSHAKE_BUCKETS,)), ("handshake_ns", "u8"), ("dropped", "u8", (DROP_REASONS,))]
-)
-ENDED: DType = np.dtype([*_TRAFFIC, *_CONNECTIONS])
-NOTE: DType = np.dtype(
-    [
-        ("hook", "u4"),
-        ("reason", "u4"),
-        ("mtu", "u4"),
-        ("l3", "u1"),
-        ("side", "u1"),
-        ("answer", "u1"),
-        ("egress", "u1"),
-        ("stale", "u1"),
-        ("watch", "u1"),
-        ("asked", "u1"),
-        ("attempt", "u1"),
-    ]
-)
 WATCHED_SERVICES = 16
-WATCH: DType = np.dtype(
-    [
-        ("until_ns", "u8"),
-        ("lost", "u8"),
-        ("what", "u4"),
-        ("one_in", "u4"),
-        ("services", "u4", (WATCHED_SERVICES,)),
-    ]
-)
 EVENT_BYTES = 256
-EVENT: DType = np.dtype(
-    [
-        ("time_ns", "u8"),
-        ("hook", "u4"),
-        ("reason", "u4"),
-        ("verdict", "i4"),
-        ("ifindex", "u4"),
-        ("service", "u4"),
-        ("backend", "u4"),
-        ("len", "u4"),
-        ("sent_len", "u4"),
-        ("src", "V16"),
-        ("dst", "V16"),
-        ("to_src", "V16"),
-        ("to_dst", "V16"),
-        ("sport", ">u2"),
-        ("dport", ">u2"),
-        ("to_sport", ">u2"),
-        ("to_dport", ">u2"),
-        ("captured", "u2"),
-        ("sent_captured", "u2"),
-        ("family", "u1"),
-        ("protocol", "u1"),
-        ("direction", "u1"),
-        ("tcp_flags", "u1"),
-        ("closes", "u1"),
-        ("l3", "u1"),
-        ("pad", "u1", (6,)),
-        ("before", "u1", (EVENT_BYTES,)),
-        ("after", "u1", (EVENT_BYTES,)),
-    ]
-)
 ANSWER_KINDS = 5
-RATE: DType = np.dtype([("full_ns", "u8")])
+PROGRAMS_PER_FAMILY = 24
+REASONS_PER_HOOK = 64
+NODE_SELF = 0
+NODE_NONE = 1
+
+CONSTANTS: Mapping[str, int] = {
+    "SMALL_SET": SMALL_SET,
+    "LINE_ROWS": LINE_ROWS,
+    "SLOTS": SLOTS,
+    "SEEDS": SEEDS,
+    "CACHE_TIME_SHIFT": CACHE_TIME_SHIFT,
+    "TRAFFIC_LINE": TRAFFIC_IN_LINE,
+    "HANDSHAKE_FIRST": HANDSHAKE_FIRST,
+    "HANDSHAKE_BUCKETS": HANDSHAKE_BUCKETS,
+    "DROP_REASONS": DROP_REASONS,
+    "WATCHED_SERVICES": WATCHED_SERVICES,
+    "EVENT_BYTES": EVENT_BYTES,
+    "PROGRAMS_PER_FAMILY": PROGRAMS_PER_FAMILY,
+    "REASONS_PER_HOOK": REASONS_PER_HOOK,
+    "ANSWER_KINDS": ANSWER_KINDS,
+    "LINKS": LINKS,
+    "SNAT_SOURCES": SNAT_SOURCES,
+    "HELD_BYTES": HELD_BYTES,
+}
+"""The numbers that C and Python share, by C's name."""
+
+BPF_DIR = shipped("bpf")
+_STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
+_UNION = re.compile(r"union \{\s*([^;]*;).*?\};", re.DOTALL)
+_FIELD = re.compile(r"(?:struct )?(\w+) (\w+)(?:\[(.+?)\])?;")
+_BY_FAMILY = re.compile(r"FAMILY == 6 \? (\d+) : (\d+)")
+_TYPES = {
+    "u8": "u1",
+    "u16": "u2",
+    "u32": "u4",
+    "u64": "u8",
+    "s32": "i4",
+    "__be16": ">u2",
+    "bpf_spin_lock": "u4",
+}
+_OPAQUE = {"char": "S{}", "ETH_ALEN": "V6", "__be32": "V16"}
+"""What is one value to Python: text, a link address, an address of whichever family."""
+_OF_C_ALONE = ("addr", "tuple")
+
+
+def _structs(version: int) -> dict[str, DType]:
+    """Read the structs of bpf/types.h for one IP version. Of a union the first member counts."""
+    found = {"addr": ADDRESS[version]}
+    text = re.sub(r"/\*.*?\*/", "", (BPF_DIR / "types.h").read_text(), flags=re.DOTALL)
+    for name, body in _STRUCT.findall(text):
+        if name not in _OF_C_ALONE:
+            fields = _FIELD.findall(_UNION.sub(r"\1", body))
+            found[name] = np.dtype([_field(found, version, *field) for field in fields])
+    return found
+
+
+def _field(known: Mapping[str, DType], version: int, kind: str, name: str, length: str) -> tuple[Any, ...]:
+    """Return one field as numpy takes it; length is what C has in brackets, ``""`` without any."""
+    if opaque := _OPAQUE.get(kind) or _OPAQUE.get(length):
+        return name, opaque.format(length)
+    dtype: Any = known.get(kind) or _TYPES[kind]
+    if not length:
+        return name, dtype
+    if by_family := _BY_FAMILY.fullmatch(length):
+        length = by_family[1 if version == 6 else 2]
+    return name, dtype, (int(length) if length.isdigit() else CONSTANTS[length],)
+
+
+_BY_VERSION = {version: _structs(version) for version in FAMILIES}
+
+
+def _each(name: str) -> Mapping[int, DType]:
+    """Return a struct that has addresses in it, by IP version."""
+    return {version: structs[name] for version, structs in _BY_VERSION.items()}
+
+
+def _both(name: str) -> DType:
+    """Return a struct that is the same for both IP versions."""
+    return _BY_VERSION[4][name]
+
+
+VIP_KEY = _each("vip_key")
+TABLE_LINE = _both("table_line")
+VIP = _both("vip")
+SOURCE_RANGE = _each("source_range")
+BACKEND = _each("backend_slot")
+FLOW_KEY = _each("flow_key")
+FLOW = _each("flow_entry")
+FLOW_BUCKET = _each("flow_bucket")
+HASHING = _both("hashing")
+FRAGMENT_KEY = _each("fragment_key")
+FRAGMENT = _both("fragment")
+PIECE_KEY = _each("piece_key")
+HELD_PIECE = _both("held_piece")
+SCRATCH = _both("scratch")
+AFFINITY_KEY = _each("affinity_key")
+AFFINITY = _both("affinity")
+AFFINITY_BUCKET = _each("affinity_bucket")
+IFACE = _each("iface")
+LINK_TABLE = _both("links")
+SETTINGS = _each("settings")
+SOCKET_KEY = _each("socket_key")
+SOCKET = _each("socket_entry")
+SERVICE_NAME = _both("service_name")
+NODE_NAME = _both("node_name")
+COUNTER = _both("counter")
+TRAFFIC = _both("traffic")
+TRAFFIC_LINE = _both("traffic_line")
+CONNECTIONS = _both("connections")
+SERVICE_COUNTERS = _both("service_counters")
+ENDED = _both("ended")
+NOTE = _both("note")
+WATCH = _both("watch")
+EVENT = _both("event")
+RATE = _both("rate")
 NOTHING: DType = np.dtype([])
 ID: DType = np.dtype("u4")
-
-STRUCTS: Mapping[str, DType | Mapping[int, DType]] = {
-    "vip_key": VIP_KEY,
-    "backend_set": BACKEND_SET,
-    "table_line": TABLE_LINE,
-    "vip": VIP,
-    "source_range": SOURCE_RANGE,
-    "backend_slot": BACKEND,
-    "flow_key": FLOW_KEY,
-    "flow_entry": FLOW,
-    "bucket_head": BUCKET_HEAD,
-    "flow_slot": FLOW_SLOT,
-    "flow_bucket": FLOW_BUCKET,
-    "hashing": HASHING,
-    "scratch": SCRATCH,
-    "fragment_key": FRAGMENT_KEY,
-    "fragment": FRAGMENT,
-    "piece_key": PIECE_KEY,
-    "held_piece": HELD_PIECE,
-    "socket_key": SOCKET_KEY,
-    "socket_entry": SOCKET,
-    "affinity_key": AFFINITY_KEY,
-    "affinity": AFFINITY,
-    "affinity_slot": AFFINITY_SLOT,
-    "affinity_bucket": AFFINITY_BUCKET,
-    "iface": IFACE,
-    "rate": RATE,
-    "link": LINK,
-    "links": LINK_TABLE,
-    "settings": SETTINGS,
-    "service_name": SERVICE_NAME,
-    "node_name": NODE_NAME,
-    "note": NOTE,
-    "counter": COUNTER,
-    "traffic": TRAFFIC,
-    "traffic_line": TRAFFIC_LINE,
-    "connections": CONNECTIONS,
-    "service_counters": SERVICE_COUNTERS,
-    "ended": ENDED,
-    "watch": WATCH,
-    "event": EVENT,
-}
 
 
 class Direction(IntEnum):
@@ -422,7 +279,6 @@ ENUMS: Mapping[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
 }
 """The enums that C and Python share: by C's name, what C puts before each member's name, and the class."""
 
-BPF_DIR = shipped("bpf")
 _X_ROW = re.compile(r'X\((\w+),\s*"([^"]*)"\)')
 
 
@@ -437,31 +293,6 @@ def _x_table(name: str) -> tuple[tuple[str, str], ...]:
 REASONS: tuple[tuple[str, str], ...] = _x_table("REASONS")
 HOOKS: tuple[tuple[str, str], ...] = _x_table("HOOKS")
 STEPS: tuple[tuple[str, str], ...] = _x_table("STEPS")
-PROGRAMS_PER_FAMILY = 24
-REASONS_PER_HOOK = 64
-NODE_SELF = 0
-NODE_NONE = 1
-
-CONSTANTS: Mapping[str, int] = {
-    "SMALL_SET": SMALL_SET,
-    "LINE_ROWS": LINE_ROWS,
-    "SLOTS": SLOTS,
-    "SEEDS": SEEDS,
-    "CACHE_TIME_SHIFT": CACHE_TIME_SHIFT,
-    "TRAFFIC_LINE": TRAFFIC_IN_LINE,
-    "HANDSHAKE_FIRST": HANDSHAKE_FIRST,
-    "HANDSHAKE_BUCKETS": HANDSHAKE_BUCKETS,
-    "DROP_REASONS": DROP_REASONS,
-    "WATCHED_SERVICES": WATCHED_SERVICES,
-    "EVENT_BYTES": EVENT_BYTES,
-    "PROGRAMS_PER_FAMILY": PROGRAMS_PER_FAMILY,
-    "REASONS_PER_HOOK": REASONS_PER_HOOK,
-    "ANSWER_KINDS": ANSWER_KINDS,
-    "LINKS": LINKS,
-    "SNAT_SOURCES": SNAT_SOURCES,
-    "HELD_BYTES": HELD_BYTES,
-}
-"""The numbers that C and Python share, by C's name."""
 
 
 def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
@@ -472,6 +303,11 @@ def _fields(dtype: DType) -> Iterator[tuple[str, int, int]]:
         yield name, int(offset), int(kind.itemsize)
 
 
+def structs(version: int) -> Mapping[str, DType]:
+    """Return every struct of the maps by C's name, for one IP version."""
+    return {name: dtype for name, dtype in _BY_VERSION[version].items() if name != "addr"}
+
+
 def static_assertions(version: int) -> str:
     """Return C that does not compile when a struct, enum or constant in bpf/ differs, for one IP version."""
     shared = dict(CONSTANTS)
@@ -479,8 +315,7 @@ def static_assertions(version: int) -> str:
         shared |= {prefix + member.name: member.value for member in members if member.name}
     lines = [f'#include "{header}"' for header in ("types.h", "reasons.h", "cache.h")]
     lines += [f'_Static_assert({name} == {value}, "{name}");' for name, value in shared.items()]
-    for name, shape in STRUCTS.items():
-        dtype = shape if isinstance(shape, np.dtype) else shape[version]
+    for name, dtype in structs(version).items():
         lines.append(f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}: size");')
         for field, offset, size in _fields(dtype):
             lines.append(
