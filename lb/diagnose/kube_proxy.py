@@ -22,14 +22,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lb.datapath.kernel.rtnl import attributes, messages
+from lb.datapath.kernel import rtnl
 from lb.errors import LbError
 
-_HEADER = struct.Struct("=IHHII")
 _NETLINK_NETFILTER = 12
 _GET_TABLES, _GET_CHAINS = 0x0A01, 0x0A04  # nfnetlink's subsystem nftables, and its message
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NLM_F_REQUEST_DUMP = 0x301
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME = 1, 1, 3
 _FAMILIES = {2: "ip", 10: "ip6"}
 _CHAIN = re.compile(r"KUBE-(SERVICES|NODEPORTS|PROXY-CANARY|(SVC|SVL|SEP|EXT|FW|XLB)-[A-Za-z0-9-]+)")
@@ -113,24 +110,12 @@ def _text(raw: bytes) -> str:
 def _dump(message: int) -> Iterator[tuple[str, dict[int, bytes]]]:
     """Yield family and attributes of each object; none where the kernel has no nftables."""
     try:
-        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        for payload in rtnl.dump(_NETLINK_NETFILTER, message, bytes(4)):
+            if payload[0] in _FAMILIES:
+                yield _FAMILIES[payload[0]], rtnl.attributes(payload[4:])
     except OSError as error:
-        if error.errno == errno.EPROTONOSUPPORT:
-            return
-        raise
-    with link:
-        link.send(_HEADER.pack(_HEADER.size + 4, message, _NLM_F_REQUEST_DUMP, 1, 0) + bytes(4))
-        while True:
-            for kind, payload in messages(link.recv(1 << 17)):
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code in (errno.EINVAL, errno.EOPNOTSUPP):
-                        return
-                    raise LbError(f"listing the rules of nftables: {os.strerror(code)}")
-                if payload[0] in _FAMILIES:
-                    yield _FAMILIES[payload[0]], attributes(payload[4:])
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
+            raise LbError(f"listing the rules of nftables: {error.strerror}") from error
 
 
 def legacy_chains() -> Chains:

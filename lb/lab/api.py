@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -226,18 +226,15 @@ class GoneError(Exception):
     """The object is not there any more, or another one has its name."""
 
 
-class gone:  # noqa: N801 - used as a statement
-    """Turns the server's answers that an object is not there into GoneError.
+@contextlib.contextmanager
+def gone() -> Iterator[None]:
+    """Turn the server's answers that an object is not there into GoneError.
 
     These are 404, and for another object of that name 409, or 422 about ``metadata.uid`` (to a patch).
     """
-
-    def __enter__(self) -> None:
-        """Begin."""
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Raise GoneError instead."""
-        if isinstance(error, ApiError) and (
-            error.status in (404, 409) or (error.status == 422 and "metadata.uid:" in str(error))
-        ):
+    try:
+        yield
+    except ApiError as error:
+        if error.status in (404, 409) or (error.status == 422 and "metadata.uid:" in str(error)):
             raise GoneError(str(error)) from error
+        raise

@@ -20,21 +20,21 @@ Files appear whole: each is written beside its place and renamed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from lb.config import Switch, UplinkMode
+import msgspec
+
 from lb.errors import LabError
 from lb.folders import entries, make
-from lb.lab.addressing import Family, LabSpec, Overlay
+from lb.lab.addressing import LabSpec
 from lb.lab.processes import ProcessRef
 
 ROOT = Path("/run/lbctl/lab")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Store:
 
     def write_lab(self, record: LabRecord) -> None:
         """Write lab.json."""
-        self._write(self.base / "lab.json", dataclasses.asdict(record))
+        self._write(self.base / "lab.json", record)
 
     def read_lab(self) -> LabRecord:
         """Return lab.json.
@@ -168,27 +168,19 @@ class Store:
         LabError: there is no such lab, or its record cannot be read.
         """
         try:
-            data = json.loads((self.base / "lab.json").read_text())
-            spec = data["spec"]
-            spec["overlay"] = Overlay(spec["overlay"])
-            spec["uplink_mode"] = UplinkMode(spec["uplink_mode"])
-            spec["redirect"] = Switch(spec["redirect"])
-            spec["family"] = Family(spec["family"])
-            spec["zones"] = tuple(spec["zones"])
-            return LabRecord(LabSpec(**spec), ProcessRef(**data["owner"]), data["complete"])
+            return msgspec.json.decode((self.base / "lab.json").read_bytes(), type=LabRecord)
         except FileNotFoundError:
             raise LabError(f"there is no lab {self.lab}; bring one up with: lbctl lab up") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise LabError(f"{self.base / 'lab.json'} cannot be read: {error!r}") from None
 
     def write_process(self, name: str, process: ProcessRef) -> None:
         """Note a process of the lab."""
-        self._write(self.base / "processes" / name, dataclasses.asdict(process))
+        self._write(self.base / "processes" / name, process)
 
     def process(self, name: str) -> ProcessRef | None:
         """Return a noted process, whether it lives or not."""
-        data = _read(self.base / "processes" / name)
-        return ProcessRef(**data) if data else None
+        return _read(self.base / "processes" / name, ProcessRef)
 
     def processes(self) -> Iterator[ProcessRef]:
         """Return every noted process, pods included."""
@@ -198,7 +190,7 @@ class Store:
 
     def write_pod(self, pod: PodRecord) -> None:
         """Note a pod."""
-        self._write(self._pod_file(pod.namespace, pod.name), dataclasses.asdict(pod))
+        self._write(self._pod_file(pod.namespace, pod.name), pod)
 
     def forget_pod(self, pod: PodRecord) -> None:
         """Remove the note of a pod of which nothing is left."""
@@ -206,15 +198,7 @@ class Store:
 
     def pods(self) -> list[PodRecord]:
         """Return the noted pods by namespace and name."""
-        directory = self.base / "pods"
-        pods = []
-        for path in entries(directory):
-            data = _read(path)
-            if data:
-                process = ProcessRef(**data.pop("process")) if data["process"] else data.pop("process")
-                addresses = tuple(data.pop("addresses"))
-                pods.append(PodRecord(**data, addresses=addresses, process=process))
-        return pods
+        return [pod for path in entries(self.base / "pods") if (pod := _read(path, PodRecord))]
 
     def write_object(self, name: str, text: str) -> None:
         """Write an object of the cluster as YAML text under this file name."""
@@ -235,8 +219,8 @@ class Store:
     def _pod_file(self, namespace: str, name: str) -> Path:
         return self.base / "pods" / f"{namespace}.{name}"
 
-    def _write(self, path: Path, data: dict[str, Any]) -> None:
-        self._replace(path, json.dumps(data, indent=1))
+    def _write(self, path: Path, note: LabRecord | PodRecord | ProcessRef) -> None:
+        self._replace(path, msgspec.json.format(msgspec.json.encode(note)).decode())
 
     def _replace(self, path: Path, text: str) -> None:
         """Write beside the store's directories, not in them, so that no watcher sees the unfinished file."""
@@ -250,10 +234,9 @@ def labs(root: Path = ROOT) -> list[str]:
     return [path.name for path in entries(root)]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return a note; empty when it is gone."""
+def _read(path: Path, kind: type[T]) -> T | None:
+    """Return a note; None when it is gone."""
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
-        return {}
-    return data
+        return None

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from lb.bare import bare_package
 from lb.config import UplinkMode
 from lb.datapath.kernel import bpf, tcx
 from lb.datapath.kernel.bpf import FD
+from lb.datapath.kernel.closing import Closing
 from lb.datapath.kernel.pins import ROOT
 from lb.datapath.kernel.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
@@ -90,18 +90,14 @@ class Interface:
         return next((address for address in (*preferred, *here) if address in here), None)
 
 
-class Netlink:
+class Netlink(Closing):
     """A connection to rtnetlink, bound to the network namespace of the thread that opened it."""
 
     def __init__(self) -> None:
         self._route = IPRoute()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the connection."""
         self._route.close()
 
     def interfaces(self) -> list[Interface]:

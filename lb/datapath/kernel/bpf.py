@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lb.datapath.kernel.closing import Closing
 from lb.datapath.kernel.syscall import Command, syscall
 from lb.errors import BpfError
 
@@ -42,7 +42,7 @@ class ProgType(IntEnum):
     CGROUP_SOCK_ADDR = 18
 
 
-class FD:
+class FD(Closing):
     """A file descriptor that is closed with this object.
 
     subject names the map or the program in error messages.
@@ -65,14 +65,6 @@ class FD:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
@@ -458,33 +450,3 @@ def prog_test_run(
         data_out[:size].tobytes(),
         ctx_out[:ctx_size].tobytes() if ctx_out is not None else b"",
     )
-
-
-__all__ = [
-    "FD",
-    "Command",
-    "LinkInfo",
-    "MapInfo",
-    "ProgInfo",
-    "ProgType",
-    "TestRun",
-    "address",
-    "link_create",
-    "link_detach",
-    "link_info",
-    "link_update",
-    "map_create",
-    "map_delete",
-    "map_info",
-    "map_lookup",
-    "map_next_key",
-    "map_update",
-    "obj_get",
-    "obj_pin",
-    "possible_cpus",
-    "prog_by_id",
-    "prog_info",
-    "prog_test_run",
-    "syscall",
-    "unlimit_memory",
-]

@@ -82,6 +82,25 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
+def dump(protocol: int, message: int, body: bytes) -> Iterator[bytes]:
+    """Ask one of the netlink protocols for a listing, and yield the payload of each message of the answer.
+
+    Raises
+    ------
+    OSError: the kernel refused, or has no such protocol.
+    """
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as link:
+        link.send(_HEADER.pack(_HEADER.size + len(body), message, _NLM_F_REQUEST_DUMP, 1, 0) + body)
+        while True:
+            for kind, payload in messages(link.recv(1 << 17)):
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    raise OSError(code, os.strerror(code))
+                yield payload
+
+
 def filters(ifindex: int, direction: Direction) -> list[Filter]:
     """Return all filters of a clsact hook; none when there is no such qdisc or interface.
 
@@ -89,20 +108,14 @@ def filters(ifindex: int, direction: Direction) -> list[Filter]:
     ------
     AttachError: the kernel refused the question.
     """
-    found: list[Filter] = []
     body = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, int(direction), 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as link:
-        link.send(_HEADER.pack(_HEADER.size + len(body), _RTM_GETTFILTER, _NLM_F_REQUEST_DUMP, 1, 0) + body)
-        while True:
-            for kind, payload in messages(link.recv(1 << 17)):
-                if kind == _NLMSG_DONE:
-                    return found
-                if kind == _NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    if code in (errno.ENODEV, errno.EINVAL):
-                        return []
-                    raise AttachError(f"interface {ifindex}: listing tc filters: {os.strerror(code)}")
-                found += _filter(payload)
+    try:
+        listed = list(dump(socket.NETLINK_ROUTE, _RTM_GETTFILTER, body))
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.EINVAL):
+            return []
+        raise AttachError(f"interface {ifindex}: listing tc filters: {error.strerror}") from error
+    return [one for payload in listed for one in _filter(payload)]
 
 
 def set_xdp(ifindex: int, fd: int, flags: int) -> None:

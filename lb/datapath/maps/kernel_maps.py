@@ -179,6 +179,3 @@ def _values(spec: MapSpec, raw: Rows) -> Rows:
 
 def _setting(spec: MapSpec) -> str:
     return f"limits.{spec.limit}" if spec.limit else f"none: {spec.name} is of fixed size"
-
-
-__all__ = ["KernelMaps"]

@@ -20,13 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from lb.datapath.kernel import batch, bpf, privileges
 from lb.datapath.kernel.bpf import FD, ProgType
+from lb.datapath.kernel.closing import Closing
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import cache, layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
@@ -83,7 +82,7 @@ def live_programs(pins: Pins) -> dict[int, Path]:
     return {info.id: path for path, info in loader.pinned_programs(pins)}
 
 
-class Shadow:
+class Shadow(Closing):
     """The programs of one build on their private maps; close it.
 
     Parameters
@@ -112,14 +111,6 @@ class Shadow:
         except BaseException:
             self._stack.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let programs and maps go."""

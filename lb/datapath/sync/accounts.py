@@ -149,19 +149,3 @@ def recover(maps: Maps, services: Sequence[int]) -> None:
         maps.delete("service_counters", left)
     if maps.some("ended", CHANGES)["packets"][0] % 2:
         _note_change(maps)
-
-
-__all__ = [
-    "CHANGES",
-    "FIGURES",
-    "OF_CONNECTIONS",
-    "OF_TRAFFIC",
-    "begin",
-    "counts_traffic",
-    "end",
-    "hand_over",
-    "line_of",
-    "numbers",
-    "recover",
-    "slot_figures",
-]

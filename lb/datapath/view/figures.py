@@ -239,14 +239,3 @@ def quantile(counts: Sequence[int], fraction: float) -> float | None:
             return low + (high - low) * (wanted - below) / count
         below, low = below + count, high
     return HANDSHAKE_BOUNDS[-1]
-
-
-__all__ = [
-    "HANDSHAKE_BOUNDS",
-    "Backends",
-    "Figures",
-    "PortName",
-    "Sample",
-    "quantile",
-    "sample",
-]

@@ -226,6 +226,3 @@ class Witness:
         elif not int(self._maps.array(f"backends{version}")[ident]["flags"]) & member:
             unfit = "that backend takes no new connections"
         return Affinity(backend, round(idle, 1), unfit)
-
-
-__all__ = ["Affinity", "Flow", "Tuple", "Vip", "Witness"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from lb.datapath.kernel.closing import Closing
 from lb.datapath.kernel.ringbuf import RingBuffer
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import EVENT, WATCHED_SERVICES, WatchFlag
@@ -23,7 +23,7 @@ LEASE_SECONDS = 5.0
 """How long after :meth:`Watch.renew` the programs still tell."""
 
 
-class Watch:
+class Watch(Closing):
     """Somebody who watches; close it. There is one at a time: see :meth:`lb.rundir.RunDir.watching`.
 
     Parameters
@@ -56,14 +56,6 @@ class Watch:
         self._row["one_in"] = one_in
         self.choose(services)
         self.renew()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop watching."""
