@@ -3,7 +3,7 @@
  * way, the flow. */
 #pragma once
 #include "affinity.h"
-#include "conntrack.h"
+#include "flow_state.h"
 #include "forward.h"
 #include "owner.h"
 #include "snat.h"
@@ -44,7 +44,7 @@ static __always_inline void forget_forward_half(const struct flow_entry *reply, 
 
 	forward_key(&key, reply, to->protocol);
 	other = get_flow(&key);
-	if (other && leads_to(other, to))
+	if (other && SAME_ENDS(other, to))
 		forget_flow(&key);
 }
 

@@ -4,7 +4,7 @@
  * half the time of the long way. Whatever is the least bit different, or wrong, is left to lb.h before
  * anything was done to it. */
 #pragma once
-#include "conntrack.h"
+#include "flow_state.h"
 #include "nat.h"
 #include "route.h"
 #include "watch.h"

@@ -2,7 +2,7 @@
 /* What becomes of a packet, and doing it: a decision is taken without touching the packet (lb.h), then
  * carried out here, once, by the last step of every program. */
 #pragma once
-#include "conntrack.h"
+#include "flow_state.h"
 #include "fragment.h"
 #include "nat.h"
 #include "route.h"

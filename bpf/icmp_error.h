@@ -5,7 +5,7 @@
  * An error quotes the head of a packet that went the other way. With that head's tuple turned round it is
  * looked up, and translated, like an answer to the packet; it says nothing about the flow's own life. */
 #pragma once
-#include "conntrack.h"
+#include "flow_state.h"
 #include "forward.h"
 
 /* The checksum in the L4 header that an ICMP error quotes, which may end before it; *delta is what its update

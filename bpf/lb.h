@@ -2,7 +2,7 @@
 /* The order of work. Ingress: VIP? flow? backend, flow, translation. Egress: reply of a flow? */
 #pragma once
 #include "affinity.h"
-#include "conntrack.h"
+#include "flow_state.h"
 #include "fast.h"
 #include "forward.h"
 

@@ -4,7 +4,7 @@
  * that very port. The order of belief is a flow of ours, a socket of the node, netfilter's conntrack, and
  * only then the Service. A step asks, since such packets are rare. */
 #pragma once
-#include "conntrack.h"
+#include "flow_state.h"
 #include "forward.h"
 #include "peer.h"
 

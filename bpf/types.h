@@ -132,7 +132,7 @@ enum fin_seen {
 	RST_CLIENT = 4, /* until the client sends something else */
 	RST_BACKEND = 8,
 	SYN_AGAIN = 16, /* the client had to repeat itself; until the backend answers */
-	HALF_OPEN = 32, /* nothing shows yet that the client gets what the backend sends: conntrack.h */
+	HALF_OPEN = 32, /* nothing shows yet that the client gets what the backend sends: flow_state.h */
 	ANSWERED = 64,	/* HALF_OPEN, and the backend has answered; until the flow is established */
 	MET_LATE = 128, /* HALF_OPEN, and its first packet here was none that begins a connection */
 };
@@ -504,6 +504,15 @@ static __always_inline bool same_addr(const struct addr *a, const struct addr *b
 {
 	return !addr_difference(a, b);
 }
+
+/* Two tuples, keys or entries of flows: do they have the same addresses and ports? Are those of the one the
+ * other's with source and destination exchanged? */
+#define SAME_ENDS(a, b)                                                                                      \
+	(same_addr(&(a)->src, &(b)->src) && same_addr(&(a)->dst, &(b)->dst) && (a)->sport == (b)->sport &&   \
+	 (a)->dport == (b)->dport)
+#define MIRRORED(a, b)                                                                                       \
+	(same_addr(&(a)->src, &(b)->dst) && same_addr(&(a)->dst, &(b)->src) && (a)->sport == (b)->dport &&   \
+	 (a)->dport == (b)->sport)
 
 /* The tuple of the same connection's packets the other way. */
 static __always_inline struct tuple reverse(const struct tuple *t)

@@ -15,7 +15,7 @@ from lb.model import Protocol
 
 
 def idle_limits(settings: Rows, keys: Rows, values: Rows) -> Rows:
-    """Return each flow's idle limit in nanoseconds: ``idle_limit()`` of ``bpf/conntrack.h``."""
+    """Return each flow's idle limit in nanoseconds: ``idle_limit()`` of ``bpf/flow_state.h``."""
     limits = np.full((256, len(FlowState)), settings["tcp_closing_ns"], np.uint64)
     limits[:, FlowState.NEW] = settings["tcp_syn_ns"]
     limits[:, FlowState.ESTABLISHED] = settings["tcp_established_ns"]
