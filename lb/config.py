@@ -51,7 +51,7 @@ ALL, NONE = "all", "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Form:
     """What a setting may hold.
 
     metavar is the unit or the form as shown in help texts. right says in words what would be right. parse
@@ -144,52 +144,52 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 _DNS_NAME = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 
-ENTRIES = Kind("ENTRIES", "a whole number of entries from 1 to 2147483647", _whole(1, 2**31 - 1))
-COUNT = Kind("NUMBER", "a whole number from 0 to 1000000", _whole(0, 1_000_000))
-SECONDS = Kind("SECONDS", "a number of seconds above 0", _seconds)
-RATE = Kind("PER_SECOND", "a whole number from 0 to 1000000, so many a second", _whole(0, 1_000_000))
-PORT = Kind("PORT", "a port number from 1 to 65535", _whole(1, 65535))
-PORT_RANGE = Kind("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
-NETWORKS = Kind(
+ENTRIES = Form("ENTRIES", "a whole number of entries from 1 to 2147483647", _whole(1, 2**31 - 1))
+COUNT = Form("NUMBER", "a whole number from 0 to 1000000", _whole(0, 1_000_000))
+SECONDS = Form("SECONDS", "a number of seconds above 0", _seconds)
+RATE = Form("PER_SECOND", "a whole number from 0 to 1000000, so many a second", _whole(0, 1_000_000))
+PORT = Form("PORT", "a port number from 1 to 65535", _whole(1, 65535))
+PORT_RANGE = Form("FIRST-LAST", "a range of port numbers such as 30000-32767", _port_range)
+NETWORKS = Form(
     "CIDR[,CIDR]",
     "one network or one of each family, such as 10.96.0.0/16,fd00:96::/112, without host bits",
     _networks,
 )
-EXTERNAL_IPS = Kind(
+EXTERNAL_IPS = Form(
     "all|none|CIDR[,CIDR]",
     f"{ALL}, {NONE}, or networks such as 203.0.113.0/24,2001:db8::/64, without host bits",
     _external_ips,
 )
-NETWORK_OR_PRIMARY = Kind(
+NETWORK_OR_PRIMARY = Form(
     "CIDR", f"a network such as 10.0.0.0/8, without host bits, or the word {PRIMARY}", _network_or_primary
 )
-NODE_NAME = Kind(
+NODE_NAME = Form(
     "NAME",
     "a node name as Kubernetes takes it: at most 253 lower-case letters, digits, '-' and '.'",
     _matching(rf"(?=.{{1,253}}$){_DNS_NAME}"),
 )
-INSTANCE = Kind(
+INSTANCE = Form(
     "NAME",
     "a directory name: at most 200 letters, digits, '-', '_' and '.', beginning with a letter or digit",
     _matching(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,199}"),
 )
-INTERFACE = Kind("IFACE", "the name of an interface, at most 15 characters", _matching(r"[^\s/:,]{1,15}"))
-GLOB = Kind("GLOB", "an interface name or a pattern such as veth*", _matching(r"[^\s/,]{1,64}"))
-SOURCE = Kind("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
-MODE = Kind("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
-SOCKETS = Kind("MODE", "one of " + ", ".join(SocketMode), SocketMode)
-SWITCH = Kind("on|off", "on or off", Switch)
-LEVEL = Kind("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
-LOG_FORMAT = Kind("FORMAT", "text or json", _one_of("text", "json"))
-LISTEN_ADDRESS = Kind(
+INTERFACE = Form("IFACE", "the name of an interface, at most 15 characters", _matching(r"[^\s/:,]{1,15}"))
+GLOB = Form("GLOB", "an interface name or a pattern such as veth*", _matching(r"[^\s/,]{1,64}"))
+SOURCE = Form("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|kubernetes"))
+MODE = Form("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
+SOCKETS = Form("MODE", "one of " + ", ".join(SocketMode), SocketMode)
+SWITCH = Form("on|off", "on or off", Switch)
+LEVEL = Form("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
+LOG_FORMAT = Form("FORMAT", "text or json", _one_of("text", "json"))
+LISTEN_ADDRESS = Form(
     "IP:PORT", f"an IP address and a port such as 127.0.0.1:10249 or [::1]:10249, or {OFF}", _listen_address
 )
-CONTEXT = Kind("NAME", "the name of a context", _matching(r".+"))
-FILE = Kind("FILE", "the path of a file", _matching(r".+"))
-DIRECTORY = Kind("DIR", "the path of a directory", _matching(r".+"))
+CONTEXT = Form("NAME", "the name of a context", _matching(r".+"))
+FILE = Form("FILE", "the path of a file", _matching(r".+"))
+DIRECTORY = Form("DIR", "the path of a directory", _matching(r".+"))
 
 
-def setting(default: Any, kind: Kind, text: str, *, one: str = "") -> Any:
+def setting(default: Any, kind: Form, text: str, *, one: str = "") -> Any:
     """Declare a setting: its default, what it may hold, and its help text.
 
     one is the name of a single value of a list, as flags and the environment call it: ``uplink`` for
@@ -408,7 +408,7 @@ class Setting:
     """
 
     path: tuple[str, ...]
-    kind: Kind
+    kind: Form
     help: str
     default: Any
     many: bool

@@ -11,7 +11,7 @@ from typing import TextIO
 from lb.cli import output
 from lb.cli.tables import table
 from lb.diagnose import doctor
-from lb.diagnose.findings import Finding, Result
+from lb.diagnose.findings import Check, Grade
 
 
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -21,10 +21,10 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0 if doctor.healthy(findings) else 1
 
 
-def render(findings: Sequence[Finding]) -> str:
+def render(findings: Sequence[Check]) -> str:
     """Return the table form: a line for each finding, then what is to be done."""
     text = table(("check", "result", "found"), [[one.check, one.result.value, one.found] for one in findings])
     for one in findings:
-        if one.result is not Result.OK:
+        if one.result is not Grade.OK:
             text += f"\n{one.check}: {one.found}\n  {one.broken}\n  to do: {one.next}\n"
     return text

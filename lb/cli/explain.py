@@ -15,7 +15,7 @@ from lb.cli.audit import look
 from lb.cli.colours import painted, wanted
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, Result, causes
-from lb.diagnose.gather import Node, gather
+from lb.diagnose.gather import Vantage, gather
 from lb.errors import UsageError
 from lb.model import ObjectKey
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         snapshot = view.source.snapshot()
         topology = view.topology(snapshot)
         compared = look(view) if view.maps else None
-        node = Node(view.config, view.maps, view.notes, view.agent is not None, view.source)
+        node = Vantage(view.config, view.maps, view.notes, view.agent is not None, view.source)
         facts = gather(node, key, snapshot, topology, compared, client=client, probing=not args.no_probes)
         where = view.name or view.source.name
     findings = explain(facts)

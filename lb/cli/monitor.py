@@ -23,11 +23,11 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
 from lb.datapath.view.watch import Watch
 from lb.errors import UsageError
-from lb.live.events import Event, Names, What
+from lb.live.events import Names, PacketEvent, What
 from lb.live.monitor import Monitor
 from lb.rundir import RunDir
 
-Tell = Callable[[Any, Event], None]
+Tell = Callable[[Any, PacketEvent], None]
 
 _COLOURS = {What.NEW: "32", What.CLOSED: "36", What.ANSWERED: "36", What.REFUSED: "33", What.DROPPED: "31"}
 """Green, cyan, yellow, red."""
@@ -87,7 +87,7 @@ def _printer(args: argparse.Namespace, out: TextIO) -> Tell:
     return lambda _, event: print(_line(event, colours.get(event.what, "")), file=out)
 
 
-def _line(event: Event, colour: str) -> str:
+def _line(event: PacketEvent, colour: str) -> str:
     """Return an event as a line whose word for what it is about has a colour."""
     line, word = event.line(), event.what.value
     return line.replace(word, painted(word, colour), 1) if colour else line

@@ -17,7 +17,7 @@ from lb.model import IPAddress, Protocol
 if TYPE_CHECKING:
     from lb.datapath.view.lookups import Tuple
     from lb.diagnose.entries import Entries
-    from lb.diagnose.trace import Entry, Traced
+    from lb.diagnose.trace import EntryPoint, Traced
 
 _CLIENT_PORT = 50_000
 _TRANSLATED = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "FLOW_HIT"})
@@ -130,7 +130,7 @@ def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> I
             yield [traced, *([trace.run(shadow, *answer)] if answer else [])]
 
 
-def _answer(entries: Entries, entry: Entry, traced: Traced) -> tuple[Entry, bytes] | None:
+def _answer(entries: Entries, entry: EntryPoint, traced: Traced) -> tuple[EntryPoint, bytes] | None:
     """Return where the backend's answer comes to be translated back, and its frame; None without a flow."""
     from lb.diagnose import frames  # noqa: PLC0415
 

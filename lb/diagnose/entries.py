@@ -13,7 +13,7 @@ from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.datapath.programs.rehearsal import live_programs
 from lb.datapath.view.lookups import Flow, Tuple
 from lb.diagnose.story import Side
-from lb.diagnose.trace import Entry
+from lb.diagnose.trace import EntryPoint
 from lb.errors import ConfigError
 from lb.model import IPAddress
 
@@ -51,7 +51,7 @@ class Entries:
         """The names of all programs that are attached."""
         return {one.program for each in self._at.values() for one in each}
 
-    def find(self, where: str, packet: Tuple | None) -> Entry:
+    def find(self, where: str, packet: Tuple | None) -> EntryPoint:
         """Return where a packet comes in.
 
         where: an interface, ``outside``, ``host``, or ``""``: the packet's source says it: it is an address
@@ -88,7 +88,7 @@ class Entries:
             f"--in {name}: no pod's interface of this node leads to {pod}: is it on another node?"
         )
 
-    def facing(self, entry: Entry, flow: Flow, answer: Tuple) -> Entry:
+    def facing(self, entry: EntryPoint, flow: Flow, answer: Tuple) -> EntryPoint:
         """Return where the answer to a packet of a flow is translated back: at what faces the client.
 
         answer: from the backend to what it takes for the client.
@@ -120,18 +120,18 @@ class Entries:
                 return index
         raise ConfigError(f"--in outside: no uplink has a program of ours; programs are at {self._names()}")
 
-    def _from_host(self, packet: Tuple | None) -> Entry:
+    def _from_host(self, packet: Tuple | None) -> EntryPoint:
         route = self._route(packet.dst) if packet else None
         if route is None:
             raise ConfigError(f"--in host: there is no route to {packet.dst if packet else 'the packet'}")
         index, own = route
         return self._at_hook(_LOOPBACK if own else index, _EGRESS, Side.HOST)
 
-    def _ingress(self, index: int) -> Entry:
+    def _ingress(self, index: int) -> EntryPoint:
         inside = any(one.program == _POD_IN for one in self._at.get(index, ()))
         return self._at_hook(index, _INGRESS, Side.INSIDE if inside else Side.OUTSIDE)
 
-    def _at_hook(self, index: int, at: str, side: Side, came_in: int = 0) -> Entry:
+    def _at_hook(self, index: int, at: str, side: Side, came_in: int = 0) -> EntryPoint:
         name = self._interfaces[index].name if index in self._interfaces else str(index)
         here = [one for one in self._at.get(index, ()) if one.hook == at]
         if at == _INGRESS:
@@ -143,7 +143,7 @@ class Entries:
                 f"{name}: its packets have no link header, and the kernel cannot try programs on such packets"
             )
         programs = tuple((one.program, one.hook) for one in here)
-        return Entry(name, index, self._interfaces[index].mac, side, programs, came_in)
+        return EntryPoint(name, index, self._interfaces[index].mac, side, programs, came_in)
 
     def _names(self) -> str:
         return ", ".join(sorted({one.interface for each in self._at.values() for one in each}))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Result(StrEnum):
+class Grade(StrEnum):
     """How a check came out."""
 
     OK = "ok"
@@ -17,7 +17,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
     """One line of the doctor's report.
 
     check: what was looked at. found: what is there. broken: what will not work, and next: what to do; both
@@ -25,7 +25,7 @@ class Finding:
     """
 
     check: str
-    result: Result
+    result: Grade
     found: str
     broken: str = ""
     next: str = ""

@@ -30,7 +30,7 @@ MOST_ENDPOINTS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class Vantage:
     """Where we look from, and with what.
 
     maps: None where there is no instance. agent: it runs. notes: what it left.
@@ -44,7 +44,7 @@ class Node:
 
 
 def gather(
-    node: Node,
+    node: Vantage,
     key: ObjectKey,
     snapshot: Snapshot,
     topology: Topology,
@@ -130,7 +130,7 @@ def _in_slices(slices: Sequence[EndpointSlice]) -> list[Target]:
     ]
 
 
-def _probe(node: Node, facts: Facts, whole: ServicePlan) -> None:
+def _probe(node: Vantage, facts: Facts, whole: ServicePlan) -> None:
     """Try the endpoints, then the VIPs; refused by one of this node, look who listens there."""
     plan = facts.plan or whole
     straight, through = targets(plan)

@@ -15,7 +15,7 @@ from lb.datapath.attach.hooks import Role, choose_uplink_mode
 from lb.datapath.attach.netlink import Interface, Netlink
 from lb.datapath.attach.roles import selection
 from lb.diagnose import kube_proxy
-from lb.diagnose.findings import Finding, Result
+from lb.diagnose.findings import Check, Grade
 from lb.diagnose.kube_proxy import Trace
 from lb.errors import LbError
 
@@ -54,7 +54,7 @@ class HostProbes:
     driver: Callable[[str], str] = _driver
 
 
-def examine(ask: HostProbes, config: Config | None = None) -> list[Finding]:
+def examine(ask: HostProbes, config: Config | None = None) -> list[Check]:
     """Look at the host. config: which interfaces are chosen; by default they are detected."""
     config = config or Config()
     interfaces, default_routes = ask.interfaces()
@@ -73,7 +73,7 @@ def uplinks(
     roles: Mapping[int, Role],
     wanted: UplinkMode,
     driver: Callable[[str], str],
-) -> Iterator[Finding]:
+) -> Iterator[Check]:
     """Name each uplink with its driver, and how programs would be attached to it."""
     none = True
     for one in interfaces:
@@ -83,23 +83,21 @@ def uplinks(
         mode, why = choose_uplink_mode(one, wanted)
         what = f"{one.name}: {driver(one.name) or one.kind}, {mode.value} ({why})"
         if one.up:
-            yield Finding("uplink", Result.OK, what)
+            yield Check("uplink", Grade.OK, what)
         else:
             broken = "nothing comes in or leaves by it"
-            yield Finding(
-                "uplink", Result.LIMITED, f"{what}; it is down", broken, f"ip link set {one.name} up"
-            )
+            yield Check("uplink", Grade.LIMITED, f"{what}; it is down", broken, f"ip link set {one.name} up")
     if none:
-        yield Finding(
+        yield Check(
             "uplink",
-            Result.LIMITED,
+            Grade.LIMITED,
             "there is no default route to find it by",
             "traffic from outside is not served, and NodePorts have no address",
             "name the interface towards clients and other nodes: --uplink IFACE",
         )
 
 
-def mtu(interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> Iterator[Finding]:
+def mtu(interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> Iterator[Check]:
     """Compare the MTU of pods' interfaces and tunnels with that of the uplinks."""
     outward = [one for one in interfaces if roles[one.index] is Role.UPLINK]
     if not outward:
@@ -109,35 +107,35 @@ def mtu(interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> Iterator[
     larger = [one for one in others if one.mtu > least.mtu]
     if larger:
         names = ", ".join(f"{one.name} {one.mtu}" for one in larger[:5])
-        yield Finding(
+        yield Check(
             "MTU",
-            Result.LIMITED,
+            Grade.LIMITED,
             f"larger than {least.name}'s {least.mtu}: {names}{' and more' if len(larger) > 5 else ''}",
             "large packets cross the uplink only after path-MTU discovery: ICMP must get through",
             f"give pods and tunnels an MTU of {least.mtu} or less, less a tunnel's own headers",
         )
     else:
-        yield Finding("MTU", Result.OK, ", ".join(f"{one.name} {one.mtu}" for one in outward))
+        yield Check("MTU", Grade.OK, ", ".join(f"{one.name} {one.mtu}" for one in outward))
 
 
-def forwarding(sysctl: Callable[[str], str | None]) -> Iterator[Finding]:
+def forwarding(sysctl: Callable[[str], str | None]) -> Iterator[Check]:
     """Look whether the kernel forwards: packets for pods go through its stack."""
     names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
     off = [f"net.{name.replace('/', '.')}" for name in names if sysctl(name) == "0"]
     if not off:
-        yield Finding("forwarding", Result.OK, "IPv4 and IPv6, as far as the kernel has them")
+        yield Check("forwarding", Grade.OK, "IPv4 and IPv6, as far as the kernel has them")
         return
     only_six = off == ["net.ipv6.conf.all.forwarding"]
-    yield Finding(
+    yield Check(
         "forwarding",
-        Result.LIMITED,
+        Grade.LIMITED,
         f"{' and '.join(off)} off",
         f"{'IPv6 packets' if only_six else 'packets'} for pods are dropped by the host's stack",
         "; ".join(f"sysctl -w {name}=1" for name in off),
     )
 
 
-def rp_filter(interfaces: Sequence[Interface], sysctl: Callable[[str], str | None]) -> Iterator[Finding]:
+def rp_filter(interfaces: Sequence[Interface], sysctl: Callable[[str], str | None]) -> Iterator[Check]:
     """Look for strict reverse-path filters: the kernel takes the larger of "all" and the interface's own.
 
     (Linux: Documentation/networking/ip-sysctl.rst, RFC 3704.)
@@ -149,31 +147,31 @@ def rp_filter(interfaces: Sequence[Interface], sysctl: Callable[[str], str | Non
         if max(everywhere, int(sysctl(f"ipv4/conf/{one.name}/rp_filter") or 0)) == _STRICT
     ]
     if not strict:
-        yield Finding("rp_filter", Result.OK, "not strict where traffic passes")
+        yield Check("rp_filter", Grade.OK, "not strict where traffic passes")
         return
-    yield Finding(
+    yield Check(
         "rp_filter",
-        Result.LIMITED,
+        Grade.LIMITED,
         f"strict (1) on {', '.join(strict[:5])}{' and more' if len(strict) > 5 else ''}",
         "where replies take another way than requests came (several uplinks, tunnels), packets are dropped",
         "sysctl -w net.ipv4.conf.all.rp_filter=2 (loose), unless each source has one way only",
     )
 
 
-def other_proxy(find: Callable[[], list[Trace]]) -> Finding:
+def other_proxy(find: Callable[[], list[Trace]]) -> Check:
     """Look for what another Service proxy left."""
     check = "kube-proxy"
     try:
         traces = find()
     except (LbError, OSError) as error:
-        return Finding(
-            check, Result.LIMITED, f"cannot be told: {error}", "its rules may be there", "run as root"
+        return Check(
+            check, Grade.LIMITED, f"cannot be told: {error}", "its rules may be there", "run as root"
         )
     if not traces:
-        return Finding(check, Result.OK, "none of its rules are here")
-    return Finding(
+        return Check(check, Grade.OK, "none of its rules are here")
+    return Check(
         check,
-        Result.LIMITED,
+        Grade.LIMITED,
         "; ".join(f"{one.mode}: {one.what}" for one in traces[:3]) + (" and more" if len(traces) > 3 else ""),
         "Services that lbctl does not see first are translated by these rules, with what they knew last",
         "stop kube-proxy on this node and remove its rules: docs/migration.md",

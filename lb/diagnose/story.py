@@ -10,7 +10,7 @@ from typing import Any
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
 from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
-from lb.datapath.view.words import Backend, protocol_name
+from lb.datapath.view.words import ShownBackend, protocol_name
 from lb.model import socket_text
 
 
@@ -236,7 +236,7 @@ def _state(flow: Flow) -> str:
     return f"{flow.state}, idle for {flow.idle_seconds} s"
 
 
-def _backend(backend: Backend) -> str:
+def _backend(backend: ShownBackend) -> str:
     if backend.state == "free":
         return f"{backend.address or 'its slot'}, which is gone: the connection is the peers' to end"
     where = "this node" if backend.local else "another node"
@@ -279,7 +279,7 @@ def _verdict(e: Evidence) -> str:
     return f"answered by the program, back out of {hop.interface}"
 
 
-_NO_FLOW = Flow("", "", Backend(0, "", "", False, ""), "", "", "", 0.0, False)
+_NO_FLOW = Flow("", "", ShownBackend(0, "", "", False, ""), "", "", "", 0.0, False)
 
 
 def as_dict(e: Evidence, reply: Evidence | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lb.diagnose.story import Evidence, Hop, Side
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EntryPoint:
     """Where a packet meets the data plane.
 
     hooks: the programs there in the order in which they run, XDP before tc, each with its hook's kind.
@@ -39,7 +39,7 @@ class Traced:
     after: bytes
 
 
-def run(shadow: Shadow, entry: Entry, frame: bytes, notes: Sequence[str] = ()) -> Traced:
+def run(shadow: Shadow, entry: EntryPoint, frame: bytes, notes: Sequence[str] = ()) -> Traced:
     """Let a frame go through the programs of an entry, and gather what they saw and did.
 
     Raises

@@ -277,7 +277,7 @@ def _network(field: str, text: str) -> IPNetwork:
 
 S = TypeVar("S", bound=ApiObject)
 R = TypeVar("R", bound=Resource)
-Kind = type[Service] | type[EndpointSlice] | type[Node]
+ModelType = type[Service] | type[EndpointSlice] | type[Node]
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +300,7 @@ class Reader(Generic[S, R]):
     path: the path of all of them, ``/api/v1/services``.
     """
 
-    def __init__(self, model: Kind, path: str, struct: type[S], convert: Callable[[S], R]) -> None:
+    def __init__(self, model: ModelType, path: str, struct: type[S], convert: Callable[[S], R]) -> None:
         self.model = model
         self.path = path
         self._struct = struct

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lb.kube.client import ApiError, Client
-from lb.kube.convert import Kind
+from lb.kube.convert import ModelType
 from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Timing
 from lb.model import EndpointSlice, Node, ObjectKey, Service
@@ -54,7 +54,7 @@ class Notice:
     normal: nothing is wrong.
     """
 
-    kind: Kind
+    kind: ModelType
     key: ObjectKey
     uid: str
     reason: str

@@ -38,7 +38,7 @@ import msgspec
 
 from lb.errors import InputError
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
-from lb.kube.convert import Item, Kind, R, Reader
+from lb.kube.convert import Item, ModelType, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
 from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Pace, Timing
@@ -157,7 +157,7 @@ class Reflector(Generic[R]):
         self._response: Response | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelType:
         """What its objects become."""
         return self._reader.model
 

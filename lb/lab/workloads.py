@@ -22,7 +22,7 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.objects import PORT_MAX, PORT_MIN, read_key, read_meta
 from lb.manifests.service import read_protocol
-from lb.manifests.yamldoc import Node, load
+from lb.manifests.yamldoc import YamlNode, load
 from lb.model import ContainerPort, ObjectKey, Protocol
 
 SUFFIX_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -92,7 +92,7 @@ def pod_name(base: str, draw: random.Random) -> str:
     return f"{base[: _MAX_NAME - _SUFFIX_LENGTH - 1]}-{suffix}"
 
 
-def template_hash(template: Node) -> str:
+def template_hash(template: YamlNode) -> str:
     """Return the ten characters that tell one pod template of a Deployment from another."""
     text = json.dumps(_plain(template), sort_keys=True)
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
@@ -103,7 +103,7 @@ def template_hash(template: Node) -> str:
     return "".join(digits)
 
 
-def _plain(node: Node) -> Any:
+def _plain(node: YamlNode) -> Any:
     """Return the tree as plain data that depends on neither lines nor the order of keys."""
     if node.kind == "mapping":
         return {name: _plain(child) for name, (_, child) in node.entries.items()}
@@ -136,7 +136,7 @@ def read_file(path: Path) -> tuple[list[Workload], list[InputError]]:
     return workloads, errors
 
 
-def _items(root: Node) -> Iterator[Node]:
+def _items(root: YamlNode) -> Iterator[YamlNode]:
     """Yield the object, or the items of a List."""
     items = root.entries.get("items")
     if _text(root, "kind") == "List" and items is not None:
@@ -145,11 +145,11 @@ def _items(root: Node) -> Iterator[Node]:
         yield root
 
 
-def _text(node: Node, name: str) -> str:
+def _text(node: YamlNode, name: str) -> str:
     return node.entries[name][1].text if name in node.entries else ""
 
 
-def read_workload(root: Node, problems: Problems) -> Workload | None:
+def read_workload(root: YamlNode, problems: Problems) -> Workload | None:
     """Return the workload that the object is, None when it is of another kind; notes what is wrong."""
     kind = _text(root, "kind")
     if kind not in _API_VERSIONS:

@@ -11,7 +11,7 @@ from scapy.utils import PcapNgWriter
 
 from lb.errors import ConfigError
 from lb.folders import create_file
-from lb.live.events import Event, What
+from lb.live.events import PacketEvent, What
 
 _ETHERNET = 1  # LINKTYPE_ETHERNET
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
@@ -46,7 +46,7 @@ class Capture:
         except OSError as error:
             raise self._error(error) from error
 
-    def write(self, record: Any, event: Event) -> None:
+    def write(self, record: Any, event: PacketEvent) -> None:
         """Write the packets of an event: record is what it was told from.
 
         Raises
@@ -68,7 +68,7 @@ class Capture:
         except OSError as error:
             raise self._error(error) from error
 
-    def _write(self, data: bytes, length: int, event: Event, comment: str) -> None:
+    def _write(self, data: bytes, length: int, event: PacketEvent, comment: str) -> None:
         packet = Raw(data)
         packet.time = event.time_ns / 1e9
         packet.wirelen = length

@@ -47,7 +47,7 @@ class What(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PacketEvent:
     """What became of one packet, or of a process's call that gives an address.
 
     time_ns: ns since 1970. interface: its name, or its ifindex where it has none any more, ``""`` of a call.
@@ -181,7 +181,7 @@ def _service_text(namespace: str, name: str, port_name: str) -> str:
     return f"{namespace}/{name}:{port_name}" if port_name else f"{namespace}/{name}"
 
 
-def describe(record: Any, names: Names, clock_offset_ns: int) -> Event:
+def describe(record: Any, names: Names, clock_offset_ns: int) -> PacketEvent:
     """Return a record of :data:`lb.datapath.maps.layouts.EVENT` in words.
 
     clock_offset_ns: the time since 1970 less CLOCK_MONOTONIC, see :func:`clock_offset`.
@@ -202,7 +202,7 @@ def describe(record: Any, names: Names, clock_offset_ns: int) -> Event:
         else:
             client, vip, backend, seen = source, destination, sent_destination, sent_source
         snat = seen if seen != client else ""
-    return Event(
+    return PacketEvent(
         int(record["time_ns"]) + clock_offset_ns,
         _what(record, hook, reason),
         hook,

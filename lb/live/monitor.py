@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from lb.errors import ConfigError
-from lb.live.events import Event, Names, clock_offset, describe
+from lb.live.events import Names, PacketEvent, clock_offset, describe
 
 RENEW_SECONDS = 1.0
 """How often the programs are told that somebody is there, and names are looked up anew."""
@@ -63,7 +63,7 @@ class Monitor:
         names: Names,
         *,
         services: Callable[[], list[int]] | None,
-        tell: Sequence[Callable[[Any, Event], None]],
+        tell: Sequence[Callable[[Any, PacketEvent], None]],
         told: Callable[[], object],
         complain: Callable[[str], object],
         clock: Callable[[], float] = time.monotonic,

@@ -16,7 +16,7 @@ from lb.datapath.maps.interface import Rows
 from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.sync.accounts import numbers
 from lb.datapath.view.figures import Figures, PortName, Sample, quantile
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 
 NAME_WIDTH = 24
 """A narrow terminal shows no fewer characters of a name; more columns are shown only beside wider names."""
@@ -46,7 +46,7 @@ class Row:
     """
 
     port: PortName
-    endpoint: Backend | None
+    endpoint: ShownBackend | None
     total: Figures
     rates: Rates
     counts_traffic: bool

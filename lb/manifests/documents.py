@@ -14,7 +14,7 @@ from lb.manifests.objects import ObjectId, Parsed, origin_of, read_key, read_met
 from lb.manifests.service import read_service
 from lb.manifests.slices import read_endpoints, read_slice
 from lb.manifests.workloads import read_node, read_pod
-from lb.manifests.yamldoc import Document, Fault, Node, load
+from lb.manifests.yamldoc import Document, Fault, YamlNode, load
 from lb.model import ObjectKey
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Content:
 class _Item:
     """One object's tree and the faults that the YAML reader found in it; kind is given by a typed list."""
 
-    node: Node
+    node: YamlNode
     faults: tuple[Fault, ...]
     kind: str = ""
 

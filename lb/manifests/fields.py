@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lb.errors import InputError
-from lb.manifests.yamldoc import Node, child_path
+from lb.manifests.yamldoc import YamlNode, child_path
 from lb.model import IPAddress
 
 Choice = TypeVar("Choice", bound=enum.StrEnum)
@@ -92,7 +92,7 @@ class Field:
     problems: Problems
     path: str
     line: int
-    node: Node | None
+    node: YamlNode | None
     above: Fields | None = None
 
     @property
@@ -110,7 +110,7 @@ class Field:
             self.error(complaint)
         return complaint is None
 
-    def _is(self, kind: str, node: Node, hint: str = "") -> bool:
+    def _is(self, kind: str, node: YamlNode, hint: str = "") -> bool:
         if node.kind == kind:
             return True
         shown = f" ({node.text})" if node.text and len(node.text) < 40 else ""
@@ -169,7 +169,7 @@ class Field:
 
         With known, every other name in it is an error, as for an API server that validates strictly.
         """
-        entries: dict[str, tuple[int, Node]] = {}
+        entries: dict[str, tuple[int, YamlNode]] = {}
         if self.node is not None and self._is("mapping", self.node):
             entries = self.node.entries
         fields = Fields(self, entries, known)
@@ -209,7 +209,7 @@ class Fields:
     """A mapping of the manifest: ``fields["name"]`` is always a Field."""
 
     place: Field
-    entries: dict[str, tuple[int, Node]]
+    entries: dict[str, tuple[int, YamlNode]]
     known: frozenset[str] | None = None
 
     def __getitem__(self, name: str) -> Field:

@@ -31,11 +31,11 @@ MAX_DIGITS = 64
 MAX_REPEATED = 100_000
 """Values that a document's aliases may stand for: a few lines of them can mean more than any memory holds."""
 
-Kind = Literal["mapping", "list", "string", "number", "float", "boolean", "null", "merge"]
+NodeKind = Literal["mapping", "list", "string", "number", "float", "boolean", "null", "merge"]
 
 _TRUE = frozenset(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"))
 _FALSE = frozenset(("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"))
-_WORDS: dict[str, Kind] = {
+_WORDS: dict[str, NodeKind] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), "null"),
     **dict.fromkeys(_TRUE | _FALSE, "boolean"),
     "<<": "merge",
@@ -49,7 +49,7 @@ _NO_DOCUMENT = re.compile(r"(?:---)?(?:[ \t]*(?:[#%][^\n]*)?\r?(?:\n|\Z))*")
 
 
 @dataclass(slots=True)
-class Node:
+class YamlNode:
     """One YAML value.
 
     Attributes
@@ -63,11 +63,11 @@ class Node:
     size: how many values it is, itself and those below it; what an alias stands for counts each time.
     """
 
-    kind: Kind
+    kind: NodeKind
     line: int
     text: str = ""
-    items: list[Node] = field(default_factory=list)
-    entries: dict[str, tuple[int, Node]] = field(default_factory=dict)
+    items: list[YamlNode] = field(default_factory=list)
+    entries: dict[str, tuple[int, YamlNode]] = field(default_factory=dict)
     size: int = 1
 
     def as_int(self) -> int:
@@ -96,7 +96,7 @@ class Fault:
 class Document:
     """One document: its tree, or None when it does not parse, and its faults (then exactly one)."""
 
-    root: Node | None
+    root: YamlNode | None
     faults: tuple[Fault, ...] = ()
 
 
@@ -170,10 +170,10 @@ class _UnreadableError(Exception):
 class _Open:
     """A collection that is being read; in a mapping, key is the one that waits for its value."""
 
-    node: Node
+    node: YamlNode
     path: str
-    key: Node | None = None
-    merged: list[Node] = field(default_factory=list)
+    key: YamlNode | None = None
+    merged: list[YamlNode] = field(default_factory=list)
 
 
 class _Composer:
@@ -184,10 +184,10 @@ class _Composer:
         self._begin()
 
     def _begin(self) -> None:
-        self.root: Node | None = None
+        self.root: YamlNode | None = None
         self.faults: list[Fault] = []
         self._stack: list[_Open] = []
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         self._repeated = 0
 
     def take(self, event: yaml.Event) -> bool:
@@ -197,12 +197,12 @@ class _Composer:
         if isinstance(event, yaml.DocumentStartEvent):
             self._begin()
         elif isinstance(event, yaml.ScalarEvent):
-            self._place(event, Node(_scalar_kind(event), line, event.value))
+            self._place(event, YamlNode(_scalar_kind(event), line, event.value))
             self._grow(1)
         elif isinstance(event, yaml.MappingStartEvent):
-            self._open(event, Node("mapping", line))
+            self._open(event, YamlNode("mapping", line))
         elif isinstance(event, yaml.SequenceStartEvent):
-            self._open(event, Node("list", line))
+            self._open(event, YamlNode("list", line))
         elif isinstance(event, yaml.AliasEvent):
             self._alias(event.anchor, line)
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -227,12 +227,12 @@ class _Composer:
         self._grow(node.size)
         self._attach(node)
 
-    def _place(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: Node) -> None:
+    def _place(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, node: YamlNode) -> None:
         if event.anchor:
             self._anchors[event.anchor] = node
         self._attach(node)
 
-    def _open(self, event: yaml.CollectionStartEvent, node: Node) -> None:
+    def _open(self, event: yaml.CollectionStartEvent, node: YamlNode) -> None:
         if len(self._stack) == MAX_DEPTH:
             raise _UnreadableError(Fault(node.line, "", _TOO_DEEP))
         path = ""
@@ -245,7 +245,7 @@ class _Composer:
         self._place(event, node)
         self._stack.append(_Open(node, path))
 
-    def _attach(self, node: Node) -> None:
+    def _attach(self, node: YamlNode) -> None:
         if not self._stack:
             self.root = node
             return
@@ -260,7 +260,7 @@ class _Composer:
             self._entry(level, level.key, node)
             level.key = None
 
-    def _entry(self, level: _Open, key: Node, node: Node) -> None:
+    def _entry(self, level: _Open, key: YamlNode, node: YamlNode) -> None:
         line, name = key.line, key.text
         if key.kind == "merge":
             level.merged.append(node)
@@ -286,7 +286,7 @@ class _Composer:
                     level.node.entries.setdefault(name, entry)
 
 
-def _scalar_kind(event: yaml.ScalarEvent) -> Kind:
+def _scalar_kind(event: yaml.ScalarEvent) -> NodeKind:
     quoted = event.tag is None and not event.implicit[0]  # in quotes, or a block scalar
     if quoted or event.tag == "tag:yaml.org,2002:str":
         return "string"

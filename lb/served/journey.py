@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from lb.datapath.view.catalogue import PortRow, PortVip
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 from lb.plan.types import VipKind
 
 
@@ -36,7 +36,7 @@ CLIENTS = {
 class Way:
     """A backend with the share of new connections that it gets (0 to 1), and the ways to it and back."""
 
-    backend: Backend
+    backend: ShownBackend
     share: float
     there: str
     back: str
@@ -59,7 +59,7 @@ class Journey:
     refused: str
 
 
-class Hooks:
+class NodePrograms:
     """The programs of this node, by role.
 
     Parameters
@@ -113,12 +113,12 @@ class Hooks:
         return ways[client]
 
 
-def journeys(port: PortRow, hooks: Hooks) -> list[list[Journey]]:
+def journeys(port: PortRow, hooks: NodePrograms) -> list[list[Journey]]:
     """Return a journey for each VIP of a port and, within it, each kind of client."""
     return [[_journey(port, vip, client, hooks) for client in Client] for vip in port.vips]
 
 
-def _journey(port: PortRow, vip: PortVip, client: Client, hooks: Hooks) -> Journey:
+def _journey(port: PortRow, vip: PortVip, client: Client, hooks: NodePrograms) -> Journey:
     side = "outside" if client is Client.OUTSIDE else "inside"
     shares = vip.outside if client is Client.OUTSIDE else vip.inside
     socket = hooks.socket(client, port, vip)
@@ -161,17 +161,17 @@ def _refused(port: PortRow, vip: PortVip, side: str) -> str:
     return f"rejected with {answer}: there is no endpoint"
 
 
-def _where(backend: Backend) -> str:
+def _where(backend: ShownBackend) -> str:
     if backend.local:
         return "this node"
     return f"node {backend.node}" if backend.node else "a node that its endpoint does not name"
 
 
-def _connected(backend: Backend) -> str:
+def _connected(backend: ShownBackend) -> str:
     return f"{_where(backend)}: connected straight to it, no NAT"
 
 
-def _there(backend: Backend, client: Client, hooks: Hooks) -> str:
+def _there(backend: ShownBackend, client: Client, hooks: NodePrograms) -> str:
     if backend.local and client is Client.HOST:
         return f"{_where(backend)}: SNAT to this node's address, through the host's stack"
     if backend.local:
@@ -182,7 +182,7 @@ def _there(backend: Backend, client: Client, hooks: Hooks) -> str:
     return f"{_where(backend)}: SNAT to this node's address, out of the uplink"
 
 
-def _back(backend: Backend, client: Client, hooks: Hooks) -> str:
+def _back(backend: ShownBackend, client: Client, hooks: NodePrograms) -> str:
     if backend.local and (hooks.redirect or client is Client.HOST):
         found = hooks.pod_in
     elif client is Client.POD:

@@ -30,7 +30,7 @@ from lb.served import status
 from lb.served.api import Query, as_json, service_of
 from lb.served.history import History
 from lb.served.http import Answer, Request, Response
-from lb.served.journey import CLIENTS, Client, Hooks, journeys
+from lb.served.journey import CLIENTS, Client, NodePrograms, journeys
 
 MOST_SERVICES = 100
 """How many Services are listed at a time; the page asks for those of a name."""
@@ -221,7 +221,7 @@ class Views:
             ports = catalogue.ports(maps, wanted)
         if not ports:
             raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
-        hooks = Hooks(self._steady()["hooks"], redirect=self._redirect, sockets=self._sockets)
+        hooks = NodePrograms(self._steady()["hooks"], redirect=self._redirect, sockets=self._sockets)
         counted = self._figures()
         return {
             "service": str(key),

@@ -25,7 +25,7 @@ def _whole(low: int, high: int) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-KINDS: dict[config.Kind, Schema] = {
+KINDS: dict[config.Form, Schema] = {
     config.ENTRIES: _whole(1, 2**31 - 1),
     config.COUNT: _whole(0, 1_000_000),
     config.RATE: _whole(0, 1_000_000),

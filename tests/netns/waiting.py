@@ -20,7 +20,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
 from lb.datapath.view.watch import Watch
 from lb.lab.lab import Lab
-from lb.live.events import Event, Names, describe
+from lb.live.events import Names, PacketEvent, describe
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def dumped(lab: Lab, node: str, *options: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def calls_told(lab: Lab, node: str, what: WatchFlag) -> Iterator[Callable[[], list[Event]]]:
+def calls_told(lab: Lab, node: str, what: WatchFlag) -> Iterator[Callable[[], list[PacketEvent]]]:
     """Watch the calls of processes on a node meanwhile; what is yielded returns those of since it was asked.
 
     It is watched for an hour or until the end: on a slow machine a lease would be over.

@@ -20,7 +20,7 @@ from lb.datapath.maps.layouts import EVENT_BYTES, REASONS, WatchFlag
 from lb.datapath.view.watch import LEASE_SECONDS, Watch
 from lb.errors import ConfigError
 from lb.live.capture import Capture
-from lb.live.events import Event, Names, What, describe
+from lb.live.events import Names, PacketEvent, What, describe
 from lb.model import ObjectKey, Protocol, TrafficPolicy, socket_text
 from lb.plan.types import VipKind
 from tests import packets as p
@@ -71,12 +71,12 @@ class Told:
         """Return the records that have come."""
         return list(self.watch.events())
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[PacketEvent]:
         """Return what has come in words, with a time of 0."""
         with self.datapath.namespace.entered():
             return [replace(describe(one, self.names, 0), time_ns=0) for one in self.records()]
 
-    def of(self, program: str, frame: bytes, **how: Any) -> list[Event]:
+    def of(self, program: str, frame: bytes, **how: Any) -> list[PacketEvent]:
         """Run a program on a frame, and return what was told."""
         self.datapath.run(program, frame, **how)
         return self.events()
@@ -94,7 +94,7 @@ def text(there: Socket) -> str:
     return socket_text(address, there[1]) if there[1] else str(address)
 
 
-def event(what: What, program: str, reason: str, frame: bytes, **fields: Any) -> Event:
+def event(what: What, program: str, reason: str, frame: bytes, **fields: Any) -> PacketEvent:
     """Return the event of a frame; fields are those that are not as in most."""
     meaning = next(words for name, words in REASONS if name == reason)
     known = {"sent_source": "", "sent_destination": "", "client": "", "vip": "", "backend": "", "snat": ""}
@@ -111,7 +111,7 @@ def event(what: What, program: str, reason: str, frame: bytes, **fields: Any) ->
         "flags": "",
         "length": len(frame),
     }
-    return Event(**{**known, **usual, **fields})
+    return PacketEvent(**{**known, **usual, **fields})
 
 
 def request(source: Socket, vip: Socket, seen: Socket, backend: Socket) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lb.datapath.programs.rehearsal import PRIVATE, Shadow
 from lb.datapath.view.watch import Watch
 from lb.diagnose import frames, trace
 from lb.diagnose.story import Side, render
-from lb.diagnose.trace import Entry, Traced
+from lb.diagnose.trace import EntryPoint, Traced
 from lb.errors import DatapathError
 from lb.model import Protocol, TrafficPolicy
 from lb.plan.types import VipKind
@@ -44,7 +44,7 @@ def make_shadow(datapath: Datapath) -> Iterator[Shadows]:
     """Make copies of the bench's data plane as it is then; they are closed behind the test."""
     made: list[Shadow] = []
 
-    def make(*entries: Entry) -> Shadow:
+    def make(*entries: EntryPoint) -> Shadow:
         (directory,) = datapath.pins.builds()
         programs = {program for entry in entries for program, _ in entry.hooks}
         made.append(Shadow(datapath.pins, directory, programs, {p.version()}))
@@ -66,17 +66,17 @@ def state(datapath: Datapath) -> dict[str, bytes]:
     return found
 
 
-def outside(datapath: Datapath, *programs: str) -> Entry:
+def outside(datapath: Datapath, *programs: str) -> EntryPoint:
     hooks = {XDP: (XDP, "xdp-generic"), TC_UPLINK_IN: (TC_UPLINK_IN, "tc ingress")}
     here = tuple(hooks[program] for program in programs or (TC_UPLINK_IN,))
-    return Entry("up0", datapath.uplink, p.NODE1_MAC, Side.OUTSIDE, here)
+    return EntryPoint("up0", datapath.uplink, p.NODE1_MAC, Side.OUTSIDE, here)
 
 
-def inside(datapath: Datapath) -> Entry:
-    return Entry("pod0", datapath.pod, p.POD_GATEWAY_MAC, Side.INSIDE, ((TC_POD_IN, "tc ingress"),))
+def inside(datapath: Datapath) -> EntryPoint:
+    return EntryPoint("pod0", datapath.pod, p.POD_GATEWAY_MAC, Side.INSIDE, ((TC_POD_IN, "tc ingress"),))
 
 
-def traced(datapath: Datapath, make_shadow: Shadows, entry: Entry, *wanted: bytes) -> list[Traced]:
+def traced(datapath: Datapath, make_shadow: Shadows, entry: EntryPoint, *wanted: bytes) -> list[Traced]:
     """Trace frames one after the other; the live state must be the same afterwards."""
     before = state(datapath)
     shadow = make_shadow(entry)
@@ -243,7 +243,7 @@ def test_trace_of_the_answer_of_a_local_backend(datapath: Datapath, make_shadow:
     datapath.apply(service(p.BACKEND_LOCAL))
     frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.LOAD_BALANCER])
     entry, at = outside(datapath), ((TC_UPLINK_OUT, "tc egress"),)
-    leaving = Entry("up0", datapath.uplink, p.NODE1_MAC, Side.LEAVING, at, datapath.pod)
+    leaving = EntryPoint("up0", datapath.uplink, p.NODE1_MAC, Side.LEAVING, at, datapath.pod)
     shadow = make_shadow(entry, leaving)
     with datapath.namespace.entered():
         one = trace.run(shadow, entry, frame)

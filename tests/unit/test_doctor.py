@@ -18,7 +18,7 @@ from lb.datapath.programs import features
 from lb.datapath.programs.features import Need
 from lb.diagnose import doctor
 from lb.diagnose.doctor import Probes
-from lb.diagnose.findings import Finding, Result
+from lb.diagnose.findings import Check, Grade
 from lb.diagnose.host import HostProbes
 from lb.diagnose.kube_proxy import Trace
 from lb.errors import LbError
@@ -65,63 +65,63 @@ WELL = Probes(
     host=host(),
 )
 LACKING = [Need("hash map", "3.19", 0), Need("tc helper redirect_neigh", "5.10", errno.EINVAL)]
-FAULTS: dict[str, tuple[dict[str, Any], str, Result, str, str]] = {
-    "kernel": ({"release": lambda: "5.9.16"}, "kernel", Result.FAILS, "5.9.16", "boot a kernel of 5.10"),
-    "rights": ({"missing_privileges": lambda: ["CAP_BPF"]}, "capabilities", Result.FAILS, "CAP_BPF", "root"),
-    "helper": ({"required": lambda: LACKING}, "kernel feature", Result.FAILS, "redirect_neigh: Inv", "5.10"),
+FAULTS: dict[str, tuple[dict[str, Any], str, Grade, str, str]] = {
+    "kernel": ({"release": lambda: "5.9.16"}, "kernel", Grade.FAILS, "5.9.16", "boot a kernel of 5.10"),
+    "rights": ({"missing_privileges": lambda: ["CAP_BPF"]}, "capabilities", Grade.FAILS, "CAP_BPF", "root"),
+    "helper": ({"required": lambda: LACKING}, "kernel feature", Grade.FAILS, "redirect_neigh: Inv", "5.10"),
     "connect": (
         {"at_sockets": lambda: [Need("programs at connect()", "4.17", errno.EINVAL)]},
-        "socket hooks", Result.LIMITED, "programs at connect()", "socket_lb",
+        "socket hooks", Grade.LIMITED, "programs at connect()", "socket_lb",
     ),
-    "cookie": ({"netns_cookie": lambda: 0}, "socket hooks", Result.LIMITED, "SO_NETNS_COOKIE", "5.14"),
+    "cookie": ({"netns_cookie": lambda: 0}, "socket hooks", Grade.LIMITED, "SO_NETNS_COOKIE", "5.14"),
     "retval": (
-        {"optional": lambda: {"SET_RETVAL": False}}, "socket hooks", Result.LIMITED, "set_retval", "EPERM",
+        {"optional": lambda: {"SET_RETVAL": False}}, "socket hooks", Grade.LIMITED, "set_retval", "EPERM",
     ),
     "no /sys": (
         {"mountinfo": str, "bpffs_possible": lambda: False},
-        "bpffs", Result.FAILS, "does not exist", "/sys/fs/bpf",
+        "bpffs", Grade.FAILS, "does not exist", "/sys/fs/bpf",
     ),
-    "cgroup": ({"mounts": lambda: "t / tmpfs rw 0 0\n"}, "cgroup v2", Result.LIMITED, "not mounted", "mount"),
-    "jit": ({"jit": lambda: "0\n"}, "JIT", Result.LIMITED, "interpreted", "bpf_jit_enable=1"),
+    "cgroup": ({"mounts": lambda: "t / tmpfs rw 0 0\n"}, "cgroup v2", Grade.LIMITED, "not mounted", "mount"),
+    "jit": ({"jit": lambda: "0\n"}, "JIT", Grade.LIMITED, "interpreted", "bpf_jit_enable=1"),
     "no uplink": (
         {"host": host(interfaces=lambda: ([ETH0, VETH], []))},
-        "uplink", Result.LIMITED, "no default route", "--uplink",
+        "uplink", Grade.LIMITED, "no default route", "--uplink",
     ),
     "uplink down": (
         {"host": host(interfaces=lambda: ([replace(ETH0, up=False), VETH], [2]))},
-        "uplink", Result.LIMITED, "eth0: virtio_net, xdp-native", "ip link set eth0 up",
+        "uplink", Grade.LIMITED, "eth0: virtio_net, xdp-native", "ip link set eth0 up",
     ),
     "mtu": (
         {"host": host(interfaces=lambda: ([ETH0, replace(VETH, mtu=9000)], [2]))},
-        "MTU", Result.LIMITED, "larger than eth0's 1500: veth1 9000", "1500 or less",
+        "MTU", Grade.LIMITED, "larger than eth0's 1500: veth1 9000", "1500 or less",
     ),
     "forwarding": (
         {"host": host(sysctls={"ipv4/ip_forward": "0"})},
-        "forwarding", Result.LIMITED, "net.ipv4.ip_forward off", "sysctl -w net.ipv4.ip_forward=1",
+        "forwarding", Grade.LIMITED, "net.ipv4.ip_forward off", "sysctl -w net.ipv4.ip_forward=1",
     ),
     "rp_filter": (
         {"host": host(sysctls={"ipv4/conf/veth1/rp_filter": "1"})},
-        "rp_filter", Result.LIMITED, "strict (1) on veth1", "rp_filter=2",
+        "rp_filter", Grade.LIMITED, "strict (1) on veth1", "rp_filter=2",
     ),
     "rp_filter of all": (
         {"host": host(sysctls={"ipv4/conf/all/rp_filter": "1"})},
-        "rp_filter", Result.LIMITED, "strict (1) on veth1", "rp_filter=2",  # eth0's own 2 is more
+        "rp_filter", Grade.LIMITED, "strict (1) on veth1", "rp_filter=2",  # eth0's own 2 is more
     ),
     "kube-proxy": (
         {"host": host(kube_proxy=lambda: [Trace("nftables", "table ip kube-proxy")])},
-        "kube-proxy", Result.LIMITED, "nftables: table ip kube-proxy", "docs/migration.md",
+        "kube-proxy", Grade.LIMITED, "nftables: table ip kube-proxy", "docs/migration.md",
     ),
     "kube-proxy unknown": (
         {"host": host(kube_proxy=refused)},
-        "kube-proxy", Result.LIMITED, "not permitted", "root",
+        "kube-proxy", Grade.LIMITED, "not permitted", "root",
     ),
-    "bcc": ({"bcc": str}, "bcc", Result.FAILS, "no module bcc", "python3-bpfcc"),
+    "bcc": ({"bcc": str}, "bcc", Grade.FAILS, "no module bcc", "python3-bpfcc"),
 }  # fmt: skip
 
 
 def test_a_machine_that_is_well() -> None:
     findings = doctor.examine(WELL)
-    assert {one.result for one in findings} == {Result.OK}
+    assert {one.result for one in findings} == {Grade.OK}
     assert doctor.healthy(findings)
     assert all(not one.broken and not one.next for one in findings)
 
@@ -130,12 +130,12 @@ def test_a_machine_that_is_well() -> None:
 def test_a_fault_is_named_and_nothing_else(fault: str) -> None:
     change, check, result, found, next_step = FAULTS[fault]
     findings = doctor.examine(replace(WELL, **change))
-    (bad,) = (one for one in findings if one.result is not Result.OK)
+    (bad,) = (one for one in findings if one.result is not Grade.OK)
     assert (bad.check, bad.result) == (check, result)
     assert found in bad.found
     assert next_step in bad.next
     assert bad.broken
-    assert doctor.healthy(findings) == (result is Result.LIMITED)
+    assert doctor.healthy(findings) == (result is Grade.LIMITED)
 
 
 def test_without_rights_the_kernel_is_not_asked() -> None:
@@ -150,19 +150,19 @@ def test_without_rights_the_kernel_is_not_asked() -> None:
 )
 def test_the_floor(release: str, well: bool) -> None:
     assert features.FLOOR == (5, 10)
-    assert (doctor.kernel(release).result is Result.OK) == well
+    assert (doctor.kernel(release).result is Grade.OK) == well
 
 
 def test_what_is_mounted_on_demand_is_no_fault() -> None:
-    assert doctor.bpffs("", possible=True).result is Result.OK
+    assert doctor.bpffs("", possible=True).result is Grade.OK
 
 
 def test_a_kernel_whose_jit_cannot_be_switched_off() -> None:
-    assert doctor.jit(None).result is Result.OK
+    assert doctor.jit(None).result is Grade.OK
 
 
 def test_the_table_says_what_to_do() -> None:
-    text = render([Finding("a", Result.OK, "fine"), Finding("b", Result.FAILS, "gone", "no c", "get it")])
+    text = render([Check("a", Grade.OK, "fine"), Check("b", Grade.FAILS, "gone", "no c", "get it")])
     assert text == (
         "CHECK  RESULT  FOUND\na      ok      fine\nb      FAILS   gone\n\nb: gone\n  no c\n  to do: get it\n"
     )
@@ -176,7 +176,7 @@ def test_this_machine() -> None:
 
 
 def test_a_failure_is_an_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = [Finding("bcc", Result.FAILS, "none", "all", "install it")]
+    fails = [Check("bcc", Grade.FAILS, "none", "all", "install it")]
     monkeypatch.setattr(doctor, "examine", lambda: fails)
     out = io.StringIO()
     assert main(["doctor"], out=out) == 1

@@ -14,7 +14,7 @@ from lb.datapath.maps import layouts, map_table
 from lb.datapath.sync import accounts
 from lb.datapath.view import figures
 from lb.datapath.view.figures import HANDSHAKE_BOUNDS, Figures, PortName, quantile
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 from lb.errors import BpfError
 from lb.plan.types import ServicePlan
 from tests.fake_maps import FakeMaps
@@ -56,11 +56,11 @@ def test_backends_have_names_and_figures_of_their_own() -> None:
     found = figures.sample(node.maps)
     four, six = found.backends[4], found.backends[6]
     assert [found.backend(4, row) for row in range(len(four.ids))] == [
-        Backend(1, "10.244.1.2:8080", "node1", True, "active"),
-        Backend(2, "10.244.2.2:8080", "node2", False, "active"),
-        Backend(17, "10.244.2.3:53", "node2", False, "terminating"),
+        ShownBackend(1, "10.244.1.2:8080", "node1", True, "active"),
+        ShownBackend(2, "10.244.2.2:8080", "node2", False, "active"),
+        ShownBackend(17, "10.244.2.3:53", "node2", False, "terminating"),
     ]
-    assert found.backend(6, 0) == Backend(1, "[fd00:244::2]:8080", "node1", True, "active")
+    assert found.backend(6, 0) == ShownBackend(1, "[fd00:244::2]:8080", "node1", True, "active")
     assert Figures(*four.figures[0].item()) == Figures(500, 50_000, 480, 1_150_000, 50, 0, 1)
     ports = list(found.ports)
     assert [ports[row] for row in four.ports] == [WEB_PORT, WEB_PORT, DNS_PORT]

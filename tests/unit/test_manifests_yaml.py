@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.manifests.yamldoc import MAX_DEPTH, Document, Fault, Node, load
+from lb.manifests.yamldoc import MAX_DEPTH, Document, Fault, YamlNode, load
 
 
-def only(text: str) -> Node:
+def only(text: str) -> YamlNode:
     (document,) = load(text)
     assert document.faults == ()
     assert document.root is not None
@@ -26,7 +26,7 @@ def only_fault(text: str) -> Fault:
     return fault
 
 
-def plain(node: Node) -> Any:
+def plain(node: YamlNode) -> Any:
     """The value that a tree stands for; a fractional number stays text."""
     match node.kind:
         case "mapping":

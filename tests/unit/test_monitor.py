@@ -19,7 +19,7 @@ from lb.cli import command, main
 from lb.cli.monitor import _line, wanted
 from lb.datapath.maps.layouts import EVENT, HOOKS, REASONS, Direction, WatchFlag
 from lb.errors import ConfigError, LbError
-from lb.live.events import Event, describe
+from lb.live.events import PacketEvent, describe
 from lb.live.monitor import RENEW_SECONDS, Monitor
 from lb.rundir import RunDir
 
@@ -121,7 +121,7 @@ RECORDS = [
 ]
 
 
-def told(rows: Sequence[Any] = RECORDS) -> list[Event]:
+def told(rows: Sequence[Any] = RECORDS) -> list[PacketEvent]:
     return [describe(row, Names(), 0) for row in rows]  # type: ignore[arg-type]
 
 
@@ -202,7 +202,7 @@ class Telling:
     """A loop over :class:`Watched`, and what it said."""
 
     def __init__(self, watched: Watched, services: Any = None) -> None:
-        self.names, self.events, self.said, self.flushed = Names(), list[Event](), list[str](), 0
+        self.names, self.events, self.said, self.flushed = Names(), list[PacketEvent](), list[str](), 0
         self.watched = watched
         self.loop = Monitor(
             watched,

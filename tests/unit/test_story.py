@@ -9,12 +9,12 @@ from ipaddress import ip_address
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
 from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 from lb.diagnose.story import Evidence, Hop, Side, as_dict, render
 
 CLIENT, VIP, POD = ip_address("192.0.2.50"), ip_address("203.0.113.10"), ip_address("10.0.1.5")
 ASKED = Tuple(CLIENT, 40_000, VIP, 80, 6)
-BACKEND = Backend(7, "10.0.1.5:8080", "node1", True, "active")
+BACKEND = ShownBackend(7, "10.0.1.5:8080", "node1", True, "active")
 ENTRY = Vip(3, "loadBalancer", "default/web", "http", 0, 2, 2, False, True)
 NEW = Flow("192.0.2.50:40000", "203.0.113.10:80", BACKEND, "192.0.2.50:40000", "new", "stack", 0.0, False)
 BEFORE = "TCP 192.0.2.50:40000 > 203.0.113.10:80 [S], ttl 64, 54 bytes"

@@ -20,7 +20,7 @@ from lb.datapath.maps.layouts import (
 from lb.datapath.sync.ledger import KIND_WORDS, read_names, read_nodes, read_ranges
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view import words
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 from lb.model import IPAddress, Protocol, socket_text
 from lb.plan import SMALL_SET
 
@@ -58,7 +58,7 @@ class PortRow:
     protocol: str
     affinity_seconds: int
     vips: tuple[PortVip, ...]
-    backends: tuple[Backend, ...]
+    backends: tuple[ShownBackend, ...]
 
 
 @dataclass(slots=True)
@@ -180,10 +180,10 @@ def _vips(maps: Maps, version: int, ids: Rows) -> Iterator[tuple[tuple[Any, ...]
 
 def _backends(
     maps: Maps, version: int, ids: Rows, nodes: Mapping[int, str]
-) -> dict[int, tuple[Backend, ...]]:
+) -> dict[int, tuple[ShownBackend, ...]]:
     slots = maps.array(f"backends{version}")
     chosen = np.flatnonzero((slots["state"] != BackendStateCode.FREE) & np.isin(slots["service"], ids))
-    found: dict[int, list[tuple[int, int, Backend]]] = {}
+    found: dict[int, list[tuple[int, int, ShownBackend]]] = {}
     for slot, row in zip(chosen.tolist(), slots[chosen].tolist(), strict=True):
         address, port, _, _, service, _, _ = row
         one = words.backend(slot, row, nodes.get, gone=False)
@@ -191,7 +191,7 @@ def _backends(
     return {service: tuple(one for *_, one in sorted(rows, key=_place)) for service, rows in found.items()}
 
 
-def _place(row: tuple[int, int, Backend]) -> tuple[int, int]:
+def _place(row: tuple[int, int, ShownBackend]) -> tuple[int, int]:
     return row[0], row[1]
 
 

@@ -24,7 +24,7 @@ from lb.datapath.maps.layouts import (
 from lb.datapath.sync import accounts
 from lb.datapath.sync.accounts import FIGURES, OF_CONNECTIONS, OF_TRAFFIC, numbers
 from lb.datapath.sync.ledger import read_nodes
-from lb.datapath.view.words import Backend, backend
+from lb.datapath.view.words import ShownBackend, backend
 from lb.model import Protocol
 
 HANDSHAKE_BOUNDS = tuple(2.0 ** (HANDSHAKE_FIRST + n) / 1e6 for n in range(HANDSHAKE_BUCKETS - 1))
@@ -109,7 +109,7 @@ class Sample:
         counts = self.dropped[row, : len(REASONS)].tolist()
         return {name: count for (name, _), count in zip(REASONS, counts, strict=True) if count}
 
-    def backend(self, version: int, row: int) -> Backend:
+    def backend(self, version: int, row: int) -> ShownBackend:
         """Return the backend of one row of :attr:`backends`."""
         of_version = self.backends[version]
         return backend(int(of_version.ids[row]), of_version.slots[row].item(), self.nodes.get, gone=False)

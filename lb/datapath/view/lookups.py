@@ -28,7 +28,7 @@ from lb.datapath.maps.layouts import (
 from lb.datapath.sync.ledger import KIND_WORDS, read_ranges
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view import words
-from lb.datapath.view.words import Backend
+from lb.datapath.view.words import ShownBackend
 from lb.model import IPAddress, socket_text
 from lb.plan import SMALL_SET
 
@@ -98,7 +98,7 @@ class Flow:
 
     client: str
     vip: str
-    backend: Backend
+    backend: ShownBackend
     seen: str
     state: str
     path: str
@@ -110,7 +110,7 @@ class Flow:
 class Affinity:
     """A client's backend. unfit: why it does not count, empty when it does."""
 
-    backend: Backend
+    backend: ShownBackend
     idle_seconds: float
     unfit: str
 
@@ -198,7 +198,7 @@ class Witness:
             idle > limit,
         )
 
-    def _backend(self, version: int, service: int, ident: int, generation: int) -> Backend:
+    def _backend(self, version: int, service: int, ident: int, generation: int) -> ShownBackend:
         slot = self._maps.array(f"backends{version}")[ident].item()
         _, _, _, _, owner, current, _ = slot
         return words.backend(ident, slot, self._node, gone=(owner, current) != (service, generation))

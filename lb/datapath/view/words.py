@@ -12,7 +12,7 @@ from lb.model import Protocol, socket_text
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class ShownBackend:
     """A backend by its slot.
 
     node: ``""`` when its endpoint names none. state: active, terminating, or free when it is gone (or
@@ -33,14 +33,14 @@ class Backend:
 
 def backend(
     ident: int, slot: tuple[Any, ...], node_of: Callable[[int], str | None], *, gone: bool
-) -> Backend:
+) -> ShownBackend:
     """Return a backend in words.
 
     slot: the fields of its struct backend_slot, as ``tolist()`` gives them. node_of: see :func:`node_name`.
     gone: the slot is free, or another backend's by now.
     """
     address, port, state, flags, _, _, node = slot
-    return Backend(
+    return ShownBackend(
         ident,
         socket_text(unpack_address(address), port),
         node_name(node, node_of),
