@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lb.datapath.attach.hooks import LostHook
-from lb.datapath.sync.reconcile import SyncReport
+from lb.datapath.sync.sync_record import SyncReport
 from lb.errors import CapacityError, LbError
 from lb.model import Event, IPAddress, Node, ObjectKey
 from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, node_ports, plan_service

@@ -15,7 +15,9 @@ from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, VipFlag, VipKin
 from lb.datapath.maps.map_table import MAP_SPECS
 from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips
 from lb.datapath.sync.pools import Region
-from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler, SyncReport
+from lb.datapath.sync.reconcile import Reconciler
+from lb.datapath.sync.resting import QUARANTINE_SECONDS
+from lb.datapath.sync.sync_record import SyncReport
 from lb.datapath.sync.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy
 from lb.plan import SMALL_SET, lookup_table, weights

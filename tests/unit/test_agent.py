@@ -31,7 +31,8 @@ from lb.agent import (
 from lb.config import Limits
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
-from lb.datapath.sync.reconcile import Reconciler, SyncReport
+from lb.datapath.sync.reconcile import Reconciler
+from lb.datapath.sync.sync_record import SyncReport
 from lb.datapath.view.dump import VipEntry, dump
 from lb.errors import LbError
 from lb.model import (
@@ -256,7 +257,7 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
 
 def test_what_waited_for_packets_on_their_way_is_freed_when_told(bench: Bench) -> None:
     passed = False
-    bench.reconciler._begin = lambda: lambda: passed
+    bench.reconciler._resting._begin = lambda: lambda: passed
     bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2")), SYNCED)
     bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
     slots = bench.maps.array("backends4")

@@ -18,7 +18,8 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, SERVICE_NAME
 from lb.datapath.maps.map_pins import open_maps, pin_maps
 from lb.datapath.maps.map_table import MAPS, MapType, sizes
-from lb.datapath.sync.reconcile import QUARANTINE_SECONDS, Reconciler
+from lb.datapath.sync.reconcile import Reconciler
+from lb.datapath.sync.resting import QUARANTINE_SECONDS
 from lb.datapath.view import catalogue, service_names
 from lb.datapath.view.dump import dump
 from lb.datapath.view.render import as_json
@@ -109,7 +110,7 @@ def test_the_names_that_a_shell_completes_are_those_of_the_maps(kernel_maps: Ker
     written = [("default", "web", "http"), ("default", "web", "dns"), ("a" * 63, "b" * 63, "")]
     rows = np.array(written, SERVICE_NAME)
     kernel_maps.update("services", np.array([3, 1, 2], "u4"), rows)
-    names = {name for name, _ in catalogue.names(kernel_maps).values()}
+    names = {name for name, _ in read_names(kernel_maps).values()}
     assert service_names.read(pinned) == sorted(names) == [f"{'a' * 63}/{'b' * 63}", "default/web"]
     clear(kernel_maps)
     with pytest.raises(BpfError, match="OBJ_GET_INFO_BY_FD"):

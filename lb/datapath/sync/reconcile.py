@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
-from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, BackendStateCode, VipKindCode
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, VipKindCode
 from lb.datapath.sync import accounts
 from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
@@ -37,9 +35,9 @@ from lb.datapath.sync.ledger import (
     vip_values,
 )
 from lb.datapath.sync.lingering import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
-from lb.datapath.sync.pools import Region
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
-from lb.datapath.sync.sync_record import Written, written
+from lb.datapath.sync.resting import Resting, Slots, Unused
+from lb.datapath.sync.sync_record import SyncReport, Written, written
 from lb.datapath.sync.tables import write_sets
 from lb.errors import CapacityError, LbError
 from lb.model import IPNetwork, ObjectKey
@@ -49,60 +47,10 @@ _LOG = logging.getLogger(__name__)
 
 AT_ONCE = 512
 """How many Services are prepared and written together."""
-QUARANTINE_SECONDS = 1.0
-"""How long freed backend ids and table rows rest; a program run takes microseconds."""
-
-
-@dataclass(slots=True)
-class SyncReport:
-    """What one sync wrote, in map entries, and which Services it could not bring in step."""
-
-    names: int = 0
-    ranges: int = 0
-    backends: int = 0
-    table_rows: int = 0
-    vips: int = 0
-    vips_deleted: int = 0
-    ranges_deleted: int = 0
-    backends_freed: int = 0
-    names_deleted: int = 0
-    errors: dict[ObjectKey, LbError] = field(default_factory=dict)
-
-    @property
-    def writes(self) -> int:
-        """Entries written or deleted, in all maps."""
-        return (
-            self.names + self.ranges + self.backends + self.table_rows + self.vips
-            + self.vips_deleted + self.ranges_deleted + self.backends_freed + self.names_deleted
-        )  # fmt: skip
-
-
-@dataclass(slots=True)
-class _Unused:
-    """Ids and rows that no Service has any more; backends by IP version.
-
-    exposed: a packet on its way may still choose one of the backends.
-    """
-
-    backends: dict[int, list[int]] = field(default_factory=lambda: {version: [] for version in FAMILIES})
-    regions: list[Region] = field(default_factory=list)
-    exposed: bool = False
 
 
 def _nothing(_what: Change | Written) -> None:
     """Undo nothing, tell nobody."""
-
-
-class _Slots(dict[int, Rows]):
-    """The live arrays of backends by IP version; that of a family without backends is not even mapped."""
-
-    def __init__(self, maps: Maps) -> None:
-        super().__init__()
-        self._maps = maps
-
-    def __missing__(self, version: int) -> Rows:
-        rows = self[version] = self._maps.array(f"backends{version}")
-        return rows
 
 
 class Reconciler:
@@ -123,14 +71,12 @@ class Reconciler:
     ) -> None:
         self._maps = maps
         self._tell = tell
-        self._slots = _Slots(maps)
+        self._slots = Slots(maps)
         self._clock = clock
         self._settle = settle
-        self._begin = begin or self._settle_now
-        self._settling: deque[tuple[Callable[[], bool], _Unused]] = deque()
+        self._resting = Resting(self._slots, clock, begin or self._settle_now)
         self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
         self._networks = ClusterNetworks(maps)
-        self._quarantine: deque[tuple[float, _Unused]] = deque()  # with the time that it ends
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
         self._report = SyncReport()
         self._sweep: Sweep | None = None
@@ -161,8 +107,8 @@ class Reconciler:
         BpfError: the maps could not be read, or written.
         """
         self.free()
-        self._end_quarantine()
-        if self._settling or self._quarantine:
+        self._resting.end(self._ledger)
+        if not self._resting.empty:
             return False
         self.recover()
         repair(self._maps, damaged_sets(self._ledger, self._maps, self._maps))
@@ -176,7 +122,7 @@ class Reconciler:
         BpfError: a map could not be read.
         """
         self.free()
-        return None if self._settling or self._pending else drift(self._ledger, self._maps)
+        return None if self._resting.settling or self._pending else drift(self._ledger, self._maps)
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
@@ -202,7 +148,7 @@ class Reconciler:
         """
         self._report = SyncReport()
         self.free()
-        self._end_quarantine()
+        self._resting.end(self._ledger)
         if self._ledger.nodes.full:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
         for key, plan in self._pending.items():
@@ -316,9 +262,9 @@ class Reconciler:
             changes.append(change)
             if change.error is not None:
                 # Nothing has been written: what was allocated is free at once.
-                unused = _Unused()
+                unused = Unused()
                 self._detach(change, unused)
-                self._release(unused)
+                unused.release(self._ledger)
         present = [change for change in changes if change.error is None and change.kept]
         if present:
             compare(self._slots[version], present)
@@ -330,26 +276,7 @@ class Reconciler:
 
     def free(self) -> None:
         """Free the backends that no packet on its way can choose any more."""
-        while self._settling and self._settling[0][0]():
-            self._free(self._settling.popleft()[1])
-
-    def _free(self, unused: _Unused) -> None:
-        for version, backends in unused.backends.items():
-            if backends:
-                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
-        self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
-
-    def _end_quarantine(self) -> None:
-        """Hand back what has rested long enough."""
-        now = self._clock()
-        while self._quarantine and self._quarantine[0][0] <= now:
-            self._release(self._quarantine.popleft()[1])
-
-    def _release(self, unused: _Unused) -> None:
-        for version, backends in unused.backends.items():
-            self._ledger.backend_ids[version].release(backends)
-        for region in unused.regions:
-            self._ledger.rows.release(region)
+        self._resting.free()
 
     @staticmethod
     def _each(
@@ -532,22 +459,18 @@ class Reconciler:
 
     def _collect(self, changes: Sequence[Change]) -> None:
         """Free what no VIP leads to any more: table regions, then backends, then names."""
-        unused = _Unused()
+        unused = Unused()
         for change in changes:
             self._detach(change, unused)
         self._report.backends_freed += sum(map(len, unused.backends.values()))
-        if unused.exposed:
-            self._settling.append((self._begin(), unused))
-            self.free()
-        elif any(unused.backends.values()) or unused.regions:
-            self._free(unused)
+        self._resting.take(unused)
         for change in changes:
             try:
                 self._delete_names(change)
             except LbError as error:
                 change.error = change.error or error
 
-    def _detach(self, change: Change, unused: _Unused) -> None:
+    def _detach(self, change: Change, unused: Unused) -> None:
         """Move what a Service does not use any more from the ledger to unused."""
         wanted = change.before if change.error is not None else change.wanted
         backends = []

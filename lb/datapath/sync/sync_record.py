@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sync has written for one Service in one family, small enough to be remembered."""
+"""What a sync has written: in all, and for one Service in one family, small enough to be remembered."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 from lb.datapath.maps.layouts import BackendStateCode
 from lb.datapath.sync.changes import Change
 from lb.datapath.sync.ledger import Ports, Socket
+from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey, socket_text
 from lb.plan.types import VipKey
 
@@ -20,6 +22,30 @@ MOST_NAMED = 8
 """How many entries of a kind are named; of the others the number."""
 
 Name = VipKey | Socket | IPNetwork
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What one sync wrote, in map entries, and which Services it could not bring in step."""
+
+    names: int = 0
+    ranges: int = 0
+    backends: int = 0
+    table_rows: int = 0
+    vips: int = 0
+    vips_deleted: int = 0
+    ranges_deleted: int = 0
+    backends_freed: int = 0
+    names_deleted: int = 0
+    errors: dict[ObjectKey, LbError] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> int:
+        """Entries written or deleted, in all maps."""
+        return (
+            self.names + self.ranges + self.backends + self.table_rows + self.vips
+            + self.vips_deleted + self.ranges_deleted + self.backends_freed + self.names_deleted
+        )  # fmt: skip
 
 
 class Part(msgspec.Struct, frozen=True, gc=False):

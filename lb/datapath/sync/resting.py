@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What no Service uses any more, on its way to whoever needs it next.
+
+A packet that read a VIP a moment ago may still follow it to a backend or to rows of a table. So a backend
+that a packet could choose is freed only when every program that ran at that moment has ended; and what is
+free rests for :data:`QUARANTINE_SECONDS` before another Service gets its id or its rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lb.datapath.maps.interface import Maps, Rows
+from lb.datapath.maps.layouts import FAMILIES, ID, BackendStateCode
+from lb.datapath.sync.ledger import Ledger
+from lb.datapath.sync.pools import Region
+
+QUARANTINE_SECONDS = 1.0
+"""How long freed backend ids and table rows rest; a program run takes microseconds."""
+
+
+@dataclass(slots=True)
+class Unused:
+    """Ids and rows that no Service has any more; backends by IP version.
+
+    exposed: a packet on its way may still choose one of the backends.
+    """
+
+    backends: dict[int, list[int]] = field(default_factory=lambda: {version: [] for version in FAMILIES})
+    regions: list[Region] = field(default_factory=list)
+    exposed: bool = False
+
+    def release(self, ledger: Ledger) -> None:
+        """Hand everything back to the pools of a ledger."""
+        for version, backends in self.backends.items():
+            ledger.backend_ids[version].release(backends)
+        for region in self.regions:
+            ledger.rows.release(region)
+
+
+class Slots(dict[int, Rows]):
+    """The live arrays of backends by IP version; that of a family without backends is not even mapped."""
+
+    def __init__(self, maps: Maps) -> None:
+        super().__init__()
+        self._maps = maps
+
+    def __missing__(self, version: int) -> Rows:
+        rows = self[version] = self._maps.array(f"backends{version}")
+        return rows
+
+
+class Resting:
+    """What is unused and waits: first for packets on their way, then for its quarantine to end.
+
+    clock: seconds, monotonic. begin: returns what tells whether every program that runs now has ended.
+    """
+
+    def __init__(
+        self, slots: Slots, clock: Callable[[], float], begin: Callable[[], Callable[[], bool]]
+    ) -> None:
+        self._slots = slots
+        self._clock = clock
+        self._begin = begin
+        self._exposed: deque[tuple[Callable[[], bool], Unused]] = deque()
+        self._quarantine: deque[tuple[float, Unused]] = deque()  # with the time that it ends
+
+    @property
+    def settling(self) -> bool:
+        """Whether a packet on its way may still choose some of the backends."""
+        return bool(self._exposed)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing rests."""
+        return not (self._exposed or self._quarantine)
+
+    def take(self, unused: Unused) -> None:
+        """Let something rest."""
+        if unused.exposed:
+            self._exposed.append((self._begin(), unused))
+            self.free()
+        elif any(unused.backends.values()) or unused.regions:
+            self._free(unused)
+
+    def free(self) -> None:
+        """Free the backends that no packet on its way can choose any more."""
+        while self._exposed and self._exposed[0][0]():
+            self._free(self._exposed.popleft()[1])
+
+    def _free(self, unused: Unused) -> None:
+        for version, backends in unused.backends.items():
+            if backends:
+                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
+        self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
+
+    def end(self, ledger: Ledger) -> None:
+        """Hand back what has rested long enough."""
+        now = self._clock()
+        while self._quarantine and self._quarantine[0][0] <= now:
+            self._quarantine.popleft()[1].release(ledger)
