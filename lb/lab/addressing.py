@@ -240,11 +240,6 @@ def node_mac(node: str) -> str:
     return f"02:77:00:00:00:{node_number(node):02x}"
 
 
-def tunnel_mac(node: str) -> str:
-    """Return the MAC address of the node's VXLAN device."""
-    return f"02:77:00:00:01:{node_number(node):02x}"
-
-
 def pod_cidr(node: str, version: int = 4) -> IPNetwork:
     """Return the node's share of the pods' network: ``10.244.<n>.0/24``, ``fd00:244:0:<n>::/64``."""
     number = node_number(node)

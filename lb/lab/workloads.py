@@ -20,8 +20,8 @@ from lb.lab.environment import EnvVar
 from lb.lab.probes import Probe, read_probe
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
-from lb.manifests.objects import PORT_MAX, PORT_MIN, read_key, read_meta
-from lb.manifests.service import read_protocol
+from lb.manifests.objects import PORT_MAX, read_key, read_meta
+from lb.manifests.workloads import container_port, lasting
 from lb.manifests.yamldoc import YamlNode, load
 from lb.model import ContainerPort, ObjectKey, Protocol
 
@@ -195,15 +195,10 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
     containers = spec["containers"].items()
     if not containers:
         spec["containers"].error("is missing or empty")
-    sidecars = [
-        place
-        for place in spec["initContainers"].items()
-        if place.fields()["restartPolicy"].text() == "Always"
-    ]
-    for container in (*containers, *sidecars):
-        own = [_read_port(place.fields(), host_network) for place in container.fields()["ports"].items()]
+    for container in lasting(spec):
+        own = [_read_port(place, host_network) for place in container["ports"].items()]
         ports += own
-        probe = container.fields()["readinessProbe"]
+        probe = container["readinessProbe"]
         if probe.present:
             probes.append(read_probe(probe, {port.name: port.port for port in own if port.name}))
     return Workload(
@@ -238,10 +233,8 @@ def _read_env(container: Fields) -> tuple[EnvVar, ...]:
     return (*(EnvVar("", unplayed=kind) for kind in whole), *result)
 
 
-def _read_port(entry: Fields, host_network: bool) -> ContainerPort:
-    if not entry["containerPort"].present:
-        entry["containerPort"].error("is missing")
-    number = entry["containerPort"].number(PORT_MIN, PORT_MAX)
-    if host_network and entry["hostPort"].number(0, PORT_MAX) not in (0, number):
-        entry["hostPort"].error(f"must be the containerPort {number}: the pod has the node's network")
-    return ContainerPort(entry["name"].text(), read_protocol(entry["protocol"]), number)
+def _read_port(place: Field, host_network: bool) -> ContainerPort:
+    port, host_port = container_port(place), place.fields()["hostPort"]
+    if host_network and host_port.number(0, PORT_MAX) not in (0, port.port):
+        host_port.error(f"must be the containerPort {port.port}: the pod has the node's network")
+    return port

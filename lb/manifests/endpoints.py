@@ -148,25 +148,17 @@ def mirrored_slices(endpoints: Endpoints) -> list[EndpointSlice]:
             key=_slice_key(endpoints.key, version, ports),
             service=endpoints.key,
             ports=ports,
-            endpoints=tuple(
-                sorted(
-                    (
-                        Endpoint(
-                            address=each.address,
-                            ready=each.ready,
-                            serving=each.ready,
-                            node=each.node,
-                            target=each.target,
-                        )
-                        for each in group
-                    ),
-                    key=_order,
-                )
-            ),
+            endpoints=tuple(sorted(map(_as_given, group), key=_order)),
             origin=endpoints.origin,
         )
         for (version, ports), group in groups.items()
     ]
+
+
+def _as_given(hand_made: HandAddress) -> Endpoint:
+    return Endpoint(
+        hand_made.address, hand_made.ready, hand_made.ready, node=hand_made.node, target=hand_made.target
+    )
 
 
 def _order(endpoint: Endpoint) -> tuple[int, str]:

@@ -94,7 +94,7 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
         ports=_ports(spec, kind, node_ports, headless=headless),
         cluster_ips=cluster_ips,
         headless=headless,
-        external_ips=_external_ips(spec),
+        external_ips=tuple(filter(None, map(read_address, spec["externalIPs"].items()))),
         load_balancer_ips=_load_balancer_ips(root["status"], kind),
         external_name=_external_name(spec, kind),
         selector=selector or None,  # an empty one is stored as none: endpoints are given by hand
@@ -247,13 +247,10 @@ def _families(
     return families or given, policy
 
 
-def _external_ips(spec: Fields) -> tuple[IPAddress, ...]:
-    result = []
-    for place in spec["externalIPs"].items():
-        address = place.address()
-        if address is not None and place.check(syntax.endpoint_address(address)):
-            result.append(address)
-    return tuple(result)
+def read_address(place: Field) -> IPAddress | None:
+    """Read an address that packets are sent to."""
+    address = place.address()
+    return address if address is not None and place.check(syntax.endpoint_address(address)) else None
 
 
 def _load_balancer_ips(status: Field, kind: ServiceType) -> tuple[IPAddress, ...]:

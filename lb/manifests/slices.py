@@ -9,7 +9,7 @@ from collections.abc import Callable
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset
-from lb.manifests.service import read_protocol, required_port
+from lb.manifests.service import read_address, read_protocol, required_port
 from lb.model import HOST_NAMES, Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey
 
 SERVICE_LABEL = "kubernetes.io/service-name"
@@ -52,20 +52,21 @@ def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
     return EndpointSlice(
         key=meta.key,
         service=ObjectKey(meta.key.namespace, service),
-        ports=_slice_ports(root["ports"]),
+        ports=_ports(root["ports"], without_number=True),
         endpoints=tuple(endpoint for endpoint in endpoints if endpoint is not None),
         origin=meta.origin,
     )
 
 
-def _slice_ports(ports: Field) -> tuple[EndpointPort, ...]:
+def _ports(ports: Field, *, without_number: bool) -> tuple[EndpointPort, ...]:
+    """Read ports; without_number: one may lack its number, and is left out then."""
     result: list[EndpointPort] = []
     names: set[str] = set()
     for place in ports.items():
         entry = place.fields(_SLICE_PORT)
         name = _distinct_name(entry["name"], names)
         protocol = read_protocol(entry["protocol"])
-        if entry["port"].present:
+        if entry["port"].present or not without_number:
             result.append(EndpointPort(name, protocol, required_port(entry["port"])))
     return tuple(result)
 
@@ -116,12 +117,6 @@ def _endpoint_addresses(places: Field, kind: _AddressType) -> list[IPAddress]:
     return result
 
 
-def read_address(place: Field) -> IPAddress | None:
-    """Read an address that packets are sent to."""
-    address = place.address()
-    return address if address is not None and place.check(syntax.endpoint_address(address)) else None
-
-
 def _checked(place: Field, check: Callable[[str], str | None]) -> str:
     """Return a string that has to be of a syntax unless it is empty."""
     text = place.text()
@@ -151,7 +146,7 @@ def read_endpoints(root: Fields, meta: Meta) -> Endpoints:
             *_hand_addresses(subset["addresses"], ready=True),
             *_hand_addresses(subset["notReadyAddresses"], ready=False),
         )
-        subsets.append(Subset(addresses, _subset_ports(subset["ports"])))
+        subsets.append(Subset(addresses, _ports(subset["ports"], without_number=False)))
     skipped = meta.labels.get(SKIP_MIRROR_LABEL) == "true" or LEADER_ANNOTATION in meta.annotations
     return Endpoints(meta.key, tuple(subsets), mirrored=not skipped, origin=meta.origin)
 
@@ -164,14 +159,4 @@ def _hand_addresses(places: Field, *, ready: bool) -> tuple[HandAddress, ...]:
         if address is not None:
             node = _checked(entry["nodeName"], syntax.dns_subdomain)
             result.append(HandAddress(address, ready, node, _target(entry)))
-    return tuple(result)
-
-
-def _subset_ports(ports: Field) -> tuple[EndpointPort, ...]:
-    names: set[str] = set()
-    result = []
-    for place in ports.items():
-        entry = place.fields(_SLICE_PORT)
-        name = _distinct_name(entry["name"], names)
-        result.append(EndpointPort(name, read_protocol(entry["protocol"]), required_port(entry["port"])))
     return tuple(result)

@@ -47,17 +47,19 @@ def _pod_addresses(status: Fields) -> tuple[IPAddress, ...]:
 
 
 def _container_ports(spec: Fields) -> tuple[ContainerPort, ...]:
-    """Return the ports of the containers, then of the sidecars (init containers that are always restarted).
-
-    That is the order in which a port's name is looked up; the first one counts.
-    """
-    containers = [place.fields() for place in spec["containers"].items()]
-    sidecars = (place.fields() for place in spec["initContainers"].items())
-    containers.extend(sidecar for sidecar in sidecars if sidecar["restartPolicy"].text() == "Always")
-    return tuple(_container_port(port) for container in containers for port in container["ports"].items())
+    """Return the ports in the order in which a port's name is looked up: the first one counts."""
+    return tuple(container_port(port) for container in lasting(spec) for port in container["ports"].items())
 
 
-def _container_port(place: Field) -> ContainerPort:
+def lasting(spec: Fields) -> list[Fields]:
+    """Return the containers of a pod, then its sidecars: init containers that are always restarted."""
+    first = (place.fields() for place in spec["initContainers"].items())
+    sidecars = (each for each in first if each["restartPolicy"].text() == "Always")
+    return [*(place.fields() for place in spec["containers"].items()), *sidecars]
+
+
+def container_port(place: Field) -> ContainerPort:
+    """Read a port of a container."""
     entry = place.fields(frozenset(["containerPort", "hostIP", "hostPort", "name", "protocol"]))
     name = entry["name"].text()
     if name:

@@ -180,8 +180,6 @@ def test_interfaces(route: IPRoute) -> None:
     assert {name: found[name].kind for name in ("lo", "vx0", "br0")} == {
         "lo": "loopback", "vx0": "vxlan", "br0": "bridge",
     }  # fmt: skip
-    route.link("set", index=index_of("up0-peer"), master=index_of("br0"))
-    assert by_name()["up0-peer"].master == index_of("br0")
 
 
 IFA_F_NODAD = 2

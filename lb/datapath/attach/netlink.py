@@ -57,7 +57,7 @@ class Interface:
     device with a driver of its own. ethernet: packets have an Ethernet header. addresses are in the order
     that they were given in, but secondary and temporary ones last, and before that those of a narrower
     scope than global (ip-address(8): site, link, host) after the others; unfit are those of them that are
-    deprecated, of scope host, or not (yet) known to be this host's alone. master is an ifindex, 0 for none.
+    deprecated, of scope host, or not (yet) known to be this host's alone.
     foreign_peer: the other end is in another network namespace. xdp_id is the attached XDP program, 0 for
     none; xdp_mode is how it is attached. mac is its link address.
     """
@@ -68,7 +68,6 @@ class Interface:
     mtu: int = 1500
     up: bool = True
     ethernet: bool = True
-    master: int = 0
     foreign_peer: bool = False
     addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
     unfit: frozenset[IPAddress] = frozenset()
@@ -306,7 +305,6 @@ def _interface(message: Any, address_messages: Iterable[Any]) -> Interface:
         mtu=message.get_attr("IFLA_MTU") or 0,
         up=bool(message["flags"] & _IFF_UP),
         ethernet=message["ifi_type"] == _ARPHRD_ETHER,
-        master=message.get_attr("IFLA_MASTER") or 0,
         foreign_peer=message.get_attr("IFLA_LINK_NETNSID") is not None,
         addresses=tuple(address for *_, address in addresses),
         unfit=frozenset(unfit),
