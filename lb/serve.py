@@ -174,8 +174,7 @@ def startup(
         loaded.fingerprint,
         "compiled" if loaded.compiled else "as pinned, nothing to compile",
     )
-    maps = KernelMaps(pins.maps)
-    stack.callback(maps.close)
+    maps = stack.enter_context(KernelMaps(pins.maps))
     grace = GracePeriods(lambda: inbox.put(Settled()))
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
@@ -235,7 +234,7 @@ def startup(
     # A server of its own: its answers take longer than a health check may wait.
     answers = HttpServer()
     stack.callback(answers.shut)
-    opened = functools.partial(_opened, pins)
+    opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
     queries = {
         "/api/history": history_answer(history, config.instance, notes.started),
         **Views(run_dir, config, opened, history).answers(),
@@ -331,11 +330,6 @@ def measure(
         "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
     }
     return exposition(metrics.Metrics(parts))
-
-
-def _opened(pins: Pins) -> contextlib.AbstractContextManager[Maps]:
-    """Return the maps for one who looks, apart from the agent's own."""
-    return contextlib.closing(KernelMaps(pins.maps))
 
 
 def raise_file_limit() -> None:

@@ -23,11 +23,8 @@ _COLUMNS = ("protocol", "client", "vip", "backend", "snat", "state", "idle")
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl flows``."""
     key = selected(args)
-    maps = KernelMaps(Pins(instances.choose(args)).maps)
-    try:
+    with KernelMaps(Pins(instances.choose(args)).maps) as maps:
         read = dump.dump(maps, time.monotonic_ns(), ("flows",), key)["flows"]
-    finally:
-        maps.close()
     found = [one for one in read if isinstance(one, FlowEntry)]
     output.write(args, out, {"flows": [one.as_dict() for one in found]}, lambda: render(found))
     return 0

@@ -40,11 +40,8 @@ def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         form = " with -o ipvsadm" if args.output == "ipvsadm" else ""
         raise UsageError(f"maps dump: no section {unknown[0]}{form}; there are: {', '.join(known)}")
     service = selected(args)
-    maps = KernelMaps(Pins(instances.choose(args)).maps)
-    try:
+    with KernelMaps(Pins(instances.choose(args)).maps) as maps:
         found = dump.dump(maps, time.monotonic_ns(), args.sections or known, service)
-    finally:
-        maps.close()
     out.write(FORMS[args.output](found))
     return 0
 

@@ -43,8 +43,7 @@ def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(entered(instance))
         stack.enter_context(RunDir(instance).watching())
-        maps = KernelMaps(Pins(instance).maps)
-        stack.callback(maps.close)
+        maps = stack.enter_context(KernelMaps(Pins(instance).maps))
         names = Names(maps)
         ports = partial(names.ports, key, port) if key else None
         services = ports() if ports else ()

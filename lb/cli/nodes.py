@@ -65,9 +65,7 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
         caller = stack.enter_context(netns.present()) if args.kubeconfig else None
         if name:
             stack.enter_context(entered(name))
-        maps = KernelMaps(Pins(name).maps) if name else None
-        if maps:
-            stack.callback(maps.close)
+        maps = stack.enter_context(KernelMaps(Pins(name).maps)) if name else None
         yield NodeView(
             name, config, maps, notes, run_dir.holder() if run_dir else None, open_source(config, caller)
         )

@@ -29,11 +29,8 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl service list``."""
     name = instances.choose(args)
     run_dir = RunDir(name)
-    maps = KernelMaps(Pins(name).maps)
-    try:
+    with KernelMaps(Pins(name).maps) as maps:
         found = collect(maps, run_dir.notes(), running=run_dir.holder() is not None)
-    finally:
-        maps.close()
     if args.namespace:
         chosen = ObjectKey(args.namespace, "")
         found["services"] = [one for one in found["services"] if chosen.covers(one["service"])]
@@ -44,11 +41,8 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl service show``."""
     key = service_key(args.service)
-    maps = KernelMaps(Pins(instances.choose(args)).maps)
-    try:
+    with KernelMaps(Pins(instances.choose(args)).maps) as maps:
         found = shown(maps, key, time.monotonic_ns())
-    finally:
-        maps.close()
     if not found["ports"]:
         raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
     output.write(args, out, found, lambda: render_one(found))

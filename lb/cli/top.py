@@ -32,8 +32,7 @@ _ONCE_WIDTH = 132
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl top``."""
     name = instances.choose(args)
-    maps = KernelMaps(Pins(name).maps)
-    try:
+    with KernelMaps(Pins(name).maps) as maps:
         meter = Meter(lambda: figures.sample(maps), time.monotonic, args.namespace or "")
         if args.once or args.output != "screen":
             time.sleep(args.interval)
@@ -41,8 +40,6 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             output.write(args, out, as_dict(meter), lambda: as_table(meter))
         else:
             _on_screen(meter, name, args.interval)
-    finally:
-        maps.close()
     return 0
 
 

@@ -156,12 +156,9 @@ class Entries:
 
 def _uplinks(pins: Pins) -> list[int]:
     """Return the ifindexes of the uplinks."""
-    maps = KernelMaps(pins.maps)
-    try:
+    with KernelMaps(pins.maps) as maps:
         found = set()
         for version in FAMILIES:
             keys, values = maps.read(f"ifaces{version}")
             found.update(keys[values["flags"] & int(IfaceFlag.UPLINK) != 0].tolist())
         return sorted(found)
-    finally:
-        maps.close()

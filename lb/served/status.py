@@ -34,13 +34,10 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     notes = run_dir.notes()
     holder = run_dir.holder()
     programs = _programs(pins)
-    maps = KernelMaps(pins.maps)
-    try:
+    with KernelMaps(pins.maps) as maps:
         fill = [asdict(each) for each in map_fill(maps)]
         snat = _snat(maps)
         hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
-    finally:
-        maps.close()
     return {
         "instance": name,
         "node": notes.get("node"),

@@ -15,6 +15,7 @@ import numpy as np
 
 from lb.datapath.kernel import batch, bpf
 from lb.datapath.kernel.bpf import FD, MapInfo
+from lb.datapath.kernel.closing import Closing
 from lb.datapath.maps import cache
 from lb.datapath.maps.interface import Fill, Rows
 from lb.datapath.maps.map_pins import read_rows, row_bytes
@@ -24,7 +25,7 @@ from lb.errors import BpfError, CapacityError
 _FULL = (errno.E2BIG, errno.ENOSPC)
 
 
-class KernelMaps:
+class KernelMaps(Closing):
     """The maps pinned below one directory, opened at first use.
 
     Several processes may have the same maps open; each call is atomic for one entry, not for all of them.

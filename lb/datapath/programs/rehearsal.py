@@ -118,11 +118,9 @@ class Shadow(Closing):
 
     def _copy_state(self, pins: Pins, versions: set[int]) -> KernelMaps:
         """Make the private maps; flows, affinity and fragments of these IP versions as the live ones are."""
-        live = KernelMaps(pins.maps)
         private: dict[str, FD] = {}
-        maps = KernelMaps(pins.maps, private)
-        self._stack.callback(maps.close)
-        try:
+        maps = self._stack.enter_context(KernelMaps(pins.maps, private))
+        with KernelMaps(pins.maps) as live:
             for name in PRIVATE:
                 spec, source = MAP_SPECS[name], live.fd(name)
                 copied = spec.version in versions and spec.type in (MapType.CACHE, MapType.LRU_HASH)
@@ -132,8 +130,6 @@ class Shadow(Closing):
                     cache.clone(source, target, spec)
                 elif copied:
                     batch.update_all(target, *read_rows(source, spec))
-        finally:
-            live.close()
         return maps
 
     def _load(self, directory: Path, hooks: list[str], versions: set[int]) -> Mapping[str, FD]:
