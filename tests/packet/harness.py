@@ -156,7 +156,7 @@ class Datapath:
         self.update("ifaces", indexes, ifaces)
         links = self.maps.array("links")[0]["links"]
         for at, (index, mac) in enumerate(((self.uplink, p.NODE1_MAC), (self.uplink_2, p.UPLINK_2_MAC))):
-            links[at] = (index, bytes.fromhex(mac.replace(":", "")), b"")
+            links[at] = (index, bytes.fromhex(mac.replace(":", "")), (0, 0))
 
     def run(
         self,
