@@ -1,62 +1,120 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures beside their targets, as PNG and SVG. The only module that needs matplotlib."""
+"""Figures as pictures, PNG and SVG: a group for each measure, a colour for each contender.
+
+Goals stand in the table; a picture has the limit as a line. The only module that needs matplotlib.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from bench.results import Result, Sense
+from bench.results import Result
 
-_MET, _MISSED, _PLAIN = "#3a7d44", "#b3392f", "#5b7083"
-_BAR_INCHES = 0.3
+_LIMITS = {"x floor": "the floor", "x limit": "the limit: directly to the pods"}
+"""Where 1 is what nothing could be better than, by unit."""
+_COLOURS = {
+    "lbctl": "#2b6cb0",
+    "lbctl, tc": "#2b6cb0",
+    "lbctl, redirect": "#63b3ed",
+    "lbctl, sockets": "#2c9c8f",
+    "lbctl, XDP": "#805ad5",
+    "nftables": "#dd6b20",
+    "iptables": "#c53030",
+}
+_SERVICES = re.compile(r", ([\d,]+) Services?$")
+_WIDTH = 0.8  # of a group, in measures
+
+
+class Bar(NamedTuple):
+    """One figure: of which picture, measure and contender it is; with how many Services, 0 for no matter."""
+
+    topic: str
+    measure: str
+    contender: str
+    services: int
+    result: Result
+
+
+def bar(result: Result) -> Bar:
+    """Return the place of a figure by its name.
+
+    Names are as in ``traffic, pod to clusterIP, UDP echo, to the limit: nftables, 10,000 Services`` and
+    ``packet, tc, not a VIP``.
+    """
+    head, _, tail = result.name.partition(": ")
+    first, _, rest = head.partition(", ")
+    if result.unit == "x floor":
+        hook, _, path = rest.partition(", ")
+        return Bar(first, path or tail or rest, f"lbctl, {hook}" if path else "lbctl", 0, result)
+    second, _, measure = rest.partition(", ")
+    topic = f"{first}, {second}" if second else first
+    if result.unit != "x limit":
+        return Bar(topic, ", ".join(filter(None, (measure, tail))), "lbctl", 0, result)
+    many = _SERVICES.search(tail)
+    contender = _SERVICES.sub("", tail).replace("ours", "lbctl")
+    return Bar(
+        topic,
+        measure.removesuffix(", to the limit"),
+        contender,
+        int(many[1].replace(",", "")) if many else 0,
+        result,
+    )
 
 
 def plot(results: Sequence[Result], directory: Path) -> list[Path]:
-    """Draw what has targets, one picture for each unit and topic; return the files.
+    """Draw what has goals, a picture for each topic and unit; return the files.
 
-    A topic is the first two parts of a name, such as "packet, XDP". Bars are medians, whiskers the spread,
-    and a black stroke is the target.
+    Bars are medians, whiskers the spread. Of a contender that was measured with several numbers of Services
+    it is the largest one.
     """
-    groups: dict[tuple[str, str], list[Result]] = {}
+    groups: dict[tuple[str, str], list[Bar]] = {}
     for result in results:
-        groups.setdefault((_topic(result), result.unit), []).append(result)
+        one = bar(result)
+        groups.setdefault((one.topic, result.unit), []).append(one)
     return [
         path
         for (topic, unit), group in groups.items()
-        if any(one.target is not None for one in group)
-        for path in _bars(topic, unit, group, directory)
+        if any(one.result.target is not None for one in group)
+        for path in _draw(topic, unit, group, directory)
     ]
 
 
-def _topic(result: Result) -> str:
-    return ", ".join(result.name.partition(": ")[0].split(", ")[:2])
-
-
-def _bars(section: str, unit: str, group: Sequence[Result], directory: Path) -> list[Path]:
+def _draw(topic: str, unit: str, bars: Sequence[Bar], directory: Path) -> list[Path]:
     from matplotlib.figure import Figure  # noqa: PLC0415  (a second to import)
 
-    figure = Figure(figsize=(9, 1.2 + _BAR_INCHES * len(group)), layout="constrained")
+    most = max(one.services for one in bars)
+    shown = {(one.contender, one.measure): one.result for one in bars if one.services in (0, most)}
+    contenders = list(dict.fromkeys(contender for contender, _ in shown))
+    measures = list(dict.fromkeys(measure for _, measure in shown))
+    figure = Figure(figsize=(10, min(7.0, 1.6 + 0.22 * len(shown))), layout="constrained")
     axes = figure.subplots()
-    at = range(len(group))
-    values = [one.value for one in group]
-    whiskers = [[one.value - one.low for one in group], [one.high - one.value for one in group]]
-    colours = [_PLAIN if one.met is None else _MET if one.met else _MISSED for one in group]
-    axes.barh(at, values, xerr=whiskers, color=colours, height=0.7, error_kw={"elinewidth": 1, "alpha": 0.5})
-    for place, one in zip(at, group, strict=True):
-        if one.target is not None:
-            axes.plot([one.target, one.target], [place - 0.42, place + 0.42], color="black", linewidth=2)
-    axes.set_yticks(at, [one.name[len(section) :].lstrip(",: ") for one in group])
+    height = _WIDTH / len(contenders)
+    for number, contender in enumerate(contenders):
+        here = [(at, shown[contender, one]) for at, one in enumerate(measures) if (contender, one) in shown]
+        axes.barh(
+            [at - _WIDTH / 2 + (number + 0.5) * height for at, _ in here],
+            [one.value for _, one in here],
+            height,
+            xerr=[[one.value - one.low for _, one in here], [one.high - one.value for _, one in here]],
+            color=_COLOURS.get(contender, "#5b7083"),
+            label=contender,
+            error_kw={"elinewidth": 0.8, "alpha": 0.5},
+        )
+    if unit in _LIMITS:
+        axes.axvline(1, color="black", linewidth=1.2, label=_LIMITS[unit])
+    axes.set_yticks(range(len(measures)), measures)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
-    bound = {one.sense for one in group if one.target is not None}
-    words = {Sense.AT_MOST: "shorter", Sense.AT_LEAST: "longer"}
-    axes.set_xlabel(f"{unit}{', '.join(f'; {words[sense]} than the black stroke is met' for sense in bound)}")
-    axes.set_title(section)
+    axes.set_xlabel(unit)
+    axes.set_title(f"{topic}, {most:,} Services" if most else topic)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     directory.mkdir(parents=True, exist_ok=True)
-    name = "".join(letter if letter.isalnum() else "-" for letter in f"{section} {unit}").strip("-")
-    paths = []
-    for kind in ("png", "svg"):
-        paths.append(directory / f"{'-'.join(filter(None, name.split('-'))).lower()}.{kind}")
-        figure.savefig(paths[-1], dpi=110)
+    name = "-".join(re.findall(r"\w+", f"{topic} {unit}")).lower()
+    paths = [directory / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=90)
     return paths
