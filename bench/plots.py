@@ -42,13 +42,12 @@ def bar(result: Result) -> Bar:
     """Return the place of a figure by its name.
 
     Names are as in ``traffic, pod to clusterIP, UDP echo, to the limit: nftables, 10,000 Services`` and
-    ``packet, tc, not a VIP``.
+    ``packet, tc: not a VIP``.
     """
     head, _, tail = result.name.partition(": ")
     first, _, rest = head.partition(", ")
     if result.unit == "x floor":
-        hook, _, path = rest.partition(", ")
-        return Bar(first, path or tail or rest, f"lbctl, {hook}" if path else "lbctl", 0, result)
+        return Bar(first, tail, f"lbctl, {rest}" if rest else "lbctl", 0, result)
     second, _, measure = rest.partition(", ")
     topic = f"{first}, {second}" if second else first
     if result.unit != "x limit":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as main
-from bench import lab_traffic, packet_cost
+from bench import lab_traffic, packet_cost, plots
 from bench.feeder import Feeder
 from bench.results import Result, write_table
 from tests.packet.harness import LIMITS, XDP
@@ -76,6 +76,27 @@ def test_the_table_has_each_figure_beside_its_target() -> None:
     assert lines[3].split() == ["b", "2.5", "x", "floor", "2.5", "to", "2.5", "≤", "2", "MISSED"]
     assert "12,345 1/s" in lines[6]
     assert lines[-1] == "1 of 2 targets met"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "place"),
+    [
+        ("packet, tc: UDP, existing flow", "x floor", ("packet", "UDP, existing flow", "lbctl, tc", 0)),
+        (
+            "traffic, pod to clusterIP, UDP echo, to the limit: ours, redirect, 10,000 Services",
+            "x limit", ("traffic, pod to clusterIP", "UDP echo", "lbctl, redirect", 10_000),
+        ),
+        (
+            "traffic, pod to clusterIP, UDP echo, to the limit: iptables, 1 Service",
+            "x limit", ("traffic, pod to clusterIP", "UDP echo", "iptables", 1),
+        ),
+        ("control plane, 1 Service: cold start", "s", ("control plane, 1 Service", "cold start", "lbctl", 0)),
+    ],
+)  # fmt: skip
+def test_a_plot_groups_figures_by_measure_and_contender(
+    name: str, unit: str, place: tuple[str, str, str, int]
+) -> None:
+    assert plots.bar(Result.of(name, [1.0], unit))[:4] == place
 
 
 def test_bench_writes_json_and_plots(
