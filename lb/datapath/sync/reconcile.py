@@ -17,7 +17,7 @@ import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.maps.interface import Maps
-from lb.datapath.maps.layouts import BACKEND, FAMILIES, ID, SERVICE_NAME, VipKindCode
+from lb.datapath.maps.layouts import FAMILIES, ID, SERVICE_NAME, VipKindCode
 from lb.datapath.sync import accounts
 from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
@@ -36,7 +36,8 @@ from lb.datapath.sync.ledger import (
 )
 from lb.datapath.sync.lingering import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
-from lb.datapath.sync.resting import Resting, Slots, Unused
+from lb.datapath.sync.resting import Resting, Unused
+from lb.datapath.sync.slots import Slots
 from lb.datapath.sync.sync_record import SyncReport, Written, written
 from lb.datapath.sync.tables import write_sets
 from lb.errors import CapacityError, LbError
@@ -243,7 +244,8 @@ class Reconciler:
         self._report.names += self._ledger.nodes.write()
         ready = [change for change in changes if change.error is None]
         for version in FAMILIES:
-            self._write_backends(version, [change for change in ready if change.version == version])
+            mine = [change for change in ready if change.version == version]
+            self._report.backends += self._slots.write(version, mine) if mine else 0
         self._each(changes, self._write_tables)
         for family in families.values():
             self._each(family, self._put_vips, self._restore_vips)
@@ -354,28 +356,6 @@ class Reconciler:
         self._maps.delete(f"source_ranges{version}", keys)
         for port, network in ranges:
             port.ranges.pop(network, None)
-
-    def _write_backends(self, version: int, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
-        slots = self._slots[version]
-        new = {slot: row for change in changes for slot, row in change.new.items()}
-        if new:
-            rows = np.array(list(new.values()), BACKEND[version])
-            ids = np.array(list(new), ID)
-            accounts.hand_over(self._maps, version, ids)
-            rows["generation"] = slots["generation"][ids] + np.uint32(1)
-            slots[ids] = rows
-        edits = [edit for change in changes for edit in change.edits]
-        if edits:
-            ids, flags, nodes = np.array(edits, ID).T
-            slots["flags"][ids] = flags
-            slots["node"][ids] = nodes
-        # The state comes last: a slot is in use only once the rest of its row is there.
-        states = {slot: state for change in changes for slot, state in change.states.items()}
-        if states:
-            slots["state"][np.array(list(states), ID)] = np.array(list(states.values()), ID)
-        self._report.backends += len(states.keys() | {slot for slot, _, _ in edits})
 
     def _write_tables(self, changes: Sequence[Change]) -> None:
         tables = [table for change in changes for table in change.tables]

@@ -12,12 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import FAMILIES, ID, BackendStateCode
+from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.sync.ledger import Ledger
 from lb.datapath.sync.pools import Region
+from lb.datapath.sync.slots import Slots
 
 QUARANTINE_SECONDS = 1.0
 """How long freed backend ids and table rows rest; a program run takes microseconds."""
@@ -40,18 +38,6 @@ class Unused:
             ledger.backend_ids[version].release(backends)
         for region in self.regions:
             ledger.rows.release(region)
-
-
-class Slots(dict[int, Rows]):
-    """The live arrays of backends by IP version; that of a family without backends is not even mapped."""
-
-    def __init__(self, maps: Maps) -> None:
-        super().__init__()
-        self._maps = maps
-
-    def __missing__(self, version: int) -> Rows:
-        rows = self[version] = self._maps.array(f"backends{version}")
-        return rows
 
 
 class Resting:
@@ -95,7 +81,7 @@ class Resting:
     def _free(self, unused: Unused) -> None:
         for version, backends in unused.backends.items():
             if backends:
-                self._slots[version]["state"][np.array(backends, ID)] = BackendStateCode.FREE
+                self._slots.free(version, backends)
         self._quarantine.append((self._clock() + QUARANTINE_SECONDS, unused))
 
     def end(self, ledger: Ledger) -> None:
