@@ -4,9 +4,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import urllib3
 
+from tests.cluster_double import ClusterDouble
+from tests.kube import same
 from tests.kube.double import ApiDouble
-from tests.kube.envtest import ApiServer, why_not
+from tests.kube.envtest import SERVICE_NETWORKS, ApiServer, why_not
 from tests.kube.harness import Cluster, DoubleCluster
 
 
@@ -39,3 +42,25 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     server: ApiServer = request.getfixturevalue("api_server")
     yield server
     server.clean()
+
+
+@pytest.fixture(params=["double"] if why_not() else ["double", "kube-apiserver"])
+def server(request: pytest.FixtureRequest) -> Iterator[same.Server]:
+    """An API server as an administrator sees it: the double, and a real one where there is one."""
+    if request.param == "double":
+        double = ClusterDouble(services=",".join(map(str, SERVICE_NETWORKS)))
+        with double:
+            server = same.Server(double.url, urllib3.PoolManager(), double)
+            server.ask("POST", same.NAMESPACES, same.object_of("Namespace", same.NAMESPACE))
+            yield server
+        return
+    real: ApiServer = request.getfixturevalue("api_server")
+    server = same.Server(real.url, real.pool, real)
+    server.ask("POST", same.NAMESPACES, same.object_of("Namespace", same.NAMESPACE))
+    yield server
+    for path in (same.SERVICES, same.PODS, same.SLICES, same.REPLICA_SETS):
+        for item in server.ask("GET", path).body["items"]:
+            place = f"{path}/{item['metadata']['name']}"
+            server.merge(place, {"metadata": {"finalizers": None}})
+            server.ask("DELETE", place, {"gracePeriodSeconds": 0})
+    server.ask("DELETE", same.NODES)

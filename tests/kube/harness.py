@@ -25,7 +25,16 @@ from lb.model import (
     Upsert,
 )
 from tests.kube.double import ApiDouble
-from tests.kube.objects import NAMESPACE, NODE, Object
+from tests.kube.objects import (
+    BACKEND_A,
+    NAMESPACE,
+    NODE,
+    Object,
+    endpoint,
+    endpoint_slice,
+    node,
+    service,
+)
 
 PATIENCE = 20.0
 """Seconds after which something that should happen has not; it normally takes milliseconds."""
@@ -209,3 +218,18 @@ def running(client: Client, **more: Any) -> Iterator[Running]:
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert not failures, failures
+
+
+ALL = ("services", "endpointslices", "nodes")
+
+
+def fill(double: ApiDouble) -> None:
+    """Put a Service with an endpoint and the node there."""
+    double.put(service())
+    double.put(endpoint_slice("web-1", endpoint(BACKEND_A)))
+    double.put(node())
+
+
+def settle(run: Running, double: ApiDouble) -> None:
+    """Wait until the source is synced and watches everything."""
+    run.wait(lambda: run.synced and double.watching(*ALL))

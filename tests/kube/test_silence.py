@@ -8,9 +8,8 @@ import pytest
 from lb.kube import presence
 from tests.kube import faults
 from tests.kube.double import ApiDouble
-from tests.kube.harness import Running, client_of, running
+from tests.kube.harness import ALL, Running, client_of, fill, running, settle
 from tests.kube.objects import BACKEND_A, endpoint, endpoint_slice, node, service
-from tests.kube.test_faults import ALL, fill, settle
 
 
 def whole_lists(double: ApiDouble) -> int:

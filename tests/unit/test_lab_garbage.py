@@ -13,7 +13,7 @@ from lb.lab.watch import Cache
 from lb.model import ObjectKey
 from tests.cluster_double import ClusterDouble
 from tests.kube.harness import client_of
-from tests.kube.test_same_answers import pod, replica_set, service
+from tests.kube.same import pod, replica_set, service
 
 KEY = ObjectKey("shop", "web")
 FOLLOWED = (REPLICA_SETS, DEPLOYMENTS, PODS, NAMESPACES)
