@@ -322,8 +322,8 @@ def fill_ifaces(
     """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
 
     own are the node's addresses by its Node object (status.addresses of type InternalIP, in their order).
-    Of the addresses of an interface such a one comes first; without any, as long as the Node is unknown,
-    what the map has stays; else it is :meth:`Interface.source`. The primary address is one of own that an
+    An interface's source is one of own if it has one. While the Node is unknown, it is the address that the
+    map has already. Otherwise it is :meth:`Interface.source`. The primary address is one of own that an
     uplink has, else the first uplink's, else one of own that any interface has (a host route to an address
     of ``lo``). An uplink or tunnel without an address uses it. No other interface has one: the answer to a
     packet that we SNATed has to come in by one of our ingress hooks that undo it. To redirect, the veths of

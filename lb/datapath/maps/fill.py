@@ -17,10 +17,13 @@ from lb.datapath.maps.map_table import MapType
 class MapFill:
     """A map that can fill up.
 
-    entries: those in use. when_full: what happens then, in words. evicted: entries that made room before
-    their time was over, since the map was made, and without those that were provisional. provisional: entries
-    in use whose owner has not shown yet that he is there, as of connections that are half open, and which go
-    first. Both are None where the kernel does not tell.
+    entries: those in use.
+    when_full: what happens when the map is full, in words.
+    evicted: entries that made room before their time was over, since the map was made; provisional ones do
+    not count.
+    provisional: entries in use that make room first, because their owner has not shown that he is there, as
+    with half-open connections.
+    evicted and provisional are None where the kernel does not tell.
     """
 
     name: str

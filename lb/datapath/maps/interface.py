@@ -17,8 +17,10 @@ Rows = NDArray[Any]
 class Fill(NamedTuple):
     """How full a map is: :meth:`Maps.fill`.
 
-    entries: those in use. provisional: of these, those that make room first (``bpf/cache.h``). evicted: the
-    others that have made room before their time was over, since the map was made.
+    entries: those in use.
+    provisional: how many of them make room first (``bpf/cache.h``).
+    evicted: entries that were not provisional and made room before their time was over, since the map was
+    made.
     """
 
     entries: int

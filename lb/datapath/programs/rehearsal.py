@@ -5,8 +5,8 @@ What Python writes (VIPs, backends, tables, settings, …) is read from the live
 (flows, affinity, fragments, counters, …) is a copy, pinned nowhere and gone with this process: a packet that
 is run here by BPF_PROG_TEST_RUN leaves the live state as it was, byte for byte.
 
-That they are the very programs is not assumed: the kernel's tag of a program is a hash of its instructions
-without the maps that they name, and a tag other than that of the program that is pinned is refused.
+Each program is compared with the one that runs: the kernel's tag of a program is a hash of its instructions
+without the maps that they name, and a program whose tag differs from that of the pinned one is refused.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In what two states of the maps differ, entry by entry, in words."""
+"""How two states of the maps differ, entry by entry, in words."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the maps still hold what was written: the ledger against the kernel, without planning anything.
+"""Whether the maps still hold what was written: compares the ledger with the kernel, plans nothing.
 
-It is what an agent can afford to look at again and again: ``lbctl audit`` compares with the source as well,
-and row by row.
+This is cheap enough for the agent to repeat all the time. ``lbctl audit`` also compares with the source, and
+it compares the tables row by row.
 """
 
 from __future__ import annotations

@@ -70,11 +70,13 @@ class Port:
     """What one Service port has in the maps of one family.
 
     id: in ``services``; named: whether it is written there.
-    backends: backend id by socket. regions: by the ids of a set, in the order of sockets; one that is not as
-    it would be made today has a negative number among them.
-    ranges: source ranges; False when a failed write left in the dark whether the kernel has it.
-    vips: what the kernel holds; None when a failed write left that in the dark.
-    gone: VIPs that the port has no more, but that stay in the kernel for their open connections
+    backends: backend id by socket.
+    regions: the rows of each set of backends, by the ids in it, in the order of sockets. A set whose rows are
+    not as they would be made today has a negative number among its ids, so that it is not taken for the set
+    of those ids.
+    ranges: source ranges; False if a write failed and the kernel may or may not have it.
+    vips: the row that the kernel holds of each VIP; None if a write failed and the row is not known.
+    gone: VIPs that the port has lost and that stay in the kernel for their open connections
     (:mod:`lb.datapath.sync.lingering`); none of them is in vips.
     """
 
@@ -87,7 +89,7 @@ class Port:
     gone: dict[VipKey, VipRow] = field(default_factory=dict)
 
     def unreferenced(self) -> Iterator[tuple[tuple[int, ...], Region]]:
-        """Yield the sets that no VIP uses; none while a VIP's row is in the dark."""
+        """Yield the sets that no VIP uses; none while the row of a VIP is not known."""
         rows = list(self.vips.values())
         if None in rows:
             return
@@ -105,7 +107,7 @@ class Port:
         return self.vips.get(vip) or self.gone.get(vip)
 
     def forget(self, vip: VipKey) -> None:
-        """Let the port have a VIP no more, nor its open connections."""
+        """Forget a VIP of the port, whether the port still has it or it lingers."""
         self.vips.pop(vip, None)
         self.gone.pop(vip, None)
 
@@ -114,9 +116,11 @@ Ports = dict[PortKey, Port]
 
 
 class NodeNames:
-    """The ``nodes`` map. Names serve dumps alone: a name that finds no room, or cannot be written, costs a
-    Service nothing but its backends' node being shown as unknown.
-    """  # noqa: D205
+    """The ``nodes`` map. Only dumps read it.
+
+    A name that finds no room in the map, or that the kernel refuses, changes nothing for the Service: dumps
+    show the node of its backends as unknown.
+    """
 
     def __init__(self, maps: Maps, names: Mapping[str, int], own: str | None) -> None:
         self._maps = maps

@@ -38,10 +38,11 @@ _ById = dict[tuple[int, int], Port]
 def read_ledger(maps: Maps) -> Ledger:
     """Rebuild the ledger and clean away what a crash half-way through a sync has left.
 
-    Writes come in the order names, source ranges, backends, tables, VIPs, and deletions in reverse. So what
-    no VIP leads to is a leftover: names, ranges and backends of ports without VIPs, names of nodes without
-    backends. A VIP whose port has no name of its own can only stem from damage; it is filed under a Service
-    without a name, which no source has, and so goes when the known Services are compared with the source's.
+    Writes come in the order names, source ranges, backends, tables, VIPs, and deletions in reverse. So a
+    crash can leave entries that no VIP leads to: names, ranges and backends of ports without VIPs, and names
+    of nodes without backends. They are deleted here. A VIP whose port has no name can only come from damage. It
+    is filed under a Service without a name, which no source has, so the next comparison with the source
+    deletes it.
 
     Raises
     ------

@@ -48,9 +48,11 @@ class PortName(NamedTuple):
 class Figures(NamedTuple):
     """What was counted since the backend, or the Service port, is there.
 
-    packets, bytes: translated towards the backends; reply_…: back from them. A packet is what a hook sees:
-    with segmentation offload that is many on the wire. bytes are those of frames. opened: connections;
-    refused: of those, answered with a reset; unanswered: whose first packet was sent again before any answer.
+    packets, bytes: translated towards the backends. A packet is what a hook sees; with segmentation offload
+    that is several packets on the wire. Bytes are those of frames.
+    reply_packets, reply_bytes: translated on the way back.
+    opened: connections. refused: those that the backend answered with a reset. unanswered: those whose first
+    packet was sent again before any answer.
     """
 
     packets: int

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watching the data plane at work: saying what is wanted, and reading the events that the programs write.
 
-What is wanted is in the map ``watch``. It has an end: whoever watches puts that off again and again, and
-once it has passed the programs themselves clear what was wanted. So a watcher that was killed costs nothing
-for longer than :data:`LEASE_SECONDS`, whether or not an agent runs.
+The map ``watch`` says which events are wanted, and until when. A watcher extends that time again and again;
+after it has passed, the programs clear the map themselves. So a watcher that was killed costs nothing after
+:data:`LEASE_SECONDS`, whether or not an agent runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import EVENT, WATCHED_SERVICES, WatchFlag
 
 LEASE_SECONDS = 5.0
-"""How long after :meth:`Watch.renew` the programs still tell."""
+"""How long after :meth:`Watch.renew` the programs go on reporting."""
 
 
 class Watch(Closing):
@@ -28,10 +28,11 @@ class Watch(Closing):
 
     Parameters
     ----------
-    what: which events; one_in: of how many connections one is told of, all of it.
-    services: the ids of Service ports, none: all. Where they are more than the programs look through, all
-        are told of, and the caller chooses.
-    clock: CLOCK_MONOTONIC in ns.
+    what: which events are wanted.
+    one_in: out of so many connections one is reported, with all of its packets.
+    services: ids of Service ports; empty means all. If they are more than the programs can look through, the
+        programs report all Services, and the caller has to choose.
+    clock: CLOCK_MONOTONIC in nanoseconds.
 
     Raises
     ------
@@ -63,7 +64,7 @@ class Watch(Closing):
         self._ring.close()
 
     def choose(self, services: Sequence[int]) -> None:
-        """Let the Service ports told of be others."""
+        """Change which Service ports are reported."""
         ids = np.zeros(WATCHED_SERVICES, "u4")
         if len(services) <= WATCHED_SERVICES:
             ids[: len(services)] = services

@@ -15,8 +15,9 @@ from lb.model import Protocol, socket_text
 class ShownBackend:
     """A backend by its slot.
 
-    node: ``""`` when its endpoint names none. state: active, terminating, or free when it is gone (or
-    another's by now).
+    node: ``""`` if its endpoint names none.
+    state: ``active``, ``terminating``, or ``free`` if the backend is gone and its slot is unused or
+    another's.
     """
 
     id: int
