@@ -40,8 +40,8 @@ def read_ledger(maps: Maps) -> Ledger:
 
     Writes come in the order names, source ranges, backends, tables, VIPs, and deletions in reverse. So a
     crash can leave entries that no VIP leads to: names, ranges and backends of ports without VIPs, and names
-    of nodes without backends. They are deleted here. A VIP whose port has no name can only come from damage. It
-    is filed under a Service without a name, which no source has, so the next comparison with the source
+    of nodes without backends. They are deleted here. A VIP whose port has no name can only come from damage.
+    It is filed under a Service without a name, which no source has, so the next comparison with the source
     deletes it.
 
     Raises
