@@ -2,7 +2,7 @@
 /* What is known of a packet: filled by parse.h, read by all that follows. */
 #pragma once
 #include "reasons.h"
-#include "types.h"
+#include "tuple.h"
 
 enum kind {
 	KIND_FLOW = 0, /* a packet of a connection, or a piece of one */

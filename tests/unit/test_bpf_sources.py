@@ -20,6 +20,7 @@ NEEDS_NO_CTX = {
     "config.h",
     "csum.h",
     "types.h",
+    "tuple.h",
     "reasons.h",
     "maps.h",
     "packet.h",

@@ -96,7 +96,6 @@ _TYPES = {
 }
 _OPAQUE = {"char": "S{}", "ETH_ALEN": "V6", "__be32": "V16"}
 """What is one value to Python: text, a link address, an address of whichever family."""
-_OF_C_ALONE = ("addr", "tuple")
 
 
 def _structs(version: int) -> dict[str, DType]:
@@ -104,7 +103,7 @@ def _structs(version: int) -> dict[str, DType]:
     found = {"addr": ADDRESS[version]}
     text = re.sub(r"/\*.*?\*/", "", (BPF_DIR / "types.h").read_text(), flags=re.DOTALL)
     for name, body in _STRUCT.findall(text):
-        if name not in _OF_C_ALONE:
+        if name != "addr":
             fields = _FIELD.findall(_UNION.sub(r"\1", body))
             found[name] = np.dtype([_field(found, version, *field) for field in fields])
     return found
