@@ -12,7 +12,6 @@ import numpy as np
 
 from lb.datapath.kernel.bpf import (
     FD,
-    Command,
     MapInfo,
     Rows,
     address,
@@ -20,8 +19,8 @@ from lb.datapath.kernel.bpf import (
     map_lookup,
     map_next_key,
     map_update,
-    syscall,
 )
+from lb.datapath.kernel.syscall import Command, syscall
 from lb.errors import BpfError
 
 _ENOTSUPP = 524  # the kernel's own "not supported", which some map types give for batch commands
