@@ -102,7 +102,7 @@ class NodePrograms:
             return ()
         return ("lb_sock_connect at the socket",)
 
-    def first(self, client: Client, vip: VipRow) -> tuple[str, ...]:
+    def first(self, client: Client, vip: PortVip) -> tuple[str, ...]:
         """Return what meets a client's packets first."""
         by_lo = vip.kind == VipKind.NODE_PORT
         ways = {
