@@ -25,6 +25,7 @@ from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, node
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
+from lb.served.problems import NEXT, Problem
 from lb.state import ClusterState
 from lb.words import some
 
@@ -215,6 +216,8 @@ class Agent:
     stopping: it was told to stop.
     drift: by map, how many entries were not as written when that was last looked at; empty before.
     repairs: how many hooks and pins that somebody else had taken away were put back.
+    repaired: which of them the last time.
+    last_beat: when it last told others how it is doing, by clock.
     sync_seconds: how long the last sync took, from planning to the last write; 0 before the first.
     """
 
@@ -271,6 +274,8 @@ class Agent:
         self._lost: Sequence[LostHook] = ()
         self._unseen = ""
         self.repairs = 0
+        self.repaired = ""
+        self.last_beat = clock()
         if serving:
             self._attach(None)
 
@@ -325,15 +330,20 @@ class Agent:
         if now >= self._beat_due:
             self._topology_is_old |= bool(self._claimed)  # nobody tells that a process listens
             self._beat(self)
-            self._beat_due = now + BEAT_SECONDS
+            self._beat_due, self.last_beat = now + BEAT_SECONDS, now
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
-        drift = [self._drift_text()] if any(self.drift.values()) else []
-        told = [*map(str, self.conflicts()), *self.refusals()]
-        lost = [f"{one.place}: detached" for one in self._lost]
-        looked = [f"cannot look after hooks and pins: {self._unseen}"] if self._unseen else []
-        return [*self._services.messages(), *self._hooks.messages(), *lost, *looked, *drift, *told]
+        by_kind: tuple[tuple[Sequence[object], str], ...] = (
+            (self._services.messages(), NEXT["service"]),
+            (self._hooks.messages(), NEXT["hook"]),
+            ([f"{one.place}: detached" for one in self._lost], NEXT["lost"]),
+            ([f"cannot look after hooks and pins: {self._unseen}"] if self._unseen else [], NEXT["unseen"]),
+            ([self._drift_text()] if any(self.drift.values()) else [], NEXT["drift"]),
+            (self.conflicts(), NEXT["conflict"]),
+            (self.refusals(), NEXT["refusal"]),
+        )
+        return [Problem(str(text), then) for texts, then in by_kind for text in texts]
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
@@ -347,7 +357,7 @@ class Agent:
         """Return how many problems there are, by kind; may be called from any thread."""
         return {
             "service": len(self._services),
-            "hook": len(self._hooks),
+            "hook": max(len(self._hooks), len(self._lost)),
             "conflict": len(self._conflicts),
             "refusal": len(self._refused),
         }
@@ -457,21 +467,25 @@ class Agent:
         try:
             if unpinned := self._surroundings.mend():
                 _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
-                self.repairs += unpinned
+                self._repaired(unpinned, f"{unpinned} pins")
             lost = self._surroundings.lost()
             if lost and not len(self._hooks):  # else it is known, and tried again in time
                 for one in lost:
                     _log.error("%s: somebody detached it; attaching it again", one.place)
                 self._attach(None)
-                missing = len(lost)
+                missing, places = len(lost), some(one.place for one in lost)
                 lost = self._surroundings.lost()
-                self.repairs += missing - len(lost)
+                self._repaired(missing - len(lost), places)
         except (LbError, OSError) as error:
             if str(error) != self._unseen:
                 _log.error("cannot look after hooks and pins: %s", error)
             self._unseen = str(error)
             return
         self._lost, self._unseen = lost, ""
+
+    def _repaired(self, count: int, what: str) -> None:
+        if count > 0:
+            self.repairs, self.repaired = self.repairs + count, what
 
     def _linger(self, now: float) -> None:
         """Look for VIPs that linger without need; a failure is one warning, and it is tried again."""

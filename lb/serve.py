@@ -26,6 +26,7 @@ from lb.datapath.attach.roles import without_effect
 from lb.datapath.attach.settings import write_time
 from lb.datapath.kernel.grace import GracePeriods
 from lb.datapath.kernel.pins import Pins, unload
+from lb.datapath.maps.fill import evictions
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
@@ -33,12 +34,14 @@ from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
 from lb.model import Event, ObjectKey
 from lb.rundir import RunDir
-from lb.served.api import history_answer
+from lb.served.api import as_json, history_answer
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, Answer, HttpServer, routes
+from lb.served.known import Known
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
+from lb.served.pressure import Pressure
 from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
 from lb.surroundings import KernelSurroundings
@@ -183,6 +186,7 @@ def startup(
     stack.callback(surroundings.close)
     raise_file_limit()
     health = open_health(config, source, stack)
+    pressure = Pressure(functools.partial(evictions, maps))
     notes = Notes(
         run_dir,
         config,
@@ -191,6 +195,7 @@ def startup(
         source_health=source.health,
         checks=health.checks,
         healthz=health.bound,
+        pressure=pressure,
     )
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
@@ -212,12 +217,14 @@ def startup(
             write_time(maps)
         except BpfError as error:
             _log.warning("the programs keep the time of day that they have: %s", error)
+        pressure.look()
         notes.write(agent)
         tell.beat(agent)
 
+    state = ClusterState([source.name])
     agent = Agent(
         inbox=inbox,
-        state=ClusterState([source.name]),
+        state=state,
         node_name=config.node_name,
         surroundings=surroundings,
         reconciler=reconciler,
@@ -237,7 +244,9 @@ def startup(
     opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
     queries = {
         "/api/history": history_answer(history, config.instance, notes.started),
-        **Views(run_dir, config, opened, history).answers(),
+        "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
+        **(known := Known(state)).answers(),
+        **Views(run_dir, config, opened, history, known).answers(),
     }
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
     if address := split_address(config.metrics_address):
@@ -249,6 +258,7 @@ def startup(
             opened=opened,
             programs=loaded.fingerprint,
             after_sync=after_sync,
+            pressure=pressure,
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
@@ -309,6 +319,7 @@ def measure(
     opened: Callable[[], contextlib.AbstractContextManager[Maps]],
     programs: str,
     after_sync: list[Callable[[Agent], None]],
+    pressure: Pressure,
 ) -> Answer:
     """Return what answers ``/metrics``; durations are noted after each sync and each programmed change."""
     from lb.served import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
@@ -320,7 +331,11 @@ def measure(
     history.measured = programming.note
     parts: dict[str, metrics.Part] = {
         "build": lambda: metrics.build_metrics(lb.__version__, programs),
-        "agent": lambda: metrics.agent_metrics(agent.service_count(), agent.problem_counts()),
+        "agent": lambda: metrics.agent_metrics(
+            agent.service_count(),
+            {**agent.problem_counts(), "pressure": len(pressure.problems())},
+            agent.busy_seconds(),
+        ),
         "repairs": lambda: metrics.repair_metrics(agent.repairs),
         "audit": lambda: metrics.audit_metrics(agent.drift),
         "syncs": syncs.metrics,

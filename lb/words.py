@@ -10,6 +10,7 @@ from unicodedata import category
 MOST = 5
 """How many of a kind are named; of the others the number."""
 
+_NUMBER = re.compile(r"([0-9]+)")
 _SHOWN_AS_IS = "\n\t"
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _UNSAFE = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
@@ -21,6 +22,16 @@ def some(words: Iterable[object], most: int = MOST) -> str:
     every = [str(one) for one in words]
     rest = len(every) - most
     return ", ".join(every[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def several(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 entry``, ``2 entries``; many: default is one with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def by_number(text: str) -> tuple[tuple[int, str], ...]:
+    """Return a key that sorts texts as a person does: the numbers in them by value, ``#9`` before ``#10``."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBER.split(text) if part)
 
 
 def shown(text: str) -> str:

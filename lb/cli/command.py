@@ -21,12 +21,13 @@ Load balancer for Kubernetes Services: eBPF programs translate packets, this com
 """
 
 EXIT_CODES = (
-    ("0", "done; of audit, doctor, explain, lab status and plan: and nothing is wrong"),
+    ("0", "done; of audit, doctor, explain, lab status, plan and status: and nothing is wrong"),
     (
         "1",
         'it could not be done, and one line on stderr ("lbctl: ...") says why; or, with nothing on stderr,'
         " something is wrong and stdout says what: audit found a difference, doctor something that will not"
-        " work, explain a cause, lab status something that does not run, plan something that would not work",
+        " work, explain a cause, lab status something that does not run, plan something that would not work,"
+        " status a problem",
     ),
     ("2", "wrong usage: stderr says what is wrong"),
     ("130", "ended by Ctrl-C"),

@@ -18,6 +18,8 @@ from lb.diagnose.facts import Finding, Result, causes
 from lb.diagnose.gather import Vantage, gather
 from lb.errors import UsageError
 from lb.model import ObjectKey
+from lb.rundir import RunDir
+from lb.served.pulse import pulse
 
 _WIDTH = 100
 _COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
@@ -34,9 +36,21 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         snapshot = view.source.snapshot()
         topology = view.topology(snapshot)
         compared = look(view) if view.maps else None
-        node = Vantage(view.config, view.maps, view.notes, view.agent is not None, view.source)
-        facts = gather(node, key, snapshot, topology, compared, client=client, probing=not args.no_probes)
+        node = Vantage(view.config, view.maps, view.notes, view.agent is not None, view.source, view.problems)
+        facts = gather(
+            node,
+            key,
+            snapshot,
+            topology,
+            compared,
+            client=client,
+            probing=not args.no_probes,
+            every=args.every,
+        )
         where = view.name or view.source.name
+        if view.name and (alive := pulse(RunDir(view.name), view.notes)).silent:
+            problem = alive.problem()
+            facts.sick = (problem.text, problem.next) if problem else facts.sick
     findings = explain(facts)
     report = {
         "service": str(key),

@@ -18,6 +18,8 @@ from lb.cli import instances, output
 from lb.cli.colours import painted
 from lb.cli.colours import wanted as colours_wanted
 from lb.cli.nodes import entered, selected
+from lb.cli.pods import Lookup, known
+from lb.cli.width import terminal_width
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
         stack.enter_context(entered(instance))
         stack.enter_context(RunDir(instance).watching())
         maps = stack.enter_context(KernelMaps(Pins(instance).maps))
-        names = Names(maps)
+        names = Names(maps, Lookup(lambda: known(RunDir(instance), key)))
         ports = partial(names.ports, key, port) if key else None
         services = ports() if ports else ()
         tell = [_printer(args, out), *_capture(args.pcap, stack)]
@@ -83,12 +85,12 @@ def _printer(args: argparse.Namespace, out: TextIO) -> Tell:
     if args.output == "yaml":
         return lambda _, event: print("---\n" + output.formatted("yaml", event.as_dict()), end="", file=out)
     colours = _COLOURS if colours_wanted(out) else {}
-    return lambda _, event: print(_line(event, colours.get(event.what, "")), file=out)
+    return lambda _, event: print(_line(event, colours.get(event.what, ""), terminal_width(out)), file=out)
 
 
-def _line(event: PacketEvent, colour: str) -> str:
-    """Return an event as a line whose word for what it is about has a colour."""
-    line, word = event.line(), event.what.value
+def _line(event: PacketEvent, colour: str, width: int | None = None) -> str:
+    """Return an event as a line, or lines, whose word for what it is about has a colour."""
+    line, word = event.line(width), event.what.value
     return line.replace(word, painted(word, colour), 1) if colour else line
 
 

@@ -22,6 +22,7 @@ from lb.errors import ConfigError, UsageError
 from lb.model import ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir
+from lb.served.problems import texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class NodeView:
     notes: Mapping[str, Any]
     agent: int | None
     source: SourceReader
+
+    @property
+    def problems(self) -> list[str]:
+        """What the agent has noted to be wrong."""
+        return texts(self.notes.get("problems", []))
 
     def topology(self, snapshot: Snapshot) -> Topology:
         """Return where the node stands."""
@@ -60,7 +66,7 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
     run_dir = RunDir(name) if name else None
     notes = run_dir.notes() if run_dir else {}
     config = _config(args, notes, str(run_dir.notes_path) if run_dir else "")
-    config = replace(config, instance=name, node_name=config.node_name or notes.get("node", "") or name)
+    config = _of_node(config, name, notes)
     with contextlib.ExitStack() as stack:
         caller = stack.enter_context(netns.present()) if args.kubeconfig else None
         if name:
@@ -69,6 +75,21 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
         yield NodeView(
             name, config, maps, notes, run_dir.holder() if run_dir else None, open_source(config, caller)
         )
+
+
+def noted_config(name: str, notes: Mapping[str, Any], origin: str) -> Config:
+    """Return the settings that an instance's agent noted; origin: where, for error messages.
+
+    Raises
+    ------
+    ConfigError: one of them is of another version, which this one does not know.
+    """
+    given = {key: Given(tuple(words), origin) for key, words in notes.get("settings", {}).items()}
+    return _of_node(build(given), name, notes)
+
+
+def _of_node(config: Config, name: str, notes: Mapping[str, Any]) -> Config:
+    return replace(config, instance=name, node_name=config.node_name or notes.get("node", "") or name)
 
 
 def _config(args: argparse.Namespace, notes: Mapping[str, Any], origin: str) -> Config:

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from lb.cli import nodes, output
+from lb.cli.audit import MANY, summed
 from lb.cli.tables import table
 from lb.diagnose.audit import Preview, preview
 from lb.diagnose.snapshot import read_files
+from lb.manifests.documents import passed_over_text
+from lb.words import several
 
 
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -24,6 +27,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         found = preview(node.maps, now.state, then.state, node.topology(now), time.monotonic_ns())
     known = {str(error) for error in now.errors}
     report = as_dict(found, [str(error) for error in then.errors if str(error) not in known])
+    report["not_read"] = dict(sorted(content.passed_over.items()))
     output.write(args, out, report, lambda: render(report))
     return 1 if report["problems"] else 0
 
@@ -60,7 +64,10 @@ def render(report: Mapping[str, Any]) -> str:
         if one["sign"] == "~" and one["before"] != one["after"]:
             lines.append(f"    from: {one['before']}")
         lines.append(f"    {'to' if one['sign'] == '~' else 'entry'}: {one['after'] or one['before']}")
-    text = "\n".join(lines) + "\n\n" if lines else "no change in the maps\n"
+    if lines:
+        many = len(report["changes"]) > MANY
+        lines += ["", *([f"in all: {summed(report['changes'])}", ""] if many else [])]
+    text = "\n".join(lines or ["no change in the maps"]) + "\n"
     if report["room"]:
         columns = ("map", "entries", "would_be", "capacity", "left")
         text += table(columns, [[row[name] for name in columns] for row in report["room"]]) + "\n"
@@ -68,6 +75,9 @@ def render(report: Mapping[str, Any]) -> str:
     text += f"live connections that would lose their backend: {flows['moved']} of {flows['of']}\n"
     text += f"clients with affinity that would get another: {clients['moved']} of {clients['of']}\n"
     if report["beforehand"]:
-        text += f"{report['beforehand']} entries differ from the source already: lbctl audit\n"
+        there = several(report["beforehand"], "entry differs", "entries differ")
+        text += f"{there} from the source already: lbctl audit\n"
     text += "".join(f"problem: {problem}\n" for problem in report["problems"])
+    if not_read := passed_over_text(report.get("not_read", {})):
+        text += f"{not_read}\n"
     return text + "nothing was applied\n"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -11,7 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from lb.cli import instances, output
+from lb.cli import instances, output, pods
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
 from lb.datapath.kernel.pins import Pins
@@ -23,6 +24,10 @@ from lb.datapath.view.figures import Figures
 from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
+from lb.served.ask import ask
+from lb.words import several
+
+_MOST_UNSERVED = 20
 
 
 def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -31,9 +36,12 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     run_dir = RunDir(name)
     with KernelMaps(Pins(name).maps) as maps:
         found = collect(maps, run_dir.notes(), running=run_dir.holder() is not None)
+    with contextlib.suppress(LbError):  # of an agent that does not run, or is older, nothing more is told
+        found["unserved"] = ask(run_dir, "/api/unserved", seconds=2.0)["services"]
     if args.namespace:
         chosen = ObjectKey(args.namespace, "")
-        found["services"] = [one for one in found["services"] if chosen.covers(one["service"])]
+        for part in ("services", "unserved"):
+            found[part] = [one for one in found[part] if chosen.covers(one["service"])]
     output.write(args, out, found, lambda: render(found, wide=args.output == "wide"))
     return 0
 
@@ -41,8 +49,14 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl service show``."""
     key = service_key(args.service)
-    with KernelMaps(Pins(instances.choose(args)).maps) as maps:
+    name = instances.choose(args)
+    with KernelMaps(Pins(name).maps) as maps:
         found = shown(maps, key, time.monotonic_ns())
+    known = pods.known(RunDir(name), key)
+    for backend in (each for port in found["ports"] for each in port["backends"]):
+        place = socket_text(ip_address(backend["address"]), backend["port"])
+        if pod := pods.pod_at(known, place):
+            backend["pod"] = pod
     if not found["ports"]:
         raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
     output.write(args, out, found, lambda: render_one(found))
@@ -86,10 +100,12 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
             fields = backend.as_dict()
             one = {n: fields[n] for n in ("id", "address", "port", "node", "local", "state")}
             port["backends"].append(one | _counted(maps, backend))
+    live, closed = dump.live_and_closed(read["flows"])
     return {
         "service": str(key),
         "ports": [port for _, port in sorted(ports.items())],
-        "flows": len(read["flows"]),
+        "flows": live,
+        "closed": closed,
         "affinity": len(read["affinity"]),
     }
 
@@ -106,7 +122,8 @@ def _counted(maps: Maps, backend: dump.BackendEntry) -> dict[str, int]:
 def render_one(found: Mapping[str, Any]) -> str:
     """Return one Service in lines."""
     text = (
-        f"{found['service']}: {found['flows']} live connections, {found['affinity']} clients with affinity\n"
+        f"{found['service']}: {several(found['flows'], 'live connection')}, {found['closed']} closed,"
+        f" {several(found['affinity'], 'client')} with affinity\n"
     )
     for port in found["ports"]:
         name = f"port {port['port_name']}, " if port["port_name"] else ""
@@ -120,10 +137,11 @@ def render_one(found: Mapping[str, Any]) -> str:
             text += f"  {vip['kind']} {place}: {told}\n"
         for one in port["backends"]:
             place = socket_text(ip_address(one["address"]), one["port"])
+            pod = f", pod {one['pod'].rpartition('/')[2]}," if one.get("pod") else ""
             where = "this node" if one["local"] else one["node"] or "unknown node"
             failed = [f"{one[name]} {name}" for name in ("refused", "unanswered") if one[name]]
             counted = ", ".join([f"{one['opened']} connections", *failed])
-            text += f"    → {place} on {where}, {one['state']}; so far {counted}\n"
+            text += f"    → {place}{pod} on {where}, {one['state']}; so far {counted}\n"
         if not port["backends"]:
             text += "    → no backend: connections are rejected\n"
     return text
@@ -160,6 +178,8 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
         "conflicts": notes.get("conflicts", []),
         "conflicts_left_out": notes.get("conflicts_left_out", 0),
         "refusals": notes.get("refusals", []),
+        "unserved": [],
+        "headless_unread": notes.get("settings", {}).get("sources") == ["kubernetes"],
         "agent_running": running,
     }
 
@@ -171,6 +191,15 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
     """Return the table form; wide: with how many backends are on their way out."""
     columns = [name for name in _COLUMNS if wide or name != "terminating"]
     text = table(columns, [[_cells(one)[name] for name in columns] for one in found["services"]])
+    if found["unserved"]:
+        text += "\nwithout a VIP, as asked for:\n"
+        for one in found["unserved"][:_MOST_UNSERVED]:
+            text += f"  {one['service']}  {one['why']}\n"
+        if (left := len(found["unserved"]) - _MOST_UNSERVED) > 0:
+            text += f"  and {left} more: -o json\n"
+    if found["headless_unread"]:
+        text += "\nheadless Services, which have no VIP, are not read from the API: "
+        text += "kubectl get services -A --field-selector spec.clusterIP=None\n"
     if not found["conflicts"] and not found["refusals"]:
         return text
     lines = [f"conflict: {one['text']}" for one in found["conflicts"]]

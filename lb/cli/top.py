@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import curses
 import locale
+import math
 import os
 import signal
 import sys
@@ -17,23 +18,35 @@ from types import FrameType
 from typing import Any, TextIO
 
 from lb.cli import instances, output
+from lb.cli.pods import Lookup, known
 from lb.datapath.kernel.pins import Pins
+from lb.datapath.maps.fill import evictions
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import figures
 from lb.datapath.view.figures import PortName, Sample
 from lb.errors import LbError
 from lb.live import top
 from lb.live.top import Line, Row, View
+from lb.rundir import RunDir
 from lb.words import in_line
 
 _ONCE_WIDTH = 132
+_EVICTED_SECONDS = 30.0
+"""How often evictions are looked for: reading the tables takes 0.1 s of CPU."""
 
 
 def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl top``."""
     name = instances.choose(args)
     with KernelMaps(Pins(name).maps) as maps:
-        meter = Meter(lambda: figures.sample(maps), time.monotonic, args.namespace or "")
+        meter = Meter(
+            lambda: figures.sample(maps),
+            time.monotonic,
+            args.namespace or "",
+            Lookup(lambda: known(RunDir(name))),
+            args.filter,
+            lambda: sum(evictions(maps).values()),
+        )
         if args.once or args.output != "screen":
             time.sleep(args.interval)
             meter.look()
@@ -45,11 +58,20 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 
 @dataclass(slots=True)
 class Meter:
-    """The last two samples, and the seconds between them. namespace: of which to tell; ``""``: of all."""
+    """The last two samples, and the seconds between them.
+
+    namespace: of which to tell; ``""``: of all. wanted: a text that names of Services must contain. evicted:
+    how many established entries made room for new ones since the maps were made.
+    """
 
     read: Callable[[], Sample]
     clock: Callable[[], float]
     namespace: str = ""
+    pod_at: Callable[[str], str] = lambda _socket: ""
+    wanted: str = ""
+    read_evicted: Callable[[], int] = lambda: 0
+    evicted: int = field(init=False, default=0)
+    _evicted_due: float = field(init=False, default=-math.inf)
     before: Sample = field(init=False)
     after: Sample = field(init=False)
     seconds: float = field(init=False, default=1.0)
@@ -64,6 +86,8 @@ class Meter:
         now = self.clock()
         self.before, self.after = self.after, self.read()
         self.seconds, self._at = max(now - self._at, 1e-3), now
+        if now >= self._evicted_due:
+            self.evicted, self._evicted_due = self.read_evicted(), now + _EVICTED_SECONDS
 
     def services(self) -> list[Row]:
         """Return a row for each Service port."""
@@ -71,18 +95,20 @@ class Meter:
 
     def backends(self, view: View | None = None) -> list[Row]:
         """Return a row for each backend, of the Service port that is looked at or of all."""
-        return self._shown(
-            top.backend_rows(self.before, self.after, self.seconds, view.port if view else None)
-        )
+        port = view.port if view else None
+        rows = top.backend_rows(self.before, self.after, self.seconds, port, self.pod_at)
+        return rows if port else self._shown(rows)
 
     def _shown(self, rows: list[Row]) -> list[Row]:
-        return [one for one in rows if self.namespace in ("", one.port.namespace)]
+        found = [one for one in rows if self.namespace in ("", one.port.namespace)]
+        return top.matching(found, self.wanted)
 
 
 def as_dict(meter: Meter) -> dict[str, Any]:
     """Return everything as the JSON form has it."""
     return {
         "seconds": round(meter.seconds, 3),
+        "evicted": meter.evicted,
         "services": [one.as_dict() for one in meter.services()],
         "backends": [one.as_dict() for one in meter.backends()],
     }
@@ -94,7 +120,8 @@ def as_table(meter: Meter) -> str:
     for one in meter.backends():
         by_port.setdefault(one.port, []).append(one)
     shown, view = top.columns(_ONCE_WIDTH, of_backends=False), View()
-    lines = [top.summary(services), top.head(shown, view, _ONCE_WIDTH).text]
+    evicted = f"; {meter.evicted} established entries evicted so far" if meter.evicted else ""
+    lines = [top.summary(services) + evicted, top.head(shown, view, _ONCE_WIDTH).text]
     for service in top.ordered(services, view.sort):
         lines.append(top.cells(service, shown, _ONCE_WIDTH))
         backends = top.ordered(by_port.get(service.port, ()), view.sort)
@@ -107,7 +134,7 @@ class Screen:
 
     def __init__(self, meter: Meter, name: str, interval: float) -> None:
         self._meter, self._name, self._interval = meter, name, interval
-        self.view = View()
+        self.view = View(wanted=meter.wanted)
         self._rows: list[Row] = []
         self.arrange()
 
@@ -118,6 +145,7 @@ class Screen:
 
     def arrange(self) -> None:
         """Make the rows that the view asks for."""
+        self._meter.wanted = self.view.wanted
         rows = self._meter.backends(self.view) if self.view.port else self._meter.services()
         self._rows = top.ordered(rows, self.view.sort)
 
@@ -126,6 +154,7 @@ class Screen:
         place = f" {self.view.port}" if self.view.port else ""
         what = "backends" if self.view.port else "Service ports"
         title = f"lbctl top {self._name}{place}   {what}: {len(self._rows)}   every {self._interval:g} s"
+        title += f"   evicted: {self._meter.evicted}" if self._meter.evicted else ""
         return top.screen(self._rows, self.view, width, height, title)
 
     def press(self, key: str, width: int, height: int) -> bool:

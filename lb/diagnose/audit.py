@@ -16,13 +16,13 @@ from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
-from lb.datapath.maps.layouts import FAMILIES, Direction
+from lb.datapath.maps.layouts import FAMILIES, Direction, FlowState
 from lb.datapath.maps.overlay import Overlay
 from lb.datapath.sync.differences import DamagedSet, Difference, damaged_sets, differences, repair
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.recover import read_ledger
 from lb.model import ObjectKey
-from lb.plan import Claims, Conflict, plan_service
+from lb.plan import Claims, Conflict, health_port_taken, plan_service
 from lb.plan.types import ServicePlan, Topology
 from lb.state import ClusterState
 
@@ -169,6 +169,9 @@ def preview(maps: Maps, now: ClusterState, then: ClusterState, topology: Topolog
     flows, flows_all = _led_elsewhere(present, future, clock_ns, "flows")
     clients, clients_all = _led_elsewhere(present, future, clock_ns, "affinity")
     before = [one for one in differences(maps, present) if one.map != "nodes" or one.after]
+    taken = health_port_taken(then.services())
+    known = health_port_taken(now.services())
+    failed = result.failed | {key: text for key, text in taken.items() if known.get(key) != text}
     return Preview(
         changes=[one for one in differences(present, future) if one.map != "nodes" or one.after],
         fills=list(zip(map_fill(present), map_fill(future), strict=True)),
@@ -177,19 +180,20 @@ def preview(maps: Maps, now: ClusterState, then: ClusterState, topology: Topolog
         affinity=clients,
         affinity_all=clients_all,
         conflicts=tuple(one for one in result.conflicts if one not in current.conflicts),
-        failed=result.failed,
+        failed=failed,
         beforehand=len(before),
     )
 
 
 def _led_elsewhere(present: Maps, future: Maps, now_ns: int, what: str) -> tuple[int, int]:
-    """Return how many flows, or clients, would lose their backend, and how many there are."""
+    """Return how many open connections, or clients, would lose their backend, and how many there are."""
     moved = total = 0
     for version in FAMILIES:
         read = live_flows if what == "flows" else live_affinity
         keys, values = read(present, version, now_ns)
         if what == "flows":
-            values = values[keys["direction"] == Direction.FORWARD]
+            open_ones = (values["state"] != FlowState.CLOSED) & (keys["direction"] == Direction.FORWARD)
+            values = values[open_ones]
         slots, after = present.array(f"backends{version}"), future.array(f"backends{version}")
         ids = values["backend"]
         alive = (slots["state"][ids] != 0) & (slots["generation"][ids] == values["generation"])

@@ -18,6 +18,9 @@ _LISTENERS = "in the pod: ss -ltnp (ss -lunp for UDP)"
 def examine(facts: Facts, _known: bool) -> Iterator[Finding]:
     """Give a finding for each kind of outcome; those of one cause are told together."""
     tried = [one for one in facts.outcomes if one.target.kind == "endpoint"]
+    if facts.not_tried:
+        found = f"{len(tried)} of {len(tried) + facts.not_tried} were tried, some of each port"
+        yield Finding(_STEP, Result.NOTE, found, "endpoints-not-tried", "--all tries every one")
     good = [one for one in tried if one.result == "answers"]
     if good:
         yield Finding(_STEP, Result.OK, f"{some(_who(facts, one) for one in good)} answer")
@@ -47,15 +50,17 @@ def _refused(facts: Facts, target: Target) -> tuple[str, str, str]:
     service, number = facts.service, target.port
     listeners = facts.listeners.get(target.address)
     if listeners is None:
+        # From here nobody sees who listens: what the pod declares proves nothing, and is told beside it.
         pod = _pod(facts, target)
         declared = (
             {p.port for p in pod.container_ports if p.protocol.name == target.protocol} if pod else set()
         )
+        found = f"refused: nothing listens on {number} of the pod's address, at most on localhost"
+        then = f"{_LISTENERS}; it must listen on 0.0.0.0 or [::]"
         if declared and number not in declared:
-            found = f"refused; the pod declares {some(sorted(declared))}, not {number}"
-            return "wrong-target-port", found, "give targetPort the port that the container listens on"
-        found = "refused: nothing listens there, or on localhost alone"
-        return "endpoint-refuses", found, f"{_LISTENERS}; it must listen on 0.0.0.0 or [::]"
+            found += f"; the pod declares {some(sorted(declared))}"
+            then += ", or targetPort must be the port that it listens on"
+        return "endpoint-refuses", found, then
     same = [one for one in listeners if one.protocol is Protocol[target.protocol]]
     there = [one for one in same if one.port == number]
     if there and all(one.loopback_only for one in there):

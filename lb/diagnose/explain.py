@@ -18,7 +18,9 @@ from lb.diagnose.facts import Facts, Finding, Result, causes
 from lb.diagnose.probe import text
 from lb.model import Pod, ServiceType, TrafficPolicy
 from lb.plan.types import VipKind
-from lb.words import some
+from lb.words import several, some
+
+NO_LOCAL_ENDPOINT = "no-local-endpoint"
 
 
 def explain(facts: Facts) -> list[Finding]:
@@ -223,6 +225,23 @@ def endpoints(facts: Facts, known: bool) -> Iterator[Finding]:
         yield Finding(step, result, found, cause, "" if result is Result.NOTE else then)
 
 
+def nodes(facts: Facts, _known: bool) -> Iterator[Finding]:
+    """See whether endpoints are on nodes that are gone: they get their share while their slices list them."""
+    if facts.missing_nodes:
+        found = f"endpoints name {some(facts.missing_nodes)}, of which there is no Node: they get their share"
+        then = "EndpointSlices decide that, as with every proxy: see why the endpoints' pods were not deleted"
+        yield Finding("nodes", Result.NOTE, found, "node-missing", then)
+
+
+def pressure(facts: Facts, _known: bool) -> Iterator[Finding]:
+    """See whether established connections, or clients with affinity, had to make room."""
+    if facts.evicted:
+        words = some(f"{count} of {name}" for name, count in facts.evicted.items())
+        found = f"established entries made room for new ones, since the maps were made: {words}"
+        then = "such a connection may have been reset, or led elsewhere: raise --limits-flows, -affinity"
+        yield Finding("flow tables", Result.NOTE, found, "evictions", then)
+
+
 def policies(facts: Facts, _known: bool) -> Iterator[Finding]:
     """See whether a traffic policy leaves nobody on this node."""
     step, service, topology = "traffic policies", facts.service, facts.topology
@@ -234,16 +253,19 @@ def policies(facts: Facts, _known: bool) -> Iterator[Finding]:
     inner = any(vip.kind is VipKind.CLUSTER_IP for port in ports for vip in port.vips)
     outer = any(vip.kind is not VipKind.CLUSTER_IP for port in ports for vip in port.vips)
     good = True
+    # Meant by whoever chose Local, and so on most nodes of a cluster: a note.
     if inner and service.internal_policy is TrafficPolicy.LOCAL:
         good = False
-        found = f"internalTrafficPolicy Local and {elsewhere}: what comes from here is dropped"
-        then = "run an endpoint on each node that has clients (a DaemonSet), or set it to Cluster"
-        yield Finding(step, Result.CAUSE, found, "no-local-endpoint", then)
+        found = f"internalTrafficPolicy Local and {elsewhere}: what comes from here is dropped, as asked for"
+        then = "if clients are here: run an endpoint on each node (a DaemonSet), or set it to Cluster"
+        yield Finding(step, Result.NOTE, found, NO_LOCAL_ENDPOINT, then)
     if outer and service.external_policy is TrafficPolicy.LOCAL:
         good = False
-        found = f"externalTrafficPolicy Local and {elsewhere}: traffic from outside is dropped here"
+        found = (
+            f"externalTrafficPolicy Local and {elsewhere}: what comes from outside is dropped, as asked for"
+        )
         then = "send clients to those nodes (healthCheckNodePort tells which), or set it to Cluster"
-        yield Finding(step, Result.CAUSE, found, "no-local-endpoint", then)
+        yield Finding(step, Result.NOTE, found, NO_LOCAL_ENDPOINT, then)
     if good and facts.plan is not None and facts.plan.ports:
         words = f"internal {service.internal_policy}, external {service.external_policy}"
         yield Finding(step, Result.OK, words)
@@ -276,6 +298,9 @@ def rights(facts: Facts, _known: bool) -> Iterator[Finding]:
     for one in facts.plan.refusals if facts.plan else ():
         then = "give it another address; who may have which: docs/operations.md, External addresses"
         yield Finding("addresses", Result.CAUSE, str(one), "part-refused", then)
+    if facts.health_port:
+        then = "give it another number: until then load balancers find this Service's nodes unhealthy"
+        yield Finding("addresses", Result.CAUSE, facts.health_port, "health-port-taken", then)
 
 
 def maps(facts: Facts, _known: bool) -> Iterator[Finding]:
@@ -297,10 +322,14 @@ def maps(facts: Facts, _known: bool) -> Iterator[Finding]:
             for one in facts.differences
         )
         then = "lbctl audit --heal" if facts.agent else "start the agent, or lbctl audit --heal"
-        found = f"{len(facts.differences)} entries differ from the source{running}: {words}"
+        count = several(len(facts.differences), "entry differs", "entries differ")
+        found = f"{count} from the source{running}: {words}"
         yield Finding(step, Result.CAUSE, found, "maps-differ", then)
     elif not facts.conflicts and not facts.failed:
         yield Finding(step, Result.OK, f"they hold what the source says{running}")
+    if facts.sick[0]:
+        result = Result.CAUSE if facts.differences else Result.NOTE
+        yield Finding(step, result, facts.sick[0], "agent-silent", facts.sick[1])
     if not facts.agent and not facts.differences:
         found = "the agent does not run: the data plane carries on, and takes in no change"
         yield Finding(step, Result.NOTE, found, "agent-not-running", "start it: lbctl run")
@@ -318,12 +347,29 @@ def attached(facts: Facts, _known: bool) -> Iterator[Finding]:
         yield Finding(step, Result.OK, "programs are attached wherever they should be")
 
 
+def _dropped_here(facts: Facts) -> set[tuple[str, int, str]]:
+    """Return the VIPs whose connections from this node a policy drops: address, port, protocol."""
+    return {
+        (str(vip.key.address), vip.key.port, port.protocol.name)
+        for port in facts.ports()
+        if port.cluster and not port.local
+        for vip in port.vips
+        if vip.inside is TrafficPolicy.LOCAL
+    }
+
+
 def through(facts: Facts, known: bool) -> Iterator[Finding]:
     """See whether each VIP answers from this node."""
     step = "through VIPs"
     tried = [one for one in facts.outcomes if one.target.kind != "endpoint"]
     good = [one for one in tried if one.result == "answers"]
     bad = [one for one in tried if one.result not in ("answers", "untried")]
+    dropped = _dropped_here(facts)
+    meant = [one for one in bad if (one.target.address, one.target.port, one.target.protocol) in dropped]
+    bad = [one for one in bad if one not in meant]
+    if meant:
+        found = f"{some(meant)}: follows from internalTrafficPolicy Local"
+        yield Finding(step, Result.NOTE, found, NO_LOCAL_ENDPOINT)
     if good:
         yield Finding(step, Result.OK, f"{some(text(one.target) for one in good)} answer")
     quiet = [one for one in tried if one.result == "untried"]
@@ -364,10 +410,12 @@ _STEPS: tuple[Callable[[Facts, bool], Iterator[Finding]], ...] = (
     readiness,
     target_ports,
     endpoints,
+    nodes,
     policies,
     source_ranges,
     rights,
     maps,
+    pressure,
     attached,
     examine,
     through,

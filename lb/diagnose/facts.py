@@ -42,6 +42,10 @@ class Facts:
 
     near: where else a Service of that name is, or names like it. pods: those of the namespace; None when
     they cannot be read, pods_error says why. plan: what the Service should have in this node's maps.
+    not_tried: how many endpoints outcomes leave out. evicted: by map, how many established entries made room
+    for new ones. missing_nodes: those that endpoints name, and of which there is no Node object.
+    health_port: why the Service cannot have its healthCheckNodePort. sick: what is wrong with an agent that
+    runs and does not get on, and what to do about it.
     client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
     listens in the network namespace of a pod; None where it cannot be told.
     """
@@ -63,6 +67,11 @@ class Facts:
     differences: Sequence[Difference] = ()
     hooks: Sequence[MissingHook] = ()
     outcomes: Sequence[Outcome] = ()
+    not_tried: int = 0
+    evicted: Mapping[str, int] = field(default_factory=dict)
+    missing_nodes: Sequence[str] = ()
+    health_port: str = ""
+    sick: tuple[str, str] = ("", "")
     listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
 
     def selected(self) -> list[Pod]:

@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 from lb.config import Config, SocketMode
 from lb.datapath.attach import netns
 from lb.datapath.attach.hooks import Role, primary_address
 from lb.datapath.attach.roles import interfaces_and_roles
+from lb.datapath.maps.fill import evictions
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES
 from lb.diagnose import attachment, probe
@@ -22,18 +24,21 @@ from lb.diagnose.probe import Target
 from lb.diagnose.snapshot import Snapshot, SourceReader
 from lb.errors import LbError
 from lb.model import EndpointSlice, IPAddress, ObjectKey
-from lb.plan import plan_service
+from lb.plan import health_port_taken, plan_service
 from lb.plan.types import ServicePlan, Topology
 
 MOST_ENDPOINTS = 50
-"""How many endpoints of a port are tried."""
+"""How many endpoints of a port are tried, unless all are to be."""
+MOST_NODES = 20
+"""How many nodes are looked up."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Vantage:
     """Where we look from, and with what.
 
-    maps: None where there is no instance. agent: it runs. notes: what it left.
+    maps: None where there is no instance. agent: it runs. notes: what it left; problems: those of them.
     """
 
     config: Config
@@ -41,6 +46,7 @@ class Vantage:
     notes: Mapping[str, Any]
     agent: bool
     source: SourceReader
+    problems: Sequence[str] = ()
 
 
 def gather(
@@ -52,11 +58,12 @@ def gather(
     *,
     client: IPAddress | None = None,
     probing: bool = True,
+    every: bool = False,
 ) -> Facts:
     """Return what is to be known; from within the node's network namespace.
 
     compared: source and kernel, None without maps. client: whose way is asked about; default: this node's.
-    probing: try real connections.
+    probing: try real connections; every: with all endpoints.
 
     Raises
     ------
@@ -83,11 +90,14 @@ def gather(
         facts.conflicts = [one for one in compared.conflicts if one.loser == key]
         facts.differences = [one for one in compared.differences if one.service == name]
         facts.agent = node.agent
-        facts.hooks = attachment.missing(
-            node.config, node.notes.get("uplink_modes", {}), node.notes.get("problems", ())
-        )
+        facts.hooks = attachment.missing(node.config, node.notes.get("uplink_modes", {}), node.problems)
+    if node.maps is not None:
+        facts.evicted = {name: count for name, count in evictions(node.maps).items() if count}
+    facts.health_port = health_port_taken(snapshot.state.services()).get(key, "")
+    names = sorted({one.node for one in facts.endpoints() if one.node})
+    facts.missing_nodes = node.source.missing_nodes(names[:MOST_NODES])
     if probing:
-        _probe(node, facts, whole)
+        _probe(node, facts, whole, every)
     return facts
 
 
@@ -105,12 +115,19 @@ def _own_addresses(config: Config, topology: Topology) -> dict[int, IPAddress]:
     return {version: address for version, address in found.items() if address}
 
 
-def targets(plan: ServicePlan) -> tuple[list[Target], list[Target]]:
-    """Return the endpoints that take new connections, each once, and the VIPs."""
+def spread(every: Sequence[_T], most: int) -> list[_T]:
+    """Return so many of a sequence, from all over it."""
+    if len(every) <= most:
+        return list(every)
+    return [every[at * len(every) // most] for at in range(most)]
+
+
+def targets(plan: ServicePlan, most: int = MOST_ENDPOINTS) -> tuple[list[Target], list[Target]]:
+    """Return endpoints that take new connections, each once and so many of a port, and the VIPs."""
     straight: dict[Target, None] = {}
     vips: dict[Target, None] = {}
     for port in plan.ports:
-        for one in port.cluster[:MOST_ENDPOINTS]:
+        for one in spread(port.cluster, most):
             straight[probe.target("endpoint", one.address, one.port, port.protocol, port.port_name)] = None
         for vip in port.vips:
             if vip.key.port and port.cluster:
@@ -125,17 +142,20 @@ def _in_slices(slices: Sequence[EndpointSlice]) -> list[Target]:
         probe.target("endpoint", one.address, port.port, port.protocol, port.name)
         for piece in slices
         for port in piece.ports
-        for one in piece.endpoints[:MOST_ENDPOINTS]
+        for one in piece.endpoints
         if one.ready
     ]
 
 
-def _probe(node: Vantage, facts: Facts, whole: ServicePlan) -> None:
+def _probe(node: Vantage, facts: Facts, whole: ServicePlan, every: bool) -> None:
     """Try the endpoints, then the VIPs; refused by one of this node, look who listens there."""
     plan = facts.plan or whole
-    straight, through = targets(plan)
+    there, through = targets(plan, sys.maxsize)
+    straight = there if every else targets(plan)[0]
     if facts.service and facts.service.headless:
-        straight = _in_slices(facts.slices)
+        there = _in_slices(facts.slices)
+        straight = there if every else spread(there, MOST_ENDPOINTS)
+    facts.not_tried = len(there) - len(straight)
     group = node.config.cgroup if node.config.socket_lb is not SocketMode.OFF else ""
     facts.outcomes = probe.probe_all([*straight, *(through if node.maps else ())], group)
     here = facts.topology.node_name if facts.topology else ""

@@ -63,6 +63,10 @@ class SourceReader(Protocol):
         """Return the pods of a namespace."""
         ...
 
+    def missing_nodes(self, names: Sequence[str]) -> list[str]:
+        """Return those of which there is no Node object; none where that cannot be told."""
+        ...
+
 
 def open_source(config: Config, caller: Path | None = None) -> SourceReader:
     """Return the reader of the source that the settings name.
@@ -177,6 +181,11 @@ class ManifestReader:
     def pods(self, namespace: str) -> list[Pod]:
         """See :class:`SourceReader`."""
         return [one for one in self._contents()[0] if isinstance(one, Pod) and one.key.namespace == namespace]
+
+    def missing_nodes(self, names: Sequence[str]) -> list[str]:
+        """See :class:`SourceReader`; folders without any Node say nothing of nodes."""
+        known = {one.name for one in self._contents()[0] if isinstance(one, Node)}
+        return [name for name in names if name not in known] if known else []
 
 
 def _of_slices(service: Service) -> tuple[object, ...]:
@@ -343,6 +352,16 @@ class ApiReader:
         path = f"/api/v1/namespaces/{namespace}/pods"
         items = [json.loads(body) for body in self._list(path)]
         return [one for one in self._parse("Pod", path, items) if isinstance(one, Pod)]
+
+    def missing_nodes(self, names: Sequence[str]) -> list[str]:
+        """See :class:`SourceReader`; without the right to list nodes nothing can be told."""
+        with contextlib.suppress(LbError):
+            return [
+                name
+                for name in names
+                if not any(self._list("/api/v1/nodes", fieldSelector=f"metadata.name={name}"))
+            ]
+        return []
 
     def _parse(self, kind: str, path: str, items: list[Mapping[str, Any]]) -> list[Parsed]:
         """Return API objects as the manifests' reader has them: it reads more than the agent's watches do."""

@@ -12,7 +12,7 @@ import datetime
 import functools
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 from typing import Generic, TypeVar, cast
@@ -167,10 +167,17 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
         ),
         endpoints=() if named else tuple([_endpoint(i, e) for i, e in enumerate(item.endpoints or ())]),
         triggered=_triggered(item),
+        pods=_pods(item.endpoints or ()),
     )
     if named:
         raise FieldError("addressType", HOST_NAMES, instead=result)
     return result
+
+
+def _pods(entries: Sequence[EndpointEntry]) -> str:
+    """Return the names of the pods behind endpoints, one a line; ``""`` when there are none."""
+    refs = [entry.target_ref for entry in entries]
+    return "\n".join([ref.name if ref and ref.kind == "Pod" else "" for ref in refs]).rstrip("\n")
 
 
 def _triggered(item: SliceObject) -> float:

@@ -161,6 +161,13 @@ class Hints(_Object):
     for_nodes: tuple[Hint, ...] | None = None
 
 
+class TargetRef(_Object):
+    """``endpoints[].targetRef``."""
+
+    kind: str = ""
+    name: str = ""
+
+
 class EndpointEntry(_Object):
     """``endpoints[]`` of an EndpointSlice."""
 
@@ -169,6 +176,7 @@ class EndpointEntry(_Object):
     node_name: str | None = None
     zone: str | None = None
     hints: Hints | None = None
+    target_ref: TargetRef | None = None
 
 
 class SliceObject(ApiObject):

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
+from textwrap import TextWrapper
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ _ANSWERS = {
 }
 _DROPS = {"XDP": 1, "TC": 2, "SOCK": 0}
 """The verdict that lets nothing pass, by the kind of hook, which its name begins with."""
+_INDENT = " " * 4
 _SOCKET = "SOCK"
 _TCP_FLAGS = "FSRPAUEC"
 """From the lowest bit on: RFC 9293, section 3.1."""
@@ -57,7 +60,7 @@ class PacketEvent:
 
     client, vip, backend, snat: of a packet of a connection. What is not known, or not there, is ``""``:
     without SNAT the backend sees the client's own address, and of a call nobody knows the port, nor always
-    the address, that it will come from.
+    the address, that it will come from. pod: the backend's, ``namespace/name``.
     """
 
     time_ns: int
@@ -79,6 +82,7 @@ class PacketEvent:
     snat: str
     flags: str
     length: int
+    pod: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event as JSON has it; what is not known is left out."""
@@ -90,13 +94,24 @@ class PacketEvent:
     def words(self) -> str:
         """Return what it says of the packet, without the time, in one line."""
         flags = f" [{self.flags}]" if self.flags else ""
-        service = f"{self.service or '-'}"
-        return f"{self.what:<8}  {self.reason:<18}  {service}  {self.protocol} {self._way()}{flags}"
+        return f"{self._head()}  {self.protocol} {self._way()}{flags}"
 
-    def line(self) -> str:
-        """Return the event in one line, with the time of the day."""
+    def _head(self) -> str:
+        return f"{self.what:<8}  {self.reason:<18}  {self.service or '-'}"
+
+    def line(self, width: int | None = None) -> str:
+        """Return the event with the time of the day: in one line, or in several of at most width columns."""
         clock = _moment(self.time_ns).strftime("%H:%M:%S.%f")
-        return f"{clock}  {self.words()}  {f'{self.interface} {self.hook}'.strip()}"
+        line = f"{clock}  {self.words()}  {f'{self.interface} {self.hook}'.strip()}"
+        if width is None or len(line) <= width:
+            return line
+        head, rest = f"{clock}  {self._head()}", line[len(clock) + 2 + len(self._head()) :].strip()
+        break_up = TextWrapper(
+            width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False
+        )
+        lines = break_up.wrap(head)
+        break_up.initial_indent = _INDENT
+        return "\n".join([*lines, *break_up.wrap(rest)])
 
     def _way(self) -> str:
         """Tell the ends: to the right what the client sends, to the left what it gets."""
@@ -105,7 +120,8 @@ class PacketEvent:
             return f"{self.source} -> {self.destination}{sent}"
         snat = f" as {self.snat}" if self.snat else ""
         there, back = ("<-", "<=") if self.reply else ("->", "=>")
-        backend = f" {back} {self.backend}{snat}" if self.backend else ""
+        pod = f" ({self.pod.rpartition('/')[2]})" if self.pod else ""
+        backend = f" {back} {self.backend}{pod}{snat}" if self.backend else ""
         return f"{self.client or 'a process'} {there} {self.vip}{backend}"
 
 
@@ -116,11 +132,13 @@ def _moment(time_ns: int) -> datetime:
 class Names:
     """What the ids in events mean; looked up once until :meth:`forget`.
 
-    Services are those of the maps, interfaces those of the calling thread's network namespace.
+    Services are those of the maps, interfaces those of the calling thread's network namespace. pod_at returns
+    the pod at ``address:port``, as ``namespace/name``, ``""`` where none is known.
     """
 
-    def __init__(self, maps: KernelMaps) -> None:
+    def __init__(self, maps: KernelMaps, pod_at: Callable[[str], str] = lambda _socket: "") -> None:
         self._maps = maps
+        self.pod_at = pod_at
         self._services: dict[int, str] = {}
         self._interfaces: dict[int, str] = {}
 
@@ -222,6 +240,7 @@ def describe(record: Any, names: Names, clock_offset_ns: int) -> PacketEvent:
         snat,
         _flags(int(record["tcp_flags"])) if protocol == Protocol.TCP else "",
         int(record["len"]),
+        names.pod_at(backend) if backend else "",
     )
 
 

@@ -42,7 +42,7 @@ class Row:
 
     port: its Service port; endpoint: None for the Service port itself. total, dropped: since it is there;
     rates, dropped_rate: per second, between the two samples. handshakes: how many in between, by bucket.
-    backends: how many it has. counts_traffic: packets and bytes are known.
+    backends: how many it has. counts_traffic: packets and bytes are known. pod: the backend's, where known.
     """
 
     port: PortName
@@ -54,6 +54,7 @@ class Row:
     dropped: int = 0
     dropped_rate: float = 0.0
     backends: int = 0
+    pod: str = ""
 
     @property
     def name(self) -> str:
@@ -62,7 +63,8 @@ class Row:
             return str(self.port)
         node = f"  {self.endpoint.node}" if self.endpoint.node else ""
         ending = " (ending)" if self.endpoint.terminating else ""
-        return f"{self.endpoint.address}{node}{ending}"
+        pod = f"  {self.pod.rpartition('/')[2]}" if self.pod else ""
+        return f"{self.endpoint.address}{pod}{node}{ending}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as JSON has it; times are in seconds."""
@@ -75,6 +77,7 @@ class Row:
                 "local": at.local,
                 "terminating": at.terminating,
             }
+            fields |= {"pod": self.pod} if self.pod else {}
         total, rates = (
             self.total._asdict(),
             {name: round(one, 3) for name, one in self.rates._asdict().items()},
@@ -129,8 +132,17 @@ def service_rows(before: Sample, after: Sample, seconds: float) -> list[Row]:
     return rows
 
 
-def backend_rows(before: Sample, after: Sample, seconds: float, port: PortName | None = None) -> list[Row]:
-    """Return a row for each backend of the later sample; port: of this Service port alone."""
+def backend_rows(
+    before: Sample,
+    after: Sample,
+    seconds: float,
+    port: PortName | None = None,
+    pod_at: Callable[[str], str] = lambda _socket: "",
+) -> list[Row]:
+    """Return a row for each backend of the later sample; port: of this Service port alone.
+
+    pod_at: returns the pod at ``address:port``, ``""`` where none is known.
+    """
     ports = list(after.ports)
     wanted = after.ports.get(port) if port else None
     if port and wanted is None:
@@ -144,13 +156,15 @@ def backend_rows(before: Sample, after: Sample, seconds: float, port: PortName |
         for at in range(len(now.ids)) if wanted is None else np.flatnonzero(now.ports == wanted).tolist():
             was = place.get((int(now.ids[at]), int(now.slots["generation"][at])))
             grown = _grown(new[at], None if was is None else old[was])
+            endpoint = after.backend(version, at)
             rows.append(
                 Row(
                     ports[int(now.ports[at])],
-                    after.backend(version, at),
+                    endpoint,
                     Figures(*new[at].tolist()),
                     Rates(*(grown / seconds).tolist()),
                     after.counts_traffic,
+                    pod=pod_at(endpoint.address),
                 )
             )
     return rows
@@ -240,12 +254,15 @@ class View:
     """What is looked at. port: whose backends; None: the Services. sort: title of a column, or NAME.
 
     selected: name of the row; ``""``: the first. above: the name that was selected among the Services.
+    wanted: a text that names of Services must contain. typing: it is being typed.
     """
 
     port: PortName | None = None
     sort: str = COLUMNS[0].title
     selected: str = ""
     above: str = ""
+    wanted: str = ""
+    typing: bool = False
 
 
 class Line(NamedTuple):
@@ -261,6 +278,11 @@ def ordered(rows: Sequence[Row], sort: str) -> list[Row]:
     return sorted(rows, key=lambda row: (-((value and value(row)) or 0.0), row.name))
 
 
+def matching(rows: Sequence[Row], wanted: str) -> list[Row]:
+    """Return the rows whose Service port has a text in its name, whatever the case; ``""``: all."""
+    return [one for one in rows if wanted.lower() in str(one.port).lower()]
+
+
 def screen(rows: Sequence[Row], view: View, width: int, height: int, title: str) -> list[Line]:
     """Return the lines of a screen, none longer than width; rows are in their order."""
     shown = columns(width, of_backends=view.port is not None)
@@ -273,9 +295,17 @@ def screen(rows: Sequence[Row], view: View, width: int, height: int, title: str)
     if not rows and room:
         lines.append(Line(_fit("none", width)))
     lines += [Line(" " * width)] * (height - BOTTOM_LINES - len(lines))
-    into = "esc back" if view.port else "enter backends"
-    lines.append(Line(_fit(f"q quit  {into}  \N{UPWARDS ARROW}\N{DOWNWARDS ARROW} select  < > sort", width)))
+    lines.append(Line(_fit(_keys_line(view), width)))
     return lines[:height]
+
+
+def _keys_line(view: View) -> str:
+    """Return what keys do, or the text that is being typed."""
+    if view.typing:
+        return f"name contains: {view.wanted}_   enter keeps it, escape drops it"
+    into = "esc back" if view.port else "enter backends  / filter"
+    shown = f"  only: {view.wanted}" if view.wanted and view.port is None else ""
+    return f"q quit  {into}  \N{UPWARDS ARROW}\N{DOWNWARDS ARROW} select  < > sort{shown}"
 
 
 def head(shown: Sequence[Column], view: View, width: int) -> Line:
@@ -324,6 +354,8 @@ def _position(rows: Sequence[Row], view: View) -> int:
 
 def press(key: str, view: View, rows: Sequence[Row], width: int, page: int) -> View | None:
     """Return the view after a key, or None to leave. key: a character, or a name such as "page down"."""
+    if view.typing or (key == "/" and view.port is None):
+        return _typed(key, view)
     at = _position(rows, view)
     steps: Mapping[str, int] = {
         "up": -1, "k": -1, "down": 1, "j": 1, "page up": -page, "page down": page,
@@ -337,8 +369,26 @@ def press(key: str, view: View, rows: Sequence[Row], width: int, page: int) -> V
         titles = [NAME, *(one.title for one in columns(width, of_backends=view.port is not None))]
         now = titles.index(view.sort) if view.sort in titles else 0
         return replace(view, sort=titles[(now + (1 if key == ">" else -1)) % len(titles)])
-    if key in ("enter", "right") and view.port is None and rows:
-        return View(rows[at].port, view.sort, "", rows[at].name)
+    return _into_or_back(key, view, rows[at] if rows else None)
+
+
+def _into_or_back(key: str, view: View, row: Row | None) -> View:
+    """Return the backends of the row that is selected, or the Services again, as a key says."""
+    if key in ("enter", "right") and view.port is None and row:
+        return replace(view, port=row.port, selected="", above=row.name)
     if key in ("escape", "left", "backspace", "b") and view.port is not None:
-        return View(None, view.sort, view.above)
+        return replace(view, port=None, selected=view.above, above="")
     return view
+
+
+def _typed(key: str, view: View) -> View:
+    """Return the view after a key while a text is typed, or after that which begins it."""
+    if not view.typing:
+        return replace(view, typing=True)
+    if key == "enter":
+        return replace(view, typing=False)
+    if key == "escape":
+        return replace(view, typing=False, wanted="")
+    if key == "backspace":
+        return replace(view, wanted=view.wanted[:-1])
+    return replace(view, wanted=view.wanted + key) if len(key) == 1 else view

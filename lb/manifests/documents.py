@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lb.errors import InputError
@@ -16,6 +17,7 @@ from lb.manifests.slices import read_endpoints, read_slice
 from lb.manifests.workloads import read_node, read_pod
 from lb.manifests.yamldoc import Document, Fault, YamlNode, load
 from lb.model import ObjectKey
+from lb.words import some
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ _API_VERSIONS = {
     "Endpoints": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
 }
+KINDS = tuple(_API_VERSIONS)
+"""What is read; all else is passed over."""
 _TYPE = ("apiVersion", "kind", "metadata")
 _TOP = {
     "Service": frozenset((*_TYPE, "spec", "status")),
@@ -49,12 +53,14 @@ class Content:
     broken: objects that are there but wrong.
     unnamed: something is wrong of which not even kind and name can be told.
     errors: everything that is wrong, in the order of the documents.
+    passed_over: how many objects there are of each kind that is not read, by ``Deployment (apps/v1)``.
     """
 
     objects: dict[ObjectId, Parsed] = field(default_factory=dict)
     broken: set[ObjectId] = field(default_factory=set)
     unnamed: bool = False
     errors: list[InputError] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def add(self, more: Content) -> None:
         """Take in what another file holds; of an object that both have, its one counts."""
@@ -62,6 +68,7 @@ class Content:
         self.broken |= more.broken
         self.unnamed |= more.unnamed
         self.errors += more.errors
+        self.passed_over += more.passed_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +80,19 @@ class _Item:
     kind: str = ""
 
 
+def passed_over_text(passed_over: Mapping[str, int]) -> str:
+    """Return in a sentence how many objects of which kinds are not read; ``""`` when there are none."""
+    if not passed_over:
+        return ""
+    words = some(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
+    return f"not read: {words}; what is read: {', '.join(KINDS)}"
+
+
 def read(path: str, text: str, node_ports: range) -> Content:
     """Read all documents of a file.
 
     path is for origins and errors; node_ports are the numbers that an explicit nodePort may have. Kinds
-    that no Service proxy reads are passed over.
+    that no Service proxy reads are passed over, and counted.
     """
     content = Content()
     for document in load(text):
@@ -150,6 +165,7 @@ def _read_item(path: str, item: _Item, node_ports: range, content: Content) -> N
     version = _scalar(top, "apiVersion") or (_API_VERSIONS[item.kind] if item.kind else "")
     if not _is_ours(top, kind, version):
         log.debug("%s:%d: %s %s is not read", path, item.node.line, version, kind)
+        content.passed_over[f"{kind} ({version or 'no apiVersion'})"] += 1
         return
     if problems.noted:
         _unusable(content, problems)

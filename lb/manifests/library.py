@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class _File:
     objects: dict[ObjectId, Parsed] = field(default_factory=dict)
     kept: set[ObjectId] = field(default_factory=set)
     errors: list[InputError] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
 
 
 class Library:
@@ -105,7 +107,9 @@ class Library:
             for identity, parsed in previous.objects.items()
             if identity not in content.objects and (content.unnamed or identity in content.broken)
         }
-        self._files[path] = _File(signature, {**content.objects, **kept}, set(kept), content.errors)
+        self._files[path] = _File(
+            signature, {**content.objects, **kept}, set(kept), content.errors, content.passed_over
+        )
         return True
 
     def contents(self) -> tuple[list[Parsed], list[InputError]]:
@@ -127,6 +131,10 @@ class Library:
                     if first is not parsed and same_folder and not wanted_kept:
                         errors.append(_duplicate(identity, parsed, first))
         return list(chosen.values()), errors
+
+    def passed_over(self) -> Counter[str]:
+        """Return how many objects there are of each kind that is not read."""
+        return sum((file.passed_over for file in self._files.values()), Counter[str]())
 
     def _rank(self, path: str) -> int:
         """Return which of the folders the file is in: the number of the last one that holds it."""

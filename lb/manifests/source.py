@@ -15,6 +15,7 @@ import watchfiles
 from lb.errors import ConfigError, InputError
 from lb.manifests.cluster import ResourceId, assemble
 from lb.manifests.complete import Pools
+from lb.manifests.documents import passed_over_text
 from lb.manifests.library import Library
 from lb.manifests.objects import Parsed, ServiceRequest
 from lb.model import Delete, Event, ObjectKey, Resource, Service, Synced, Upsert
@@ -64,6 +65,7 @@ class ManifestSource:
         self._emitted: dict[ResourceId, Resource] = {}
         self._reported: set[str] = set()
         self._given: set[str] = set()
+        self._passed_over = ""
         self._synced = False
 
     def health(self) -> tuple[()]:
@@ -92,6 +94,7 @@ class ManifestSource:
         resources, more = assemble(objects, self._pools)
         self._report_new([*errors, *more])
         self._log_given(objects, resources)
+        self._log_passed_over()
         events: list[Event] = [Delete(kind, key) for kind, key in self._emitted.keys() - resources.keys()]
         events.extend(
             Upsert(resource)
@@ -121,6 +124,12 @@ class ManifestSource:
         for text in sorted(given - self._given):
             log.info("%s", text)
         self._given = given
+
+    def _log_passed_over(self) -> None:
+        """Tell of kinds that are not read, when there are others than at the last look."""
+        before, self._passed_over = self._passed_over, passed_over_text(self._library.passed_over())
+        if self._passed_over and self._passed_over != before:
+            log.info("%s: %s", self.name, self._passed_over)
 
     def _notices(self, stop: threading.Event) -> Iterator[bool]:
         """Yield True whenever files may have changed, and False as time goes by, until stop is set.

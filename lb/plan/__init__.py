@@ -2,7 +2,7 @@
 """The desired state of the data plane, as pure functions of what Kubernetes says."""
 
 from lb.plan.claims import Claims, Conflict, Decision
-from lb.plan.health import HealthCheck, health_check, node_ports
+from lb.plan.health import HealthCheck, health_check, health_port_taken, node_ports
 from lb.plan.maglev import lookup_table, table_size
 from lb.plan.rendezvous import SMALL_SET, weights
 from lb.plan.services import concerned, plan_service
@@ -15,6 +15,7 @@ __all__ = [
     "HealthCheck",
     "concerned",
     "health_check",
+    "health_port_taken",
     "lookup_table",
     "node_ports",
     "plan_service",

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from lb.model import IPAddress, Protocol, Service, ServiceType, TrafficPolicy
+from lb.model import IPAddress, ObjectKey, Protocol, Service, ServiceType, TrafficPolicy
 from lb.plan.services import HAVE_NODE_PORTS
 from lb.plan.types import BackendState, ServicePlan
 
@@ -35,6 +36,27 @@ def node_ports(service: Service | None) -> frozenset[int]:
     return frozenset(
         port.node_port for port in service.ports if port.node_port and port.protocol is Protocol.TCP
     )
+
+
+def health_port_taken(services: Collection[Service]) -> dict[ObjectKey, str]:
+    """Return by Service whose ``healthCheckNodePort`` it cannot have, in words: another has that number.
+
+    A nodePort goes before a health-check port, whose packets would never reach the agent's socket; of two
+    health-check ports that of the first name is named. No API server lets either happen.
+    """
+    owners = {port: one.key for one in services for port in sorted(node_ports(one))}
+    checks: dict[int, ObjectKey] = {}
+    found = {}
+    for one in sorted(services, key=lambda each: each.key):
+        port = one.health_check_node_port
+        if not port or not one.proxied or one.type is not ServiceType.LOAD_BALANCER:
+            continue
+        first = checks.setdefault(port, one.key)
+        if port in owners:
+            found[one.key] = f"spec.healthCheckNodePort {port}: service {owners[port]} has it as a nodePort"
+        elif first != one.key:
+            found[one.key] = f"spec.healthCheckNodePort {port}: service {first} has it"
+    return found
 
 
 def health_check(service: Service | None, plan: ServicePlan | None) -> HealthCheck | None:

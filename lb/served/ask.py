@@ -19,19 +19,20 @@ _SECONDS = 10.0
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_SECONDS)
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__("localhost", timeout=seconds)
         self._path = path
+        self._seconds = seconds
 
     def connect(self) -> None:
         """Connect to the socket's path."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_SECONDS)
+        self.sock.settimeout(self._seconds)
         self.sock.connect(self._path)
 
 
-def ask(run_dir: RunDir, path: str, **query: str) -> Any:
-    """Return the JSON that an agent answers with.
+def ask(run_dir: RunDir, path: str, *, seconds: float = _SECONDS, **query: str) -> Any:
+    """Return the JSON that an agent answers with; seconds: how long it is waited for.
 
     Raises
     ------
@@ -44,7 +45,7 @@ def ask(run_dir: RunDir, path: str, **query: str) -> Any:
             f"instance {run_dir.instance}: no agent runs, and this is in an agent's memory alone;"
             " what the maps hold: lbctl maps dump"
         )
-    connection = _Connection(str(run_dir.socket_path))
+    connection = _Connection(str(run_dir.socket_path), seconds)
     try:
         with contextlib.closing(connection):
             connection.request("GET", f"{path}?{urlencode(query)}" if query else path)

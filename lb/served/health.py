@@ -32,11 +32,13 @@ from typing import Any, Protocol
 from lb.model import IPAddress, ObjectKey
 from lb.plan import HealthCheck
 from lb.served.http import Address, Answer, HttpServer, Request, Response, routes, show
+from lb.served.problems import Problem
 
 _log = logging.getLogger(__name__)
 
 STALE_SECONDS = 60.0
 _FIELD = "spec.healthCheckNodePort"
+_NEXT = "free the port (ss -ltnp names who has it), or give the Service another; it is tried every 10 s"
 _JSON = (("Content-Type", "application/json"), ("X-Content-Type-Options", "nosniff"))
 
 
@@ -240,10 +242,12 @@ class HealthChecks:
             found.append(Served(key, check, bound, tuple(errors)))
         return found
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return what is wrong at present; for the agent's thread."""
         return [
-            f"{_place(one.service, one.check.port)}: {text}" for one in self.served() for text in one.errors
+            Problem(f"{_place(one.service, one.check.port)}: {text}", _NEXT)
+            for one in self.served()
+            for text in one.errors
         ]
 
     def _hand_over(self, changed: Iterable[tuple[ObjectKey, HealthCheck | None, HealthCheck | None]]) -> None:

@@ -148,7 +148,7 @@ def build_metrics(version: str, programs: str) -> Iterator[Metric]:
     yield InfoMetricFamily("lbctl_build", "Version of lbctl and fingerprint of its programs.", value=labels)
 
 
-def agent_metrics(services: int, problems: Mapping[str, int]) -> Iterator[Metric]:
+def agent_metrics(services: int, problems: Mapping[str, int], busy_seconds: float) -> Iterator[Metric]:
     """Yield what the agent knows; problems: how many there are, by kind."""
     yield GaugeMetricFamily("lbctl_services", "Services that the sources have told of.", value=services)
     family = GaugeMetricFamily(
@@ -159,6 +159,11 @@ def agent_metrics(services: int, problems: Mapping[str, int]) -> Iterator[Metric
     for kind, count in problems.items():
         family.add_metric([kind], count)
     yield family
+    yield GaugeMetricFamily(
+        "lbctl_agent_busy_seconds",
+        "How long the present step of the agent's loop has been at work; 0 while it waits for changes.",
+        value=busy_seconds,
+    )
 
 
 def repair_metrics(repairs: int) -> Iterator[Metric]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import os
 import time
@@ -18,12 +17,18 @@ from lb.plan import Conflict
 from lb.rundir import RunDir, network_namespace
 from lb.served.health import HealthChecks
 from lb.served.http import Address, show
+from lb.served.pressure import Pressure
+from lb.served.problems import Problem, Since, time_text
+from lb.words import several
 
 if TYPE_CHECKING:
     from lb.kube.reflector import Health
 
 _log = logging.getLogger(__name__)
 
+_SOURCE_NEXT = (
+    "traffic goes on; does the API server answer, and has the agent its rights (deploy/base/rbac.yaml)?"
+)
 MOST = 100
 """How many problems, and how many conflicts, the notes list; of the others they have the number."""
 
@@ -35,7 +40,17 @@ class Told(Protocol):
         """Return how many Services the sources have told of."""
         ...
 
-    def problems(self) -> list[str]:
+    @property
+    def repairs(self) -> int:
+        """How many hooks and pins it has put back."""
+        ...
+
+    @property
+    def repaired(self) -> str:
+        """What it put back last, in words."""
+        ...
+
+    def problems(self) -> list[Problem]:
         """Return what is wrong at present."""
         ...
 
@@ -57,6 +72,7 @@ class Notes:
     uplink_modes: gives each uplink's mode and why.
     source_health: gives how far each kind of object is in step.
     healthz: gives where ``/healthz`` is answered, None while it is not.
+    pressure: tells of tables that are too small.
 
     Attributes
     ----------
@@ -73,6 +89,7 @@ class Notes:
         source_health: Callable[[], Sequence[Health]],
         checks: HealthChecks,
         healthz: Callable[[], Address | None],
+        pressure: Pressure,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
@@ -82,13 +99,16 @@ class Notes:
         self._checks = checks
         self._healthz = healthz
         self._ready = Path(config.ready_file) if config.ready_file else None
-        self.started = _time_text(time.time())
+        self._pressure = pressure
+        self._since = Since()
+        self._repairs: tuple[int, str | None] = (0, None)
+        self.started = time_text(time.time())
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
     def synced(self, agent: Told) -> None:
         """Note the time; after the first sync write the notes, and then the ready file."""
-        self._last_sync = _time_text(time.time())
+        self._last_sync = time_text(time.time())
         if self._ready:
             self.write(agent)
             self._put("ready file", self._ready, lambda path: replace_file(path, b"%d\n" % os.getpid()))
@@ -115,7 +135,10 @@ class Notes:
 
     def _notes(self, agent: Told) -> dict[str, Any]:
         healthz = self._healthz()
-        problems, conflicts = [*agent.problems(), *self._checks.problems()], agent.conflicts()
+        every = [*agent.problems(), *self._checks.problems(), *self._pressure.problems(), *self._sources()]
+        conflicts = agent.conflicts()
+        if agent.repairs != self._repairs[0]:
+            self._repairs = agent.repairs, time_text(time.time())
         return {
             "version": lb.__version__,
             "instance": self._config.instance,
@@ -125,9 +148,13 @@ class Notes:
             "settings": _settings(self._config),
             "rereads": True,  # on SIGHUP; one of an older version would end
             "started": self.started,
+            "beat": time.monotonic(),
             "last_sync": self._last_sync,
             "services": agent.service_count(),
-            "problems": _first(problems),
+            "problems": self._since.noted(every[:MOST]),
+            "problems_left_out": len(every[MOST:]),
+            "repairs": {"count": agent.repairs, "last": self._repairs[1], "what": agent.repaired},
+            "evicted": dict(self._pressure.seen),
             "conflicts": [one.as_dict() for one in conflicts[:MOST]],
             "conflicts_left_out": len(conflicts[MOST:]),
             "refusals": _first(agent.refusals()),
@@ -137,6 +164,15 @@ class Notes:
             "programs": self._programs,
             "source": [_health_note(each) for each in self._source_health()],
         }
+
+    def _sources(self) -> list[Problem]:
+        return [
+            Problem(
+                f"source, {one.resource}: failed {several(one.failures, 'time')}: {one.error}", _SOURCE_NEXT
+            )
+            for one in self._source_health()
+            if one.error
+        ]
 
 
 def _settings(config: Config) -> dict[str, list[str]]:
@@ -159,7 +195,7 @@ def _health_note(health: Health) -> dict[str, Any]:
     return {
         "resource": health.resource,
         "listed": health.listed,
-        "contact": None if contact is None else _time_text(contact),
+        "contact": None if contact is None else time_text(contact),
         "resource_version": health.resource_version,
         "error": health.error,
         "failures": health.failures,
@@ -168,11 +204,6 @@ def _health_note(health: Health) -> dict[str, Any]:
     }
 
 
-def _first(problems: list[str]) -> list[str]:
-    rest = len(problems[MOST:])
-    return [*problems[:MOST], *([f"{rest} more, see the agent's log"] if rest else [])]
-
-
-def _time_text(seconds: float) -> str:
-    """Return a time since the epoch as ISO 8601 text in UTC."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
+def _first(texts: list[str]) -> list[str]:
+    rest = len(texts[MOST:])
+    return [*texts[:MOST], *([f"{rest} more, see the agent's log"] if rest else [])]

@@ -31,9 +31,12 @@ from lb.served.api import Query, as_json, service_of
 from lb.served.history import History
 from lb.served.http import Answer, Request, Response
 from lb.served.journey import CLIENTS, Client, NodePrograms, journeys
+from lb.served.known import Known
+from lb.served.problems import read_notes
+from lb.served.trouble import Trouble, without_backend
 
 MOST_SERVICES = 100
-"""How many Services are listed at a time; the page asks for those of a name."""
+"""How many Services are listed unless more are asked for."""
 FRESH_SECONDS = 2.0
 """What was read is told again for so long, to however many who ask."""
 STEADY_SECONDS = 20.0
@@ -141,11 +144,15 @@ class Views:
         config: Config,
         opened: Opened,
         history: History,
+        known: Known,
+        *,
         collect: Callable[[str, RunDir], dict[str, Any]] = status.collect,
     ) -> None:
         self._run_dir = run_dir
         self._opened = opened
         self._history = history
+        self._known = known
+        self._trouble = Trouble()
         self._redirect = config.redirect is Switch.ON
         served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
         self._sockets = served.get(config.socket_lb, ())
@@ -164,7 +171,7 @@ class Views:
 
     def _read_state(self) -> dict[str, Any]:
         notes = self._run_dir.notes()
-        now = {name: notes[name] for name in ("last_sync", "services", "problems") if name in notes}
+        now = {name: notes[name] for name in ("last_sync", "services") if name in notes}
         found = self._steady()
         with self._opened() as maps:
             counters = [one.as_dict() for one in dump.counters(maps) if one.packets]
@@ -172,6 +179,11 @@ class Views:
             **found,
             "agent": {**found["agent"], **now},
             "source": notes.get("source", found["source"]),
+            # What the status finds for itself has no time; what the agent has noted is read anew.
+            "problems": [
+                *(one for one in found["problems"] if one["since"] is None),
+                *read_notes(notes.get("problems", [])),
+            ],
             "version": notes.get("version"),
             "reasons": counters,
             "time": time.time(),
@@ -183,26 +195,48 @@ class Views:
 
     def _read_figures(self) -> _Counted:
         with self._opened() as maps:
-            return _Counted(figures.sample(maps), time.time())
+            counted = _Counted(figures.sample(maps), time.time())
+        self._trouble.note(counted.time, counted.sample)
+        return counted
 
     def services(self, query: Query) -> dict[str, Any]:
-        """Return the Services whose NAMESPACE/NAME contains ``q``, the first of them with their ports."""
+        """Return the Services whose NAMESPACE/NAME contains ``q``, ``limit`` of them with their ports.
+
+        Those with trouble come first, unless ``sort`` is ``name``.
+
+        Raises
+        ------
+        LbError: limit is no number.
+        """
         wanted = query.get("q", "").lower()
+        most = _limit(query)
         names = self._names()
-        matching = sorted({service for service, _ in names.values() if wanted in service.lower()})
-        shown = set(matching[:MOST_SERVICES])
-        with self._opened() as maps:
-            ports = catalogue.ports(maps, {port: name for port, name in names.items() if name[0] in shown})
         counted = self._figures()
+        matching = {service for service, _ in names.values() if wanted in service.lower()}
+        if query.get("sort") == "name":
+            in_order = sorted(matching)
+        else:
+            in_order = self._trouble.in_order(matching, without_backend(counted.sample))
+        rank = {service: at for at, service in enumerate(in_order[:most])}
+        with self._opened() as maps:
+            ports = catalogue.ports(maps, {port: name for port, name in names.items() if name[0] in rank})
+        ports.sort(key=lambda port: rank[port.service])
+        lately = self._trouble.lately()
         by_port: dict[tuple[str, str, str], list[catalogue.PortRow]] = {}
         for port in ports:
             by_port.setdefault((port.service, port.port_name, port.protocol), []).append(port)
         return {
             "matching": len(matching),
-            "listed": len(shown),
+            "listed": len(rank),
             "ports": [
-                {**_summary(families), **counted.of_port(families[0])} for families in by_port.values()
+                {
+                    **_summary(families),
+                    **counted.of_port(families[0]),
+                    "trouble": lately[families[0].service],
+                }
+                for families in by_port.values()
             ],
+            "unserved": [one for one in self._known.unserved() if wanted in one["service"].lower()],
             "counts_traffic": counted.sample.counts_traffic,
             "time": counted.time,
         }
@@ -226,6 +260,7 @@ class Views:
         return {
             "service": str(key),
             "clients": dict(CLIENTS),
+            "pods": self._known.pods(query),
             "ports": [
                 {
                     **asdict(port),
@@ -239,6 +274,13 @@ class Views:
             "counts_traffic": counted.sample.counts_traffic,
             "time": counted.time,
         }
+
+
+def _limit(query: Query) -> int:
+    text = query.get("limit", str(MOST_SERVICES))
+    if not text.isdecimal() or len(text) > 6:
+        raise LbError("limit: must be a number")
+    return int(text)
 
 
 class _Counted:

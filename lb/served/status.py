@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,17 +13,27 @@ from lb.datapath.attach import hooks, sockets
 from lb.datapath.attach.hooks import LOOPBACK_PROGRAM, XDP_PROGRAM
 from lb.datapath.attach.snat import snat_range
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps.fill import map_fill
+from lb.datapath.maps import map_table
+from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
+from lb.datapath.maps.map_table import MapType
 from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
+from lb.served.pressure import too_small
+from lb.served.problems import Problem, as_note, read_notes, time_text
+from lb.served.pulse import pulse
+
+NEARLY_FULL = 0.9
+"""From which part on a map that refuses what is new, when it is full, is a problem."""
 
 
 def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     """Return the status as the JSON form has it.
+
+    The hooks are those of the calling thread's network namespace.
 
     Raises
     ------
@@ -32,32 +41,54 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     """
     pins = Pins(name)
     notes = run_dir.notes()
-    holder = run_dir.holder()
+    alive = pulse(run_dir, notes)
+    running = alive.pid is not None
     programs = _programs(pins)
     with KernelMaps(pins.maps) as maps:
-        fill = [asdict(each) for each in map_fill(maps)]
+        fills = map_fill(maps)
         snat = _snat(maps)
         hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
+    sick = [one for one in (alive.problem(), *full(fills, notes)) if one]
     return {
         "instance": name,
         "node": notes.get("node"),
+        "problems": [*map(as_note, sick), *read_notes(notes.get("problems", []))],
+        "problems_left_out": notes.get("problems_left_out", 0),
         "agent": {
-            "running": holder is not None,
-            "pid": holder,
+            "running": running,
+            "silent_seconds": round(alive.silent_seconds, 1) if alive.silent else None,
+            "pid": alive.pid,
+            "version": notes.get("version"),
             "started": notes.get("started"),
             "last_sync": notes.get("last_sync"),
             "services": notes.get("services"),
-            "problems": notes.get("problems", []),
+            "repairs": notes.get("repairs"),
         },
-        "healthz": notes.get("healthz") if holder is not None else None,
-        "health_check_node_ports": notes.get("health_check_node_ports", []) if holder is not None else [],
+        "healthz": notes.get("healthz") if running else None,
+        "health_check_node_ports": notes.get("health_check_node_ports", []) if running else [],
         "source": notes.get("source", []),
         "hooks_elsewhere": run_dir.elsewhere() or None,
         "hooks": hook_rows,
         "programs": programs,
         "snat": snat,
-        "maps": fill,
+        "maps": [asdict(each) for each in fills],
     }
+
+
+def full(fills: Sequence[MapFill], notes: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield which maps are nearly full, and where established entries have made room lately."""
+    forgets = {spec.name for spec in map_table.MAPS if spec.type in (MapType.CACHE, MapType.LRU_HASH)}
+    seen = notes.get("evicted", {})
+    for one in fills:
+        if one.name not in forgets and one.entries > NEARLY_FULL * one.capacity:
+            limit = "table_rows" if one.name == "tables" else one.name.rstrip("46")
+            yield Problem(
+                f"map {one.name} is {100 * one.entries // one.capacity} % full: what is new will be refused",
+                f"raise --limits-{limit.replace('_', '-')}, docs/operations.md, How large the maps must be",
+            )
+        grown = (one.evicted or 0) - seen.get(one.name, one.evicted or 0)
+        if grown > 0:
+            yield too_small(one.name, grown, "within the last minutes")
 
 
 def _snat(maps: Maps) -> dict[str, int]:
@@ -94,8 +125,7 @@ def _programs(pins: Pins) -> list[dict[str, Any]]:
 def _since_boot(nanoseconds: int) -> str:
     """Return a time of CLOCK_BOOTTIME as ISO 8601 text in UTC."""
     ago = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - nanoseconds) / 1e9
-    moment = datetime.datetime.fromtimestamp(time.time() - ago, datetime.UTC)
-    return moment.isoformat(timespec="seconds")
+    return time_text(time.time() - ago)
 
 
 def roles(maps: Maps) -> dict[int, str]:

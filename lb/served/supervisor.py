@@ -13,13 +13,15 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
+from lb.served.problems import Problem
+
 _log = logging.getLogger(__name__)
 
 
 class Told(Protocol):
     """What is told of an agent."""
 
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         """Return what is wrong at present."""
         ...
 
@@ -76,4 +78,4 @@ def _status(agent: Told) -> str:
     if not problems:
         return f"STATUS=in step: {services}"
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"STATUS={services}; problem: {' '.join(problems[0].split())}{more}"
+    return f"STATUS={services}; problem: {' '.join(problems[0].text.split())}{more}"

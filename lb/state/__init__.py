@@ -94,6 +94,14 @@ class ClusterState:
         """Return a node, None when it is unknown."""
         return self._nodes.get(name)
 
+    def services(self) -> list[Service]:
+        """Return all Services as they are now; may be called from any thread."""
+        return list(self._services.values())
+
+    def all_slices(self) -> list[EndpointSlice]:
+        """Return the slices of all Services as they are now; may be called from any thread."""
+        return list(self._slices.values())
+
     def service_keys(self) -> Set[ObjectKey]:
         """Return the keys of all Services, as a live view."""
         return self._services.keys()

@@ -32,7 +32,7 @@ from tests.netns.waiting import eventually, held_agent
 from tests.unit.plan_builders import vip_key
 
 HIDDEN = 9099
-"""A port of the pod ``here`` on which a socket listens on its loopback address alone."""
+"""A port on which a socket listens on the loopback address alone, in the pods ``here`` and ``there``."""
 
 POD = """\
 apiVersion: v1
@@ -64,6 +64,7 @@ SERVICES = {
     "far": ("there", "http", "  internalTrafficPolicy: Local\n"),
     "limited": ("here", "http", LIMITED),
     "lost": ("nobody", "http", ""),
+    "veiled": ("there", str(HIDDEN), ""),
 }
 """The app, the target port and further fields of each Service; their clusterIPs count from 10.66.9.1."""
 CAUSES = {
@@ -71,7 +72,8 @@ CAUSES = {
     "wrong": ["wrong-target-port"],
     "hidden": ["localhost-only"],
     "sleepy": ["pods-not-ready"],
-    "far": ["no-local-endpoint"],
+    "far": [],
+    "veiled": ["endpoint-refuses"],
     "limited": ["source-ranges"],
     "lost": ["selector-matches-nothing"],
     "goot": ["no-such-service"],
@@ -90,10 +92,13 @@ def lab(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (manifests / "all.yaml").write_text(text)
     made = make_lab(manifests)
     made.ask_kubelet("unready", pod="sleepy")
-    with namespaces.inside(made.spec.pod_namespace("default", "here")):
-        hidden = socket.create_server(("127.0.0.1", HIDDEN))
+    hidden = []
+    for pod in ("here", "there"):
+        with namespaces.inside(made.spec.pod_namespace("default", pod)):
+            hidden.append(socket.create_server(("127.0.0.1", HIDDEN)))
     yield made
-    hidden.close()
+    for one in hidden:
+        one.close()
     remove(made.spec.id)
 
 
@@ -199,6 +204,19 @@ def test_a_detached_hook(lab: Lab) -> None:
         code, report = said(lab, "explain", "good", "--no-probes")
         assert (code, report["causes"]) == (1, ["hook-missing"])
         assert f"uplink {UPLINK}, tc ingress" in json.dumps(report)
+        code, report = said(lab, "status")
+        problems = [one["text"] for one in report["problems"]]
+        assert code == 1
+        assert "is stopped by a signal or a debugger" in problems[0]
+        assert report["problems"][0]["next"].startswith(f"kill -CONT {report['agent']['pid']}")
+        assert f"uplink {UPLINK}, tc ingress: lb_tc_uplink_in is not attached" in problems
+        err = io.StringIO()
+        heal = ["audit", "--heal", "--instance", lab.spec.instance("node1")]
+        assert main(heal, out=io.StringIO(), err=err) == 1
+        assert "nothing was healed: the agent, process" in err.getvalue()
+    eventually(
+        lambda: said(lab, "status")[1]["agent"]["silent_seconds"] is None, "the agent goes on after SIGCONT"
+    )
     code, report = said(lab, "audit", "--heal")
     assert code == 0
     # The agent may have attached them before it was asked to: it looks every few seconds.
@@ -206,6 +224,13 @@ def test_a_detached_hook(lab: Lab) -> None:
     with namespaces.inside(lab.spec.namespace("node1")), Netlink() as net:
         assert net.detach_tc(uplink) == 2, "both hooks have been attached again"
     eventually(lambda: said(lab, "explain", "good")[0] == 0, "the agent attaches them of its own accord")
+
+    def repaired() -> bool:
+        code, report = said(lab, "status")
+        repairs = report["agent"]["repairs"]
+        return code == 0 and repairs["count"] >= 2 and f"uplink {UPLINK}, tc" in repairs["what"]
+
+    eventually(repaired, "status tells which hooks were put back, and that all is well again")
 
 
 def test_what_a_manifest_would_change(lab: Lab, tmp_path: Path) -> None:

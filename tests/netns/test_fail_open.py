@@ -171,5 +171,6 @@ def test_rollback_to_a_version_that_attaches_by_other_means_loses_nothing(lab: L
         check_node(lab)
         assert ask() == name
     assert result["failures"] == []
-    hooks = lab.run(NODE, [sys.executable, "-m", "lb", "status", "--instance", lab.spec.instance(NODE)])
+    argv = [sys.executable, "-m", "lb", "status", "--programs", "--instance", lab.spec.instance(NODE)]
+    hooks = lab.run(NODE, argv)
     assert "lb_tc_uplink_in" in hooks.stdout

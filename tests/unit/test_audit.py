@@ -280,6 +280,27 @@ def test_a_backend_that_goes_costs_its_connections(tmp_path: Path) -> None:
     assert node.compare().differences == []  # nothing was applied
 
 
+def test_what_is_not_read_of_a_manifest_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "new.yml.txt"
+    file.write_text(f"{WELL}---\napiVersion: apps/v1\nkind: Deployment\n")
+    content = read_files([str(file)], Config())
+    report = plan_command.as_dict(planned(world(tmp_path), tmp_path, WELL), [])
+    text = plan_command.render({**report, "not_read": dict(content.passed_over)})
+    assert "not read: 1 Deployment (apps/v1); what is read: Service, Pod," in text
+
+
+def test_many_changes_are_summed_and_their_ids_are_sorted_as_numbers(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    more = "".join(
+        TWO.replace("name: two", f"name: p{at}").replace("10.244.2.2", f"10.244.3.{at}")
+        for at in range(1, 13)
+    )
+    report = plan_command.as_dict(planned(node, tmp_path, SERVICE + more), [])
+    came = [one["entry"] for one in report["changes"] if one["map"] == "backends4" and one["sign"] == "+"]
+    assert came == [f"#{at}" for at in range(3, 15)]
+    assert "in all: backends4 +12" in plan_command.render(report)
+
+
 def test_a_new_service_and_the_room_that_is_left(tmp_path: Path) -> None:
     node = world(tmp_path)
     new = SERVICE.replace("name: web", "name: new").replace("0.10", "0.11")
@@ -300,6 +321,18 @@ def test_an_address_that_another_has_is_a_problem(tmp_path: Path) -> None:
     node = world(tmp_path)
     report = plan_command.as_dict(planned(node, tmp_path, SERVICE.replace("name: web", "name: new")), [])
     assert "10.96.0.10:80/TCP belongs to Service default/web" in report["problems"][0]
+
+
+def test_a_health_check_port_that_another_has_as_node_port_is_a_problem(tmp_path: Path) -> None:
+    local = "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30777"
+    new = SERVICE.replace("name: web", "name: new").replace("0.10", "0.11").replace("spec:", local)
+    node_port = SERVICE.replace("spec:", "spec:\n  type: NodePort").replace(
+        "port: 80,", "port: 80, nodePort: 30777,"
+    )
+    report = plan_command.as_dict(planned(world(tmp_path), tmp_path, new + node_port), [])
+    assert report["problems"] == [
+        "default/new: spec.healthCheckNodePort 30777: service default/web has it as a nodePort"
+    ]
 
 
 def test_a_file_that_is_wrong_is_one_error(tmp_path: Path) -> None:
@@ -353,7 +386,7 @@ def test_the_text_of_an_audit(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 100
     audit.heal(node.maps, node.snapshot().state, HERE)
     healed = audit_command.render(audit_command.as_dict("node1", node.compare(), []))
-    assert healed == "the kernel holds what the source says: 1 Services, no difference\n"
+    assert healed == "the kernel holds what the source says: 1 Service, no difference\n"
     assert WEB in node.compare().plans
 
 

@@ -547,7 +547,8 @@ def test_roles_are_those_that_the_programs_see() -> None:
     assert roles(maps) == {2: "uplink", 3: "uplink", 5: "tunnel"}
 
 
-def test_status_as_text() -> None:
+def a_status() -> dict[str, Any]:
+    """Return a status with something of everything."""
     hook = {
         "interface": "eth0",
         "role": "uplink",
@@ -555,86 +556,129 @@ def test_status_as_text() -> None:
         "program": "lb_tc_uplink_in",
         "program_id": 7,
     }
-    text = status_text(
-        {
-            "instance": "n1",
-            "agent": {
-                "running": False,
-                "pid": None,
-                "last_sync": "2026-01-01T00:00:00+00:00",
-                "services": 2,
-                "problems": ["service default/web: no room"],
+    return {
+        "instance": "n1",
+        "node": "node1",
+        "problems": [
+            {"text": "no agent runs", "next": "start it", "since": None},
+            {
+                "text": "service default/web: no room",
+                "next": "raise the limit that it names, and no other: " + "so this is a long line " * 3,
+                "since": "2020-01-01T00:00:00+00:00",
             },
-            "healthz": "0.0.0.0:10256",
-            "health_check_node_ports": [
-                {
-                    "service": "default/web",
-                    "port": 30500,
-                    "local_endpoints": 2,
-                    "addresses": ["192.0.2.11:30500", "[2001:db8::11]:30500"],
-                },
-                {"service": "default/dns", "port": 30501, "local_endpoints": 0, "addresses": []},
-            ],
-            "source": [
-                {
-                    "resource": "services",
-                    "objects": 12,
-                    "unusable": 1,
-                    "contact": "2020-01-01T00:00:00+00:00",
-                    "failures": 3,
-                    "error": "GET /api/v1/services: 500 oops",
-                },
-                {
-                    "resource": "nodes",
-                    "objects": 0,
-                    "unusable": 0,
-                    "contact": None,
-                    "failures": 0,
-                    "error": "",
-                },
-            ],
-            "hooks_elsewhere": None,
-            "snat": {"first": 1024, "last": 29999, "ports": 28976, "elsewhere": 2, "exhausted": 7},
-            "hooks": [{**hook, "why": "veth: XDP would turn off offload"}],
-            "programs": [],
-            "maps": [{"name": "vips4", "entries": 3, "capacity": 64, "when_full": "refused"}],
-        }
-    )
-    assert re.sub(r"\d+ s ago", "N s ago", text) == (
-        "instance n1, agent not running; the data plane carries on\n"
-        "last sync 2026-01-01T00:00:00+00:00, 2 Services\n"
-        "services: 12 known, 1 unusable, last word N s ago, failed 3 times: GET /api/v1/services: 500 oops\n"
-        "nodes: 0 known, never heard of, in step\n"
-        "healthz and livez: 0.0.0.0:10256\n"
-        "healthCheckNodePort 30500 of default/web: 192.0.2.11:30500, [2001:db8::11]:30500;"
-        " local endpoints: 2\n"
-        "healthCheckNodePort 30501 of default/dns: nowhere; local endpoints: 0\n"
-        "SNAT ports: 1024-29999, 28976 for each remote backend; none was free for 7 packets,"
-        " 2 connections went to another backend\n"
-        "problem: service default/web: no room\n"
-        "\n"
-        "INTERFACE  ROLE    HOOK        PROGRAM          PROGRAM ID  WHY\n"
-        "eth0       uplink  tc ingress  lb_tc_uplink_in           7  veth: XDP would turn off offload\n"
+        ],
+        "problems_left_out": 3,
+        "agent": {
+            "running": False,
+            "silent_seconds": None,
+            "pid": None,
+            "last_sync": "2020-01-01T00:00:00+00:00",
+            "services": 2,
+            "repairs": {
+                "count": 2,
+                "last": "2020-01-01T00:00:00+00:00",
+                "what": "uplink eth0, tc ingress",
+            },
+        },
+        "healthz": "0.0.0.0:10256",
+        "health_check_node_ports": [
+            {
+                "service": "default/web",
+                "port": 30500,
+                "local_endpoints": 2,
+                "addresses": ["192.0.2.11:30500", "[2001:db8::11]:30500"],
+            },
+            {"service": "default/dns", "port": 30501, "local_endpoints": 0, "addresses": []},
+        ],
+        "source": [
+            {
+                "resource": "services",
+                "objects": 12,
+                "unusable": 1,
+                "contact": "2020-01-01T00:00:00+00:00",
+                "failures": 3,
+                "error": "GET /api/v1/services: 500 oops",
+            },
+            {
+                "resource": "nodes",
+                "objects": 0,
+                "unusable": 0,
+                "contact": None,
+                "failures": 0,
+                "error": "",
+            },
+        ],
+        "hooks_elsewhere": None,
+        "snat": {"first": 1024, "last": 29999, "ports": 28976, "elsewhere": 2, "exhausted": 7},
+        "hooks": [
+            {**hook, "why": "veth: XDP would turn off offload"},
+            {**hook, "hook": "tc egress", "why": ""},
+            *({**hook, "interface": f"veth{at}", "role": "pod", "why": ""} for at in range(3)),
+            {**hook, "interface": "/sys/fs/cgroup", "role": "sockets", "hook": "connect4", "why": ""},
+        ],
+        "programs": [],
+        "maps": [
+            {"name": "vips4", "entries": 3, "capacity": 64, "when_full": "refused"},
+            {"name": "vips6", "entries": 0, "capacity": 64, "when_full": "refused"},
+            {"name": "flows4", "entries": 0, "capacity": 64, "when_full": "one goes", "evicted": 456},
+        ],
+    }
+
+
+def plain(text: str) -> str:
+    """Return a text without how long ago things were."""
+    return re.sub(r"[0-9]+ d ago", "N d ago", text)
+
+
+def test_status_as_text() -> None:
+    text = plain(status_text(a_status()))
+    assert text == (Path(__file__).parent / "texts" / "status.txt").read_text()
+
+
+def test_status_with_programs_shows_every_hook_and_map() -> None:
+    text = plain(status_text(a_status(), programs=True))
+    assert text.endswith(
+        "INTERFACE       ROLE     HOOK        PROGRAM          PROGRAM ID  WHY\n"
+        "eth0            uplink   tc ingress  lb_tc_uplink_in           7  veth: XDP would turn off offload\n"
+        "eth0            uplink   tc egress   lb_tc_uplink_in           7\n"
+        "veth0           pod      tc ingress  lb_tc_uplink_in           7\n"
+        "veth1           pod      tc ingress  lb_tc_uplink_in           7\n"
+        "veth2           pod      tc ingress  lb_tc_uplink_in           7\n"
+        "/sys/fs/cgroup  sockets  connect4    lb_tc_uplink_in           7\n"
         "\n"
         "NAME  ID  TAG  LOADED  BUILD\n"
         "\n"
-        "NAME   ENTRIES  CAPACITY  WHEN FULL\n"
-        "vips4        3        64  refused\n"
+        "NAME    ENTRIES  CAPACITY  WHEN FULL\n"
+        "vips4         3        64  refused\n"
+        "vips6         0        64  refused\n"
+        "flows4        0        64  one goes\n"
     )
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_status_fits_a_narrow_terminal(width: int) -> None:
+    assert max(map(len, status_text(a_status(), width=width).splitlines())) <= width
+
+
+def test_the_first_line_of_a_status_decides() -> None:
+    well = {**a_status(), "problems": [], "problems_left_out": 0}
+    assert status_text(well).startswith("ok: node1 (instance n1)\n\n")
+    one = {**well, "problems": a_status()["problems"][:1]}
+    assert status_text(one).startswith("1 problem: node1 (instance n1)\n- no agent runs\n  → start it\n\n")
 
 
 def test_status_from_another_network_namespace_says_where_the_hooks_are() -> None:
-    agent: dict[str, Any] = {"running": True, "pid": 77, "last_sync": None, "problems": []}
+    agent: dict[str, Any] = {"running": True, "silent_seconds": None, "pid": 77, "last_sync": None}
     parts: dict[str, Any] = {"hooks": [], "programs": [], "maps": []}
     parts |= {"healthz": None, "health_check_node_ports": []}
     parts["snat"] = {"first": 1, "last": 2, "ports": 2, "elsewhere": 0, "exhausted": 0}
-    text = status_text(
-        {"instance": "n1", "agent": agent, "source": [], "hooks_elsewhere": "nsenter …", **parts}
-    )
+    parts |= {"node": None, "problems": [], "problems_left_out": 0, "source": [], "agent": agent}
+    text = status_text({"instance": "n1", "hooks_elsewhere": "nsenter …", **parts})
     assert text.startswith(
-        "instance n1, agent running, pid 77\n"
-        "SNAT ports: 1-2, 2 for each remote backend; never exhausted\n\n"
-        "its hooks are in another network namespace: nsenter …\n\n"
+        "ok: n1\n\n"
+        "agent      runs, process 77\n"
+        "SNAT       ports 1-2, 2 for each remote backend; never exhausted\n"
+        "hooks      in another network namespace: nsenter …\n\n"
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from lb.cli import main
 from lb.cli.flows import render as render_flows
 from lb.cli.service import collect, render, render_one, shown
 from lb.config import Config
-from lb.datapath.maps.layouts import FLOW, FLOW_KEY
+from lb.datapath.maps.layouts import FLOW, FLOW_KEY, FlowState
 from lb.datapath.view.dump import FlowEntry, dump
 from lb.model import ObjectKey, Protocol
 from lb.plan import Conflict
 from lb.plan.types import BackendState, VipKind
 from lb.rundir import RunDir
 from lb.served.notes import MOST, Notes
+from lb.served.pressure import Pressure
+from lb.served.problems import Problem
 from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS
 from tests.unit.plan_builders import NODE, RememberedClaims, backend, port_plan, service_plan, vip_key
@@ -58,8 +61,10 @@ class Told:
     def service_count(self) -> int:
         return 3
 
-    def problems(self) -> list[str]:
-        return [*map(str, self._conflicts)]
+    repairs, repaired = 0, ""
+
+    def problems(self) -> list[Problem]:
+        return [Problem(str(one), "give one another") for one in self._conflicts]
 
     def conflicts(self) -> list[Conflict]:
         return self._conflicts
@@ -69,7 +74,7 @@ class Told:
 
 
 class NoChecks:
-    def problems(self) -> list[str]:
+    def problems(self) -> list[Problem]:
         return []
 
     def served(self) -> list[Any]:
@@ -86,6 +91,7 @@ def notes_writer(tmp_path: Path) -> Notes:
         source_health=list,
         checks=checks,
         healthz=lambda: None,
+        pressure=Pressure(dict),
     )
 
 
@@ -218,7 +224,7 @@ def test_conflicts_without_number_do_not_fill_the_notes(bench: Bench, tmp_path: 
     notes = notes_of(tmp_path, conflicts)
     assert len(notes["conflicts"]) == MOST
     assert notes["conflicts"][-1]["loser"] == "default/s099"
-    assert (len(notes["problems"]), notes["problems"][-1]) == (MOST + 1, "7 more, see the agent's log")
+    assert (len(notes["problems"]), notes["problems_left_out"]) == (MOST, 7)
     text = render(collect(bench.maps, notes, running=True))
     assert text.count("conflict: ") == MOST + 1
     assert text.endswith("default/s099 claims it too\nconflict: 7 more, see the agent's log\n")
@@ -238,13 +244,16 @@ def test_one_service_is_shown() -> None:
     value["state"], value["last_seen"] = 1, 10**9
     bench.maps.array("settings4")["tcp_established_ns"] = 10**10
     bench.maps.update("flows4", key, value)
+    key["sport"], value["state"] = 40001, FlowState.CLOSED
+    bench.maps.array("settings4")["tcp_closing_ns"] = 10**10
+    bench.maps.update("flows4", key, value)
     first = bench.maps.array("connections4")[1:2]
     first["opened"], first["refused"] = 7, 2
     found = shown(bench.maps, ObjectKey("default", "web"), 2 * 10**9)
     assert (
         render_one(found)
         == """\
-default/web: 1 live connections, 0 clients with affinity
+default/web: 1 live connection, 1 closed, 0 clients with affinity
 
 port http, TCP, IPv4, affinity 10800 s
   clusterIP 9.9.9.9:80: 2 offered
@@ -267,8 +276,9 @@ port udp, UDP, IPv4
 
 def test_flows_are_listed() -> None:
     flow = FlowEntry("TCP", "10.244.1.2:40000", "10.96.0.1:80", "10.0.1.1:8080", "", "established", 61.4)
-    assert render_flows([flow]) == (
+    assert render_flows([flow, replace(flow, state="closed")]) == (
         "PROTOCOL  CLIENT            VIP           BACKEND        SNAT  STATE        IDLE\n"
         "TCP       10.244.1.2:40000  10.96.0.1:80  10.0.1.1:8080  -     established  61 s\n"
-        "1 live\n"
+        "TCP       10.244.1.2:40000  10.96.0.1:80  10.0.1.1:8080  -     closed       61 s\n"
+        "1 live, 1 closed\n"
     )

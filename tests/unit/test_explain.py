@@ -18,8 +18,10 @@ from lb.datapath.sync.ledger import vip_keys
 from lb.diagnose.attachment import MissingHook
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Result, causes
+from lb.diagnose.gather import spread
 from lb.errors import ConfigError
 from lb.model import ObjectKey, Protocol
+from lb.plan import health_port_taken
 from lb.words import some
 from tests.unit.plan_builders import vip_key
 from tests.unit.worlds import ONE, SERVICE, TWO, WEB, WELL, world
@@ -29,6 +31,8 @@ UNREADY = [
     ('{type: ContainersReady, status: "True"}', '{type: ContainersReady, status: "False", reason: NotYet}'),
     ('{type: Ready, status: "True"}', '{type: Ready, status: "False"}'),
 ]
+
+CHECKED = "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30777"
 
 
 def edited(text: str, *pairs: tuple[str, str]) -> str:
@@ -105,12 +109,12 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
     ),
     "nobody here, inside": (
         edited(SERVICE, ("spec:", "spec:\n  internalTrafficPolicy: Local")) + TWO,
-        ["no-local-endpoint"],
+        [],
         "internalTrafficPolicy Local and no endpoint on node1, but on node2",
     ),
     "nobody here, outside": (
         edited(SERVICE, ("spec:", "spec:\n  type: NodePort\n  externalTrafficPolicy: Local")) + TWO,
-        ["no-local-endpoint"],
+        [],
         "externalTrafficPolicy Local and no endpoint on node1, but on node2",
     ),
     "source range": (
@@ -181,7 +185,7 @@ LISTENING = {
     "another protocol": ([heard("0.0.0.0", 8080, Protocol.UDP)], "nothing-listens", "no process"),
     "nobody": ([], "nothing-listens", "no process of the pod listens"),
     "all is well": ([heard("::", 8080)], "endpoint-refuses", "though a process listens"),
-    "not to be seen": (None, "endpoint-refuses", "or on localhost alone"),
+    "not to be seen": (None, "endpoint-refuses", "at most on localhost"),
 }
 
 
@@ -198,11 +202,91 @@ def test_who_listens_behind_a_refusal(row: str, tmp_path: Path) -> None:
 def test_port_and_target_port_that_are_mixed_up(tmp_path: Path) -> None:
     text = edited(SERVICE + ONE, ("port: 80, targetPort: http", "port: 8080, targetPort: 80"))
     facts = world(tmp_path, text).facts(endpoint="refused", vip="refused")
-    for known in ([heard("0.0.0.0", 8080)], None):
+    for known, cause in (([heard("0.0.0.0", 8080)], "wrong-target-port"), (None, "endpoint-refuses")):
         facts.listeners = {"10.244.1.2": known}
         findings = explain(facts)
-        assert causes(findings) == ["wrong-target-port"]
+        assert causes(findings) == [cause]
         assert "mixed up" in " ".join(one.found for one in findings)
+
+
+def test_a_pod_elsewhere_that_listens_on_localhost_is_not_taken_for_a_wrong_port(tmp_path: Path) -> None:
+    text = edited(SERVICE + TWO, ("targetPort: http", "targetPort: 9099"))
+    findings = explain(world(tmp_path, text).facts(endpoint="refused", vip="refused"))
+    assert causes(findings) == ["endpoint-refuses"]
+    told = re.sub(r"\s+", " ", render(WEB, "node1", findings))
+    assert "nothing listens on 9099 of the pod's address, at most on localhost; the pod declares 8080" in told
+
+
+def test_policy_local_without_a_pod_here_is_a_note_and_so_is_what_follows(tmp_path: Path) -> None:
+    facts = world(tmp_path, ROWS["nobody here, inside"][0]).facts(vip="silent")
+    findings = explain(facts)
+    assert causes(findings) == []
+    assert [one.result for one in findings if one.cause == "no-local-endpoint"] == [Result.NOTE] * 2
+
+
+def test_endpoints_that_were_not_tried_are_counted(tmp_path: Path) -> None:
+    facts = world(tmp_path).facts()
+    facts.not_tried = 1330
+    (found,) = [one for one in explain(facts) if one.cause == "endpoints-not-tried"]
+    assert (found.found, found.next) == (
+        "2 of 1332 were tried, some of each port",
+        "--all tries every one",
+    )
+
+
+def test_endpoints_are_tried_from_all_over() -> None:
+    assert spread(range(100), 4) == [0, 25, 50, 75]
+    assert spread(range(3), 4) == [0, 1, 2]
+
+
+def test_evictions_and_missing_nodes_are_notes(tmp_path: Path) -> None:
+    made = world(tmp_path)
+    facts = made.facts()
+    facts.evicted, facts.missing_nodes = {"flows4": 456}, ["node2"]
+    findings = explain(facts)
+    assert causes(findings) == []
+    told = re.sub(r"\s+", " ", render(WEB, "node1", findings))
+    assert "endpoints name node2, of which there is no Node: they get their share" in told
+    assert "made room for new ones, since the maps were made: 456 of flows4" in told
+
+
+def test_a_health_check_port_that_is_anothers_node_port_is_named(tmp_path: Path) -> None:
+    local = edited(
+        SERVICE,
+        (
+            "spec:",
+            "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30777",
+        ),
+    )
+    other = edited(
+        SERVICE, ("{name: web}", "{name: other}"), ("10.96.0.10", "10.96.0.11"),
+        ("spec:", "spec:\n  type: NodePort"), ("port: 80,", "port: 80, nodePort: 30777,"),
+    )  # fmt: skip
+    state = world(tmp_path, local + other + ONE).snapshot().state
+    taken = health_port_taken(state.services())
+    assert taken == {WEB: "spec.healthCheckNodePort 30777: service default/other has it as a nodePort"}
+    facts = world(tmp_path, local + other + ONE).facts()
+    facts.health_port = taken[WEB]
+    assert causes(explain(facts)) == ["health-port-taken"]
+
+
+def test_a_health_check_port_that_two_ask_for_is_the_firsts(tmp_path: Path) -> None:
+    local = edited(
+        SERVICE,
+        (
+            "spec:",
+            "spec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 30777",
+        ),
+    )
+    other = edited(local, ("{name: web}", "{name: other}"), ("10.96.0.10", "10.96.0.11"))
+    taken = health_port_taken(world(tmp_path, local + other).snapshot().state.services())
+    assert taken == {WEB: "spec.healthCheckNodePort 30777: service default/other has it"}
+
+
+def test_nodes_are_missed_where_some_are_known(tmp_path: Path) -> None:
+    assert world(tmp_path).reader.missing_nodes(["node1", "node2"]) == []
+    node = "apiVersion: v1\nkind: Node\nmetadata: {name: node1}\n"
+    assert world(tmp_path, WELL + node).reader.missing_nodes(["node1", "node2"]) == ["node2"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +312,18 @@ def test_no_agent(tmp_path: Path) -> None:
     findings = explain(facts)
     assert causes(findings) == []
     assert any(one.cause == "agent-not-running" and "lbctl run" in one.next for one in findings)
+
+
+def test_an_agent_that_does_not_get_on_is_a_cause_where_maps_are_behind(tmp_path: Path) -> None:
+    node = world(tmp_path)
+    facts = node.facts()
+    facts.sick = ("the agent, process 77, is stopped", "kill -CONT 77")
+    assert causes(explain(facts)) == []
+    node.maps.delete("vips4", vip_keys(4, [vip_key("10.96.0.10:80")]))
+    facts = node.facts(vip="silent")
+    facts.sick = ("the agent, process 77, is stopped", "kill -CONT 77")
+    assert causes(explain(facts)) == ["maps-differ", "agent-silent"]
+    assert "→ kill -CONT 77" in render(WEB, "node1", explain(facts))
 
 
 def test_no_kernel(tmp_path: Path) -> None:

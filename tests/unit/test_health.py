@@ -214,6 +214,10 @@ class Ports:
             return asking.connect_ex((host, port)) != 0
 
 
+def texts(ports: Ports) -> list[str]:
+    return [one.text for one in ports.checks.problems()]
+
+
 @pytest.fixture
 def ports(server: HttpServer) -> Ports:
     return Ports(server)
@@ -264,7 +268,7 @@ def test_health_check_node_port_closes_with_the_service(ports: Ports) -> None:
     ports.update(web=check(port, A), dns=None)
     ports.update(web=None)
     assert ports.closed(port)
-    assert (ports.checks.served(), ports.checks.problems()) == ([], [])
+    assert (ports.checks.served(), texts(ports)) == ([], [])
     ports.update(web=check(port, A))
     assert ports.ask(port) == (200, "web", 1)
 
@@ -285,7 +289,7 @@ def test_health_check_node_port_moves_between_services(ports: Ports, order: tupl
     after = {"web": check(two, A), "dns": check(one)}
     ports.update(**{name: after[name] for name in order})
     assert (ports.ask(one), ports.ask(two)) == ((503, "dns", 0), (200, "web", 1))
-    assert (ports.checks.problems(), ports.announced) == ([], [])
+    assert (texts(ports), ports.announced) == ([], [])
 
 
 def test_health_check_node_port_that_two_ask_for_is_the_ones_who_has_it(
@@ -300,10 +304,10 @@ def test_health_check_node_port_that_two_ask_for_is_the_ones_who_has_it(
         f"service default/dns: spec.healthCheckNodePort {port}: {text}"
     ]
     assert ports.announced == [("default/dns", text)]
-    assert ports.checks.problems() == [f"service default/dns: spec.healthCheckNodePort {port}: {text}"]
+    assert texts(ports) == [f"service default/dns: spec.healthCheckNodePort {port}: {text}"]
     ports.update(web=None)
     assert ports.ask(port) == (200, "dns", 2)
-    assert ports.checks.problems() == []
+    assert texts(ports) == []
 
 
 def test_health_check_node_port_that_another_process_has(
@@ -314,7 +318,7 @@ def test_health_check_node_port_that_another_process_has(
         ports.update(web=check(port, A))
         text = f"cannot listen on {SECOND_ADDRESS}:{port}: Address already in use"
         place = f"service default/web: spec.healthCheckNodePort {port}"
-        assert ports.checks.problems() == [f"{place}: {text}"]
+        assert texts(ports) == [f"{place}: {text}"]
         assert ports.announced == [("default/web", text)]
         assert ports.ask(port) == (200, "web", 1), "its other address is served"
         [served] = [one.as_dict() for one in ports.checks.served()]
@@ -328,7 +332,7 @@ def test_health_check_node_port_that_another_process_has(
     ports.checks.move([ip_address(LOOPBACK)])
     ports.checks.move([ip_address(LOOPBACK), ip_address(SECOND_ADDRESS)])
     assert ports.ask(port, SECOND_ADDRESS) == (200, "web", 1)
-    assert ports.checks.problems() == []
+    assert texts(ports) == []
     errors = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
     assert errors == [f"{place}: {text}; all else works, trying again every 0.01 s"]
 
@@ -365,7 +369,7 @@ def test_health_check_node_port_that_is_a_node_port_as_well_is_named(
     ports.checks.update({DNS: None}, (), {DNS: frozenset((port, other))})
     text = "service default/dns has it as a nodePort"
     place = f"service default/web: spec.healthCheckNodePort {port}: {text}"
-    assert ports.checks.problems() == [place]
+    assert texts(ports) == [place]
     assert ports.announced == [("default/web", text)]
     assert [one.getMessage() for one in caplog.records] == [place]
     assert ports.closed(port)
@@ -375,7 +379,7 @@ def test_health_check_node_port_that_is_a_node_port_as_well_is_named(
     assert ports.ask(other) == (200, "web", 1)
     ports.checks.update({WEB: check(port, A)}, (), {DNS: frozenset(), WEB: frozenset((other,))})
     assert ports.ask(port) == (200, "web", 1)
-    assert (ports.checks.problems(), len(ports.announced)) == ([], 2)
+    assert (texts(ports), len(ports.announced)) == ([], 2)
 
 
 @pytest.mark.parametrize(

@@ -420,6 +420,20 @@ def test_errors_that_only_all_files_together_show(tmp_path: Path) -> None:
     assert len(reports) == 1
 
 
+def test_kinds_that_are_not_read_are_told_once(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n"
+    folder.write("a.yaml", f"{deployment}---\n{deployment}---\nkind: Sevice\n")
+    with caplog.at_level(logging.INFO, logger="lb.manifests.source"):
+        folder.scan()
+        folder.write("b.yaml", service("web", 80))
+        folder.scan()
+    (message,) = [each for each in caplog.messages if "not read" in each]
+    assert message.endswith(
+        "not read: 2 Deployment (apps/v1), 1 Sevice (no apiVersion);"
+        " what is read: Service, Pod, Node, Endpoints, EndpointSlice"
+    )
+
+
 def test_what_is_given_is_logged_once(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
     folder.write("a.yaml", service("kubia", extra="  type: NodePort\n"))
     with caplog.at_level(logging.INFO, logger="lb"):

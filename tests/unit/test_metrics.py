@@ -67,7 +67,7 @@ def all_parts(maps: Maps) -> dict[str, metrics.Part]:
     programming.note(Since.ARRIVAL, 1 / 512)
     return {
         "build": lambda: metrics.build_metrics("1.2", "abcd"),
-        "agent": lambda: metrics.agent_metrics(7, {"service": 2, "hook": 0, "conflict": 1}),
+        "agent": lambda: metrics.agent_metrics(7, {"service": 2, "hook": 0, "conflict": 1}, 0.25),
         "syncs": syncs.metrics,
         "programming": programming.metrics,
         "source": lambda: metrics.source_metrics((SERVICES, NODES), lambda: 130.0, lambda: 5030.0),
@@ -113,6 +113,7 @@ def test_a_scrape_has_everything() -> None:
     wanted: Samples = {
         ("lbctl_build_info", ("abcd", "1.2")): 1,
         ("lbctl_services", ()): 7,
+        ("lbctl_agent_busy_seconds", ()): 0.25,
         ("lbctl_snat_ports", ()): 1,
         ("lbctl_problems", ("service",)): 2,
         ("lbctl_problems", ("hook",)): 0,

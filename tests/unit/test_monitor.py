@@ -34,6 +34,10 @@ class Names:
 
     def __init__(self) -> None:
         self.forgotten = 0
+        self.pods: dict[str, str] = {}
+
+    def pod_at(self, place: str) -> str:
+        return self.pods.get(place, "")
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -335,3 +339,19 @@ def test_one_watches_at_a_time(tmp_path: Path) -> None:
         pass
     one.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["n2.watch"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_events_fit_a_terminal(width: int) -> None:
+    for one in told():
+        lines = one.line(width).split("\n")
+        assert max(map(len, lines)) <= width
+        assert "".join(one.line(width).split()) == "".join(one.line().split())
+
+
+def test_a_backend_is_told_with_its_pod() -> None:
+    names = Names()
+    names.pods = {"10.244.1.2:8080": "default/web-1"}
+    first = describe(RECORDS[0], names, 0)  # type: ignore[arg-type]
+    assert "=> 10.244.1.2:8080 (web-1) [S]" in first.line()
+    assert first.as_dict()["pod"] == "default/web-1"

@@ -20,7 +20,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from lb.config import Config
 from lb.datapath.sync.ledger import read_names
-from lb.datapath.view import catalogue
+from lb.datapath.view import catalogue, figures
 from lb.model import (
     Endpoint,
     EndpointPort,
@@ -36,7 +36,9 @@ from lb.model import (
 from lb.rundir import RunDir
 from lb.served.api import history_answer
 from lb.served.http import HttpServer, Request, Response, routes
+from lb.served.known import Known
 from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown
+from lb.served.trouble import WINDOW_SECONDS, Trouble, without_backend
 from tests.fake_maps import FakeMaps
 from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
@@ -53,8 +55,8 @@ STATUS: dict[str, Any] = {
         "started": "2026-11-22T10:00:00+00:00",
         "last_sync": "2026-11-22T10:00:05+00:00",
         "services": 3,
-        "problems": [f"service default/{HOSTILE}: backends is full"],
     },
+    "problems": [{"text": f"service default/{HOSTILE}: backends is full", "next": HOSTILE, "since": None}],
     "source": [],
     "hooks": [
         {
@@ -164,7 +166,8 @@ def serving_page(bench: Bench, run_dir: RunDir) -> Iterator[HttpServer]:
         Config(),
         lambda: contextlib.nullcontext(bench.maps),
         bench.history,
-        lambda _instance, _run_dir: json.loads(json.dumps(STATUS)),
+        Known(bench.state),
+        collect=lambda _instance, _run_dir: json.loads(json.dumps(STATUS)),
     )
     answers = {"/": page(), "/api/history": history_answer(bench.history, "n1", "now"), **views.answers()}
     with serving() as server:
@@ -198,6 +201,36 @@ def told(server: HttpServer, path: str) -> Any:
     return json.loads(body)
 
 
+def test_services_with_trouble_come_first_then_those_without_a_backend() -> None:
+    bench, now = filled(), [0.0]
+    names = {port: name for port, name in read_names(bench.maps).items() if name[0] == str(SHOP)}
+    port = next(one for one in catalogue.ports(bench.maps, names) if one.version == 4)
+    counting, trouble = Counting(bench.maps), Trouble()
+
+    def look(seconds: float) -> list[str]:
+        now[0] += seconds
+        sample = figures.sample(bench.maps)
+        trouble.note(now[0], sample)
+        services = {f"{one.namespace}/{one.service}" for one in sample.ports}
+        return trouble.in_order(services, without_backend(sample))
+
+    # What was before is no trouble of now.
+    assert look(0) == ["default/empty", f"default/{HOSTILE}", str(SHOP)]
+    counting.count(port.backends[0].id, traffic=(0, 0, 0, 0), connections=(50, 5, 0))
+    counting.of_service(port.id, {}, dropped={"SOURCE_NOT_ALLOWED": 500, "NO_ROUTE": 2})
+    assert look(5)[0] == str(SHOP)
+    assert trouble.lately() == {str(SHOP): 7}  # what a Service's own fields ask for is no trouble
+    look(WINDOW_SECONDS)
+    assert look(WINDOW_SECONDS)[0] == "default/empty"  # it is over
+
+
+def test_more_services_are_listed_when_asked_for(server: HttpServer) -> None:
+    found = told(server, "/api/services?limit=1&sort=name")
+    assert (found["matching"], found["listed"]) == (3, 1)
+    assert {one["service"] for one in found["ports"]} == {f"default/{HOSTILE}"}
+    assert got(server, "/api/services?limit=x")[0] == 400
+
+
 def test_services_are_found_by_a_part_of_their_name(server: HttpServer) -> None:
     found = told(server, "/api/services?q=HECK")
     assert (found["matching"], found["listed"]) == (1, 1)
@@ -213,7 +246,7 @@ def test_services_are_found_by_a_part_of_their_name(server: HttpServer) -> None:
     assert port["dropped"] == {"SOURCE_NOT_ALLOWED": 5}
     assert told(server, "/api/services")["matching"] == 3
     assert told(server, "/api/services?q=nothing") | {"time": 0} == {
-        "matching": 0, "listed": 0, "ports": [], "counts_traffic": True, "time": 0,
+        "matching": 0, "listed": 0, "ports": [], "unserved": [], "counts_traffic": True, "time": 0,
     }  # fmt: skip
 
 

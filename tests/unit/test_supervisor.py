@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.served.problems import Problem
 from lb.served.supervisor import Supervisor
 
 
@@ -21,8 +22,8 @@ class Agent:
 
     wrong: list[str] = field(default_factory=list)
 
-    def problems(self) -> list[str]:
-        return self.wrong
+    def problems(self) -> list[Problem]:
+        return [Problem(text) for text in self.wrong]
 
     def service_count(self) -> int:
         return 12

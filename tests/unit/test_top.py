@@ -216,6 +216,48 @@ def test_into_a_service_and_back(shown: Screen) -> None:
     assert not shown.press("q", 80, 24)
 
 
+def test_a_text_that_is_typed_filters_services_and_stays(shown: Screen) -> None:
+    for key in ("/", "D", "n", "x", "backspace"):
+        shown.press(key, 80, 24)
+    assert [str(row.port) for row in shown._rows] == ["kube-system/kube-dns:dns"]
+    assert "name contains: Dn_" in text(shown)
+    shown.press("enter", 80, 24)
+    assert "only: Dn" in text(shown)
+    shown.press("enter", 80, 24)
+    assert shown.view.port is not None
+    shown.press("escape", 80, 24)
+    assert len(shown._rows) == 1
+    for key in ("/", "escape"):
+        assert shown.press(key, 80, 24)
+    assert len(shown._rows) == 3
+    assert all(len(line) <= 60 for line in (each.text for each in shown.lines(60, 24)))
+
+
+def test_a_table_is_of_the_services_that_are_asked_for(node: Node) -> None:
+    node.busy()
+    meter = Meter(lambda: figures.sample(node.maps), Clock(), wanted="kube-dns")
+    assert {str(row.port) for row in (*meter.services(), *meter.backends())} == {"kube-system/kube-dns:dns"}
+
+
+def test_evictions_are_in_the_title_and_in_the_table(node: Node) -> None:
+    meter = Meter(lambda: figures.sample(node.maps), Clock(), read_evicted=lambda: 456)
+    screen = Screen(meter, "node1", 2)
+    assert "evicted" not in text(screen)
+    screen.look()
+    assert text(screen).splitlines()[0].rstrip().endswith("every 2 s   evicted: 456")
+    assert "456 established entries evicted so far" in as_table(meter)
+    assert as_dict(meter)["evicted"] == 456
+
+
+def test_a_backend_has_the_name_of_its_pod(node: Node) -> None:
+    node.busy()
+    pods = {"10.244.1.2:8080": "default/web-1"}
+    meter = Meter(lambda: figures.sample(node.maps), Clock(), pod_at=lambda place: pods.get(place, ""))
+    row = next(one for one in meter.backends() if one.pod)
+    assert row.name.startswith("10.244.1.2:8080  web-1")
+    assert row.as_dict()["pod"] == "default/web-1"
+
+
 def test_a_service_that_has_gone_has_no_backends(node: Node, shown: Screen) -> None:
     shown.press("enter", 80, 24)
     node.maps.delete("services", node.maps.read("services")[0])

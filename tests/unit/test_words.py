@@ -19,7 +19,7 @@ from lb.cli.run import JsonLine, OneLine
 from lb.cli.tables import table
 from lb.errors import InputError
 from lb.manifests.documents import read
-from lb.words import in_line, shown
+from lb.words import by_number, in_line, several, shown
 
 HOSTILE = "a\x1b[2J\x1b]0;x\x07\x9b31m\r\u202eb\u2066\u200b\ufeff\u2028\x00\x7fc"
 ESCAPED = "a\\x1b[2J\\x1b]0;x\\x07\\x9b31m\\r\\u202eb\\u2066\\u200b\\ufeff\\u2028\\x00\\x7fc"
@@ -115,3 +115,27 @@ def test_a_name_that_is_none_does_not_get_into_the_maps(field: str) -> None:
     (error,) = content.errors
     assert error.field.startswith("endpoints[0].")
     assert not obeyed(str(error))
+
+
+def test_a_number_has_its_noun() -> None:
+    assert [several(count, "entry", "entries") for count in (0, 1, 2)] == [
+        "0 entries",
+        "1 entry",
+        "2 entries",
+    ]
+    assert several(3, "hook") == "3 hooks"
+
+
+def test_numbers_within_texts_sort_by_value() -> None:
+    texts = [
+        "#10",
+        "#9",
+        "rows 32 to 33",
+        "rows 4 to 7",
+        "10.0.0.10:80/TCP",
+        "10.0.0.9:80/TCP",
+        "cluster_net",
+    ]
+    assert sorted(texts, key=by_number) == [
+        "#9", "#10", "cluster_net", "rows 4 to 7", "rows 32 to 33", "10.0.0.9:80/TCP", "10.0.0.10:80/TCP",
+    ]  # fmt: skip

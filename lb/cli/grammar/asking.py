@@ -86,6 +86,9 @@ lbctl explain svc/web -n shop --source manifests:/etc/lbctl/manifests
         metavar="ADDRESS",
         help="the client that source ranges are judged for; default: this node",
     )
+    parser.add_argument(
+        "--all", dest="every", action="store_true", help="try every endpoint, not 50 of each port"
+    )
     parser.add_argument("--no-probes", action="store_true", help="make no connections")
     parts.output(parser, "text")
 

@@ -26,16 +26,21 @@ def status(commands: Commands) -> None:
     parser = command(
         commands,
         "status",
-        "show hooks, programs, map fill and the agent",
+        "is all well? problems, hooks, map fill and the agent",
         about="""\
-Show what is in the kernel: hooks with their mode and why, programs, how full the maps are; and whether the
-agent lives. Only the reasons, the problems, the time of the last sync, the health-check ports and how far the
-source is in step are the agent's own notes, at most five seconds old.
+Say in the first line whether all is well, then name each problem with its time and what to do about it;
+below, what is in the kernel: hooks, how full the maps are, how many entries had to make room before their
+time (EVICTED). The problems, the times and the health-check ports are the agent's own notes, at most five
+seconds old; when the agent does not run or does not get on, that is a problem, and its hooks are looked for.
 """,
-        examples="lbctl status\nlbctl status --node node1 -o json",
+        examples="lbctl status\nlbctl status --programs\nlbctl status --node node1 -o json",
+        codes="0 all is well; 1 there are problems, or it could not be told (stderr says why); 2 wrong usage",
         handler="status.run",
     )
     parts.instance(parser)
+    parser.add_argument(
+        "--programs", action="store_true", help="show each hook with its program, the programs, and every map"
+    )
     parts.output(parser, "table")
 
 
@@ -56,7 +61,8 @@ def service(commands: Commands) -> None:
         about="""\
 List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
 them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
-addresses a Service may not have: those are the agent's own notes, at most five seconds old.
+addresses a Service may not have: those are the agent's own notes, at most five seconds old; and, if it runs,
+which Services have no VIP: headless ones, ExternalName, those of another proxy.
 """,
         examples="lbctl service list -n shop -o wide\nlbctl service list -o json | jq '.services[].service'",
         handler="service.run_list",
@@ -70,8 +76,8 @@ addresses a Service may not have: those are the agent's own notes, at most five 
         "show one Service: VIPs, policies, backends, connections",
         about="""\
 Show one Service as the kernel's maps have it: each port and IP family with its VIPs, who may use
-them, and its backends; how many connections are live, how many clients have affinity. 'lbctl
-explain' says why it does not answer.
+them, and its backends with their pods; how many connections are live, how many clients have
+affinity. 'lbctl explain' says why it does not answer.
 """,
         examples="lbctl service show default/web\nlbctl service show svc/web -n shop -o yaml",
         handler="service.run_show",
@@ -129,12 +135,14 @@ def flows(commands: Commands) -> None:
     parser = command(
         commands,
         "flows",
-        "list live connections",
+        "list connections",
         about="""\
-List live connections as the kernel has them: the client, the VIP that it uses, the backend that it
+List connections as the kernel has them: the client, the VIP that it uses, the backend that it
 was led to, the node's address that stands for the client where there is one (SNAT), the state, and
-how long nothing was sent. Connections of the node's own processes are led to their backend at the
-socket and have no flow.
+how long nothing was sent; and the pods at both ends, as far as the agent knows them. Of a closed
+connection, which both sides have ended, the entry stays for a while, for segments that are sent
+again. Connections of the node's own processes are led to their backend at the socket and have no
+flow.
 """,
         examples="lbctl flows -n shop\nlbctl flows --service default/web -o json",
         handler="flows.run",
@@ -154,17 +162,21 @@ def top(commands: Commands) -> None:
 Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
 handshakes took (SYN to SYN-ACK; median and 99th percentile of the last interval), connections that
 backends refused or did not answer (FAIL), packets that went nowhere (DROP). IN is towards backends,
-OUT back from them. A wide terminal shows totals as well.
+OUT back from them. A wide terminal shows totals as well. Above, how many established connections and
+clients with affinity had to make room for new ones (evicted), where any had.
 
 keys: up and down select, enter shows the backends of a Service, escape goes back, < and > change the
-column that is sorted by, q leaves.
+column that is sorted by, / takes a text that names must contain, q leaves.
 """,
-        examples="lbctl top\nlbctl top --once --interval 10\nlbctl top -o json | jq '.services[0]'",
+        examples="lbctl top\nlbctl top --filter shop/\nlbctl top --once --interval 10\nlbctl top -o json",
         handler="top.run",
     )
     parts.instance(parser)
     parser.add_argument(
         "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
+    )
+    parser.add_argument(
+        "--filter", default="", metavar="TEXT", help="only Services whose NAMESPACE/NAME:PORT contains it"
     )
     parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
     parts.services(parser, one=False)
@@ -193,8 +205,8 @@ tells it itself, into a ring buffer; while nobody watches it pays next to nothin
 packets never do unless --packets or --pcap asks for each of them.
 
 A line has the time, what it is about, the reason, the Service and its port, the ends, the interface and the
-hook: client -> VIP => backend, with "as" the node's address that stands for the client (SNAT); of a packet to
-the client, client <- VIP <= backend.
+hook: client -> VIP => backend (pod), with "as" the node's address that stands for the client (SNAT); of a
+packet to the client, client <- VIP <= backend. On a narrow terminal it goes on in the next line.
 """,
         notes="""\
 Connections that end by a timeout are not told of: nothing happens then. Of those that are led to their

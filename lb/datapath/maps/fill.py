@@ -62,6 +62,17 @@ def map_fill(maps: Maps) -> list[MapFill]:
     return rows
 
 
+def evictions(maps: Maps) -> dict[str, int]:
+    """Return by map how many entries, not provisional, made room before their time since the map was made.
+
+    Raises
+    ------
+    BpfError: the kernel refused to show a map.
+    """
+    caches = (spec.name for spec in map_table.MAPS if spec.type is MapType.CACHE)
+    return {name: maps.fill(name).evicted for name in caches}
+
+
 def _table_lines(maps: Maps) -> int:
     """Return how many lines of the pool the VIPs use; several VIPs may share a region."""
     vips = [maps.read(f"vips{version}")[1] for version in layouts.FAMILIES]

@@ -15,6 +15,7 @@ from lb.datapath.maps.layouts import (
     FAMILIES,
     NODE_NONE,
     SETTINGS,
+    BackendFlag,
     BackendStateCode,
     IfaceFlag,
     VipFlag,
@@ -32,12 +33,18 @@ from lb.datapath.sync.ledger import (
 from lb.datapath.sync.pools import Region
 from lb.datapath.sync.tables import set_rows, table_rows, write_sets
 from lb.model import IPAddress, socket_text
+from lb.words import by_number
 
 _FLAGS = {
     VipFlag.INSIDE_LOCAL: "Local for this node",
     VipFlag.OUTSIDE_LOCAL: "Local for others",
     VipFlag.SOURCE_RANGES: "source ranges",
     VipFlag.GONE: "gone, lingers for open connections",
+}
+_MEMBER = {
+    BackendFlag.LOCAL: "local",
+    BackendFlag.IN_CLUSTER_SET: "in the Cluster set",
+    BackendFlag.IN_LOCAL_SET: "in the Local set",
 }
 
 
@@ -67,7 +74,7 @@ class Difference:
 
 
 def differences(before: Maps, after: Maps) -> list[Difference]:
-    """Compare the maps that Python writes; sorted by map and entry.
+    """Compare the maps that Python writes; by map, and within it by entry, ids and addresses as numbers.
 
     A cluster network that is wider than it would be is no difference: it only grows while an agent runs.
 
@@ -79,7 +86,7 @@ def differences(before: Maps, after: Maps) -> list[Difference]:
     found = []
     for name, entries in old.entries.items():
         others = new.entries[name]
-        for key in sorted(entries.keys() | others.keys(), key=str):
+        for key in sorted(entries.keys() | others.keys(), key=by_number):
             was, would = entries.get(key), others.get(key)
             if was is not None and would is not None and _in_step(was[1], would[1]):
                 continue
@@ -176,7 +183,9 @@ class _State:
             words = [socket_text(unpack_address(address), port), name]
             words += [f"on {self._node(node)}"] if node != NODE_NONE else []
             value = (address, port, state, flags, ident, node)
-            yield f"#{slot}", (self._name(ident)[0], value, f"{', '.join(words)}, flags {flags}")
+            words += [text for flag, text in _MEMBER.items() if flags & flag]
+            words += [f"unknown flags {rest}"] if (rest := flags & ~sum(_MEMBER)) else []
+            yield f"#{slot}", (self._name(ident)[0], value, ", ".join(words))
 
     def _ifaces(self, version: int) -> Iterator[tuple[str, _Entry]]:
         indexes, rows = self._maps.read(f"ifaces{version}")

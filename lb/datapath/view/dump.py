@@ -164,6 +164,16 @@ Dump = dict[str, Sequence[MapEntry]]
 """Entries by section, in the order of :data:`SECTIONS`."""
 
 
+CLOSED = _FLOW_STATES[FlowState.CLOSED][0]
+"""The state of a connection that both sides have ended; its entry stays a while, for segments sent again."""
+
+
+def live_and_closed(flows: Sequence[MapEntry]) -> tuple[int, int]:
+    """Return how many connections are live, and how many entries are those of closed ones."""
+    closed = sum(isinstance(one, FlowEntry) and one.state == CLOSED for one in flows)
+    return len(flows) - closed, closed
+
+
 def dump(
     maps: Maps,
     now_ns: int,

@@ -74,11 +74,10 @@ function showState(now) {
   document.title = `lbctl ${now.node ?? now.instance}`;
   $("#agent").textContent =
     `${now.version ? `version ${now.version}, ` : ""}${several(agent.services ?? 0, "Service")}, last sync ${time(agent.last_sync)}`;
-  const problems = [...agent.problems];
-  for (const one of now.source)
-    if (one.error) problems.push(`source, ${one.resource}: failed ${several(one.failures, "time")}: ${one.error}`);
-  $("#problems").hidden = problems.length === 0;
-  $("#problems ul").replaceChildren(...problems.map((text) => el("li", {}, text)));
+  $("#problems").hidden = now.problems.length === 0;
+  $("#problems ul").replaceChildren(...now.problems.map((one) => el("li", {},
+    one.text, one.since ? el("span", { class: "soft" }, ` since ${time(one.since)}`) : null,
+    one.next ? el("div", { class: "soft" }, `→ ${one.next}`) : null)));
 
   const rate = (one, field) => ofReasons.of(`${one.hook} ${one.reason}`, field);
   table($("#reasons table"), [
@@ -111,6 +110,8 @@ const time = (text) => (text ? new Date(text).toISOString().slice(0, 19).replace
 
 // Services -----------------------------------------------------------------------------------------------
 
+const STEP = 100; // Services that are listed at first, and with every click on "more"
+let listed = STEP;
 let chosen = ""; // NAMESPACE/NAME
 const ofPorts = new Rates();
 const ofBackends = new Rates();
@@ -126,8 +127,14 @@ const traffic = (counts, rates, key) => (counts ? [
 
 function showServices(found) {
   ofPorts.note(found.time, found.ports.filter((one) => one.figures).map((one) => [portKey(one), both(one.figures)]));
-  const more = found.matching > found.listed ? `, the first ${count(found.listed)} are listed` : "";
-  $("#found").textContent = `${several(found.matching, "Service")}${more}`;
+  const left = found.matching - found.listed;
+  $("#found").textContent = `${several(found.matching, "Service")}${left ? `, the first ${count(found.listed)} are listed` : ""}`;
+  $("#more-bar").hidden = left === 0;
+  $("#more").textContent = `Show ${count(Math.min(left, STEP))} more`;
+  $("#unserved").hidden = found.unserved.length === 0;
+  $("#unserved summary").textContent = `${several(found.unserved.length, "Service")} without a VIP, as asked for`;
+  $("#unserved ul").replaceChildren(...found.unserved.map((one) =>
+    el("li", {}, one.service, el("span", { class: "soft" }, ` ${one.why}`))));
   table($("#services table"), [
     ["Service", (one) => {
       const button = el("button", { type: "button", "data-key": portKey(one) }, one.service);
@@ -145,7 +152,12 @@ function showServices(found) {
     ["Conn./s", (one) => told(ofPorts.of(portKey(one), "opened")), "number"],
     ...traffic(found.counts_traffic, ofPorts, portKey),
     ["Failed", (one) => (one.figures ? count(failed(one.figures)) : "–"), "number"],
-  ], found.ports, (one) => (one.service === chosen ? { "aria-current": "true" } : {}));
+    ["Dropped", (one) => Object.entries(one.dropped).toSorted((a, b) => b[1] - a[1]).map(([reason, packets]) =>
+      el("div", {}, `${count(packets)} ${reason}`)), "drops"],
+  ], found.ports, (one) => ({
+    "aria-current": one.service === chosen ? "true" : null,
+    class: one.trouble || one.backends === 0 ? "trouble" : null,
+  }));
 }
 
 function choose(name) {
@@ -182,6 +194,7 @@ function showService(found) {
   const number = (tell) => (row) => (figures[key(row)] ? count(tell(figures[key(row)])) : "–");
   table($("#backends"), [
     ["Address", (row) => row.address, "address"],
+    ...(Object.keys(found.pods).length ? [["Pod", (row) => podAt(found.pods, row.address)]] : []),
     ["Node", (row) => (row.local ? `${row.node || "this node"} (this node)` : row.node || "not named")],
     ["State", (row) => row.state],
     ["Share", (row) => (shares.has(row.id) ? percent(shares.get(row.id)) : "no new ones"), "number"],
@@ -194,6 +207,9 @@ function showService(found) {
   $("#changes").replaceChildren(...(found.changes.length ? found.changes.toReversed().map(change) : [
     el("li", {}, "none since the agent started, or too long ago to be remembered")]));
 }
+
+// The pod at an address with its port; without the namespace, which is the Service's.
+const podAt = (pods, place) => (pods[place] ?? pods[place.replace(/:\d+$/, "").replace(/[[\]]/g, "")] ?? "–").split("/").at(-1);
 
 // What a port's counters say, in a sentence.
 function soFar(port) {
@@ -306,7 +322,7 @@ function ends(one, width) {
   if (one.refused) return [box("REFUSED", [one.refused], width, "refused")];
   const ways = one.ways.toSorted((a, b) => b.share - a.share);
   const boxes = ways.slice(0, MOST_WAYS).map((way) =>
-    box(`${percent(way.share)}  ${way.backend.address}`, [way.there], width, "box", way.share));
+    box(`${percent(way.share)}  ${way.backend.address}`, [podAt(service.pods, way.backend.address), way.there].filter((text) => text !== "–"), width, "box", way.share));
   const rest = ways.slice(MOST_WAYS);
   if (rest.length) {
     const share = rest.reduce((sum, way) => sum + way.share, 0);
@@ -409,7 +425,8 @@ async function look() {
   looking = true;
   try {
     showState(await get("/api/state"));
-    showServices(await get(`/api/services?q=${encodeURIComponent($("#search").value)}`));
+    const asked = new URLSearchParams({ q: $("#search").value, sort: $("#sort").value, limit: listed });
+    showServices(await get(`/api/services?${asked}`));
     if (chosen) await lookAtService();
     $("#silent").hidden = true;
   } catch (error) {
@@ -450,7 +467,9 @@ function readHash() {
 
 addEventListener("hashchange", readHash);
 addEventListener("resize", () => { if (service && chosen) showJourney(); });
-$("#search").addEventListener("input", () => look());
+$("#search").addEventListener("input", () => { listed = STEP; look(); });
+$("#sort").addEventListener("change", () => look());
+$("#more").addEventListener("click", () => { listed += STEP; look(); });
 $("#vip").addEventListener("change", (event) => { picked.vip = event.target.value; showService(service); });
 $("#client").addEventListener("change", (event) => { picked.client = event.target.value; showService(service); });
 $("#pause").addEventListener("click", (event) => {

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How wide what people read may be, and lines that keep to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from typing import Any
+
+MOST = 100
+"""Columns of text that is written to a file or a pipe, or to a wide terminal."""
+_LEAST = 40
+
+
+def terminal_width(out: Any) -> int | None:
+    """Return the columns of the terminal that a stream leads to, None where it leads to none."""
+    if getattr(out, "stream", out) is not sys.stdout or not out.isatty():
+        return None
+    try:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns, _LEAST)
+    except (OSError, ValueError):
+        return None
+
+
+def text_width(out: Any) -> int:
+    """Return the columns that a text may take."""
+    return min(terminal_width(out) or MOST, MOST)
+
+
+def wrapped(text: str, width: int, first: str = "", below: str = "") -> list[str]:
+    """Return a text in lines; names and addresses stay whole. first, below: how the lines begin."""
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=below,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
