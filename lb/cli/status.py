@@ -149,7 +149,7 @@ def _hooks(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for (role, interface), each in by_place.items():
         if role != "pod":
             why = next((one["why"] for one in each if one["why"]), "")
-            hooks = ", ".join(one["hook"] for one in each)
+            hooks = ", ".join(dict.fromkeys(one["hook"] for one in each))
             yield role, f"{interface}: {hooks}{f' ({why})' if why else ''}".removeprefix(": ")
     if pods:
         hooks = some(dict.fromkeys(one["hook"] for each in pods for one in each))

@@ -106,6 +106,9 @@ class PacketEvent:
         if width is None or len(line) <= width:
             return line
         head, rest = f"{clock}  {self._head()}", line[len(clock) + 2 + len(self._head()) :].strip()
+        place = f"{self.interface} {self.hook}".strip()
+        if len(head) + 2 + len(place) <= width:  # its place is with the head, where there is room
+            head, rest = f"{head}  {place}", rest.removesuffix(place).rstrip()
         break_up = TextWrapper(
             width, subsequent_indent=_INDENT, break_long_words=False, break_on_hyphens=False
         )

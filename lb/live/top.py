@@ -6,6 +6,7 @@ Nothing here touches a terminal; :mod:`lb.cli.top` paints.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -231,6 +232,8 @@ MORE_COLUMNS = (
     Column("ENDPTS", lambda row: row.backends, backends=False),
 )
 """What is shown where there is room: totals."""
+_FIRST_TO_GO = ("P99", "P50", "OUT/S", "IN/S", "PKT/S", "CONN/S", "DROP/S", "FAIL/S")
+"""In a narrow terminal: what goes wrong is shown longest."""
 NAME = "NAME"
 _CELL = 7
 
@@ -241,8 +244,10 @@ def columns(width: int, *, of_backends: bool) -> tuple[Column, ...]:
     for one in MORE_COLUMNS:
         if (one.backends or not of_backends) and width - _CELL * (len(shown) + 1) >= WIDE_NAME:
             shown.append(one)
-    while shown and width - _CELL * len(shown) < NAME_WIDTH:
-        shown.pop()
+    for title in _FIRST_TO_GO:
+        if width - _CELL * len(shown) >= NAME_WIDTH:
+            break
+        shown = [one for one in shown if one.title != title]
     return tuple(shown)
 
 
@@ -286,7 +291,11 @@ def matching(rows: Sequence[Row], wanted: str) -> list[Row]:
 def screen(rows: Sequence[Row], view: View, width: int, height: int, title: str) -> list[Line]:
     """Return the lines of a screen, none longer than width; rows are in their order."""
     shown = columns(width, of_backends=view.port is not None)
-    lines = [Line(_fit(title, width), "bold"), Line(_fit(summary(rows), width)), head(shown, view, width)]
+    lines = [
+        Line(_fit(title, width), "bold"),
+        Line(_fit(summary(rows, width), width)),
+        head(shown, view, width),
+    ]
     room = max(height - TOP_LINES - BOTTOM_LINES, 0)
     at = _position(rows, view)
     start = max(0, min(at - room // 2, len(rows) - room))
@@ -324,18 +333,20 @@ def cells(row: Row, shown: Sequence[Column], width: int, indent: str = "") -> st
     return name + "".join(text.rjust(_CELL) for text in texts)
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """Return one line about all rows together."""
+def summary(rows: Sequence[Row], width: int = sys.maxsize) -> str:
+    """Return one line about all rows together; without the bytes where they have no room."""
 
     def total(title: str) -> str:
         value = next(one.value for one in COLUMNS if one.title == title)
         values = [value(row) for row in rows]
         return quantity(None if None in values else sum(one or 0.0 for one in values))
 
-    return (
-        f"{total('CONN/S')} connections/s, {total('PKT/S')} packets/s,"
-        f" {total('IN/S')} bytes/s in, {total('OUT/S')} out, {total('FAIL/S')} failed/s"
+    first, last = (
+        f"{total('CONN/S')} connections/s, {total('PKT/S')} packets/s",
+        f"{total('FAIL/S')} failed/s",
     )
+    whole = f"{first}, {total('IN/S')} bytes/s in, {total('OUT/S')} out, {last}"
+    return whole if len(whole) <= width else f"{first}, {last}"
 
 
 def _fit(text: str, width: int) -> str:

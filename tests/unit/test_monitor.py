@@ -346,7 +346,7 @@ def test_events_fit_a_terminal(width: int) -> None:
     for one in told():
         lines = one.line(width).split("\n")
         assert max(map(len, lines)) <= width
-        assert "".join(one.line(width).split()) == "".join(one.line().split())
+        assert sorted(one.line(width).split()) == sorted(one.line().split())
 
 
 def test_a_backend_is_told_with_its_pod() -> None:

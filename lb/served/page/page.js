@@ -140,7 +140,7 @@ function showServices(found) {
       const button = el("button", { type: "button", "data-key": portKey(one) }, one.service);
       button.addEventListener("click", () => choose(one.service));
       return button;
-    }],
+    }, "name"],
     ["Port", (one) => [one.port_name, one.protocol].filter(Boolean).join(" ")],
     ["VIPs", (one) => one.vips.map((vip) => el("div", {}, vip)), "address vips"],
     ["Backends", (one) => {
