@@ -30,7 +30,6 @@ NEEDS_NO_CTX = {
     "affinity.h",
     "flow_table.h",
     "flow_state.h",
-    "fragment.h",
     "sctp.h",
     "ctx_xdp.h",
     "ctx_tc.h",
