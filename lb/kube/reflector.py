@@ -311,7 +311,7 @@ class Reflector(Generic[R]):
             response.allow_silence(self._silence)
             self._heard()
             try:
-                for lines in _lines(response.chunks()):
+                for lines in complete_lines(response.chunks()):
                     self._heard()
                     idle = idle and not lines
                     self._tell(lines)
@@ -411,7 +411,7 @@ class _ContinueExpiredError(Exception):
     """The server has forgotten the state whose pages were being read."""
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+def complete_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the lines that each chunk completes.
 
     Raises

@@ -81,10 +81,10 @@ class ApiHost:
         ------
         LabError: one of them ended or is not ready in time; carries the end of its log.
         """
-        if not self._runs(ETCD):
+        if not self._store.running(ETCD):
             self._spawn(ETCD, self.plane.etcd())
         self._wait("etcd", ETCD, self._etcd_is_healthy)
-        if not self._runs(SERVER):
+        if not self._store.running(SERVER):
             self._spawn(SERVER, self.plane.api_server())
         self._wait("the API server", SERVER, self.api().ready)
 
@@ -95,8 +95,8 @@ class ApiHost:
         ------
         LabError: it does not run, or does not end.
         """
-        process = self._store.process(SERVER)
-        if process is None or not process.alive():
+        process = self._store.running(SERVER)
+        if process is None:
             raise LabError("the API server does not run")
         if kill([process], how, within=70.0):  # it lets requests end, for up to 60 s
             raise LabError(f"the API server, process {process.pid}, does not end")
@@ -109,7 +109,7 @@ class ApiHost:
         LabError: something ended; carries the end of its log.
         """
         for name in (ETCD, SERVER, CONTROLLERS, FORWARDER):
-            if self._store.process(name) is not None and not self._runs(name):
+            if self._store.process(name) is not None and not self._store.running(name):
                 log = self._store.log(name)
                 raise LabError(f"{name} ended; the end of its log {log}:\n{tail(log)}")
 
@@ -123,7 +123,7 @@ class ApiHost:
                 processes[name] = {"pid": process.pid, "running": process.alive(), "log": log}
         ready = False
         with contextlib.suppress(LabError, ApiError):
-            ready = self._runs(SERVER) and self.api().ready()
+            ready = self._store.running(SERVER) is not None and self.api().ready()
         return {
             "ready": ready,
             "kubeconfig": str(self._store.kubeconfig),
@@ -144,10 +144,6 @@ class ApiHost:
         write_private(token, api.token(AGENT, _TOKEN_SECONDS))
         config = self.plane.token_kubeconfig(self.plane.url, AGENT.name, token)
         write_kubeconfig(self._store.agent_kubeconfig, config)
-
-    def _runs(self, name: str) -> bool:
-        process = self._store.process(name)
-        return process is not None and process.alive()
 
     def _spawn(self, name: str, argv: list[str], *, enter: bool = True) -> None:
         inside = namespaces.command(self._spec.api, argv) if enter else argv

@@ -207,8 +207,7 @@ class Lab:
         LabError: there is no such node, or its agent runs already.
         """
         self._check_node(node)
-        running = self.store.process(node)
-        if running and running.alive():
+        if running := self.store.running(node):
             raise LabError(f"the agent of {node} runs already, process {running.pid}")
         self.store.ready_file(node).unlink(missing_ok=True)
         argv = self._on_node(node, self.agent_command(node))
@@ -233,8 +232,8 @@ class Lab:
         LabError: there is no such node, its agent does not run, or it does not end.
         """
         self._check_node(node)
-        process = self.store.process(node)
-        if process is None or not process.alive():
+        process = self.store.running(node)
+        if process is None:
             raise LabError(f"the agent of {node} does not run")
         if kill([process], how):
             raise LabError(f"the agent of {node}, process {process.pid}, does not end")

@@ -42,20 +42,14 @@ def pod_object(
     key: ObjectKey,
     workload: Workload,
     node: str,
-    host_ips: Sequence[str],
-    addresses: Sequence[str],
+    status: dict[str, Any],
     *,
-    phase: str,
-    ready: bool,
-    restarts: int,
     created: str,
     deleted: str,
 ) -> dict[str, Any]:
-    """Return the Pod object.
+    """Return the Pod object; status is that of :func:`pod_status`.
 
-    host_ips are the node's addresses, addresses the pod's, none before it has any; the primary ones first.
-    phase is ``status.phase``. created is an RFC 3339 time; so is deleted, ``""`` while the pod is not
-    terminating.
+    created is an RFC 3339 time; so is deleted, ``""`` while the pod is not terminating.
     """
     metadata: dict[str, Any] = {
         "name": key.name,
@@ -89,7 +83,7 @@ def pod_object(
                 *({"name": name, "image": IMAGE} for name in others),
             ],
         },
-        "status": pod_status(workload, host_ips, addresses, phase=phase, ready=ready, restarts=restarts),
+        "status": status,
     }
 
 
@@ -102,7 +96,11 @@ def pod_status(
     ready: bool,
     restarts: int,
 ) -> dict[str, Any]:
-    """Return the status of a pod, as the kubelet reports it; see :func:`pod_object`."""
+    """Return the status of a pod, as the kubelet reports it.
+
+    host_ips are the node's addresses, addresses the pod's, none before it has any; the primary ones first.
+    phase is ``status.phase``.
+    """
     state = {"Pending": "waiting", "Running": "running"}.get(phase, "terminated")
     detail = {"waiting": {"reason": "ContainerCreating"}, "running": {}}
     finished = {"exitCode": 0 if phase == "Succeeded" else 1}

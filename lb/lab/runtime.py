@@ -17,7 +17,7 @@ from lb.errors import LabError
 from lb.lab import cgroups, namespaces, pod, probes, topology
 from lb.lab.addressing import LabSpec
 from lb.lab.environment import expand, pod_environment
-from lb.lab.objects import pod_object, to_yaml
+from lb.lab.objects import pod_object, pod_status, to_yaml
 from lb.lab.processes import ProcessRef, kill
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
@@ -134,17 +134,13 @@ class PodRuntime:
 
     def publish(self) -> None:
         """Write the Pod object if it has changed."""
+        node = self.record.node
+        hosts = [str(address) for address in self._spec.node_addresses(node)]
+        status = pod_status(
+            self.workload, hosts, self._addresses, phase=self.phase, ready=self.ready, restarts=self.restarts
+        )
         manifest = pod_object(
-            self.key,
-            self.workload,
-            self.record.node,
-            [str(address) for address in self._spec.node_addresses(self.record.node)],
-            self._addresses,
-            phase=self.phase,
-            ready=self.ready,
-            restarts=self.restarts,
-            created=self._created,
-            deleted=self._deleted,
+            self.key, self.workload, node, status, created=self._created, deleted=self._deleted
         )
         if manifest != self._published:
             self._published = manifest

@@ -182,6 +182,11 @@ class Store:
         """Return a noted process, whether it lives or not."""
         return _read(self.base / "processes" / name, ProcessRef)
 
+    def running(self, name: str) -> ProcessRef | None:
+        """Return a noted process if it lives."""
+        process = self.process(name)
+        return process if process and process.alive() else None
+
     def processes(self) -> Iterator[ProcessRef]:
         """Return every noted process, pods included."""
         found = [self.process(path.name) for path in entries(self.base / "processes")]

@@ -7,15 +7,16 @@ failure means the whole list again.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
 from lb.kube.client import ApiError, status_error
 from lb.kube.presence import Presence
-from lb.kube.reflector import RELIST_SECONDS, SILENCE_SECONDS
+from lb.kube.reflector import RELIST_SECONDS, SILENCE_SECONDS, complete_lines
 from lb.kube.timing import Backoff, Timing
 from lb.lab.api import Api, Object, Resource, key_of
 from lb.model import ObjectKey
@@ -141,7 +142,7 @@ class Follower:
         path = self._resource.path
         response = self._api.client.request("GET", path, query, silence=SILENCE_SECONDS)
         try:
-            for line in _lines(response.chunks()):
+            for line in itertools.chain.from_iterable(complete_lines(response.chunks())):
                 event = _EVENT.decode(line)
                 item = event["object"]
                 if event["type"] == "ERROR":
@@ -159,10 +160,3 @@ class Follower:
             self._tell(lambda cache: cache.remove(self._resource, item))
         elif kind in ("ADDED", "MODIFIED"):
             self._tell(lambda cache: cache.put(self._resource, item))
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    begun = b""
-    for chunk in chunks:
-        *complete, begun = (begun + chunk).split(b"\n")
-        yield from filter(None, complete)

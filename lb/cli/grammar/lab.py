@@ -169,20 +169,12 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         metavar="ZONE,…",
         help=f"zones, given to the nodes in turn (default {','.join(ZONES)})",
     )
-    parser.add_argument(
-        "--uplink-mode",
-        type=UplinkMode,
-        choices=list(UplinkMode),
-        default=UplinkMode.AUTO,
-        help="hook of the nodes' uplinks (default auto)",
-    )
-    parser.add_argument(
-        "--redirect",
-        type=Switch,
-        choices=list(Switch),
-        default=Switch.OFF,
-        help="the agents' setting of that name (default off)",
-    )
+    for flag, default, text in (
+        ("--uplink-mode", UplinkMode.AUTO, "hook of the nodes' uplinks (default auto)"),
+        ("--redirect", Switch.OFF, "the agents' setting of that name (default off)"),
+    ):
+        kind = type(default)
+        parser.add_argument(flag, type=kind, choices=list(kind), default=default, help=text)
     parser.add_argument(
         "--kubernetes",
         action="store_true",

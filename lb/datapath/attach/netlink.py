@@ -33,7 +33,7 @@ bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
 from pyroute2.iproute.linux import IPRoute  # noqa: E402
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError  # noqa: E402
 
-_ETH_P_ALL = 0x0003
+_OUR_FILTER = {"handle": TC_HANDLE, "prio": TC_PRIORITY, "protocol": 0x0003}  # ETH_P_ALL
 _ARPHRD_ETHER = 1
 _ARPHRD_LOOPBACK = 772
 _IFF_UP = 1
@@ -180,13 +180,11 @@ class Netlink(Closing):
             "replace-filter",
             "bpf",
             interface.index,
-            handle=TC_HANDLE,
             parent=int(direction),
-            prio=TC_PRIORITY,
-            protocol=_ETH_P_ALL,
             fd=program.fileno(),
             name=name,
             direct_action=True,
+            **_OUR_FILTER,
         )
 
     def detach_tc(self, interface: Interface) -> int:
@@ -215,15 +213,7 @@ class Netlink(Closing):
         removed = 0
         for one in filters(interface.index, direction):
             if one.ours:
-                self._route.tc(
-                    "del-filter",
-                    "bpf",
-                    interface.index,
-                    handle=TC_HANDLE,
-                    parent=int(direction),
-                    prio=TC_PRIORITY,
-                    protocol=_ETH_P_ALL,
-                )
+                self._route.tc("del-filter", "bpf", interface.index, parent=int(direction), **_OUR_FILTER)
                 removed += 1
         if removed and not any(filters(interface.index, each) for each in Direction):
             self._route.tc("del", "clsact", interface.index)

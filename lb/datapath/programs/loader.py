@@ -17,10 +17,12 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,6 +39,7 @@ from lb.errors import BpfError, CompileError, DatapathError
 from lb.folders import entries
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _LOG_SIZE = 1 << 24  # bytes for the verifier's log
 _LOG_LINES = 40
@@ -202,7 +205,8 @@ def load(
             remove_tree(staging)
             staging.mkdir()
             try:
-                ids, refused = _build_or_compile_anew(staging, slots, handover, bpf_dir, programs)
+                load_and_pin = partial(_build, staging, slots, handover, programs)
+                ids, refused = _from_cache_or_anew(bpf_dir, programs, staging, load_and_pin)
             except DatapathError:
                 remove_tree(staging)
                 raise
@@ -299,14 +303,10 @@ def _pinned_programs(
     return {name: ids[name] for name, program in programs.items() if not program.at_sockets}
 
 
-def _build_or_compile_anew(
-    staging: Path,
-    slots: Sequence[MapSlot],
-    handover: bpf.FD,
-    bpf_dir: Path,
-    programs: Mapping[str, Program],
-) -> tuple[dict[str, int], str]:
-    """Do what :func:`_build` does; when the kernel refuses what the cache holds, once more without the cache.
+def _from_cache_or_anew(
+    bpf_dir: Path, programs: Mapping[str, Program], staging: Path, attempt: Callable[[build.Code], T]
+) -> T:
+    """Attempt to load what the cache holds; if the kernel refuses that, compile it anew and attempt it again.
 
     Raises
     ------
@@ -314,7 +314,7 @@ def _build_or_compile_anew(
     """
     code, kept = build.obtain(bpf_dir, sources(programs))
     try:
-        return _build(staging, slots, handover, bpf_dir, programs, code=code)
+        return attempt(code)
     except CompileError as error:
         if not kept:
             raise
@@ -323,16 +323,14 @@ def _build_or_compile_anew(
     remove_tree(staging)
     staging.mkdir()
     code, _ = build.obtain(bpf_dir, sources(programs), anew=True)
-    return _build(staging, slots, handover, bpf_dir, programs, code=code)
+    return attempt(code)
 
 
 def _build(
     staging: Path,
     slots: Sequence[MapSlot],
     handover: bpf.FD,
-    bpf_dir: Path,
     programs: Mapping[str, Program],
-    *,
     code: build.Code,
 ) -> tuple[dict[str, int], str]:
     """Load and pin every program in all of its instances.
@@ -345,7 +343,7 @@ def _build(
     """
     for name, version, program in _instances(programs).values():
         if name not in code[version]:
-            raise CompileError(f"{bpf_dir / program.source}: there is no function {name}")
+            raise CompileError(f"bpf/{program.source}: there is no function {name}")
     ids: dict[str, int] = {}
     refused = ""
     with contextlib.ExitStack() as stack:
