@@ -269,5 +269,5 @@ static __always_inline int answer(ctx_t *ctx)
 	pkt = &work->pkt;
 	if (parse(ctx, pkt) != PARSED)
 		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish_told(ctx, note, give_answer(ctx, pkt, note), bytes);
+	return finish_and_report(ctx, note, give_answer(ctx, pkt, note), bytes);
 }

@@ -281,5 +281,5 @@ static __always_inline int connect(ctx_t *ctx)
 
 	if (!at || !settings || !work)
 		return VERDICT_DROP;
-	return finish_told(ctx, at, connect_packet(ctx, work, settings, at), bytes);
+	return finish_and_report(ctx, at, connect_packet(ctx, work, settings, at), bytes);
 }

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Of what whoever watches (`lbctl monitor`) is told. */
+/* Which events `lbctl monitor` receives. */
 #pragma once
 #include "backend.h"
 #include "count.h"
 
-/* What of enum watch_flags a packet or a call is told for; 0: it was none of our business. */
-static __always_inline u32 told_for(u32 reason, bool dropped, bool closes)
+/* For which of enum watch_flags a packet or a call is an event; 0: for none, it was none of our business. */
+static __always_inline u32 events_for(u32 reason, bool dropped, bool closes)
 {
 	switch (reason) {
 	case REASON_NEW_LOCAL:
@@ -41,7 +41,8 @@ static __always_inline bool watches_service(const struct watch *watch, u32 servi
 	return found;
 }
 
-/* Whoever watches says so again and again; once nobody has for a while, here it ends. */
+/* Does somebody still watch? A watcher extends until_ns again and again. After that time has passed, the
+ * first event clears what was wanted. */
 static __always_inline bool lease_runs(struct watch *watch, u64 now)
 {
 	if (now <= watch->until_ns)
@@ -50,8 +51,8 @@ static __always_inline bool lease_runs(struct watch *watch, u64 now)
 	return false;
 }
 
-/* Is this one of so many? hash is one that chooses backends: mixed once more, or the sample would be of few
- * of them. */
+/* Does a connection belong to the sample of one in watch->one_in? hash is the one that chooses backends; it
+ * is mixed once more here, or the sample would contain connections of few backends only. */
 static __always_inline bool in_sample(const struct watch *watch, u32 hash)
 {
 	return watch->one_in < 2 || hash_words(hash, 0, 0) % watch->one_in == 0;

@@ -167,5 +167,5 @@ static __always_inline int icmp_error(ctx_t *ctx)
 		parsed = parse_quoted(ctx, pkt, e);
 	if (parsed != PARSED)
 		return finish(note->hook, pass(parsed), bytes);
-	return finish_told(ctx, note, pass_on_error(ctx, pkt, e, &work->d, note), bytes);
+	return finish_and_report(ctx, note, pass_on_error(ctx, pkt, e, &work->d, note), bytes);
 }

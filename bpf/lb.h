@@ -232,8 +232,9 @@ static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 
 	return finish(at->hook, pass(parsed), bytes);
 }
 
-/* What the short way has left to others: SLOW, OURS or FIRST, as found. First packets are sent ahead, unless
- * somebody wants to have seen them as they came. Comes back only where a step is missing. */
+/* What the short way has left to others: SLOW, OURS or FIRST, as found. First packets
+ * skip the long way and go straight to STEP_CONNECT, unless a watcher wants their original bytes. Comes back
+ * only where a step is missing. */
 static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *at)
 {
 	at->watch = watched();
@@ -278,7 +279,7 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 		decide_egress(ctx, work);
 	else
 		decide_ingress(ctx, at->side, work);
-	return finish_told(ctx, at, conclude(ctx, &work->pkt, &work->d, at), bytes);
+	return finish_and_report(ctx, at, conclude(ctx, &work->pkt, &work->d, at), bytes);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:

@@ -183,7 +183,7 @@ static __always_inline int owner(ctx_t *ctx)
 	if (parse(ctx, pkt) != PARSED)
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 	if (is_owned(ctx, pkt, at))
-		return finish_told(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
+		return finish_and_report(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
 	at->asked = true;
 	next_step(ctx, STEP_CONNECT);
 	return finish(at->hook, strand(ctx, true), bytes);

@@ -128,5 +128,5 @@ static __always_inline int take_pieces(ctx_t *ctx)
 
 	if (!at || !work)
 		return VERDICT_PASS;
-	return finish_told(ctx, at, take_piece(ctx, &work->pkt, at), bytes);
+	return finish_and_report(ctx, at, take_piece(ctx, &work->pkt, at), bytes);
 }

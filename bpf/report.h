@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Telling whoever watches what became of a packet. Two steps: one before the long way, which keeps the
- * packet's first bytes, one behind the last program of all, which tells. */
+/* Two steps that report a packet to `lbctl monitor`. The first one, before the long way, copies the packet's
+ * first bytes; the second one, after the program that decided, makes the event. */
 #pragma once
 #include "event.h"
 #include "forward.h"
 #include "watch.h"
 
-/* The step before. */
+/* The first step: keeps the packet as it came. */
 static __always_inline int capture(ctx_t *ctx)
 {
 	const struct note *at = get_note();
@@ -19,7 +19,8 @@ static __always_inline int capture(ctx_t *ctx)
 	return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), ctx_len(ctx));
 }
 
-/* A connection is told of as a whole or not at all: what counts is the tuple of the client's packets. */
+/* A connection is reported with all of its packets or not at all, so the tuple of the client's packets
+ * decides. */
 static __always_inline bool is_sample(const struct watch *watch, const struct work *work)
 {
 	struct tuple t = work->pkt.tuple;
@@ -57,13 +58,13 @@ static __always_inline void describe(ctx_t *ctx, struct event *event, const stru
 	event->l3 = at->l3;
 }
 
-static __always_inline void tell(ctx_t *ctx, struct watch *watch, struct event *event,
-				 const struct work *work, const struct note *at)
+static __always_inline void report_call(ctx_t *ctx, struct watch *watch, struct event *event,
+					const struct work *work, const struct note *at)
 {
 	bool bytes = at->watch & WATCH_BYTES;
 	long full;
 
-	if (!(told_for(event->reason, event->verdict == VERDICT_DROP, work->d.closes) & watch->what) ||
+	if (!(events_for(event->reason, event->verdict == VERDICT_DROP, work->d.closes) & watch->what) ||
 	    !watches_service(watch, work->d.flow.service) || !is_sample(watch, work))
 		return;
 	describe(ctx, event, work, at);
@@ -79,7 +80,7 @@ static __always_inline void tell(ctx_t *ctx, struct watch *watch, struct event *
 		__sync_fetch_and_add(&watch->lost, 1);
 }
 
-/* The step behind. */
+/* The second step: makes the event and ends the packet's way with the verdict that was reached before. */
 static __always_inline int report(ctx_t *ctx)
 {
 	const struct note *at = get_note();
@@ -93,6 +94,6 @@ static __always_inline int report(ctx_t *ctx)
 		return VERDICT_DROP;
 	event->time_ns = bpf_ktime_get_ns();
 	if (lease_runs(watch, event->time_ns))
-		tell(ctx, watch, event, work, at);
+		report_packet(ctx, watch, event, work, at);
 	return event->verdict;
 }

@@ -160,10 +160,10 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 }
 
 /* Tell whoever watches of a call. There is no packet yet, and no port that it would come from. */
-static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, const struct backend *to,
-				 struct outcome o)
+static __always_inline void report_call(ctx_t *ctx, u32 hook, const struct tuple *t, const struct backend *to,
+					struct outcome o)
 {
-	u32 wanted = told_for(o.reason, o.verdict == VERDICT_DROP, false), zero = 0;
+	u32 wanted = events_for(o.reason, o.verdict == VERDICT_DROP, false), zero = 0;
 	struct watch *watch;
 	struct event *event;
 	u64 now;
@@ -201,7 +201,7 @@ static __always_inline void tell(ctx_t *ctx, u32 hook, const struct tuple *t, co
 }
 
 /* A call towards an address: connect, or sendmsg, which gives one with each datagram. */
-static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
+static __always_inline int lead_to_backend(ctx_t *ctx, u32 hook, u8 place)
 {
 	struct tuple t = {.protocol = ctx->protocol};
 	struct backend to = {};
@@ -214,7 +214,7 @@ static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
 	if (FAMILY == 6)
 		IN_MEMORY(t);
 	o = lead(ctx, place, &t, connects, &to);
-	tell(ctx, hook, &t, &to, o);
+	report_call(ctx, hook, &t, &to, o);
 	verdict = finish(hook, o, 0);
 	/* The kernel counts all 64 bits of the result, clang leaves the upper ones as they are. */
 	asm volatile("%0 &= 1" : "+r"(verdict));
@@ -222,7 +222,7 @@ static __always_inline int towards(ctx_t *ctx, u32 hook, u8 place)
 }
 
 /* A call that tells an address: a backend in a VIP's place is the VIP to the process. */
-static __always_inline int told(ctx_t *ctx, u32 hook, u8 place)
+static __always_inline int show_vip(ctx_t *ctx, u32 hook, u8 place)
 {
 	const struct socket_entry *entry;
 	struct socket_key key;

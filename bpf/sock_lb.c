@@ -6,35 +6,35 @@
 
 int lb_sock_connect(struct bpf_sock_addr *ctx)
 {
-	return towards(ctx, HOOK_SOCK_CONNECT, PLACE_OWN);
+	return lead_to_backend(ctx, HOOK_SOCK_CONNECT, PLACE_OWN);
 }
 
 int lb_sock_sendmsg(struct bpf_sock_addr *ctx)
 {
-	return towards(ctx, HOOK_SOCK_SENDMSG, PLACE_OWN);
+	return lead_to_backend(ctx, HOOK_SOCK_SENDMSG, PLACE_OWN);
 }
 
 int lb_sock_recvmsg(struct bpf_sock_addr *ctx)
 {
-	return told(ctx, HOOK_SOCK_RECVMSG, PLACE_OWN);
+	return show_vip(ctx, HOOK_SOCK_RECVMSG, PLACE_OWN);
 }
 
 int lb_sock_getpeername(struct bpf_sock_addr *ctx)
 {
-	return told(ctx, HOOK_SOCK_GETPEERNAME, PLACE_OWN);
+	return show_vip(ctx, HOOK_SOCK_GETPEERNAME, PLACE_OWN);
 }
 
 int lb_sock_connect_mapped(struct bpf_sock_addr *ctx)
 {
-	return towards(ctx, HOOK_SOCK_CONNECT, PLACE_MAPPED);
+	return lead_to_backend(ctx, HOOK_SOCK_CONNECT, PLACE_MAPPED);
 }
 
 int lb_sock_recvmsg_mapped(struct bpf_sock_addr *ctx)
 {
-	return told(ctx, HOOK_SOCK_RECVMSG, PLACE_MAPPED);
+	return show_vip(ctx, HOOK_SOCK_RECVMSG, PLACE_MAPPED);
 }
 
 int lb_sock_getpeername_mapped(struct bpf_sock_addr *ctx)
 {
-	return told(ctx, HOOK_SOCK_GETPEERNAME, PLACE_MAPPED);
+	return show_vip(ctx, HOOK_SOCK_GETPEERNAME, PLACE_MAPPED);
 }

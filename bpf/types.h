@@ -3,7 +3,10 @@
  * and constants that it has itself, are compiled with the programs as static assertions.
  *
  * Addresses and ports are in network byte order everywhere. Everything else is in the CPU's order.
- * Padding is explicit and always zero: hash maps compare keys by their bytes. */
+ * Padding is explicit and always zero: hash maps compare keys by their bytes.
+ *
+ * The names of fields are part of what a pinned map is recognised by (lb/datapath/maps/map_pins.py): to
+ * rename a field of flows or affinity is to lose them at an upgrade. */
 #pragma once
 #include "config.h"
 
@@ -126,7 +129,8 @@ enum flow_path {
 	PATH_LOOPBACK = 5, /* as PATH_HOST, of a VIP at an address of the node: replies enter by lo */
 };
 
-enum fin_seen {
+/* What the packets of a connection have shown so far. */
+enum flow_signs {
 	FIN_CLIENT = 1,
 	FIN_BACKEND = 2,
 	RST_CLIENT = 4, /* until the client sends something else */
@@ -148,7 +152,7 @@ struct flow_entry {
 	u32 backend;
 	u32 generation; /* of the backend slot when the flow was made */
 	u8 state;	/* enum flow_state */
-	u8 fins;	/* enum fin_seen */
+	u8 fins;	/* enum flow_signs */
 	u8 path;	/* enum flow_path */
 	u8 pad;
 	union {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* For whoever watches (`lbctl monitor`) packets: is anybody there, and the way to telling it. What is told is
- * put together in report.h, by programs of their own. */
+/* Does `lbctl monitor` watch packets, and how does a program hand over to the one that reports? The event
+ * itself is made in report.h, by programs of their own. */
 #pragma once
 #include "step.h"
 
@@ -21,8 +21,9 @@ static __always_inline struct event *get_draft(void)
 	return bpf_map_lookup_elem(draft_map, &zero);
 }
 
-/* The end of a step that had something to decide; at is get_note(). */
-static __always_inline int finish_told(ctx_t *ctx, const struct note *at, struct outcome o, u32 bytes)
+/* The end of a step that has decided about the packet: while somebody watches, the step that reports comes
+ * next. at is get_note(). */
+static __always_inline int finish_and_report(ctx_t *ctx, const struct note *at, struct outcome o, u32 bytes)
 {
 	int verdict = finish(at->hook, o, bytes);
 	struct event *event;

@@ -152,7 +152,7 @@ def test_a_syn_sent_again_leaves_the_connection_its_life(datapath: Datapath, who
     connection.send("A")
     (connection.send if who_closes == "client" else connection.answer)("FA")
     assert set(datapath.read("flows")[1]["state"].tolist()) == {layouts.FlowState.CLOSING}
-    assert not (datapath.read("flows")[1]["fins"] & layouts.FinSeen.SYN_AGAIN).any()
+    assert not (datapath.read("flows")[1]["fins"] & layouts.FlowSign.SYN_AGAIN).any()
 
 
 @pytest.mark.parametrize("program", OUTSIDE_INGRESS)

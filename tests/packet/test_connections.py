@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.config import Timeouts
-from lb.datapath.maps.layouts import Direction, FinSeen, FlowState
+from lb.datapath.maps.layouts import Direction, FlowSign, FlowState
 from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
@@ -47,7 +47,7 @@ def age(datapath: Datapath, seconds: float) -> None:
     keys, values = datapath.read("flows")
     values = values.copy()
     values["last_seen"] -= int(seconds * SECOND)
-    values["touched"][values["fins"] & FinSeen.ANSWERED == 0] = 0
+    values["touched"][values["fins"] & FlowSign.ANSWERED == 0] = 0
     datapath.update("flows", keys, values)
     keys, values = datapath.read("affinity")
     values = values.copy()

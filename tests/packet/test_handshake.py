@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lb.datapath.maps.layouts import Direction, FinSeen, FlowState
+from lb.datapath.maps.layouts import Direction, FlowSign, FlowState
 from lb.model import Protocol
 from tests import packets as p
 from tests.packet.conversation import Conversation, Path, each_path
@@ -22,7 +22,7 @@ def standing(datapath: Datapath) -> set[str]:
     """Return what both halves of the only flow say."""
     keys, values = datapath.read("flows")
     assert sorted(keys["direction"]) == [Direction.FORWARD, Direction.REPLY]
-    half_open = values["fins"] & FinSeen.HALF_OPEN != 0
+    half_open = values["fins"] & FlowSign.HALF_OPEN != 0
     assert (values["state"][~half_open] != FlowState.NEW).all()
     return set(np.where(half_open, HALF_OPEN, ESTABLISHED).tolist())
 

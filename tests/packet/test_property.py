@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
             keys, values = self.datapath.read(name)
             values[field] -= np.uint64(seconds * 10**9)
             if name == "flows":
-                values["touched"][values["fins"] & layouts.FinSeen.ANSWERED == 0] = 0
+                values["touched"][values["fins"] & layouts.FlowSign.ANSWERED == 0] = 0
             self.datapath.update(name, keys, values)
         self.model.now += seconds
         self.datapath.skew += seconds  # freed backend slots come into use again

@@ -234,8 +234,8 @@ class FlowPath(IntEnum):
     LOOPBACK = 5
 
 
-class FinSeen(IntFlag):
-    """enum fin_seen."""
+class FlowSign(IntFlag):
+    """enum flow_signs."""
 
     FIN_CLIENT = 1
     FIN_BACKEND = 2
@@ -272,7 +272,7 @@ ENUMS: Mapping[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "backend_flags": ("BACKEND_", BackendFlag),
     "flow_state": ("FLOW_", FlowState),
     "flow_path": ("PATH_", FlowPath),
-    "fin_seen": ("", FinSeen),
+    "flow_signs": ("", FlowSign),
     "iface_flags": ("IFACE_", IfaceFlag),
     "watch_flags": ("WATCH_", WatchFlag),
 }

@@ -21,7 +21,7 @@ from lb.datapath.maps.layouts import (
     BackendFlag,
     BackendStateCode,
     Direction,
-    FinSeen,
+    FlowSign,
     FlowState,
     VipFlag,
     unpack_address,
@@ -343,7 +343,7 @@ class _Reader:
             new_src, new_dst, new_sport, new_dport, service, _, _, state, fins, _, _, _, last_seen = value
             if not self._selected(service):
                 continue
-            answered = state == FlowState.NEW and fins & FinSeen.ANSWERED
+            answered = state == FlowState.NEW and fins & FlowSign.ANSWERED
             words = _ANSWERED if answered else _FLOW_STATES[FlowState(state)]
             entry = FlowEntry(
                 Protocol(protocol).name,
