@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The order of work. Ingress: VIP? flow? backend, flow, translation. Egress: reply of a flow? */
+/* The order of work. Ingress: a reply to an SNAT port? else for a VIP? of a known flow? Egress: a reply of a
+ * flow? fast.h has the same order for the common packets, and says why it is there twice. */
 #pragma once
 #include "affinity.h"
 #include "flow_state.h"
