@@ -13,16 +13,28 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
 
 from lb.datapath.attach.hooks import LostHook
-from lb.datapath.sync.sync_record import SyncReport
 from lb.errors import CapacityError, LbError
-from lb.model import Event, IPAddress, Node, ObjectKey
-from lb.plan import Claims, Conflict, HealthCheck, concerned, health_check, node_ports, plan_service
-from lb.plan.types import ServicePlan, Topology, VipKey
+from lb.model import IPAddress, ObjectKey
+from lb.parts import (
+    Announcement,
+    Checks,
+    Failed,
+    Inbox,
+    InterfacesChanged,
+    Message,
+    Reread,
+    Settled,
+    SourceEvents,
+    Stop,
+    Surroundings,
+    Syncer,
+)
+from lb.plan import Claims, Conflict, concerned, health_check, node_ports, plan_service
+from lb.plan.types import ServicePlan, Topology
+from lb.refused import Refused
 from lb.retries import Retries
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.served.problems import NEXT, Problem
@@ -33,9 +45,6 @@ _log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 5.0
 """How often others are told how the agent is doing."""
-
-MOST_CONFLICTS = 20
-"""How many new conflicts are logged, and told at their Services, at a time."""
 
 AUDIT_SECONDS = 300.0
 """How often the agent looks whether the maps still hold what it wrote."""
@@ -49,150 +58,6 @@ LINGER_AGAIN_SECONDS = 60.0
 """After how long it looks again when that has failed."""
 REREAD_SECONDS = 0.2
 """How often it is tried again to read the maps anew, while freed ids rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class InterfacesChanged:
-    """Links, addresses or default routes of these interfaces (by ifindex) have changed."""
-
-    indexes: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A thread ended by an exception: the agent must not go on as if nothing were."""
-
-    what: str
-    error: BaseException
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What :class:`lb.datapath.kernel.grace.GracePeriods` waited for is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reread:
-    """Compare everything in the maps with the source again: somebody else may have written to them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Leave; the data plane stays."""
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a source has told, and when it came: seconds of the agent's clock."""
-
-    events: Sequence[Event]
-    arrived: float
-
-
-Message = Told | InterfacesChanged | Failed | Settled | Reread | Stop
-Inbox = queue.SimpleQueue[Message]
-
-
-class Surroundings(Protocol):
-    """The kernel around the agent; :mod:`lb.serve` has the real one."""
-
-    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
-        """Return where the agent stands.
-
-        node is what Kubernetes says of it, None while that is unknown. claims: see
-        :func:`lb.datapath.attach.roles.standing`.
-        """
-        ...
-
-    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
-        """Attach programs to the interfaces (by ifindex; None: all) and return what failed.
-
-        None also has written anew what the programs know of the node and its configuration.
-        """
-        ...
-
-    def lost(self) -> Sequence[LostHook]:
-        """Return the hooks that should have a program of ours and have none.
-
-        Raises
-        ------
-        LbError: the kernel refused to tell.
-        """
-        ...
-
-    def mend(self) -> int:
-        """Pin again what somebody unpinned, and return how much that was.
-
-        Raises
-        ------
-        LbError, OSError: it could not be pinned.
-        """
-        ...
-
-    def drift(self) -> dict[str, int]:
-        """Return by map how many entries about the node and its configuration are not as they should be."""
-        ...
-
-
-class Syncer(Protocol):
-    """What the agent uses of :class:`lb.datapath.sync.reconcile.Reconciler`."""
-
-    def known(self) -> set[ObjectKey]:
-        """Return the Services that have something in the maps."""
-        ...
-
-    def holders(self) -> Mapping[VipKey, ObjectKey]:
-        """Return which Service has each VIP in the maps."""
-        ...
-
-    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
-        """Write what differs, emptying plans; a Service's failure is in the report and stops no other."""
-        ...
-
-    def reread(self) -> bool:
-        """Take over what the maps hold now; False: not yet."""
-        ...
-
-    def drift(self) -> dict[str, int] | None:
-        """Return by map how many entries are not as they were written; None: not now."""
-        ...
-
-    def linger(self) -> float:
-        """Let go of VIPs that linger without need; return after how many seconds to call again."""
-        ...
-
-    def free(self) -> None:
-        """Free what had to wait for packets on their way, as far as they have passed."""
-        ...
-
-
-class Checks(Protocol):
-    """What the agent uses of :class:`lb.served.health.HealthChecks`."""
-
-    def update(
-        self,
-        checks: Mapping[ObjectKey, HealthCheck | None],
-        unwritten: Collection[ObjectKey],
-        node_ports: Mapping[ObjectKey, frozenset[int]],
-    ) -> None:
-        """Take what Services ask for now, None: nothing; unwritten ones have in the kernel what they had.
-
-        node_ports: the TCP ports that are the Services' own.
-        """
-        ...
-
-    def move(self, addresses: Sequence[IPAddress]) -> None:
-        """Listen on these addresses, and on no other."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement:
-    """What whoever looks at a Service should know: reason and action are CamelCase words for machines."""
-
-    reason: str
-    action: str
-    text: str
 
 
 class Agent:
@@ -251,8 +116,7 @@ class Agent:
         self._beat = beat
         self._clock = clock
         self._claims = Claims(self._plan_again, reconciler.holders())
-        self._conflicts: set[Conflict] = set()
-        self._refused: dict[ObjectKey, str] = {}
+        self._denied = Refused(announce)
         self._services = Retries[ObjectKey]()
         self._hooks = Retries[str]()
         self._dirty: set[ObjectKey] = set()
@@ -347,19 +211,19 @@ class Agent:
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
-        return sorted(self._conflicts, key=str)
+        return sorted(self._denied.conflicts, key=str)
 
     def refusals(self) -> list[str]:
         """Return what Services ask for and cannot have on this node, a text for each of them."""
-        return [text for _, text in sorted(self._refused.items())]
+        return [text for _, text in sorted(self._denied.refusals.items())]
 
     def problem_counts(self) -> dict[str, int]:
         """Return how many problems there are, by kind; may be called from any thread."""
         return {
             "service": len(self._services),
             "hook": max(len(self._hooks), len(self._lost)),
-            "conflict": len(self._conflicts),
-            "refusal": len(self._refused),
+            "conflict": len(self._denied.conflicts),
+            "refusal": len(self._denied.refusals),
         }
 
     def service_count(self) -> int:
@@ -430,7 +294,7 @@ class Agent:
             if self._attached:
                 self._attach(interfaces)
 
-    def _apply(self, told: Told) -> None:
+    def _apply(self, told: SourceEvents) -> None:
         """Take in what a source has told; before the first sync nothing is late, the start is the cause."""
         if self._first_sync:
             changes = self._state.apply(told.events)
@@ -574,8 +438,8 @@ class Agent:
             except Exception as error:  # a bug that one Service meets must not cost the others
                 failed[key] = error
         decision = self._claims.update(plans)
-        self._log_conflicts()
-        self._log_refusals(plans)
+        self._denied.settle(self._claims.conflicts())
+        self._denied.planned(plans)
         checks = {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}
         taken = {key: node_ports(self._state.service(key)) for key in plans}
         plans.clear()
@@ -620,29 +484,3 @@ class Agent:
             _log.debug("service %s", key, exc_info=error)
             reason = "MapFull" if isinstance(error, CapacityError) else "NotProgrammed"
             self._announce(key, Announcement(reason, "KeepLastGood", str(error)))
-
-    def _log_conflicts(self) -> None:
-        conflicts = set(self._claims.conflicts())
-        new = sorted(conflicts - self._conflicts, key=str)
-        for conflict in new[:MOST_CONFLICTS]:
-            _log.warning("%s", conflict)
-            self._announce(conflict.loser, Announcement("VIPConflict", "Refuse", str(conflict)))
-        if more := len(new[MOST_CONFLICTS:]):
-            _log.warning("%d more conflicts at once; lbctl service list has them", more)
-        for conflict in sorted(self._conflicts - conflicts, key=str)[:MOST_CONFLICTS]:
-            _log.info("no longer: %s", conflict)
-        self._conflicts = conflicts
-
-    def _log_refusals(self, plans: Mapping[ObjectKey, ServicePlan | None]) -> None:
-        """Tell once what a Service asks for and cannot have, whatever others claim."""
-        for key, plan in plans.items():
-            words = some(plan.refusals if plan else ())
-            text = f"service {key}: {words}" if words else ""
-            before = self._refused.pop(key, "")
-            if text:
-                self._refused[key] = text
-            if text and text != before:
-                _log.warning("%s", text)
-                self._announce(key, Announcement("PartRefused", "Refuse", words))
-            elif before and not text:
-                _log.info("no longer: %s", before)

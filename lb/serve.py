@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import lb
 from lb import memory
-from lb.agent import Agent, Failed, Inbox, InterfacesChanged, Reread, Settled, Stop, Told
+from lb.agent import Agent
 from lb.config import NODE_NAME, Config, Switch, split_address
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import without_effect
@@ -33,6 +33,7 @@ from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
 from lb.model import Event, ObjectKey
+from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
 from lb.served.api import as_json, history_answer
 from lb.served.health import HealthChecks, NodeHealth
@@ -264,7 +265,7 @@ def startup(
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
     bodies: dict[str, Callable[[threading.Event], None]] = {
         f"source {source.name}": lambda stop: source.run(
-            lambda events: inbox.put(Told(events, time.monotonic())), stop
+            lambda events: inbox.put(SourceEvents(events, time.monotonic())), stop
         ),
         "interface watcher": watcher.run,
         "grace periods": grace.run,

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class KernelSurroundings:
-    """The node's interfaces and the programs on them: :class:`lb.agent.Surroundings`."""
+    """The node's interfaces and the programs on them: :class:`lb.parts.Surroundings`."""
 
     def __init__(self, config: Config, pins: Pins, loaded: Loaded, maps: Maps) -> None:
         self._config = config
@@ -49,7 +49,7 @@ class KernelSurroundings:
         self._keeper.close()
 
     def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
-        """See :class:`lb.agent.Surroundings`."""
+        """See :class:`lb.parts.Surroundings`."""
         topology = standing(self._config, node, claims)
         before, self._own = self._own, topology.internal_addresses
         elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
@@ -62,7 +62,7 @@ class KernelSurroundings:
         return topology
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
-        """See :class:`lb.agent.Surroundings`."""
+        """See :class:`lb.parts.Surroundings`."""
         if changed is None:
             write_settings(self._maps, self._config)
         report = self._hooks.sync(changed, self._own)
@@ -81,15 +81,15 @@ class KernelSurroundings:
         return [str(error) for error in report.errors]
 
     def lost(self) -> Sequence[LostHook]:
-        """See :class:`lb.agent.Surroundings`."""
+        """See :class:`lb.parts.Surroundings`."""
         return [*self._hooks.lost(), *self._sockets.lost()]
 
     def mend(self) -> int:
-        """See :class:`lb.agent.Surroundings`."""
+        """See :class:`lb.parts.Surroundings`."""
         return len(self._keeper.mend())
 
     def drift(self) -> dict[str, int]:
-        """See :class:`lb.agent.Surroundings`."""
+        """See :class:`lb.parts.Surroundings`."""
         return attachment.drift(self._maps, self._config, self._own)
 
     def modes(self) -> dict[str, tuple[str, str]]:

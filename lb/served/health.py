@@ -130,7 +130,7 @@ class Served:
 
 
 class HealthChecks:
-    """The health-check ports of Services: :class:`lb.agent.Checks`.
+    """The health-check ports of Services: :class:`lb.parts.Checks`.
 
     Each is listened to on the node's NodePort addresses, of both families, as with kube-proxy: where
     NodePorts answer, load balancers reach the node, and an address that is kept from clients gets no open

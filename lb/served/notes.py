@@ -33,7 +33,7 @@ MOST = 100
 """How many problems, and how many conflicts, the notes list; of the others they have the number."""
 
 
-class Told(Protocol):
+class AgentReport(Protocol):
     """What the agent itself tells."""
 
     def service_count(self) -> int:
@@ -106,7 +106,7 @@ class Notes:
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
-    def synced(self, agent: Told) -> None:
+    def synced(self, agent: AgentReport) -> None:
         """Note the time; after the first sync write the notes, and then the ready file."""
         self._last_sync = time_text(time.time())
         if self._ready:
@@ -127,13 +127,13 @@ class Notes:
             if self._complaints.pop(what, None):
                 _log.info("%s %s can be written again", what, path)
 
-    def write(self, agent: Told) -> None:
+    def write(self, agent: AgentReport) -> None:
         """Write the notes; see :meth:`_put`."""
         self._put(
             "notes", self._run_dir.notes_path, lambda _path: self._run_dir.write_notes(self._notes(agent))
         )
 
-    def _notes(self, agent: Told) -> dict[str, Any]:
+    def _notes(self, agent: AgentReport) -> dict[str, Any]:
         healthz = self._healthz()
         every = [*agent.problems(), *self._checks.problems(), *self._pressure.problems(), *self._sources()]
         conflicts = agent.conflicts()

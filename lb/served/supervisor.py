@@ -18,7 +18,7 @@ from lb.served.problems import Problem
 _log = logging.getLogger(__name__)
 
 
-class Told(Protocol):
+class AgentPulse(Protocol):
     """What is told of an agent."""
 
     def problems(self) -> list[Problem]:
@@ -42,13 +42,13 @@ class Supervisor:
         """Say that programs are compiled and loaded, which may take a while."""
         self._tell("STATUS=loading programs and maps")
 
-    def synced(self, agent: Told) -> None:
+    def synced(self, agent: AgentPulse) -> None:
         """Say after the first sync, and only then, that the start is over."""
         if not self._ready:
             self._ready = True
             self._tell("READY=1", _status(agent))
 
-    def beat(self, agent: Told) -> None:
+    def beat(self, agent: AgentPulse) -> None:
         """Say that the agent's loop goes on, and how things are; to be called well within WatchdogSec=."""
         waiting = "STATUS=waiting for the source's first list; connections are served as before"
         self._tell("WATCHDOG=1", _status(agent) if self._ready else waiting)
@@ -72,7 +72,7 @@ class Supervisor:
             self._deaf = True
 
 
-def _status(agent: Told) -> str:
+def _status(agent: AgentPulse) -> str:
     """Return the line that ``systemctl status`` shows."""
     problems, services = agent.problems(), f"{agent.service_count()} Services"
     if not problems:

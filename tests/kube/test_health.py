@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from lb.agent import Agent, Inbox, Stop, Told
+from lb.agent import Agent
 from lb.datapath.sync.reconcile import Reconciler
 from lb.kube import KubernetesSource
 from lb.model import Event
+from lb.parts import Inbox, SourceEvents, Stop
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, HttpServer
@@ -72,7 +73,7 @@ class World:
 
     def tell(self, events: Sequence[Event]) -> None:
         """Put into the inbox what a source tells."""
-        self.inbox.put(Told(events, time.monotonic()))
+        self.inbox.put(SourceEvents(events, time.monotonic()))
 
     def ask(self, address: Address, path: str = "/healthz") -> tuple[int, Any]:
         """Return status and body; 0 when nobody listens, or not long enough to answer."""

@@ -14,20 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from lb.agent import (
-    AUDIT_SECONDS,
-    BEAT_SECONDS,
-    LOOK_AFTER_SECONDS,
-    LOOK_AGAIN_SECONDS,
-    Agent,
-    Failed,
-    Inbox,
-    InterfacesChanged,
-    Reread,
-    Settled,
-    Stop,
-    Told,
-)
+from lb.agent import AUDIT_SECONDS, BEAT_SECONDS, LOOK_AFTER_SECONDS, LOOK_AGAIN_SECONDS, Agent
 from lb.config import Limits
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
@@ -52,6 +39,7 @@ from lb.model import (
     TrafficPolicy,
     Upsert,
 )
+from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.retries import Retries
@@ -208,7 +196,7 @@ class Bench:
             if isinstance(message, InterfacesChanged | Failed | Settled | Stop):
                 self.inbox.put(message)
             else:
-                self.inbox.put(Told([message], self.now))
+                self.inbox.put(SourceEvents([message], self.now))
         self.agent.step()
 
     def vips(self) -> set[str]:
@@ -254,7 +242,7 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
 
     class Endless(queue.SimpleQueue):  # type: ignore[type-arg]
         def get(self, block: bool = True, timeout: float | None = None) -> object:
-            return Told([Upsert(WEB_SERVICE)], 0.0)
+            return SourceEvents([Upsert(WEB_SERVICE)], 0.0)
 
     bench.agent._inbox = Endless()
     bench.agent.step()
@@ -500,7 +488,7 @@ def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCapt
 def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:
     bench.tell(SYNCED)
     bench.maps.writes.clear()
-    for message in (Told([Upsert(WEB_SERVICE)], 0.0), Stop()):
+    for message in (SourceEvents([Upsert(WEB_SERVICE)], 0.0), Stop()):
         bench.inbox.put(message)
     bench.agent.run()
     assert bench.maps.writes == []

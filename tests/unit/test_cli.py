@@ -27,7 +27,6 @@ import numpy as np
 import pytest
 
 import lb
-from lb.agent import Failed, Inbox, Reread, Stop
 from lb.cli import colours, command, instances, main
 from lb.cli.command import COMMANDS
 from lb.cli.grammar import lab as grammar_lab
@@ -49,6 +48,7 @@ from lb.lab.addressing import Family, Overlay
 from lb.lab.apiserver import VARIABLE
 from lb.lab.kube_proxy import Mode
 from lb.model import Protocol
+from lb.parts import Failed, Inbox, Reread, Stop
 from lb.rundir import RunDir
 from lb.serve import StopNow, complete, stop_signals, threads
 from lb.served.history import IN_ALL, OF_ONE

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from lb.agent import InterfacesChanged, Reread
 from lb.cli import history as command
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.sync_record import MOST_NAMED, Part, Written
 from lb.errors import LbError
 from lb.model import Delete, EndpointSlice, Node, ObjectKey, Protocol, Service, Upsert
+from lb.parts import InterfacesChanged, Reread
 from lb.plan.types import VipKey
 from lb.retries import Retries
 from lb.rundir import RunDir
