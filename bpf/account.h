@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What is counted of each backend and each Service port, for metrics and `lbctl top`. Python's side, which
- * says whose each figure is, is lb/datapath/view/figures.py. */
+/* Counters of each backend and each Service port, for metrics and `lbctl top`. lb/datapath/sync/accounts.py
+ * says to whom a counter belongs, lb/datapath/view/figures.py reads them. */
 #pragma once
 #include "backend.h"
 #include "reasons.h"
 
 _Static_assert(REASON_COUNT <= DROP_REASONS, "each reason has its place in struct service_counters");
 
-/* A translated packet, in bytes as the hooks count them. Line 0 is nobody's: where nothing is to be counted
- * the map is no larger. */
+/* Count a translated packet; bytes are those of the frame, as hooks count them. With the setting
+ * traffic_counters off the map has one line, line 0, which belongs to no backend. */
 static __always_inline void count_traffic(u32 backend, u32 generation, bool reply, u32 bytes)
 {
 	u32 at = backend + TRAFFIC_LINE - 1, line = at / TRAFFIC_LINE;
@@ -41,7 +41,7 @@ static __always_inline void count_opened(u32 backend)
 		__sync_fetch_and_add(&c->opened, 1);
 }
 
-/* refused, or else unanswered */
+/* Count a connection as refused, or else as unanswered. */
 static __always_inline void count_failed(u32 backend, bool refused)
 {
 	struct connections *c = bpf_map_lookup_elem(connections_map, &backend);
@@ -82,7 +82,7 @@ static __always_inline void count_handshake(u32 service, u64 ns)
 	__sync_fetch_and_add(&c->handshake_ns, ns);
 }
 
-/* A packet for a Service that went nowhere. */
+/* Count a packet of a Service that was dropped, or answered with an error, by its reason. */
 static __always_inline void count_dropped(u32 service, u32 reason)
 {
 	struct service_counters *c = bpf_map_lookup_elem(service_counters_map, &service);

@@ -111,7 +111,7 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 	return best & (SMALL_SET - 1);
 }
 
-/* set.size is not 0. */
+/* Select a backend of a set that is not empty. */
 static __always_inline bool select_backend(const struct backend_set *set, u32 service, u32 hash,
 					   struct backend *out)
 {

@@ -8,24 +8,25 @@
 #include "owner.h"
 #include "snat.h"
 
-/* May the backend still know the connection whose reply half this is, and refuse another with its tuple? */
+/* Is the connection of this reply half perhaps still in TIME-WAIT at its backend? The backend would then
+ * refuse another connection with the same tuple. */
 static __always_inline bool in_time_wait(const struct flow_entry *holder, u8 protocol, u64 now)
 {
 	return protocol == IPPROTO_TCP && holder->fins == (FIN_CLIENT | FIN_BACKEND) &&
 	       (s64)(now - holder->last_seen) < TIME_WAIT_NS;
 }
 
-/* For how long is the flow whose reply half this is half open, in ns? 0: it is not. The port of such a one
- * can be given to another client: if the handshake is in truth under way, it begins anew. */
+/* For how long has the flow of this reply half been half open, in ns? 0: it is not half open. The port of a
+ * half-open flow can be given to another client: if its handshake was still under way, it begins anew. */
 static __always_inline u64 half_open_for(const struct flow_entry *holder, u64 now)
 {
 	return holder->fins & HALF_OPEN && (s64)(now - holder->last_seen) > 0 ? now - holder->last_seen : 0;
 }
 
-/* Does the flow whose reply half this is stand in the way of another from the tuple `from`, at the so many-th
- * try? Its own leftover does not, nor does a dead flow: unless, at first, its backend may be in TIME-WAIT.
- * Where the port is the node's (kept: it is the client's), a flow that is half open for long does not either,
- * after a few tries. */
+/* Does the flow of the reply half `holder` keep a new flow of the tuple `from` from its port, at this try? A
+ * leftover of the new flow itself does not. A dead flow does not, unless its backend may be in TIME-WAIT and
+ * this is one of the first tries. If the port is the node's and not the client's own (kept), a flow that has
+ * been half open for long does not either, after a few tries. */
 static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
 				       const struct settings *settings, bool kept, int tries)
 {
@@ -36,7 +37,7 @@ static __always_inline bool in_the_way(const struct flow_entry *holder, const st
 	return kept || tries < FREE_TRIES || half_open_for(holder, now) < HANDSHAKE_NS;
 }
 
-/* The other half of a dead flow, whose reply half is about to be replaced. */
+/* Delete the other half of a dead flow, whose reply half is about to be replaced. */
 static __always_inline void forget_forward_half(const struct flow_entry *reply, const struct tuple *to)
 {
 	const struct flow_entry *other;
@@ -133,8 +134,8 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 	return PARSED;
 }
 
-/* The way to a backend of this node, from elsewhere or from another pod: both directions go past the stack,
- * or none. False: the decision is taken. */
+/* The way to a backend of this node, for clients elsewhere and in other pods. Either both directions go past
+ * the stack or neither does. False: the decision is taken. */
 static __always_inline bool decide_redirect(ctx_t *ctx, const struct packet *pkt,
 					    const struct settings *settings, struct decision *d)
 {
@@ -170,7 +171,7 @@ static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pk
 	return translates(d);
 }
 
-/* The way to a backend just selected. False: there is none, and the decision is taken. */
+/* The way to a backend that was just selected. False: there is no way, and the decision is taken. */
 static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8 side,
 					const struct backend *backend, const struct settings *settings,
 					struct decision *d)
