@@ -58,8 +58,8 @@ static __always_inline void describe(ctx_t *ctx, struct event *event, const stru
 	event->l3 = at->l3;
 }
 
-static __always_inline void report_call(ctx_t *ctx, struct watch *watch, struct event *event,
-					const struct work *work, const struct note *at)
+static __always_inline void report_packet(ctx_t *ctx, struct watch *watch, struct event *event,
+					  const struct work *work, const struct note *at)
 {
 	bool bytes = at->watch & WATCH_BYTES;
 	long full;
