@@ -17,7 +17,8 @@ help:
 	@echo 'make test    set up, run linters and all tests (PYTEST_ARGS="-k name" for some)'
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
-	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing, kills, floods, twin (docs/reliability.md)'
+	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing, kills, floods, twin, outages of the API'
+	@echo '             server (docs/reliability.md)'
 	@echo 'make mutants set up, change lines of bpf/*.h and see whether packet tests notice, MUTANTS_SECONDS=600 (docs/mutants.md)'
 	@echo 'make test-upgrades  set up, to each of the last versions and back, under traffic (REVISIONS="v0.1.0" for some)'
 	@echo 'make test-distros  set up, both README commands in a Debian 13 root (DISTROS_ARGS="trixie -- tests/packet" for some)'
@@ -52,6 +53,7 @@ soak:
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.kills $(SOAK_SECONDS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 SOAK_SECONDS=$(SOAK_SECONDS) $(PYTHON) -m tests.soak.floods $(FLOODS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.twin $(SOAK_SECONDS)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.outages $(SOAK_SECONDS)
 
 # Seconds for the sample of mutants.
 MUTANTS_SECONDS ?= 600

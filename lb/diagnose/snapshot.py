@@ -194,6 +194,11 @@ def _of_slices(service: Service) -> tuple[object, ...]:
     return service.selector, ports, service.publish_not_ready, service.distribution, service.headless
 
 
+def _families(service: Service) -> tuple[int, ...]:
+    """Return the IP versions of a Service's cluster IPs, in their order."""
+    return tuple(address.version for address in service.cluster_ips)
+
+
 def _forbidden(path: str, error: LbError) -> LbError:
     """Return the error that says which right is missing and what would give it; path is the API's."""
     *_, before, last = path.split("/")
@@ -299,7 +304,7 @@ class ApiReader:
         for key in now.state.service_keys():
             service = now.state.service(key)
             if service is not None and key not in requests:
-                kept.append(ServiceRequest(dataclasses.replace(service, selector=None)))
+                kept.append(ServiceRequest(dataclasses.replace(service, selector=None), _families(service)))
             if key not in requests or not requests[key].service.selector:
                 kept += now.state.slices(key)
         node = now.state.node(self._config.node_name)
@@ -319,12 +324,16 @@ class ApiReader:
         service = request.service
         stay = not pods_change and _of_slices(service) == _of_slices(before)
         ports = {(port.name, port.protocol): port.node_port for port in before.ports}
+        given = {address.version for address in service.cluster_ips}
+        addresses = [address for address in before.cluster_ips if address.version not in given]
+        follows = not request.families or request.prefers_dual or request.requires_dual
         return dataclasses.replace(
             request,
+            families=(_families(before) if follows else ()) or request.families,
             service=dataclasses.replace(
                 service,
                 selector=None if stay else service.selector,
-                cluster_ips=service.cluster_ips or (() if service.headless else before.cluster_ips),
+                cluster_ips=service.cluster_ips if service.headless else (*service.cluster_ips, *addresses),
                 load_balancer_ips=service.load_balancer_ips or before.load_balancer_ips,
                 created=before.created,
                 ports=tuple(

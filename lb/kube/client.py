@@ -15,6 +15,7 @@ import logging
 import os
 import select
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlencode
@@ -205,6 +206,13 @@ def _as_api_error(what: str) -> Iterator[None]:
         raise ApiError(f"{what}: {words}", unheard=unheard) from error
 
 
+def _blames_credentials(cause: BaseException | None) -> bool:
+    """Tell whether a TLS handshake failed, other than by an end of the connection: then nobody was there."""
+    if not isinstance(cause, urllib3.exceptions.SSLError):
+        return False
+    return not (cause.args and isinstance(cause.args[0], ssl.SSLEOFError | ssl.SSLZeroReturnError))
+
+
 class Client:
     """Sends requests as ``lbctl/VERSION``; usable from several threads.
 
@@ -261,7 +269,7 @@ class Client:
                     preload_content=False,
                 )
         except ApiError as error:
-            if isinstance(error.__cause__, urllib3.exceptions.SSLError):
+            if _blames_credentials(error.__cause__):
                 self._renew(line)
             raise
         if 200 <= raw.status < 300:

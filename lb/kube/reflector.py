@@ -60,7 +60,7 @@ WHOLE_SECONDS = 75.0
 --request-timeout)."""
 RELIST_SECONDS = 10.0
 """A version that is refused so soon after the list that gave it is a failure: listing again at once would be
-a storm of lists."""
+a storm of lists. When the server was away in between, its age does not count."""
 _QUICK_SECONDS = 1.0
 _LINE_MOST = 64 * 2**20
 
@@ -218,6 +218,7 @@ class Reflector(Generic[R]):
             self._failed(self._silence_told or str(error))
             if self._presence.pause(stop, self._backoff, error):
                 self._in_doubt = True
+                self._listed_at = self._timing.clock() - RELIST_SECONDS
 
     def _compare(self, stop: threading.Event) -> None:
         """Make a list due if the server's version is below ours; versions are numbers and go up."""

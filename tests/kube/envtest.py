@@ -147,6 +147,10 @@ class ApiServer:
         """See Cluster."""
         _end(self._processes["kube-apiserver"])
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send the API server a signal."""
+        self._processes["kube-apiserver"].send_signal(number)
+
     def restart(self) -> None:
         """See Cluster."""
         self._start("kube-apiserver", self._plane.api_server())

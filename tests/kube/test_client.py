@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client import Configuration
 
 import lb
 from lb.errors import ConfigError
-from lb.kube import ApiError, Client, from_kubeconfig, in_cluster
+from lb.kube import Access, ApiError, Client, from_kubeconfig, in_cluster
 from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
 from tests.kube.double import ApiDouble
@@ -158,6 +161,29 @@ def test_a_server_that_is_not_of_the_ca_is_refused(tmp_path: Path, mutual: ApiDo
     path = kubeconfig(tmp_path, mutual.url, {}, {"certificate-authority": "strangers.crt"})
     with pytest.raises(ApiError, match="CERTIFICATE_VERIFY_FAILED"):
         lists(Client(lambda: from_kubeconfig(path, "right")))
+
+
+def test_a_handshake_that_nobody_takes_up_is_not_put_down_to_the_credentials(tmp_path: Path) -> None:
+    """A balancer in front of a server that is away takes connections and ends them."""
+    loads: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as balancer:
+
+        def load() -> Access:
+            loads.append("once more")
+            return Access(Configuration(host=f"https://127.0.0.1:{balancer.getsockname()[1]}"))
+
+        def take_and_end() -> None:
+            connection, _ = balancer.accept()
+            connection.recv(65536)
+            connection.close()
+
+        client = Client(load)
+        taking = threading.Thread(target=take_and_end)
+        taking.start()
+        with pytest.raises(ApiError):
+            lists(client)
+        taking.join()
+    assert len(loads) == 1
 
 
 def plugin(folder: Path, body: str) -> dict[str, Any]:

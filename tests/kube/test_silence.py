@@ -67,6 +67,19 @@ def test_a_quiet_kind_is_not_listed_again(double: ApiDouble) -> None:
         assert run.waits.seconds == []
 
 
+def test_a_server_that_goes_right_after_a_list_is_listed_at_once_when_it_is_back(double: ApiDouble) -> None:
+    """It answers 410 to the watches; after a young list that would be a failure, followed by a wait."""
+    fill(double)
+    with running(client_of(double)) as run:
+        settle(run, double)
+        double.stop()
+        run.wait(lambda: all(health.error for health in run.source.health()))
+        double.restart()
+        run.wait(lambda: double.watching(*ALL) and not any(health.error for health in run.source.health()))
+        assert whole_lists(double) == 2
+        assert [health.errors for health in run.source.health()] == [1, 1, 1], "the break of each watch"
+
+
 def test_a_server_may_say_that_a_version_is_too_large(double: ApiDouble) -> None:
     fill(double)
     with running(client_of(double)) as run:

@@ -99,6 +99,52 @@ def test_a_plan_that_may_change_slices_names_the_right_that_it_lacks(
     )
 
 
+DUAL = ("10.96.0.20", "fd00:96::20")
+DUAL_MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {name: dual, namespace: shop}
+spec:
+  selector: {app: dual}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+"""
+
+
+@pytest.mark.parametrize("primary", [0, 1])
+@pytest.mark.parametrize(
+    "families",
+    [
+        "",
+        "  ipFamilyPolicy: PreferDualStack\n",
+        "  ipFamilyPolicy: RequireDualStack\n  clusterIP: {first}\n",
+        "  ipFamilyPolicy: PreferDualStack\n  clusterIP: '{first}'\n  clusterIPs: ['{first}', '{second}']\n",
+    ],
+)
+def test_a_plan_leaves_a_service_its_ip_families(
+    families: str, primary: int, double: ApiDouble, reader: ApiReader
+) -> None:
+    """Those of Services that the manifest does not have, and of one that it has."""
+    addresses = [DUAL[primary], DUAL[1 - primary]]
+    ports = [{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]
+    double.put(service("dual", addresses[0], clusterIPs=addresses, selector={"app": "dual"}, ports=ports))
+    double.put(service("six", "fd00:96::21"))
+    double.put(endpoint_slice("dual-4", endpoint("10.244.1.2"), of="dual"))
+    double.put({**endpoint_slice("dual-6", endpoint("fd00:244::2"), of="dual"), "addressType": "IPv6"})
+    double.put(node())
+    before = reader.snapshot().state
+    text = DUAL_MANIFEST + families.format(first=addresses[0], second=addresses[1])
+    content = read("dual.yaml", text, range(30000, 32768))
+    assert not content.errors
+    after = reader.merged(content)
+    assert after.errors == []
+    for key in (ObjectKey(NAMESPACE, "dual"), ObjectKey(NAMESPACE, "six")):
+        was, will_be = before.service(key), after.state.service(key)
+        assert was is not None
+        assert will_be is not None
+        assert will_be.cluster_ips == was.cluster_ips
+        assert {one.key for one in after.state.slices(key)} == {one.key for one in before.slices(key)}
+
+
 def test_rights_that_are_missing_for_a_list_of_all_are_named(double: ApiDouble, reader: ApiReader) -> None:
     double.fault("list", "endpointslices", faults.answer(403, "Forbidden"))
     with pytest.raises(LbError, match=r"^no right to list endpointslices \(GET .*lbctl-reader"):
