@@ -13,8 +13,8 @@ reflector):
   same.
 - A server that was restored from a backup counts on from a version below ours. It takes a watch from our
   version without a word, and tells nothing until its versions have passed ours, bookmarks neither. So after
-  a silence and after an absence the server is asked for its version first, with a list of one object; when
-  it is below ours, everything is listed again.
+  a silence, after a break and after an absence the server is asked for its version first, with a list of one
+  object; when it is below ours, everything is listed again.
 - 410 Gone, as a status or as an ERROR event, and a version that the server calls unreadable or too large:
   list again, at once: it is an answer and no failure, and an API server that was started anew gives it to
   every watch. Only when the last list is younger than RELIST_SECONDS it counts as a failure. The new list is
@@ -216,8 +216,10 @@ class Reflector(Generic[R]):
                 _log.info("%s; listing again", error)
                 return
             self._failed(self._silence_told or str(error))
-            if self._presence.pause(stop, self._backoff, error):
+            away = self._presence.pause(stop, self._backoff, error)
+            if away or error.status == 0:  # with no answer, the server may have gone and come unseen
                 self._in_doubt = True
+            if away:
                 self._listed_at = self._timing.clock() - RELIST_SECONDS
 
     def _compare(self, stop: threading.Event) -> None:

@@ -45,9 +45,12 @@ class Waits:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.threads: set[str] = set()
+        """Who has waited, by thread's name."""
 
     def __call__(self, stop: threading.Event, seconds: float) -> None:
         self.seconds.append(seconds)
+        self.threads.add(threading.current_thread().name)
         stop.wait(min(seconds, 0.005))
 
 
@@ -233,3 +236,8 @@ def fill(double: ApiDouble) -> None:
 def settle(run: Running, double: ApiDouble) -> None:
     """Wait until the source is synced and watches everything."""
     run.wait(lambda: run.synced and double.watching(*ALL))
+
+
+def whole_lists(double: ApiDouble, resource: str = "services") -> int:
+    """Return how many lists were asked for, those of one object left out."""
+    return sum(asked.query.get("limit") != "1" for asked in double.asked("list", resource))

@@ -15,7 +15,7 @@ from lb.kube.presence import PROBE_SECONDS
 from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
 from tests.kube.double import ApiDouble, Disturbance, Fault, Handler
-from tests.kube.harness import ALL, client_of, fill, running, settle
+from tests.kube.harness import ALL, client_of, fill, running, settle, whole_lists
 from tests.kube.objects import (
     BACKEND_A,
     BACKEND_B,
@@ -132,7 +132,7 @@ def test_410_as_a_status_means_a_new_list_of_which_only_differences_are_told(dou
         told = [str(event) for event in run.events[before:]]
         assert len(told) == 3, told
         assert run.services() == {"web", "new", "other"}
-        assert len(double.asked("list", "services")) == 2
+        assert whole_lists(double) == 2
 
 
 def test_410_is_an_answer_and_no_failure(double: ApiDouble, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_a_server_that_ends_watches_at_once_is_not_stormed(double: ApiDouble) ->
         settle(run, double)
         run.wait(lambda: len(double.asked("watch", "services")) == 6)
         assert run.waits.seconds == [0.75, 1.5, 3.0, 6.0, 12.0]
-        assert len(double.asked("list", "services")) == 1
+        assert whole_lists(double) == 1
 
 
 def test_a_line_that_is_no_event_means_a_new_list(double: ApiDouble) -> None:

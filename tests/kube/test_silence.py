@@ -8,13 +8,15 @@ import pytest
 from lb.kube import presence
 from tests.kube import faults
 from tests.kube.double import ApiDouble
-from tests.kube.harness import ALL, Running, client_of, fill, running, settle
+from tests.kube.harness import ALL, Running, client_of, fill, running, settle, whole_lists
 from tests.kube.objects import BACKEND_A, endpoint, endpoint_slice, node, service
 
 
-def whole_lists(double: ApiDouble) -> int:
-    """Return how many lists of Services were asked for, those of one object left out."""
-    return sum(asked.query.get("limit") != "1" for asked in double.asked("list", "services"))
+def go(run: Running, double: ApiDouble) -> None:
+    """Stop the double and wait until it is missed by all."""
+    run.waits.threads.clear()
+    double.stop()
+    run.wait(lambda: {f"kubernetes {resource}" for resource in ALL} <= run.waits.threads)
 
 
 def add_after_a_backup(run: Running, double: ApiDouble) -> None:
@@ -49,8 +51,7 @@ def test_a_restored_server_is_listed_anew_when_it_comes_back(double: ApiDouble) 
     with running(client_of(double)) as run:
         settle(run, double)
         add_after_a_backup(run, double)
-        double.stop()
-        run.wait(lambda: all(health.error for health in run.source.health()))
+        go(run, double)
         double.restart()
         run.wait(lambda: run.services() == {"web", "old"})
 
@@ -72,11 +73,10 @@ def test_a_server_that_goes_right_after_a_list_is_listed_at_once_when_it_is_back
     fill(double)
     with running(client_of(double)) as run:
         settle(run, double)
-        double.stop()
-        run.wait(lambda: all(health.error for health in run.source.health()))
+        go(run, double)
         double.restart()
+        run.wait(lambda: all(whole_lists(double, resource) == 2 for resource in ALL))
         run.wait(lambda: double.watching(*ALL) and not any(health.error for health in run.source.health()))
-        assert whole_lists(double) == 2
         assert [health.errors for health in run.source.health()] == [1, 1, 1], "the break of each watch"
 
 
