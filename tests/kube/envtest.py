@@ -24,6 +24,7 @@ from kubernetes.client import Configuration
 
 from lb.errors import LabError
 from lb.kube import Access, Client
+from lb.kube.events import CONTROLLER
 from lb.lab.apiserver import ADMIN, ControlPlane, find
 from tests.kube.objects import NAMESPACE, Object
 from tests.kube.rules import resource_of
@@ -133,7 +134,7 @@ class ApiServer:
     def written_events(self) -> Sequence[Object]:
         """See Cluster."""
         items = self.call("GET", f"/apis/events.k8s.io/v1/namespaces/{NAMESPACE}/events")["items"]
-        return list(items)
+        return [item for item in items if item.get("reportingController") == CONTROLLER]
 
     def clean(self) -> None:
         """Remove what a test made."""

@@ -70,7 +70,7 @@ class Cluster(Protocol):
         ...
 
     def written_events(self) -> Sequence[Object]:
-        """Return the Events (events.k8s.io) of the tests' namespace."""
+        """Return our Events (events.k8s.io) in the tests' namespace; API servers write some, too."""
         ...
 
     def stop(self) -> None:
