@@ -15,7 +15,7 @@ enum action {
 	ACTION_DROP,	 /* not at all */
 	ACTION_ANSWER,	 /* by us */
 	ACTION_CONNECT,	 /* as its first packet says: to be decided in another program */
-	ACTION_PIECES,	 /* as the other pieces of its datagram say: in another program, too */
+	ACTION_PIECES,	 /* with the other pieces of its datagram, or in pieces: in another program, too */
 	ACTION_STACK,	 /* translate, on to the kernel's stack */
 	ACTION_INWARD,	 /* translate, to the kernel's stack by lo: a process of this node gets it */
 	ACTION_HAIRPIN,	 /* translate, back out of the interface it came from */
@@ -31,7 +31,7 @@ struct decision {
 	u8 direction;	    /* enum direction, of a packet of `flow` */
 	u8 closes;	    /* the packet is the one that closes `flow` */
 	struct flow flow;   /* flow.to: the translated packet; all that translate */
-	struct route route; /* FORWARD, REDIRECT, and ANSWER_TOO_BIG */
+	struct route route; /* FORWARD, REDIRECT, and what is too big */
 };
 
 static __always_inline void decide(struct decision *d, u32 action, u32 reason)
@@ -65,7 +65,7 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, past, &d->route);
 
 	if (past)
-		d->action = result == ROUTE_FOUND ? ACTION_REDIRECT : ACTION_STACK;
+		d->action = result == ROUTE_FOUND && !d->route.mtu ? ACTION_REDIRECT : ACTION_STACK;
 	else if (result == ROUTE_STACK)
 		decide(d, of_host(d->flow.path) ? inward(ctx) : ACTION_STACK, d->reason);
 	else if (result == ROUTE_TOO_BIG && !ctx_decides())
@@ -117,7 +117,7 @@ static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct d
 {
 	at->reason = d->reason;
 	at->answer = d->answer;
-	at->mtu = d->answer == ANSWER_TOO_BIG ? d->route.mtu : 0;
+	at->mtu = d->answer == ANSWER_TOO_BIG || d->reason == REASON_FRAGMENTED ? d->route.mtu : 0;
 	at->stale = d->stale;
 	next_step(ctx, step);
 	return strand(ctx, ours);
@@ -128,6 +128,14 @@ static __always_inline bool is_our_piece(const struct packet *pkt, const struct 
 {
 	return d->reason == REASON_FRAGMENT ? lookup_address(&pkt->tuple.dst) != NULL
 					    : d->reason != REASON_NOT_VIP;
+}
+
+/* A piece that we have cut enters with what follows it behind: see cut.h. */
+static __always_inline bool trim_piece(ctx_t *ctx, const struct packet *pkt)
+{
+	u32 len = pkt->l3 + pkt->ip_len;
+
+	return ctx_len(ctx) <= len || ctx_resize(ctx, len);
 }
 
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
@@ -155,6 +163,8 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		return go_on(ctx, STEP_CONNECT, d, true, at);
 	if (d->action == ACTION_PIECES)
 		return go_on(ctx, STEP_PIECES, d, is_our_piece(pkt, d), at);
+	if (FAMILY == 4 && unlikely(pkt->piece) && !trim_piece(ctx, pkt))
+		return drop(REASON_REWRITE_FAILED);
 	if (FAMILY == 6)
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
@@ -205,6 +215,8 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
 					       struct note *at)
 {
+	if (unlikely(d->action == ACTION_FORWARD && d->route.mtu))
+		decide(d, ACTION_PIECES, REASON_FRAGMENTED);
 	if (unlikely(pkt->piece == PIECE_FIRST))
 		decide_first_piece(pkt, d, at);
 	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))

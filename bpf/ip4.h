@@ -70,6 +70,7 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 		return REASON_MALFORMED;
 	pkt->l4 = pkt->l3 + header;
 	pkt->l4_len = pkt->ip_len - header;
+	pkt->may_cut = header == sizeof(*ip) && !(ip->frag_off & bpf_htons(IP_DF));
 	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
 		pkt->piece = ip->frag_off & bpf_htons(IP_OFFSET) ? PIECE_LATER : PIECE_FIRST;
 		pkt->fragment_id = ip->id;

@@ -35,6 +35,7 @@ struct packet {
 			* which in IPv6 is an extension header's if one is in front of the first piece's L4
 			* header */
 	u8 last;       /* the piece is its datagram's last */
+	u8 may_cut;    /* IPv4 without options: routers may cut it in pieces, DF is not set */
 	u8 tcp_flags;  /* enum tcp_flag; 0 for UDP */
 	u32 secret; /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
 		     */

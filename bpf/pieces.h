@@ -4,7 +4,7 @@
  * them enter anew by the interface that they came in by, the first one first; what is not for a VIP after all
  * then passes as it came. Nobody could have used the later ones without the first. */
 #pragma once
-#include "forward.h"
+#include "cut.h"
 
 /* May the datagram be for a VIP, or a reply of a translated flow? Node ports, and what we SNAT, are at the
  * node's own addresses, of which the FIB knows. */
@@ -108,6 +108,10 @@ static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt,
 {
 	bool left_alone = at->reason <= REASON_NOT_VIP; /* these are the reasons of the parser, and NOT_VIP */
 
+#if FAMILY == 4
+	if (at->reason == REASON_FRAGMENTED)
+		return cut(ctx, pkt, at);
+#endif
 	if (left_alone && !may_be_ours(ctx, pkt))
 		return pass(at->reason);
 	if (pkt->piece == PIECE_LATER)

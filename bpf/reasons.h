@@ -44,7 +44,8 @@
 	X(RATE_LIMITED, "an answer of ours is due, but there were too many lately: dropped")                 \
 	X(STEP_MISSING, "a program to go on in is missing, not for a VIP: untouched")                        \
 	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")           \
-	X(OWN_CONNECTION, "of a connection that the node, or a pod of it, has opened itself: untouched")
+	X(OWN_CONNECTION, "of a connection that the node, or a pod of it, has opened itself: untouched")     \
+	X(FRAGMENTED, "larger than the MTU of the way on, without DF: in fragments, which enter again")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -83,7 +84,7 @@ enum hook {
 	X(ANSWER, "answers a packet itself")                                                                 \
 	X(ICMP_ERROR, "translates an ICMP error about a translated packet")                                  \
 	X(OWNER, "asks whose a packet is that begins no connection")                                         \
-	X(PIECES, "holds fragments back that come before their first, until it comes")                       \
+	X(PIECES, "holds fragments until their first comes, and fragments what is too large")                \
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
 	X(REPORT, "tells whoever watches what became of a packet")
 

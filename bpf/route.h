@@ -8,7 +8,7 @@
 /* Where a packet leaves that we send on. */
 struct route {
 	u32 ifindex;
-	u32 mtu;	 /* of the way on, when the packet is too big for it */
+	u32 mtu;	 /* of the way on, when the packet is too big for it; else 0 */
 	bool peer;	 /* past the stack: the interface is a veth to a pod */
 	bool link_known; /* the addresses of the link header; else the kernel finds those of next_hop */
 	union {
@@ -48,8 +48,22 @@ static __always_inline u32 mtu_below(u32 len, u32 told)
 	return len > 576 ? 576 : 68;
 }
 
+/* May a packet that is too big for the way on be cut in pieces? Where its sender has not forbidden it (RFC
+ * 791, section 2.3), and tc has it; not SCTP's, for which see breaks_sctp(). Of datagrams that await
+ * segmentation a packet is many; TCP's segments can be made smaller. */
+static __always_inline bool may_cut(const ctx_t *ctx, const struct packet *pkt)
+{
+	u8 protocol = pkt->tuple.protocol;
+
+	if (FAMILY == 6 || !pkt->may_cut || !ctx_decides())
+		return false;
+	return protocol == IPPROTO_TCP ||
+	       (protocol == IPPROTO_UDP && ctx_wire_len(ctx, 0, pkt->payload_len) == pkt->payload_len);
+}
+
 /* past: in place of the stack, not of a router. A veth's other end takes what is for this host alone; to all
- * others the kernel sends, who asks neighbours from time to time whether they are still there. */
+ * others the kernel sends, who asks neighbours from time to time whether they are still there. What may be
+ * cut has a way though it is too big for it: that of a piece, of which one byte stands for all. */
 static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
 				      const struct addr *dst, bool past, struct route *out)
 {
@@ -64,8 +78,14 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 
 	fib_addresses(&fib, pkt, src, dst);
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	out->mtu = 0;
+	if (unlikely(result == BPF_FIB_LKUP_RET_FRAG_NEEDED)) {
+		out->mtu = mtu_below(len, fib.tot_len);
+		fib.tot_len = 1;
+		if (may_cut(ctx, pkt))
+			result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	}
 	out->ifindex = fib.ifindex;
-	out->mtu = mtu_below(len, fib.tot_len);
 	out->peer = past && has_peer(fib.ifindex);
 	out->link_known = result == BPF_FIB_LKUP_RET_SUCCESS && (!past || (out->peer && ctx_for_us(ctx)));
 	if (out->link_known) {

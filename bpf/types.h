@@ -344,7 +344,7 @@ struct node_name {
 struct note {
 	u32 hook;   /* enum hook: where the packet is */
 	u32 reason; /* enum reason, for the counter */
-	u32 mtu;    /* ANSWER_TOO_BIG: bytes */
+	u32 mtu;    /* bytes, for what is too big: ANSWER_TOO_BIG, REASON_FRAGMENTED */
 	u8 l3;	    /* offset of the IP header */
 	u8 side;    /* enum side */
 	u8 answer;  /* enum answer */

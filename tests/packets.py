@@ -10,6 +10,7 @@ packet is :func:`here`, the role's address in the family, and what is read from 
 
 from __future__ import annotations
 
+import platform
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ BACKEND_REMOTE_2 = "10.0.2.6"
 BACKEND_UNROUTED = "10.9.9.9"  # behind a route of the kind "blackhole"
 NARROW_NET = "10.0.3.0/24"  # behind NODE2 as well, by a route of NARROW_MTU
 NARROW_MTU = 1400
+_LINUX = tuple(map(int, platform.release().split(".")[:2]))
+TOLD_MTU = NARROW_MTU if _LINUX >= (5, 12) else 1280  # an older kernel does not say which it is
 BACKEND_NARROW = "10.0.3.5"
 SILENT_NEIGHBOUR = "192.0.2.77"  # on the uplink's segment, its MAC address unknown
 UPLINK_2_ADDRESS = "192.0.3.1"

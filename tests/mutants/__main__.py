@@ -37,6 +37,7 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "csum.h": ("paths",),
     "ctx_tc.h": ("paths", "overlay", "path_mtu", "reject", "untouched"),
     "ctx_xdp.h": ("paths", "untouched", "reject"),
+    "cut.h": ("fragmented",),
     "event.h": ("monitor",),
     "fast.h": ("paths", "connection_life", "untouched", "redirect"),
     "flow_state.h": ("connection_life", "connections", "handshake", "stale_udp", "accounts"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pings, path MTU and traceroute through VIPs, with real kernels at both ends.
+"""Pings, path MTU, fragments and traceroute through VIPs, with real kernels at both ends.
 
 The nodes' tunnel carries 1400 bytes where everything else carries 1500, and behind the client, which is a
 router here, is a host on a wire over which the client sends no more than 1300 bytes: requests meet the one,
@@ -87,6 +87,28 @@ for ttl in range(1, 9):
         data = ancillary[0][2][16:]  # behind struct sock_extended_err: who says so
         print(socket.inet_ntop(family, data[8:24] if six else data[4:8]))
 """
+
+DATAGRAMS = """\
+import socket, sys
+
+address, port, source = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+for size in map(int, sys.argv[4:]):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+        wire.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: without DF
+        wire.settimeout(5)
+        wire.bind((source, 0))
+        for number in range(3):
+            sent = bytes([number]) + bytes(range(256)) * (size // 256) + bytes(size % 256 - 1)
+            wire.sendto(sent, (address, port))
+            try:
+                got, sender = wire.recvfrom(70000)
+            except OSError as error:
+                print(size, number, error)
+            else:
+                if sender != (address, port) or not got.endswith(sent):
+                    print(size, number, "came back as", len(got), "bytes from", sender)
+"""
+"""Sends datagrams that routers may cut, each size from a socket of its own; prints which do not come back."""
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +221,50 @@ def test_icmp_errors_path_mtu_of_answers(cluster: Cluster, where: str, version: 
     for kind in ("clusterIP", "NodePort", "load-balancer"):
         assert inside(behind, download(url(target.address(kind, "tcp", version)))) == "300000", kind
     assert counted(cluster, "ICMP_ERROR") > before
+
+
+SIZES = (1100, 1472, 3000, 15000)
+"""Bytes of data: what fits; what leaves the client as one packet that is too big, its checksum left to the
+device; what leaves it in pieces that are too big. By lo, to a NodePort of its own, the node sends all of them
+whole. The answers are a little longer, and have no DF if they do not fit a pod's interface."""
+
+
+def test_fragmented_requests(cluster: Cluster) -> None:
+    """From outside, from a process of the node, and from a pod, whose packets the node's own stack cuts."""
+    target = cluster.targets["remote"]
+    for place in ("client", "node1", str(cluster.bystander["name"])):
+        before = counted(cluster, "FRAGMENTED")
+        for kind in ("clusterIP", "NodePort", "load-balancer"):
+            lost = python(cluster, place, DATAGRAMS, *target.address(kind, "udp", 4), "", *SIZES)
+            assert lost == [], (place, kind)
+        assert (counted(cluster, "FRAGMENTED") > before) == (place in ("client", "node1")), place
+
+
+def test_fragmented_answers(cluster: Cluster) -> None:
+    """To a client behind a way that is narrower than the tunnel, as node1 alone knows."""
+    source, via = str(clients(4)[2]), str(clients(4)[0])
+    must(cluster, "node1", f"ip route add {source} via {via} mtu lock {WIRE_MTU}")
+    try:
+        before = counted(cluster, "FRAGMENTED")
+        address = cluster.targets["remote"].address("NodePort", "udp", 4)
+        assert python(cluster, "client", DATAGRAMS, *address, source, *SIZES) == []
+        assert counted(cluster, "FRAGMENTED") > before
+    finally:
+        must(cluster, "node1", f"ip route del {source}")
+
+
+def test_fragmented_segments_that_one_packet_stands_for(cluster: Cluster) -> None:
+    """TCP without DF: who sends so does not hear ICMP's errors. The node has to make the segments shorter."""
+    address = cluster.targets["remote"].address("NodePort", "tcp", 4)
+    must(cluster, "client", "echo 1 > /proc/sys/net/ipv4/ip_no_pmtu_disc")
+    forget_path_mtus(cluster)  # or the backend asks for shorter segments
+    try:
+        before = counted(cluster, "FRAGMENTED")
+        done = cluster.lab.run("client", ["sh", "-c", upload(url(address))])
+        assert (done.returncode, done.stdout.split()[1:]) == (0, ["received", "300000", "bytes"]), done.stderr
+        assert counted(cluster, "FRAGMENTED") > before
+    finally:
+        must(cluster, "client", "echo 0 > /proc/sys/net/ipv4/ip_no_pmtu_disc")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

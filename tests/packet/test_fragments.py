@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
 from lb.model import Protocol
 from lb.plan.types import VipKind
@@ -218,11 +220,20 @@ def test_fragments_atomic_are_refused_like_others(
     play(datapath, Row("none", (service(protocol=protocol),), (step,)), uplink_program)
 
 
+def with_df(frame: bytes) -> bytes:
+    """Return the frame such that no router may cut it: in IPv6, as it is."""
+    packet = Ether(frame)
+    if IP in packet:
+        packet[IP].flags |= 2
+        del packet[IP].chksum
+    return bytes(packet)
+
+
 @both_uplinks
 def test_fragments_too_big_for_the_way_on(datapath: Datapath, uplink_program: str) -> None:
-    """The first tells its sender; the later ones, which find no flow, end."""
+    """With DF, or in IPv6: the first tells its sender; the later ones, which find no flow, end."""
     frame = p.udp(p.FROM_CLIENT, (p.CLIENT, 1), VIP, LONG * 2)
-    first, *later = p.pieces(frame, 1440)
+    first, *later = map(with_df, p.pieces(frame, 1440))
     steps = (
         too_big(first, p.NARROW_MTU, uplink_program),
         *(

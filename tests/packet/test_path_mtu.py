@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import platform
-
 import pytest
 
 from lb.config import SnatPorts
@@ -22,9 +20,6 @@ NARROW = (p.BACKEND_NARROW, TARGET_PORT)
 SNATED = (p.NODE1, SNAT_PORT)
 TO_NARROW = {"link": p.TO_NODE2, "src": SNATED, "dst": NARROW, "ttl": 63}
 BUILD = {Protocol.TCP: (p.tcp, 20), Protocol.UDP: (p.udp, 8)}
-
-_LINUX = tuple(map(int, platform.release().split(".")[:2]))
-TOLD_MTU = p.NARROW_MTU if _LINUX >= (5, 12) else 1280  # an older kernel does not say which it is
 
 both_uplinks = pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
 each_protocol = pytest.mark.parametrize("protocol", BUILD)
@@ -44,7 +39,7 @@ def test_icmp_errors_tell_the_mtu_of_the_route(
 ) -> None:
     """A first packet that does not go on makes no flow; a later one changes none."""
     fits, large = of_length(protocol, p.NARROW_MTU), of_length(protocol, p.NARROW_MTU + 1)
-    refused = too_big(large, TOLD_MTU, uplink_program)
+    refused = too_big(large, p.TOLD_MTU, uplink_program)
     plan = service(p.BACKEND_NARROW, protocol=protocol)
     play(datapath, Row("first", (plan,), (refused,)), uplink_program)
     assert len(datapath.read("flows")[0]) == 0
