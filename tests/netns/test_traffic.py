@@ -13,7 +13,13 @@ import pytest
 from lb.config import Switch, UplinkMode
 from lb.lab.addressing import Overlay
 from tests.netns.conftest import MakeLab, remove
-from tests.netns.pinned import Cluster, bring_up, check_answers, check_large_transfers, check_sources
+from tests.netns.pinned import (
+    Cluster,
+    bring_up,
+    check_answers,
+    check_large_transfers,
+    check_sources,
+)
 from tests.netns.waiting import dumped
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -105,6 +111,20 @@ def test_options_real_connections(cluster: Cluster, version: int) -> None:
             done = cluster.lab.run(place, argv)
             name = str(target.pod["name"])
             assert done.stdout.split() == [name, "ECONNREFUSED"] * 2, (place, done.stdout, done.stderr)
+
+
+def test_first_datagram_waits_for_the_next_hop(cluster: Cluster) -> None:
+    """The node knows no neighbour: what is sent first, and once, arrives when the neighbour has answered.
+
+    A process of the node is the hard case: its packet has a route, that to the VIP, when it is translated.
+    """
+    target = cluster.targets["remote"]
+    for version in (4, 6):
+        for place, kind in (("node1", "clusterIP"), ("client", "NodePort")):
+            flushed = cluster.lab.run("node1", ["ip", f"-{version}", "neigh", "flush", "dev", "eth0"])
+            assert flushed.returncode == 0, flushed.stderr
+            answers = cluster.ask(place, [("udp", *target.address(kind, "udp", version))])
+            assert answers == [str(target.pod["name"])], (version, place)
 
 
 def test_programs_that_carried_it_are_those_of_the_mode(cluster: Cluster) -> None:
