@@ -26,7 +26,7 @@ def complete_for_kubectl() -> int:
     """Run the console script that kubectl asks for the words of ``kubectl lb`` when Tab is pressed."""
     from lb.cli import command, completion  # noqa: PLC0415
 
-    return completion.for_kubectl(sys.argv[1:], command.parser, sys.stdout)
+    return completion.for_kubectl(sys.argv[1:], command.parser_for, sys.stdout)
 
 
 def entry() -> int:
@@ -37,7 +37,7 @@ def entry() -> int:
     if "_ARGCOMPLETE" in os.environ:
         from lb.cli import command, completion  # noqa: PLC0415
 
-        completion.complete(command.parser)
+        completion.complete(command.parser_for)
     try:
         return main()
     except BrokenPipeError:

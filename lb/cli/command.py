@@ -43,20 +43,49 @@ _EPILOG = "exit codes:\n" + "".join(
 
 
 COMMANDS = {
-    "run": "working", "status": "looking", "service": "looking", "maps": "looking", "flows": "looking",
-    "top": "looking", "monitor": "looking", "history": "looking", "trace": "asking", "explain": "asking",
-    "audit": "asking", "plan": "asking", "doctor": "asking", "unload": "working", "lab": "lab",
-    "completion": "working", "version": "working",
-}  # fmt: skip
-"""Each is a function in a module of lb.cli.grammar."""
-
+    "run": ("working", "run the agent of this node"),
+    "status": ("looking", "is all well? problems, hooks, map fill and the agent"),
+    "service": ("looking", "show Services"),
+    "maps": ("looking", "show the kernel's maps"),
+    "flows": ("looking", "list connections"),
+    "top": ("looking", "Services and backends by what they carry, live"),
+    "monitor": ("looking", "connections and drops, live"),
+    "history": ("looking", "the last changes of a Service in the maps, when and why"),
+    "trace": ("asking", "what would become of a packet, and why, step by step"),
+    "explain": ("asking", "why a Service does not answer, step by step"),
+    "audit": ("asking", "compare source, plan and kernel; name and heal differences"),
+    "plan": ("asking", "what manifests would change in the maps; nothing is applied"),
+    "doctor": ("asking", "what will and will not work on this machine, and what to do"),
+    "unload": ("working", "remove every trace of the data plane"),
+    "lab": ("lab", "a cluster of network namespaces on this machine"),
+    "completion": ("working", "print what makes a shell complete words"),
+    "version": ("working", "print the version"),
+}
+"""By name: the module of lb.cli.grammar that has a function of that name, and what ``lbctl --help`` says."""
 
 PLUGIN = "kubectl-lb"
 """What kubectl calls for ``kubectl lb``."""
 
 
 def parser(command: str = "") -> argparse.ArgumentParser:
-    """Return the parser of the command line, of one command alone or of all; each sets ``handler``."""
+    """Return the parser of one command, or of all; each sets ``handler``."""
+    top, commands = _top()
+    for name in [command] if command else COMMANDS:
+        getattr(importlib.import_module(f"lb.cli.grammar.{COMMANDS[name][0]}"), name)(commands)
+    return top
+
+
+def parser_for(word: str) -> argparse.ArgumentParser:
+    """Return the parser of a command; of a word that is none, one that knows the names of commands alone."""
+    if word in COMMANDS:
+        return parser(word)
+    top, commands = _top()
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary)
+    return top
+
+
+def _top() -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser]]:
     top = argparse.ArgumentParser(
         prog="kubectl lb" if Path(sys.argv[0]).name == PLUGIN else "lbctl",
         description=_DESCRIPTION,
@@ -64,10 +93,7 @@ def parser(command: str = "") -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"lbctl {lb.__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in [command] if command in COMMANDS else COMMANDS:
-        getattr(importlib.import_module(f"lb.cli.grammar.{COMMANDS[name]}"), name)(commands)
-    return top
+    return top, top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
 def version(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -84,7 +110,7 @@ def main(argv: Sequence[str] | None = None, *, out: TextIO | None = None, err: T
     out = cast("TextIO", Shown(out or sys.stdout))
     err = cast("TextIO", Shown(err or sys.stderr))
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words[0] if words else "").parse_args(words)
+    args = parser_for(words[0] if words else "").parse_args(words)
     try:
         settle(args)
         module, _, function = args.handler.partition(".")

@@ -12,10 +12,6 @@ from typing import Any, TextIO
 
 import argcomplete
 
-from lb.cli import instances
-from lb.datapath.kernel import pins
-from lb.datapath.kernel.pins import Pins
-from lb.datapath.view import service_names
 from lb.errors import LbError
 
 _FILES = frozenset({"file", "config", "read", "pcap", "kubeconfig", "manifests"})
@@ -32,7 +28,7 @@ def complete(
     values: Callable[..., list[str]] | None = None,
     **where: Any,
 ) -> None:
-    """Answer the shell that asks, and end the process; parser gives the one of a command, ``""``: of all.
+    """Answer the shell that asks, and end the process; parser gives that of a command, ``""``: of none yet.
 
     values: what may stand for a value. where: as argcomplete.autocomplete() has it, to answer and to end
     otherwise.
@@ -78,13 +74,19 @@ def _known_values(
     _prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_more: Any
 ) -> list[str]:
     """Return what this machine knows that may stand for a value; nothing where it cannot tell."""
+    if action.dest not in ("instance", "node", "service", "namespace"):
+        return []
+    from lb.cli import instances  # noqa: PLC0415  (a third of what the rest of a Tab costs)
+    from lb.datapath.kernel import pins  # noqa: PLC0415
+    from lb.datapath.view import service_names  # noqa: PLC0415
+
     try:
         if action.dest == "instance":
             return pins.instances()
         if action.dest == "node":
             return [name.rpartition(".")[2] for name in pins.instances()]
         if action.dest in ("service", "namespace"):
-            names = service_names.read(Pins(instances.choose(parsed_args)).maps / "services")
+            names = service_names.read(pins.Pins(instances.choose(parsed_args)).maps / "services")
             return names if action.dest == "service" else sorted({name.partition("/")[0] for name in names})
     except (LbError, OSError):
         return []

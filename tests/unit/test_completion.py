@@ -162,7 +162,7 @@ def test_a_command_that_says_only_words_imports_no_more(words: str) -> None:
 def test_tab_imports_no_more(line: str) -> None:
     code = (
         "import sys\nfrom lb.cli import command, completion\n"
-        "completion.complete(command.parser, output_stream=sys.stdout, exit_method=lambda _: None)"
+        "completion.complete(command.parser_for, output_stream=sys.stdout, exit_method=lambda _: None)"
     )
     line = f"lbctl {line}"
     asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "COMP_LINE": line, "COMP_TYPE": "9"}

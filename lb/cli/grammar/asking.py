@@ -14,7 +14,6 @@ def trace(commands: Commands) -> None:
     parser = command(
         commands,
         "trace",
-        "what would become of a packet, and why, step by step",
         about="""\
 Run a packet through the programs of this node and tell, step by step, what became of it and why: VIP and
 Service, flow, source ranges and policy, affinity or hash, backend, NAT, verdict and reason, the packet before
@@ -63,7 +62,6 @@ def explain(commands: Commands) -> None:
     parser = command(
         commands,
         "explain",
-        "why a Service does not answer, step by step",
         about="""\
 Work through the list that finds out why a Service does not answer, in its order: the Service, its
 selector, pods and their conditions, target ports, endpoints, traffic policies, source ranges; then
@@ -98,7 +96,6 @@ def audit(commands: Commands) -> None:
     parser = command(
         commands,
         "audit",
-        "compare source, plan and kernel; name and heal differences",
         about="""\
 Compare what the source says with what the kernel's maps hold: the source is read anew, planned
 anew, and each entry that differs is named, and each hook without its program. Interfaces and
@@ -123,7 +120,6 @@ def plan(commands: Commands) -> None:
     parser = command(
         commands,
         "plan",
-        "what manifests would change in the maps; nothing is applied",
         about="""\
 Show what manifests would change in this node's maps, entry by entry, if they were applied to the
 source as it is now: Services, Endpoints, EndpointSlices, Pods, Nodes; an object of the same kind
@@ -155,7 +151,6 @@ def doctor(commands: Commands) -> None:
     parser = command(
         commands,
         "doctor",
-        "what will and will not work on this machine, and what to do",
         about="""\
 Look at this machine and say what lbctl needs and has, what will not work, and what to do about it. Nothing is
 changed: what the kernel can do is found out by making small maps and programs, and letting them go.

@@ -25,7 +25,6 @@ def lab(commands: Commands) -> None:
     parser = parts.command(
         commands,
         "lab",
-        "a cluster of network namespaces on this machine",
         about="""\
 A lab is a small cluster on this machine: an outside client and nodes on one switched segment, pods
 behind their nodes, all in network namespaces. Each node runs its own agent; the lab itself plays

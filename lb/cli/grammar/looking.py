@@ -26,7 +26,6 @@ def status(commands: Commands) -> None:
     parser = command(
         commands,
         "status",
-        "is all well? problems, hooks, map fill and the agent",
         about="""\
 Say in the first line whether all is well, then name each problem with its time and what to do about it;
 below, what is in the kernel: hooks, how full the maps are, how many entries had to make room before their
@@ -49,7 +48,6 @@ def service(commands: Commands) -> None:
     parser = command(
         commands,
         "service",
-        "show Services",
         about="Show Services as the kernel's maps have them: all of them, or one in detail.\n",
         examples="lbctl service list\nlbctl service show default/web",
     )
@@ -92,7 +90,6 @@ def maps(commands: Commands) -> None:
     parser = command(
         commands,
         "maps",
-        "show the kernel's maps",
         about="Show the kernel's maps: what they hold, or what each of them is for.\n",
         examples="lbctl maps dump vips\nlbctl maps list",
     )
@@ -135,7 +132,6 @@ def flows(commands: Commands) -> None:
     parser = command(
         commands,
         "flows",
-        "list connections",
         about="""\
 List connections as the kernel has them: the client, the VIP that it uses, the backend that it
 was led to, the node's address that stands for the client where there is one (SNAT), the state, and
@@ -157,7 +153,6 @@ def top(commands: Commands) -> None:
     parser = command(
         commands,
         "top",
-        "Services and backends by what they carry, live",
         about="""\
 Show what Services carry, as the kernel counts it: connections, packets and bytes per second, how long
 handshakes took (SYN to SYN-ACK; median and 99th percentile of the last interval), connections that
@@ -198,7 +193,6 @@ def monitor(commands: Commands) -> None:
     parser = command(
         commands,
         "monitor",
-        "connections and drops, live",
         about="""\
 Tell, live, which connections begin and end, and which packets are dropped or refused and why. The packet path
 tells it itself, into a ring buffer; while nobody watches it pays next to nothing for that, and a connection's
@@ -266,7 +260,6 @@ def history(commands: Commands) -> None:
     parser = command(
         commands,
         "history",
-        "the last changes of a Service in the maps, when and why",
         about="""\
 Show what the agent has lately written to this node's maps for a Service: when it was in the maps,
 how long after the event that was the cause, what that was (an object of the source, interfaces, the

@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 from typing import TypeAlias
 
+from lb.cli.command import COMMANDS
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 CODES = "0 done; 1 it could not be done, stderr says why; 2 wrong usage"
@@ -14,7 +16,7 @@ CODES = "0 done; 1 it could not be done, stderr says why; 2 wrong usage"
 def command(
     commands: Commands,
     name: str,
-    summary: str,
+    summary: str = "",
     *,
     about: str,
     examples: str,
@@ -24,13 +26,14 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command.
 
-    summary: its line in the list of commands. about: what it does, in front of the flags. examples, notes,
-    codes (its exit codes): behind them; of examples each is a line. handler: ``MODULE.FUNCTION`` in lb.cli.
+    summary: its line in the list of commands; default: that of COMMANDS. about: what it does, in front of the
+    flags. examples, notes, codes (its exit codes): behind them; of examples each is a line. handler:
+    ``MODULE.FUNCTION`` in lb.cli.
     """
     told = "".join(f"  {line}\n" for line in examples.strip().splitlines())
     parser = commands.add_parser(
         name,
-        help=summary,
+        help=summary or COMMANDS[name][1],
         description=about,
         epilog="\n".join(
             part for part in (notes, f"examples:\n{told}", f"exit codes: {codes}" if codes else "") if part

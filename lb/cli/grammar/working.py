@@ -18,7 +18,6 @@ def run(commands: Commands) -> None:
     parser = command(
         commands,
         "run",
-        "run the agent of this node",
         about="""\
 Run the agent of this node: watch Services, keep the kernel's maps in step, attach programs to interfaces.
 It runs in the foreground, logs to stderr, and stops on SIGTERM or SIGINT. The data plane goes on without it;
@@ -87,7 +86,6 @@ def unload(commands: Commands) -> None:
     parser = command(
         commands,
         "unload",
-        "remove every trace of the data plane",
         about="""\
 Remove the programs from all interfaces of this network namespace, those of the instance from its control
 group, its pinned maps and programs, and the agent's files. Connections through Services break. Done already
@@ -107,7 +105,6 @@ def completion(commands: Commands) -> None:
     parser = command(
         commands,
         "completion",
-        "print what makes a shell complete words",
         about="""\
 Print what makes a shell complete the words of lbctl when Tab is pressed: commands, flags, and, as
 root, instances and Services.
@@ -127,7 +124,6 @@ def version(commands: Commands) -> None:
     command(
         commands,
         "version",
-        "print the version",
         about="Print the version of lbctl.\n",
         examples="lbctl version",
         handler="command.version",
