@@ -216,7 +216,7 @@ def test_pod_commands_say_what_they_did(kube: Lab) -> None:
 
 
 def test_status_lists_everything(kube: Lab) -> None:
-    code, text, _ = command(kube, "status", "--json")
+    code, text, _ = command(kube, "status", "-o", "json")
     status = json.loads(text)
     assert (code, status["id"], status["kubelet"]["running"]) == (0, kube.spec.id, True)
     assert [node["name"] for node in status["nodes"]] == ["node1", "node2"]
