@@ -38,11 +38,12 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         if (not agent["running"] or agent["silent_seconds"] is not None) and not status["hooks_elsewhere"]:
             status["problems"] += _missing(name, run_dir.notes())
     width, colours = text_width(out), wanted(out)
+    programs = args.programs or args.output == "wide"
     output.write(
         args,
         out,
         status,
-        lambda: render(status, programs=args.programs, width=width, colours=colours),
+        lambda: render(status, programs=programs, width=width, colours=colours),
     )
     return 1 if status["problems"] else 0
 

@@ -109,6 +109,19 @@ def test_a_dump_as_yaml_is_that_as_json() -> None:
     assert yaml.safe_load(FORMS["yaml"](found)) == json.loads(FORMS["json"](found))
 
 
+@pytest.mark.parametrize(("flags", "programs"), [([], False), (["--programs"], True), (["-o", "wide"], True)])
+def test_a_wide_status_has_programs(
+    flags: list[str], programs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lb.cli.instances.choose", lambda _args: "n1")
+    well = {"problems": [], "agent": {"running": True, "silent_seconds": None}}
+    monkeypatch.setattr("lb.cli.status.collect", lambda _name, _run_dir: well)
+    monkeypatch.setattr("lb.cli.status.render", lambda _status, **given: f"programs: {given['programs']}")
+    out = io.StringIO()
+    assert command.main(["status", *flags], out=out) == 0
+    assert out.getvalue() == f"programs: {programs}"
+
+
 def test_a_wide_list_has_backends_on_their_way_out() -> None:
     one: dict[str, Any] = {
         "service": "default/web", "port_name": "", "family": "IPv4", "protocol": "TCP", "backends": 3,

@@ -40,7 +40,7 @@ seconds old; when the agent does not run or does not get on, that is a problem, 
     parser.add_argument(
         "--programs", action="store_true", help="show each hook with its program, the programs, and every map"
     )
-    parts.output(parser, "table")
+    parts.output(parser, "table", "wide", told="; wide is --programs")
 
 
 def service(commands: Commands) -> None:
