@@ -74,12 +74,13 @@ def spawn(
 def environment() -> dict[str, str]:
     """Return the environment of the lab's own processes: this package importable, no setting for it.
 
-    Nor is there any for a proxy: what they talk to is in the lab.
+    Nor is there any for a proxy: what they talk to is in the lab. Whoever watches over the command that
+    starts them is not told by them how they are.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("LBCTL_", "ETCD_")) and not name.lower().endswith("_proxy")
+        if not name.startswith(("LBCTL_", "ETCD_", "NOTIFY_SOCKET")) and not name.lower().endswith("_proxy")
     }
     package_root = str(Path(__file__).resolve().parents[2])
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (package_root, kept.get("PYTHONPATH", ""))))}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.lab.processes import environment
 from lb.served.problems import Problem
 from lb.served.supervisor import Supervisor
 
@@ -84,3 +85,9 @@ def test_a_service_manager_that_does_not_listen_holds_nobody_up(
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.WARNING
     assert str(path) in caplog.records[0].getMessage()
+
+
+def test_the_agents_of_a_lab_do_not_speak_for_whoever_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NOTIFY_SOCKET", "LBCTL_NODE_NAME", "http_proxy", "KEPT"):
+        monkeypatch.setenv(name, "x")
+    assert set(environment()) & {"NOTIFY_SOCKET", "LBCTL_NODE_NAME", "http_proxy", "KEPT"} == {"KEPT"}
