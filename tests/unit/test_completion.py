@@ -48,7 +48,7 @@ def test_bash_completes_commands_flags_and_choices() -> None:
     assert bash("lbctl hi") == ["history"]
     assert bash("lbctl maps d") == ["dump"]
     assert "--service" in bash("lbctl flows --s")
-    assert set(bash("lbctl status -o ")) == {"table", "json", "yaml"}
+    assert set(bash("lbctl status -o ")) == {"table", "wide", "json", "yaml"}
     assert {"bash", "zsh", "fish"} <= set(bash("lbctl completion "))
 
 

@@ -14,7 +14,7 @@ import yaml
 from lb.cli import command, kubectl, output
 from lb.cli.maps import FORMS
 from lb.cli.nodes import selected
-from lb.cli.service import render
+from lb.cli.service import collect, render
 from lb.datapath.view.dump import VipEntry, dump
 from lb.errors import UsageError
 from lb.model import ObjectKey
@@ -127,6 +127,6 @@ def test_a_wide_list_has_backends_on_their_way_out() -> None:
         "service": "default/web", "port_name": "", "family": "IPv4", "protocol": "TCP", "backends": 3,
         "local": 1, "terminating": 2, "affinity_seconds": 0, "vips": [],
     }  # fmt: skip
-    found = {"services": [one], "conflicts": [], "refusals": []}
+    found = collect(Bench().maps, {}, running=True) | {"services": [one]}
     assert "TERMINATING" not in render(found)
     assert render(found, wide=True).splitlines()[0].split()[-2:] == ["TERMINATING", "VIPS"]
