@@ -158,11 +158,19 @@ static __always_inline bool node_owns(ctx_t *ctx, const struct packet *pkt)
 	       find_socket(ctx, &pkt->tuple) == SOCKET_CONNECTED;
 }
 
+/* Does the socket that has sent the packet ask its own address and port? They are a VIP's by chance. */
+static __always_inline bool asks_itself(const struct tuple *t)
+{
+	return same_addr(&t->src, &t->dst) && t->sport == t->dport;
+}
+
 /* Is the packet of a connection that no Service has a part in? At lo both ends are the node's. */
 static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const struct note *at)
 {
 	if (at->side == HOST && host_owns(ctx, pkt))
 		return true;
+	if (asks_itself(&pkt->tuple))
+		return false;
 	if ((at->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
 		return true;
 	return is_answer(ctx, &pkt->tuple);

@@ -343,8 +343,8 @@ class Config:
     node_port_addresses: tuple[str, ...] = setting(
         (),
         NETWORK_OR_PRIMARY,
-        f"networks whose addresses answer on NodePorts; default: {PRIMARY}, the first InternalIP of"
-        " each family by the Node object, else the uplinks' first address",
+        "networks whose addresses, but for loopback and link-local ones, answer on NodePorts; default:"
+        f" {PRIMARY}, the first InternalIP of each family by the Node object, else the uplinks' first",
         one="node_port_address",
     )
     external_ips: str = setting(

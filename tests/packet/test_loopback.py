@@ -189,3 +189,17 @@ def test_loopback_an_answer_to_a_socket_at_the_number_of_a_node_port(node: Datap
     p.assert_same(result.packet, answer)
     other = p.udp(LO, (p.NODE1, 9001), (p.NODE1, NODE_PORT))
     assert node.run(TC_LOOPBACK, other).reason == "NEW_LOCAL"
+
+
+@each_protocol
+def test_loopback_a_socket_at_the_number_of_a_node_port_asks_that_very_node_port(
+    node: Datapath, protocol: Protocol
+) -> None:
+    """Source and destination are the same: what would answer it is the socket itself, but it asks the VIP."""
+    node.apply(service(p.BACKEND_LOCAL, protocol=protocol))
+    family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
+    with node.namespace.entered(), socket.socket(family, socket.SOCK_DGRAM) as one:
+        one.bind((p.here(p.NODE1), NODE_PORT))
+        one.connect((p.here(p.NODE1), NODE_PORT))
+        result = node.run(TC_LOOPBACK, BUILD[protocol](LO, VIP, VIP))
+    assert (result.verdict, result.reason) == (SEND, "NEW_LOCAL")

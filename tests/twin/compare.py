@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lb.lab.addressing import clients, node_address, outside_server
-from tests.twin.differences import DELIBERATE, OPEN, Case
+from tests.twin.differences import DELIBERATE, OPEN, Case, earlier_program
 from tests.twin.program import BACKENDS, START, Step, Target, World, changed
 from tests.twin.services import Side, cluster_ip, external_ip, place, source
 
@@ -105,6 +105,9 @@ class Comparison:
                 others = (open_ for key, open_ in opened.items() if key[0] == socket[0] and key != socket)
                 alone = all(open_.port != port for open_ in others)
                 case = Case(step, to, port, alone, world, ours, theirs)
+                if earlier_program(case):
+                    apart.add(socket)
+                    continue
                 row = next((each.name for each in (*DELIBERATE, *OPEN) if each.covers(case)), "")
                 found.append(Difference(at, step, ours, theirs, row))
                 apart.add(socket)
