@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from lb.kube import Client, KubernetesSource
@@ -155,7 +156,7 @@ def main(arguments: list[str]) -> int:
     with ThreadPoolExecutor(len(kinds) * len(lengths)) as pool:
         pending = [pool.submit(of_the_double, kind, seconds) for kind in kinds for seconds in lengths]
         real = iter(()) if why_not() else of_a_real_server(lengths)
-        for result in (*(each.result() for each in pending), *real):
+        for result in chain((each.result() for each in pending), real):
             print(result, flush=True)
             late += result.late > LATE_SECONDS
     if reason := why_not():
