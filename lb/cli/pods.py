@@ -12,7 +12,7 @@ from lb.model import ObjectKey
 from lb.rundir import RunDir
 from lb.served.ask import ask
 
-_ASK_SECONDS = 2.0
+_ASK_SECONDS = 1.0
 _AGAIN_SECONDS = 10.0
 
 

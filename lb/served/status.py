@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lb.config import Limits
 from lb.datapath.attach import hooks, sockets
 from lb.datapath.attach.hooks import LOOPBACK_PROGRAM, XDP_PROGRAM
 from lb.datapath.attach.snat import snat_range
@@ -26,6 +27,7 @@ from lb.served.pressure import too_small
 from lb.served.problems import Problem, as_note, read_notes, time_text
 from lb.served.pulse import pulse
 
+_LIMITS = Limits().as_dict()
 NEARLY_FULL = 0.9
 """From which part on a map that refuses what is new, when it is full, is a problem."""
 
@@ -82,9 +84,10 @@ def full(fills: Sequence[MapFill], notes: Mapping[str, Any]) -> Iterator[Problem
     for one in fills:
         if one.name not in forgets and one.entries > NEARLY_FULL * one.capacity:
             limit = "table_rows" if one.name == "tables" else one.name.rstrip("46")
+            flag = f"raise --limits-{limit.replace('_', '-')}" if limit in _LIMITS else "its size is fixed"
             yield Problem(
                 f"map {one.name} is {100 * one.entries // one.capacity} % full: what is new will be refused",
-                f"raise --limits-{limit.replace('_', '-')}, docs/operations.md, How large the maps must be",
+                f"{flag}: docs/operations.md, How large the maps must be",
             )
         grown = (one.evicted or 0) - seen.get(one.name, one.evicted or 0)
         if grown > 0:

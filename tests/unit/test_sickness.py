@@ -170,17 +170,20 @@ def test_status_names_full_maps_and_what_was_evicted_since_the_agent_looked() ->
         MapFill("flows4", 64, 64, "forgets", evicted=500, provisional=0),
         MapFill("sockets4", 64, 64, "forgets"),
         MapFill("tables", 60, 64, "refused"),
+        MapFill("nodes", 64, 64, "refused"),
     ]
     found = list(status.full(fills, {"evicted": {"flows4": 44}}))
     assert [one.text for one in found] == [
         "map vips4 is 95 % full: what is new will be refused",
         "flows4 is too small: 456 established connections made room for new ones within the last minutes",
         "map tables is 93 % full: what is new will be refused",
+        "map nodes is 100 % full: what is new will be refused",
     ]
     assert [one.next.partition(":")[0].split(",")[0] for one in found] == [
         "raise --limits-vips",
         "raise --limits-flows",
         "raise --limits-table-rows",
+        "its size is fixed",
     ]
 
 
