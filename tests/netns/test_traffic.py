@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -100,17 +101,17 @@ for protocol, host, port in json.loads(sys.argv[1]):
 """Asks as ASK does, with an option or an extension header on each packet; datagrams come in pieces."""
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_options_real_connections(cluster: Cluster, version: int) -> None:
+def test_options_real_connections(cluster: Cluster) -> None:
     """Also what is refused: a connection, whose checksum the device has to complete, and a datagram."""
-    for target in cluster.targets.values():
+    questions, answers = [], []
+    for target, version in itertools.product(cluster.targets.values(), (4, 6)):
         host, port = target.address("clusterIP", "tcp", version)
-        questions = [(protocol, host, at) for protocol in ("tcp", "udp") for at in (port, port + 1)]
-        for place in ("client", cluster.bystander["name"]):
-            argv = [sys.executable, "-I", "-S", "-c", OPTIONS, json.dumps(questions)]
-            done = cluster.lab.run(place, argv)
-            name = str(target.pod["name"])
-            assert done.stdout.split() == [name, "ECONNREFUSED"] * 2, (place, done.stdout, done.stderr)
+        questions += [(protocol, host, at) for protocol in ("tcp", "udp") for at in (port, port + 1)]
+        answers += [str(target.pod["name"]), "ECONNREFUSED"] * 2
+    for place in ("client", str(cluster.bystander["name"])):
+        argv = [sys.executable, "-I", "-S", "-c", OPTIONS, json.dumps(questions)]
+        done = cluster.lab.run(place, argv)
+        assert done.stdout.split() == answers, (place, done.stdout, done.stderr)
 
 
 def test_first_datagram_waits_for_the_next_hop(cluster: Cluster) -> None:
