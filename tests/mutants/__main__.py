@@ -78,8 +78,10 @@ NAMED = (
 """Mutants that survived once: they are always tried."""
 EQUIVALENT: dict[str, str] = {}
 """By mutant, as printed without its line number: why no packet can tell it from the original."""
-PATIENCE = 300
-"""Seconds for one mutant; one that takes longer is noticed."""
+PATIENCE = 600
+"""Seconds for one mutant; of one that takes longer nothing is known, but that the machine is busy."""
+FATES = ("refused", "noticed", "survived", "unknown")
+"""Refused: by compiler or verifier. Noticed: a test failed. Unknown: the tests took too long."""
 
 
 def named() -> Iterator[Mutant]:
@@ -102,7 +104,7 @@ def sample(chance: random.Random, files: Sequence[str]) -> Iterator[Mutant]:
 
 
 def fate(mutant: Mutant, family: int) -> str:
-    """Return what became of a mutant: "refused" by compiler or verifier, "noticed", or "survived"."""
+    """Return what became of a mutant, one of FATES."""
     names = dict.fromkeys((*KILLERS[mutant.file], *GENERAL))
     tests = [f"tests/packet/test_{name}.py" for name in names]
     with tempfile.TemporaryDirectory(prefix="lbctl-mutant-") as folder:
@@ -121,7 +123,7 @@ def fate(mutant: Mutant, family: int) -> str:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return "noticed"
+            return "unknown"
     if done.returncode == 0:
         return "survived"
     if done.returncode != 1:
@@ -131,16 +133,14 @@ def fate(mutant: Mutant, family: int) -> str:
 
 def score(found: Counter[tuple[str, str]]) -> str:
     """Return the score by file, as a table."""
-    lines = ["| header | tried | refused | noticed | survived |", "| --- | --- | --- | --- | --- |"]
+    head = ("header", "tried", *FATES)
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for file in sorted({file for file, _ in found}):
-        of = [found[file, what] for what in ("refused", "noticed", "survived")]
-        lines.append(f"| `{file}` | {sum(of)} | {of[0]} | {of[1]} | {of[2]} |")
-    of = [sum(found[file, each] for file, each in found if each == what) for what in _FATES]
-    lines.append(f"| all | {sum(of)} | {of[0]} | {of[1]} | {of[2]} |")
+        of = [found[file, what] for what in FATES]
+        lines.append(f"| `{file}` | {sum(of)} | " + " | ".join(map(str, of)) + " |")
+    of = [sum(count for (_, became), count in found.items() if became == what) for what in FATES]
+    lines.append(f"| all | {sum(of)} | " + " | ".join(map(str, of)) + " |")
     return "\n".join(lines)
-
-
-_FATES = ("refused", "noticed", "survived")
 
 
 def main(seconds: float = 600.0, seed: int = 1, *files: str) -> int:
