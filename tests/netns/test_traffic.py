@@ -89,7 +89,7 @@ def tcp(host, port):
 def udp(host, port):
     with made(host, socket.SOCK_DGRAM) as asking:
         asking.connect((host, port))
-        asking.send(b"x" * 3000)
+        asking.send(b"x" * int(sys.argv[2]))
         return asking.recv(65535).decode().split()[0]
 
 for protocol, host, port in json.loads(sys.argv[1]):
@@ -98,18 +98,22 @@ for protocol, host, port in json.loads(sys.argv[1]):
     except OSError as error:
         print(errno.errorcode.get(error.errno, error))
 """
-"""Asks as ASK does, with an option or an extension header on each packet; datagrams come in pieces."""
+"""Asks as ASK does, with an option or an extension header on each packet; datagrams are of so many bytes."""
 
 
 def test_options_real_connections(cluster: Cluster) -> None:
-    """Also what is refused: a connection, whose checksum the device has to complete, and a datagram."""
+    """Also what is refused: a connection, whose checksum the device has to complete, and a datagram.
+
+    A datagram comes in pieces where these fit all the way: we cut nothing smaller that has options.
+    """
+    size = 3000 if cluster.lab.spec.overlay is Overlay.NONE else 1200
     questions, answers = [], []
     for target, version in itertools.product(cluster.targets.values(), (4, 6)):
         host, port = target.address("clusterIP", "tcp", version)
         questions += [(protocol, host, at) for protocol in ("tcp", "udp") for at in (port, port + 1)]
         answers += [str(target.pod["name"]), "ECONNREFUSED"] * 2
     for place in ("client", str(cluster.bystander["name"])):
-        argv = [sys.executable, "-I", "-S", "-c", OPTIONS, json.dumps(questions)]
+        argv = [sys.executable, "-I", "-S", "-c", OPTIONS, json.dumps(questions), str(size)]
         done = cluster.lab.run(place, argv)
         assert done.stdout.split() == answers, (place, done.stdout, done.stderr)
 

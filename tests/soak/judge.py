@@ -189,7 +189,8 @@ class Judge:
 
     def _translation_fault(self, before: bytes, old: Headers, after: bytes, new: Headers) -> str:
         """Look at a packet that was translated: addresses, ports, TTL and checksums may differ."""
-        if len(after) != len(before):
+        # Of a piece, what is behind the packet's end is taken off: it may be what is left of a cut packet.
+        if len(after) != len(before) and not (old.fragment and len(after) == old.end):
             return f"{len(before)} bytes became {len(after)}"
         if (new.rest, new.protocol, new.end, new.l4) != (old.rest, old.protocol, old.end, old.l4):
             return "the IP header changed beyond addresses, TTL and checksum"
@@ -202,10 +203,11 @@ class Judge:
             return "the checksum was right and is wrong"
         if old.l4 < 0:
             size = 20 if old.version == 4 else 40
-            return "" if before[ETHER + size :] == after[ETHER + size :] else "payload changed"
+            rest = before[ETHER + size : len(after)]
+            return "" if rest == after[ETHER + size :] else "payload changed"
         if old.protocol in (TCP, UDP):
             at = _CHECKSUM_AT[old.protocol]
-            for start, end in ((old.l4 + 4, old.l4 + at), (old.l4 + at + 2, len(before))):
+            for start, end in ((old.l4 + 4, old.l4 + at), (old.l4 + at + 2, len(after))):
                 if before[start:end] != after[start:end]:
                     return "payload or flags changed"
         return ""
