@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make soak``: floods of strangers' packets against a lab; what they cost those who are connected.
 
-``python -m tests.soak.floods``; SOAK_SECONDS (default 20) says for how long each flood lasts, SOAK_SENDERS
-(default 1) by how many processes, each of which takes a CPU. A node of a lab serves a NodePort with a pod of
-its own and one of another node, so that half of the connections have an SNAT port. For each kind of flood
-IDLE real connections are opened first and say nothing; meanwhile new ones are opened one after another; then
-the backends send a byte to every idle connection, and every client asks. Everything happens in the lab's
-namespaces, and every flood ends by itself. Ends with 1 when an idle connection was lost, or more than one new
-one in a hundred.
+``python -m tests.soak.floods [KIND …]``. From the environment: SOAK_SECONDS (default 20), for how long each
+flood lasts; SOAK_SENDERS (default 1), by how many processes, each of which takes a CPU; SOAK_CPU (default 1),
+which share of all CPUs they may take, the handling of their packets included as far as it is done in their
+name. A node of a lab serves NodePorts with a pod of its own and one of another node, so that half of the
+connections have an SNAT port. For each kind of flood IDLE real connections are opened first and say nothing,
+and CLIENTS_OF_STICKY clients open one to a Service with ClientIP affinity, while all of that lead to one pod
+alone; meanwhile new connections are opened one after another; then the backends send a byte to every idle
+connection, every one asks, and every client opens another connection. Everything happens in the lab's
+namespaces, and every flood ends by itself. Ends with 1 when an idle connection was lost, a client led to
+another backend, or more than one new connection in a hundred failed.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,15 +29,20 @@ from typing import NamedTuple
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view.dump import counters
-from lb.lab.addressing import CLIENTS, LabSpec, node_address
+from lb.lab.addressing import SEGMENTS, LabSpec, clients, node_address, on_segment
 from lb.lab.lab import Lab
 from lb.lab.removal import down
+from tests.netns.waiting import eventually
 
-NODE, PORT, NODE_PORT, VIPS = "node1", 9100, 30910, 200
+NODE, PORT, NODE_PORT, STICKY, VIPS = "node1", 9100, 30910, 30911, 200
 IDLE = 1000
-STRANGERS = "198.18.0.0/15"
+CLIENTS_OF_STICKY = 100
+STRANGERS = {4: "198.18.0.0/15", 6: "2001:2::/48"}
 PEERS = Path(__file__).with_name("flood_peers.py")
-KINDS = ("syn", "ack", "rst", "udp", "pieces", "later", "icmp", "one", "many VIPs")
+V4_KINDS = ("syn", "ack", "rst", "udp", "pieces", "later", "icmp", "one", "many VIPs", "affinity")
+V6_KINDS = ("syn", "ack", "rst", "udp", "one", "affinity")
+KINDS = (*V4_KINDS, *(f"{kind} 6" for kind in V6_KINDS))
+"""What is sent, see flood.c; many VIPs: SYNs to VIPS of them; affinity: SYNs to the Service with affinity."""
 MANIFEST = """\
 apiVersion: apps/v1
 kind: ReplicaSet
@@ -51,10 +60,21 @@ kind: Service
 metadata: {name: echo}
 spec:
   type: NodePort
+  ipFamilyPolicy: RequireDualStack
   selector: {app: echo}
   ports:
     - {name: tcp, port: 80, targetPort: 9100, nodePort: 30910}
     - {name: udp, protocol: UDP, port: 80, targetPort: 9100, nodePort: 30910}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: sticky}
+spec:
+  type: NodePort
+  ipFamilyPolicy: RequireDualStack
+  sessionAffinity: ClientIP
+  selector: {app: echo}
+  ports: [{port: 80, targetPort: 9100, nodePort: 30911}]
 """
 MORE = """\
 ---
@@ -72,15 +92,23 @@ spec:
 class Outcome:
     """What a flood did.
 
-    rate: its packets a second. asked, pushed: idle connections that answered, and that a push reached. new:
-    what flood_peers.py says of new ones. evicted, half_open: of the node's flow entries. missed: most of the
-    flood did not arrive, so it shows nothing.
+    rate: its packets a second. cpu: CPUs that the senders took; softirq, busy: CPUs of the whole machine in
+    softirqs, and that were not idle, with what other work there was. load: the machine's load in the last
+    minute. asked, pushed: idle connections that answered, and that a push reached. new: what flood_peers.py
+    says of new ones. moved, unserved: clients with affinity whom another backend serves, and nobody. evicted,
+    half_open: of the node's flow entries. missed: most of the flood did not arrive, so it shows nothing.
     """
 
     rate: float
+    cpu: float
+    softirq: float
+    busy: float
+    load: float
     asked: int
     pushed: int
     new: str
+    moved: int
+    unserved: int
     evicted: int
     half_open: int
     missed: bool
@@ -91,10 +119,13 @@ class Outcome:
         cells = (
             kind,
             f"{self.rate:,.0f}",
+            f"{self.cpu:.2f}",
+            f"{self.busy:.2f} ({self.softirq:.2f}), {self.load:.1f}",
             f"{idle - self.pushed} of {idle}",
             f"{idle - self.asked} of {idle}",
             f"{int(tried) - int(well)} of {tried}",
             f"{middle} ms, {late} ms",
+            f"{self.moved} of {CLIENTS_OF_STICKY}" + (f", {self.unserved} failed" if self.unserved else ""),
             f"{self.evicted}",
             f"{self.half_open:,}",
             *(["MISSED"] if self.missed else []),
@@ -103,7 +134,23 @@ class Outcome:
 
     def harmless(self, idle: int) -> bool:
         well, tried = map(int, self.new.split()[:2])
-        return not self.missed and self.asked == self.pushed == idle and well >= 0.99 * tried
+        kept = self.asked == self.pushed == idle and not self.moved
+        return not self.missed and kept and well >= 0.99 * tried
+
+
+class CpuTime(NamedTuple):
+    """Seconds of all CPUs since the machine has run: in softirqs, and not idle."""
+
+    softirq: float
+    busy: float
+
+    @classmethod
+    def now(cls) -> CpuTime:
+        line = Path("/proc/stat").read_text().partition("\n")[0].split()
+        user, nice, system, _idle, _waits, irq, softirq = (
+            int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in line[1:8]
+        )
+        return cls(softirq, user + nice + system + irq + softirq)
 
 
 @contextmanager
@@ -147,52 +194,94 @@ class Look(NamedTuple):
     arrived: int
 
 
-def look(lab: Lab) -> Look:
+def look(lab: Lab, version: int) -> Look:
     maps = KernelMaps(Pins(lab.spec.instance(NODE)).maps)
     try:
-        found, counted = maps.fill("flows4"), counters(maps)
+        found, counted = maps.fill(f"flows{version}"), counters(maps)
     finally:
         maps.close()
     arrived = [one.packets for one in counted if one.hook == "TC_UPLINK_IN" and one.reason != "NOT_FOR_US"]
     return Look(found.evicted, found.provisional, sum(arrived))
 
 
-def flood(lab: Lab, program: str, kind: str, seconds: float, senders: int) -> Outcome:
-    """Open connections, flood, and look what is left of them."""
-    address = str(node_address(NODE))
-    targets = [f"{address}:{NODE_PORT}"]
-    if kind == "many VIPs":
-        kind, targets = "syn", [f"203.0.113.{number}:80" for number in range(1, VIPS + 1)]
-    mac = run(lab, NODE, "ip", "-br", "link", "show", "eth0").split()[2]
+@contextmanager
+def connected(lab: Lab, version: int) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Have pods that serve, and clients connected: ``idle`` ones, ``sticky`` ones, and ``new``, for more."""
+    address = str(node_address(NODE, version))
     pods = [pod["name"] for pod in lab.pods()]
     with ExitStack() as stack:
+
+        def client(*argv: str) -> subprocess.Popen[str]:
+            return stack.enter_context(process(lab, "client", *argv))
+
         for pod in pods:
-            stack.enter_context(process(lab, pod, "serve", str(PORT)))
-        clients = [
-            stack.enter_context(process(lab, "client", "connect", str(count), address, str(NODE_PORT)))
-            for count in (IDLE, 1)
-        ]
-        before = look(lab)
-        argv = lab.command("client", [program, "eth0", mac, kind, str(seconds), *targets])
+            stack.enter_context(process(lab, pod, "serve", str(PORT), pod))
+        new = client("connect", "1", address, str(NODE_PORT))
+
+        def serves(pod: str) -> bool:
+            told(new, "who")
+            return answer(new) == pod
+
+        lab.ask_kubelet("unready", pod=pods[1])
+        eventually(lambda: all(serves(pods[0]) for _ in range(20)), "all is led to the first pod")
+        sticky = client("clients", address, str(STICKY), *sticky_sources(version))
+        lab.ask_kubelet("ready", pod=pods[1])
+        eventually(lambda: serves(pods[1]), "some is led to the other pod")
+        yield {"idle": client("connect", str(IDLE), address, str(NODE_PORT)), "new": new, "sticky": sticky}
+
+
+def sticky_sources(version: int) -> list[str]:
+    """Return addresses that clients of the Service with affinity may have in the lab's segment."""
+    return [str(on_segment(number, version)) for number in (*range(120, 200), *range(210, 230))]
+
+
+def flood(lab: Lab, program: str, name: str, seconds: float, senders: int, share: float) -> Outcome:
+    """Open connections, flood, and look what is left of them. share: of all CPUs, for the senders."""
+    kind, version = (name.removesuffix(" 6"), 6) if name.endswith(" 6") else (name, 4)
+    at = f"[{node_address(NODE, 6)}]" if version == 6 else str(node_address(NODE))
+    targets = [f"{at}:{STICKY if kind == 'affinity' else NODE_PORT}"]
+    if kind == "many VIPs":
+        targets = [f"203.0.113.{number}:80" for number in range(1, VIPS + 1)]
+    sent_as = "syn" if kind in {"many VIPs", "affinity"} else kind
+    mac = run(lab, NODE, "ip", "-br", "link", "show", "eth0").split()[2]
+    each = min(1.0, share * (os.cpu_count() or 1) / senders)
+    with connected(lab, version) as peers:
+        before, cpu_before, began = look(lab, version), CpuTime.now(), time.monotonic()
+        argv = lab.command("client", [program, "eth0", mac, sent_as, str(seconds), str(each), *targets])
         sending = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(senders)]
-        told(clients[1], f"new {seconds}")
-        sent = [one.communicate()[0].split() for one in sending]
-        new, after = answer(clients[1]), look(lab)
-        told(clients[0], "pushed")
-        for pod in pods:
+        told(peers["new"], f"new {seconds}")
+        sent = [[int(word) for word in one.communicate()[0].split()] for one in sending]
+        cpu, lasted = CpuTime.now(), time.monotonic() - began
+        new, after = answer(peers["new"]), look(lab, version)
+        told(peers["idle"], "pushed")
+        for pod in lab.pods():
             run(
-                lab, pod, sys.executable, "-c",
+                lab, pod["name"], sys.executable, "-c",
                 f"import socket; socket.socket(type=2).sendto(b'push', ('127.0.0.1', {PORT}))",
             )  # fmt: skip
-        pushed = int(answer(clients[0]))
-        told(clients[0], "ask")
-        asked = int(answer(clients[0]))
-    rate = sum(int(packets) / (int(ns) / 1e9) for packets, ns in sent)
-    missed = after.arrived - before.arrived < 0.5 * sum(int(packets) for packets, _ in sent)
-    return Outcome(rate, asked, pushed, new, after.evicted - before.evicted, after.half_open, missed)
+        pushed = int(answer(peers["idle"]))
+        told(peers["idle"], "ask")
+        asked = int(answer(peers["idle"]))
+        told(peers["sticky"], "again")
+        moved, unserved = map(int, answer(peers["sticky"]).split())
+    return Outcome(
+        rate=sum(packets / (ns / 1e9) for packets, ns, _ in sent),
+        cpu=sum(cpu_ns / ns for _, ns, cpu_ns in sent),
+        softirq=(cpu.softirq - cpu_before.softirq) / lasted,
+        busy=(cpu.busy - cpu_before.busy) / lasted,
+        load=os.getloadavg()[0],
+        asked=asked,
+        pushed=pushed,
+        new=new,
+        moved=moved,
+        unserved=unserved,
+        evicted=after.evicted - before.evicted,
+        half_open=after.half_open,
+        missed=after.arrived - before.arrived < 0.5 * sum(packets for packets, _, _ in sent),
+    )
 
 
-def campaign(kinds: Sequence[str], seconds: float, senders: int) -> int:
+def campaign(kinds: Sequence[str], seconds: float, senders: int, share: float) -> int:
     """Run the floods; return how many cost somebody something."""
     bad = 0
     with tempfile.TemporaryDirectory(prefix="lbctl-floods-") as folder:
@@ -204,11 +293,9 @@ def campaign(kinds: Sequence[str], seconds: float, senders: int) -> int:
         spec = LabSpec(id=f"fl{os.getpid()}", manifests=str(manifests))
         try:
             lab = Lab.up(spec, lambda line: print(f"lab: {line}", flush=True))
-            # what answers strangers has a way to go, and ends there
-            run(lab, NODE, "ip", "route", "add", STRANGERS, "via", str(CLIENTS[0]))
-            run(lab, "client", "ip", "route", "add", "blackhole", STRANGERS)
+            prepare(lab)
             for kind in kinds:
-                found = flood(lab, program, kind, seconds, senders)
+                found = flood(lab, program, kind, seconds, senders, share)
                 print(found.row(kind, IDLE), flush=True)
                 bad += not found.harmless(IDLE)
         finally:
@@ -216,6 +303,19 @@ def campaign(kinds: Sequence[str], seconds: float, senders: int) -> int:
     return bad
 
 
+def prepare(lab: Lab) -> None:
+    """Have what answers strangers go and end somewhere, and give the client the addresses of more clients."""
+    for version, network in STRANGERS.items():
+        run(lab, NODE, "ip", f"-{version}", "route", "add", network, "via", str(clients(version)[0]))
+        run(lab, "client", "ip", f"-{version}", "route", "add", "blackhole", network)
+        more = ["nodad"] if version == 6 else []
+        for source in sticky_sources(version):
+            length = f"/{SEGMENTS[version].prefixlen}"
+            run(lab, "client", "ip", "address", "add", source + length, "dev", "eth0", *more)
+
+
 if __name__ == "__main__":
+    wanted = {name: float(os.environ.get(f"SOAK_{name}", "1")) for name in ("SENDERS", "CPU")}
     lasting = float(os.environ.get("SOAK_SECONDS", "20"))
-    sys.exit(1 if campaign(sys.argv[1:] or KINDS, lasting, int(os.environ.get("SOAK_SENDERS", "1"))) else 0)
+    costly = campaign(sys.argv[1:] or KINDS, lasting, int(wanted["SENDERS"]), wanted["CPU"])
+    sys.exit(1 if costly else 0)
