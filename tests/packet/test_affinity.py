@@ -8,11 +8,12 @@ import pytest
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p
-from tests.packet.conversation import Conversation, Path, destination, each_path
-from tests.packet.harness import TC_UPLINK_IN, Datapath, own
+from tests.packet.conversation import PATHS, Conversation, Path, destination, each_path
+from tests.packet.harness import LIMITS, OUTSIDE_INGRESS, TC_UPLINK_IN, Datapath, own
 from tests.packet.plans import VIPS, service
 
 HOW_MANY = 40  # connections: with four backends, the odds that they go to one by chance are 4 ** -39
+CLIENTS = 40
 each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 
 
@@ -98,3 +99,31 @@ def test_affinity_that_is_over_is_a_new_choice_and_alike_on_every_node(
     datapath.reset()
     settings["wall_ns"] = period
     assert choices(4000) == later
+
+
+@pytest.mark.parametrize("program", OUTSIDE_INGRESS)
+def test_affinity_outlives_a_flood_of_first_packets(datapath: Datapath, program: str) -> None:
+    """Three strangers for each entry of the table, none of whom gets what the backend sends him.
+
+    Clients begin while there is one backend, so that who is forgotten is likely to be led to another.
+    """
+    path = next(path for path in PATHS if path.ingress == program and not path.forwarded)
+    backends = path.backends(20, 4)
+    datapath.apply(service(*backends[:1], affinity_seconds=100))
+    for number in range(CLIENTS):
+        Conversation(datapath, path, 10_000, client=f"198.51.100.{1 + number}").establish()
+    datapath.apply(service(*backends, affinity_seconds=100))
+    frame = bytearray(Conversation(datapath, path).request("S"))
+    address = slice(30 - 2, 30) if p.version() == 4 else slice(38 - 2, 38)
+    before = datapath.maps.fill(own("affinity"))
+    with datapath.namespace.entered():
+        for number in range(3 * LIMITS.affinity):
+            frame[address] = number.to_bytes(2)
+            datapath.try_frame(program, bytes(frame))
+    after = datapath.maps.fill(own("affinity"))
+    assert after.provisional > LIMITS.affinity / 2, "the table is full of them"
+    assert after.evicted == before.evicted
+    for number in range(CLIENTS):
+        client = Conversation(datapath, path, 10_001, client=f"198.51.100.{1 + number}")
+        client.send()
+        assert client.backend == backends[0]
