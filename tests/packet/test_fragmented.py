@@ -8,10 +8,9 @@ scratch over all of it.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import IP
@@ -54,42 +53,23 @@ def whole(frame: bytes) -> bytes:
     return bytes(packet)
 
 
-@contextlib.contextmanager
-def copies(datapath: Datapath, *, leaving: bool = False) -> Iterator[Callable[[], list[bytes]]]:
-    """Yield a function that returns what has entered by the uplink, or left, so far."""
+def cut(
+    datapath: Datapath, frame: bytes, program: str = TC_UPLINK_IN, *, from_host: bool = False
+) -> list[bytes]:
+    """Give a packet that is too big; return what enters anew, or leaves anew, in order."""
     with datapath.namespace.entered():
         wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
     with wire:
         wire.bind(("up0", 3))
-        wire.settimeout(2)
-        marker = b"\xff" * 6 + bytes(6) + b"\x88\xb5"  # a local experimental Ethertype: IEEE 802
-
-        def seen() -> list[bytes]:
-            with datapath.namespace.entered():
-                end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-            with end:
-                end.bind(("up0" if leaving else "up0-peer", 0))
-                end.send(marker + bytes(46))
-            found: list[bytes] = []
-            while True:
-                frame, (_, _, kind, *_) = wire.recvfrom(8192)
-                if (kind == socket.PACKET_OUTGOING) == leaving:
-                    if frame.startswith(marker):
-                        return found
-                    if Ether(frame).haslayer(IP):
-                        found.append(frame)
-
-        yield seen
-
-
-def cut(
-    datapath: Datapath, frame: bytes, program: str = TC_UPLINK_IN, *, from_host: bool = False
-) -> list[bytes]:
-    """Give a packet that is too big; return what enters anew, in order."""
-    with copies(datapath, leaving=from_host) as seen:
+        wire.settimeout(5)
         result = datapath.run(program, frame, from_host=from_host)
         assert (result.verdict, result.reason) == (SEND, "FRAGMENTED")
-        return [*seen(), result.packet]
+        copies: list[bytes] = []
+        while len(copies) < len(pieces(frame)) - 1:
+            copy, (_, _, kind, *_) = wire.recvfrom(8192)
+            if (kind == socket.PACKET_OUTGOING) == from_host and copy[26:34] == frame[26:34]:  # addresses
+                copies.append(copy)
+        return [*copies, result.packet]
 
 
 def goes_on(
