@@ -247,6 +247,13 @@ static __always_inline int ctx_send_neigh(ctx_t *ctx, u32 ifindex, struct bpf_re
 	return (int)redirect_neigh(ifindex, next_hop, sizeof(*next_hop), 0);
 }
 
+/* How many bytes behind off a packet has whose IP header says `told`. What awaits segmentation may have more
+ * than an IP header can say, which then says 0: on lo, or with BIG TCP. */
+static __always_inline u32 ctx_told_len(const ctx_t *ctx, u32 off, u32 told)
+{
+	return likely(told) || !ctx->gso_size ? told : ctx->len - off;
+}
+
 /* A packet that awaits segmentation leaves in pieces of gso_size bytes of payload. */
 static __always_inline u32 ctx_wire_len(const ctx_t *ctx, u32 headers, u32 payload)
 {

@@ -229,6 +229,12 @@ static __always_inline int ctx_send_neigh(ctx_t *ctx, u32 ifindex, struct bpf_re
 	return XDP_PASS;
 }
 
+/* How many bytes behind off a packet has whose IP header says `told`: what it says. */
+static __always_inline u32 ctx_told_len(const ctx_t *ctx, u32 off, u32 told)
+{
+	return told;
+}
+
 /* How long an IP packet of headers and payload is on the wire: XDP frames have no segmentation offload. */
 static __always_inline u32 ctx_wire_len(const ctx_t *ctx, u32 headers, u32 payload)
 {

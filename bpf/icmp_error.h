@@ -17,7 +17,7 @@ static __always_inline bool update_quoted_csum(ctx_t *ctx, const struct packet *
 	__sum16 old, new;
 
 	*delta = 0;
-	if (protocol == IPPROTO_SCTP || offset + sizeof(old) > pkt->l3 + (u32)pkt->ip_len)
+	if (protocol == IPPROTO_SCTP || offset + sizeof(old) > pkt->l3 + pkt->ip_len)
 		return true;
 	if (!ctx_load(ctx, offset, &old, sizeof(old)))
 		return false;

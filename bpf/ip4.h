@@ -64,9 +64,9 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	if (!ip)
 		return REASON_MALFORMED;
 	header = ip_header_len(ip);
-	pkt->ip_len = bpf_ntohs(ip->tot_len);
+	pkt->ip_len = ctx_told_len(ctx, pkt->l3, bpf_ntohs(ip->tot_len));
 	if (ip->version != 4 || header < sizeof(*ip) || header > pkt->ip_len ||
-	    pkt->l3 + (u32)pkt->ip_len > ctx_len(ctx))
+	    pkt->l3 + pkt->ip_len > ctx_len(ctx))
 		return REASON_MALFORMED;
 	pkt->l4 = pkt->l3 + header;
 	pkt->l4_len = pkt->ip_len - header;

@@ -150,13 +150,11 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 	ip = ctx_at(ctx, pkt->l3, sizeof(*ip));
 	if (!ip)
 		return REASON_MALFORMED;
-	/* No payload length, no packet: a jumbogram (RFC 2675) has another header in between as well. */
-	if (ip->version != 6 || !ip->payload_len ||
-	    pkt->l3 + sizeof(*ip) + bpf_ntohs(ip->payload_len) > ctx_len(ctx) ||
-	    bpf_ntohs(ip->payload_len) > 0xffff - sizeof(*ip))
-		return REASON_MALFORMED;
 	pkt->l4 = pkt->l3 + sizeof(*ip);
-	pkt->l4_len = bpf_ntohs(ip->payload_len);
+	pkt->l4_len = ctx_told_len(ctx, pkt->l4, bpf_ntohs(ip->payload_len));
+	/* No payload length, no packet: but for what awaits segmentation. */
+	if (ip->version != 6 || !pkt->l4_len || pkt->l4 + pkt->l4_len > ctx_len(ctx))
+		return REASON_MALFORMED;
 	pkt->ip_len = sizeof(*ip) + pkt->l4_len;
 	pkt->tuple.src = addr_from6(&ip->saddr);
 	pkt->tuple.dst = addr_from6(&ip->daddr);

@@ -19,11 +19,11 @@ enum piece {
 struct packet {
 	struct tuple tuple;
 	u32 fragment_id;  /* of a piece */
+	u32 ip_len;	  /* bytes from the IP header on: more than 65,535 of what awaits segmentation */
+	u32 l4_len;	  /* of these, bytes from the L4 header on */
+	u32 payload_len;  /* of these, bytes behind the L4 header */
 	u16 piece_at;	  /* of a piece: bytes of its datagram before it */
 	u16 piece_len;	  /* of a piece: bytes of its datagram in it */
-	u16 ip_len;	  /* bytes from the IP header on */
-	u16 l4_len;	  /* of these, bytes from the L4 header on */
-	u16 payload_len;  /* of these, bytes behind the L4 header */
 	u8 l3;		  /* offset of the IP header: 0 where there is no link header */
 	u8 l4;		  /* offset of the L4 header, behind all options and extension headers */
 	__sum16 ip_check; /* IPv4 */

@@ -71,7 +71,7 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	struct bpf_fib_lookup fib = {
 	    .family = IP_AF,
 	    .l4_protocol = pkt->tuple.protocol,
-	    .tot_len = len,
+	    .tot_len = len < 0xffff ? len : 0xffff,
 	    .ifindex = ctx_ifindex(ctx),
 	};
 	int result;

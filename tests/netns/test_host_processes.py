@@ -253,6 +253,26 @@ def test_processes_outside_the_control_group(lab: Lab, service: str, family: str
                     assert answer["peer"] == [host, port]
 
 
+MANY_BYTES = """\
+import http.client, sys
+one = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=20)
+one.request("POST", "/", b"y" * 2_000_000)
+print(one.getresponse().read().decode().split(" ", 1)[1])
+one.request("GET", "/large?bytes=2000000")
+print(len(one.getresponse().read()))
+"""
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("service", ["web", "host"])
+def test_packets_as_large_as_lo_takes(lab: Lab, service: str, family: str) -> None:
+    """TCP hands over two segments of up to 64 kB at once there: more than an IP header can say."""
+    argv = [sys.executable, "-I", "-S", "-c", MANY_BYTES, *map(str, address(service, "NodePort", family))]
+    bare = namespaces.command(lab.spec.namespace(NODE), argv)
+    done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["received", "2000000", "bytes", "2000000"]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reject_host_processes(lab: Lab, client: Client, family: str) -> None:
     before = counted(lab, "REJECT_NO_ENDPOINT", "SOCK")
