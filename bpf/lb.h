@@ -6,6 +6,7 @@
 #include "flow_state.h"
 #include "fast.h"
 #include "forward.h"
+#include "snat.h"
 
 /* A ping, or a later piece of one: it asks for the address as a whole, and each piece is answered by itself.
  * The node's own addresses the stack answers for. */
@@ -200,8 +201,13 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 		now = bpf_ktime_get_ns();
 	} else {
 		direction = DIR_FORWARD;
-		if (likely(!ctx_from_host(ctx)) || !decide_request(ctx, pkt, HOST, settings, &now, d))
+		if (likely(!ctx_from_host(ctx)))
 			return;
+		if (!decide_request(ctx, pkt, HOST, settings, &now, d)) {
+			if (d->reason == REASON_NOT_VIP && d->action == ACTION_PASS)
+				take_port_back(ctx, pkt, settings, d);
+			return;
+		}
 	}
 	decide_flow(ctx, direction, false, now, settings, work);
 }

@@ -22,3 +22,25 @@ static __always_inline __be16 snat_port(const struct settings *settings, u32 has
 
 	return bpf_htons(first + (u32)(((u64)hash * ports) >> 32));
 }
+
+/* A packet that a process of this node sends, for no VIP: has its socket come to a port that already stands
+ * for a client of ours, towards that very backend? The kernel gives ports away without asking us. To the
+ * backend both are one connection, and its answers would go to our client: so our flow ends. The client's
+ * next packet gets another port; a TCP connection does not survive that. What a hook of ours has sent in the
+ * node's name (PATH_HOST) passes here as well: of UDP a socket without a peer tells nothing about it. */
+static __always_inline void take_port_back(ctx_t *ctx, const struct packet *pkt,
+					   const struct settings *settings, struct decision *d)
+{
+	struct tuple answers = reverse(&pkt->tuple);
+	u32 found;
+
+	if (likely(!to_snat_port(&answers, settings)) || !lookup_flow(&answers, DIR_REPLY, &d->flow))
+		return;
+	found = find_socket(ctx, &answers);
+	if (found == SOCKET_CONNECTED ||
+	    (found == SOCKET_LISTENS && pkt->tuple.protocol == IPPROTO_UDP && d->flow.path != PATH_HOST)) {
+		delete_pair(&answers, &d->flow.to, DIR_REPLY);
+		decide(d, ACTION_PASS, REASON_OWN_CONNECTION);
+	}
+	__builtin_memset(&d->flow, 0, sizeof(d->flow));
+}

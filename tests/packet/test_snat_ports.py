@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import numpy as np
@@ -16,7 +18,7 @@ from lb.model import Protocol
 from lb.plan.types import ServicePlan, Vip, VipKind
 from tests import packets as p
 from tests.packet.conversation import PATHS, Conversation, Path
-from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, SEND, Datapath
+from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, SEND, TC_UPLINK_OUT, Datapath
 from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 from tests.packet.reference import CLIENT_PORTS, TIME_WAIT
 
@@ -331,25 +333,88 @@ def test_snat_ports_of_the_range_before_stay_with_their_flows(datapath: Datapath
         assert conversation.send("A") == "FLOW_HIT"
 
 
+@dataclass(frozen=True, slots=True)
+class NodeSocket:
+    """A socket of the node, at one of its addresses or at all of them (any), also IPv6's for both (both)."""
+
+    protocol: Protocol
+    any: bool = False
+    both: bool = False
+    connected: bool = False
+
+    @contextlib.contextmanager
+    def opened(self, datapath: Datapath, port: int) -> Iterator[None]:
+        """Have it at a port, connected to the backend or open to everybody."""
+        family = socket.AF_INET6 if self.both or p.version() == 6 else socket.AF_INET
+        kind = socket.SOCK_STREAM if self.protocol is Protocol.TCP else socket.SOCK_DGRAM
+        with datapath.namespace.entered():
+            one = socket.socket(family, kind)
+        with one:
+            one.setblocking(False)
+            one.bind(("::" if self.both else "" if self.any else p.here(p.NODE1), port))
+            if self.connected:
+                with contextlib.suppress(BlockingIOError):
+                    one.connect((p.here(p.BACKEND_REMOTE), TARGET_PORT))
+            elif self.protocol is Protocol.TCP:
+                one.listen()
+            yield
+
+
+NODE_SOCKETS = [
+    NodeSocket(protocol, any=here != "one", both=here == "both", connected=connected)
+    for protocol in (Protocol.TCP, Protocol.UDP)
+    for here in ("one", "any", "both")
+    for connected in (False, True)
+    if not (connected and here == "both")  # connected, it has one family
+]
+each_socket = pytest.mark.parametrize("node_socket", NODE_SOCKETS, ids=str)
+
+
 @forwarded
-@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+@each_socket
 def test_snat_ports_leave_the_nodes_sockets_theirs(
-    datapath: Datapath, path: Path, protocol: Protocol
+    datapath: Datapath, path: Path, node_socket: NodeSocket
 ) -> None:
-    """A socket that listens, or one that is connected to that backend: the kernel is asked."""
+    """A socket that is open to everybody, or one that is connected to that backend: the kernel is asked."""
+    protocol = node_socket.protocol
     datapath.set_up_node(snat_ports=TWO)
     datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
-    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
-    with datapath.namespace.entered():
-        listener = socket.socket(socket.AF_INET if p.version() == 4 else socket.AF_INET6, kind)
-    with listener:
-        listener.bind((p.here(p.NODE1), 62_000))
-        if protocol is Protocol.TCP:
-            listener.listen()
+    with node_socket.opened(datapath, 62_000):
         client = Conversation(datapath, path, protocol=protocol)
         client.establish()
         assert client.seen == (p.NODE1, 62_001)
         assert Conversation(datapath, path, 1001, protocol).try_to_send().reason == "SNAT_EXHAUSTED"
+
+
+@forwarded
+@each_socket
+def test_snat_ports_go_back_to_a_socket_of_the_node_that_comes_later(
+    datapath: Datapath, path: Path, node_socket: NodeSocket
+) -> None:
+    """The kernel gives ports away without asking us: with the node's first packet the answers are its own.
+
+    A listener sends nothing of its own accord, and so takes no port from anybody.
+    """
+    protocol = node_socket.protocol
+    datapath.set_up_node(snat_ports=TWO)
+    datapath.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    client = Conversation(datapath, path, protocol=protocol)
+    client.establish()
+    own, backend = client.seen, (p.BACKEND_REMOTE, TARGET_PORT)
+    with node_socket.opened(datapath, own[1]):
+        assert client.answer("A") == "REPLY"
+        sent = BUILD[protocol](p.TO_NODE2, own, backend)
+        result = datapath.run(TC_UPLINK_OUT, sent, from_host=True)
+        assert result.verdict == PASS
+        p.assert_same(result.packet, sent)
+        if protocol is Protocol.TCP and not node_socket.connected:
+            assert result.reason == "NOT_VIP"
+            assert client.answer("A") == "REPLY"
+            return
+        assert result.reason == "OWN_CONNECTION"
+        assert client.stray("SA") == "NOT_VIP"
+        client.send("A")
+        assert client.seen == (p.NODE1, TWO.first + TWO.last - own[1])
 
 
 @forwarded
