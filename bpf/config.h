@@ -88,6 +88,9 @@
 /* How many times another backend is tried when there is no port towards the one before. */
 #define SNAT_ATTEMPTS 6
 
+/* How many times a node leads one packet on, from Service to Service, before it takes that for a loop. */
+#define MAX_TURNS 4
+
 /* Answers to a datagram that go on for so long are a stream: as in netfilter's conntrack. */
 #define UDP_STREAM_NS ((s64)(2 * NSEC_PER_SEC))
 

@@ -255,7 +255,7 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	vip = lookup_vip(&pkt->tuple);
 	if (!vip) /* gone in this moment */
 		return drop(REASON_NO_BACKEND);
-	if (!at->asked && may_be_owned(pkt, vip, at)) {
+	if (!at->asked && may_be_owned(pkt, vip, at, settings)) {
 		next_step(ctx, STEP_OWNER);
 		return strand(ctx, true);
 	}

@@ -14,16 +14,24 @@ static __always_inline bool is_nodes_own(const struct vip *vip, const struct add
 	return vip->kind == VIP_NODE_PORT || (vip->kind != VIP_CLUSTER_IP && !lookup_address(address));
 }
 
-/* Might somebody else own the packet? It is asked before a flow is made for it.
+/* May the node itself have put its address and port into the packet, in a client's place? */
+static __always_inline bool from_snat_port(const struct tuple *t, const struct settings *settings)
+{
+	struct tuple answers = reverse(t);
+
+	return to_snat_port(&answers, settings);
+}
+
+/* Might somebody else own the packet, or has it been here before? It is asked before a flow is made for it.
  *
  * A packet of a process of this node may be of a connection that was led to a backend at its socket, where
  * the backend's address and port are a VIP as well; or it may answer a client whose port is a VIP's. */
 static __always_inline bool may_be_owned(const struct packet *pkt, const struct vip *vip,
-					 const struct note *at)
+					 const struct note *at, const struct settings *settings)
 {
 	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
 
-	if (at->side == HOST)
+	if (at->side == HOST || from_snat_port(&pkt->tuple, settings))
 		return true;
 	return begins != TCP_SYN && is_nodes_own(vip, &pkt->tuple.dst);
 }
@@ -176,6 +184,30 @@ static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const
 	return is_answer(ctx, &pkt->tuple);
 }
 
+/* Has the node led the packet on MAX_TURNS times already? A Service's endpoint may be another one's external
+ * address, which a router leads back to this node; and where that one's endpoint is the first one's address,
+ * the packet would come back until its TTL is over, and make a flow each time. Whose packet it was before is
+ * in the flow that has changed it. */
+static __always_inline bool goes_round(const struct packet *pkt)
+{
+	struct tuple answers = reverse(&pkt->tuple);
+	const struct flow_entry *e;
+	struct flow_key key;
+
+#pragma clang loop unroll(disable)
+	for (int turns = 0; turns < MAX_TURNS; turns++) {
+		flow_key(&key, &answers, DIR_REPLY);
+		e = get_flow(&key);
+		if (!e)
+			return false;
+		answers.src = e->src;
+		answers.dst = e->dst;
+		answers.sport = e->sport;
+		answers.dport = e->dport;
+	}
+	return true;
+}
+
 /* The step. What is nobody's goes on in the step that it came from. */
 static __always_inline int owner(ctx_t *ctx)
 {
@@ -192,6 +224,8 @@ static __always_inline int owner(ctx_t *ctx)
 		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
 	if (is_owned(ctx, pkt, at))
 		return finish_and_report(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
+	if (at->side == OUTSIDE && goes_round(pkt))
+		return finish_and_report(ctx, at, drop(REASON_SERVICE_LOOP), bytes);
 	at->asked = true;
 	next_step(ctx, STEP_CONNECT);
 	return finish(at->hook, strand(ctx, true), bytes);

@@ -19,7 +19,7 @@ from lb.datapath.programs import features
 from lb.model import Protocol
 from lb.plan.types import Vip, VipKey, VipKind
 from tests import packets as p
-from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
+from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
 from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
 
 NODE_VIP = VIPS[VipKind.NODE_PORT]
@@ -137,6 +137,31 @@ def test_a_vip_that_is_a_backend_is_left_to_the_next_node(datapath: Datapath, pr
         first = datapath.run(TC_UPLINK_OUT, request, from_host=True)
         assert (first.verdict, first.reason) == (SEND, reason)
         untouched(datapath, TC_UPLINK_OUT, first.packet, from_host=True)
+
+
+@both_uplinks
+@pytest.mark.parametrize("protocol", BUILD)
+def test_services_that_are_each_others_endpoint_end_after_four_turns(
+    datapath: Datapath, program: str, protocol: Protocol
+) -> None:
+    """A router leads each one's address back to the node; shorter ways from Service to Service go on."""
+    addresses = (p.BACKEND_REMOTE, p.BACKEND_REMOTE_2)
+    plans = []
+    for name, here, there in zip("ab", addresses, addresses[::-1], strict=True):
+        plan = service(there, name=name, protocol=protocol, vips=[VipKind.EXTERNAL_IP], whole=False)
+        (port,) = plan.ports
+        vip = Vip(VipKey(ip_address(p.here(here)), TARGET_PORT, protocol), VipKind.EXTERNAL_IP)
+        plans.append(replace(plan, ports=(replace(port, vips=(vip,)),)))
+    datapath.apply(*plans)
+    first = BUILD[protocol](p.FROM_CLIENT, (p.CLIENT, 40_000), (addresses[0], TARGET_PORT))
+    for reason in ("NEW_REMOTE", "FLOW_HIT"):
+        frame = first
+        for _ in range(4):
+            result = datapath.run(program, frame)
+            assert (result.verdict, result.reason) == (SEND, reason)
+            frame = p.rebuilt(result.packet, link=p.FROM_CLIENT)
+        result = datapath.run(program, frame)
+        assert (result.verdict, result.reason) == (DROP, "SERVICE_LOOP")
 
 
 @both_uplinks
