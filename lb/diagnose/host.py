@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lb.config import Config, UplinkMode
+from lb.config import Config, SnatPorts, UplinkMode
 from lb.datapath.attach.hooks import Role, choose_uplink_mode
 from lb.datapath.attach.netlink import Interface, Netlink
 from lb.datapath.attach.roles import selection
@@ -64,6 +64,7 @@ def examine(ask: HostProbes, config: Config | None = None) -> list[Check]:
     found += mtu(chosen, roles)
     found += forwarding(ask.sysctl)
     found += rp_filter(chosen, ask.sysctl)
+    found += snat_ports(config.snat_ports, ask.sysctl)
     found.append(other_proxy(ask.kube_proxy))
     return found
 
@@ -155,6 +156,25 @@ def rp_filter(interfaces: Sequence[Interface], sysctl: Callable[[str], str | Non
         f"strict (1) on {', '.join(strict[:5])}{' and more' if len(strict) > 5 else ''}",
         "where replies take another way than requests came (several uplinks, tunnels), packets are dropped",
         "sysctl -w net.ipv4.conf.all.rp_filter=2 (loose), unless each source has one way only",
+    )
+
+
+def snat_ports(ports: SnatPorts, sysctl: Callable[[str], str | None]) -> Iterator[Check]:
+    """Look whether Linux picks ports of the SNAT range for connections of the node's own."""
+    first, last = map(int, (sysctl("ipv4/ip_local_port_range") or "1 0").split())
+    both = set(range(max(first, ports.first), min(last, ports.last) + 1))
+    for part in filter(None, (sysctl("ipv4/ip_local_reserved_ports") or "").split(",")):
+        begin, _, end = part.partition("-")
+        both -= set(range(int(begin), int(end or begin) + 1))
+    if not both:
+        yield Check("SNAT ports", Grade.OK, f"{ports.first} to {ports.last}: Linux picks none of them")
+        return
+    yield Check(
+        "SNAT ports",
+        Grade.LIMITED,
+        f"{len(both)} of {ports.first} to {ports.last} are in net.ipv4.ip_local_port_range, {first}-{last}",
+        "a connection of the node that gets a client's port towards the same backend ends the client's",
+        f"sysctl -w net.ipv4.ip_local_reserved_ports={ports.first}-{ports.last}, or another snat_ports",
     )
 
 

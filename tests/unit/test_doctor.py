@@ -30,6 +30,7 @@ SYSCTLS = {
     "ipv6/conf/all/forwarding": "1",
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/eth0/rp_filter": "2",
+    "ipv4/ip_local_port_range": "32768\t60999",
 }
 
 
@@ -106,6 +107,17 @@ FAULTS: dict[str, tuple[dict[str, Any], str, Grade, str, str]] = {
     "rp_filter of all": (
         {"host": host(sysctls={"ipv4/conf/all/rp_filter": "1"})},
         "rp_filter", Grade.LIMITED, "strict (1) on veth1", "rp_filter=2",  # eth0's own 2 is more
+    ),
+    "SNAT ports": (
+        {
+            "host": host(
+                sysctls={
+                    "ipv4/ip_local_port_range": "29000\t60999",
+                    "ipv4/ip_local_reserved_ports": "29000,29990-30500",
+                }
+            )
+        },
+        "SNAT ports", Grade.LIMITED, "989 of 1024 to 29999 are in", "ip_local_reserved_ports=1024-29999",
     ),
     "kube-proxy": (
         {"host": host(kube_proxy=lambda: [Trace("nftables", "table ip kube-proxy")])},
