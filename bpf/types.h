@@ -411,7 +411,7 @@ struct connections {
 #define HANDSHAKE_FIRST	  4
 #define HANDSHAKE_BUCKETS 21
 
-#define DROP_REASONS 40 /* not less than there are */
+#define DROP_REASONS 48 /* not less than there are */
 
 /* What is counted of a Service port, whose entry Python makes and deletes; all CPUs add to it. */
 struct service_counters {
