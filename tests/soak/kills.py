@@ -2,7 +2,8 @@
 """``python -m tests.soak.kills [SECONDS [SEED]]``: agents killed at random moments, under change and load.
 
 A lab of two nodes; its agents get SIGKILL after a random part of a second of life or of ten, and are started
-again, while replicas come and go, readiness changes and Services are edited. Meanwhile new connections are
+again, while replicas come and go, readiness changes and Services are edited; what the dead agent has left in
+/run/lbctl is damaged before every other start. Meanwhile new connections are
 opened one after another and one is kept, from outside and from a pod, through the node whose agent dies.
 After the last start an audit compares the maps with the manifests. Ends with 1 when a connection was lost or
 something differs.
@@ -26,6 +27,7 @@ from lb.cli import main as cli
 from lb.lab.addressing import LabSpec
 from lb.lab.lab import Lab
 from lb.lab.removal import down
+from lb.rundir import RunDir
 from tests.netns.test_changes import SPREAD, kept_connection, kubia, steady_client
 from tests.netns.waiting import eventually
 
@@ -42,6 +44,7 @@ class Campaign:
     seed: int
     kills: int = 0
     changes: int = 0
+    damaged: int = 0
     connections: int = 0
     lost: list[str] = field(default_factory=list)
 
@@ -62,6 +65,21 @@ def change(lab: Lab, manifests: Path, chance: random.Random, keep: str) -> None:
     other = extra.with_suffix(".new")
     other.write_text(text)
     other.replace(extra)
+
+
+def damage(run_dir: RunDir, chance: random.Random) -> None:
+    """Put something else in the place of a file that an agent has left."""
+    path = chance.choice((run_dir.notes_path, run_dir.lock_path, run_dir.socket_path))
+    content = path.read_bytes() if path.is_file() else b""
+    path.unlink(missing_ok=True)
+    if chance.random() < 0.2:
+        return
+    if path != run_dir.lock_path and chance.random() < 0.5:
+        path.symlink_to("nowhere") if chance.random() < 0.5 else os.mkfifo(path)
+        return
+    path.write_bytes(chance.choice((b"", content[: len(content) // 2], chance.randbytes(4096))))
+    if chance.random() < 0.2:
+        os.truncate(path, 1 << 40)
 
 
 def campaign(seconds: float, seed: int) -> Campaign:
@@ -98,6 +116,9 @@ def _run(lab: Lab, manifests: Path, chance: random.Random, done: Campaign, end: 
             for _ in range(chance.randrange(3)):
                 change(lab, manifests, chance, keep)
                 done.changes += 1
+            if done.kills % 2:
+                damage(RunDir(lab.spec.instance(NODE)), chance)
+                done.damaged += 1
             lab.start_agent(NODE)
             time.sleep(chance.choice((0.0, chance.random(), chance.random() * 10)))
             if ask() != keep:
@@ -114,7 +135,10 @@ def main(seconds: float = 60.0, seed: int | None = None) -> int:
     """Run the campaign; return the exit code."""
     done = campaign(seconds, random.SystemRandom().randrange(1 << 32) if seed is None else seed)
     lost = "; ".join(done.lost[:5]) or "nothing"
-    tried = f"{done.kills} kills, {done.changes} changes, {done.connections} connections"
+    tried = (
+        f"{done.kills} kills, {done.damaged} files damaged, {done.changes} changes,"
+        f" {done.connections} connections"
+    )
     print(f"kills: seed {done.seed}: {tried}, lost: {lost}")
     return bool(done.lost)
 
