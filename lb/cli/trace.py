@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lb.cli import instances, nodes, output
+from lb.cli import instances, nodes, output, pods
 from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
 from lb.model import IPAddress, Protocol
+from lb.rundir import RunDir
 
 if TYPE_CHECKING:
     from lb.datapath.view.lookups import Tuple
@@ -31,6 +33,8 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     name = instances.choose(args)
     with nodes.entered(name):
         stories = list(_stories(args, name, packet))
+    known = pods.known(RunDir(name))
+    stories = [[_with_pods(one, known) for one in story] for story in stories]
     if args.pcap:
         from lb.diagnose import frames  # noqa: PLC0415
 
@@ -151,10 +155,10 @@ def _pod_address(args: argparse.Namespace, version: int) -> IPAddress:
     """
     key = nodes.service_key(args.where.removeprefix("pod:"))
     with nodes.opened(args) as view:
-        pods = {pod.key: pod for pod in view.source.pods(key.namespace)}
-    if key not in pods:
+        there = {pod.key: pod for pod in view.source.pods(key.namespace)}
+    if key not in there:
         raise ConfigError(f"--in {args.where}: there is no such pod in {view.source.name}")
-    for address in pods[key].addresses:
+    for address in there[key].addresses:
         if address.version == version:
             return address
     raise ConfigError(f"--in {args.where}: the pod has no IPv{version} address")
@@ -169,6 +173,13 @@ def _notes(pins: Pins, side: str) -> list[str]:
         "socket hooks serve this node's processes: their TCP connections and unconnected datagrams are led to"
         " a backend before there is a packet; this is of one that they left alone"
     ]
+
+
+def _with_pods(traced: Traced, known: Mapping[str, str]) -> Traced:
+    """Name the pods of the backends that the evidence has; known: pods by ``address:port`` and by address."""
+    places = [flow.backend.address for flow in (traced.evidence.flow, traced.evidence.made) if flow]
+    found = {place: pod for place in places if (pod := pods.pod_at(known, place))}
+    return replace(traced, evidence=replace(traced.evidence, pods=found))
 
 
 def _found(stories: list[list[Traced]]) -> dict[str, Any]:

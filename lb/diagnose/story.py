@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -47,7 +47,8 @@ class Evidence:
     is empty when it was dropped. packet: None when it has no addresses that Services go by; sent: the same
     of what came out. vip, address, flow, reply, affinity are what the maps said before: the VIP, the Service
     address as a whole, the flows that have the packet as request and as reply, the client's backend. made:
-    the flow as it is afterwards. notes: what else to know.
+    the flow as it is afterwards. notes: what else to know. pods: ``namespace/name`` by ``address:port``, of
+    those backends of flow and made whose pods are known.
     """
 
     before: str
@@ -64,6 +65,7 @@ class Evidence:
     affinity: Affinity | None = None
     made: Flow | None = None
     notes: tuple[str, ...] = ()
+    pods: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -144,7 +146,7 @@ def _request(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
         return
     if reason == "FLOW_HIT" and e.flow is not None:
         yield "flow", f"known, {_state(e.flow)}: goes on as it went"
-        yield "backend", _backend(e.flow.backend)
+        yield "backend", _backend(e, e.flow.backend)
         yield "NAT", _nat(e, packet)
         return
     yield "flow", _why_new(e)
@@ -153,7 +155,7 @@ def _request(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
         return
     yield from _selection(e, packet, vip)
     if e.made is not None and reason in _NEW:
-        yield "backend", _backend(e.made.backend)
+        yield "backend", _backend(e, e.made.backend)
         yield "NAT", _nat(e, packet)
 
 
@@ -236,12 +238,13 @@ def _state(flow: Flow) -> str:
     return f"{flow.state}, idle for {flow.idle_seconds} s"
 
 
-def _backend(backend: ShownBackend) -> str:
+def _backend(e: Evidence, backend: ShownBackend) -> str:
     if backend.state == "free":
         return f"{backend.address or 'its slot'}, which is gone: the connection is the peers' to end"
     where = "this node" if backend.local else "another node"
     node = f"{backend.node}, {where}" if backend.node else "no node that is named"
-    return f"{backend.address} on {node}, {backend.state}"
+    pod = e.pods.get(backend.address, "")
+    return f"{backend.address}{f' ({pod})' if pod else ''} on {node}, {backend.state}"
 
 
 def _nat(e: Evidence, packet: Tuple) -> str:
@@ -313,6 +316,7 @@ def as_dict(e: Evidence, reply: Evidence | None = None) -> dict[str, Any]:
                 ("flow_after", e.made),
             )
         },
+        "pods": dict(e.pods),
         "verdict": e.outcome.verdict.value,
         "reason": e.outcome.reason,
         "story": [asdict(step) for step in tell(e)],

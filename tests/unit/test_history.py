@@ -45,7 +45,7 @@ TWO = "10.0.0.2"
 def told(bench: Bench, key: ObjectKey = WEB) -> list[tuple[list[str], list[str]]]:
     """Return each change's causes, and what became of its entries as the command prints it."""
     entries = [entry.as_dict() for entry in bench.history.of(key)]
-    return [(one["causes"], [command.change(part) for part in one["changes"]]) for one in entries]
+    return [(one["causes"], [command.change(part, {}) for part in one["changes"]]) for one in entries]
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_the_command_asks_the_agent_at_its_socket(bench: Bench, tmp_path: Path) 
         server.open(address, routes({"/api/history": history_answer(bench.history, "n1", "now")}), "lbctl")
         assert server.bound(address) == address
         assert run_dir.socket_path.stat().st_mode & 0o777 == 0o600
-        text = command.render(ask(run_dir, "/api/history", service="default/web"))
+        text = command.render(ask(run_dir, "/api/history", service="default/web"), {})
         with pytest.raises(LbError, match="instance n1: service: must be NAMESPACE/NAME"):
             ask(run_dir, "/api/history", service="web")
     assert not run_dir.socket_path.exists()
@@ -316,7 +316,13 @@ def test_an_agent_that_does_not_answer_is_named(tmp_path: Path) -> None:
 
 def test_a_service_without_a_history_is_said_to_have_none() -> None:
     found = {"service": "default/web", "agent_started": "2026-11-22T10:00:00+00:00", "changes": []}
-    assert command.render(found) == (
+    assert command.render(found, {}) == (
         "default/web: nothing was written for it that the agent remembers;"
         " it started 2026-11-22T10:00:00+00:00\n"
     )
+
+
+def test_backends_whose_pods_are_known_have_their_names() -> None:
+    part = {"verb": "added", "what": "backends", "count": 2, "names": ["10.0.0.1:80", "10.0.0.2:80"]}
+    known = {"10.0.0.1:80": "default/web-1"}
+    assert command.change(part, known) == "+ 2 backends 10.0.0.1:80 (web-1), 10.0.0.2:80"

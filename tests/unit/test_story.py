@@ -61,6 +61,12 @@ def test_a_new_connection() -> None:
     )
 
 
+def test_a_backend_whose_pod_is_known_has_its_name() -> None:
+    named = replace(CONNECTION, pods={"10.0.1.5:8080": "default/web-1"})
+    assert "  backend   10.0.1.5:8080 (default/web-1) on node1, this node, active\n" in render(named)
+    assert as_dict(named)["pods"] == {"10.0.1.5:8080": "default/web-1"}
+
+
 def test_a_table_and_an_affinity_that_is_over() -> None:
     vip = replace(ENTRY, affinity_seconds=60, offered=20, rows=2039, ranges=("192.0.2.0/24",))
     kept = Affinity(replace(BACKEND, address="10.0.1.9:8080"), 75.5, "its time is over")
