@@ -14,7 +14,7 @@ import pytest
 from lb.kube import client
 from lb.kube.presence import PROBE_SECONDS
 from tests.kube.double import ApiDouble
-from tests.kube.harness import client_of, running
+from tests.kube.harness import client_of, running, whole_lists
 from tests.kube.objects import endpoint, endpoint_slice, node, service
 from tests.namespaces import NetworkNamespace
 
@@ -85,4 +85,4 @@ def test_a_connection_that_dies_silently_is_said_and_made_anew(
             double.put(endpoint_slice("web-1", endpoint("10.0.0.2")))
             run.wait(lambda: run.endpoints() == {"10.0.0.2"})
             run.wait(lambda: not any(health.error for health in run.source.health()))
-            assert len(double.asked("list", "services")) == 1, "the watch goes on where it was"
+            assert whole_lists(double) == 1, "the watch goes on where it was"
