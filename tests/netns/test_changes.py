@@ -191,7 +191,7 @@ def test_history_has_the_change_with_its_cause_and_its_latency(lab: Lab) -> None
         assert (backends["verb"], backends["names"]) == (verb, [place])
     assert gone["time"] < come["time"]
     lines = told(lab, "default/kubia-nodeport").splitlines()
-    assert f"    + 1 backend {place}" in lines
+    assert f"    + 1 backend {place} ({pod['name']})" in lines
     assert lines[0].endswith("IPv4: start")
     assert scrape(lab, "node1")[latency, "arrival"] >= before + 2
 
