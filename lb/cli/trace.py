@@ -19,6 +19,7 @@ from lb.rundir import RunDir
 if TYPE_CHECKING:
     from lb.datapath.view.lookups import Tuple
     from lb.diagnose.entries import Entries
+    from lb.diagnose.story import Evidence
     from lb.diagnose.trace import EntryPoint, Traced
 
 _CLIENT_PORT = 50_000
@@ -33,8 +34,9 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     name = instances.choose(args)
     with nodes.entered(name):
         stories = list(_stories(args, name, packet))
-    known = pods.known(RunDir(name))
-    stories = [[_with_pods(one, known) for one in story] for story in stories]
+    if any(_backends(one.evidence) for story in stories for one in story):
+        known = pods.known(RunDir(name))
+        stories = [[_with_pods(one, known) for one in story] for story in stories]
     if args.pcap:
         from lb.diagnose import frames  # noqa: PLC0415
 
@@ -175,10 +177,14 @@ def _notes(pins: Pins, side: str) -> list[str]:
     ]
 
 
+def _backends(evidence: Evidence) -> list[str]:
+    """Return the backends that the story may name, as ``address:port``."""
+    return [flow.backend.address for flow in (evidence.flow, evidence.made) if flow]
+
+
 def _with_pods(traced: Traced, known: Mapping[str, str]) -> Traced:
     """Name the pods of the backends that the evidence has; known: pods by ``address:port`` and by address."""
-    places = [flow.backend.address for flow in (traced.evidence.flow, traced.evidence.made) if flow]
-    found = {place: pod for place in places if (pod := pods.pod_at(known, place))}
+    found = {place: pod for place in _backends(traced.evidence) if (pod := pods.pod_at(known, place))}
     return replace(traced, evidence=replace(traced.evidence, pods=found))
 
 
