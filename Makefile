@@ -5,10 +5,7 @@
 
 PYTHON := .venv/bin/python
 # Tests and lab load BPF programs and make network namespaces: as root, through sudo when not root.
-# Files that root would leave in the tree are kept out of it.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-# Four processes also on two cores: much of the time goes into waiting for packets and probes.
-PYTEST := $(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m pytest -p no:cacheprovider -n 4 --dist loadfile
 
 .PHONY: help lab test lock test-kernels test-distros test-upgrades soak mutants test-vm lint bench bench-quick format clean
 
@@ -33,7 +30,7 @@ lab:
 	@$(ROOT) .venv/bin/lbctl lab demo
 
 test: lint
-	$(PYTEST) $(PYTEST_ARGS)
+	@$(ROOT) scripts/tests $(PYTEST_ARGS)
 
 lock:
 	@scripts/setup dev
@@ -79,7 +76,7 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $$(find bpf bench -name '*.[ch]' -not -path 'bpf/include/*')
-	.venv/bin/shellcheck -x scripts/setup scripts/lock vagrant/*.sh
+	.venv/bin/shellcheck -x scripts/setup scripts/tests scripts/lock vagrant/*.sh
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 

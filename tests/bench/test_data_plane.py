@@ -40,7 +40,6 @@ def test_packets_that_take_another_path_are_an_error() -> None:
         feeder.proved(case.traffic, case.reason, 8)
 
 
-@pytest.mark.timeout(300)
 def test_lab_traffic() -> None:
     found = lab_traffic.measure(rounds=1, millis=50, services=(1, 3))
     names = {result.name for result in found}

@@ -74,7 +74,6 @@ def test_the_wheel_says_what_pyproject_does(installed: Installed) -> None:
     assert found.get_payload() == (ROOT / "README.md").read_text()
 
 
-@pytest.mark.timeout(300)
 def test_pipx_installs_the_command(installed: Installed, tmp_path: Path) -> None:
     """As docs/operations.md says, with bcc of the distribution, and packages of the locked versions."""
     locked = tmp_path / "locked"

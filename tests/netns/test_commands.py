@@ -165,7 +165,6 @@ def test_rules_are_removed_by_hand(
     assert find() == []
 
 
-@pytest.mark.timeout(300)
 def test_five_minutes_in_the_lab(make_lab: MakeLab) -> None:
     lab = make_lab()
     pod = next(str(each["name"]) for each in lab.pods())
@@ -176,7 +175,6 @@ def test_five_minutes_in_the_lab(make_lab: MakeLab) -> None:
         assert "curl" not in line or "You've hit" in done.stdout, line
 
 
-@pytest.mark.timeout(300)
 def test_the_migration_in_the_lab() -> None:
     lab = fresh_id()
     try:

@@ -126,7 +126,6 @@ def agent(lab: Lab, policy: Policy, log: Path, *flags: str, **more: str) -> Iter
             process.terminate()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("policy", [unit_policy, pod_policy])
 def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Path) -> None:
     allowed = policy()
@@ -163,7 +162,6 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
             told.append(manager.recv(4096).decode())
 
 
-@pytest.mark.timeout(300)
 def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
     """Whose program is attached is asked of the pins: the kernel tells its name to CAP_SYS_ADMIN alone."""
     ready = bare.store.ready_file(NODE)

@@ -73,7 +73,6 @@ def answers(lab: Lab, address: str) -> bool:
     return lab.run(NODE, ["curl", "-sf", "-m", "2", f"http://{address}/hostname"]).stdout.strip() == "web"
 
 
-@pytest.mark.timeout(300)
 def test_a_full_run_costs_neither_a_change_nor_a_restart(bare: Lab, tmp_path: Path) -> None:
     manifest, served = Path(bare.spec.manifests) / "all.yaml", [FIRST]
     ready = bare.store.ready_file(NODE)

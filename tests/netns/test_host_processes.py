@@ -228,10 +228,13 @@ def check_answers(lab: Lab, client: Client, kind: str, family: str) -> None:
 def test_host_network_an_endpoint_of_the_clients_own_node(
     lab: Lab, client: Client, way: str, kind: str, family: str
 ) -> None:
+    """Each question is a new choice between two endpoints: 64 of them miss one with a chance of 2⁻⁶³."""
     host, port = address("host", kind, family)
-    answers = [client.ask(way, host, port, f"{way} {number}") for number in range(REQUESTS)]
+    answers: list[dict[str, Any]] = []
+    while {answer.get("pod") for answer in answers} != pods(lab, "host") and len(answers) < 64:
+        answers.append(client.ask(way, host, port, f"{way} {len(answers)}"))
     assert {answer.get("pod") for answer in answers} == pods(lab, "host"), answers
-    assert [answer["peer"] for answer in answers] == [[host, port]] * REQUESTS
+    assert [answer["peer"] for answer in answers] == [[host, port]] * len(answers)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

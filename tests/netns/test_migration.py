@@ -108,7 +108,6 @@ def run(lab: Lab, node: str, *argv: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("mode", kube_proxy.Mode)
 def test_over_and_back_without_a_failed_request(make_lab: MakeLab, mode: kube_proxy.Mode) -> None:
     lab = make_lab(agents=False, replicas=4)

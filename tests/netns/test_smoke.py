@@ -23,7 +23,6 @@ def smoke(*command: str, **variables: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
-@pytest.mark.timeout(300)  # some fifty commands, each of which enters a namespace by way of a new interpreter
 def test_every_check_passes(lab: Lab) -> None:
     code, (*checks, last) = smoke(
         sys.executable, "-m", "lb", "lab", "exec", "--id", lab.spec.id, REQUESTS="12"

@@ -508,7 +508,6 @@ def plan(
     return ServicePlan(ObjectKey("default", name), "", (port,))
 
 
-@pytest.mark.timeout(300)
 def test_the_programs_do_what_the_model_does(datapath: Datapath) -> None:
     machine = type("BoundMachine", (Machine,), {"datapath": datapath})
     run_state_machine_as_test(

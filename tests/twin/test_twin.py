@@ -45,7 +45,6 @@ def test_every_known_difference_is_a_row_of_the_document() -> None:
         assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [each.name for each in known]
 
 
-@pytest.mark.timeout(240)
 def test_what_works_through_netfilter_works_here(tmp_path: Path) -> None:
     with Pair(f"w{os.getpid()}", tmp_path) as pair:
         end = time.monotonic() + SECONDS
