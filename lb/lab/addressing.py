@@ -157,6 +157,11 @@ class LabSpec:
         return ",".join(str(SERVICE_CIDRS[version]) for version in self.versions)
 
     @property
+    def pod_networks(self) -> tuple[IPNetwork, ...]:
+        """The networks of all pods, the primary one first."""
+        return tuple(POD_NETWORKS[version] for version in self.versions)
+
+    @property
     def pod_mtu(self) -> int:
         """What fits into a frame between nodes, less the headers of the overlay, in bytes."""
         outer = 20 if 4 in self.versions else 40

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process of a pod: a real HTTP/1.1 server and a UDP echo that say which pod answered on which port.
 
-Run as a script, not imported by the lab: ``python -I -S pod.py NAME@HOST ADDRESS,… PORT… -- ARG…`` where
-ADDRESS is what to listen on, PORT is ``tcp:8080:http-default`` or ``udp:9000:echo`` and ARG is shown. It
-takes its own mount and UTS namespace, with an empty /var and HOST as host name; without ``@HOST`` it stays
-where it was started. It writes ``listening`` to stdout when every port is open. Only light modules of the
-standard library are imported, because there may be dozens of pods.
+Run as a script, not imported by the lab: ``python -I -S pod.py NAME@HOST ADDRESS,… PORT… MOUNT… -- ARG…``
+where ADDRESS is what to listen on, PORT is ``tcp:8080:http-default`` or ``udp:9000:echo`` and ARG is shown.
+It takes its own mount and UTS namespace, with an empty /var, HOST as host name, and what MOUNT names,
+``/source:/target``; without ``@HOST`` it stays where it was started. It writes ``listening`` to stdout when
+every port is open. Only light modules of the standard library are imported, because there may be dozens of
+pods.
+
+With ``-`` for ADDRESS it does not serve, but becomes the program that ARG… are: a server of the distribution
+in the place of this one.
 
 HTTP answers:
 
@@ -216,14 +220,24 @@ def _chunks(body: bytes | int) -> Iterator[bytes]:
         body -= _CHUNK
 
 
-def be_a_container(host: str) -> None:
-    """Take a mount namespace with an empty /var of its own, and a UTS namespace with this host name.
+def be_a_container(host: str, mounts: list[str]) -> None:
+    """Take a mount namespace with an empty /var and these mounts, and a UTS namespace with this host name.
+
+    A mount is ``/source:/target``. A target below /var is made; elsewhere one that the machine lacks is left
+    out, for it would have to be made on the machine.
 
     Mounts stay slaves of the machine's, so that removals there arrive here, and the mounts of network
     namespaces are left: otherwise this process would keep other pods' namespaces alive.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    clone_newns, clone_newuts, ms_rec, ms_slave, detach = 0x20000, 0x4000000, 0x4000, 1 << 19, 2
+    clone_newns, clone_newuts, ms_bind, ms_rec, ms_slave, detach = (
+        0x20000,
+        0x4000000,
+        0x1000,
+        0x4000,
+        1 << 19,
+        2,
+    )
 
     def check(result: int, what: str) -> None:
         if result:
@@ -234,16 +248,35 @@ def be_a_container(host: str) -> None:
     while libc.umount2(b"/run/netns", detach) == 0:
         pass
     check(libc.mount(b"tmpfs", b"/var", b"tmpfs", ctypes.c_ulong(0), b"size=4m"), "mount /var")
+    for source, _, target in (mount.partition(":") for mount in mounts):
+        if target.startswith("/var/"):
+            os.makedirs(target, exist_ok=True)
+        if os.path.exists(target):
+            what = f"mount {source} on {target}"
+            check(libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(ms_bind), None), what)
     socket.sethostname(host[:64])
 
 
+def become(argv: list[str]) -> None:
+    """Say that all is prepared, and become another program, which has stderr for both of its streams."""
+    print("listening", flush=True)
+    os.dup2(2, 1)
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606
+    except OSError as error:
+        sys.exit(f"{argv[0]} cannot be started: {error.strerror}")
+
+
 def main(name: str, addresses: str, ports: list[str], args: list[str]) -> None:
-    """Open every port, say so, and serve until SIGTERM."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: sigwait below takes it
+    """Open every port, say so, and serve until SIGTERM; or become the program that args name."""
     name, _, host = name.partition("@")
-    pod = Pod(name, args)
     if host:
-        be_a_container(host)
+        be_a_container(host, [each for each in ports if each.startswith("/")])
+    ports = [each for each in ports if not each.startswith("/")]
+    if addresses == "-":
+        become(args)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in every thread: sigwait below takes it
+    pod = Pod(name, args)
     for address in addresses.split(","):
         for entry in ports:
             try:

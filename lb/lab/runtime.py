@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lb.errors import LabError
-from lb.lab import cgroups, namespaces, pod, probes, topology
+from lb.lab import cgroups, namespaces, pod, probes, servers, topology
 from lb.lab.addressing import LabSpec
 from lb.lab.environment import expand, pod_environment
 from lb.lab.objects import pod_object, pod_status, to_yaml
@@ -172,13 +173,10 @@ class PodRuntime:
     async def _run_process(self) -> int:
         """Start the process, probe it while it runs, and return its exit code."""
         self._environment = self._make_environment()
-        where = ",".join(self.record.addresses)
-        name = f"{self.record.name}@{self._host_name}"
-        argv = [sys.executable, "-I", "-S", str(pod.__file__), name, where]
-        args = [expand(text, self._environment) for text in self.workload.args]
+        argv = self._command()
         with open(self._store.log(f"pod.{self.record.namespace}.{self.record.name}"), "ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self._enter([*self._with_environment(), *argv, *self.workload.listen(), "--", *args]),
+                *self._enter([*self._with_environment(), *argv]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
@@ -203,6 +201,22 @@ class PodRuntime:
                 task.cancel()
             self._process = None
             self._note_process(None)
+
+    def _command(self) -> list[str]:
+        """Return the command of a process that starts now: the lab's own server, or the one of the image.
+
+        Raises
+        ------
+        LabError: the server cannot be started.
+        """
+        name = f"{self.record.name}@{self._host_name}"
+        start = [sys.executable, "-I", "-S", str(pod.__file__), name]
+        args = [expand(text, self._environment) for text in self.workload.args]
+        server = servers.check(self.workload.image)
+        if server is None:
+            return [*start, ",".join(self.record.addresses), *self.workload.listen(), "--", *args]
+        mounts = servers.prepare(server, self._store, self._spec, self.record)
+        return [*start, "-", *mounts, "--", *server.argv, *args]
 
     def _make_environment(self) -> dict[str, str]:
         """Return the variables of a process that starts now."""
@@ -312,8 +326,12 @@ class PodRuntime:
         """End the pod as a deletion does: terminating, SIGTERM, after the grace period SIGKILL."""
         self._deleted = self._now()
         self.publish()
-        if self._process:
-            self._process.terminate()
+        if process := self._process:
+            server = servers.SERVERS.get(self.workload.image)
+            if server:
+                await asyncio.wait({task}, timeout=servers.LINGER_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(server.stop if server else signal.SIGTERM)
             await asyncio.wait({task}, timeout=self.workload.grace)
         await self.destroy(task)
 

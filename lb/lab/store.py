@@ -7,6 +7,7 @@
       lab.json            what was asked for, the phase, and the process that brings it up
       processes/NAME      pid and start time of the agents, the kubelet and the outside server
       pods/NS.NAME        each pod: its network namespace, node, address, process
+      files/NS.NAME/      what is mounted in that pod
       cluster/*.yaml      the Node and Pod objects that the agents read
       log/NAME.log        one log for each process
       ready/NODE          written by the node's agent when its first sync is in the kernel
@@ -198,12 +199,17 @@ class Store:
         self._write(self._pod_file(pod.namespace, pod.name), pod)
 
     def forget_pod(self, pod: PodRecord) -> None:
-        """Remove the note of a pod of which nothing is left."""
+        """Remove the note of a pod of which nothing is left, and its files."""
+        shutil.rmtree(self.pod_folder(pod), ignore_errors=True)
         self._pod_file(pod.namespace, pod.name).unlink(missing_ok=True)
 
     def pods(self) -> list[PodRecord]:
         """Return the noted pods by namespace and name."""
         return [pod for path in entries(self.base / "pods") if (pod := _read(path, PodRecord))]
+
+    def pod_folder(self, pod: PodRecord) -> Path:
+        """Return the folder of what is mounted in a pod; whoever writes there makes it."""
+        return self.base / "files" / f"{pod.namespace}.{pod.name}"
 
     def write_object(self, name: str, text: str) -> None:
         """Write an object of the cluster as YAML text under this file name."""

@@ -45,6 +45,7 @@ class Workload:
     ----------
     labels: the pod's.
     containers: their names; of all of them the lab makes one process.
+    image: the first container's; it counts where it names a server (:mod:`lb.lab.servers`).
     ports: those of the containers and of the sidecars, which are init containers that are always restarted;
         name is ``""`` when the manifest gives none.
     probes: the readiness probes of both.
@@ -62,6 +63,7 @@ class Workload:
     replicas: int = 1
     labels: Mapping[str, str] = field(default_factory=dict)
     containers: tuple[str, ...] = ("lab",)
+    image: str = ""
     ports: tuple[ContainerPort, ...] = ()
     probes: tuple[Probe, ...] = ()
     node: str = ""
@@ -207,6 +209,7 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
         replicas=replicas,
         labels=labels,
         containers=tuple(container.fields()["name"].text() or "lab" for container in containers),
+        image=containers[0].fields()["image"].text() if containers else "",
         ports=tuple(ports),
         probes=tuple(probes),
         node=spec["nodeName"].text(),

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers of the distribution that pods run in the place of the lab's own, by the image of their container.
+
+Such a pod has what every pod has: network, host name, probes, an end with a grace period. Its files are in a
+folder of its own on the machine, whose subfolders are mounted where the server looks for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lb.errors import LabError
+from lb.lab.addressing import LabSpec
+from lb.lab.store import PodRecord, Store
+
+
+class Prepare(Protocol):
+    """Writes what a server needs before it starts."""
+
+    def __call__(self, store: Store, spec: LabSpec, record: PodRecord, folder: Path) -> None:
+        """Write files into the subfolders of the pod's folder, all of which exist.
+
+        Raises
+        ------
+        LabError: says why the server cannot be started.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that pods can run.
+
+    Attributes
+    ----------
+    argv: its command; it has to stay in the foreground.
+    package: the Debian package that has it.
+    mounts: where subfolders of the pod's folder are mounted; below /var, or a folder of the package.
+    prepare: ``module:function``, a :class:`Prepare`; imported when a pod starts.
+    stop: the signal that ends it without breaking what it is at.
+    """
+
+    argv: tuple[str, ...]
+    package: str
+    mounts: Mapping[str, str] = field(default_factory=dict)
+    prepare: str = ""
+    stop: signal.Signals = signal.SIGTERM
+
+
+SERVERS = {
+    "lab/named": Server(
+        argv=("named", "-g", "-n", "1", "-c", "/etc/bind/named.conf"),
+        package="bind9",
+        mounts={"etc": "/etc/bind", "work": "/var/cache/bind"},
+        prepare="lb.lab.dns:prepare",
+    ),
+}
+"""By image: names that no registry has, so that no manifest means another one."""
+
+LINGER_SECONDS = 1.0
+"""How long a server serves on before it is told to end: clients hear of its end only after it has begun."""
+
+
+def check(image: str) -> Server | None:
+    """Return the server of an image, None for the lab's own.
+
+    Raises
+    ------
+    LabError: the machine lacks it.
+    """
+    server = SERVERS.get(image)
+    if server and shutil.which(server.argv[0], path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
+        raise LabError(f"{server.argv[0]} is missing: install the Debian package {server.package}")
+    return server
+
+
+def prepare(server: Server, store: Store, spec: LabSpec, record: PodRecord) -> list[str]:
+    """Make the pod's folder and the files in it; return its mounts as pod.py takes them.
+
+    Raises
+    ------
+    LabError: see :class:`Prepare`.
+    """
+    folder = store.pod_folder(record)
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier process has left
+    for name in server.mounts:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    if server.prepare:
+        module, _, function = server.prepare.partition(":")
+        write: Prepare = getattr(importlib.import_module(module), function)
+        write(store, spec, record, folder)
+    return [f"{folder / name}:{target}" for name, target in server.mounts.items()]
