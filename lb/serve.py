@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -40,9 +40,11 @@ from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, Answer, HttpServer, routes
 from lb.served.known import Known
+from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
 from lb.served.pressure import Pressure
+from lb.served.problems import Problem
 from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
 from lb.surroundings import KernelSurroundings
@@ -60,6 +62,11 @@ class Source(Protocol):
     """What tells of Services, endpoints and nodes; runs in a thread of its own."""
 
     name: str
+
+    @property
+    def lacks_node(self) -> Callable[[str], bool] | None:
+        """What asks whether there is no Node of a name; None: the events tell of every Node."""
+        ...
 
     def health(self) -> Sequence[reflector.Health]:
         """Return how far each kind of object is in step; empty for a source that is never out of step."""
@@ -187,7 +194,9 @@ def startup(
     stack.callback(surroundings.close)
     raise_file_limit()
     health = open_health(config, source, stack)
+    state = ClusterState([source.name])
     pressure = Pressure(functools.partial(evictions, maps))
+    missing_nodes = MissingNodes(state, source.lacks_node)
     notes = Notes(
         run_dir,
         config,
@@ -197,6 +206,7 @@ def startup(
         checks=health.checks,
         healthz=health.bound,
         pressure=pressure,
+        missing_nodes=missing_nodes,
     )
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
@@ -222,7 +232,6 @@ def startup(
         notes.write(agent)
         tell.beat(agent)
 
-    state = ClusterState([source.name])
     agent = Agent(
         inbox=inbox,
         state=state,
@@ -259,7 +268,7 @@ def startup(
             opened=opened,
             programs=loaded.fingerprint,
             after_sync=after_sync,
-            pressure=pressure,
+            more_problems={"pressure": pressure.problems, "node": missing_nodes.problems},
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
@@ -271,6 +280,7 @@ def startup(
         "grace periods": grace.run,
         "health": health.server.run,
         "http": answers.run,
+        "missing nodes": missing_nodes.run,
     }
     stack.enter_context(threads(inbox, bodies))
     return agent
@@ -320,9 +330,12 @@ def measure(
     opened: Callable[[], contextlib.AbstractContextManager[Maps]],
     programs: str,
     after_sync: list[Callable[[Agent], None]],
-    pressure: Pressure,
+    more_problems: Mapping[str, Callable[[], Sequence[Problem]]],
 ) -> Answer:
-    """Return what answers ``/metrics``; durations are noted after each sync and each programmed change."""
+    """Return what answers ``/metrics``; durations are noted after each sync and each programmed change.
+
+    more_problems: by kind, what gives those that the agent's own loop does not meet.
+    """
     from lb.served import metrics  # noqa: PLC0415  (prometheus_client: other commands do without)
     from lb.served.exposition import exposition  # noqa: PLC0415
     from lb.served.service_metrics import service_metrics  # noqa: PLC0415
@@ -334,7 +347,7 @@ def measure(
         "build": lambda: metrics.build_metrics(lb.__version__, programs),
         "agent": lambda: metrics.agent_metrics(
             agent.service_count(),
-            {**agent.problem_counts(), "pressure": len(pressure.problems())},
+            {**agent.problem_counts(), **{kind: len(each()) for kind, each in more_problems.items()}},
             agent.busy_seconds(),
         ),
         "repairs": lambda: metrics.repair_metrics(agent.repairs),

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from lb.errors import InputError
 from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
@@ -43,12 +45,16 @@ class _Batch:
     failure: BaseException | None = None
 
 
+class _NodeList(msgspec.Struct, gc=False):
+    items: list[msgspec.Raw] | None = None
+
+
 class KubernetesSource:
     """Follows the API server; see :mod:`lb.kube.reflector` for how.
 
     Of Services it reads all that are not headless (they are DNS alone) and not another proxy's; of
     EndpointSlices those that belong to a Service; of Nodes only the one of this name, since the zones of the
-    others are in the slices.
+    others are in the slices. Whether another Node is there is asked for one at a time.
 
     Parameters
     ----------
@@ -100,6 +106,19 @@ class KubernetesSource:
     def health(self) -> tuple[Health, ...]:
         """Return how far each kind is in step; may be called from any thread, at any time."""
         return tuple(each.health() for each in self._reflectors)
+
+    def lacks_node(self, name: str) -> bool:
+        """Ask, in the caller's thread, whether there is no Node of this name.
+
+        The answer comes from what the server remembers (resourceVersion 0), and costs its etcd nothing.
+
+        Raises
+        ------
+        ApiError: the server refused or did not answer.
+        """
+        query = {"fieldSelector": f"metadata.name={name}", "resourceVersion": "0"}
+        body = self._client.request("GET", NODES.path, query).body()
+        return not msgspec.json.decode(body, type=_NodeList).items
 
     def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
         """Write a Warning Event on a Service, soon; never waits, never fails, from any thread."""

@@ -45,6 +45,7 @@ class ManifestSource:
     """
 
     name = "manifests"
+    lacks_node = None
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from lb.plan import Conflict
 from lb.rundir import RunDir, network_namespace
 from lb.served.health import HealthChecks
 from lb.served.http import Address, show
+from lb.served.missing_nodes import MissingNodes
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem, Since, time_text
 from lb.words import several
@@ -73,6 +74,7 @@ class Notes:
     source_health: gives how far each kind of object is in step.
     healthz: gives where ``/healthz`` is answered, None while it is not.
     pressure: tells of tables that are too small.
+    missing_nodes: tells of Nodes that endpoints name and that are gone.
 
     Attributes
     ----------
@@ -90,6 +92,7 @@ class Notes:
         checks: HealthChecks,
         healthz: Callable[[], Address | None],
         pressure: Pressure,
+        missing_nodes: MissingNodes,
     ) -> None:
         self._run_dir = run_dir
         self._config = config
@@ -100,6 +103,7 @@ class Notes:
         self._healthz = healthz
         self._ready = Path(config.ready_file) if config.ready_file else None
         self._pressure = pressure
+        self._missing_nodes = missing_nodes
         self._since = Since()
         self._repairs: tuple[int, str | None] = (0, None)
         self.started = time_text(time.time())
@@ -135,7 +139,8 @@ class Notes:
 
     def _notes(self, agent: AgentReport) -> dict[str, Any]:
         healthz = self._healthz()
-        every = [*agent.problems(), *self._checks.problems(), *self._pressure.problems(), *self._sources()]
+        told = (agent, self._checks, self._pressure, self._missing_nodes)
+        every = [*(one for each in told for one in each.problems()), *self._sources()]
         conflicts = agent.conflicts()
         if agent.repairs != self._repairs[0]:
             self._repairs = agent.repairs, time_text(time.time())

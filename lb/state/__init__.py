@@ -94,6 +94,10 @@ class ClusterState:
         """Return a node, None when it is unknown."""
         return self._nodes.get(name)
 
+    def lacks_node(self, name: str) -> bool:
+        """Tell whether there are Nodes, and none of this name; may be called from any thread."""
+        return bool(self._nodes) and name not in self._nodes
+
     def services(self) -> list[Service]:
         """Return all Services as they are now; may be called from any thread."""
         return list(self._services.values())

@@ -43,6 +43,12 @@ def test_what_is_there_comes_before_synced(cluster: Cluster) -> None:
         assert run.events.count(Synced("kubernetes")) == 1
 
 
+def test_it_asks_whether_another_node_is_there(cluster: Cluster) -> None:
+    cluster.put(node(OTHER_NODE))
+    with running(cluster.client()) as run:
+        assert [run.source.lacks_node(name) for name in (OTHER_NODE, "gone")] == [False, True]
+
+
 def test_an_empty_cluster_is_synced(cluster: Cluster) -> None:
     with running(cluster.client()) as run:
         run.wait(lambda: run.synced)

@@ -8,18 +8,23 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from lb.datapath.maps.fill import MapFill, evictions
 from lb.datapath.maps.map_table import MAPS, MapType
+from lb.errors import LbError
+from lb.model import Endpoint, EndpointSlice, Node, ObjectKey, Upsert
 from lb.rundir import RunDir
 from lb.served import status
 from lb.served.http import Request, Response
+from lb.served.missing_nodes import ASKED_AT_ONCE, MissingNodes
 from lb.served.pressure import LOOK_SECONDS, Pressure
 from lb.served.problems import Problem, Since, read_notes
 from lb.served.pulse import SILENT_SECONDS, Pulse, pulse
+from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving
 
@@ -189,3 +194,53 @@ def test_status_names_full_maps_and_what_was_evicted_since_the_agent_looked() ->
 
 def test_evictions_of_before_the_agents_first_look_are_no_news() -> None:
     assert not list(status.full([MapFill("flows4", 1, 64, "forgets", evicted=9, provisional=0)], {}))
+
+
+def on_nodes(*names: str) -> ClusterState:
+    """Return a state with a Service that has an endpoint on each of these nodes."""
+    endpoints = tuple(Endpoint(ip_address(f"10.0.0.{at}"), node=name) for at, name in enumerate(names, 1))
+    piece = EndpointSlice(ObjectKey("shop", "web-1"), ObjectKey("shop", "web"), endpoints=endpoints)
+    state = ClusterState()
+    state.apply([Upsert(piece)])
+    return state
+
+
+def test_a_node_that_is_gone_is_told_once_and_until_it_is_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    state = on_nodes("here", "gone", "")
+    nodes = MissingNodes(state, None)
+    nodes.look()
+    assert nodes.problems() == []  # manifests without a Node say nothing of nodes
+    state.apply([Upsert(Node("here"))])
+    nodes.look()
+    nodes.look()
+    (problem,) = nodes.problems()
+    assert problem.text == "there is no Node gone, but endpoints on it get their share of connections"
+    assert "lbctl explain shop/web" in problem.next
+    state.apply([Upsert(Node("gone"))])
+    nodes.look()
+    assert nodes.problems() == []
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_an_api_server_is_asked_about_a_few_nodes_at_a_time() -> None:
+    names = [f"n{number}" for number in range(2 * ASKED_AT_ONCE)]
+    asked: list[str] = []
+    away = False
+
+    def lacks(name: str) -> bool:
+        if away:
+            raise LbError("nobody answers")
+        asked.append(name)
+        return name == "n0"
+
+    nodes = MissingNodes(on_nodes(*names), lacks)
+    nodes.look()
+    assert sorted(asked) == names[:ASKED_AT_ONCE]
+    away = True
+    nodes.look()
+    away = False
+    nodes.look()
+    assert len(nodes.problems()) == 1, "what was missing stays so while nobody answers"
+    assert set(asked) == set(names)
+    assert asked.count("n0") == 2, "one that is missing is asked about again"
