@@ -134,7 +134,7 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
     ready = bare.store.ready_file(NODE)
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(str(tmp_path / "notify"))
-    manager.settimeout(10)
+    manager.settimeout(60)
     with manager, agent(bare, allowed, log, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
         eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
         assert process.poll() is None, log.read_text()
@@ -157,6 +157,9 @@ def test_a_service_answers(bare: Lab, policy: Callable[[], Policy], tmp_path: Pa
         while "READY=1" not in told[-1]:
             assert ready.exists(), told
             told.append(manager.recv(4096).decode())
+        while "WATCHDOG=1" not in told[-1]:
+            told.append(manager.recv(4096).decode())
+        assert "STATUS=in step" in told[-1]
         process.terminate()
         while "STOPPING=1" not in told[-1]:
             told.append(manager.recv(4096).decode())

@@ -137,6 +137,15 @@ def test_what_is_told_of_a_pod_that_listens_on_localhost(lab: Lab) -> None:
     assert f":{HIDDEN}/TCP: refused: the process listens on 127.0.0.1 only" in found["found"]
 
 
+def test_what_is_told_of_a_pod_of_another_node_that_listens_on_localhost(lab: Lab) -> None:
+    """Nobody sees from here who listens there: the port of the Service is not said to be wrong."""
+    _, report = said(lab, "explain", "veiled")
+    (found,) = [one for one in report["findings"] if one["cause"] == "endpoint-refuses"]
+    told = f"refused: nothing listens on {HIDDEN} of the pod's address, at most on localhost"
+    assert told in found["found"]
+    assert "must listen on 0.0.0.0 or [::]" in found["next"]
+
+
 def test_another_client_is_let_in(lab: Lab) -> None:
     _, report = said(lab, "explain", "limited", "--from", "203.0.113.9")
     assert "source-ranges" not in report["causes"]
