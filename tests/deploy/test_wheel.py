@@ -11,8 +11,6 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
-
 import lb
 from lb.cli.manual import manual
 from tests.deploy.conftest import ROOT, Installed

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from lb.lab.lab import Lab
 
 SMOKE = Path(__file__).resolve().parents[2] / "vagrant" / "smoke.sh"

@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
-
 from tests.twin.campaign import run
 from tests.twin.differences import DELIBERATE, OPEN
 from tests.twin.pair import Pair
