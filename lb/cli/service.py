@@ -190,7 +190,8 @@ _COLUMNS = ("service", "port", "family", "protocol", "backends", "local", "affin
 def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
     """Return the table form; wide: with how many backends are on their way out."""
     columns = [name for name in _COLUMNS if wide or name != "terminating"]
-    text = table(columns, [[_cells(one)[name] for name in columns] for one in found["services"]])
+    rows = map(_cells, found["services"])
+    text = table(columns, [[cells[name] for name in columns] for cells in rows])
     if found["unserved"]:
         text += "\nwithout a VIP, as asked for:\n"
         for one in found["unserved"][:_MOST_UNSERVED]:
