@@ -3,16 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
-from operator import attrgetter
-
-import msgspec
 
 from lb.model import (
     NO_OVERLAPS,
-    Endpoint,
     EndpointSlice,
     IPAddress,
     IPNetwork,
@@ -22,10 +17,9 @@ from lb.model import (
     ServiceType,
     TrafficPolicy,
 )
+from lb.plan.choice import Chooser, Offer
 from lb.plan.rights import Fields, Rights
 from lb.plan.types import (
-    Backend,
-    BackendState,
     PortPlan,
     Refusal,
     ServicePlan,
@@ -36,10 +30,6 @@ from lb.plan.types import (
 )
 
 HAVE_NODE_PORTS = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
-_HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
-_KINDS: Mapping[int, type] = {4: IPv4Address, 6: IPv6Address}
-_Socket = int
-"""An address as a number, times 65536, plus a port."""
 
 
 def plan_service(
@@ -67,8 +57,8 @@ def plan_service(
     endpoints. An endpoint that two slices list (as happens while it moves) counts once: as the readier.
 
     New connections go to the ready endpoints. When there is none they go to those that are serving and
-    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`offered` says which of them each traffic
-    policy offers, and :func:`policies` which policy holds for whom.
+    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`lb.plan.choice.offered` says which of them
+    each traffic policy offers, and :func:`policies` which policy holds for whom.
 
     Source ranges. loadBalancerSourceRanges limit who may open connections to the load-balancer addresses,
     from wherever; those of one family say nothing about the other, as with kube-proxy.
@@ -83,12 +73,12 @@ def plan_service(
     whole = tuple(slices)
     slices = rights.endpoints(whole)
     vips = _vips(service, fields, topology, lambda kind, key: rights.admits_port(kind, key, whole))
+    chooser = Chooser(slices, topology)
     ports = []
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
-            members = _members(_merge(port, version, slices), topology)
-            ports.append(_plan_port(service, port, family_vips, members, topology))
+            ports.append(_plan_port(service, port, family_vips, chooser.offer(port, version)))
     for vips_of_family in _addresses(service, fields, topology):
         _give_addresses(ports, vips_of_family)
     if ports and not any(port.backends for port in ports):
@@ -121,50 +111,6 @@ def concerned(service: Service, before: Topology | None, after: Topology) -> boo
     changed |= {socket.address for socket in before.sockets ^ after.sockets}
     claimed = (*service.cluster_ips, *service.load_balancer_ips, *service.external_ips)
     return not changed.isdisjoint(claimed)
-
-
-class Member(msgspec.Struct, frozen=True, gc=False):
-    """One backend of a port and the endpoint that it comes from."""
-
-    backend: Backend
-    endpoint: Endpoint
-
-
-def usable(members: Sequence[Member]) -> tuple[Member, ...]:
-    """Return who takes new connections: the ready ones, else those that are serving and terminating."""
-    ready = tuple([member for member in members if member.endpoint.ready])
-    return ready or tuple([m for m in members if m.endpoint.serving and m.endpoint.terminating])
-
-
-def close(ready: Sequence[Member], topology: Topology) -> tuple[Member, ...]:
-    """Return those that topology hints mean for this node; if there are none, for its zone; else all.
-
-    ``trafficDistribution`` of a Service, or its older relative, the annotation
-    ``service.kubernetes.io/topology-mode``, makes the EndpointSlice controller write for which zones and
-    nodes each endpoint is meant; a proxy goes by these hints alone (KEP-2433, KEP-4444, KEP-3015). Hints of
-    a kind count only when every ready endpoint has some and one is meant for this node, or this zone:
-    otherwise somebody would be left without endpoints, or an endpoint without clients.
-    """
-    for here, hints_of in ((topology.node_name, _HINT_NODES), (topology.zone, _HINT_ZONES)):
-        hinted = [hints_of(member.endpoint) for member in ready] if here else []
-        if hinted and all(hinted):
-            meant = tuple([member for member, hints in zip(ready, hinted, strict=True) if here in hints])
-            if meant:
-                return meant
-    return tuple(ready)
-
-
-def offered(members: Sequence[Member], topology: Topology) -> tuple[tuple[Member, ...], tuple[Member, ...]]:
-    """Return who takes new connections under traffic policy Cluster, and who under Local.
-
-    Cluster is what is usable and close; what terminates is a last resort, wherever it is. Local is what is
-    usable among this node's endpoints alone: a terminating one here comes before a ready one elsewhere,
-    which the policy rules out.
-    """
-    everywhere = usable(members)
-    if everywhere and everywhere[0].endpoint.ready:
-        everywhere = close(everywhere, topology)
-    return everywhere, usable([member for member in members if member.backend.local])
 
 
 def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPolicy]:
@@ -238,58 +184,22 @@ def _vips(
     return vips
 
 
-def _merge(port: ServicePort, version: int, slices: Iterable[EndpointSlice]) -> dict[_Socket, Endpoint]:
-    """Return a port's endpoints of one family by address and number; of two reports the readier one."""
-    merged: dict[_Socket, Endpoint] = {}
-    kind = _KINDS[version]
-    for piece in slices:
-        for number in [p.port for p in piece.ports if p.name == port.name and p.protocol is port.protocol]:
-            for endpoint in piece.endpoints:
-                if type(endpoint.address) is kind:
-                    socket = int(endpoint.address) << 16 | number
-                    known = merged.get(socket)
-                    if known is None or _readiness(endpoint) > _readiness(known):
-                        merged[socket] = endpoint
-    return merged
-
-
-def _readiness(endpoint: Endpoint) -> tuple[bool, bool, bool]:
-    """Return what orders two reports about one endpoint."""
-    return (endpoint.ready, endpoint.serving, endpoint.terminating)
-
-
-def _members(endpoints: Mapping[_Socket, Endpoint], topology: Topology) -> list[Member]:
-    """Return a port's backends with their endpoints, sorted by identity."""
-    here = topology.node_name
-    members = []
-    for socket in sorted(endpoints):
-        endpoint, node = endpoints[socket], endpoints[socket].node
-        state = BackendState.ACTIVE if endpoint.ready else BackendState.TERMINATING
-        local = node == here and node != ""
-        backend = Backend(endpoint.address, socket & 0xFFFF, node, local, state)
-        members.append(Member(backend, endpoint))
-    return members
-
-
-def _plan_port(
-    service: Service, port: ServicePort, vips: list[Vip], members: list[Member], topology: Topology
-) -> PortPlan:
+def _plan_port(service: Service, port: ServicePort, vips: list[Vip], offer: Offer) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
-    cluster, local = offered(members, topology)
-    backends = tuple([m.backend for m in members if m.endpoint.ready or m.endpoint.terminating])
     version = vips[0].key.address.version
-    ranges = {net for net in service.source_ranges if net.version == version}
-    balanced = any(vip.kind is VipKind.LOAD_BALANCER for vip in vips)
+    ranges: set[IPNetwork] = set()
+    if service.source_ranges and any(vip.kind is VipKind.LOAD_BALANCER for vip in vips):
+        ranges = {net for net in service.source_ranges if net.version == version}
     return PortPlan(
         port_name=port.name,
         protocol=port.protocol,
         version=version,
         affinity_seconds=service.affinity_seconds,
         vips=tuple(sorted(vips, key=_vip_order)),
-        backends=backends,
-        cluster=backends if len(cluster) == len(backends) else tuple([each.backend for each in cluster]),
-        local=tuple([each.backend for each in local]),
-        source_ranges=tuple(sorted(ranges, key=_network_order)) if balanced else (),
+        backends=offer.backends,
+        cluster=offer.cluster,
+        local=offer.local,
+        source_ranges=tuple(sorted(ranges, key=_network_order)),
     )
 
 

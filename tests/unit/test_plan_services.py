@@ -357,6 +357,39 @@ def test_an_endpoint_in_two_slices_counts_once_as_the_readier(worse: Endpoint, f
     assert port.backends == (Backend(READY_LOCAL.address, 8080, "node1", local=True),)
 
 
+def test_ports_are_planned_as_each_would_be_alone() -> None:
+    """Slices differ in which ports they have and in their numbers, and share an endpoint."""
+    names = ("http", "metrics", "admin", "none")
+    ports = tuple(ServicePort(name, TCP, 80 + at, 8080) for at, name in enumerate(names))
+    slices = [
+        piece(
+            READY_LOCAL,
+            UNREADY,
+            SERVING,
+            ports=(EndpointPort("http", TCP, 8080), EndpointPort("metrics", TCP, 9090)),
+        ),
+        piece(
+            READY_REMOTE,
+            DYING,
+            SERVING,
+            ports=(EndpointPort("http", TCP, 8080), EndpointPort("metrics", TCP, 9091)),
+            name="b",
+        ),
+        piece(READY_REMOTE, ports=(EndpointPort("admin", TCP, 7), EndpointPort("http", UDP, 7)), name="c"),
+    ]
+    together = plan_service(replace(WEB, ports=ports), slices, TOPOLOGY).ports
+    alone = [only(plan_service(replace(WEB, ports=(port,)), slices, TOPOLOGY)) for port in ports]
+    assert [(one.backends, one.cluster, one.local) for one in together] == [
+        (one.backends, one.cluster, one.local) for one in alone
+    ]
+    assert [sockets(one.cluster) for one in together] == [
+        ["10.0.1.1:8080", "10.0.2.1:8080"],
+        ["10.0.1.1:9090", "10.0.2.1:9091"],
+        ["10.0.2.1:7"],
+        [],
+    ]
+
+
 def test_affinity() -> None:
     assert only(plan_service(replace(WEB, affinity_seconds=10800), [], TOPOLOGY)).affinity_seconds == 10800
 
