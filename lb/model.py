@@ -34,6 +34,8 @@ class Protocol(enum.IntEnum):
     UDP = 17
     SCTP = 132
 
+    __hash__ = int.__hash__  # an enum's own is in Python, and is called for each look for a port
+
 
 class ServiceType(enum.StrEnum):
     """``spec.type`` of a Service."""
@@ -49,6 +51,8 @@ class TrafficPolicy(enum.StrEnum):
 
     CLUSTER = "Cluster"
     LOCAL = "Local"
+
+    __hash__ = str.__hash__  # as above
 
 
 class TrafficDistribution(enum.StrEnum):

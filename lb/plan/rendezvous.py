@@ -16,18 +16,16 @@ from collections.abc import Iterable
 
 import xxhash
 
-from lb.plan.maglev import Identity
-
 SMALL_SET = 16
 """The largest set that is a list; SMALL_SET of bpf/types.h."""
 
 _SEED = 0x6C62_6374_6C31  # part of the algorithm: another seed on one node, and nodes disagree
 
 
-def weights(identities: Iterable[Identity]) -> list[int]:
-    """Return each backend's weight, a 32-bit hash of its identity."""
-    return [
-        xxhash.xxh3_64_intdigest((version << 144 | address << 16 | port).to_bytes(19, "big"), _SEED)
-        & 0xFFFF_FFFF
-        for version, address, port in identities
-    ]
+def weights(version: int, sockets: Iterable[int]) -> list[int]:
+    """Return each backend's weight, a 32-bit hash of its identity.
+
+    version: IP version of all. sockets: addresses as numbers, times 65536, plus ports.
+    """
+    family, digest = version << 144, xxhash.xxh3_64_intdigest
+    return [digest((family | socket).to_bytes(19, "big"), _SEED) & 0xFFFF_FFFF for socket in sockets]

@@ -19,6 +19,8 @@ class VipKind(enum.StrEnum):
     LOAD_BALANCER = "loadBalancer"
     EXTERNAL_IP = "externalIP"
 
+    __hash__ = str.__hash__  # an enum's own is in Python
+
 
 class BackendState(enum.StrEnum):
     """Whether a backend takes new connections."""

@@ -111,8 +111,8 @@ def chosen(rows: tuple[ModelBackend, ...], flow: int) -> ModelBackend:
         return rows[flow * len(rows) >> 32]
     scores = []
     addresses = [ip_address(p.here(str(one.address))) for one in rows]
-    identities = [(at.version, int(at), one.port) for at, one in zip(addresses, rows, strict=True)]
-    for row, weight in enumerate(weights(identities)):
+    sockets = [int(at) << 16 | one.port for at, one in zip(addresses, rows, strict=True)]
+    for row, weight in enumerate(weights(addresses[0].version, sockets)):
         mixed = (weight ^ flow) * 0x9E3779B97F4A7C15 % 2**64
         mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
         scores.append(mixed // SMALL_SET * SMALL_SET + row)

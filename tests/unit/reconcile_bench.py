@@ -13,7 +13,7 @@ from lb.config import Limits
 from lb.datapath.maps.interface import Rows
 from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, VipFlag, VipKindCode, pack_address
 from lb.datapath.maps.map_table import MAP_SPECS
-from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips
+from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips, socket_of
 from lb.datapath.sync.pools import Region
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.resting import QUARANTINE_SECONDS
@@ -181,7 +181,7 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
                 assert _places(slots[port.version][ids]) == [_place(wanted[i]) for i in set_table(wanted)]
                 if 0 < len(wanted) <= SMALL_SET:
                     found = table_rows(maps)[region.offset + SMALL_SET :][: region.size]
-                    assert found.tolist() == weights(one.identity for one in wanted)
+                    assert found.tolist() == weights(port.version, map(socket_of, wanted))
     for family, of_family in slots.items():
         used = of_family[of_family["state"] != BackendStateCode.FREE]
         assert sorted(_places(used)) == sorted(

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lb.datapath.maps.interface import Rows
-from lb.datapath.maps.layouts import BackendFlag, BackendStateCode, VipFlag, pack_address
+from lb.datapath.maps.layouts import ID, BackendFlag, BackendStateCode, VipFlag, pack_address
 from lb.datapath.sync.ledger import KIND_CODES, Ledger, Port, PortKey, Socket, VipRow, socket_of
 from lb.datapath.sync.pools import NO_ROWS, Region
-from lb.datapath.sync.tables import set_rows, set_size
+from lb.datapath.sync.tables import SetRows, set_rows, set_size
 from lb.errors import LbError
 from lb.model import IPNetwork, ObjectKey, TrafficPolicy
 from lb.plan.types import BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
@@ -39,9 +38,10 @@ class Change:
     before: the backends that the Service had. wanted: those that it shall have.
     names: ports that the ``services`` map does not name yet, with (namespace, name, port name).
     new: rows of the family's ``backends`` by id, in state FREE; states: the state they and changed ones get.
-    kept: (id, state, flags, node) wanted of those that are there; edits: (id, flags, node) where they differ.
-    tables: region and its rows. new_ranges, old_ranges: source ranges to write and to delete. puts, deletes:
-    VIPs; replaced: those of puts that the port has already. error: what stopped the Service.
+    kept: ids of those that are there; places: what is wanted of each, node << 16 | flags << 8 | state;
+    edits: (id, flags, node) where they differ. tables: region and its rows. new_ranges, old_ranges: source
+    ranges to write and to delete. puts, deletes: VIPs; replaced: those of puts that the port has already.
+    error: what stopped the Service.
     """
 
     key: ObjectKey
@@ -50,10 +50,11 @@ class Change:
     wanted: Sockets = field(default_factory=dict)
     names: list[tuple[Port, tuple[bytes, bytes, bytes]]] = field(default_factory=list)
     new: dict[int, tuple[int | bytes, ...]] = field(default_factory=dict)
-    kept: list[tuple[int, int, int, int]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     edits: list[tuple[int, int, int]] = field(default_factory=list)
     states: dict[int, int] = field(default_factory=dict)
-    tables: list[tuple[Region, NDArray[np.uint32]]] = field(default_factory=list)
+    tables: list[tuple[Region, SetRows]] = field(default_factory=list)
     new_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
     old_ranges: list[tuple[Port, IPNetwork]] = field(default_factory=list)
     puts: dict[VipKey, tuple[Port, VipRow]] = field(default_factory=dict)
@@ -118,37 +119,42 @@ def _names(key: ObjectKey, port_name: str) -> tuple[bytes, bytes, bytes]:
 def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) -> set[Socket]:
     """Note what one port needs, and return its backends.
 
-    Most of the work of a sync is here, so each backend is looked at once.
+    Most of the work of a sync is here, so each backend is looked at once, and nothing is called for it that
+    need not be.
     """
-    backends = {socket_of(backend): backend for backend in plan.backends}
-    offers = {
-        TrafficPolicy.CLUSTER: list(backends)
-        if plan.cluster is plan.backends
-        else list(map(socket_of, plan.cluster)),
-        TrafficPolicy.LOCAL: list(map(socket_of, plan.local)),
-    }
-    cluster, local = set(offers[TrafficPolicy.CLUSTER]), set(offers[TrafficPolicy.LOCAL])
-    slots = port.backends
-    for socket, backend in backends.items():
+    backends = plan.backends
+    sockets = [int(backend.address) << 16 | backend.port for backend in backends]
+    cluster = sockets if plan.cluster is backends else list(map(socket_of, plan.cluster))
+    local = list(map(socket_of, plan.local))
+    in_cluster, in_local = set(cluster), set(local)
+    slots, nodes = port.backends, ledger.nodes.known
+    for socket, backend in zip(sockets, backends, strict=True):
         state = _ACTIVE if backend.state is _IS_ACTIVE else _TERMINATING
-        flags = _IN_CLUSTER_SET if socket in cluster else 0
+        flags = _IN_CLUSTER_SET if socket in in_cluster else 0
         if backend.local:
-            flags |= _LOCAL | (_IN_LOCAL_SET if socket in local else 0)
-        node = ledger.nodes.id_of(backend)
+            flags |= _LOCAL | (_IN_LOCAL_SET if socket in in_local else 0)
+            node = ledger.nodes.id_of(backend)
+        else:
+            node = nodes[backend.node] if backend.node in nodes else ledger.nodes.id_of(backend)
         slot = slots.get(socket)
         if slot is not None:
-            change.kept.append((slot, state, flags, node))
+            change.kept.append(slot)
+            change.places.append(node << 16 | flags << 8 | state)
         else:
             slot = slots[socket] = ledger.backend_ids[plan.version].allocate()
             place = (pack_address(backend.address), backend.port)
             change.new[slot] = (*place, _FREE, flags, port.id, 0, node)
             change.states[slot] = state
-    change.new_ranges += [(port, network) for network in plan.source_ranges if not port.ranges.get(network)]
-    change.old_ranges += [(port, network) for network in port.ranges.keys() - set(plan.source_ranges)]
-    wanted = {policy for vip in plan.vips for policy in (vip.inside, vip.outside)}
-    regions = {policy: _table(ledger, change, port, offers[policy]) for policy in sorted(wanted)}
+    if plan.source_ranges or port.ranges:
+        change.new_ranges += [(port, net) for net in plan.source_ranges if not port.ranges.get(net)]
+        change.old_ranges += [(port, net) for net in port.ranges.keys() - set(plan.source_ranges)]
+    regions: dict[TrafficPolicy, Region] = {}
     common = _USABLE if plan.cluster else 0
     for vip in plan.vips:
+        for policy in (vip.inside, vip.outside):
+            if policy not in regions:
+                offered = cluster if policy is TrafficPolicy.CLUSTER else local
+                regions[policy] = _table(ledger, change, port, offered)
         row = VipRow(
             port.id,
             plan.affinity_seconds,
@@ -162,7 +168,7 @@ def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) ->
             if vip.key in port.vips:
                 change.replaced.add(vip.key)
     change.deletes.update(dict.fromkeys(port.vips.keys() - {vip.key for vip in plan.vips}, port))
-    return set(backends)
+    return set(sockets)
 
 
 def _vip_flags(vip: Vip, plan: PortPlan) -> int:
@@ -180,19 +186,23 @@ def compare(slots: Rows, changes: Sequence[Change]) -> None:
 
     All at once: for one Service or for thousands it takes the same few calls.
     """
-    kept = [row for change in changes for row in change.kept]
-    wanted = np.array(kept, np.uint32)
-    live = slots[wanted[:, 0]]
-    other_state = live["state"] != wanted[:, 1]
-    other_place = (live["flags"] != wanted[:, 2]) | (live["node"] != wanted[:, 3])
-    if not (other_state.any() or other_place.any()):
+    kept = np.array([slot for change in changes for slot in change.kept], ID)
+    wanted = np.array([place for change in changes for place in change.places], np.uint64)
+    live = slots[kept]
+    place = live["node"].astype(np.uint64) << np.uint64(16)
+    place |= live["flags"].astype(np.uint64) << np.uint64(8)
+    place |= live["state"]
+    differ = np.flatnonzero(place != wanted)
+    if not len(differ):
         return
     owners = [change for change in changes for _ in change.kept]
-    for at in np.flatnonzero(other_state).tolist():
-        owners[at].states[kept[at][0]] = kept[at][1]
-    for at in np.flatnonzero(other_place).tolist():
-        slot, _, flags, node = kept[at]
-        owners[at].edits.append((slot, flags, node))
+    for at, slot, is_now, shall_be in zip(
+        differ.tolist(), kept[differ].tolist(), place[differ].tolist(), wanted[differ].tolist(), strict=True
+    ):
+        if is_now & 0xFF != shall_be & 0xFF:
+            owners[at].states[slot] = shall_be & 0xFF
+        if is_now >> 8 != shall_be >> 8:
+            owners[at].edits.append((slot, shall_be >> 8 & 0xFF, shall_be >> 16))
 
 
 def _table(ledger: Ledger, change: Change, port: Port, sockets: Sequence[Socket]) -> Region:
@@ -202,6 +212,5 @@ def _table(ledger: Ledger, change: Change, port: Port, sockets: Sequence[Socket]
     ids = tuple([port.backends[socket] for socket in sockets])
     if ids not in port.regions:
         region = port.regions[ids] = ledger.rows.allocate(set_size(len(ids)))
-        identities = [(change.version, socket >> 16, socket & 0xFFFF) for socket in sockets]
-        change.tables.append((region, set_rows(ids, identities)))
+        change.tables.append((region, set_rows(ids, change.version, sockets)))
     return port.regions[ids]

@@ -13,6 +13,7 @@ import numpy as np
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     FAMILIES,
+    ID,
     NODE_NONE,
     SETTINGS,
     BackendFlag,
@@ -268,8 +269,7 @@ def damaged_sets(ledger: Ledger, live: Maps, wanted: Maps) -> list[DamagedSet]:
                 for ids, region in port.regions.items():
                     if any(ident < 0 for ident in ids) or not ids:
                         continue
-                    identities = [(version, sockets[i] >> 16, sockets[i] & 0xFFFF) for i in ids]
-                    right = set_rows(ids, identities)
+                    right = np.asarray(set_rows(ids, version, [sockets[i] for i in ids]), ID)
                     part = slice(region.offset, region.offset + len(right))
                     as_live = np.array_equal(touched[part], rows[part])
                     if as_live and not np.array_equal(rows[part], right):

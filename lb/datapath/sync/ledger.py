@@ -120,12 +120,17 @@ class NodeNames:
 
     A name that finds no room in the map, or that the kernel refuses, changes nothing for the Service: dumps
     show the node of its backends as unknown.
+
+    Attributes
+    ----------
+    known: the ids of other nodes, by name.
+    full: some name has found no room.
     """
 
     def __init__(self, maps: Maps, names: Mapping[str, int], own: str | None) -> None:
         self._maps = maps
-        self._ids = dict(names)
-        self._pool = IdPool("nodes", NODE_NONE + 1, maps.capacity("nodes") - 1, "", self._ids.values())
+        self.known = dict(names)
+        self._pool = IdPool("nodes", NODE_NONE + 1, maps.capacity("nodes") - 1, "", self.known.values())
         self._own = own
         self._unwritten: dict[int, str] = {}
         self.full = False
@@ -138,14 +143,14 @@ class NodeNames:
             return NODE_SELF
         if not backend.node:
             return NODE_NONE
-        if backend.node not in self._ids:
+        if backend.node not in self.known:
             try:
-                node = self._ids[backend.node] = self._pool.allocate()
+                node = self.known[backend.node] = self._pool.allocate()
             except CapacityError:
                 self.full = True
                 return NODE_NONE
             self._unwritten[node] = backend.node
-        return self._ids[backend.node]
+        return self.known[backend.node]
 
     def write(self) -> int:
         """Write the new names and return how many; those that fail are tried again at the next call."""
@@ -163,12 +168,12 @@ class NodeNames:
 
     def forget_unused(self, used: set[int]) -> None:
         """Delete the names of nodes that no backend is on any more."""
-        unused = {name: node for name, node in self._ids.items() if node not in used}
+        unused = {name: node for name, node in self.known.items() if node not in used}
         if unused:
             self._maps.delete("nodes", np.array(list(unused.values()), ID))
             self._pool.release(unused.values())
             for name, node in unused.items():
-                del self._ids[name]
+                del self.known[name]
                 self._unwritten.pop(node, None)
         self.full = False
 

@@ -11,10 +11,8 @@ from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import ID, LINE_ROWS, TABLE_LINE
 from lb.datapath.sync.pools import Region
 from lb.plan import SMALL_SET, lookup_table, table_size, weights
-from lb.plan.maglev import Identity
 
-_AT_ONCE = 8192
-"""Lines written with one call, 1 MB."""
+_PADS = [[0] * (SMALL_SET - length) for length in range(SMALL_SET + 1)]
 
 
 def table_rows(maps: Maps) -> Rows:
@@ -33,36 +31,42 @@ def set_size(backends: int) -> int:
     return backends if backends <= SMALL_SET else table_size(backends)
 
 
-def set_rows(ids: Sequence[int], identities: Sequence[Identity]) -> Rows:
-    """Return the rows of a set: whole lines, flat. ids and identities are in the order of the identities."""
+SetRows = Sequence[int] | Rows
+"""The rows of a set, whole lines: a list of those of a small set, an array of a Maglev table's."""
+
+
+def set_rows(ids: Sequence[int], version: int, sockets: Sequence[int]) -> SetRows:
+    """Return the rows of a set of backends of one family; ids and sockets in the order of the sockets.
+
+    A socket is an address as a number, times 65536, plus a port.
+    """
     if len(ids) <= SMALL_SET:
-        pad = [0] * (SMALL_SET - len(ids))
-        return np.array([*ids, *pad, *weights(identities), *pad], ID)
+        pad = _PADS[len(ids)]
+        return [*ids, *pad, *weights(version, sockets), *pad]
+    identities = ((version, socket >> 16, socket & 0xFFFF) for socket in sockets)
     table = np.array(ids, ID)[lookup_table(identities)]
     return np.pad(table, (0, -len(table) % LINE_ROWS))
 
 
-def write_sets(maps: Maps, sets: Iterable[tuple[Region, Rows]]) -> None:
+def write_sets(maps: Maps, sets: Iterable[tuple[Region, SetRows]]) -> None:
     """Write rows where their regions are.
 
     Raises
     ------
     BpfError: the kernel refused.
     """
-    numbers: list[Rows] = []
-    rows: list[Rows] = []
-    lines = 0
-    for region, of_region in sets:
-        first, count = region.offset // LINE_ROWS, len(of_region) // LINE_ROWS
-        numbers.append(np.arange(first, first + count, dtype=ID))
-        rows.append(of_region)
-        lines += count
-        if lines >= _AT_ONCE:
-            _write(maps, numbers, rows)
-            numbers, rows, lines = [], [], 0
-    if rows:
-        _write(maps, numbers, rows)
-
-
-def _write(maps: Maps, numbers: list[Rows], rows: list[Rows]) -> None:
-    maps.update("tables", np.concatenate(numbers), np.concatenate(rows).view(TABLE_LINE))
+    small_at: list[int] = []
+    small: list[int] = []
+    for region, rows in sets:
+        if isinstance(rows, list):
+            small_at.append(region.offset // LINE_ROWS)
+            small += rows
+        else:
+            first, of_region = region.offset // LINE_ROWS, np.asarray(rows, ID)
+            maps.update(
+                "tables",
+                np.arange(first, first + len(rows) // LINE_ROWS, dtype=ID),
+                of_region.view(TABLE_LINE),
+            )
+    if small_at:
+        maps.update("tables", np.array(small_at, ID), np.array(small, ID).view(TABLE_LINE))
