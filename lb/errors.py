@@ -44,6 +44,7 @@ class InputError(LbError):
     object: ``"Service default/web"``; empty when the document could not be parsed so far.
     field: dotted path, ``"spec.ports[0].targetPort"``; empty when the whole object is meant.
     message: what is wrong and what would be right.
+    used: whether the object is used all the same, so that this is a warning.
     """
 
     path: str
@@ -51,11 +52,12 @@ class InputError(LbError):
     object: str
     field: str
     message: str
+    used: bool = False
 
     def __str__(self) -> str:
         where = f"{self.path}:{self.line}" if self.line else self.path
         parts = [where, *(part for part in (self.object, self.field) if part)]
-        return ": ".join((*parts, self.message))
+        return ("warning: " if self.used else "") + ": ".join((*parts, self.message))
 
 
 @dataclass(eq=False)

@@ -32,11 +32,14 @@ KINDS.update(
         "serviceaccounts": ("", "v1", "ServiceAccount"),
         "replicasets": ("apps", "v1", "ReplicaSet"),
         "deployments": ("apps", "v1", "Deployment"),
+        "ingresses": ("networking.k8s.io", "v1", "Ingress"),
+        "ingressclasses": ("networking.k8s.io", "v1", "IngressClass"),
+        "secrets": ("", "v1", "Secret"),
         "clusterroles": (_RBAC, "v1", "ClusterRole"),
         "clusterrolebindings": (_RBAC, "v1", "ClusterRoleBinding"),
     }
 )
-_CLUSTER_WIDE = ("nodes", "namespaces", "clusterroles", "clusterrolebindings")
+_CLUSTER_WIDE = ("nodes", "namespaces", "ingressclasses", "clusterroles", "clusterrolebindings")
 _PROTOBUF = "application/vnd.kubernetes.protobuf"
 _SHORT = {"replicasets": ["rs"], "deployments": ["deploy"], "services": ["svc"], "pods": ["po"]}
 _OBJECT = re.compile(

@@ -88,7 +88,7 @@ def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab status``."""
     status = Lab.open(args.id).status()
     output.write(args, out, status, lambda: _status_text(status) + "\n")
-    return 1 if status["errors"] else 0
+    return 1 if [each for each in status["errors"] if not each.startswith("warning: ")] else 0
 
 
 def _status_text(status: dict[str, Any]) -> str:
@@ -130,7 +130,7 @@ def _status_text(status: dict[str, Any]) -> str:
     ]
     lines.append(table(("node", "addresses", "zone", "agent", "sync"), nodes))
     lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods))
-    lines += [f"error: {error}" for error in status["errors"]]
+    lines += [each if each.startswith("warning: ") else f"error: {each}" for each in status["errors"]]
     return "\n".join(lines).rstrip()
 
 

@@ -55,6 +55,9 @@ SERVICE_ACCOUNTS = Resource("/api/v1", "serviceaccounts")
 REPLICA_SETS = Resource("/apis/apps/v1", "replicasets")
 DEPLOYMENTS = Resource("/apis/apps/v1", "deployments")
 ENDPOINT_SLICES = Resource("/apis/discovery.k8s.io/v1", "endpointslices")
+SECRETS = Resource("/api/v1", "secrets")
+INGRESSES = Resource("/apis/networking.k8s.io/v1", "ingresses")
+INGRESS_CLASSES = Resource("/apis/networking.k8s.io/v1", "ingressclasses", namespaced=False)
 
 
 def key_of(item: Object) -> ObjectKey:

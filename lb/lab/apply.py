@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from lb.errors import InputError, LabError
+from lb.ingress.read import CHANGE, OLD_GROUPS, upgraded
 from lb.kube.client import ApiError
 from lb.lab.api import NAMESPACES, Api, Object, key_of, passing
 
@@ -65,7 +66,7 @@ def _items(path: Path, document: object) -> Iterator[Object]:
 
 
 def apply(api: Api, directory: Path, replicas: int | None) -> list[InputError]:
-    """Apply all objects and return what was refused.
+    """Apply all objects and return what was refused, and what is accepted although it is out of date.
 
     replicas, unless None, is given to every ReplicaSet and Deployment. Namespaces that objects name are made.
     Services that leave their address to the API server come last, so that none is given an address that
@@ -77,10 +78,14 @@ def apply(api: Api, directory: Path, replicas: int | None) -> list[InputError]:
     """
     objects, errors = read(directory)
     for path, item in sorted(objects, key=lambda each: _rank(each[1])):
+        meta = item["metadata"]
+        name = f"{item['kind']} {meta.get('namespace') or 'default'}/{meta['name']}"
+        if item["kind"] == "Ingress" and item["apiVersion"] in OLD_GROUPS:
+            words = f"{item['apiVersion']} {CHANGE}"
+            errors.append(InputError(str(path), 0, name, "apiVersion", words, used=True))
+            item = upgraded(item)  # noqa: PLW2901
         words = _apply(api, _scaled(item, replicas))
         if words:
-            meta = item["metadata"]
-            name = f"{item['kind']} {meta.get('namespace') or 'default'}/{meta['name']}"
             errors.append(InputError(str(path), 0, name, "", words))
     return errors
 

@@ -26,7 +26,7 @@ from lb.kube import convert
 from lb.kube.client import ApiError
 from lb.kube.presence import Presence
 from lb.kube.timing import Timing
-from lb.lab import controllers, garbage
+from lb.lab import controllers, garbage, ingress_api
 from lb.lab.addressing import LabSpec
 from lb.lab.api import (
     DEPLOYMENTS,
@@ -44,6 +44,7 @@ from lb.lab.api import (
     key_of,
     passing,
 )
+from lb.lab.ingress_api import IngressApi
 from lb.lab.objects import node_object
 from lb.lab.pods import Pods, now
 from lb.lab.runtime import PodRuntime
@@ -54,8 +55,8 @@ from lb.model import ObjectKey, Service
 
 _log = logging.getLogger(__name__)
 
-_WITH_CONTROLLERS = (PODS, REPLICA_SETS, DEPLOYMENTS, SERVICES)
-_WITHOUT = (*_WITH_CONTROLLERS, ENDPOINTS, ENDPOINT_SLICES, NODES, NAMESPACES)
+_WITH_CONTROLLERS = (REPLICA_SETS, DEPLOYMENTS, *ingress_api.FOLLOWED)
+_WITHOUT = (*_WITH_CONTROLLERS, ENDPOINTS, NODES, NAMESPACES)
 _RETRY_SECONDS = 1.0
 _WRITE_SECONDS = 30.0
 _REPLACE_SECONDS = 5.0
@@ -149,6 +150,7 @@ class ClusterKubelet(Pods):
         self._uids: dict[ObjectKey, str] = {}
         self._killed: set[str] = set()
         self._ending: set[PodRuntime] = set()
+        self._ingresses = IngressApi(api, self.front)
         self._slices = controllers.SlicePlanner()
         self._sent: dict[ObjectKey, Object] = {}
         self._errors: list[InputError] = []
@@ -168,6 +170,7 @@ class ClusterKubelet(Pods):
         for resource in self._resources:
             follower = Follower(self._api, resource, tell, presence)
             threading.Thread(target=follower.run, args=(halt,), name=resource.name, daemon=True).start()
+        self.in_background(self.front.run(self.pods.values))
         work = asyncio.create_task(self._work())
         async with await self.listen():
             await asyncio.wait({work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
@@ -216,7 +219,7 @@ class ClusterKubelet(Pods):
 
     def errors(self) -> list[str]:
         """Return what is wrong with objects of the API."""
-        return [str(error) for error in self._errors]
+        return [str(error) for error in (*self._errors, *self._ingresses.errors())]
 
     def services(self) -> list[Service]:
         """See the base class; one that cannot be read is nobody's."""
@@ -271,6 +274,7 @@ class ClusterKubelet(Pods):
         await self._run_pods(errors)
         if not self._with_controllers:
             await self._write_slices(errors)
+        await self._ingresses.reconcile(self.cache)
         for error in errors:
             if str(error) not in self.errors():
                 _log.error("%s", error)

@@ -17,6 +17,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,9 @@ from watchfiles import awatch
 
 from lb.config import Config
 from lb.errors import InputError
+from lb.lab import ingress
 from lb.lab.addressing import LabSpec
+from lb.lab.ingress_files import IngressFiles
 from lb.lab.objects import node_object, to_yaml
 from lb.lab.pods import Pods, now
 from lb.lab.processes import ProcessRef
@@ -35,7 +38,7 @@ from lb.lab.workloads import Workload, read_file
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.library import Library
-from lb.model import ObjectKey, Service
+from lb.model import ObjectKey, Resource, Service
 
 if TYPE_CHECKING:
     from lb.lab.cluster import ClusterKubelet
@@ -56,8 +59,11 @@ class Kubelet(Pods):
         self._service_pools = Pools.parse(
             spec.service_cidr, node_ports
         )  # as the agents', who are told the same
-        self._library = Library([Path(spec.manifests)], self._service_pools.node_ports, time.time)
+        folders = [Path(spec.manifests), store.cluster]  # as the agents', too
+        self._library = Library(folders, self._service_pools.node_ports, time.time)
         self._services: list[Service] = []
+        self._ingresses = IngressFiles(store, self.front)
+        self._pods_changed = asyncio.Event()
         self._removed: set[ObjectKey] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -66,6 +72,8 @@ class Kubelet(Pods):
             self.store.write_object(f"node.{node}.yaml", to_yaml(node_object(self.spec, node, now())))
         self.read_manifests()
         self.reconcile()
+        self.in_background(self.front.run(self.pods.values))
+        self.in_background(self._follow_pods())
         async with await self.listen():
             with contextlib.suppress(FileNotFoundError):  # the directory went away: nothing more to follow
                 async for _ in awatch(self.spec.manifests, stop_event=stop, step=20, debounce=200):
@@ -75,7 +83,27 @@ class Kubelet(Pods):
 
     def errors(self) -> list[str]:
         """Return what is wrong in the manifests."""
-        return [str(error) for error in self._errors]
+        return [str(error) for error in (*self._errors, *self._ingresses.errors())]
+
+    def changed(self) -> None:
+        """See the base class."""
+        super().changed()
+        self._pods_changed.set()
+
+    async def _follow_pods(self) -> None:
+        """Have Ingresses served by the pods that are ready, for ever."""
+        while True:
+            await self._pods_changed.wait()
+            self._pods_changed.clear()
+            if self._ingresses.active:
+                self._ingresses.plan(self._resources()[0])
+
+    def _resources(self) -> tuple[Collection[Resource], list[InputError]]:
+        """Return what agents make of all objects, and what is wrong with some."""
+        self._library.refresh()
+        objects, wrong = self._library.contents()
+        resources, more = assemble(objects, self._service_pools)
+        return resources.values(), [*wrong, *more]
 
     def read_manifests(self) -> None:
         """Read every manifest; a file with errors keeps the workloads that it had and now lacks.
@@ -92,12 +120,12 @@ class Kubelet(Pods):
                     workloads += [old for old in self._files.get(path, ()) if old.key not in good]
                 files[path] = workloads
                 errors += wrong
-        self._library.refresh()
-        objects, wrong = self._library.contents()
-        resources, more = assemble(objects, self._service_pools)
-        self._services = [each for each in resources.values() if isinstance(each, Service)]
+        self._ingresses.read(Path(self.spec.manifests), files)
+        resources, wrong = self._resources()
+        self._services = [each for each in resources if isinstance(each, Service)]
+        self._ingresses.plan(resources)
         told = {str(error) for error in errors}
-        errors += [error for error in (*wrong, *more) if str(error) not in told]
+        errors += [error for error in wrong if str(error) not in told]
         for error in errors:
             if str(error) not in {str(known) for known in self._errors}:
                 _log.error("%s", error)
@@ -110,7 +138,7 @@ class Kubelet(Pods):
     def workloads(self) -> dict[ObjectKey, Workload]:
         """Return what has to run, by key; of two with one key the first file's counts."""
         result: dict[ObjectKey, Workload] = {}
-        for workload in itertools.chain.from_iterable(self._files.values()):
+        for workload in itertools.chain(*self._files.values(), self._ingresses.workloads()):
             if workload.node and workload.node not in self.spec.node_names:
                 _log.error("%s %s: this lab has no node %s", workload.kind, workload.key, workload.node)
                 continue
@@ -144,7 +172,7 @@ class Kubelet(Pods):
 
     async def replace(self, pod: PodRuntime) -> list[str]:
         """See the base class; no controller brings a bare pod back."""
-        if pod.workload.kind == "Pod":
+        if pod.workload.kind == "Pod" and pod.workload.image != ingress.IMAGE:
             self._removed.add(pod.key)
         return [started.name for started in self.reconcile()]
 

@@ -316,7 +316,7 @@ class Lab:
         if spec.kubernetes:
             self.api_host().check()
         for error in listing["errors"]:
-            report(f"  manifest error: {error}")
+            report(_told(error))
         report(f"  {len(listing['pods']) - len(waiting)} of {len(listing['pods'])} ready")
         for each in waiting:
             report(f"  not ready: {each['name']}: {each['message'] or each['phase']}")
@@ -347,7 +347,12 @@ class Lab:
         if not host.plane.has_controllers:
             report("  no kube-controller-manager there: the lab makes pods and EndpointSlices itself")
         for error in apply(host.api(START_SECONDS), Path(self.spec.manifests), self.spec.replicas):
-            report(f"  manifest error: {error}")
+            report(_told(str(error)))
+
+
+def _told(error: str) -> str:
+    """Return the line that tells what is wrong with a manifest."""
+    return f"  manifest {error}" if error.startswith("warning: ") else f"  manifest error: {error}"
 
 
 def _variables(pid: int) -> list[str]:

@@ -21,6 +21,7 @@ HTTP answers:
 ``/headers``           the request as it came
 ``/large?bytes=N``     N bytes, ``x`` each
 ``/ready``             200, or 503 while the file /var/unready exists
+``/fail``              500
 POST or PUT, any path  ``NAME received N bytes``
 =====================  ====================================================================
 
@@ -116,6 +117,8 @@ class Pod:
             status, body = "400 Bad Request", b"give /large?bytes=N\n"
         elif path == "/ready" and os.path.exists(UNREADY):
             status, body = "503 Service Unavailable", b"not ready\n"
+        elif path.rpartition("/")[2] == "fail":
+            status, body = "500 Internal Server Error", f"{self.name} fails, as it was asked to\n".encode()
         else:
             body = f"You've hit {self.name} on {port}\n".encode()
         return status, body

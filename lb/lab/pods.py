@@ -26,8 +26,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from lb.errors import LabError
+from lb.lab import ingress
 from lb.lab.addressing import AddressPool, LabSpec, pod_interface
 from lb.lab.hints import requests
+from lb.lab.ingress import Front
 from lb.lab.runtime import Outlet, PodRuntime
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
@@ -53,6 +55,7 @@ class Pods(abc.ABC):
         self._outlet = outlet
         self._count = itertools.count()
         self._pools = {node: AddressPool(spec.pod_cidrs(node)) for node in spec.node_names}
+        self.front = Front(store, spec)
         self._changed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -143,6 +146,7 @@ class Pods(abc.ABC):
     def changed(self) -> None:
         """Wake those that wait for a change of pods."""
         self._changed.set()
+        self.front.wake()
 
     # --- answering ----------------------------------------------------------------------------------------
 
@@ -182,7 +186,8 @@ class Pods(abc.ABC):
                 return {"replaced_by": await self.replace(pod)}
             case "try":
                 ready = [key.name for key, pod in sorted(self.pods.items()) if pod.ready]
-                return {"requests": requests(self.spec, self.services(), ready)}
+                services = [each for each in self.services() if each.key != ingress.SERVICE]
+                return {"requests": requests(self.spec, services, ready)}
             case other:
                 raise LabError(f"the kubelet does not know {other!r}")
 

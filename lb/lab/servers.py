@@ -60,6 +60,13 @@ SERVERS = {
         mounts={"etc": "/etc/bind", "work": "/var/cache/bind"},
         prepare="lb.lab.dns:prepare",
     ),
+    "lab/nginx": Server(
+        argv=("nginx", "-p", "/var", "-c", "/var/nginx/nginx.conf"),
+        package="nginx",
+        mounts={"conf": "/var/nginx"},
+        prepare="lb.lab.ingress:prepare",
+        stop=signal.SIGQUIT,
+    ),
 }
 """By image: names that no registry has, so that no manifest means another one."""
 

@@ -8,6 +8,7 @@
       processes/NAME      pid and start time of the agents, the kubelet and the outside server
       pods/NS.NAME        each pod: its network namespace, node, address, process
       files/NS.NAME/      what is mounted in that pod
+      ingress/            nginx's configuration for all Ingresses, as its pods have it
       cluster/*.yaml      the Node and Pod objects that the agents read
       log/NAME.log        one log for each process
       ready/NODE          written by the node's agent when its first sync is in the kernel
@@ -85,6 +86,11 @@ class Store:
     def cluster(self) -> Path:
         """The directory of the objects that the lab's kubelet writes."""
         return self.base / "cluster"
+
+    @property
+    def ingress(self) -> Path:
+        """The directory of nginx's configuration; it is there only if the lab has had an Ingress."""
+        return self.base / "ingress"
 
     @property
     def socket(self) -> Path:

@@ -90,9 +90,9 @@ def test_kubernetes_does_without_kube_proxy() -> None:
 def test_packages_are_those_that_set_up_installs() -> None:
     wanted = re.search(r"\bpackages=\(([^)]*)\)", (ROOT / "scripts" / "setup").read_text())
     assert wanted is not None
-    assert f"packages {' '.join(sorted(wanted[1].split()))}\n" in text("provision.sh").replace(
-        "packages python3\n", ""
-    )
+    of_the_lab = ('"${SERVERS[@]}"', "bind9-dnsutils")  # its pods run them, and its commands
+    packages = sorted(each for each in wanted[1].split() if each not in of_the_lab)
+    assert f"packages {' '.join(packages)}\n" in text("provision.sh").replace("packages python3\n", "")
 
 
 @pytest.mark.parametrize("script", sorted(VAGRANT.glob("*.sh")), ids=lambda path: path.name)

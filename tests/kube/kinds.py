@@ -14,14 +14,14 @@ from tests.kube.rules import Object, StatusError
 if TYPE_CHECKING:
     from tests.cluster_double import ClusterDouble
 
-WITH_STATUS = ("Service", "Node", "Pod", "Namespace", "ReplicaSet", "Deployment")
+WITH_STATUS = ("Service", "Node", "Pod", "Namespace", "ReplicaSet", "Deployment", "Ingress")
 RETURNED = ("Pod", "Service", "ServiceAccount")
 """Kinds whose deletion is answered with the object, others with a Status."""
 
 MADE_BY_UPDATE = ("services", "endpoints")
 """Resources of which a PUT makes an object that is not there."""
 
-WITH_GENERATION = ("Pod", "EndpointSlice", "ReplicaSet", "Deployment")
+WITH_GENERATION = ("Pod", "EndpointSlice", "ReplicaSet", "Deployment", "Ingress")
 NODE_PORTS = range(30000, 32768)
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -37,7 +37,7 @@ def complete(item: Object, known: Object | None, double: ClusterDouble) -> None:
     StatusError: an address or a port cannot be had.
     """
     spec = item.get("spec")
-    if item["kind"] == "Service":
+    if item["kind"] in ("Service", "Ingress"):
         item.setdefault("status", {}).setdefault("loadBalancer", {})
     if item["kind"] == "Service" and spec:
         _complete_service(item, known, double)

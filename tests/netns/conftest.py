@@ -44,14 +44,15 @@ def remove(lab: str) -> None:
 def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
     """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec.
 
-    Without manifests the lab has a copy of the examples, which a test may edit.
+    Without manifests the lab has a copy of the examples, which a test may edit; without those of Ingress,
+    which would add pods to every lab.
     """
     made = []
 
     def make(manifests: Path | None = None, **fields: Any) -> Lab:
         if manifests is None:
             manifests = tmp_path_factory.mktemp("manifests") / "m"
-            shutil.copytree(EXAMPLES, manifests)
+            shutil.copytree(EXAMPLES, manifests, ignore=shutil.ignore_patterns("*ingress*"))
         spec = LabSpec(id=fresh_id(), manifests=str(manifests), **fields)
         made.append(spec.id)
         return Lab.up(spec, silent)

@@ -101,11 +101,24 @@ def test_lists_are_taken_apart(tmp_path: Path) -> None:
     assert ([item["metadata"]["name"] for _, item in objects], errors) == (["a", "b"], [])
 
 
+def test_an_ingress_of_v1beta1_is_applied_as_v1(double: ClusterDouble, api: Api, tmp_path: Path) -> None:
+    backend = "{serviceName: web, servicePort: 80}"
+    (tmp_path / "old.yaml").write_text(
+        "apiVersion: extensions/v1beta1\nkind: Ingress\nmetadata: {name: web}\n"
+        f"spec: {{rules: [{{http: {{paths: [{{backend: {backend}}}]}}}}]}}\n"
+    )
+    [warning] = apply(api, tmp_path, None)
+    assert str(warning).startswith(f"warning: {tmp_path / 'old.yaml'}: Ingress default/web: apiVersion: ")
+    [path] = double.objects["ingresses"]["default", "web"]["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"] == {"service": {"name": "web", "port": {"number": 80}}}
+    assert path["pathType"] == "ImplementationSpecific"
+
+
 def test_a_server_that_has_just_begun_is_asked_again(double: ClusterDouble, api: Api) -> None:
     double.fault("create", "services", answer(500), times=2)
     double.fault("create", "services", answer(429), times=1)
     assert apply(api, EXAMPLES, None) == []
-    assert len(double.objects["services"]) == len(list(EXAMPLES.glob("*.yaml"))) - 1  # the ReplicaSet
+    assert len(double.objects["services"]) == len(list(EXAMPLES.glob("*.yaml"))) - 2  # ReplicaSet, Ingress
 
 
 def test_a_status_is_only_that_of_the_object_that_is_meant(double: ClusterDouble, api: Api) -> None:
