@@ -31,8 +31,8 @@ from lb.plan.types import Topology
 from lb.served.metrics import audit_metrics
 from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import vip_key
+from tests.unit.reconcile_bench import OTHER_VIP, A, B, Bench, web
 from tests.unit.reconcile_bench import VIP as BENCH_VIP
-from tests.unit.reconcile_bench import A, B, Bench, web
 from tests.unit.worlds import HERE, ONE, SERVICE, TWO, WEB, WELL, World, world
 
 VIP = "10.96.0.10:80"
@@ -225,6 +225,29 @@ def test_an_agent_sees_what_others_wrote(damage: Callable[[FakeMaps], None], nam
     assert set((bench.reconciler.drift() or {"": 1}).values()) == {0}
     damage(bench.maps)
     assert {n: count for n, count in (bench.reconciler.drift() or {}).items() if count} == {name: 1}
+
+
+def test_an_agent_sees_that_somebody_took_back_what_it_wrote() -> None:
+    """The maps are as they were at the last look: it is the agent that wants something else now."""
+    bench = Bench()
+    bench.apply(web(A, vips=(BENCH_VIP, OTHER_VIP)))
+    assert not any((bench.reconciler.drift() or {"": 1}).values())
+    before = bench.maps.read("vips4")
+    bench.apply(web(A))
+    bench.maps.update("vips4", *before)
+    assert {n: count for n, count in (bench.reconciler.drift() or {}).items() if count} == {"vips4": 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("field", "value"), [("port", 1), ("service", 77), ("state", BackendStateCode.FREE)])
+def test_an_agent_sees_what_became_of_a_backend(version: int, field: str, value: int) -> None:
+    bench = Bench(version=version)
+    bench.apply(web(A, B))
+    assert not any((bench.reconciler.drift() or {"": 1}).values())
+    slots = bench.maps.array(f"backends{version}")
+    slots[field][np.flatnonzero(slots["state"])[0]] = value
+    found = bench.reconciler.drift() or {}
+    assert {n: count for n, count in found.items() if count} == {f"backends{version}": 1}
 
 
 def test_the_metric_of_an_audit() -> None:

@@ -22,7 +22,7 @@ from lb.datapath.sync import accounts
 from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
 from lb.datapath.sync.differences import damaged_sets, repair
-from lb.datapath.sync.drift import drift
+from lb.datapath.sync.drift import Drift
 from lb.datapath.sync.ledger import (
     NodeNames,
     Port,
@@ -81,6 +81,7 @@ class Reconciler:
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
         self._report = SyncReport()
         self._sweep: Sweep | None = None
+        self._drift = Drift(maps)
         self._orphans = False  # some port has lost its last VIP, which lingered, to another
 
     def recover(self) -> None:
@@ -91,6 +92,7 @@ class Reconciler:
         BpfError: the maps could not be read.
         """
         self._ledger = read_ledger(self._maps)
+        self._drift.forget()
         self.narrow()
 
     def narrow(self) -> None:
@@ -123,7 +125,7 @@ class Reconciler:
         BpfError: a map could not be read.
         """
         self.free()
-        return None if self._resting.settling or self._pending else drift(self._ledger, self._maps)
+        return None if self._resting.settling or self._pending else self._drift.look(self._ledger)
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
@@ -148,6 +150,7 @@ class Reconciler:
         plans of a whole cluster and what follows from them are never there together.
         """
         self._report = SyncReport()
+        self._drift.forget()
         self.free()
         self._resting.end(self._ledger)
         if self._ledger.nodes.full:
@@ -205,6 +208,7 @@ class Reconciler:
 
     def _end_lingering(self, vips: Sequence[VipKey]) -> None:
         """Delete VIPs that linger, and what their ports still have when it is the last of them."""
+        self._drift.forget()
         for version in FAMILIES:
             some = [vip for vip in vips if vip.address.version == version]
             if not some:
