@@ -102,7 +102,9 @@ class Proxy:
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         done = namespaces.command(self.netns, argv)
-        return subprocess.run(done, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            done, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60
+        )
 
     def curl(self, url: str, *options: str) -> str | None:
         """Return the body of an answer, None when there is none."""
