@@ -125,7 +125,9 @@ class Service:
     ``sessionAffinityConfig.clientIP.timeoutSeconds`` (default 10800) when sessionAffinity is
     ClientIP, else 0. selector is None when the Service has none. created is
     ``metadata.creationTimestamp`` as ISO 8601 text (sorts by age), ``""`` when unknown.
-    proxied is False when a skip label gives the Service to another proxy.
+    proxied is False when a skip label gives the Service to another proxy. balancer_note is what whoever
+    gives load-balancer addresses (``lbctl addresses run``) says of it: the pools that they are from, or why
+    it has none; ``""`` when nobody says anything.
     """
 
     key: ObjectKey
@@ -146,6 +148,7 @@ class Service:
     distribution: TrafficDistribution = TrafficDistribution.NONE
     proxied: bool = True
     created: str = ""
+    balancer_note: str = ""
     labels: Mapping[str, str] = field(default_factory=_no_labels)
     origin: Origin = field(default=NOWHERE, compare=False)
 

@@ -37,6 +37,9 @@ KINDS.update(
         "secrets": ("", "v1", "Secret"),
         "clusterroles": (_RBAC, "v1", "ClusterRole"),
         "clusterrolebindings": (_RBAC, "v1", "ClusterRoleBinding"),
+        "roles": (_RBAC, "v1", "Role"),
+        "rolebindings": (_RBAC, "v1", "RoleBinding"),
+        "leases": ("coordination.k8s.io", "v1", "Lease"),
     }
 )
 _CLUSTER_WIDE = ("nodes", "namespaces", "ingressclasses", "clusterroles", "clusterrolebindings")
@@ -163,7 +166,9 @@ class ClusterHandler(Handler):
             self.send_json(404, StatusError(404, "NotFound", f"no path {self.path}").body)
             return
         resource, self._sub = match["resource"], match["sub"] or ""
-        self.request_ = Request(verb, match["group"] or "", resource, self._query(), dict(self.headers))
+        self.request_ = Request(
+            verb, match["group"] or "", resource, self._query(), dict(self.headers), self._sub
+        )
         with self.double.changed:
             self.double.requests.append(self.request_)
             fault = self.double.take_fault(verb, resource)
@@ -215,9 +220,9 @@ class ClusterHandler(Handler):
         user = self.double.issued.get(token)
         if user is None:
             raise StatusError(401, "Unauthorized", "Unauthorized")
-        wanted = (self.request_.group, self.request_.resource, self.request_.verb)
+        wanted = self.request_.right
         with self.double.changed:
-            roles = list(self.double.objects["clusterroles"].values())
+            roles = [*self.double.objects["clusterroles"].values(), *self.double.objects["roles"].values()]
         if not any(
             wanted[0] in rule["apiGroups"] and wanted[1] in rule["resources"] and wanted[2] in rule["verbs"]
             for role in roles

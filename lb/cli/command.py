@@ -56,6 +56,7 @@ COMMANDS = {
     "audit": ("asking", "compare source, plan and kernel; name and heal differences"),
     "plan": ("asking", "what manifests would change in the maps; nothing is applied"),
     "doctor": ("asking", "what will and will not work on this machine, and what to do"),
+    "addresses": ("working", "give Services of type LoadBalancer addresses out of pools"),
     "unload": ("working", "remove every trace of the data plane"),
     "lab": ("lab", "a cluster of network namespaces on this machine"),
     "completion": ("working", "print what makes a shell complete words"),

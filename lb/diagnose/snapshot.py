@@ -21,7 +21,7 @@ from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.documents import Content, read
 from lb.manifests.library import MOST_BYTES, SUFFIXES, Library, walk
-from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceRequest
+from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceAddresses, ServiceRequest
 from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
 
@@ -135,7 +135,7 @@ def identity(parsed: Parsed) -> ObjectId:
             return "Service", parsed.service.key
         case Node():
             return "Node", ObjectKey("", parsed.name)
-        case Pod() | EndpointSlice() | Endpoints():
+        case Pod() | EndpointSlice() | Endpoints() | ServiceAddresses():
             return type(parsed).__name__, parsed.key
 
 

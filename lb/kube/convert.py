@@ -56,6 +56,10 @@ AFFINITY_DEFAULT = 10_800
 """Seconds of ClientIP affinity when the Service names none."""
 
 
+ADDRESSES_CONDITION = "lbctl/Addresses"
+"""Type of the condition in a Service's status that tells of its load-balancer addresses."""
+
+
 class FieldError(ValueError):
     """A field's value cannot be acted on; field is its dotted path.
 
@@ -105,7 +109,14 @@ def service(item: ServiceObject) -> Service:
         health_check_node_port=spec.health_check_node_port or 0,
         distribution=_distribution(spec.traffic_distribution or ""),
         created=meta.creation_timestamp or "",
+        balancer_note=_balancer_note(item) if kind is ServiceType.LOAD_BALANCER else "",
     )
+
+
+def _balancer_note(item: ServiceObject) -> str:
+    """Return the message of the condition that ``lbctl addresses run`` writes; ``""`` without one."""
+    conditions = (item.status and item.status.conditions) or ()
+    return next((each.message or "" for each in conditions if each.type == ADDRESSES_CONDITION), "")
 
 
 def _service_port(entry: ServicePortEntry) -> ServicePort:
@@ -203,7 +214,7 @@ _NOBODY: frozenset[str] = frozenset()
 def _endpoint(index: int, entry: EndpointEntry) -> Endpoint:
     conditions, hints = entry.conditions or _NO_CONDITIONS, entry.hints
     try:
-        address = _parse_address(entry.addresses[0])
+        address = parse_address(entry.addresses[0])
     except AddressValueError as error:
         raise FieldError(f"endpoints[{index}].addresses[0]", f"must be an IP address: {error}") from error
     return Endpoint(
@@ -257,12 +268,18 @@ def _addresses(field: str, texts: Iterable[str]) -> tuple[IPAddress, ...]:
 
 def _address(field: str, text: str) -> IPAddress:
     try:
-        return _parse_address(text)
+        return parse_address(text)
     except AddressValueError as error:
         raise FieldError(field, f"must be an IP address: {error}") from error
 
 
-def _parse_address(text: str) -> IPAddress:
+def parse_address(text: str) -> IPAddress:
+    """Return an address as kube-proxy reads it: zeros may lead, and a mapped one is of IPv4.
+
+    Raises
+    ------
+    AddressValueError: it is none.
+    """
     if ":" in text:
         address = IPv6Address(text)
         return address.ipv4_mapped or address
@@ -277,7 +294,7 @@ def _network(field: str, text: str) -> IPNetwork:
     try:
         if not slash:
             raise ValueError(f"{text!r} has no prefix length")
-        return ip_network(f"{_parse_address(host)}/{length}", strict=False)
+        return ip_network(f"{parse_address(host)}/{length}", strict=False)
     except ValueError as error:
         raise FieldError(field, f"must be a network such as 10.0.0.0/8: {error}") from error
 

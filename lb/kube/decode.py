@@ -98,10 +98,18 @@ class LoadBalancerStatus(_Object):
     ingress: tuple[Ingress, ...] | None = None
 
 
+class Condition(_Object):
+    """``status.conditions[]``."""
+
+    type: str = ""
+    message: str | None = None
+
+
 class ServiceStatus(_Object):
     """``status`` of a Service."""
 
     load_balancer: LoadBalancerStatus | None = None
+    conditions: tuple[Condition, ...] | None = None
 
 
 class ServiceObject(ApiObject):

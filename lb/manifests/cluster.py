@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lb.errors import InputError
+from lb.manifests.addresses import with_addresses
 from lb.manifests.complete import Pools, complete, ip_families
 from lb.manifests.endpoints import endpoint_slices
-from lb.manifests.objects import Endpoints, Parsed, ServiceRequest
+from lb.manifests.objects import Endpoints, Parsed, ServiceAddresses, ServiceRequest
 from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service
 
 ResourceId = tuple[type[Service] | type[EndpointSlice] | type[Node], ObjectKey]
@@ -23,7 +24,8 @@ def assemble(
     become EndpointSlices. The order is nodes, Services, EndpointSlices.
     """
     nodes = [each for each in objects if isinstance(each, Node)]
-    requests = [each for each in objects if isinstance(each, ServiceRequest)]
+    written = [each for each in objects if isinstance(each, ServiceRequest)]
+    requests = with_addresses(written, (each for each in objects if isinstance(each, ServiceAddresses)))
     services, errors = complete(requests, pools)
     slices = endpoint_slices(
         services,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lb.errors import InputError
+from lb.manifests import addresses
 from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.objects import ObjectId, Parsed, origin_of, read_key, read_meta
 from lb.manifests.service import read_service
@@ -29,7 +30,8 @@ _API_VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
 }
 KINDS = tuple(_API_VERSIONS)
-"""What is read; all else is passed over."""
+"""What is read of Kubernetes' kinds; all else is passed over."""
+_API_VERSIONS[addresses.KIND] = addresses.API_VERSION
 _TYPE = ("apiVersion", "kind", "metadata")
 _TOP = {
     "Service": frozenset((*_TYPE, "spec", "status")),
@@ -37,6 +39,7 @@ _TOP = {
     "Node": frozenset((*_TYPE, "spec", "status")),
     "Endpoints": frozenset((*_TYPE, "subsets")),
     "EndpointSlice": frozenset((*_TYPE, "addressType", "endpoints", "ports")),
+    addresses.KIND: addresses.FIELDS | {*_TYPE},
 }
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in _API_VERSIONS}}
 _LIST_TOP = frozenset((*_TYPE, "items"))
@@ -228,7 +231,8 @@ def _is_ours(top: Fields, kind: str, version: str) -> bool:
 
 
 def _convert(kind: str, key: ObjectKey, top: Fields, node_ports: range) -> Parsed:
-    meta = read_meta(top["metadata"].fields(), key, top.place.line, dns_label=kind == "Service")
+    of_service = kind in ("Service", addresses.KIND)
+    meta = read_meta(top["metadata"].fields(), key, top.place.line, dns_label=of_service)
     match kind:
         case "Service":
             return read_service(top, meta, node_ports)
@@ -238,5 +242,7 @@ def _convert(kind: str, key: ObjectKey, top: Fields, node_ports: range) -> Parse
             return read_node(top, meta)
         case "EndpointSlice":
             return read_slice(top, meta)
+        case addresses.KIND:
+            return addresses.read_addresses(top, meta)
         case _:
             return read_endpoints(top, meta)

@@ -25,6 +25,7 @@ class ServiceRequest:
     prefers_dual: the other family too, if the cluster has one.
     requires_dual: the other family too, and it is an error if the cluster has none.
     wants_node_ports: ports without nodePort get one.
+    annotations, load_balancer_class, load_balancer_ip: of type LoadBalancer, what it says about its address.
     """
 
     service: Service
@@ -32,6 +33,9 @@ class ServiceRequest:
     prefers_dual: bool = False
     requires_dual: bool = False
     wants_node_ports: bool = False
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    load_balancer_class: str = ""
+    load_balancer_ip: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,22 @@ class Endpoints:
     origin: Origin = field(default=Origin(""), compare=False)
 
 
-Parsed = ServiceRequest | Pod | Node | EndpointSlice | Endpoints
+@dataclass(frozen=True, slots=True)
+class ServiceAddresses:
+    """The load-balancer addresses of a Service whose manifest names none; ``lbctl addresses run`` writes it.
+
+    note says where they are from, or why there are none. resting are those that it had, each with until when
+    it is kept from other Services, in seconds since the epoch; a Service that is gone has nothing else.
+    """
+
+    key: ObjectKey
+    addresses: tuple[IPAddress, ...] = ()
+    note: str = ""
+    resting: Mapping[IPAddress, float] = field(default_factory=dict)
+    origin: Origin = field(default=Origin(""), compare=False)
+
+
+Parsed = ServiceRequest | Pod | Node | EndpointSlice | Endpoints | ServiceAddresses
 ObjectId = tuple[str, ObjectKey]
 """Kind and key."""
 
@@ -79,7 +98,7 @@ class Meta:
     key: ObjectKey
     origin: Origin
     labels: Mapping[str, str]
-    annotations: frozenset[str]
+    annotations: Mapping[str, str]
     created: str
     deleting: bool
 
@@ -107,7 +126,7 @@ def read_meta(metadata: Fields, key: ObjectKey, line: int, *, dns_label: bool) -
         key=key,
         origin=Origin(metadata.place.problems.path, line),
         labels=metadata["labels"].string_map(syntax.label_key, syntax.label_value),
-        annotations=frozenset(metadata["annotations"].fields().entries),
+        annotations={name: place.node.text for name, place in metadata["annotations"].fields() if place.node},
         created=_timestamp(metadata["creationTimestamp"]),
         deleting=bool(_timestamp(metadata["deletionTimestamp"])),
     )

@@ -2,8 +2,8 @@
 """A core/v1 Service manifest to a :class:`ServiceRequest`.
 
 The rules are those of Kubernetes' API reference and validation for Service, in so far as a single object
-can show them; the names of fields that only others read (loadBalancerClass, appProtocol …) are known, their
-values are not looked at.
+can show them; the names of fields that only others read (appProtocol …) are known, their values are not
+looked at.
 """
 
 from __future__ import annotations
@@ -113,12 +113,16 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
     allocate = spec["allocateLoadBalancerNodePorts"]
     if allocate.present and kind is not ServiceType.LOAD_BALANCER:
         allocate.error("may only be set when type is LoadBalancer")
+    balanced = kind is ServiceType.LOAD_BALANCER
     return ServiceRequest(
         service,
         families=families,
         prefers_dual=policy is _FamilyPolicy.PREFER_DUAL,
         requires_dual=policy is _FamilyPolicy.REQUIRE_DUAL,
         wants_node_ports=kind in _EXPOSED and (allocate.flag() or not allocate.present),
+        annotations=meta.annotations if balanced else {},
+        load_balancer_class=spec["loadBalancerClass"].text() if balanced else "",
+        load_balancer_ip=spec["loadBalancerIP"].text() if balanced else "",
     )
 
 

@@ -70,13 +70,19 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked; verb as RBAC names it."""
+    """What was asked; verb as RBAC names it. sub: the subresource, ``status``."""
 
     verb: str
     group: str
     resource: str
     query: dict[str, str]
     headers: dict[str, str]
+    sub: str = ""
+
+    @property
+    def right(self) -> tuple[str, str, str]:
+        """API group, resource and verb, as a role allows it."""
+        return self.group, f"{self.resource}/{self.sub}" if self.sub else self.resource, self.verb
 
 
 @dataclass(eq=False)

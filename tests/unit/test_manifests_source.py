@@ -545,8 +545,8 @@ def test_run_without_notices_looks_by_itself(
     def refuse(*_paths: Path, **_options: object) -> Iterator[set[tuple[int, str]]]:
         raise OSError(28, "OS file watch limit reached.")
 
-    monkeypatch.setattr("lb.manifests.source.watchfiles.watch", refuse)
-    monkeypatch.setattr("lb.manifests.source.RESCAN_SECONDS", 0.01)
+    monkeypatch.setattr("lb.manifests.notices.watchfiles.watch", refuse)
+    monkeypatch.setattr("lb.manifests.notices.RESCAN_SECONDS", 0.01)
     with caplog.at_level(logging.WARNING), running(tmp_path) as one:
         one.until(lambda state: state.synced)
         (tmp_path / "a.yaml").write_text(service("a"))

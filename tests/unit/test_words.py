@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lb.cli import command, main
 from lb.cli.colours import Shown, painted
-from lb.cli.run import JsonLine, OneLine
+from lb.cli.logs import JsonLine, OneLine
 from lb.cli.tables import table
 from lb.errors import InputError
 from lb.manifests.documents import read

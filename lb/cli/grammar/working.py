@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that work on this node, and those of the command line: run, unload, completion, version."""
+"""Commands that do something, and those of the command line: run, addresses, unload, completion, version."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from lb.cli.grammar import parts
-from lb.cli.grammar.parts import Commands, command
-from lb.config import Config, Setting, settings
+from lb.cli.grammar.parts import Commands, command, verbs
+from lb.config import LISTEN_ADDRESS, NETWORKS, Config, Form, Setting, settings
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
 
@@ -79,6 +81,101 @@ def _help(item: Setting) -> str:
         notes.append("may be repeated")
     notes.append(f"env {item.variable}{', comma-separated' if item.many else ''}")
     return f"{item.help} [{'; '.join(notes)}]".replace("%", "%%")
+
+
+def addresses(commands: Commands) -> None:
+    """Add ``lbctl addresses run``."""
+    parser = command(
+        commands,
+        "addresses",
+        about="Give Services of type LoadBalancer addresses out of pools.\n",
+        examples="lbctl addresses run --source kubernetes --pools /etc/lbctl/pools.yaml",
+    )
+    running = command(
+        verbs(parser),
+        "run",
+        "follow Services and give them addresses",
+        about="""\
+Follow Services, and give those of type LoadBalancer that have no address one out of the pools of a
+file, which is read again when it changes. An address stays where it is: what stands in a status is the
+truth, whoever wrote it. In a cluster any number of these processes may run; the one that holds the
+Lease lbctl-addresses writes the statuses. With manifests, which are not rewritten, what was given
+stands in a file (--state); an agent reads it if its folder is one of the agent's sources.
+""",
+        notes="""\
+the file of pools; all but name and addresses may be left out:
+  pools:
+    - name: edge
+      addresses: [203.0.113.0/24, 198.51.100.10-198.51.100.20, 2001:db8:203::/112]
+      avoid: [first, last]     # of each entry; or addresses, networks, ranges
+      automatic: true          # false: only for Services that ask for the pool or the address
+      namespaces: [shop]       # of which Services; default: all
+      labels: {exposed: "yes"} # that a Service must have
+  load_balancer_class: lbctl   # Services with another loadBalancerClass are not ours
+  without_class: true          # those without one are
+  rest_seconds: 600            # before an address that is free again goes to another Service
+
+what a Service may ask for, in annotations (those of MetalLB and Cilium are understood as well):
+  lbctl/addresses: 203.0.113.5,2001:db8:203::5   # or spec.loadBalancerIP
+  lbctl/pools: edge
+  lbctl/sharing-key: web       # Services with the same key, and no port in common, share an address
+  lbctl/sharing-namespaces: "*" # with those of other namespaces, too
+""",
+        examples="""\
+lbctl addresses run --source kubernetes --pools /etc/lbctl/pools.yaml
+lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state /srv/given/addresses.yaml
+""",
+        codes="0 ended by SIGTERM or SIGINT; 1 it could not start or go on, stderr says why; 2 wrong usage",
+        handler="addresses.run",
+    )
+    running.add_argument(
+        "--source",
+        action="append",
+        metavar="SOURCE",
+        required=True,
+        help="manifests:DIR, may be repeated, or kubernetes",
+    )
+    running.add_argument("--pools", type=Path, metavar="FILE", required=True, help="the file of pools")
+    running.add_argument(
+        "--state", type=Path, metavar="FILE", help="with manifests: where it stands who has which address"
+    )
+    running.add_argument(
+        "--kubeconfig", metavar="FILE", help="how to reach the API; default: the pod's service account"
+    )
+    running.add_argument("--context", metavar="NAME", help="context in the kubeconfig")
+    running.add_argument(
+        "--lease-namespace", metavar="NAME", help="where the Lease is; default: the pod's, else kube-system"
+    )
+    running.add_argument(
+        "--service-cidr",
+        type=_formed(NETWORKS),
+        default=Config().service_cidr,
+        metavar=NETWORKS.metavar,
+        help="with manifests: the agents' setting of that name, for the families of Services",
+    )
+    running.add_argument(
+        "--metrics-address",
+        type=_formed(LISTEN_ADDRESS),
+        default="127.0.0.1:10251",
+        metavar=LISTEN_ADDRESS.metavar,
+        help="where GET /metrics and /livez are answered, or off (default 127.0.0.1:10251)",
+    )
+    running.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
+    )
+    running.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
+
+
+def _formed(form: Form) -> Callable[[str], str]:
+    """Return what reads an argument as a setting of that form is read."""
+
+    def parse(text: str) -> str:
+        try:
+            return str(form.parse(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form.right}") from None
+
+    return parse
 
 
 def unload(commands: Commands) -> None:

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses for the Services of a cluster: statuses are read, and written by one process of several.
+
+Who holds the Lease reads all Services, from its first moment as holder on, and only as long as it is that.
+What it decides and writes is in :mod:`lb.addresses.desk`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+from lb.addresses.board import Board
+from lb.addresses.claimant import Claimant
+from lb.addresses.desk import Desk
+from lb.addresses.pool import PoolsFile
+from lb.addresses.reading import CLAIMANTS
+from lb.errors import InputError
+from lb.kube.client import ApiError, Client
+from lb.kube.events import EventWriter
+from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
+from lb.kube.presence import Presence, Vigil
+from lb.kube.reflector import Reflector, Selection
+from lb.kube.timing import Pace, Timing
+from lb.model import Event, ObjectKey
+
+_log = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.5
+_JOIN_SECONDS = 2.0
+
+Batch = tuple[Sequence[Event], bool]
+"""What a reflector found, and whether a list is complete with it."""
+
+
+class ClusterAllocator:
+    """Gives addresses while it holds the Lease.
+
+    identity names this process in Events.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        lease: Lease,
+        pools: PoolsFile,
+        board: Board,
+        *,
+        identity: str,
+        timing: Timing | None = None,
+    ) -> None:
+        self._client = client
+        self._lease = lease
+        self._pools = pools
+        self._board = board
+        self._identity = identity
+        self._timing = timing or Timing()
+        self._error = ""
+
+    def run(self, stop: threading.Event) -> None:
+        """Wait for the Lease and give addresses while it is ours, again and again, until stop is set."""
+        while not stop.is_set():
+            self._pools.refresh()
+            self._board.pools, self._board.pools_error = self._pools.pools, self._pools.error
+            if self._hold():
+                _log.info("the Lease is ours: giving addresses")
+                term = Term(self, stop)
+                try:
+                    term.run()
+                finally:
+                    self._board.leading = False
+            else:
+                self._timing.wait(stop, RENEW_SECONDS * (1.0 + self._timing.random()) / 2)
+        with contextlib.suppress(ApiError):
+            self._lease.release()
+
+    def _hold(self) -> bool:
+        """Take or renew the Lease; failures are told once."""
+        try:
+            held = self._lease.hold()
+        except ApiError as error:
+            if str(error) != self._error:
+                _log.warning("the Lease: %s; trying again", error)
+            self._error = str(error)
+            return False
+        self._error = ""
+        return held
+
+
+class Term:
+    """The time between taking the Lease and losing it: what is known of Services ends with it."""
+
+    def __init__(self, allocator: ClusterAllocator, stop: threading.Event) -> None:
+        self._stop = stop
+        self._hold = allocator._hold
+        self._client, self._lease = allocator._client, allocator._lease
+        self._pools, self._board = allocator._pools, allocator._board
+        self._timing = allocator._timing
+        self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._presence = Presence(self._client.probe, self._timing)
+        self._events = EventWriter(self._client, allocator._identity, self._timing, self._presence)
+        self._reflector: Reflector[Claimant] = Reflector(
+            self._client,
+            Selection(CLAIMANTS),
+            lambda events, listed: self._inbox.put((events, listed)),
+            self._report,
+            timing=self._timing,
+            pace=Pace(self._timing.clock),
+            presence=self._presence,
+        )
+        self._vigil = Vigil(
+            self._client.probe,
+            self._timing,
+            lambda: self._reflector.health().contact,
+            self._reflector.hang_up,
+        )
+        self._desk = Desk(self._client, self._lease, self._pools, self._board, publish=self._events.publish)
+        self._listed = False
+        self._due: float | None = None
+        """When to look at everything, in clock seconds; None: nothing has changed."""
+        self._renewal = self._timing.clock() + RENEW_SECONDS
+
+    def run(self) -> None:
+        """Give addresses until the Lease is lost or stop is set."""
+        with self._threads():
+            while not self._stop.is_set() and self._turn():
+                pass
+
+    def _turn(self) -> bool:
+        """Take in what has come, renew the Lease, look at everything if due; return whether to go on."""
+        self._take_in()
+        now = self._timing.clock()
+        if now >= self._renewal:
+            self._renewal = now + RENEW_SECONDS
+            if not self._hold() and (not self._lease.held or now - self._lease.renewed > GIVE_UP_SECONDS):
+                _log.warning("the Lease is ours no more: giving no addresses")
+                return False
+        if self._pools.refresh():
+            self._due = now
+        self._board.pools, self._board.pools_error = self._pools.pools, self._pools.error
+        if self._listed and self._due is not None and now >= self._due:
+            try:
+                wait = self._desk.look()
+            except LostLeaseError as error:
+                _log.warning("%s: giving no addresses", error)
+                return False
+            self._due = None if wait is None else now + wait
+        return True
+
+    def _report(self, error: InputError, _key: ObjectKey, _uid: str) -> None:
+        """Tell of what no claimant can be made of; an API server gives no such object."""
+        _log.error("%s", error)
+
+    # what is known
+
+    def _take_in(self) -> None:
+        """Wait a moment for something to come, and take all of it."""
+        batches: list[Batch | BaseException] = []
+        with contextlib.suppress(queue.Empty):
+            batches.append(self._inbox.get(timeout=_TICK_SECONDS))
+        batches.extend(self._inbox.get() for _ in range(self._inbox.qsize()))
+        for batch in batches:
+            if isinstance(batch, BaseException):
+                raise batch
+            events, listed = batch
+            for event in events:
+                self._desk.learn(event)
+            self._listed |= listed
+            self._due = self._timing.clock()
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        """Run the reflector, the vigil and the event writer until the context ends."""
+        halt = threading.Event()
+        workers: tuple[Reflector[Claimant] | Vigil | EventWriter, ...] = (
+            self._reflector,
+            self._vigil,
+            self._events,
+        )
+
+        def guarded(worker: Reflector[Claimant] | Vigil | EventWriter) -> None:
+            try:
+                worker.run(halt)
+            except Exception as error:
+                self._inbox.put(error)
+
+        threads = [
+            threading.Thread(target=guarded, args=(each,), name=each.resource, daemon=True)
+            for each in workers
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            halt.set()
+            self._presence.wake()
+            for worker in workers:
+                worker.interrupt()
+            for thread in threads:
+                thread.join(_JOIN_SECONDS)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/metrics`` of the process that gives addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from lb.addresses.board import Board, Place
+from lb.served.exposition import exposition
+from lb.served.http import Answer
+
+
+class BoardMetrics(Collector):
+    """What a board says when somebody asks."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics; one that does not lead knows nothing of Services."""
+        board = self._board
+        yield GaugeMetricFamily(
+            "lbctl_addresses_leader", "Whether this process gives addresses (1).", value=board.leading
+        )
+        yield GaugeMetricFamily(
+            "lbctl_addresses_pools_file_ok",
+            "Whether the file of pools is right.",
+            value=not board.pools_error,
+        )
+        yield CounterMetricFamily(
+            "lbctl_addresses_write_failures", "Writes that failed and are tried again.", value=board.failures
+        )
+        sizes = board.sizes()
+        yield _of_pools("lbctl_pool_addresses", "Addresses of a pool, in use or not.", sizes)
+        if not board.leading:
+            return
+        zero = dict.fromkeys(sizes, 0)
+        used, resting = {**zero, **board.used()}, {**zero, **board.resting()}
+        yield _of_pools("lbctl_pool_used_addresses", "Addresses of a pool that Services have.", used)
+        yield _of_pools("lbctl_pool_resting_addresses", "Addresses that became free a moment ago.", resting)
+        services = GaugeMetricFamily(
+            "lbctl_balanced_services",
+            "Services of type LoadBalancer that are ours, by what became of their wish for an address.",
+            labels=["reason", "satisfied"],
+        )
+        for (reason, satisfied), count in board.reasons().items():
+            services.add_metric([reason, str(satisfied).lower()], count)
+        yield services
+
+
+def _of_pools(name: str, text: str, counts: Mapping[Place, int]) -> Metric:
+    found = GaugeMetricFamily(name, text, labels=["pool", "family"])
+    for (pool, version), count in counts.items():
+        found.add_metric([pool, f"IPv{version}"], count)
+    return found
+
+
+def answer(board: Board) -> Answer:
+    """Return what answers ``/metrics``."""
+    return exposition(BoardMetrics(board))
