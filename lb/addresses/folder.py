@@ -194,8 +194,8 @@ class FolderAllocator:
         )
 
     def _write(self, state: State) -> bool:
-        """Write the file if it is to say something else; return whether it says that."""
-        if state == self._state:
+        """Write the file if it is to say something else, or is not there; return whether it says that."""
+        if state == self._state and self._path.exists():
             return True
         items = [to_object(state[key]) for key in sorted(state)]
         text = _HEADER + yaml.safe_dump_all(items, sort_keys=False, width=110)

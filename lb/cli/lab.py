@@ -48,6 +48,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         uplink_mode=args.uplink_mode,
         redirect=args.redirect,
         agents=args.agents,
+        pools=args.pools,
         kubernetes=str(find()) if args.kubernetes else "",
     )
 

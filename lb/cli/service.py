@@ -38,9 +38,10 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         found = collect(maps, run_dir.notes(), running=run_dir.holder() is not None)
     with contextlib.suppress(LbError):  # of an agent that does not run, or is older, nothing more is told
         found["unserved"] = ask(run_dir, "/api/unserved", seconds=2.0)["services"]
+        found["balanced"] = ask(run_dir, "/api/balanced", seconds=2.0)["services"]
     if args.namespace:
         chosen = ObjectKey(args.namespace, "")
-        for part in ("services", "unserved"):
+        for part in ("services", "unserved", "balanced"):
             found[part] = [one for one in found[part] if chosen.covers(one["service"])]
     output.write(args, out, found, lambda: render(found, wide=args.output == "wide"))
     return 0
@@ -59,6 +60,9 @@ def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             backend["pod"] = pod
     if not found["ports"]:
         raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
+    found["balanced"] = []
+    with contextlib.suppress(LbError):
+        found["balanced"] = ask(RunDir(name), "/api/balanced", seconds=2.0, service=str(key))["services"]
     output.write(args, out, found, lambda: render_one(found))
     return 0
 
@@ -125,6 +129,8 @@ def render_one(found: Mapping[str, Any]) -> str:
         f"{found['service']}: {several(found['flows'], 'live connection')}, {found['closed']} closed,"
         f" {several(found['affinity'], 'client')} with affinity\n"
     )
+    for one in found.get("balanced", ()):
+        text += f"load balancer: {_balanced(one)}\n"
     for port in found["ports"]:
         name = f"port {port['port_name']}, " if port["port_name"] else ""
         affinity = f", affinity {port['affinity_seconds']} s" if port["affinity_seconds"] else ""
@@ -179,9 +185,17 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
         "conflicts_left_out": notes.get("conflicts_left_out", 0),
         "refusals": notes.get("refusals", []),
         "unserved": [],
+        "balanced": [],
         "headless_unread": notes.get("settings", {}).get("sources") == ["kubernetes"],
         "agent_running": running,
     }
+
+
+def _balanced(one: Mapping[str, Any]) -> str:
+    """Return what is said of a Service's load-balancer address."""
+    if one["addresses"]:
+        return str(one["note"] or ", ".join(one["addresses"]))
+    return f"none: {one['note'] or 'nobody has given it one'}"
 
 
 _COLUMNS = ("service", "port", "family", "protocol", "backends", "local", "affinity", "terminating", "vips")
@@ -197,6 +211,12 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
         for one in found["unserved"][:_MOST_UNSERVED]:
             text += f"  {one['service']}  {one['why']}\n"
         if (left := len(found["unserved"]) - _MOST_UNSERVED) > 0:
+            text += f"  and {left} more: -o json\n"
+    if told := [one for one in found["balanced"] if one["note"] or not one["addresses"]]:
+        text += "\nload-balancer addresses:\n"
+        for one in told[:_MOST_UNSERVED]:
+            text += f"  {one['service']}  {_balanced(one)}\n"
+        if (left := len(told) - _MOST_UNSERVED) > 0:
             text += f"  and {left} more: -o json\n"
     if found["headless_unread"]:
         text += "\nheadless Services, which have no VIP, are not read from the API: "

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from lb.diagnose.endpoints import examine
 from lb.diagnose.facts import Facts, Finding, Result, causes
 from lb.diagnose.probe import text
-from lb.model import Pod, ServiceType, TrafficPolicy
+from lb.model import Pod, Service, ServiceType, TrafficPolicy
 from lb.plan.types import VipKind
 from lb.words import several, some
 
@@ -70,10 +70,24 @@ def exists(facts: Facts, _known: bool) -> Iterator[Finding]:
         ports = some(f"{port.port}/{port.protocol.name}" for port in service.ports)
         where = some(service.cluster_ips) or "no clusterIP"
         yield Finding(step, Result.OK, f"{key}, {service.type}, {where}, ports {ports}")
-        if service.type is ServiceType.LOAD_BALANCER and not service.load_balancer_ips:
-            found = "LoadBalancer without an address: status.loadBalancer has none (or one of ipMode Proxy)"
-            then = "whoever provides load balancers has to assign one; NodePorts and clusterIP work meanwhile"
-            yield Finding(step, Result.NOTE, found, "no-load-balancer-address", then)
+        if service.type is ServiceType.LOAD_BALANCER:
+            yield from _balanced(service)
+
+
+def _balanced(service: Service) -> Iterator[Finding]:
+    """See whether a Service of type LoadBalancer has an address, and what is said of that."""
+    step, note = "load balancer", service.balancer_note
+    if service.load_balancer_ips:
+        yield Finding(step, Result.OK, note or some(service.load_balancer_ips))
+        return
+    missing, then = "no-load-balancer-address", "NodePorts and clusterIP work meanwhile"
+    if note:
+        what = "change what the Service asks for, or the pools (lbctl addresses run --help)"
+        yield Finding(step, Result.CAUSE, f"no address: {note}", missing, f"{what}; {then}")
+    else:
+        found = "no address: status.loadBalancer has none (or one of ipMode Proxy), and nobody says why"
+        what = "whoever provides load balancers has to assign one (lbctl addresses run does)"
+        yield Finding(step, Result.NOTE, found, missing, f"{what}; {then}")
 
 
 def selector(facts: Facts, _known: bool) -> Iterator[Finding]:

@@ -36,6 +36,10 @@ SERVICE_CIDRS: dict[int, IPNetwork] = {4: IPv4Network("10.66.0.0/16"), 6: IPv6Ne
 POD_NETWORKS: dict[int, IPNetwork] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
 """What all pods' addresses are in; each node has a share, :func:`pod_cidr`."""
 
+BALANCED: dict[int, IPNetwork] = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Network("2001:db8:203::/112")}
+"""The pool of load-balancer addresses: networks for documentation (RFC 5737, RFC 3849), on no interface. The
+client sends to node1 what it knows no other way to."""
+
 POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
 
@@ -117,6 +121,7 @@ class LabSpec:
         from; ``""``: it lives from the manifests themselves.
     family: of the client, the nodes, the pods and the Services.
     zones: given to the nodes in turn.
+    pools: whether Services of type LoadBalancer are given addresses.
 
     Raises
     ------
@@ -134,6 +139,7 @@ class LabSpec:
     kubernetes: str = ""
     family: Family = Family.DUAL
     zones: tuple[str, ...] = ZONES
+    pools: bool = True
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -150,6 +156,11 @@ class LabSpec:
     def versions(self) -> tuple[int, ...]:
         """The IP versions, the primary one first."""
         return self.family.versions
+
+    @property
+    def balanced(self) -> bool:
+        """Whether something gives addresses: it is of no use where no agent leads to them."""
+        return self.pools and self.agents
 
     @property
     def service_cidr(self) -> str:

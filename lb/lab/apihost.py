@@ -17,7 +17,7 @@ from lb.kube.access import from_kubeconfig
 from lb.kube.client import ApiError, Client
 from lb.lab import namespaces
 from lb.lab.addressing import API_PORT, SERVICE_CIDRS, LabSpec, api_server
-from lb.lab.api import Api
+from lb.lab.api import SERVICES, Api
 from lb.lab.apiserver import ControlPlane, write_kubeconfig, write_private
 from lb.lab.apply import make_namespace
 from lb.lab.processes import START_SECONDS, environment, kill, spawn, tail, wait_for
@@ -29,6 +29,9 @@ ETCD, SERVER, CONTROLLERS, FORWARDER = "etcd", "kube-apiserver", "kube-controlle
 RBAC = shipped("deploy") / "base" / "rbac.yaml"
 AGENT = ObjectKey("kube-system", "lbctl")
 """The agents' service account, as RBAC makes it."""
+BALANCER_RBAC = shipped("deploy") / "addresses" / "rbac.yaml"
+BALANCER = ObjectKey("kube-system", "lbctl-addresses")
+"""The account of the process that gives load-balancer addresses, likewise."""
 
 _TOKEN_SECONDS = 365 * 86_400
 
@@ -65,7 +68,9 @@ class ApiHost:
         write_kubeconfig(store.kubeconfig, plane.admin_kubeconfig(f"https://127.0.0.1:{store.port()}"))
         write_kubeconfig(self._inner_kubeconfig, plane.admin_kubeconfig(plane.url))
         self.start()
-        self._admit_agents()
+        self._admit(AGENT, RBAC, store.agent_kubeconfig)
+        if self._spec.balanced:
+            self._admit(BALANCER, BALANCER_RBAC, store.addresses_kubeconfig)
         if plane.has_controllers:
             self._spawn(CONTROLLERS, plane.controllers(self._inner_kubeconfig))
 
@@ -133,17 +138,26 @@ class ApiHost:
             "processes": processes,
         }
 
-    def _admit_agents(self) -> None:
-        """Make the agents' service account with its rights, and a kubeconfig with its token."""
+    def is_balanced(self) -> bool:
+        """Tell whether something is said of every Service of type LoadBalancer."""
+        items = self.api(START_SECONDS).send("GET", SERVICES.path)["items"]
+        return all(
+            item["status"].get("conditions") or item["status"]["loadBalancer"].get("ingress")
+            for item in items
+            if item["spec"]["type"] == "LoadBalancer"
+        )
+
+    def _admit(self, account: ObjectKey, rbac: Path, kubeconfig: Path) -> None:
+        """Make a service account with its rights, and a kubeconfig with its token."""
         api = self.api(START_SECONDS)
-        for name in ("default", AGENT.namespace):
+        for name in ("default", account.namespace):
             make_namespace(api, name)  # the API server makes both by itself, but later
-        for item in yaml.safe_load_all(RBAC.read_text()):
+        for item in yaml.safe_load_all(rbac.read_text()):
             api.apply(api.resource(item["apiVersion"], item["kind"]), item)
-        token = self._store.api / "agent.token"
-        write_private(token, api.token(AGENT, _TOKEN_SECONDS))
-        config = self.plane.token_kubeconfig(self.plane.url, AGENT.name, token)
-        write_kubeconfig(self._store.agent_kubeconfig, config)
+        token = kubeconfig.with_suffix(".token")
+        write_private(token, api.token(account, _TOKEN_SECONDS))
+        config = self.plane.token_kubeconfig(self.plane.url, account.name, token)
+        write_kubeconfig(kubeconfig, config)
 
     def _spawn(self, name: str, argv: list[str], *, enter: bool = True) -> None:
         inside = namespaces.command(self._spec.api, argv) if enter else argv

@@ -25,7 +25,7 @@ from watchfiles import awatch
 
 from lb.config import Config
 from lb.errors import InputError
-from lb.lab import ingress
+from lb.lab import balancer, ingress
 from lb.lab.addressing import LabSpec
 from lb.lab.ingress_files import IngressFiles
 from lb.lab.objects import node_object, to_yaml
@@ -35,9 +35,12 @@ from lb.lab.runtime import FileOutlet, PodRuntime
 from lb.lab.scheduling import Placed, Start, plan_pods
 from lb.lab.store import Store
 from lb.lab.workloads import Workload, read_file
+from lb.manifests import documents
+from lb.manifests.addresses import given_to
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.library import Library
+from lb.manifests.objects import ServiceAddresses
 from lb.model import ObjectKey, Resource, Service
 
 if TYPE_CHECKING:
@@ -130,10 +133,16 @@ class Kubelet(Pods):
             if str(error) not in {str(known) for known in self._errors}:
                 _log.error("%s", error)
         self._files, self._errors = files, errors
+        if balancer.wanted(self.spec, self._services):
+            balancer.ensure(self.store, self.spec)
 
     def services(self) -> list[Service]:
         """See the base class."""
-        return self._services
+        given: dict[ObjectKey, ServiceAddresses] = {}
+        with contextlib.suppress(OSError):
+            read = documents.read("", self.store.addresses.read_text(), self._service_pools.node_ports)
+            given = {each.key: each for each in read.objects.values() if isinstance(each, ServiceAddresses)}
+        return [given_to(each, given.get(each.key)) for each in self._services]
 
     def workloads(self) -> dict[ObjectKey, Workload]:
         """Return what has to run, by key; of two with one key the first file's counts."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lb.errors import LabError
-from lb.lab import cgroups, namespaces, pod, topology
+from lb.lab import balancer, cgroups, namespaces, pod, topology
 from lb.lab.addressing import (
     POD_INTERFACES,
     UPLINK,
@@ -320,6 +320,8 @@ class Lab:
         report(f"  {len(listing['pods']) - len(waiting)} of {len(listing['pods'])} ready")
         for each in waiting:
             report(f"  not ready: {each['name']}: {each['message'] or each['phase']}")
+        if store.process(balancer.NAME) is not None:
+            self._wait_for_addresses()
         if spec.agents:
             report("agents: compiling and loading programs, one agent for each node")
             for node in spec.node_names:
@@ -338,6 +340,12 @@ class Lab:
             listing = self.ask_kubelet("wait", seconds=left, timeout=left + 10)
         return listing
 
+    def _wait_for_addresses(self) -> None:
+        """Wait until every Service of type LoadBalancer has an address, or it is said why not."""
+        log, process = self.store.log(balancer.NAME), self.store.process(balancer.NAME)
+        done = self.api_host().is_balanced if self.spec.kubernetes else self.store.addresses.exists
+        wait_for("load-balancer addresses", done, process, log)
+
     def _bring_up_api(self, report: Report) -> None:
         from lb.lab.apply import apply  # noqa: PLC0415 - see api_host
 
@@ -348,6 +356,8 @@ class Lab:
             report("  no kube-controller-manager there: the lab makes pods and EndpointSlices itself")
         for error in apply(host.api(START_SECONDS), Path(self.spec.manifests), self.spec.replicas):
             report(_told(str(error)))
+        if self.spec.balanced:
+            balancer.ensure(self.store, self.spec)
 
 
 def _told(error: str) -> str:

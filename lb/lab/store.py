@@ -93,6 +93,16 @@ class Store:
         return self.base / "ingress"
 
     @property
+    def pools(self) -> Path:
+        """The file of the pools of load-balancer addresses."""
+        return self.base / "pools.yaml"
+
+    @property
+    def addresses(self) -> Path:
+        """With manifests: who has which load-balancer address; the agents read it."""
+        return self.cluster / "addresses.yaml"
+
+    @property
     def socket(self) -> Path:
         """The kubelet's socket."""
         return self.base / "kubelet.sock"
@@ -111,6 +121,11 @@ class Store:
     def agent_kubeconfig(self) -> Path:
         """The kubeconfig of the agents, for use inside the nodes."""
         return self.api / "agent.kubeconfig"
+
+    @property
+    def addresses_kubeconfig(self) -> Path:
+        """The kubeconfig of the process that gives load-balancer addresses, inside the API server's host."""
+        return self.api / "addresses.kubeconfig"
 
     def write_port(self, port: int) -> None:
         """Note the port of the machine's loopback that leads to the API server."""

@@ -24,7 +24,7 @@ from typing import Any
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import Meta, ServiceAddresses, ServiceRequest
 from lb.manifests.service import read_address
-from lb.model import IPAddress, ServiceType
+from lb.model import IPAddress, Service, ServiceType
 
 API_VERSION, KIND = "lbctl/v1", "ServiceAddresses"
 FIELDS = frozenset(("addresses", "note", "resting"))
@@ -75,13 +75,15 @@ def with_addresses(
 ) -> list[ServiceRequest]:
     """Return the Services with what was given to those of type LoadBalancer."""
     by_key = {each.key: each for each in given}
-    return [_with(each, by_key.get(each.service.key)) for each in requests]
+    return [
+        dataclasses.replace(each, service=given_to(each.service, by_key.get(each.service.key)))
+        for each in requests
+    ]
 
 
-def _with(request: ServiceRequest, given: ServiceAddresses | None) -> ServiceRequest:
-    service = request.service
+def given_to(service: Service, given: ServiceAddresses | None) -> Service:
+    """Return a Service with what was given to it; it counts for type LoadBalancer alone."""
     if given is None or service.type is not ServiceType.LOAD_BALANCER:
-        return request
+        return service
     addresses = tuple(dict.fromkeys((*service.load_balancer_ips, *given.addresses)))
-    service = dataclasses.replace(service, load_balancer_ips=addresses, balancer_note=given.note)
-    return dataclasses.replace(request, service=service)
+    return dataclasses.replace(service, load_balancer_ips=addresses, balancer_note=given.note)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent knows and no map holds: Services without a VIP, and the pods behind addresses.
+"""What the agent knows and no map holds: Services without a VIP, pods behind addresses, addresses from pools.
 
 Both are worked out when somebody asks, from what the state holds at that moment, in the asker's thread.
 """
@@ -7,6 +7,7 @@ Both are worked out when somebody asks, from what the state holds at that moment
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from lb.model import EndpointSlice, Service, ServiceType, socket_text
 from lb.served.api import Query, as_json, service_of
@@ -24,6 +25,7 @@ class Known:
         """Return what answers each path."""
         return {
             "/api/unserved": as_json(lambda _query: {"services": self.unserved()}),
+            "/api/balanced": as_json(lambda query: {"services": self.balanced(query)}),
             "/api/pods": as_json(lambda query: {"pods": self.pods(query)}),
         }
 
@@ -31,6 +33,19 @@ class Known:
         """Return the Services that have no VIP because none is asked for, by name, and why."""
         found = ((str(one.key), why(one)) for one in self._state.services())
         return [{"service": service, "why": text} for service, text in sorted(found) if text]
+
+    def balanced(self, query: Query) -> list[dict[str, Any]]:
+        """Return the Services of type LoadBalancer, or one, with their addresses and what is said of them."""
+        key = service_of(query) if "service" in query else None
+        return [
+            {
+                "service": str(one.key),
+                "addresses": [str(address) for address in one.load_balancer_ips],
+                "note": one.balancer_note,
+            }
+            for one in sorted(self._state.services(), key=lambda each: each.key)
+            if one.type is ServiceType.LOAD_BALANCER and key in (None, one.key)
+        ]
 
     def pods(self, query: Query) -> dict[str, str]:
         """Return the pods behind addresses, of one Service or of all: see :func:`by_address`."""

@@ -100,6 +100,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
     (["completion", "bash"], 0),
     (["run"], 1),
     (["run", "--node-name", "n1", "--source", "manifests:/nowhere"], 1),
+    (["addresses", "run", "--source", "kubernetes", "--pools", "/nowhere"], 1),
     *(
         ([*words, "--instance", "nobody.here"], 1)
         for words in (

@@ -179,6 +179,12 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="live from an API server; KUBEBUILDER_ASSETS names the folder with etcd and kube-apiserver",
     )
+    parser.add_argument(
+        "--no-pools",
+        dest="pools",
+        action="store_false",
+        help="give Services of type LoadBalancer no addresses but those in their status",
+    )
     parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
 
 

@@ -60,7 +60,8 @@ def service(commands: Commands) -> None:
 List the Service ports in the kernel's maps, one row for each port and IP family: its backends, how many of
 them are local (on this node), and its VIPs. Below, who has a VIP that several Services claim, and which
 addresses a Service may not have: those are the agent's own notes, at most five seconds old; and, if it runs,
-which Services have no VIP: headless ones, ExternalName, those of another proxy.
+which Services have no VIP: headless ones, ExternalName, those of another proxy; and of which pools
+load-balancer addresses are, or why a Service has none.
 """,
         examples="lbctl service list -n shop -o wide\nlbctl service list -o json | jq '.services[].service'",
         handler="service.run_list",
