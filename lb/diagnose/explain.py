@@ -78,16 +78,17 @@ def _balanced(service: Service) -> Iterator[Finding]:
     """See whether a Service of type LoadBalancer has an address, and what is said of that."""
     step, note = "load balancer", service.balancer_note
     if service.load_balancer_ips:
-        yield Finding(step, Result.OK, note or some(service.load_balancer_ips))
+        if note:
+            yield Finding(step, Result.OK, note)
         return
-    missing, then = "no-load-balancer-address", "NodePorts and clusterIP work meanwhile"
+    missing, meanwhile = "no-load-balancer-address", "NodePorts and clusterIP work meanwhile"
     if note:
-        what = "change what the Service asks for, or the pools (lbctl addresses run --help)"
-        yield Finding(step, Result.CAUSE, f"no address: {note}", missing, f"{what}; {then}")
+        then = f"change what it asks for, or the pools (lbctl addresses run --help); {meanwhile}"
+        yield Finding(step, Result.CAUSE, f"LoadBalancer without an address: {note}", missing, then)
     else:
-        found = "no address: status.loadBalancer has none (or one of ipMode Proxy), and nobody says why"
-        what = "whoever provides load balancers has to assign one (lbctl addresses run does)"
-        yield Finding(step, Result.NOTE, found, missing, f"{what}; {then}")
+        found = "LoadBalancer without an address: status.loadBalancer has none (or one of ipMode Proxy)"
+        then = f"whoever provides load balancers has to assign one: lbctl addresses run does; {meanwhile}"
+        yield Finding(step, Result.NOTE, found, missing, then)
 
 
 def selector(facts: Facts, _known: bool) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ import yaml
 
 import lb
 from lb import config
+from lb.addresses.pool import parse
+from lb.cli.command import parser
 from lb.datapath.kernel import privileges
 from lb.served.health import NodeHealth
 from lb.served.http import Request
@@ -33,6 +35,12 @@ EXAMPLE = ("apiServer.host=192.0.2.10", "image.repository=registry.example/lbctl
 OVERLAYS: dict[str, Sequence[str]] = {
     "example": EXAMPLE,
     "canary": (*EXAMPLE, "nodeSelector.lbctl=on"),
+    "addresses": (
+        *EXAMPLE,
+        "addressPools.pools[0].name=edge",
+        "addressPools.pools[0].addresses={203.0.113.0/24,2001:db8:203::/112}",
+        "addressPools.pools[0].avoid={first,last}",
+    ),
 }
 """What Helm is told to render what the overlay does."""
 ALL = (*OVERLAYS, "removal")
@@ -51,6 +59,9 @@ def rendered(done: subprocess.CompletedProcess[str]) -> list[Object]:
     """Return the objects of an output, in one order."""
     assert done.returncode == 0, done.stderr
     found = [each for each in yaml.safe_load_all(done.stdout) if each]
+    for each in found:
+        if each["kind"] == "ConfigMap":  # of files, what they say is compared
+            each["data"] = {name: yaml.safe_load(text) for name, text in each["data"].items()}
     return sorted(found, key=lambda each: (each["kind"], each["metadata"]["name"]))
 
 
@@ -100,11 +111,33 @@ def test_helm_and_kustomize_render_the_same(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", ALL)
 def test_every_object_is_by_schema(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
-    assert {each["kind"] for each in objects} == {
-        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"
-    }  # fmt: skip
+    kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}
+    if overlay == "addresses":
+        kinds |= {"Role", "RoleBinding", "Deployment", "ConfigMap"}
+    assert {each["kind"] for each in objects} == kinds
     for each in objects:
+        if each["kind"] == "ConfigMap":
+            each["data"] = {name: yaml.safe_dump(found) for name, found in each["data"].items()}
         kubernetes_validate.validate(each, version, strict=True)
+
+
+def test_the_pools_are_right_and_what_gives_them_out_is_called_as_it_takes_it() -> None:
+    objects = kustomized("addresses")
+    (config_map,) = (each for each in objects if each["kind"] == "ConfigMap")
+    [found] = parse(yaml.safe_dump(config_map["data"]["pools.yaml"]), "pools.yaml").pools
+    assert (found.name, found.size(4)) == ("edge", 254)
+    (deployment,) = (each for each in objects if each["kind"] == "Deployment")
+    spec = deployment["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    args = parser("addresses").parse_args(container["args"])
+    [mount] = container["volumeMounts"]
+    [volume] = spec["volumes"]
+    assert str(args.pools) == f"{mount['mountPath']}/{next(iter(config_map['data']))}"
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
+    assert args.metrics_address.endswith(f":{container['ports'][0]['containerPort']}")
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["image"] == f"registry.example/lbctl:{lb.__version__}"
 
 
 def test_a_field_that_is_none_is_seen() -> None:
@@ -162,6 +195,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a mode that is none": ({"settings": {"uplink_mode": "xdp"}}, "uplink_mode"),
     "a port that is none": ({"apiServer": {"host": "192.0.2.10", "port": 0}}, "port"),
     "a share above all": ({"maxUnavailable": "ten"}, "maxUnavailable"),
+    "a misspelt field of a pool": (
+        {"addressPools": {"pools": [{"name": "a", "addresses": ["192.0.2.1"], "avoids": []}]}},
+        "avoids",
+    ),
     "a limit in the wrong place": ({"resources": {"memory": "1Gi"}}, "memory"),
 }
 

@@ -50,6 +50,20 @@ def _closed(description: str = "", /, **properties: Schema) -> Schema:
     return {"description": description} | schema if description else schema
 
 
+def _pool() -> Schema:
+    texts: Schema = {"type": "array", "items": {"type": "string"}}
+    pool = _closed(
+        "",
+        name={"type": "string", "minLength": 1},
+        addresses=texts | {"minItems": 1},
+        avoid=texts,
+        automatic={"type": "boolean"},
+        namespaces=texts,
+        labels={"type": "object", "additionalProperties": {"type": "string"}},
+    )
+    return pool | {"required": ["name", "addresses"]}
+
+
 def schema() -> Schema:
     """Return the schema of all values."""
     settings = {item.variable.removeprefix("LBCTL_").lower(): _of_setting(item) for item in config.settings()}
@@ -71,6 +85,13 @@ def schema() -> Schema:
             settings=_closed(
                 "Settings of `lbctl run`, by the names of their environment variables without LBCTL_",
                 **{name: each for name, each in settings.items() if name not in BY_THE_CHART},
+            ),
+            addressPools=_closed(
+                "What `lbctl addresses run` gives Services of type LoadBalancer addresses out of",
+                pools={"type": "array", "items": _pool()},
+                load_balancer_class={"type": "string", "minLength": 1},
+                without_class={"type": "boolean"},
+                rest_seconds=_whole(0, 2_592_000),
             ),
             nodeSelector={"type": "object", "additionalProperties": {"type": "string"}},
             maxUnavailable={

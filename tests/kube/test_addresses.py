@@ -33,7 +33,8 @@ LEASE = ObjectKey("kube-system", "lbctl-addresses")
 
 @pytest.fixture
 def server() -> Iterator[ClusterDouble]:
-    with ClusterDouble() as double:
+    double = ClusterDouble()
+    with double:
         for name in (NAMESPACE, LEASE.namespace):
             double.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         yield double
@@ -169,8 +170,7 @@ def test_the_next_one_takes_over_and_moves_nothing(
             one.stop.set()
             until(lambda: not one.board.leading)
             make(server, "third")
-            until(lambda: addresses(server, "third"))
-            assert two.board.leading
+            until(lambda: addresses(server, "third") and two.board.leading)
     found = {name: addresses(server, name) for name in ("web", "a-second", "third")}
     assert found == {"web": ["192.0.2.1"], "a-second": ["192.0.2.2"], "third": ["192.0.2.3"]}
 

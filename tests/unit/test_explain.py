@@ -128,6 +128,12 @@ ROWS: dict[str, tuple[str, list[str], str]] = {
         ["source-ranges"],
         "only 203.0.113.0/24 may connect; 192.168.77.11 is dropped",
     ),
+    "no address, and why": (
+        edited(WELL, ("spec:\n  clusterIP", "spec:\n  type: LoadBalancer\n  clusterIP"))
+        + "---\napiVersion: lbctl/v1\nkind: ServiceAddresses\nmetadata: {name: web}\nnote: pool is full\n",
+        ["no-load-balancer-address"],
+        "LoadBalancer without an address: pool is full",
+    ),
     "no address": (
         edited(WELL, ("spec:\n  clusterIP", "spec:\n  type: LoadBalancer\n  clusterIP")),
         [],

@@ -117,6 +117,32 @@ def test_names_of_pods_come_with_the_slices_of_the_api() -> None:
     assert [pod for _, pod in piece.named()] == ["", "default/one", ""]
 
 
+def test_load_balancer_addresses_are_told_with_their_pool_and_why_there_is_none() -> None:
+    def balanced(name: str, *addresses: str, note: str = "") -> Service:
+        ips = tuple(map(ip_address, addresses))
+        key = ObjectKey("shop", name)
+        return Service(key, ServiceType.LOAD_BALANCER, load_balancer_ips=ips, balancer_note=note)
+
+    state = ClusterState()
+    told = balanced("told", "192.0.2.1", note="192.0.2.1 from pool edge")
+    refused, waiting, by_hand = (
+        balanced("refused", note="no"),
+        balanced("waiting"),
+        balanced("z", "192.0.2.2"),
+    )
+    state.apply([Upsert(each) for each in (told, refused, waiting, by_hand, Service(WEB))])
+    found = Known(state).balanced({})
+    assert found[0] == {"service": "shop/refused", "addresses": [], "note": "no"}
+    assert [each["service"] for each in found] == ["shop/refused", "shop/told", "shop/waiting", "shop/z"]
+    assert Known(state).balanced({"service": "shop/told"}) == [found[1]]
+    empty = {"services": [], "unserved": [], "headless_unread": False, "conflicts": [], "refusals": []}
+    assert render({**empty, "balanced": found}) == (
+        render({**empty, "balanced": []})
+        + "\nload-balancer addresses:\n  shop/refused  none: no\n  shop/told  192.0.2.1 from pool edge\n"
+        "  shop/waiting  none: nobody has given it one\n"
+    )
+
+
 def test_a_command_asks_the_agent_for_pods(known: Known, tmp_path: Path) -> None:
     run_dir = RunDir("n1", tmp_path)
     assert pods.known(run_dir) == {}  # no agent runs
