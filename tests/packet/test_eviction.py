@@ -19,9 +19,9 @@ from tests.packet.conversation import PATHS, Conversation, Path, each_path
 from tests.packet.harness import Datapath
 from tests.packet.plans import service
 
-FLOWS = 512  # entries: room for 256 connections
-ACTIVE = 10
-PASSING = 450
+FLOWS = 128  # entries: room for 64 connections
+ACTIVE = 4
+PASSING = 120
 """Connections that are opened and never heard of again: far more than the table holds."""
 
 
@@ -91,7 +91,7 @@ def test_eviction_takes_idle_flows_and_leaves_active_ones_whole(crowded: Datapat
     chosen = [(conversation.backend, conversation.seen) for conversation in active]
     for number in range(PASSING):
         pass_by(crowded, path, 10_000 + number)
-        if number % 50 == 0:
+        if number % 20 == 0:
             for conversation in active:
                 assert conversation.send("A") == "FLOW_HIT"
                 assert conversation.answer("A") == "REPLY"
@@ -145,7 +145,7 @@ def test_eviction_of_the_backends_half_alone_is_mended_by_the_client(crowded: Da
     assert entries(crowded) == 2
 
 
-IDLE = 45
+IDLE = 11
 """Connections that are idle: with two entries each, a sixth of the table."""
 
 two_paths = pytest.mark.parametrize("path", PATHS[2:4], ids=lambda path: path.name)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shutil
@@ -41,36 +42,41 @@ C_ALONE = {"answer", "side"}
 """Enums of types.h that no map holds for Python to read."""
 
 _COMPILE = """
-import os, sys
+import json, os, sys
 os.environ["BCC_KERNEL_SOURCE"] = sys.argv[1]
 from bcc import BPF
-BPF(text=sys.stdin.read(), cflags=sys.argv[2:])
+for text in json.load(sys.stdin):
+    child = os.fork()  # a fresh compiler, without one more start of Python
+    if not child:
+        BPF(text=text, cflags=sys.argv[2:])
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
 """
 
 
 def compiles(
-    text: str, version: int = 4, bpf_dir: Path = layouts.BPF_DIR
+    *texts: str, version: int = 4, bpf_dir: Path = layouts.BPF_DIR
 ) -> subprocess.CompletedProcess[str]:
-    """Run bcc's clang over text, in a process of its own: it writes its errors to the descriptor 2."""
+    """Run bcc's clang over each text, in another process: it writes its errors to the descriptor 2."""
     flags = c_flags(bpf_dir, platform.machine(), version)
     return subprocess.run(
         [sys.executable, "-c", _COMPILE, str(bpf_dir), *flags],
-        input=text,
+        input=json.dumps(texts),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.mark.parametrize("version", layouts.FAMILIES)
-@pytest.mark.parametrize("ctx", ["ctx_xdp.h", "ctx_tc.h"])
+@pytest.mark.parametrize(("ctx", "version"), [("ctx_xdp.h", 4), ("ctx_tc.h", 6)])
 def test_every_header_compiles_alone(ctx: str, version: int) -> None:
     """A header includes what it needs; those that touch packets need one of the two ctx headers first."""
     headers = [header for header in HEADERS if header not in ("ip4.h", "ip6.h") or header == f"ip{version}.h"]
-    for header in headers:
-        prelude = "" if header in NEEDS_NO_CTX else f'#include "{ctx}"\n'
-        result = compiles(f'{prelude}#include "{header}"\n', version)
-        assert result.returncode == 0, f"{header}: {result.stderr}"
+    preludes = {header: "" if header in NEEDS_NO_CTX else f'#include "{ctx}"\n' for header in headers}
+    texts = [f'{prelude}#include "{header}"\n' for header, prelude in preludes.items()]
+    result = compiles(*texts, version=version)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_struct_that_differs_from_its_dtype_does_not_compile() -> None:
