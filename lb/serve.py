@@ -32,6 +32,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
+from lb.halt import Halt
 from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
@@ -76,7 +77,7 @@ class Source(Protocol):
         """Tell whoever looks at the Service in the source what is wrong; never waits, never fails."""
         ...
 
-    def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: Halt) -> None:
         """Emit events, :class:`lb.model.Synced` after the first listing, until stop is set."""
         ...
 
@@ -272,7 +273,7 @@ def startup(
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
-    bodies: dict[str, Callable[[threading.Event], None]] = {
+    bodies: dict[str, Callable[[Halt], None]] = {
         f"source {source.name}": lambda stop: source.run(
             lambda events: inbox.put(SourceEvents(events, time.monotonic())), stop
         ),
@@ -446,11 +447,11 @@ def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def threads(inbox: Inbox, bodies: dict[str, Callable[[threading.Event], None]]) -> Iterator[None]:
+def threads(inbox: Inbox, bodies: dict[str, Callable[[Halt], None]]) -> Iterator[None]:
     """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
-    stop = threading.Event()
+    stop = Halt()
 
-    def guarded(name: str, body: Callable[[threading.Event], None]) -> None:
+    def guarded(name: str, body: Callable[[Halt], None]) -> None:
         try:
             body(stop)
         except Exception as error:

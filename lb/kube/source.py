@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from lb.errors import InputError
+from lb.halt import Halt
 from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
@@ -97,8 +99,9 @@ class KubernetesSource:
     def _reflectors(self) -> tuple[Reflector[Any], ...]:
         return (self._services, self._slices, self._nodes)
 
-    def run(self, emit: Callable[[Sequence[Event]], None], stop: threading.Event) -> None:
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: Halt) -> None:
         """Emit what is there, Synced once all three kinds were listed, then changes, until stop is set."""
+        stop.then(lambda: self._inbox.put(_Batch("")))
         with self._threads():
             while not stop.is_set():
                 self._turn(emit)
@@ -160,11 +163,12 @@ class KubernetesSource:
             each.hang_up(why)
 
     def _turn(self, emit: Callable[[Sequence[Event]], None]) -> None:
-        """Wait for something to emit, a short while, and emit it."""
-        wait = min(self._handover.next_due() - self._timing.clock(), _TICK_SECONDS)
+        """Wait for something to emit, and emit it."""
+        due = self._handover.next_due()
+        wait = None if due == math.inf else min(max(due - self._timing.clock(), 0.0), _TICK_SECONDS)
         batches: list[_Batch] = []
         with contextlib.suppress(queue.Empty):
-            batches.append(self._inbox.get(timeout=max(wait, 0.0)))
+            batches.append(self._inbox.get(timeout=wait))
         if self._pace.wait():
             time.sleep(_GATHER_SECONDS)
         batches.extend(self._inbox.get() for _ in range(self._inbox.qsize()))

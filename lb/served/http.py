@@ -23,6 +23,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lb.halt import Halt
+
 _log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 10.0
@@ -35,7 +37,7 @@ MOST_HEAD = 16 * 1024
 """Bytes of a request that are read."""
 MOST_WAITING = 32 << 20
 """Bytes of answers that wait for slow readers; more cost the oldest connections theirs."""
-_TICK_SECONDS = 0.5
+_REST_SECONDS = 0.5
 _PIECE = 65536
 
 Address = tuple[str, int]
@@ -183,11 +185,14 @@ class HttpServer:
             site = self._sites.get(address)
             return "" if site is None or site.socket is not None else site.error
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Halt) -> None:
         """Answer until stop is set; then nothing is listened to any more."""
+        self._poll.register(stop, select.EPOLLIN)
         try:
             while not stop.is_set():
-                self.step(_TICK_SECONDS)
+                first = next(iter(self._clients.values()), None)
+                most = self._retry_seconds if first is None else first.due - self._clock()
+                self.step(min(max(most, 0), self._retry_seconds))
         finally:
             self.shut()
 
@@ -260,7 +265,7 @@ class HttpServer:
         for client in self._clients.values():
             self._drop(client)
             return
-        time.sleep(_TICK_SECONDS)
+        time.sleep(_REST_SECONDS)
 
     def _serve(self, client: _Client) -> None:
         """Go on with a client as far as that needs no waiting."""

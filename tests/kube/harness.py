@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from kubernetes.client import Configuration
 
 from lb.errors import InputError
+from lb.halt import Halt
 from lb.kube import Access, Client, KubernetesSource
 from lb.kube.timing import Timing
 from lb.model import (
@@ -203,7 +204,7 @@ def running(client: Client, **more: Any) -> Iterator[Running]:
     """Run a source for node1 until the context ends; it must then stop by itself, without an error."""
     run = Running()
     run.source = KubernetesSource(client, node_name=NODE, report=run.report, timing=run.timing, **more)
-    stop = threading.Event()
+    stop = Halt()
     failures: list[BaseException] = []
 
     def body() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from lb.agent import Agent
 from lb.datapath.sync.reconcile import Reconciler
+from lb.halt import Halt
 from lb.kube import KubernetesSource
 from lb.model import Event
 from lb.parts import Inbox, SourceEvents, Stop
@@ -100,7 +101,7 @@ class World:
 def world(cluster: Cluster) -> Iterator[World]:
     cluster.put(node())
     source = KubernetesSource(cluster.client(), node_name=NODE, report=lambda error: pytest.fail(str(error)))
-    stop = threading.Event()
+    stop = Halt()
     with serving() as server:
         world = World(server)
         threads = [

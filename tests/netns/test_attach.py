@@ -40,6 +40,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.programs.loader import Loaded
 from lb.errors import AttachError, BpfError
+from lb.halt import Halt
 from tests.namespaces import NetworkNamespace
 from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
 
@@ -481,7 +482,7 @@ def test_a_new_interface_gets_its_programs_by_its_event(
 
 def test_watcher_thread_stops(route: IPRoute, pods: NetworkNamespace) -> None:
     seen: set[int] = set()
-    stop, told = threading.Event(), threading.Event()
+    stop, told = Halt(), threading.Event()
 
     def changed(indexes: set[int]) -> None:
         seen.update(indexes)

@@ -26,6 +26,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from lb.halt import Halt
 from lb.kube import Client, KubernetesSource
 from lb.kube.timing import Timing
 from lb.lab.certificates import issue, make_authority
@@ -56,7 +57,7 @@ class Result:
 @contextlib.contextmanager
 def following(client: Client) -> Iterator[Running]:
     """Run a source with its real waits, synced."""
-    run, stop = Running(), threading.Event()
+    run, stop = Running(), Halt()
     run.source = KubernetesSource(client, node_name=NODE, report=run.report, timing=Timing())
     thread = threading.Thread(target=run.source.run, args=(run.emit, stop))
     thread.start()

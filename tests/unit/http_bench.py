@@ -8,8 +8,7 @@ import http.client
 import threading
 from collections.abc import Iterator
 
-import pytest
-
+from lb.halt import Halt
 from lb.served import http as lbhttp
 from lb.served.http import Address, HttpServer
 
@@ -21,18 +20,15 @@ PATIENCE = 20.0
 @contextlib.contextmanager
 def serving(retry_seconds: float = 0.01) -> Iterator[HttpServer]:
     """Run a server until the context ends; it must then end by itself."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lbhttp, "_TICK_SECONDS", 0.01)
-        server = HttpServer(retry_seconds=retry_seconds)
-        stop = threading.Event()
-        thread = threading.Thread(target=server.run, args=(stop,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            stop.set()
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
+    server, stop = HttpServer(retry_seconds=retry_seconds), Halt()
+    thread = threading.Thread(target=server.run, args=(stop,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        stop.set()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
 
 
 def bound(server: HttpServer, address: Address) -> Address:

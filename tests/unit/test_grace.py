@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 
 from lb.datapath.kernel.grace import GracePeriods, wait_for_running_programs
+from lb.halt import Halt
 
 
 def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> None:
@@ -27,7 +28,7 @@ def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> No
 
 
 def test_a_real_wait_in_its_thread() -> None:
-    ended, stop = threading.Event(), threading.Event()
+    ended, stop = threading.Event(), Halt()
     periods = GracePeriods(ended.set, wait_for_running_programs)
     over = periods.begin()
     thread = threading.Thread(target=periods.run, args=(stop,))
@@ -35,6 +36,5 @@ def test_a_real_wait_in_its_thread() -> None:
     assert ended.wait(30)
     assert over()
     stop.set()
-    periods.begin()
     thread.join(30)
     assert not thread.is_alive()

@@ -11,7 +11,6 @@ import errno
 import os
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
@@ -27,6 +26,7 @@ from lb.datapath.kernel.pins import ROOT
 from lb.datapath.kernel.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
 from lb.folders import entries
+from lb.halt import Halt
 from lb.model import IPAddress
 
 bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
@@ -444,10 +444,11 @@ class InterfaceWatcher:
         """Stop listening."""
         self._socket.close()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Halt) -> None:
         """Watch until stop is set."""
         while not stop.is_set():
-            self.step(0.5)
+            select.select([self._socket.fileno(), stop.fileno()], [], [])
+            self.step(0)
 
     def step(self, timeout: float) -> bool:
         """Wait up to timeout seconds for events, and hand them on; return whether there were any."""

@@ -10,6 +10,8 @@ import platform
 import threading
 from collections.abc import Callable
 
+from lb.halt import Halt
+
 _LOG = logging.getLogger(__name__)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
 _MEMBARRIER_CMD_GLOBAL = 1
@@ -35,8 +37,6 @@ class GracePeriods:
     ended is called, in that thread, after each wait. wait: :func:`wait_for_running_programs`.
     """
 
-    TICK_SECONDS = 1.0
-
     def __init__(
         self, ended: Callable[[], None], wait: Callable[[], None] = wait_for_running_programs
     ) -> None:
@@ -53,11 +53,12 @@ class GracePeriods:
         self._wake.set()
         return lambda: self._over >= number
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Halt) -> None:
         """Wait, whenever that is asked for, until stop is set."""
+        stop.then(self._wake.set)
         while not stop.is_set():
-            if self._wake.wait(self.TICK_SECONDS):
-                self.step()
+            self._wake.wait()
+            self.step()
 
     def step(self) -> None:
         """Do one wait; it counts for all that was asked for before."""

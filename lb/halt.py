@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ends threads: an event that wakes whoever waits for something else meanwhile.
+
+So a thread that has nothing to do sleeps until there is something, and does not look, twice a second, whether
+it is to end: that was a third of what an agent without work costs.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+
+class Halt(threading.Event):
+    """An event to set once. Its descriptor is readable from then on, for select() and epoll."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._calls: list[Callable[[], object]] = []
+        self._fd = os.eventfd(0)
+        weakref.finalize(self, os.close, self._fd)
+
+    def fileno(self) -> int:
+        """Return the descriptor; it closes with this object."""
+        return self._fd
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Call something, in whichever thread sets the event, once it is set; at once if it is."""
+        with self._lock:
+            if not self.is_set():
+                self._calls.append(call)
+                return
+        call()
+
+    def set(self) -> None:
+        """Set the event, and wake all that wait."""
+        with self._lock:
+            super().set()
+            calls, self._calls = self._calls, []
+        os.eventfd_write(self._fd, 1)
+        for call in calls:
+            call()
