@@ -35,6 +35,8 @@ class MissingNodes:
         self._lacks = lacks or state.lacks_node
         self._most = ASKED_AT_ONCE if lacks else None
         self._last = ""
+        self._named: dict[str, ObjectKey] = {}
+        self._named_at = -1
         self._missing: Mapping[str, ObjectKey] = {}
 
     def run(self, stop: threading.Event) -> None:
@@ -47,11 +49,7 @@ class MissingNodes:
 
     def look(self) -> None:
         """Ask about the Nodes that were missing, and about those whose turn it is; tell what is new."""
-        named: dict[str, ObjectKey] = {}
-        for piece in self._state.all_slices():
-            for endpoint in piece.endpoints:
-                if endpoint.node:
-                    named.setdefault(endpoint.node, piece.service)
+        named = self._names()
         names = sorted(named)
         at = bisect.bisect_right(names, self._last)
         turn = [*names[at:], *names[:at]][: self._most]
@@ -67,6 +65,16 @@ class MissingNodes:
             _log.warning("%s; %s", problem.text, problem.next)
         for name in sorted(before.keys() - self._missing):
             _log.info("no endpoint is on a missing Node %s any more", name)
+
+    def _names(self) -> dict[str, ObjectKey]:
+        """Return the nodes that endpoints name, each with a Service of one of them."""
+        changes = self._state.slice_changes
+        if changes != self._named_at:  # else no endpoint has changed since: there may be 100,000 of them
+            slices = reversed(self._state.all_slices())
+            named = {endpoint.node: piece.service for piece in slices for endpoint in piece.endpoints}
+            named.pop("", None)
+            self._named, self._named_at = named, changes
+        return self._named
 
     def problems(self) -> list[Problem]:
         """Return which Nodes are missing; may be called from any thread."""

@@ -49,6 +49,10 @@ class ClusterState:
 
     sources are the names of those that have to list everything once before :attr:`synced` is true; without
     any, the first to do so is enough. Applying an object equal to the one that is there is no change.
+
+    Attributes
+    ----------
+    slice_changes: how often a slice has come, changed or gone; may be read from any thread.
     """
 
     def __init__(self, sources: Collection[str] = ()) -> None:
@@ -59,6 +63,7 @@ class ClusterState:
         self._by_service: dict[ObjectKey, tuple[ObjectKey, ...]] = {}  # sorted; most have one
         self._nodes: dict[str, Node] = {}
         self._crossings = Crossings()
+        self.slice_changes = 0
 
     @property
     def synced(self) -> bool:
@@ -138,6 +143,7 @@ class ClusterState:
                 if known is not None and known.service != resource.service:
                     self._drop_slice(known, changes)
                 if known != resource:
+                    self.slice_changes += 1
                     changes.services.add(resource.service)
                     changes.services |= self._crossings.replace_slice(known, resource)
                 self._slices[resource.key] = resource
@@ -168,6 +174,7 @@ class ClusterState:
         changes.services |= {self._slices[each].service for each in touched if each in self._slices}
 
     def _drop_slice(self, known: EndpointSlice, changes: Changes) -> None:
+        self.slice_changes += 1
         changes.services.add(known.service)
         del self._slices[known.key]
         keys = tuple([key for key in self._by_service.pop(known.service) if key != known.key])
