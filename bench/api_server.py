@@ -24,12 +24,16 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A cluster; endpoints are those of each Service, dual: in each family. changes: how many to time."""
+    """A cluster; ports and endpoints are those of each Service, dual: in each family.
+
+    changes: how many to time.
+    """
 
     services: int
     endpoints: int
     changes: int
     dual: bool = False
+    ports: int = 1
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -40,12 +44,13 @@ class Size:
         """Return the default limits, raised where so many do not fit."""
         default = Limits()
         families = len(self.versions)
-        rows = families * self.services * (32 if self.endpoints <= 16 else 256 * self.endpoints)
+        ports = self.services * self.ports
+        rows = families * ports * (32 if self.endpoints <= 16 else 256 * self.endpoints)
         return Limits(
-            vips=max(default.vips, 2 * self.services),
-            backends=max(default.backends, self.services * (self.endpoints + 1) + self.changes),
+            vips=max(default.vips, self.services + ports),
+            backends=max(default.backends, ports * (self.endpoints + 1) + self.ports * self.changes),
             table_rows=max(default.table_rows, 2 * rows),
-            services=max(default.services, families * self.services),
+            services=max(default.services, families * ports),
         )
 
 
@@ -95,7 +100,7 @@ def api_server(pipe: Connection, size: Size) -> None:
 
     Handler.send_chunk = noting  # type: ignore[method-assign, assignment]
     with ApiDouble() as double:
-        fill(double, size.services, size.endpoints, dual=size.dual)
+        fill(double, size.services, size.endpoints, dual=size.dual, ports=size.ports)
         lists = Lists(double)
         gc.freeze()  # the pauses of the double's own collections are not what is measured
         pipe.send(double.url)
@@ -111,7 +116,7 @@ def api_server(pipe: Connection, size: Size) -> None:
                 pipe.send(None)
             elif isinstance(word, int):
                 generation += 1
-                item = slice_of(word, size.endpoints, generation)
+                item = slice_of(word, size.endpoints, generation, ports=size.ports)
                 pipe.send(item["endpoints"][0]["addresses"][0])
                 handed_over.clear()
                 double.put(item)
@@ -123,7 +128,7 @@ def api_server(pipe: Connection, size: Size) -> None:
                 begun = time.monotonic()
                 for number in range(int(word[1] * RATE)):
                     time.sleep(max(0.0, begun + number / RATE - time.monotonic()))
-                    double.put(slice_of(number % size.services, size.endpoints, generation))
+                    double.put(slice_of(number % size.services, size.endpoints, generation, ports=size.ports))
                 pipe.send(time.monotonic() - begun)
 
 

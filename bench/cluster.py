@@ -9,21 +9,22 @@ from tests.kube.objects import Object, endpoint, endpoint_slice, node, service
 NODES, ZONES = 100, 3
 
 
-def fill(double: ApiDouble, services: int, endpoints: int, *, dual: bool = False) -> None:
+def fill(double: ApiDouble, services: int, endpoints: int, *, dual: bool = False, ports: int = 1) -> None:
     """Put Services there, each with so many endpoints on a hundred nodes of three zones.
 
-    dual: so many of each family.
+    dual: so many of each family. ports: of each Service.
     """
     versions = (4, 6) if dual else (4,)
     for number in range(services):
         addresses = [_address(version, 96 << 16 | number) for version in versions]
-        double.put(service(f"service-{number}", addresses[0], clusterIPs=addresses))
+        named = _ports(ports)
+        double.put(service(f"service-{number}", addresses[0], clusterIPs=addresses, ports=named))
         for version in versions:
-            double.put(slice_of(number, endpoints, version=version))
+            double.put(slice_of(number, endpoints, version=version, ports=ports))
     double.put(node())
 
 
-def slice_of(number: int, endpoints: int, generation: int = 0, *, version: int = 4) -> Object:
+def slice_of(number: int, endpoints: int, generation: int = 0, *, version: int = 4, ports: int = 1) -> Object:
     """Return a Service's slice; each generation has another address for its first endpoint."""
     entries = []
     for index in range(endpoints):
@@ -48,7 +49,13 @@ def slice_of(number: int, endpoints: int, generation: int = 0, *, version: int =
     return {
         **endpoint_slice(name, *entries, of=f"service-{number}"),
         "addressType": f"IPv{version}",
+        "ports": _ports(ports),
     }
+
+
+def _ports(count: int) -> list[Object]:
+    """Return the ports of a Service, which are those of its endpoints."""
+    return [{"name": f"port-{at}", "protocol": "TCP", "port": 1024 + at} for at in range(count)]
 
 
 def _address(version: int, rest: int) -> str:

@@ -2,7 +2,8 @@
 """The control plane at scale: an agent fed by the API double, in a network namespace of its own.
 
 ``python -m bench control``, or alone for one size:
-``python -m bench.control_plane [--services N] [--endpoints N] [--dual-stack] [--changes N] [--seconds N]``
+``python -m bench.control_plane [--services N] [--ports N] [--endpoints N] [--dual-stack] [--changes N]
+[--seconds N]``
 
 Measured, of the real agent process and with the real maps:
 
@@ -69,6 +70,8 @@ TARGETS = {
     (1, "cold start, compile included"): 1.5,
 }
 """At most so much, by number of Services, of ten endpoints each; units as below."""
+TARGET_OF_PORTS = 200.0
+"""Milliseconds of CPU for one endpoint of a Service with 5,000 ports."""
 
 KNOWN: dict[int, Sequence[tuple[str, float, str]]] = {
     1: [("first sync", 0.6, "s"), ("one change", 18.0, "ms"), ("memory", 59.0, "MB")],
@@ -143,15 +146,17 @@ def serving(agent: AgentProcess, pins: Pins, pipe: Connection, size: Size, secon
     maps = KernelMaps(pins.maps)
     for version in size.versions:
         in_use = maps.array(f"backends{version}")["state"] != BackendStateCode.FREE
-        assert len(maps.read(f"vips{version}")[0]) == 2 * size.services  # each address as a whole, too
-        assert int(np.count_nonzero(in_use)) == size.services * size.endpoints
+        vips = size.services * (size.ports + 1)  # each address as a whole, too
+        assert len(maps.read(f"vips{version}")[0]) == vips
+        assert int(np.count_nonzero(in_use)) == size.services * size.ports * size.endpoints
     figures = [Figure("memory after the start", agent.memory_mb("VmRSS"), "MB")]
     figures.append(Figure("of it anonymous", agent.memory_mb("RssAnon"), "MB"))
     figures += idle(agent, seconds)
     before = agent.cpu_seconds()
-    figures += single_changes(pipe, maps.array("backends4"), size.services, size.changes)
+    figures += single_changes(pipe, maps.array("backends4"), size)
     figures.append(Figure("CPU of one change", (agent.cpu_seconds() - before) / size.changes * 1e3, "ms"))
-    figures += under_load(pipe, agent, seconds)
+    if size.ports == 1:
+        figures += under_load(pipe, agent, seconds)
     before = agent.cpu_seconds()
     pipe.send("relist")
     pipe.recv()
@@ -236,36 +241,46 @@ def measure(quick: bool) -> list[Result]:
     ------
     subprocess.CalledProcessError: one of them failed.
     """
-    rounds_of: dict[tuple[int, bool], int] = {(1, False): 1, (1_000, False): 1}
+    rounds_of: dict[Size, int] = {Size(1, 10, 30): 1, Size(1_000, 10, 30): 1}
     if not quick:
         rounds_of = {
-            (1, False): 3,
-            (1_000, False): 3,
-            (10_000, False): 5,
-            (10_000, True): 1,
-            (30_000, False): 1,
+            Size(1, 10, 100): 3,
+            Size(1_000, 10, 100): 3,
+            Size(10_000, 10, 100): 5,
+            Size(10_000, 10, 100, dual=True): 1,
+            Size(30_000, 10, 100): 1,
+            Size(1, 10, 20, ports=5_000): 3,
         }
     found: list[Result] = []
-    for (services, dual), rounds in rounds_of.items():
+    for size, rounds in rounds_of.items():
         values: dict[tuple[str, str], list[float]] = {}
         for _ in range(rounds):
-            for figure in _in_a_process(services, dual, *((30, 3.0) if quick else (100, 10.0))):
+            for figure in _in_a_process(size, 3.0 if quick else 10.0):
                 values.setdefault((figure["name"], figure["unit"]), []).append(figure["value"])
-        section = f"control plane, {services:,} Services" + (", dual-stack" if dual else "")
+        section = f"control plane, {size.services:,} Services" + (", dual-stack" if size.dual else "")
+        section += f" of {size.ports:,} ports" if size.ports > 1 else ""
         for (name, unit), of_rounds in values.items():
-            target = None if dual else TARGETS.get((services, name))
+            target = target_of(size, name)
             found.append(Result.of(f"{section}: {name}", of_rounds, unit, at_most=target))
-        for name, value, unit in () if dual else KNOWN.get(services, ()):
+        for name, value, unit in () if size.dual or size.ports > 1 else KNOWN.get(size.services, ()):
             found.append(Result.of(f"{section}: kube-proxy with nftables, known: {name}", [value], unit))
     return found
 
 
-def _in_a_process(services: int, dual: bool, changes: int, seconds: float) -> list[dict[str, Any]]:
+def target_of(size: Size, name: str) -> float | None:
+    """Return what a figure is to be at most, None where nothing is said."""
+    if size.ports > 1:
+        return TARGET_OF_PORTS if (size.ports, name) == (5_000, "CPU of one change") else None
+    return None if size.dual or size.endpoints != 10 else TARGETS.get((size.services, name))
+
+
+def _in_a_process(size: Size, seconds: float) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "figures.json"
         argv = [sys.executable, "-m", "bench.control_plane", "--output", str(output)]
-        argv += [f"--services={services}", f"--changes={changes}", f"--seconds={seconds}"]
-        argv += ["--dual-stack"] if dual else []
+        argv += [f"--services={size.services}", f"--endpoints={size.endpoints}", f"--ports={size.ports}"]
+        argv += [f"--changes={size.changes}", f"--seconds={seconds}"]
+        argv += ["--dual-stack"] if size.dual else []
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         figures: list[dict[str, Any]] = json.loads(output.read_text())["figures"]
         return figures
@@ -280,14 +295,14 @@ def idle(agent: AgentProcess, seconds: float) -> list[Figure]:
     return [Figure("CPU idle", used, "% of a core")]
 
 
-def single_changes(pipe: Connection, slots: NDArray[Any], services: int, changes: int) -> list[Figure]:
+def single_changes(pipe: Connection, slots: NDArray[Any], size: Size) -> list[Figure]:
     """Measure one change at a time, from the event's bytes to the map."""
     latencies = []
     # New backends get the slots that have never been used, one after the other.
     first = int(np.flatnonzero(slots["state"])[-1])
-    room = slots["address"][first : first + changes + 2]
-    for number in range(changes):
-        pipe.send(number * 7919 % services)
+    room = slots["address"][first : first + (size.changes + 2) * size.ports]
+    for number in range(size.changes):
+        pipe.send(number * 7919 % size.services)
         wanted = int(IPv4Address(pipe.recv()))
         seen = wait_for(lambda wanted=wanted: bool((room == wanted).any()))  # type: ignore[misc]
         latencies.append((seen - pipe.recv()) * 1e3)
@@ -350,6 +365,7 @@ def main() -> int:
     )
     parser.add_argument("--services", type=int, default=10_000)
     parser.add_argument("--endpoints", type=int, default=10, help="of each Service")
+    parser.add_argument("--ports", type=int, default=1, help="of each Service")
     parser.add_argument("--dual-stack", action="store_true", help="Services and endpoints of both families")
     parser.add_argument("--changes", type=int, default=100, help="single changes to time")
     parser.add_argument("--seconds", type=float, default=10.0, help="of idling, and of load")
@@ -357,12 +373,15 @@ def main() -> int:
     args = parser.parse_args()
     in_own_namespace()
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    size = Size(args.services, args.endpoints, args.changes, args.dual_stack)
+    size = Size(args.services, args.endpoints, args.changes, args.dual_stack, args.ports)
     figures = measure_size(size, args.seconds)
-    print(f"{args.services} Services x {args.endpoints} endpoints{', dual-stack' if size.dual else ''}")
+    print(
+        f"{args.services} Services x {args.ports} ports x {args.endpoints} endpoints"
+        f"{', dual-stack' if size.dual else ''}"
+    )
     for figure in figures:
         spread = "" if figure.low is None else f"  ({figure.low:.2f} to {figure.high:.2f})"
-        target = TARGETS.get((args.services, figure.name)) if args.endpoints == 10 and not size.dual else None
+        target = target_of(size, figure.name)
         verdict = "met" if target is not None and figure.value <= target else "MISSED"
         goal = "" if target is None else f"  at most {target:g}: {verdict}"
         print(f"  {figure.name:<40} {figure.value:9.2f} {figure.unit}{spread}{goal}")
