@@ -106,6 +106,8 @@ def _status_text(status: dict[str, Any]) -> str:
         f"kubelet    {running(status['kubelet'])}",
         "",
     ]
+    if "addresses" in status:
+        lines[-1:] = [f"addresses  {running(status['addresses'])}", ""]
     if "kubernetes" in status:
         lines[-1:] = [*_kubernetes_text(status["kubernetes"], running), ""]
     nodes = [

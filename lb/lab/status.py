@@ -12,6 +12,7 @@ from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import topology
 from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, clients, outside_server
+from lb.lab.balancer import NAME as BALANCER
 from lb.lab.processes import ProcessRef
 from lb.lab.store import Store
 
@@ -84,10 +85,24 @@ def status(lab: Inspected) -> dict[str, Any]:
             **_process_status(store.process("kubelet")),
             "log": str(store.log("kubelet")),
         },
+        **({"addresses": balancer} if (balancer := _balancer(store)) else {}),
         "nodes": nodes,
         **listing,
-        "errors": [*listing["errors"], *_unprepared(spec), *_without_agent(spec, nodes)],
+        "errors": [*listing["errors"], *_unprepared(spec), *_without_agent(spec, nodes), *_ended(balancer)],
     }
+
+
+def _balancer(store: Store) -> dict[str, Any]:
+    """Return what is known of the process that gives load-balancer addresses; nothing where none is."""
+    process = store.process(BALANCER)
+    return {**_process_status(process), "log": str(store.log(BALANCER))} if process else {}
+
+
+def _ended(balancer: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with that process."""
+    if not balancer or balancer["running"]:
+        return []
+    return [f"no load-balancer addresses are given: that process ended, see {balancer['log']}"]
 
 
 def _unprepared(spec: LabSpec) -> list[str]:

@@ -84,6 +84,7 @@ def test_addresses_from_the_pool_are_answered_in_both_families(make_lab: MakeLab
     process = lab.store.process(balancer.NAME)
     assert process is not None
     assert not kill([process], signal.SIGKILL)
+    assert any("no load-balancer addresses are given" in error for error in lab.status()["errors"])
     (manifests / "a-new-one.yaml").write_text(SERVICE.format(name="a-new-one"))
     eventually(lambda: len(given(lab).get("a-new-one", ())) == 2, "the new one has two addresses")
     assert {name: given(lab)[name] for name in before} == before

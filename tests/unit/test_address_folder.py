@@ -9,14 +9,17 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from lb.addresses.board import Board
 from lb.addresses.folder import FolderAllocator
+from lb.addresses.metrics import answer
 from lb.addresses.pool import PoolsFile
 from lb.errors import LbError
 from lb.manifests.complete import Pools as Networks
 from lb.manifests.source import ManifestSource
 from lb.model import ObjectKey, Service, Upsert
+from lb.served.http import Request
 
 NETWORKS = Networks.parse("10.66.0.0/16,fd00:66::/112", "30000-32767")
 POOLS = (
@@ -190,6 +193,39 @@ def test_a_service_of_another_type_gives_its_address_back(bench: Bench) -> None:
     bench.step()
     assert bench.addresses() == {"web": []}
     assert ip_address("192.0.2.1") in bench.board.outcome.past.resting
+
+
+def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
+    bench.board.leading = True
+    bench.service("web", ", ipFamilyPolicy: PreferDualStack")
+    bench.service("refused", annotations='lbctl/addresses: "198.51.100.9"')
+    bench.service("gone")
+    bench.step()
+    (bench.manifests / "gone.yaml").unlink()
+    bench.step()
+    told = answer(bench.board)(Request("GET", "/metrics", "", {})).body.decode()
+    found = {
+        (one.name, *(text for _, text in sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(told)
+        for one in family.samples
+        if one.name.startswith("lbctl_")
+    }
+    assert found == {
+        ("lbctl_addresses_leader",): 1,
+        ("lbctl_addresses_pools_file_ok",): 1,
+        ("lbctl_addresses_write_failures_total",): 0,
+        ("lbctl_pool_addresses", "IPv4", "edge"): 7,
+        ("lbctl_pool_addresses", "IPv6", "edge"): 7,
+        ("lbctl_pool_used_addresses", "IPv4", "edge"): 1,
+        ("lbctl_pool_used_addresses", "IPv6", "edge"): 1,
+        ("lbctl_pool_resting_addresses", "IPv4", "edge"): 1,
+        ("lbctl_pool_resting_addresses", "IPv6", "edge"): 0,
+        ("lbctl_balanced_services", "AddressGiven", "true"): 1,
+        ("lbctl_balanced_services", "OutsidePools", "false"): 1,
+    }
+    bench.pools.write_text("pools: []")
+    bench.step()
+    assert b"lbctl_addresses_pools_file_ok 0.0" in answer(bench.board)(Request("GET", "/", "", {})).body
 
 
 def test_one_process_at_a_time_writes_the_state(bench: Bench) -> None:
