@@ -295,6 +295,7 @@ def test_nobody_who_watches_is_told_of_a_trace(datapath: Datapath, make_shadow: 
         frame = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT), (p.CLUSTER_VIP, 80))
         traced(datapath, make_shadow, outside(datapath), frame)
         assert list(watch.events()) == []
+        watch.renew()  # on a slow machine its time is over by now
         datapath.run(TC_UPLINK_IN, frame)
         assert len(list(watch.events())) == 1
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,8 @@ from tests.twin.shrink import shrunken
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/differences.md"
 SEEDS = range(50)
 SECONDS = 50.0
-"""On a machine that is busy, fewer seeds fit."""
+LEAST = 6
+"""On a machine that is busy, fewer of the seeds fit; so many run however long they take."""
 
 
 def test_a_seed_makes_one_program() -> None:
@@ -46,6 +48,7 @@ def test_every_known_difference_is_a_row_of_the_document() -> None:
 def test_what_works_through_netfilter_works_here(tmp_path: Path) -> None:
     with Pair(f"w{os.getpid()}", tmp_path) as pair:
         end = time.monotonic() + SECONDS
-        done = run(pair, SEEDS, enough=lambda: time.monotonic() > end)
+        asked = itertools.count()
+        done = run(pair, SEEDS, enough=lambda: next(asked) >= LEAST and time.monotonic() > end)
     assert not done.faults, "".join(done.faults.values())
-    assert done.seeds > 5
+    assert done.seeds >= LEAST
