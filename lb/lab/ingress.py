@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 IMAGE = "lab/nginx"
 SERVICE = ObjectKey("kube-system", "ingress")
 LABELS = {"app": "ingress"}
-ADDRESSES: dict[int, IPAddress] = {4: IPv4Address("203.0.113.80"), 6: IPv6Address("2001:db8:113::80")}
-"""What a provider would give the Service, by IP version; ranges for documentation (RFC 5737, RFC 3849)."""
+ADDRESSES: dict[int, IPAddress] = {4: IPv4Address("203.0.113.80"), 6: IPv6Address("2001:db8:203::80")}
+"""The Service's, by IP version, of the lab's pool: its annotation keeps them from other Services."""
+
+WISH = "lbctl/addresses"
+"""The annotation by which a Service asks for addresses of a pool."""
 
 PACE_SECONDS = 0.5
 """Between two changes of nginx's configuration: each leaves a worker behind until its connections end."""
@@ -71,7 +74,7 @@ def pod_object(node: str) -> dict[str, Any]:
     }
 
 
-def service_object() -> dict[str, Any]:
+def service_object(spec: LabSpec) -> dict[str, Any]:
     """Return the Service in front of the pods, without its status."""
     ports = [
         {"name": name, "port": port, "targetPort": name, "protocol": "TCP"}
@@ -80,7 +83,11 @@ def service_object() -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": SERVICE.name, "namespace": SERVICE.namespace},
+        "metadata": {
+            "name": SERVICE.name,
+            "namespace": SERVICE.namespace,
+            "annotations": {WISH: ",".join(str(ADDRESSES[version]) for version in spec.versions)},
+        },
         "spec": {
             "type": "LoadBalancer",
             "ipFamilyPolicy": "PreferDualStack",

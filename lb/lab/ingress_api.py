@@ -103,7 +103,9 @@ class IngressApi:
         pods, service = cache.of(PODS), cache.of(SERVICES).get(ingress.SERVICE)
         if served and service is None:
             await asyncio.to_thread(make_namespace, self._api, ingress.SERVICE.namespace)
-            service = await asyncio.to_thread(self._api.ensure, SERVICES, ingress.service_object())
+            service = await asyncio.to_thread(
+                self._api.ensure, SERVICES, ingress.service_object(self._front.spec)
+            )
             cache.put(SERVICES, service)
         for key, pod in wanted.items():
             if key not in pods:

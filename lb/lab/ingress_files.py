@@ -52,7 +52,10 @@ class IngressFiles:
         objects: dict[str, dict[str, Any]] = {}
         if self._served:
             status = ingress.status_object(self._front.spec)
-            objects[_file("service", ingress.SERVICE)] = {**ingress.service_object(), "status": status}
+            objects[_file("service", ingress.SERVICE)] = {
+                **ingress.service_object(self._front.spec),
+                "status": status,
+            }
             for item in _plain(directory, {each.key for each in self._served}):
                 key = ObjectKey(item["metadata"].get("namespace") or "default", item["metadata"]["name"])
                 objects.setdefault(_file("ingress", key), {**item, "status": status})

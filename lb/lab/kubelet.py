@@ -133,7 +133,8 @@ class Kubelet(Pods):
             if str(error) not in {str(known) for known in self._errors}:
                 _log.error("%s", error)
         self._files, self._errors = files, errors
-        if balancer.wanted(self.spec, self._services):
+        others = (each for each in self._services if each.key != ingress.SERVICE)  # which has its own
+        if balancer.wanted(self.spec, others):
             balancer.ensure(self.store, self.spec)
 
     def services(self) -> list[Service]:

@@ -58,7 +58,7 @@ def test_an_ingress_brings_pods_a_service_and_its_own_status(tmp_path: Path) -> 
     assert made.written() == ["ingress.default.web.yaml", "service.kube-system.ingress.yaml"]
     for name in made.written():
         item = yaml.safe_load((made.store.cluster / name).read_text())
-        assert item["status"]["loadBalancer"]["ingress"] == [{"ip": "2001:db8:113::80"}]
+        assert item["status"]["loadBalancer"]["ingress"] == [{"ip": "2001:db8:203::80"}]
     (made.path / "web.yaml").unlink()
     assert made.read() == []
     assert made.files.workloads() == []
