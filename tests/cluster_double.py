@@ -18,7 +18,7 @@ import ssl
 import threading
 from urllib.parse import urlsplit
 
-from tests.kube import double
+from tests.kube import double, double_http
 from tests.kube.double import KINDS, ApiDouble, Handler, Key, Object, Request, StatusError, api_version
 from tests.kube.kinds import WITH_GENERATION, WITH_STATUS
 from tests.kube.registry import APPLY, Registry
@@ -77,7 +77,7 @@ class ClusterDouble(ApiDouble):
 
     def _start(self) -> None:
         host, port = self._address
-        self._server = double._Server((host, self._port or port), self, self._tls)
+        self._server = double_http.Server((host, self._port or port), self, self._tls)
         self._server.RequestHandlerClass = ClusterHandler
         self._port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)

@@ -28,7 +28,7 @@ from lb.lab.addressing import LabSpec
 from lb.lab.api import Api, Object
 from lb.lab.cluster import ClusterKubelet
 from lb.lab.store import Store
-from lb.lab.watch import Change, Follower
+from lb.lab.watch import Change, follower
 from lb.model import ObjectKey
 from tests.cluster_double import ClusterDouble
 
@@ -108,8 +108,8 @@ class _Controllers(ClusterKubelet):
 
         presence = Presence(api.client.probe, Timing())
         for resource in self._resources:
-            follower = Follower(api, resource, tell, presence)
-            threading.Thread(target=follower.run, args=(threading.Event(),), daemon=True).start()
+            run = follower(api, resource, tell, presence).run
+            threading.Thread(target=run, args=(threading.Event(),), daemon=True).start()
         await self._work()
 
     async def reconcile(self) -> None:

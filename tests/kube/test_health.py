@@ -31,8 +31,8 @@ from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.kube.harness import PATIENCE, Cluster
 from tests.kube.objects import BACKEND_A, BACKEND_B, NODE, OTHER_NODE, endpoint, endpoint_slice, node, service
+from tests.unit.agent_bench import FakeSurroundings
 from tests.unit.http_bench import LOOPBACK, ask, bound, serving
-from tests.unit.test_agent import FakeSurroundings
 
 HEALTHZ: Address = (LOOPBACK, 0)
 

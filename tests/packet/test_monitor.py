@@ -3,30 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import stat
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from ipaddress import ip_address
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
-from scapy.utils import RawPcapReader
 
 from lb.datapath.kernel import bpf
-from lb.datapath.maps.layouts import EVENT_BYTES, REASONS, WatchFlag
-from lb.datapath.view.watch import LEASE_SECONDS, Watch
+from lb.datapath.view.watch import LEASE_SECONDS
 from lb.errors import ConfigError
-from lb.live.capture import Capture
-from lb.live.events import Names, PacketEvent, What, describe
-from lb.model import ObjectKey, Protocol, TrafficPolicy, socket_text
+from lb.live.events import Names, What
+from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import (
-    HOOK_OF,
-    OUTSIDE_INGRESS,
     PASS,
     TC_POD_IN,
     TC_POD_OUT,
@@ -34,111 +25,38 @@ from tests.packet.harness import (
     TC_UPLINK_OUT,
     XDP,
     Datapath,
-    Result,
 )
 from tests.packet.plans import TARGET_PORT, VIPS, service
 from tests.packet.rows import ONE_SNAT_PORT, SNAT_PORT, play
 from tests.packet.test_paths import rows
+from tests.packet.watching import (
+    ALL,
+    BYTES,
+    CLIENT,
+    DROPS,
+    EVENTS,
+    FLOWS,
+    LOCAL,
+    PACKETS,
+    POD,
+    REMOTE,
+    VIP,
+    WEB,
+    Socket,
+    answer,
+    both_uplinks,
+    each_protocol,
+    event,
+    request,
+    text,
+    watching,
+)
 
-Socket = tuple[str, int]
-VIP = VIPS[VipKind.CLUSTER_IP]
-CLIENT = (p.CLIENT, p.CLIENT_PORT)
-POD = (p.POD_CLIENT, p.CLIENT_PORT)
-LOCAL = (p.BACKEND_LOCAL, TARGET_PORT)
-REMOTE = (p.BACKEND_REMOTE, TARGET_PORT)
-WEB = "default/web:http"
-FLOWS, DROPS, PACKETS, BYTES = WatchFlag
-EVENTS = FLOWS | DROPS
-ALL = EVENTS | PACKETS
-
-both_uplinks = pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
-each_protocol = pytest.mark.parametrize("protocol", list(Protocol))
 BUILD: dict[Protocol, Callable[..., bytes]] = {
     Protocol.TCP: p.tcp,
     Protocol.UDP: p.udp,
     Protocol.SCTP: p.sctp,
 }
-
-
-class Told:
-    """Somebody who watches, and what became of the packets that were run meanwhile."""
-
-    def __init__(self, datapath: Datapath, watch: Watch) -> None:
-        self.datapath, self.watch = datapath, watch
-        self.names = Names(datapath.maps)
-
-    def records(self) -> list[Any]:
-        """Return the records that have come."""
-        return list(self.watch.events())
-
-    def events(self) -> list[PacketEvent]:
-        """Return what has come in words, with a time of 0."""
-        with self.datapath.namespace.entered():
-            return [replace(describe(one, self.names, 0), time_ns=0) for one in self.records()]
-
-    def of(self, program: str, frame: bytes, **how: Any) -> list[PacketEvent]:
-        """Run a program on a frame, and return what was told."""
-        self.datapath.run(program, frame, **how)
-        return self.events()
-
-
-@contextlib.contextmanager
-def watching(datapath: Datapath, what: WatchFlag, **how: Any) -> Iterator[Told]:
-    """Watch for an hour, or until the end: on a slow machine a lease would be over."""
-    how = {"clock": lambda: time.monotonic_ns() + 3600 * 10**9, **how}
-    with Watch(datapath.maps, what, **how) as watch:
-        yield Told(datapath, watch)
-
-
-def text(there: Socket) -> str:
-    """Return an address and port in the family under test, as events have them."""
-    address = ip_address(p.here(there[0]))
-    return socket_text(address, there[1]) if there[1] else str(address)
-
-
-def event(what: What, program: str, reason: str, frame: bytes, **fields: Any) -> PacketEvent:
-    """Return the event of a frame; fields are those that are not as in most."""
-    meaning = next(words for name, words in REASONS if name == reason)
-    known = {"sent_source": "", "sent_destination": "", "client": "", "vip": "", "backend": "", "snat": ""}
-    usual = {
-        "time_ns": 0,
-        "what": what,
-        "hook": HOOK_OF[program],
-        "interface": "pod0" if program in (TC_POD_IN, TC_POD_OUT) else "up0",
-        "reason": reason,
-        "meaning": meaning,
-        "service": WEB,
-        "protocol": "TCP",
-        "reply": False,
-        "flags": "",
-        "length": len(frame),
-    }
-    return PacketEvent(**{**known, **usual, **fields})
-
-
-def request(source: Socket, vip: Socket, seen: Socket, backend: Socket) -> dict[str, Any]:
-    """Return the fields of a client's packet that reaches a backend as if it came from seen."""
-    return {
-        "source": text(source),
-        "destination": text(vip),
-        "sent_source": text(seen),
-        "sent_destination": text(backend),
-        "client": text(source),
-        "vip": text(vip),
-        "backend": text(backend),
-        "snat": text(seen) if seen != source else "",
-    }
-
-
-def answer(source: Socket, vip: Socket, seen: Socket, backend: Socket) -> dict[str, Any]:
-    """Return the fields of the backend's packets of the same connection."""
-    return request(source, vip, seen, backend) | {
-        "reply": True,
-        "source": text(backend),
-        "destination": text(seen),
-        "sent_source": text(vip),
-        "sent_destination": text(source),
-    }
 
 
 @both_uplinks
@@ -340,49 +258,6 @@ def test_a_packet_is_the_same_whether_or_not_somebody_watches(
 
 
 @both_uplinks
-@pytest.mark.parametrize("size", [0, 1, 200, 1200])
-def test_the_bytes_before_and_after(datapath: Datapath, uplink_program: str, size: int) -> None:
-    datapath.apply(service(p.BACKEND_LOCAL))
-    frames = [
-        p.tcp(p.FROM_CLIENT, CLIENT, VIP, flags, (bytes(range(256)) * 5)[:size]) for flags in ("S", "A")
-    ]
-    with watching(datapath, ALL | BYTES) as told:
-        for frame in frames:  # by the program for first packets, and by the other
-            result = datapath.run(uplink_program, frame)
-            (record,) = told.records()
-            before, after = frame[:EVENT_BYTES], result.packet[:EVENT_BYTES]
-            assert record["before"][: record["captured"]].tobytes() == before
-            assert record["after"][: record["sent_captured"]].tobytes() == after
-            assert (record["len"], record["sent_len"]) == (len(frame), len(result.packet))
-
-
-@both_uplinks
-def test_of_an_answer_and_of_a_drop_there_are_bytes_as_well(datapath: Datapath, uplink_program: str) -> None:
-    datapath.apply(service(source_ranges=["203.0.113.0/24"]))
-    refused = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
-    dropped = p.tcp(p.FROM_CLIENT, CLIENT, VIPS[VipKind.LOAD_BALANCER])
-    with watching(datapath, DROPS | BYTES) as told:
-        for frame, out in ((refused, p.reset_for(refused)), (dropped, b"")):
-            datapath.run(uplink_program, frame)
-            (record,) = told.records()
-            assert record["before"][: record["captured"]].tobytes() == frame
-            assert record["after"][: record["sent_captured"]].tobytes() == out
-            assert record["sent_len"] == len(out)
-
-
-def test_without_bytes_none_of_an_earlier_packet_are_told(datapath: Datapath) -> None:
-    datapath.apply(service(p.BACKEND_LOCAL))
-    with watching(datapath, ALL | BYTES) as told:
-        datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP))
-        assert told.records()[0]["captured"]
-    with watching(datapath, ALL) as told:
-        datapath.run(XDP, p.tcp(p.FROM_CLIENT, CLIENT, VIP, "A"))
-        (record,) = told.records()
-        assert (record["captured"], record["sent_captured"]) == (0, 0)
-        assert not record["before"].any()
-
-
-@both_uplinks
 def test_only_the_services_that_are_asked_for(datapath: Datapath, uplink_program: str) -> None:
     udp = service(p.BACKEND_LOCAL, name="dns", protocol=Protocol.UDP, whole=False)
     datapath.apply(service(p.BACKEND_LOCAL), udp)
@@ -473,70 +348,6 @@ def test_nobody_is_told_after_the_end_and_programs_clear_what_was_wanted(datapat
     with watching(datapath, ALL):
         assert asked[0] == ALL
     assert asked[0] == 0
-
-
-def test_a_capture_has_both_packets_and_the_reason(datapath: Datapath, tmp_path: Path) -> None:
-    """Read back by Scapy, block by block; Wireshark shows the comments."""
-    datapath.apply(service(p.BACKEND_LOCAL))
-    path = tmp_path / "nat.pcapng"
-    capture = Capture(path)
-    first, refused = p.tcp(p.FROM_CLIENT, CLIENT, VIP), p.udp(p.FROM_POD, POD, (p.CLUSTER_VIP, 81))
-    expected, results = [], list[Result]()
-    with watching(datapath, ALL | BYTES) as told:
-        for program, frame in ((XDP, first), (TC_POD_IN, refused)):
-            results.append(datapath.run(program, frame))
-            (record,) = told.records()
-            with datapath.namespace.entered():
-                told_of = describe(record, told.names, 1_700_000_000_000_000_000 - int(record["time_ns"]))
-            capture.write(record, told_of)
-            for when, packet in (("before", frame), ("after", results[-1].packet)):
-                words = " ".join(told_of.words().split())
-                expected.append((HOOK_OF[program], packet, f"{when}: {words}: {told_of.meaning}"))
-    capture.close()
-    with RawPcapReader(str(path)) as reader:
-        read = list(reader)
-    found = [(meta.ifname.decode(), data, meta.comments[0].decode()) for data, meta in read]
-    assert found == expected
-    assert {(meta.tshigh << 32) | meta.tslow for _, meta in read} == {1_700_000_000_000_000}
-    assert [meta.wirelen for _, meta in read] == [len(packet) for _, packet, _ in expected]
-    assert "NEW_LOCAL" in expected[0][2]
-    assert WEB in expected[0][2]
-
-
-def test_a_packet_without_link_header_gets_one_in_the_capture(datapath: Datapath, tmp_path: Path) -> None:
-    """As of a tunnel; and where it was sent on, it has got its own."""
-    datapath.apply(service(p.BACKEND_LOCAL))
-    capture, path = Capture(tmp_path / "bare.pcapng"), tmp_path / "bare.pcapng"
-    frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
-    empty = bytes(12) + frame[12:14]
-    with watching(datapath, ALL | BYTES) as told:
-        result = datapath.run(XDP, frame)
-        (record,) = told.records()
-        bare = frame[14:]
-        record = record.copy()
-        record["l3"], record["len"], record["captured"] = 0, len(bare), len(bare)
-        record["before"][: len(bare)] = list(bare)
-        capture.write(record, describe(record, told.names, 0))
-        record["sent_len"], record["sent_captured"] = len(bare), len(bare)
-        record["after"][: len(bare)] = list(result.packet[14:])
-        capture.write(record, describe(record, told.names, 0))
-    capture.close()
-    with RawPcapReader(str(path)) as reader:
-        read = [data for data, _ in reader]
-    assert read == [empty + bare, result.packet, empty + bare, empty + result.packet[14:]]
-
-
-def test_a_capture_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--pcap .*/none/x.pcapng: No such file or directory"):
-        Capture(tmp_path / "none" / "x.pcapng")
-    (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(ConfigError, match=r"--pcap .*/full: No space left on device"):
-        Capture(tmp_path / "full").close()
-
-
-def test_a_capture_is_for_root_alone(tmp_path: Path) -> None:
-    Capture(tmp_path / "x.pcapng").close()
-    assert stat.S_IMODE((tmp_path / "x.pcapng").stat().st_mode) == 0o600
 
 
 def test_every_field_is_in_the_json(datapath: Datapath) -> None:

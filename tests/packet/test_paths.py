@@ -13,8 +13,9 @@ from lb.model import Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet.harness import OUTSIDE_INGRESS, Datapath
+from tests.packet.model_types import Tuple5, hash_words
 from tests.packet.plans import TARGET_PORT, VIPS, service
-from tests.packet.reference import CLIENT_PORTS, Tuple5, hash_words
+from tests.packet.reference import CLIENT_PORTS
 from tests.packet.rows import (
     POD_IN,
     POD_OUT,

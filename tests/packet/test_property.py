@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,27 @@ from scapy.packet import Packet
 
 from lb.config import SnatPorts, Timeouts
 from lb.datapath.maps import layouts
-from lb.model import ObjectKey, Protocol, TrafficPolicy
-from lb.plan import SMALL_SET
-from lb.plan.types import Backend, BackendState, PortPlan, ServicePlan, Vip, VipKey, VipKind
+from lb.model import Protocol, TrafficPolicy
+from lb.plan.types import Backend, BackendState, VipKind
 from tests import options
 from tests import packets as p
 from tests.packet import harness, reference
 from tests.packet.harness import Datapath
-from tests.packet.reference import Model, ModelBackend, ModelVip, World
+from tests.packet.model_types import Expected, ModelVip, Tuple5, World
+from tests.packet.model_types import Timeouts as ModelTimeouts
+from tests.packet.random_packets import (
+    AFFINITY_SECONDS,
+    VIP_PORT,
+    frame_of,
+    key_of,
+    model_backend,
+    model_rows,
+    plan,
+    side_of,
+    taking_new,
+    with_extra,
+)
+from tests.packet.reference import Model
 from tests.packets import difference
 
 # Time passes in steps of TICK; every timeout lies half a step from the next multiple, so that neither the
@@ -37,9 +50,7 @@ TICK = 7
 TIMEOUTS = Timeouts(
     tcp_syn=59.5, tcp_established=5001.5, tcp_closing=10.5, udp_new=31.5, udp=122.5, sctp=1000.5
 )
-AFFINITY_SECONDS = 45
 SNAT_PORTS = SnatPorts(61_000, 61_499)
-
 OUTSIDE_CLIENTS = (p.CLIENT, p.CLIENT_2)
 INSIDE_CLIENTS = (p.POD_CLIENT, p.BACKEND_LOCAL)
 BACKENDS = (
@@ -52,9 +63,6 @@ BACKENDS = (
 SOURCE_PORTS = (40_000, 40_001, 61_200)
 TARGET_PORT = 8080
 VIP_ADDRESSES = ("10.96.0.10", "10.96.0.11", "203.0.113.10")
-VIP_PORT = 80
-
-
 STATES = st.sampled_from([BackendState.ACTIVE, BackendState.ACTIVE, BackendState.TERMINATING])
 RANGES = [
     IPv4Network(text)
@@ -93,7 +101,7 @@ class Machine(RuleBasedStateMachine):
                 node_address=IPv4Address(p.NODE1),
                 node_mac=p.NODE1_MAC,
                 snat_ports=range(SNAT_PORTS.first, SNAT_PORTS.last + 1),
-                timeouts=reference.Timeouts(
+                timeouts=ModelTimeouts(
                     TIMEOUTS.tcp_syn,
                     TIMEOUTS.tcp_established,
                     TIMEOUTS.tcp_closing,
@@ -206,7 +214,7 @@ class Machine(RuleBasedStateMachine):
         extra: int,
     ) -> None:
         source = (OUTSIDE_CLIENTS if outside else INSIDE_CLIENTS)[client]
-        t = reference.Tuple5(IPv4Address(source), IPv4Address(vip), sport, port, protocol)
+        t = Tuple5(IPv4Address(source), IPv4Address(vip), sport, port, protocol)
         self.request(t, program, flags, payload, ttl=ttl, checksum=checksum, number=number, extra=extra)
 
     @precondition(lambda self: self.model.by_client)
@@ -227,7 +235,7 @@ class Machine(RuleBasedStateMachine):
 
     def request(
         self,
-        t: reference.Tuple5,
+        t: Tuple5,
         program: str,
         flags: str,
         payload: bytes,
@@ -367,13 +375,13 @@ class Machine(RuleBasedStateMachine):
         result = self.datapath.run(program, frame)
         self.compare(program, result, self.model.egress(frame))
 
-    def compare(self, program: str, result: harness.Result, expected: reference.Expected) -> None:
+    def compare(self, program: str, result: harness.Result, expected: Expected) -> None:
         assert (result.verdict, result.reason) == (expected.verdict, expected.reason), program
         if expected.packet is not None:
             text = difference(result.packet, expected.packet)
             assert not text, f"{program} {expected.reason}\n{text}"
 
-    def chosen_port(self, t: reference.Tuple5) -> int:
+    def chosen_port(self, t: Tuple5) -> int:
         """Return the source port that the kernel's flow of t was given."""
         return self.kernel_flows()[key_of(t)][1]
 
@@ -412,99 +420,6 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.datapath.apply()
-
-
-SCTP_WORDS = {
-    "S": "INIT",
-    "SA": "INIT ACK",
-    "A": "DATA",
-    "PA": "HEARTBEAT",
-    "FA": "SHUTDOWN",
-    "R": "ABORT",
-    "RA": "SHUTDOWN COMPLETE",
-}
-
-
-def with_extra(frame: bytes, extra: int) -> bytes:
-    """Return the frame with one of the shapes of options, by number; 0: with none."""
-    shapes = [options.Options(), *options.TRANSLATED[p.version()].values()]
-    return options.into(frame, shapes[extra])
-
-
-def frame_of(
-    link: Packet,
-    t: reference.Tuple5,
-    flags: str,
-    payload: bytes,
-    *,
-    ttl: int = 64,
-    checksum: bool = True,
-    number: int = 0,
-) -> bytes:
-    """Return a frame of the tuple; flags are TCP's, or stand for chunks.
-
-    number: of a backend's packet what the client has to show later; of the client's what it shows.
-    """
-    src, dst = (str(t.src), t.sport), (str(t.dst), t.dport)
-    if t.protocol is Protocol.TCP:
-        return p.tcp(link, src, dst, flags, payload, ttl=ttl, seq=number - 1 & reference.MASK, ack=number)
-    if t.protocol is Protocol.SCTP:
-        if flags == "SA":
-            payload = number.to_bytes(4, "big") + payload
-        return p.sctp(link, src, dst, SCTP_WORDS[flags], payload, ttl=ttl, tag=number)
-    return p.udp(link, src, dst, payload, ttl=ttl, checksum=checksum)
-
-
-def side_of(program: str) -> str:
-    """Return the model's word for where a program sees packets."""
-    if program in harness.OUTSIDE_INGRESS:
-        return "outside"
-    return "inside" if program == harness.TC_POD_IN else "out"
-
-
-def key_of(t: reference.Tuple5) -> tuple[str, int, str, int, int]:
-    return (str(t.src), t.sport, str(t.dst), t.dport, int(t.protocol))
-
-
-def taking_new(backends: list[Backend]) -> list[Backend]:
-    """Return the active ones; without any, those that are on their way out."""
-    return [one for one in backends if one.state is BackendState.ACTIVE] or backends
-
-
-def model_backend(backend: Backend) -> ModelBackend:
-    return ModelBackend(IPv4Address(p.role(str(backend.address))), backend.port, backend.local)
-
-
-def model_rows(backends: list[Backend]) -> tuple[ModelBackend, ...]:
-    """Return what each row of a set leads to; here all sets are small."""
-    assert len(backends) <= SMALL_SET
-    return tuple(map(model_backend, backends))
-
-
-def plan(
-    name: str,
-    address: str,
-    spec: dict[str, Any],
-    backends: list[Backend],
-    sets: dict[TrafficPolicy, list[Backend]],
-) -> ServicePlan:
-    """Return a Service of one port and one VIP."""
-    own = ip_address(p.here(address))
-    vips = (VipKey(own, VIP_PORT, spec["protocol"]), VipKey(own))
-    port = PortPlan(
-        port_name="port",
-        protocol=spec["protocol"],
-        version=p.version(),
-        affinity_seconds=spec["affinity"],
-        vips=tuple(Vip(key, spec["kind"], **spec["policies"]) for key in vips),
-        backends=tuple(backends),
-        cluster=tuple(sets[TrafficPolicy.CLUSTER]),
-        local=tuple(sets[TrafficPolicy.LOCAL]),
-        source_ranges=tuple(ip_network(p.here_net(str(each))) for each in spec["ranges"])
-        if spec["kind"] is VipKind.LOAD_BALANCER
-        else (),
-    )
-    return ServicePlan(ObjectKey("default", name), "", (port,))
 
 
 def test_the_programs_do_what_the_model_does(datapath: Datapath) -> None:

@@ -12,7 +12,7 @@ from lb.plan import SMALL_SET, lookup_table
 from tests import packets as p
 from tests.packet import plans
 from tests.packet.harness import TC_UPLINK_IN, Datapath
-from tests.packet.reference import ModelBackend, Tuple5, chosen
+from tests.packet.model_types import ModelBackend, Tuple5, chosen
 
 PORTS = range(20_000, 20_032)
 

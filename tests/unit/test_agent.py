@@ -5,217 +5,47 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
-from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lb.agent import AUDIT_SECONDS, BEAT_SECONDS, LOOK_AFTER_SECONDS, LOOK_AGAIN_SECONDS, Agent
+from lb.agent import BEAT_SECONDS
 from lb.config import Limits
-from lb.datapath.attach.hooks import LostHook
-from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.sync_record import SyncReport
-from lb.datapath.view.dump import VipEntry, dump
 from lb.errors import LbError
 from lb.model import (
     Delete,
-    Endpoint,
-    EndpointPort,
-    EndpointSlice,
     Event,
-    IPAddress,
     Node,
     ObjectKey,
     Protocol,
     Service,
-    ServicePort,
     ServiceType,
-    Synced,
     TrafficPolicy,
     Upsert,
 )
-from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
+from lb.parts import Failed, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.plan import HealthCheck, plan_service
-from lb.plan.types import ServicePlan, Topology, VipKey
+from lb.plan.types import ServicePlan, VipKey
 from lb.retries import Retries
-from lb.served.history import History, Since
-from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
-
-NODE = "node1"
-NODE_ADDRESS = ip_address("192.0.2.11")
-WEB = ObjectKey("default", "web")
-DNS = ObjectKey("kube-system", "dns")
-SYNCED = Synced("test")
-EPOCH = 1.7e9
-"""Seconds by which the time of day is ahead of the bench's clock."""
-
-
-def service(key: ObjectKey, address: str, *, node_port: int = 0, created: str = "") -> Service:
-    return Service(
-        key,
-        type=ServiceType.NODE_PORT if node_port else ServiceType.CLUSTER_IP,
-        ports=(ServicePort("http", Protocol.TCP, 80, 8080, node_port),),
-        cluster_ips=(ip_address(address),),
-        created=created,
-    )
-
-
-def endpoints(key: ObjectKey, *addresses: str) -> EndpointSlice:
-    return EndpointSlice(
-        ObjectKey(key.namespace, f"{key.name}-1"),
-        key,
-        (EndpointPort("http", Protocol.TCP, 8080),),
-        tuple(Endpoint(ip_address(address), node=NODE) for address in addresses),
-    )
-
-
-WEB_SERVICE = service(WEB, "10.96.0.1")
-DNS_SERVICE = service(DNS, "10.96.0.2")
-
-
-class FakeSurroundings:
-    """A node whose topology and whose attach failures the test sets; notes what it was asked."""
-
-    def __init__(self) -> None:
-        self.addresses: tuple[IPAddress, ...] = (NODE_ADDRESS,)
-        self.own: frozenset[IPAddress] = frozenset()
-        self.sockets: frozenset[VipKey] = frozenset()
-        self.problems: list[str] = []
-        self.attached: list[frozenset[int] | None] = []
-        self.changed: dict[str, int] = {}
-        self.missing: list[list[LostHook]] = []
-        self.unpinned: list[int | Exception] = []
-
-    def lost(self) -> Sequence[LostHook]:
-        return self.missing.pop(0) if self.missing else []
-
-    def mend(self) -> int:
-        found = self.unpinned.pop(0) if self.unpinned else 0
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
-        internal = node.addresses if node else ()
-        sockets = frozenset(one for one in self.sockets if claims(one.address))
-        return Topology(NODE, node.zone if node else "", self.addresses, self.own, internal, sockets)
-
-    def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
-        self.attached.append(changed)
-        return list(self.problems)
-
-    def drift(self) -> dict[str, int]:
-        return dict(self.changed)
-
-
-class FakeChecks:
-    """Notes what the agent tells of health-check ports."""
-
-    def __init__(self) -> None:
-        self.now: dict[ObjectKey, HealthCheck] = {}
-        self.node_ports: dict[ObjectKey, frozenset[int]] = {}
-        self.unwritten: list[set[ObjectKey]] = []
-        self.addresses: list[Sequence[IPAddress]] = []
-
-    def update(
-        self,
-        checks: Mapping[ObjectKey, HealthCheck | None],
-        unwritten: Collection[ObjectKey],
-        node_ports: Mapping[ObjectKey, frozenset[int]],
-    ) -> None:
-        self.node_ports |= node_ports
-        self.now |= {key: check for key, check in checks.items() if check}
-        for key in [key for key, check in checks.items() if check is None]:
-            self.now.pop(key, None)
-        self.unwritten.append(set(unwritten))
-
-    def move(self, addresses: Sequence[IPAddress]) -> None:
-        self.addresses.append(addresses)
-
-
-class CountingReconciler(Reconciler):
-    """The real one; notes which Services each sync was given."""
-
-    syncs: list[set[ObjectKey]]
-
-    def sync(self, plans: dict[ObjectKey, ServicePlan | None]) -> SyncReport:
-        self.syncs.append(set(plans))
-        return super().sync(plans)
-
-
-class Bench:
-    """An agent on a bench: everything around it is fake, but state, plan and reconciler are real."""
-
-    def __init__(self, maps: FakeMaps | None = None, *, serving: bool = True) -> None:
-        self.now = 1000.0
-        self.maps = maps or FakeMaps(Limits(backends=64, table_rows=65536, vips=64, services=64))
-        self.surroundings = FakeSurroundings()
-        self.checks = FakeChecks()
-        self.inbox: Inbox = queue.SimpleQueue()
-        self.history = History(self.clock, lambda: self.now + EPOCH)
-        self.latencies: list[tuple[Since, float]] = []
-        self.history.measured = lambda since, seconds: self.latencies.append((since, seconds))
-        self.reconciler = CountingReconciler(
-            self.maps, self.clock, settle=lambda: None, tell=self.history.wrote
-        )
-        self.reconciler.syncs = []
-        self.reconciler.recover()
-        self.synced: list[list[str]] = []
-        self.beats: list[list[str]] = []
-        self.announced: list[tuple[str, str]] = []
-        self.state = ClusterState()
-        self.agent = Agent(
-            inbox=self.inbox,
-            state=self.state,
-            node_name=NODE,
-            surroundings=self.surroundings,
-            reconciler=self.reconciler,
-            serving=serving,
-            checks=self.checks,
-            history=self.history,
-            announce=lambda key, note: self.announced.append((str(key), note.reason)),
-            synced=lambda agent: self.synced.append([one.text for one in agent.problems()]),
-            beat=lambda agent: self.beats.append([one.text for one in agent.problems()]),
-            clock=self.clock,
-        )
-
-    def clock(self) -> float:
-        # The time passes while somebody looks at the clock: gathering ends without a real wait.
-        self.now += 0.001
-        return self.now
-
-    def tell(self, *messages: Event | InterfacesChanged | Failed | Settled | Stop) -> None:
-        """Put the messages into the inbox, each event in a batch of its own, and let the agent step once."""
-        for message in messages:
-            if isinstance(message, InterfacesChanged | Failed | Settled | Stop):
-                self.inbox.put(message)
-            else:
-                self.inbox.put(SourceEvents([message], self.now))
-        self.agent.step()
-
-    def vips(self) -> set[str]:
-        keys, _ = self.maps.read("vips4")
-        return {str(ip_address(int(key["address"]))) for key in keys}
-
-    def backends(self) -> set[str]:
-        vips = dump(self.maps, 0, ("vips",))["vips"]
-        return {each.address for vip in vips if isinstance(vip, VipEntry) for each in vip.backends}
-
-    def whole_addresses(self) -> set[str]:
-        return {str(vip.address) for vip in read_vips(self.maps) if vip.protocol is None}
-
-
-def texts(bench: Bench) -> list[str]:
-    """Return what is wrong; each has to say what to do."""
-    problems = bench.agent.problems()
-    assert all(one.next for one in problems)
-    return [one.text for one in problems]
+from tests.unit.agent_bench import (
+    DNS,
+    DNS_SERVICE,
+    NODE,
+    NODE_ADDRESS,
+    SYNCED,
+    WEB,
+    WEB_SERVICE,
+    Bench,
+    endpoints,
+    service,
+    texts,
+)
 
 
 @pytest.fixture
@@ -500,8 +330,6 @@ def test_a_source_that_fails_ends_the_agent_with_its_words(bench: Bench) -> None
         bench.tell(Failed("source manifests", OSError("the disk is gone")))
 
 
-# Health ----------------------------------------------------------------------------------------------------
-
 BALANCED = replace(
     WEB_SERVICE,
     type=ServiceType.LOAD_BALANCER,
@@ -579,27 +407,6 @@ def test_node_health_new_maps_are_in_service_with_the_first_sync() -> None:
     assert (before, new.agent.in_service) == (False, True)
 
 
-def test_what_others_write_to_the_maps_is_told_and_healed_on_demand(bench: Bench) -> None:
-    bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
-    bench.maps.delete("vips4", vip_keys(4, read_vips(bench.maps)))
-    bench.surroundings.changed = {"ifaces4": 1}
-    bench.now += AUDIT_SECONDS
-    bench.agent.step()
-    assert bench.agent.drift["vips4"] > 0
-    assert not bench.agent.drift["ifaces4"], "it may have changed just now"
-    bench.now += LOOK_AGAIN_SECONDS
-    bench.agent.step()
-    (problem,) = texts(bench)
-    assert "somebody else has written to the maps" in problem
-    assert ": 1 of ifaces4, " in problem
-    assert "of vips4; lbctl audit names and heals it" in problem
-    assert bench.vips() == set()
-    bench.inbox.put(Reread())
-    bench.agent.step()
-    assert bench.vips() == {"10.96.0.1"}
-    assert texts(bench) == []
-
-
 EVIL = ObjectKey("tenant", "evil")
 
 
@@ -655,111 +462,3 @@ def test_services_that_are_each_others_endpoint_have_none(bench: Bench) -> None:
     assert bench.backends() == {"10.0.1.1", "10.96.0.2"}
     bench.tell(Upsert(DNS_SERVICE))
     assert bench.backends() == {"10.0.1.1"}
-
-
-def test_a_second_look_at_what_others_wrote_is_waited_for(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The agent sleeps no longer than until the second look, also when nothing else is due sooner."""
-    bench.tell(SYNCED)
-    bench.surroundings.changed = {"ifaces4": 1}
-    bench.now += AUDIT_SECONDS
-    bench.agent.step()
-    waits: list[float] = []
-
-    def wait(timeout: float) -> NoReturn:
-        waits.append(timeout)
-        raise queue.Empty
-
-    monkeypatch.setattr(bench.agent, "_inbox", SimpleNamespace(get=wait))
-    bench.agent.step()
-    assert waits[0] <= LOOK_AGAIN_SECONDS
-
-
-UPLINK_HOOK = LostHook("uplink eth0, tc ingress: lb_tc_uplink_in", outward=True)
-POD_HOOK = LostHook("pod pod-x, tc egress: lb_tc_pod_out", outward=False)
-
-
-def look_after(bench: Bench) -> None:
-    """Let the time pass after which the agent looks at its hooks and pins."""
-    bench.now += LOOK_AFTER_SECONDS
-    bench.tell()
-
-
-def test_self_repair_a_detached_hook_is_told_and_attached_again(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.attached.clear()
-    bench.surroundings.missing = [[UPLINK_HOOK], []]
-    look_after(bench)
-    assert bench.surroundings.attached == [None]
-    assert f"{UPLINK_HOOK.place}: somebody detached it" in caplog.text
-    assert (bench.agent.in_service, texts(bench), bench.agent.repairs) == (True, [], 1)
-
-
-@pytest.mark.parametrize(("hook", "in_service"), [(UPLINK_HOOK, False), (POD_HOOK, True)])
-def test_self_repair_that_fails_is_a_problem_until_it_succeeds(
-    bench: Bench, hook: LostHook, in_service: bool
-) -> None:
-    """Without a program on an uplink nothing from outside is served: /healthz says so."""
-    bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.missing = [[hook]] * 3
-    bench.surroundings.problems = ["eth0: tc ingress: Operation not permitted"]
-    look_after(bench)
-    assert bench.agent.in_service is in_service
-    assert texts(bench) == [*bench.surroundings.problems, f"{hook.place}: detached"]
-    tries = len(bench.surroundings.attached)
-    look_after(bench)
-    assert len(bench.surroundings.attached) <= tries + 1, "tried as all that failed, not at every look"
-    bench.surroundings.problems, bench.surroundings.missing = [], []
-    bench.now += Retries.MOST_SECONDS
-    look_after(bench)
-    assert (bench.agent.in_service, texts(bench)) == (True, [])
-
-
-def test_self_repair_removed_pins_are_pinned_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.unpinned = [110]
-    look_after(bench)
-    assert "somebody removed 110 pins of this instance: pinned again" in caplog.text
-    assert bench.agent.repairs == 110
-
-
-def test_self_repair_that_cannot_look_says_so_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.unpinned = [
-        PermissionError(1, "not permitted"),
-        PermissionError(1, "not permitted"),
-        0,
-    ]
-    look_after(bench)
-    look_after(bench)
-    assert caplog.text.count("cannot look after hooks and pins: [Errno 1] not permitted") == 1
-    assert texts(bench) == ["cannot look after hooks and pins: [Errno 1] not permitted"]
-    look_after(bench)
-    assert texts(bench) == []
-
-
-def test_self_repair_waits_for_the_first_sync() -> None:
-    bench = Bench(serving=False)
-    bench.surroundings.missing = [[UPLINK_HOOK]]
-    look_after(bench)
-    assert bench.surroundings.missing == [[UPLINK_HOOK]]
-
-
-def test_self_repair_is_looked_for_in_time(bench: Bench) -> None:
-    """The agent waits for messages no longer than until it is due."""
-    bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    asked: list[float | None] = []
-
-    class Silent(queue.SimpleQueue):  # type: ignore[type-arg]
-        def get(self, block: bool = True, timeout: float | None = None) -> object:
-            asked.append(timeout)
-            raise queue.Empty
-
-    bench.agent._inbox = Silent()
-    bench.agent.step()
-    (timeout,) = asked
-    assert timeout is not None
-    assert timeout <= LOOK_AFTER_SECONDS

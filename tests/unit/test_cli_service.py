@@ -89,7 +89,7 @@ def notes_writer(tmp_path: Path) -> Notes:
         RunDir("n1", tmp_path),
         Config(),
         programs="",
-        uplink_modes=dict,
+        hooks=dict,
         source_health=list,
         checks=checks,
         healthz=lambda: None,

@@ -25,8 +25,7 @@ from lb.served.api import history_answer
 from lb.served.ask import ask
 from lb.served.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of
 from lb.served.http import Request, routes
-from tests.unit.http_bench import serving
-from tests.unit.test_agent import (
+from tests.unit.agent_bench import (
     DNS,
     DNS_SERVICE,
     EPOCH,
@@ -37,6 +36,7 @@ from tests.unit.test_agent import (
     endpoints,
     service,
 )
+from tests.unit.http_bench import serving
 
 ONE = "10.0.0.1"
 TWO = "10.0.0.2"

@@ -14,7 +14,7 @@ from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVIC
 from lb.lab.controllers import Owner, SlicePlanner
 from lb.lab.objects import node_object
 from lb.lab.watch import Cache
-from lb.model import ObjectKey
+from lb.model import ObjectKey, Upsert
 
 TEMPLATE: Object = {
     "metadata": {"labels": {"app": "web"}, "annotations": {"note": "kept"}},
@@ -64,7 +64,8 @@ def cache(**known: list[Object]) -> Cache:
     resources = {each.name: each for each in (PODS, SERVICES, ENDPOINTS, NODES, REPLICA_SETS, DEPLOYMENTS)}
     made = Cache(list(resources.values()))
     for name, resource in resources.items():
-        made.replace(resource, known.get(name, []))
+        items: list[Any] = known.get(name, [])
+        made.take(resource, list(map(Upsert, items)), 0)
     return made
 
 

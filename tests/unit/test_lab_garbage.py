@@ -10,7 +10,7 @@ from lb.lab import garbage
 from lb.lab.api import DEPLOYMENTS, NAMESPACES, PODS, REPLICA_SETS, SERVICES, Api, Object
 from lb.lab.apply import make_namespace
 from lb.lab.watch import Cache
-from lb.model import ObjectKey
+from lb.model import ObjectKey, Upsert
 from tests.cluster_double import ClusterDouble
 from tests.kube.harness import client_of
 from tests.kube.same import pod, replica_set, service
@@ -42,7 +42,7 @@ def in_shop(item: Object) -> Object:
 def collect(api: Api) -> None:
     cache = Cache(FOLLOWED)
     for resource in FOLLOWED:
-        cache.replace(resource, api.send("GET", resource.path)["items"])
+        cache.take(resource, list(map(Upsert, api.send("GET", resource.path)["items"])), 0)
     asyncio.run(garbage.collect(api, cache))
 
 

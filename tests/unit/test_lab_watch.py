@@ -11,8 +11,8 @@ import pytest
 from lb.kube.presence import Presence
 from lb.kube.timing import Timing
 from lb.lab.api import PODS, Api, Object
-from lb.lab.watch import Cache, Change, Follower
-from lb.model import ObjectKey
+from lb.lab.watch import Cache, Change, follower
+from lb.model import Delete, Node, ObjectKey
 from tests.cluster_double import ClusterDouble
 from tests.kube import faults
 from tests.kube.harness import Waits, client_of
@@ -54,11 +54,11 @@ def test_what_is_gone_does_not_come_back_with_a_late_answer() -> None:
     """A status is sent, the object deleted and seen to be gone, and only then the answer read."""
     cache = Cache([PODS])
     cache.put(PODS, pod("a", 9, uid="first"))
-    cache.remove(PODS, pod("a", 11, uid="first"))
+    cache.take(PODS, [Delete(Node, key("a"))], 11)
     cache.put(PODS, pod("a", 10, uid="first"))
     assert cache.of(PODS) == {}
     cache.put(PODS, pod("a", 12, uid="second"))
-    cache.replace(PODS, [], 20)
+    cache.take(PODS, [Delete(Node, key("a"))], 20)
     cache.put(PODS, pod("a", 19, uid="second"))
     assert cache.of(PODS) == {}
     cache.put(PODS, pod("a", 21, uid="third"))
@@ -77,7 +77,7 @@ def test_what_we_deleted_and_lives_on_comes_back() -> None:
 def test_a_cache_is_complete_when_everything_was_listed() -> None:
     cache = Cache([PODS])
     assert not cache.complete
-    cache.replace(PODS, [])
+    cache.take(PODS, [], 1)
     assert cache.complete
 
 
@@ -116,9 +116,9 @@ def following(double: ClusterDouble) -> Iterator[Following]:
     timing = Timing(random=lambda: 0.0, wait=Waits())
     client = client_of(double)
     presence = Presence(client.probe, timing)
-    follower = Follower(Api(client), PODS, run.tell, presence, timing)
+    follows = follower(Api(client), PODS, run.tell, presence, timing)
     stop = threading.Event()
-    thread = threading.Thread(target=follower.run, args=(stop,))
+    thread = threading.Thread(target=follows.run, args=(stop,))
     thread.start()
     try:
         yield run

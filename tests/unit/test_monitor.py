@@ -209,7 +209,7 @@ class Telling:
         self.names, self.events, self.said, self.flushed = Names(), list[PacketEvent](), list[str](), 0
         self.watched = watched
         self.loop = Monitor(
-            watched,
+            watched,  # type: ignore[arg-type]
             self.names,  # type: ignore[arg-type]
             services=services,
             tell=[lambda _, event: self.events.append(event)],

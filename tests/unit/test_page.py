@@ -40,9 +40,9 @@ from lb.served.known import Known
 from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown
 from lb.served.trouble import WINDOW_SECONDS, Trouble, without_backend
 from tests.fake_maps import FakeMaps
+from tests.unit.agent_bench import SYNCED, Bench
 from tests.unit.figures_bench import Node
 from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_of
-from tests.unit.test_agent import SYNCED, Bench
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHOP = ObjectKey("shop", "checkout")

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,11 @@ class Agent:
         return 12
 
 
+def report() -> Any:
+    """Return an agent, as far as a supervisor asks it."""
+    return Agent()
+
+
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
     """Give the value of NOTIFY_SOCKET, and the socket there."""
@@ -42,7 +48,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
 
 def test_a_life_as_it_is_told(manager: tuple[str, socket.socket]) -> None:
     name, there = manager
-    supervisor, agent = Supervisor({"NOTIFY_SOCKET": name}), Agent()
+    supervisor, agent = Supervisor({"NOTIFY_SOCKET": name}), report()
 
     def heard() -> list[str]:
         return there.recv(4096).decode().split("\n")
@@ -67,7 +73,7 @@ def test_a_life_as_it_is_told(manager: tuple[str, socket.socket]) -> None:
 
 def test_without_a_service_manager_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", None)  # to be called, if at all
-    Supervisor({}).beat(Agent())
+    Supervisor({}).beat(report())
 
 
 @pytest.mark.parametrize("there", ["gone", "full"])
@@ -81,7 +87,7 @@ def test_a_service_manager_that_does_not_listen_holds_nobody_up(
             path.unlink()
         supervisor = Supervisor({"NOTIFY_SOCKET": str(path)})
         for _ in range(1000):
-            supervisor.beat(Agent())
+            supervisor.beat(report())
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.WARNING
     assert str(path) in caplog.records[0].getMessage()
