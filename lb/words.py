@@ -29,6 +29,11 @@ def several(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
+def short(name: str) -> str:
+    """Return ``name`` of an object called ``namespace/name``; ``""`` stays so."""
+    return name.rpartition("/")[2]
+
+
 def by_number(text: str) -> tuple[tuple[int, str], ...]:
     """Return a key that sorts texts as a person does: the numbers in them by value, ``#9`` before ``#10``."""
     return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBER.split(text) if part)

@@ -59,13 +59,12 @@ def look(node: NodeView) -> Comparison:
     """Compare until the agent has written what it was about to write."""
     maps = node.maps
     assert maps is not None
-    modes, problems = node.notes.get("uplink_modes", {}), node.problems
 
     def once() -> Comparison:
         snapshot = node.source.snapshot()
         topology = node.topology(snapshot)
         found = audit.compare(maps, snapshot.state, topology, around(node, topology))
-        hooks = attachment.missing(node.config, modes, problems)
+        hooks = attachment.missing(node.config, node.notes)
         found.differences += [Difference("hooks", one.place, "", "", one.program) for one in hooks]
         return found
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         snapshot = view.source.snapshot()
         topology = view.topology(snapshot)
         compared = look(view) if view.maps else None
-        node = Vantage(view.config, view.maps, view.notes, view.agent is not None, view.source, view.problems)
+        node = Vantage(view.config, view.maps, view.notes, view.agent is not None, view.source)
         facts = gather(
             node,
             key,

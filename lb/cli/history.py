@@ -11,13 +11,9 @@ from lb.cli import instances, output, pods
 from lb.cli.nodes import service_key
 from lb.rundir import RunDir
 from lb.served.ask import ask
+from lb.words import short
 
-_WORDS = {
-    "vips": "VIP",
-    "backends": "backend",
-    "source_ranges": "source range",
-    "table_rows": "table row",
-}
+_WORDS = {"vips": "VIP", "backends": "backend", "source_ranges": "source range", "table_rows": "table row"}
 _SIGNS = {
     "added": "+",
     "changed": "~",
@@ -64,5 +60,5 @@ def change(part: Mapping[str, Any], known: Mapping[str, str]) -> str:
 
 
 def _named(place: str, known: Mapping[str, str]) -> str:
-    pod = pods.pod_at(known, place).rpartition("/")[2]
+    pod = short(pods.pod_at(known, place))
     return f"{place} ({pod})" if pod else place

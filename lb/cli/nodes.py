@@ -22,7 +22,6 @@ from lb.errors import ConfigError, UsageError
 from lb.model import ObjectKey
 from lb.plan.types import Topology
 from lb.rundir import RunDir
-from lb.served.problems import texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,6 @@ class NodeView:
     notes: Mapping[str, Any]
     agent: int | None
     source: SourceReader
-
-    @property
-    def problems(self) -> list[str]:
-        """What the agent has noted to be wrong."""
-        return texts(self.notes.get("problems", []))
 
     def topology(self, snapshot: Snapshot) -> Topology:
         """Return where the node stands."""

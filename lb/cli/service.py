@@ -25,7 +25,7 @@ from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
 from lb.served.ask import ask
-from lb.words import several
+from lb.words import several, short
 
 _MOST_UNSERVED = 20
 
@@ -143,7 +143,7 @@ def render_one(found: Mapping[str, Any]) -> str:
             text += f"  {vip['kind']} {place}: {told}\n"
         for one in port["backends"]:
             place = socket_text(ip_address(one["address"]), one["port"])
-            pod = f", pod {one['pod'].rpartition('/')[2]}," if one.get("pod") else ""
+            pod = f", pod {short(one['pod'])}," if one.get("pod") else ""
             where = "this node" if one["local"] else one["node"] or "unknown node"
             failed = [f"{one[name]} {name}" for name in ("refused", "unanswered") if one[name]]
             counted = ", ".join([f"{one['opened']} connections", *failed])

@@ -17,7 +17,7 @@ from lb.cli.width import MOST, text_width, wrapped
 from lb.diagnose import attachment
 from lb.errors import LbError
 from lb.rundir import RunDir
-from lb.served.problems import Problem, as_note, texts
+from lb.served.problems import Problem, as_note
 from lb.served.status import collect
 from lb.words import several, some
 
@@ -39,12 +39,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             status["problems"] += _missing(name, run_dir.notes())
     width, colours = text_width(out), wanted(out)
     programs = args.programs or args.output == "wide"
-    output.write(
-        args,
-        out,
-        status,
-        lambda: render(status, programs=programs, width=width, colours=colours),
-    )
+    output.write(args, out, status, lambda: render(status, programs=programs, width=width, colours=colours))
     return 1 if status["problems"] else 0
 
 
@@ -54,8 +49,7 @@ def _missing(name: str, notes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     try:
         config = nodes.noted_config(name, notes, str(RunDir(name).notes_path))
-        modes = notes.get("uplink_modes", {})
-        missing = attachment.missing(config, modes, texts(notes.get("problems", [])))
+        missing = attachment.missing(config, notes)
     except LbError as error:
         yield as_note(Problem(f"hooks cannot be looked for: {error}", _HOOKS_NEXT))
         return

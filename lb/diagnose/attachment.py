@@ -6,17 +6,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lb.config import Config, SocketMode, Switch, UplinkMode
 from lb.datapath.attach import hooks, sockets
-from lb.datapath.attach.hooks import (
-    XDP_PROGRAM,
-    Attached,
-    Role,
-    fill_ifaces,
-    fill_links,
-    tc_programs_for,
-)
+from lb.datapath.attach.hooks import XDP_PROGRAM, Attached, Role, fill_ifaces, fill_links, tc_programs_for
 from lb.datapath.attach.netlink import Interface
 from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.attach.settings import write_settings
@@ -79,12 +73,11 @@ def absent(
     ]
 
 
-def missing(
-    config: Config, modes: Mapping[str, Sequence[str]], problems: Sequence[str] = ()
-) -> list[MissingHook]:
+def missing(config: Config, notes: Mapping[str, Any]) -> list[MissingHook]:
     """Look at the interfaces of the calling thread's network namespace, and at the control group.
 
-    problems: the agent's; when it says why there are no socket hooks, they are not missed.
+    notes: the agent's. They have each uplink's mode, and why there are no socket hooks, which then are not
+    missed.
 
     Raises
     ------
@@ -93,8 +86,9 @@ def missing(
     pins = Pins(config.instance)
     interfaces, roles = interfaces_and_roles(config)
     ours = {info.id for _, info in pinned_programs(pins)}
+    modes = notes.get("uplink_modes", {})
     found = absent(wanted(interfaces, roles, modes), hooks.attached(), ours)
-    if config.socket_lb is not SocketMode.OFF and not any("socket hooks" in each for each in problems):
+    if config.socket_lb is not SocketMode.OFF and not notes.get("no_socket_hooks"):
         links = sockets.attached(pins)
         if not links:
             found.append(MissingHook("", "control group", "connect, sendmsg", "no socket program"))

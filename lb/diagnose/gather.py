@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 class Vantage:
     """Where we look from, and with what.
 
-    maps: None where there is no instance. agent: it runs. notes: what it left; problems: those of them.
+    maps: None where there is no instance. agent: it runs. notes: what it left.
     """
 
     config: Config
@@ -46,7 +46,6 @@ class Vantage:
     notes: Mapping[str, Any]
     agent: bool
     source: SourceReader
-    problems: Sequence[str] = ()
 
 
 def gather(
@@ -90,7 +89,7 @@ def gather(
         facts.conflicts = [one for one in compared.conflicts if one.loser == key]
         facts.differences = [one for one in compared.differences if one.service == name]
         facts.agent = node.agent
-        facts.hooks = attachment.missing(node.config, node.notes.get("uplink_modes", {}), node.problems)
+        facts.hooks = attachment.missing(node.config, node.notes)
     if node.maps is not None:
         facts.evicted = {name: count for name, count in evictions(node.maps).items() if count}
     facts.health_port = health_port_taken(snapshot.state.services()).get(key, "")

@@ -21,6 +21,7 @@ from lb.datapath.sync.ledger import read_names, read_vips
 from lb.datapath.view.words import protocol_name
 from lb.errors import ConfigError
 from lb.model import IPAddress, ObjectKey, Protocol, socket_text
+from lb.words import short
 
 _NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN"})
 _ANSWERS = {
@@ -123,7 +124,7 @@ class PacketEvent:
             return f"{self.source} -> {self.destination}{sent}"
         snat = f" as {self.snat}" if self.snat else ""
         there, back = ("<-", "<=") if self.reply else ("->", "=>")
-        pod = f" ({self.pod.rpartition('/')[2]})" if self.pod else ""
+        pod = f" ({short(self.pod)})" if self.pod else ""
         backend = f" {back} {self.backend}{pod}{snat}" if self.backend else ""
         return f"{self.client or 'a process'} {there} {self.vip}{backend}"
 

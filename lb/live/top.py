@@ -18,6 +18,7 @@ from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.sync.accounts import numbers
 from lb.datapath.view.figures import Figures, PortName, Sample, quantile
 from lb.datapath.view.words import ShownBackend
+from lb.words import short
 
 NAME_WIDTH = 24
 """A narrow terminal shows no fewer characters of a name; more columns are shown only beside wider names."""
@@ -64,7 +65,7 @@ class Row:
             return str(self.port)
         node = f"  {self.endpoint.node}" if self.endpoint.node else ""
         ending = " (ending)" if self.endpoint.terminating else ""
-        pod = f"  {self.pod.rpartition('/')[2]}" if self.pod else ""
+        pod = f"  {short(self.pod)}" if self.pod else ""
         return f"{self.endpoint.address}{pod}{node}{ending}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Notes:
     Parameters
     ----------
     programs: the fingerprint of the programs' build.
-    uplink_modes: gives each uplink's mode and why.
+    hooks: gives what is to be noted of hooks, by name.
     source_health: gives how far each kind of object is in step.
     healthz: gives where ``/healthz`` is answered, None while it is not.
     pressure: tells of tables that are too small.
@@ -87,7 +87,7 @@ class Notes:
         config: Config,
         *,
         programs: str,
-        uplink_modes: Callable[[], Mapping[str, tuple[str, str]]],
+        hooks: Callable[[], Mapping[str, Any]],
         source_health: Callable[[], Sequence[Health]],
         checks: HealthChecks,
         healthz: Callable[[], Address | None],
@@ -97,7 +97,7 @@ class Notes:
         self._run_dir = run_dir
         self._config = config
         self._programs = programs
-        self._uplink_modes = uplink_modes
+        self._hooks = hooks
         self._source_health = source_health
         self._checks = checks
         self._healthz = healthz
@@ -165,7 +165,7 @@ class Notes:
             "refusals": _first(agent.refusals()),
             "healthz": show(healthz) if healthz else None,
             "health_check_node_ports": [one.as_dict() for one in self._checks.served()],
-            "uplink_modes": dict(self._uplink_modes()),
+            **self._hooks(),
             "programs": self._programs,
             "source": [_health_note(each) for each in self._source_health()],
         }

@@ -57,11 +57,6 @@ def read_notes(noted: Sequence[Any]) -> list[dict[str, Any]]:
     return [as_note(Problem(one)) if isinstance(one, str) else one for one in noted]
 
 
-def texts(noted: Sequence[Any]) -> list[str]:
-    """Return the texts of the problems of an agent's notes."""
-    return [one["text"] for one in read_notes(noted)]
-
-
 def time_text(seconds: float) -> str:
     """Return a time since the epoch as ISO 8601 text in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")

@@ -73,6 +73,10 @@ class SocketHooks:
     programs: path and enum bpf_attach_type of each program, by the name of its pin.
     refused: why there are none, in the kernel's words.
     cgroup: path of the group; empty: the root of the first cgroup2 mount.
+
+    Attributes
+    ----------
+    failed: why the last :meth:`sync` could not attach them, ``""`` when it could.
     """
 
     def __init__(
@@ -83,21 +87,22 @@ class SocketHooks:
         cgroup: str,
         mode: SocketMode,
     ) -> None:
+        self.failed = ""
         self._pins, self._programs, self._refused = pins, programs, refused
         self._cgroup, self._mode = cgroup, mode
 
     def sync(self) -> HookReport:
         """Bring the kernel in step; a failure is in the report, and what is attached then stays so."""
         report = HookReport()
+        self.failed = ""
         try:
             if self._mode is SocketMode.OFF:
                 report.detached += detach(self._pins)
             else:
                 self._attach(report)
         except (AttachError, BpfError, OSError) as error:
-            report.errors.append(
-                AttachError(f"socket hooks: {error}; tc serves the node's processes instead")
-            )
+            self.failed = f"socket hooks: {error}; tc serves the node's processes instead"
+            report.errors.append(AttachError(self.failed))
         return report
 
     def lost(self) -> list[LostHook]:
