@@ -261,29 +261,7 @@ class SnatPorts:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything ``lbctl run`` can be told.
-
-    Attributes
-    ----------
-    sources: one or more of ``manifests:DIR``, or ``kubernetes`` alone.
-    kubeconfig, context: how to reach the Kubernetes API; both empty: as a pod, with its service account.
-    node_name: this node's name, as pods and endpoints use it.
-    instance: name of the pin directory below /sys/fs/bpf/lbctl; default: the node's name.
-    uplinks: interfaces that face other nodes and clients; empty: those of the default routes.
-    tunnels: globs of overlay interfaces that lead to pods of other nodes; empty: VXLAN and Geneve devices.
-    pod_interfaces: globs of the host ends of pods' interfaces; empty: veths with an end elsewhere.
-    socket_lb: which sockets are led to a backend when they connect, instead of packet by packet.
-    redirect: whether packets for pods of this node, and their replies, go past the host's stack.
-    cgroup: whose processes the socket hooks serve; empty: those of the whole machine.
-    node_port_addresses: networks whose addresses answer on NodePorts; empty: :data:`PRIMARY`.
-    external_ips: of which networks externalIPs may be: all, none, or networks separated by commas.
-    service_cidr, node_port_range: from which manifests without clusterIP or nodePort get one.
-    metrics_address: where ``GET /metrics`` is answered, see :func:`split_address`; kube-proxy's default.
-    healthz_address: where ``GET /healthz`` and ``/livez`` are answered, likewise.
-    traffic_counters: whether packets and bytes are counted for each backend.
-    answer_rate: of how many answers of ours a second and CPU, see within_rate() in bpf/answer.h.
-    metrics_services, metrics_backends: of how many the metrics tell at most.
-    """
+    """Everything ``lbctl run`` can be told; the text of each setting says what it means, and by default."""
 
     sources: tuple[str, ...] = setting(
         (),

@@ -100,14 +100,15 @@ class Claims:
 
     An address that is a clusterIP belongs to that Service with all its ports, those too that it does not
     have: anybody may write any address into externalIPs, and would else take over a live one (CVE-2020-8554).
-    A node port goes before what others claim at the node's address. Of equals the older Service wins a VIP.
+    A node port goes before what others claim at the node's address. Between claims of one rank, the older
+    Service wins.
 
     Where creationTimestamps do not tell, as with most manifests, whoever has the VIP keeps it; of several
     that come at once, one that says when it was created wins, then the first by key.
 
-    Addresses as a whole are shared without conflict, since each of the Services may have ports of its own.
-    What their packets meet is that of a Service whose clusterIP the address is, before others; then of one
-    with endpoints to offer; then as above.
+    Several Services may share an address without conflict, since each has ports of its own. The entry for the
+    address as a whole, which answers pings, is that of the Service whose clusterIP it is; else that of one
+    with endpoints to offer; else the rules above decide.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def node_ports(service: Service | None) -> frozenset[int]:
 
 
 def health_port_taken(services: Collection[Service]) -> dict[ObjectKey, str]:
-    """Return by Service whose ``healthCheckNodePort`` it cannot have, in words: another has that number.
+    """Return, for each Service that cannot have its ``healthCheckNodePort``, which Service has that number.
 
     A nodePort goes before a health-check port, whose packets would never reach the agent's socket; of two
     health-check ports that of the first name is named. No API server lets either happen.

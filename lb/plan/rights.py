@@ -11,9 +11,10 @@ there (CVE-2020-8554). So on each node these are refused:
 - at an address of the node itself, a port on which a process of the node listens, unless that process is an
   endpoint of the Service;
 - endpoints that are a clusterIP: "the endpoint IP addresses cannot be the cluster IPs of other Kubernetes
-  Services" (Kubernetes documentation, "Service", EndpointSlices), and two that name each other have no end.
+  Services" (Kubernetes documentation, "Service", EndpointSlices), and two Services that are each other's
+  endpoint would lead a packet round for ever.
 
-Who has an address that several Services claim, :mod:`lb.plan.claims` decides.
+:mod:`lb.plan.claims` decides which Service has an address that several of them claim.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def plan_service(
 ) -> ServicePlan:
     """Return the desired state of a Service on the node that the topology describes.
 
-    Nothing (a plan without ports) comes of a Service that another proxy has, of a headless one, and of
-    an ExternalName: the last two live in DNS alone.
+    The plan has no ports for a Service that is another proxy's, for a headless one, and for an ExternalName:
+    the last two are served by DNS alone.
 
     Families. A Service is served in the families of its clusterIPs, as kube-proxy does it; addresses of
     another family, in whatever field, are left out. Each port gives one PortPlan for each family.
@@ -125,7 +125,7 @@ def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPol
 
 
 def _addresses(service: Service, fields: Fields, topology: Topology) -> Iterator[list[Vip]]:
-    """Yield a Service's addresses as a whole for each family; all of them are of one family or the other."""
+    """Yield, for each family that the Service has, its addresses as a whole."""
     kinds: dict[IPAddress, VipKind] = {}
     for kind, addresses in fields:
         for address in addresses:
@@ -142,8 +142,8 @@ def _addresses(service: Service, fields: Fields, topology: Topology) -> Iterator
 def _give_addresses(ports: list[PortPlan], addresses: list[Vip]) -> None:
     """Put a family's addresses as a whole among the VIPs of one port of that family, if there is any.
 
-    It is the first of those that offer most: whoever has local endpoints has endpoints, so no other port has
-    a backend on a side where this one has none.
+    The port is the first of those with the most to offer. A port with local endpoints also has cluster
+    endpoints, so no other port has a backend on a side where this one has none.
     """
     if not addresses:
         return

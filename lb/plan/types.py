@@ -60,9 +60,9 @@ class Topology:
 
 
 class VipKey(msgspec.Struct, frozen=True, gc=False, cache_hash=True):
-    """A Service address. port is in the CPU's order, 1 to 65535.
+    """A Service address. port: a number from 1 to 65535.
 
-    Port 0 and no protocol is the address as a whole: it is about packets for none of its ports.
+    Port 0 without a protocol stands for the address as a whole: for packets to none of its Services' ports.
     """
 
     address: IPAddress
@@ -113,7 +113,8 @@ class PortPlan:
     empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
     source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all.
 
-    One port of a Service has its addresses as a whole among its vips: one that has endpoints where any has.
+    The Service's addresses as a whole (port 0) are among the vips of one of its ports: of a port that has
+    endpoints, if any has.
     """
 
     port_name: str

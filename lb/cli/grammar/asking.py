@@ -99,9 +99,9 @@ def audit(commands: Commands) -> None:
         about="""\
 Compare what the source says with what the kernel's maps hold: the source is read anew, planned
 anew, and each entry that differs is named, and each hook without its program. Interfaces and
-settings are compared with the node and with what its agent was told. A sign in front says
-what would bring it in step: + it is missing, - nobody planned it, ~ it is another. What the agent
-is about to write is waited for.
+settings are compared with the node and with what its agent was told. A sign in front says how an
+entry differs: + it is missing, - it should not be there, ~ it has another value. Changes that the
+agent is about to write are waited for.
 
 --heal has it brought in step: by the agent, or without it when it does not run. Connections are
 kept.

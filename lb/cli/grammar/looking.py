@@ -100,8 +100,8 @@ def maps(commands: Commands) -> None:
         "dump",
         "print what the maps hold",
         about=f"""\
-Print what the kernel's maps hold. It is read from the kernel: it is what packets meet, also when the agent is
-dead.
+Print what the kernel's maps hold. It is read from the kernel: this is what the programs use, whether or not
+the agent runs.
 
 {_SECTIONS}""",
         examples="""\
@@ -195,17 +195,18 @@ def monitor(commands: Commands) -> None:
         commands,
         "monitor",
         about="""\
-Tell, live, which connections begin and end, and which packets are dropped or refused and why. The packet path
-tells it itself, into a ring buffer; while nobody watches it pays next to nothing for that, and a connection's
-packets never do unless --packets or --pcap asks for each of them.
+Tell, live, which connections begin and end, and which packets are dropped or refused and why. The programs
+that translate the packets write these events into a ring buffer. While nobody watches, that costs next to
+nothing; only with --packets or --pcap is there an event for each packet of a connection.
 
 A line has the time, what it is about, the reason, the Service and its port, the ends, the interface and the
 hook: client -> VIP => backend (pod), with "as" the node's address that stands for the client (SNAT); of a
 packet to the client, client <- VIP <= backend. On a narrow terminal it goes on in the next line.
 """,
         notes="""\
-Connections that end by a timeout are not told of: nothing happens then. Of those that are led to their
-backend at the socket the beginning is told, the rest never meets us. One at a time may watch an instance.
+The end of a connection by a timeout is not told: no packet passes then. Of a connection that is led to its
+backend at the socket only the beginning is told: its packets need no translation. One command at a time may
+watch an instance.
 """,
         examples="""\
 lbctl monitor --service default/web
