@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from lb.datapath.attach.hooks import LostHook
+from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import CapacityError, LbError
 from lb.model import IPAddress, ObjectKey
 from lb.parts import (
     Announcement,
-    Checks,
     Failed,
     Inbox,
     InterfacesChanged,
@@ -29,16 +29,16 @@ from lb.parts import (
     Settled,
     SourceEvents,
     Stop,
-    Surroundings,
-    Syncer,
 )
 from lb.plan import Claims, Conflict, concerned, health_check, node_ports, plan_service
 from lb.plan.types import ServicePlan, Topology
 from lb.refused import Refused
 from lb.retries import Retries
+from lb.served.health import HealthChecks
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.served.problems import NEXT, Problem
 from lb.state import ClusterState
+from lb.surroundings import Surroundings
 from lb.words import some
 
 _log = logging.getLogger(__name__)
@@ -93,9 +93,9 @@ class Agent:
         state: ClusterState,
         node_name: str,
         surroundings: Surroundings,
-        reconciler: Syncer,
+        reconciler: Reconciler,
         serving: bool,
-        checks: Checks,
+        checks: HealthChecks,
         history: History,
         announce: Callable[[ObjectKey, Announcement], None],
         synced: Callable[[Agent], None],

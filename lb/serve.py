@@ -48,7 +48,7 @@ from lb.served.pressure import Pressure
 from lb.served.problems import Problem
 from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
-from lb.surroundings import KernelSurroundings
+from lb.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from lb.kube import reflector
@@ -191,7 +191,7 @@ def startup(
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
     reconciler.recover()
-    surroundings = KernelSurroundings(config, pins, loaded, maps)
+    surroundings = Surroundings(config, pins, loaded, maps)
     stack.callback(surroundings.close)
     raise_file_limit()
     health = open_health(config, source, stack)
@@ -202,7 +202,7 @@ def startup(
         run_dir,
         config,
         programs=loaded.fingerprint,
-        uplink_modes=surroundings.modes,
+        hooks=surroundings.notes,
         source_health=source.health,
         checks=health.checks,
         healthz=health.bound,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lb.config import Config, Switch
 from lb.datapath.attach.hooks import Hooks, LostHook
@@ -23,8 +24,8 @@ from lb.plan.types import Topology
 _log = logging.getLogger(__name__)
 
 
-class KernelSurroundings:
-    """The node's interfaces and the programs on them: :class:`lb.parts.Surroundings`."""
+class Surroundings:
+    """The kernel around the agent: the node's interfaces and the programs on them."""
 
     def __init__(self, config: Config, pins: Pins, loaded: Loaded, maps: Maps) -> None:
         self._config = config
@@ -49,7 +50,11 @@ class KernelSurroundings:
         self._keeper.close()
 
     def topology(self, node: Node | None, claims: Callable[[IPAddress], bool]) -> Topology:
-        """See :class:`lb.parts.Surroundings`."""
+        """Return where the agent stands.
+
+        node is what Kubernetes says of it, None while that is unknown. claims: see
+        :func:`lb.datapath.attach.roles.standing`.
+        """
         topology = standing(self._config, node, claims)
         before, self._own = self._own, topology.internal_addresses
         elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
@@ -62,7 +67,10 @@ class KernelSurroundings:
         return topology
 
     def attach(self, changed: frozenset[int] | None) -> Sequence[str]:
-        """See :class:`lb.parts.Surroundings`."""
+        """Attach programs to the interfaces (by ifindex; None: all) and return what failed.
+
+        None also has written anew what the programs know of the node and its configuration.
+        """
         if changed is None:
             write_settings(self._maps, self._config)
         report = self._hooks.sync(changed, self._own)
@@ -81,17 +89,28 @@ class KernelSurroundings:
         return [str(error) for error in report.errors]
 
     def lost(self) -> Sequence[LostHook]:
-        """See :class:`lb.parts.Surroundings`."""
+        """Return the hooks that should have a program of ours and have none.
+
+        Raises
+        ------
+        LbError: the kernel refused to tell.
+        """
         return [*self._hooks.lost(), *self._sockets.lost()]
 
     def mend(self) -> int:
-        """See :class:`lb.parts.Surroundings`."""
+        """Pin again what somebody unpinned, and return how much that was.
+
+        Raises
+        ------
+        LbError, OSError: it could not be pinned.
+        """
         return len(self._keeper.mend())
 
     def drift(self) -> dict[str, int]:
-        """See :class:`lb.parts.Surroundings`."""
+        """Return by map how many entries about the node and its configuration are not as they should be."""
         return attachment.drift(self._maps, self._config, self._own)
 
-    def modes(self) -> dict[str, tuple[str, str]]:
-        """Return each uplink's mode and why."""
-        return {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
+    def notes(self) -> dict[str, Any]:
+        """Return, for the agent's notes, each uplink's mode and why, and why there are no socket hooks."""
+        modes = {name: (mode.value, why) for name, (mode, why) in self._hooks.modes.items()}
+        return {"uplink_modes": modes, "no_socket_hooks": self._sockets.failed}

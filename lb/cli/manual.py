@@ -77,12 +77,7 @@ def _section(parser: argparse.ArgumentParser) -> list[str]:
         name = _name(action)
         words += [] if action.option_strings else [name]
         lines += [".TP", name, *_filled(parser._get_formatter()._expand_help(action))]
-    return [
-        f".SS {' '.join(words)}",
-        *_prose(parser.description or ""),
-        *lines,
-        *_prose(parser.epilog or ""),
-    ]
+    return [f".SS {' '.join(words)}", *_prose(parser.description or ""), *lines, *_prose(parser.epilog or "")]
 
 
 def _name(action: argparse.Action) -> str:

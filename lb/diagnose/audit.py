@@ -66,10 +66,7 @@ def compare(
 
 
 def bring_in_step(
-    maps: Maps,
-    state: ClusterState,
-    topology: Topology,
-    settle: Callable[[], None] = lambda: None,
+    maps: Maps, state: ClusterState, topology: Topology, settle: Callable[[], None] = lambda: None
 ) -> Comparison:
     """Write to the maps what the source says, as an agent does that starts; differences are left empty.
 

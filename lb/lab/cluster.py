@@ -50,7 +50,7 @@ from lb.lab.pods import Pods, now
 from lb.lab.runtime import PodRuntime
 from lb.lab.scheduling import least_loaded, plan_pods
 from lb.lab.store import Store
-from lb.lab.watch import Cache, Change, Follower
+from lb.lab.watch import Cache, Change, follower
 from lb.model import ObjectKey, Service
 
 _log = logging.getLogger(__name__)
@@ -168,8 +168,8 @@ class ClusterKubelet(Pods):
 
         presence = Presence(self._api.client.probe, Timing())
         for resource in self._resources:
-            follower = Follower(self._api, resource, tell, presence)
-            threading.Thread(target=follower.run, args=(halt,), name=resource.name, daemon=True).start()
+            run = follower(self._api, resource, tell, presence).run
+            threading.Thread(target=run, args=(halt,), name=resource.name, daemon=True).start()
         self.in_background(self.front.run(self.pods.values))
         work = asyncio.create_task(self._work())
         async with await self.listen():

@@ -87,11 +87,7 @@ def environment() -> dict[str, str]:
 
 
 def wait_for(
-    what: str,
-    done: Callable[[], bool],
-    process: ProcessRef | None,
-    log: Path,
-    seconds: float = START_SECONDS,
+    what: str, done: Callable[[], bool], process: ProcessRef | None, log: Path, seconds: float = START_SECONDS
 ) -> None:
     """Wait until done() is true.
 

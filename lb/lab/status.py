@@ -81,10 +81,7 @@ def status(lab: Inspected) -> dict[str, Any]:
             "addresses": [str(address) for version in versions for address in clients(version)],
         },
         "outside_server": str(outside_server(versions[0])),
-        "kubelet": {
-            **_process_status(store.process("kubelet")),
-            "log": str(store.log("kubelet")),
-        },
+        "kubelet": {**_process_status(store.process("kubelet")), "log": str(store.log("kubelet"))},
         **({"addresses": balancer} if (balancer := _balancer(store)) else {}),
         "nodes": nodes,
         **listing,

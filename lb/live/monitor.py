@@ -6,39 +6,15 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from lb.datapath.view.watch import Watch
 from lb.errors import ConfigError
 from lb.live.events import Names, PacketEvent, clock_offset, describe
 
 RENEW_SECONDS = 1.0
 """How often the programs are told that somebody is there, and names are looked up anew."""
-
-
-class Source(Protocol):
-    """What the loop uses of :class:`lb.datapath.view.watch.Watch`."""
-
-    @property
-    def lost(self) -> int:
-        """How many events there was no room for."""
-        ...
-
-    def choose(self, services: Sequence[int]) -> None:
-        """Tell of these Service ports alone; none: of all."""
-        ...
-
-    def renew(self) -> None:
-        """Go on."""
-        ...
-
-    def wait(self, seconds: float) -> None:
-        """Return when there is an event, at the latest after so many seconds."""
-        ...
-
-    def events(self) -> Iterator[Any]:
-        """Yield the records that there are."""
-        ...
 
 
 class Monitor:
@@ -59,7 +35,7 @@ class Monitor:
 
     def __init__(
         self,
-        watch: Source,
+        watch: Watch,
         names: Names,
         *,
         services: Callable[[], list[int]] | None,

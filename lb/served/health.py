@@ -130,7 +130,7 @@ class Served:
 
 
 class HealthChecks:
-    """The health-check ports of Services: :class:`lb.parts.Checks`.
+    """The health-check ports of Services.
 
     Each is listened to on the node's NodePort addresses, of both families, as with kube-proxy: where
     NodePorts answer, load balancers reach the node, and an address that is kept from clients gets no open
@@ -147,11 +147,7 @@ class HealthChecks:
     """
 
     def __init__(
-        self,
-        server: HttpServer,
-        *,
-        fresh: Callable[[], bool],
-        failed: Callable[[ObjectKey, str], None],
+        self, server: HttpServer, *, fresh: Callable[[], bool], failed: Callable[[ObjectKey, str], None]
     ) -> None:
         self._server = server
         self._fresh = fresh

@@ -36,24 +36,25 @@ SYNC_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 
 """Upper ends of the buckets of sync durations."""
 
 PROGRAMMING_SECONDS = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
-    300.0,
-)
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
 """Upper ends of the buckets of programming latencies."""
+
+
+def family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    labels: Sequence[str],
+    rows: Iterable[tuple[Sequence[str], float | None]],
+) -> Metric:
+    """Return a metric with its samples: values of the labels, and the number; None: there is none."""
+    made = kind(name, text, labels=labels)
+    for values, number in rows:
+        if number is not None:
+            made.add_metric(values, number)
+    return made
+
 
 Part = Callable[[], Iterable[Metric]]
 """Reads some metrics; called from the threads of those who ask, one at a time."""
@@ -151,14 +152,13 @@ def build_metrics(version: str, programs: str) -> Iterator[Metric]:
 def agent_metrics(services: int, problems: Mapping[str, int], busy_seconds: float) -> Iterator[Metric]:
     """Yield what the agent knows; problems: how many there are, by kind."""
     yield GaugeMetricFamily("lbctl_services", "Services that the sources have told of.", value=services)
-    family = GaugeMetricFamily(
+    yield family(
+        GaugeMetricFamily,
         "lbctl_problems",
         "What is wrong at present: Services and hooks that failed, VIPs that two Services claim.",
-        labels=["kind"],
+        ["kind"],
+        (([kind], count) for kind, count in problems.items()),
     )
-    for kind, count in problems.items():
-        family.add_metric([kind], count)
-    yield family
     yield GaugeMetricFamily(
         "lbctl_agent_busy_seconds",
         "How long the present step of the agent's loop has been at work; 0 while it waits for changes.",
@@ -177,14 +177,13 @@ def repair_metrics(repairs: int) -> Iterator[Metric]:
 
 def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
     """Yield in how many entries the kernel differs from what was written, by map."""
-    family = GaugeMetricFamily(
+    yield family(
+        GaugeMetricFamily,
         "lbctl_audit_differences",
         "Entries that were not as the agent had written them when it last looked.",
-        labels=["map"],
+        ["map"],
+        (([name], count) for name, count in sorted(drift.items())),
     )
-    for name, count in sorted(drift.items()):
-        family.add_metric([name], count)
-    yield family
 
 
 def source_metrics(
@@ -217,20 +216,16 @@ def source_metrics(
             "Objects that cannot be used as they are now; their last good version stays.",
             lambda one: one.broken,
         ),
+        (
+            "errors",
+            "Requests to the API server that failed, or whose answer broke off.",
+            lambda one: one.errors,
+        ),
     )
     for name, text, value in columns:
-        family = GaugeMetricFamily(f"lbctl_source_{name}", text, labels=["resource"])
-        for one in healths:
-            family.add_metric([one.resource], value(one))
-        yield family
-    errors = CounterMetricFamily(
-        "lbctl_source_errors",
-        "Requests to the API server that failed, or whose answer broke off.",
-        labels=["resource"],
-    )
-    for one in healths:
-        errors.add_metric([one.resource], one.errors)
-    yield errors
+        kind = CounterMetricFamily if name == "errors" else GaugeMetricFamily
+        rows = (([one.resource], value(one)) for one in healths)
+        yield family(kind, f"lbctl_source_{name}", text, ["resource"], rows)
 
 
 def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -> Iterator[Metric]:
@@ -246,36 +241,24 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     with opened() as maps:
         fills, counters = map_fill(maps), dump.counters(maps)
         first, last = snat_range(maps)
-    entries = GaugeMetricFamily(
-        "lbctl_map_entries", "Entries in use, of the maps that can fill up.", labels=["map"]
+    gauge, counter = GaugeMetricFamily, CounterMetricFamily
+    yield gauge(
+        "lbctl_snat_ports", "Ports that SNAT may use towards each remote backend.", value=last - first + 1
     )
-    capacity = GaugeMetricFamily("lbctl_map_capacity", "Entries that fit into the map.", labels=["map"])
-    evictions = CounterMetricFamily(
-        "lbctl_map_evictions",
-        "Entries, not provisional, that made room before their time was over, of maps that tell.",
-        labels=["map"],
-    )
-    provisional = GaugeMetricFamily(
-        "lbctl_map_provisional_entries",
-        "Of the entries in use those that make room first: half-open connections, unconfirmed clients.",
-        labels=["map"],
-    )
-    for fill in fills:
-        entries.add_metric([fill.name], fill.entries)
-        capacity.add_metric([fill.name], fill.capacity)
-        if fill.evicted is not None:
-            evictions.add_metric([fill.name], fill.evicted)
-        if fill.provisional is not None:
-            provisional.add_metric([fill.name], fill.provisional)
-    packets = CounterMetricFamily(
-        "lbctl_hook_packets",
-        "Packets by the hook that saw them and the reason they left it with; one packet may pass two hooks.",
-        labels=["hook", "reason"],
-    )
-    octets = CounterMetricFamily("lbctl_hook_bytes", "The bytes of those packets.", labels=["hook", "reason"])
-    for one in counters:
-        packets.add_metric([one.hook, one.reason], one.packets)
-        octets.add_metric([one.hook, one.reason], one.bytes)
-    ports = GaugeMetricFamily("lbctl_snat_ports", "Ports that SNAT may use towards each remote backend.")
-    ports.add_metric([], last - first + 1)
-    yield from (ports, entries, capacity, provisional, evictions, packets, octets)
+    for kind, name, field, text in (
+        (gauge, "lbctl_map_entries", "entries", "Entries in use, of the maps that can fill up."),
+        (gauge, "lbctl_map_capacity", "capacity", "Entries that fit into the map."),
+        (gauge, "lbctl_map_provisional_entries", "provisional", "Of the entries in use those that make room"
+         " first: half-open connections, unconfirmed clients."),
+        (counter, "lbctl_map_evictions", "evicted", "Entries, not provisional, that made room before their"
+         " time was over, of maps that tell."),
+    ):  # fmt: skip
+        rows = [([fill.name], getattr(fill, field)) for fill in fills]
+        yield family(kind, name, text, ["map"], rows)
+    for name, field, text in (
+        ("lbctl_hook_packets", "packets", "Packets by the hook that saw them and the reason they left it"
+         " with; one packet may pass two hooks."),
+        ("lbctl_hook_bytes", "bytes", "The bytes of those packets."),
+    ):  # fmt: skip
+        rows = [([one.hook, one.reason], getattr(one, field)) for one in counters]
+        yield family(counter, name, text, ["hook", "reason"], rows)

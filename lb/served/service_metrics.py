@@ -78,11 +78,7 @@ def _backends(found: Sample, names: Sequence[PortName], most: int) -> list[tuple
 
 
 def _counters(
-    of: str,
-    labels: Sequence[str],
-    counted: Sequence[tuple[tuple[str, ...], Figures]],
-    *,
-    traffic: bool,
+    of: str, labels: Sequence[str], counted: Sequence[tuple[tuple[str, ...], Figures]], *, traffic: bool
 ) -> Iterator[Metric]:
     """Yield what is counted alike of Service ports and backends; of: "service" or "backend"."""
     packets = CounterMetricFamily(

@@ -11,23 +11,10 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from typing import Protocol
 
-from lb.served.problems import Problem
+from lb.served.notes import AgentReport
 
 _log = logging.getLogger(__name__)
-
-
-class AgentPulse(Protocol):
-    """What is told of an agent."""
-
-    def problems(self) -> list[Problem]:
-        """Return what is wrong at present."""
-        ...
-
-    def service_count(self) -> int:
-        """Return the number of Services."""
-        ...
 
 
 class Supervisor:
@@ -42,13 +29,13 @@ class Supervisor:
         """Say that programs are compiled and loaded, which may take a while."""
         self._tell("STATUS=loading programs and maps")
 
-    def synced(self, agent: AgentPulse) -> None:
+    def synced(self, agent: AgentReport) -> None:
         """Say after the first sync, and only then, that the start is over."""
         if not self._ready:
             self._ready = True
             self._tell("READY=1", _status(agent))
 
-    def beat(self, agent: AgentPulse) -> None:
+    def beat(self, agent: AgentReport) -> None:
         """Say that the agent's loop goes on, and how things are; to be called well within WatchdogSec=."""
         waiting = "STATUS=waiting for the source's first list; connections are served as before"
         self._tell("WATCHDOG=1", _status(agent) if self._ready else waiting)
@@ -72,7 +59,7 @@ class Supervisor:
             self._deaf = True
 
 
-def _status(agent: AgentPulse) -> str:
+def _status(agent: AgentReport) -> str:
     """Return the line that ``systemctl status`` shows."""
     problems, services = agent.problems(), f"{agent.service_count()} Services"
     if not problems:

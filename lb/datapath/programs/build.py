@@ -292,10 +292,7 @@ def useful_lines(stderr: str, last: int = 40) -> str:
 
 
 def relocate(
-    code: bytes,
-    fds: Mapping[str, int],
-    has: Mapping[str, bool],
-    functions: KernelFunctions = NO_FUNCTIONS,
+    code: bytes, fds: Mapping[str, int], has: Mapping[str, bool], functions: KernelFunctions = NO_FUNCTIONS
 ) -> bytes:
     """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
 

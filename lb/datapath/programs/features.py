@@ -39,10 +39,7 @@ _LOG_SIZE = 4096
 _SET_RETVAL = 187
 
 HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
-    ProgType.XDP: {
-        44: ("xdp_adjust_head", "4.10"),
-        65: ("xdp_adjust_tail", "4.18"),
-    },
+    ProgType.XDP: {44: ("xdp_adjust_head", "4.10"), 65: ("xdp_adjust_tail", "4.18")},
     ProgType.SCHED_CLS: {
         9: ("skb_store_bytes", "4.1"),
         11: ("l4_csum_replace", "4.1"),

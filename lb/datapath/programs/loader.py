@@ -272,12 +272,7 @@ def prune(pins: Pins, loaded: Loaded) -> None:
 
 def fingerprint(sizes: Mapping[str, int], bpf_dir: Path = layouts.BPF_DIR) -> str:
     """Return 16 hex digits over everything that loaded programs depend on."""
-    parts = [
-        build.fingerprint(bpf_dir),
-        sorted(sizes.items()),
-        platform.release(),
-        features.may_ask_module(),
-    ]
+    parts = [build.fingerprint(bpf_dir), sorted(sizes.items()), platform.release(), features.may_ask_module()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

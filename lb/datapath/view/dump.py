@@ -175,10 +175,7 @@ def live_and_closed(flows: Sequence[MapEntry]) -> tuple[int, int]:
 
 
 def dump(
-    maps: Maps,
-    now_ns: int,
-    sections: Collection[str] | None = None,
-    service: ObjectKey | None = None,
+    maps: Maps, now_ns: int, sections: Collection[str] | None = None, service: ObjectKey | None = None
 ) -> Dump:
     """Read the maps.
 
