@@ -145,7 +145,7 @@ static __always_inline bool decide_redirect(ctx_t *ctx, const struct packet *pkt
 		decide(d, ACTION_PASS, REASON_TO_TC);
 		return false;
 	}
-	if (may_go_past(ctx, pkt) && decide_route(ctx, pkt, &pkt->tuple.src, true, d)) {
+	if (may_go_past(ctx, pkt) && decide_route(ctx, pkt, &pkt->tuple.src, WAY_PAST_STACK, d)) {
 		if (d->route.peer)
 			d->flow.path = PATH_REDIRECT;
 		else
@@ -162,7 +162,7 @@ static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pk
 	bool to_itself = ctx_at_loopback(ctx);
 
 	d->flow.path = to_itself ? PATH_LOOPBACK : PATH_HOST;
-	if (!decide_route(ctx, pkt, &pkt->tuple.src, false, d))
+	if (!decide_route(ctx, pkt, &pkt->tuple.src, WAY_OF_PATH, d))
 		return false;
 	if (d->action == ACTION_FORWARD && (!to_itself || own_address(d->route.ifindex, &d->flow.to.src)))
 		return true;
@@ -191,7 +191,7 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 		return decide_redirect(ctx, pkt, settings, d);
 	if (side == HOST)
 		return decide_host_path(ctx, pkt, d);
-	if (!decide_route(ctx, pkt, &pkt->tuple.src, false, d))
+	if (!decide_route(ctx, pkt, &pkt->tuple.src, WAY_OF_PATH, d))
 		return false;
 	if (d->action == ACTION_FORWARD && own_address(d->route.ifindex, &d->flow.to.src))
 		d->flow.path = PATH_FORWARD;
@@ -201,11 +201,11 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 }
 
 static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt, const struct vip *vip,
-					   const struct note *at, u64 now, const struct settings *settings,
+					   const struct note *note, u64 now, const struct settings *settings,
 					   struct entries *entries, struct decision *d)
 {
 	u32 hash = hash_tuple(&pkt->tuple);
-	u8 side = at->side;
+	u8 side = note->side;
 	const struct backend_set set = offered_set(vip, side);
 	struct backend backend;
 	u32 created;
@@ -213,10 +213,10 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
-	if (at->attempt)
-		hash = hash_words(hash, at->attempt, 0);
-	if (at->attempt ? !select_backend(&set, vip->service, hash, &backend)
-			: !pick_backend(vip, side, &set, &pkt->tuple.src, hash, now, true, &backend)) {
+	if (note->attempt)
+		hash = hash_words(hash, note->attempt, 0);
+	if (note->attempt ? !select_backend(&set, vip->service, hash, &backend)
+			  : !pick_backend(vip, side, &set, &pkt->tuple.src, hash, now, true, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
@@ -236,40 +236,40 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		decide(d, ACTION_DROP, created);
 		return;
 	}
-	if (at->attempt)
+	if (note->attempt)
 		d->reason = REASON_NEW_ELSEWHERE;
 	if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
 		count_opened(backend.id); /* else it was opened before, and its flow lost */
 }
 
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,
-						     const struct settings *settings, struct note *at)
+						     const struct settings *settings, struct note *note)
 {
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	const struct vip *vip;
 
-	pkt->l3 = at->l3;
+	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return drop(REASON_REWRITE_FAILED);
 	vip = lookup_vip(&pkt->tuple);
 	if (!vip) /* gone in this moment */
 		return drop(REASON_NO_BACKEND);
-	if (!at->asked && may_be_owned(pkt, vip, at, settings)) {
+	if (!note->asked && may_be_owned(pkt, vip, note, settings)) {
 		next_step(ctx, STEP_OWNER);
 		return strand(ctx, true);
 	}
-	if (at->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
+	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
-	decide_connect(ctx, pkt, vip, at, bpf_ktime_get_ns(), settings, &work->entries, d);
-	if (d->reason == REASON_SNAT_EXHAUSTED && at->attempt < SNAT_ATTEMPTS) {
-		at->attempt++;
-		at->stale = false;
+	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
+	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
+		note->attempt++;
+		note->stale = false;
 		next_step(ctx, STEP_CONNECT);
 	}
-	return conclude(ctx, pkt, d, at);
+	return conclude(ctx, pkt, d, note);
 }
 
 /* The step. */
@@ -277,10 +277,10 @@ static __always_inline int connect(ctx_t *ctx)
 {
 	const struct settings *settings = get_settings();
 	struct work *work = get_work();
-	struct note *at = get_note();
+	struct note *note = get_note();
 	u32 bytes = ctx_len(ctx);
 
-	if (!at || !settings || !work)
+	if (!note || !settings || !work)
 		return VERDICT_DROP;
-	return finish_and_report(ctx, at, connect_packet(ctx, work, settings, at), bytes);
+	return finish_and_report(ctx, note, connect_packet(ctx, work, settings, note), bytes);
 }

@@ -108,38 +108,39 @@ static __always_inline bool fast_packet(ctx_t *ctx, u32 l3, const struct tuple *
 
 /* Sent by us: past the stack to a pod of this node, or along the FIB. OURS, before anything was done to it,
  * where that is not the packet's way. */
-static __always_inline int fast_send(ctx_t *ctx, const struct note *at, const struct tuple *t,
-				     const struct flow_entry *e, bool past, u32 reason)
+static __always_inline int fast_send(ctx_t *ctx, const struct note *note, const struct tuple *t,
+				     const struct flow_entry *e, enum way way, u32 reason)
 {
+	const bool past = way == WAY_PAST_STACK;
 	u32 bytes = ctx_len(ctx);
 	struct packet pkt = {};
 	struct route route;
 	struct tuple to;
 
 	if (past && !ctx_can_redirect())
-		return finish(at->hook, pass(REASON_TO_TC), bytes);
+		return finish(note->hook, pass(REASON_TO_TC), bytes);
 	entry_tuple(e, &to);
-	if (!fast_packet(ctx, at->l3, t, &pkt) || (past ? !may_go_past(ctx, &pkt) : pkt.ttl <= 1) ||
-	    find_route(ctx, &pkt, past ? &pkt.tuple.src : &to.src, &to.dst, past, &route) != ROUTE_FOUND)
+	if (!fast_packet(ctx, note->l3, t, &pkt) || (past ? !may_go_past(ctx, &pkt) : pkt.ttl <= 1) ||
+	    find_route(ctx, &pkt, past ? &pkt.tuple.src : &to.src, &to.dst, way, &route) != ROUTE_FOUND)
 		return OURS;
 	if (!past && !ctx_can_send(ctx, route.ifindex, route.link_known))
-		return finish(at->hook, pass(REASON_TO_TC), bytes);
+		return finish(note->hook, pass(REASON_TO_TC), bytes);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
-	if (!fast_translate(ctx, at->l3, t, &to, 1))
-		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish(at->hook, send_along(ctx, &pkt, &route, reason), bytes);
+	if (!fast_translate(ctx, note->l3, t, &to, 1))
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+	return finish(note->hook, send_along(ctx, &pkt, &route, reason), bytes);
 }
 
-static __always_inline int fast_stack(ctx_t *ctx, const struct note *at, const struct tuple *t,
+static __always_inline int fast_stack(ctx_t *ctx, const struct note *note, const struct tuple *t,
 				      const struct flow_entry *e, u32 reason, u32 bytes)
 {
 	struct tuple to;
 
 	entry_tuple(e, &to);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
-	if (!fast_translate(ctx, at->l3, t, &to, 0))
-		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	return finish(at->hook, pass(reason), bytes);
+	if (!fast_translate(ctx, note->l3, t, &to, 0))
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+	return finish(note->hook, pass(reason), bytes);
 }
 
 static __always_inline const struct flow_entry *fast_lookup(const struct tuple *t, u8 direction)
@@ -158,7 +159,7 @@ static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 	       ticks() - e->touched < FLOW_REFRESH_TICKS && likely(!(watched() & WATCH_PACKETS));
 }
 
-static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
+static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 {
 	const struct settings *settings;
 	u32 bytes = ctx_len(ctx);
@@ -166,29 +167,29 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	struct tuple t;
 	u8 later = 0;
 
-	if (!fast_parse(ctx, at->l3, &t, &later))
+	if (!fast_parse(ctx, note->l3, &t, &later))
 		return SLOW;
 	settings = get_settings();
 	if (!settings)
 		return SLOW;
 	if (unlikely(to_snat_port(&t, settings))) {
 		e = fast_lookup(&t, DIR_REPLY);
-		if (!e || at->side != OUTSIDE || e->path != PATH_FORWARD)
+		if (!e || note->side != OUTSIDE || e->path != PATH_FORWARD)
 			return SLOW;
 		if (later || !settled(e, DIR_REPLY))
 			return OURS;
-		return fast_send(ctx, at, &t, e, false, REASON_REPLY);
+		return fast_send(ctx, note, &t, e, WAY_OF_PATH, REASON_REPLY);
 	}
 	if (!lookup_vip(&t)) {
-		if (at->side == INSIDE && unlikely(settings->redirect)) {
+		if (note->side == INSIDE && unlikely(settings->redirect)) {
 			e = fast_lookup(&t, DIR_REPLY);
 			if (e && e->path == PATH_REDIRECT)
 				return later || !settled(e, DIR_REPLY)
 					   ? OURS
-					   : fast_send(ctx, at, &t, e, true, REASON_REPLY);
+					   : fast_send(ctx, note, &t, e, WAY_PAST_STACK, REASON_REPLY);
 		}
 		return in_cluster_net(&t.dst, settings) ? SLOW
-							: finish(at->hook, pass(REASON_NOT_VIP), bytes);
+							: finish(note->hook, pass(REASON_NOT_VIP), bytes);
 	}
 	e = fast_lookup(&t, DIR_FORWARD);
 	if (!e)
@@ -197,27 +198,28 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *at)
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
 		return OURS;
 	if (e->path == PATH_FORWARD || (e->path == PATH_REDIRECT && settings->redirect))
-		return fast_send(ctx, at, &t, e, e->path == PATH_REDIRECT, REASON_FLOW_HIT);
+		return fast_send(ctx, note, &t, e, e->path == PATH_REDIRECT ? WAY_PAST_STACK : WAY_OF_PATH,
+				 REASON_FLOW_HIT);
 	if (!keeps_client(e->path))
 		return OURS;
-	return fast_stack(ctx, at, &t, e, REASON_FLOW_HIT, bytes);
+	return fast_stack(ctx, note, &t, e, REASON_FLOW_HIT, bytes);
 }
 
-static __always_inline int fast_egress(ctx_t *ctx, const struct note *at)
+static __always_inline int fast_egress(ctx_t *ctx, const struct note *note)
 {
 	u32 bytes = ctx_len(ctx);
 	const struct flow_entry *e;
 	struct tuple t;
 	u8 later = 0;
 
-	if (!fast_parse(ctx, at->l3, &t, &later))
+	if (!fast_parse(ctx, note->l3, &t, &later))
 		return SLOW;
 	e = fast_lookup(&t, DIR_REPLY);
 	if (!e && !ctx_from_host(ctx) && !is_martian(&t.src))
-		return finish(at->hook, pass(REASON_NOT_VIP), bytes);
+		return finish(note->hook, pass(REASON_NOT_VIP), bytes);
 	if (!e || !keeps_client(e->path))
 		return SLOW;
 	if (later || !settled(e, DIR_REPLY))
 		return OURS;
-	return fast_stack(ctx, at, &t, e, REASON_REPLY, bytes);
+	return fast_stack(ctx, note, &t, e, REASON_REPLY, bytes);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What becomes of a packet, and doing it: a decision is taken without touching the packet (lb.h), then
- * carried out here, once, by the last step of every program. */
+/* Decisions, and how they are carried out. lb.h and connect.h decide what becomes of a packet and do not
+ * change the packet; every program ends with conclude(), which carries the decision out. */
 #pragma once
 #include "flow_state.h"
 #include "fragment.h"
@@ -11,16 +11,16 @@
 #include "watch.h"
 
 enum action {
-	ACTION_PASS,	 /* as it came */
-	ACTION_DROP,	 /* not at all */
-	ACTION_ANSWER,	 /* by us */
-	ACTION_CONNECT,	 /* as its first packet says: to be decided in another program */
-	ACTION_PIECES,	 /* with the other pieces of its datagram, or in pieces: in another program, too */
-	ACTION_STACK,	 /* translate, on to the kernel's stack */
-	ACTION_INWARD,	 /* translate, to the kernel's stack by lo: a process of this node gets it */
-	ACTION_HAIRPIN,	 /* translate, back out of the interface it came from */
-	ACTION_FORWARD,	 /* translate, out along the route */
-	ACTION_REDIRECT, /* the same past the stack: to a pod of this node, or from it */
+	ACTION_PASS,	 /* leave the packet as it came */
+	ACTION_DROP,	 /* drop it */
+	ACTION_ANSWER,	 /* answer it ourselves, in STEP_ANSWER */
+	ACTION_CONNECT,	 /* it begins a connection: STEP_CONNECT decides */
+	ACTION_PIECES,	 /* hold it, release those that wait for it, or cut it in pieces, in STEP_PIECES */
+	ACTION_STACK,	 /* translate it, and let the kernel's stack have it */
+	ACTION_INWARD,	 /* translate it, and send it to lo, for a process of this node */
+	ACTION_HAIRPIN,	 /* translate it, and send it back out of the interface that it came from */
+	ACTION_FORWARD,	 /* translate it, and send it along the route, as a router does */
+	ACTION_REDIRECT, /* the same in place of the stack: to a pod of this node, or from it */
 };
 
 struct decision {
@@ -51,20 +51,21 @@ static __always_inline bool translates(const struct decision *d)
 	return d->action >= ACTION_STACK;
 }
 
-/* How a process of this node gets what this hook has. What is at lo is on its way there already. */
+/* The action that brings a packet to a process of this node. A packet at lo is on its way there already. */
 static __always_inline u32 inward(ctx_t *ctx)
 {
 	return ctx_at_loopback(ctx) ? ACTION_STACK : ACTION_INWARD;
 }
 
-/* Find the way to d->flow.to.dst for a packet that we forward, or that goes past the stack. True when there
- * is one that this hook can take, or the stack must; else the decision is taken. */
+/* Find the route to d->flow.to.dst for a packet that we forward, or that goes past the stack, and note it in
+ * d->route. True: the packet is translated, and sent along the route or by the stack. False: the decision is
+ * another one: an answer, a drop, or to leave the packet to tc. */
 static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-					 bool past, struct decision *d)
+					 enum way way, struct decision *d)
 {
-	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, past, &d->route);
+	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, way, &d->route);
 
-	if (past)
+	if (way == WAY_PAST_STACK)
 		d->action = result == ROUTE_FOUND && !d->route.mtu ? ACTION_REDIRECT : ACTION_STACK;
 	else if (result == ROUTE_STACK)
 		decide(d, of_host(d->flow.path) ? inward(ctx) : ACTION_STACK, d->reason);
@@ -83,21 +84,21 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 	return translates(d);
 }
 
-/* What begins no connection through a VIP that is gone meets what it would without an entry: at a clusterIP a
- * refusal, at other addresses whoever has them, or nobody. */
+/* The first packet of a connection to a VIP that is gone. */
 static __always_inline void decide_gone(const struct vip *vip, struct decision *d)
 {
-	if (vip->kind == VIP_CLUSTER_IP)
-		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
-	else
+	if (is_left_alone(vip))
 		decide(d, ACTION_PASS, REASON_NOT_VIP);
+	else
+		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
 }
 
-/* Is there nobody to offer to this client? Then the decision is taken. */
+/* Decide about a new connection that gets no backend: the VIP is gone, the client is outside the source
+ * ranges, or there is no endpoint to offer. False: there is one. */
 static __always_inline bool decide_refusal(const struct packet *pkt, const struct vip *vip,
 					   const struct backend_set *set, struct decision *d)
 {
-	if (unlikely(vip->flags & VIP_GONE))
+	if (unlikely(is_gone(vip)))
 		decide_gone(vip, d);
 	else if (!source_allowed(&pkt->tuple.src, vip))
 		decide(d, ACTION_DROP, REASON_SOURCE_NOT_ALLOWED);
@@ -110,27 +111,29 @@ static __always_inline bool decide_refusal(const struct packet *pkt, const struc
 	return true;
 }
 
-/* at: get_note(), to which what the next program has to know is added. ours: the packet is for a VIP or of a
- * flow, so it must not pass where that program is missing. */
+/* Go on in another program, with what it has to know in the note (which is get_note()). ours: the packet is
+ * for a VIP or of a flow, so it must not pass untranslated where that program is missing. */
 static __always_inline struct outcome go_on(ctx_t *ctx, u32 step, const struct decision *d, bool ours,
-					    struct note *at)
+					    struct note *note)
 {
-	at->reason = d->reason;
-	at->answer = d->answer;
-	at->mtu = d->answer == ANSWER_TOO_BIG || d->reason == REASON_FRAGMENTED ? d->route.mtu : 0;
-	at->stale = d->stale;
+	note->reason = d->reason;
+	note->answer = d->answer;
+	note->mtu = d->answer == ANSWER_TOO_BIG || d->reason == REASON_FRAGMENTED ? d->route.mtu : 0;
+	note->stale = d->stale;
 	next_step(ctx, step);
 	return strand(ctx, ours);
 }
 
-/* Is a piece for a VIP, or of a flow? Of an early one only the address is known. */
+/* Is a piece for a VIP, or of a flow? Of one that came before the first piece only the address is known: the
+ * first has the ports. */
 static __always_inline bool is_our_piece(const struct packet *pkt, const struct decision *d)
 {
 	return d->reason == REASON_FRAGMENT ? lookup_address(&pkt->tuple.dst) != NULL
 					    : d->reason != REASON_NOT_VIP;
 }
 
-/* A piece that we have cut enters with what follows it behind: see cut.h. */
+/* A piece that we have cut ourselves is a copy of the whole packet from where the piece begins. Take off what
+ * is behind the piece; cut.h says why that is done here. False: the kernel refused. */
 static __always_inline bool trim_piece(ctx_t *ctx, const struct packet *pkt)
 {
 	u32 len = pkt->l3 + pkt->ip_len;
@@ -139,7 +142,7 @@ static __always_inline bool trim_piece(ctx_t *ctx, const struct packet *pkt)
 }
 
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
-						struct note *at)
+						struct note *note)
 {
 	bool by_us = d->action >= ACTION_HAIRPIN;
 
@@ -157,12 +160,12 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	if (d->action == ACTION_ANSWER) {
 		if (d->answer != ANSWER_ECHO)
 			count_dropped(d->flow.service, d->reason);
-		return go_on(ctx, STEP_ANSWER, d, true, at);
+		return go_on(ctx, STEP_ANSWER, d, true, note);
 	}
 	if (d->action == ACTION_CONNECT)
-		return go_on(ctx, STEP_CONNECT, d, true, at);
+		return go_on(ctx, STEP_CONNECT, d, true, note);
 	if (d->action == ACTION_PIECES)
-		return go_on(ctx, STEP_PIECES, d, is_our_piece(pkt, d), at);
+		return go_on(ctx, STEP_PIECES, d, is_our_piece(pkt, d), note);
 	if (FAMILY == 4 && unlikely(pkt->piece) && !trim_piece(ctx, pkt))
 		return drop(REASON_REWRITE_FAILED);
 	if (FAMILY == 6)
@@ -179,18 +182,23 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	return pass(d->reason);
 }
 
-/* An SCTP packet's checksum covers all of its fragments, and says nothing without their whole length. */
+/* Would translation break the checksum of an SCTP packet in pieces? The checksum covers all pieces. To update
+ * it for new ports takes the length of the whole packet, which the first piece does not tell. */
 static __always_inline bool breaks_sctp(const struct packet *pkt, const struct tuple *to)
 {
 	return pkt->tuple.protocol == IPPROTO_SCTP && pkt->piece == PIECE_FIRST &&
 	       (pkt->tuple.sport != to->sport || pkt->tuple.dport != to->dport);
 }
 
-/* The first piece of a datagram: the later ones go where it goes. What came before it is held at ingress, by
- * tc alone: so is what is left alone there, for it may have been held for a VIP's sake. Its ports are noted
- * before others are looked for, as others are held before its ports are looked for: no piece is missed. */
+/* The first piece of a datagram, which the later ones follow: note its ports for them, and have STEP_PIECES
+ * release those that came earlier. Only tc holds pieces, and only at ingress. It may hold pieces of a
+ * datagram that turns out to be none of ours; so where tc leaves the first piece alone, the others are
+ * released as well.
+ *
+ * No piece is missed: here the ports are noted before waiting pieces are looked for; STEP_PIECES stores a
+ * piece before it looks for the ports. */
 static __always_inline void decide_first_piece(const struct packet *pkt, struct decision *d,
-					       const struct note *at)
+					       const struct note *note)
 {
 	if (d->action == ACTION_CONNECT || (pkt->kind == KIND_ECHO && !is_extension(pkt->piece_next)))
 		return;
@@ -199,8 +207,8 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 		return;
 	}
 	if (d->action != ACTION_PASS)
-		remember_fragment(pkt, at->hook);
-	if (at->side == HOST) /* what the node sends */
+		remember_fragment(pkt, note->hook);
+	if (note->side == HOST) /* what the node sends */
 		return;
 	if (d->action == ACTION_PASS ? ctx_decides()
 				     : (translates(d) || d->reason == REASON_PING) && is_awaited(pkt)) {
@@ -211,21 +219,21 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 	}
 }
 
-/* What is common to all, behind the decision. */
+/* The end of every program that decides: note or count pieces, then carry the decision out. */
 static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
-					       struct note *at)
+					       struct note *note)
 {
 	if (unlikely(d->action == ACTION_FORWARD && d->route.mtu))
 		decide(d, ACTION_PIECES, REASON_FRAGMENTED);
 	if (unlikely(pkt->piece == PIECE_FIRST))
-		decide_first_piece(pkt, d, at);
+		decide_first_piece(pkt, d, note);
 	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))
-		count_piece(pkt, at->hook);
-	return carry_out(ctx, pkt, d, at);
+		count_piece(pkt, note->hook);
+	return carry_out(ctx, pkt, d, note);
 }
 
-/* What the long way and the steps work on. It is not on the stack, which is too small for it, and of whose
- * contents the verifier would follow every combination. */
+/* The working memory of the long way and of the steps, one for each CPU. The stack is too small for it, and
+ * the verifier would follow every combination of values there. */
 struct work {
 	struct packet pkt;
 	struct decision d;
@@ -233,7 +241,7 @@ struct work {
 };
 _Static_assert(sizeof(struct work) <= sizeof(struct scratch), "struct work has room in the scratch map");
 
-/* As the program before has left it. */
+/* The working memory as the program before has left it. */
 static __always_inline struct work *peek_work(void)
 {
 	u32 zero = 0;

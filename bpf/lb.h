@@ -68,8 +68,7 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	}
 	if (likely(pkt->piece != PIECE_LATER))
 		decide(d, ACTION_CONNECT, REASON_NOT_VIP);
-	else if (!(vip->flags & VIP_GONE) ||
-		 vip->kind == VIP_CLUSTER_IP) /* as decide_gone() does to a first one */
+	else if (!is_left_alone(vip))
 		decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
 	return false;
 }
@@ -85,10 +84,11 @@ static __always_inline void confirm_affinity(const struct packet *pkt, u8 direct
 		remember_affinity(vip, &request.src, now, flow->backend, flow->generation, false);
 }
 
-/* A packet of the flow work->d.flow: to the backend, or back to the client; past the stack if it may. */
-static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64 now,
+/* A packet of the flow work->d.flow: to the backend, or back to the client. */
+static __always_inline void decide_flow(ctx_t *ctx, u8 direction, enum way way, u64 now,
 					const struct settings *settings, struct work *work)
 {
+	const bool past = way == WAY_PAST_STACK;
 	const struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	u8 state = d->flow.state;
@@ -109,7 +109,7 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, bool past, u64
 		d->action = inward(ctx);
 	}
 	if (past ? may_go_past(ctx, pkt) : forwards(&d->flow, direction)) {
-		if (!decide_route(ctx, pkt, past ? &pkt->tuple.src : &d->flow.to.src, past, d))
+		if (!decide_route(ctx, pkt, past ? &pkt->tuple.src : &d->flow.to.src, way, d))
 			return;
 	}
 	if (past && direction == DIR_REPLY && d->action != ACTION_REDIRECT) {
@@ -153,6 +153,7 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	u8 direction = DIR_REPLY;
+	enum way way;
 	u64 now;
 
 	decide(d, ACTION_PASS, REASON_NOT_VIP);
@@ -173,7 +174,8 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 		if (!decide_request(ctx, pkt, side, settings, &now, d))
 			return;
 	}
-	decide_flow(ctx, direction, settings->redirect && d->flow.path == PATH_REDIRECT, now, settings, work);
+	way = settings->redirect && d->flow.path == PATH_REDIRECT ? WAY_PAST_STACK : WAY_OF_PATH;
+	decide_flow(ctx, direction, way, now, settings, work);
 }
 
 /* A packet that leaves towards a client: to a pod, or out of an uplink or a tunnel. */
@@ -209,7 +211,7 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 			return;
 		}
 	}
-	decide_flow(ctx, direction, false, now, settings, work);
+	decide_flow(ctx, direction, WAY_OF_PATH, now, settings, work);
 }
 
 /* Parse, and look through IPv4 options: of what comes to the other steps by here that is known then. */
@@ -225,95 +227,95 @@ static __always_inline u32 parse_all(ctx_t *ctx, struct packet *pkt)
 
 /* What the parser leaves to others, or alone. Later pieces that came before their first may be held back, if
  * they name an extension header: even if the first is left alone it releases them. */
-static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 parsed, struct note *at,
+static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 parsed, struct note *note,
 				      u32 bytes)
 {
-	if (pkt->piece == PIECE_FIRST && is_extension(pkt->piece_next) && !at->egress && ctx_decides()) {
-		at->reason = parsed;
+	if (pkt->piece == PIECE_FIRST && is_extension(pkt->piece_next) && !note->egress && ctx_decides()) {
+		note->reason = parsed;
 		next_step(ctx, STEP_PIECES);
 	}
 	if (parsed == ICMP_ERROR) {
 		next_step(ctx, STEP_ICMP_ERROR);
-		return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), bytes);
+		return finish(note->hook, strand(ctx, is_for_vip(ctx, note->l3)), bytes);
 	}
-	return finish(at->hook, pass(parsed), bytes);
+	return finish(note->hook, pass(parsed), bytes);
 }
 
 /* What the short way has left to others: SLOW, OURS or FIRST, as found. First packets
  * skip the long way and go straight to STEP_CONNECT, unless a watcher wants their original bytes. Comes back
  * only where a step is missing. */
-static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *at)
+static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *note)
 {
-	at->watch = watched();
-	if (unlikely(at->watch & WATCH_BYTES)) {
-		take_step(ctx, STEP_CAPTURE, at);
-		at->watch &= ~WATCH_BYTES;
+	note->watch = watched();
+	if (unlikely(note->watch & WATCH_BYTES)) {
+		take_step(ctx, STEP_CAPTURE, note);
+		note->watch &= ~WATCH_BYTES;
 	}
 	if (found == FIRST)
-		take_step(ctx, STEP_CONNECT, at);
-	take_step(ctx, long_step(at), at);
+		take_step(ctx, STEP_CONNECT, note);
+	take_step(ctx, long_step(note), note);
 }
 
 /* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
  * one, which is a step. */
-static __always_inline int run(ctx_t *ctx, struct note *at)
+static __always_inline int run(ctx_t *ctx, struct note *note)
 {
 	u32 bytes = ctx_len(ctx);
 	int found = SLOW;
 
-	if (likely(!hand_over(ctx, at))) {
-		found = at->egress ? fast_egress(ctx, at) : fast_ingress(ctx, at);
+	if (likely(!hand_over(ctx, note))) {
+		found = note->egress ? fast_egress(ctx, note) : fast_ingress(ctx, note);
 		if (likely(found > SLOW))
 			return found;
-		take_long_way(ctx, found, at);
+		take_long_way(ctx, found, note);
 	}
-	return finish(at->hook, strand(ctx, found != SLOW || is_for_vip(ctx, at->l3)), bytes);
+	return finish(note->hook, strand(ctx, found != SLOW || is_for_vip(ctx, note->l3)), bytes);
 }
 
 static __always_inline int long_way(ctx_t *ctx, bool egress)
 {
 	u32 bytes = ctx_len(ctx), parsed;
 	struct work *work = get_work();
-	struct note *at = get_note();
+	struct note *note = get_note();
 
-	if (!at || !work) /* never: an array has its first entry */
+	if (!note || !work) /* never: an array has its first entry */
 		return VERDICT_PASS;
-	work->pkt.l3 = at->l3;
+	work->pkt.l3 = note->l3;
 	parsed = parse_all(ctx, &work->pkt);
 	if (unlikely(parsed != PARSED))
-		return not_parsed(ctx, &work->pkt, parsed, at, bytes);
+		return not_parsed(ctx, &work->pkt, parsed, note, bytes);
 	if (egress)
 		decide_egress(ctx, work);
 	else
-		decide_ingress(ctx, at->side, work);
-	return finish_and_report(ctx, at, conclude(ctx, &work->pkt, &work->d, at), bytes);
+		decide_ingress(ctx, note->side, work);
+	return finish_and_report(ctx, note, conclude(ctx, &work->pkt, &work->d, note), bytes);
 }
 
 /* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:
  * behind a bridge it addresses its frames to the bridge. IPv6's twin is entered from here alone. */
 static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 {
-	struct note at = {.hook = hook, .side = side, .l3 = l3};
+	struct note note = {.hook = hook, .side = side, .l3 = l3};
 
 	if (FAMILY == 4 && side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
 		return finish(hook, pass(REASON_NOT_FOR_US), ctx_len(ctx));
-	return run(ctx, &at);
+	return run(ctx, &note);
 }
 
 /* What the node sends to itself leaves by lo, and enters there: for a VIP at an address of the node it is the
  * one place to see it. What other hooks of ours send by lo has been seen. */
 static __always_inline int loopback(ctx_t *ctx)
 {
-	struct note at = {.hook = HOOK_TC_LOOPBACK, .side = HOST, .l3 = ETH_HLEN};
+	struct note note = {.hook = HOOK_TC_LOOPBACK, .side = HOST, .l3 = ETH_HLEN};
 
 	if (FAMILY == 4 && !ctx_from_host(ctx))
-		return finish(at.hook, pass(REASON_NOT_VIP), ctx_len(ctx));
-	return run(ctx, &at);
+		return finish(note.hook, pass(REASON_NOT_VIP), ctx_len(ctx));
+	return run(ctx, &note);
 }
 
 static __always_inline int egress(ctx_t *ctx, u32 hook, u16 l3)
 {
-	struct note at = {.hook = hook, .side = HOST, .egress = true, .l3 = l3};
+	struct note note = {.hook = hook, .side = HOST, .egress = true, .l3 = l3};
 
-	return run(ctx, &at);
+	return run(ctx, &note);
 }

@@ -24,7 +24,8 @@ static __always_inline bool store_ports(ctx_t *ctx, u32 at, __be16 sport, __be16
 	return ctx_store(ctx, at, pair, sizeof(pair));
 }
 
-/* The checksum of SCTP covers no addresses: with the ports as they are it stays. */
+/* Write the ports of an SCTP packet, and update its checksum. That covers no addresses: where the ports stay
+ * as they are, so does the checksum. False: the kernel refused. */
 static __always_inline bool update_sctp(ctx_t *ctx, const struct packet *pkt, const struct tuple *to)
 {
 	u32 offset = pkt->l4 + __builtin_offsetof(struct sctp_head, checksum);
@@ -41,6 +42,7 @@ static __always_inline bool update_sctp(ctx_t *ctx, const struct packet *pkt, co
 	       store_ports(ctx, pkt->l4, to->sport, to->dport);
 }
 
+/* Write the ports, and update the checksum that covers them. A later piece has neither. */
 static __always_inline bool translate_l4(ctx_t *ctx, const struct packet *pkt, const struct tuple *to,
 					 u64 addresses)
 {

@@ -27,11 +27,11 @@ static __always_inline bool from_snat_port(const struct tuple *t, const struct s
  * A packet of a process of this node may be of a connection that was led to a backend at its socket, where
  * the backend's address and port are a VIP as well; or it may answer a client whose port is a VIP's. */
 static __always_inline bool may_be_owned(const struct packet *pkt, const struct vip *vip,
-					 const struct note *at, const struct settings *settings)
+					 const struct note *note, const struct settings *settings)
 {
 	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
 
-	if (at->side == HOST || from_snat_port(&pkt->tuple, settings))
+	if (note->side == HOST || from_snat_port(&pkt->tuple, settings))
 		return true;
 	return begins != TCP_SYN && is_nodes_own(vip, &pkt->tuple.dst);
 }
@@ -173,13 +173,13 @@ static __always_inline bool asks_itself(const struct tuple *t)
 }
 
 /* Is the packet of a connection that no Service has a part in? At lo both ends are the node's. */
-static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const struct note *at)
+static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const struct note *note)
 {
-	if (at->side == HOST && host_owns(ctx, pkt))
+	if (note->side == HOST && host_owns(ctx, pkt))
 		return true;
 	if (asks_itself(&pkt->tuple))
 		return false;
-	if ((at->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
+	if ((note->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
 		return true;
 	return is_answer(ctx, &pkt->tuple);
 }
@@ -213,20 +213,20 @@ static __always_inline int owner(ctx_t *ctx)
 {
 	u32 bytes = ctx_len(ctx);
 	struct work *work = get_work();
-	struct note *at = get_note();
+	struct note *note = get_note();
 	struct packet *pkt;
 
-	if (!at || !work)
+	if (!note || !work)
 		return VERDICT_DROP;
 	pkt = &work->pkt;
-	pkt->l3 = at->l3;
+	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
-		return finish(at->hook, drop(REASON_REWRITE_FAILED), bytes);
-	if (is_owned(ctx, pkt, at))
-		return finish_and_report(ctx, at, pass(REASON_OWN_CONNECTION), bytes);
-	if (at->side == OUTSIDE && goes_round(pkt))
-		return finish_and_report(ctx, at, drop(REASON_SERVICE_LOOP), bytes);
-	at->asked = true;
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+	if (is_owned(ctx, pkt, note))
+		return finish_and_report(ctx, note, pass(REASON_OWN_CONNECTION), bytes);
+	if (note->side == OUTSIDE && goes_round(pkt))
+		return finish_and_report(ctx, note, drop(REASON_SERVICE_LOOP), bytes);
+	note->asked = true;
 	next_step(ctx, STEP_CONNECT);
-	return finish(at->hook, strand(ctx, true), bytes);
+	return finish(note->hook, strand(ctx, true), bytes);
 }

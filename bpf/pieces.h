@@ -104,33 +104,34 @@ static __always_inline struct outcome release_pieces(ctx_t *ctx, const struct pa
 	return outcome(VERDICT_TAKEN, REASON_FRAGMENT_RELEASED);
 }
 
-static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt, const struct note *at)
+static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt, const struct note *note)
 {
-	bool left_alone = at->reason <= REASON_NOT_VIP; /* these are the reasons of the parser, and NOT_VIP */
+	/* The reasons up to NOT_VIP are those of the parser. */
+	bool left_alone = note->reason <= REASON_NOT_VIP;
 
 #if FAMILY == 4
-	if (at->reason == REASON_FRAGMENTED)
-		return cut(ctx, pkt, at);
+	if (note->reason == REASON_FRAGMENTED)
+		return cut(ctx, pkt, note);
 #endif
 	if (left_alone && !may_be_ours(ctx, pkt))
-		return pass(at->reason);
+		return pass(note->reason);
 	if (pkt->piece == PIECE_LATER)
 		return hold_piece(ctx, pkt);
 	if (left_alone)
-		remember_fragment(pkt, at->hook);
+		remember_fragment(pkt, note->hook);
 	if (left_alone && !is_awaited(pkt))
-		return pass(at->reason);
+		return pass(note->reason);
 	return release_pieces(ctx, pkt);
 }
 
 /* The step. What is known of the packet the program before has left in `scratch`. */
 static __always_inline int take_pieces(ctx_t *ctx)
 {
-	const struct note *at = get_note();
+	const struct note *note = get_note();
 	u32 bytes = ctx_len(ctx);
 	struct work *work = peek_work();
 
-	if (!at || !work)
+	if (!note || !work)
 		return VERDICT_PASS;
-	return finish_and_report(ctx, at, take_piece(ctx, &work->pkt, at), bytes);
+	return finish_and_report(ctx, note, take_piece(ctx, &work->pkt, note), bytes);
 }

@@ -9,14 +9,14 @@
 /* The first step: keeps the packet as it came. */
 static __always_inline int capture(ctx_t *ctx)
 {
-	const struct note *at = get_note();
+	const struct note *note = get_note();
 	struct event *event = get_draft();
 
-	if (!at || !event) /* never: an array has its first entry */
+	if (!note || !event) /* never: an array has its first entry */
 		return VERDICT_PASS;
 	event->captured = ctx_copy_head(ctx, event->before);
-	next_step(ctx, long_step(at));
-	return finish(at->hook, strand(ctx, is_for_vip(ctx, at->l3)), ctx_len(ctx));
+	next_step(ctx, long_step(note));
+	return finish(note->hook, strand(ctx, is_for_vip(ctx, note->l3)), ctx_len(ctx));
 }
 
 /* A connection is reported with all of its packets or not at all, so the tuple of the client's packets
@@ -33,11 +33,11 @@ static __always_inline bool is_sample(const struct watch *watch, const struct wo
 }
 
 static __always_inline void describe(ctx_t *ctx, struct event *event, const struct work *work,
-				     const struct note *at)
+				     const struct note *note)
 {
 	const struct tuple *from = &work->pkt.tuple, *to = &work->d.flow.to;
 
-	event->hook = at->hook;
+	event->hook = note->hook;
 	event->ifindex = ctx_ifindex(ctx);
 	event->service = work->d.flow.service;
 	event->backend = work->d.flow.backend;
@@ -55,19 +55,19 @@ static __always_inline void describe(ctx_t *ctx, struct event *event, const stru
 	event->direction = work->d.direction;
 	event->tcp_flags = work->pkt.tcp_flags;
 	event->closes = work->d.closes;
-	event->l3 = at->l3;
+	event->l3 = note->l3;
 }
 
 static __always_inline void report_packet(ctx_t *ctx, struct watch *watch, struct event *event,
-					  const struct work *work, const struct note *at)
+					  const struct work *work, const struct note *note)
 {
-	bool bytes = at->watch & WATCH_BYTES;
+	bool bytes = note->watch & WATCH_BYTES;
 	long full;
 
 	if (!(events_for(event->reason, event->verdict == VERDICT_DROP, work->d.closes) & watch->what) ||
 	    !watches_service(watch, work->d.flow.service) || !is_sample(watch, work))
 		return;
-	describe(ctx, event, work, at);
+	describe(ctx, event, work, note);
 	if (bytes) {
 		event->sent_captured = event->sent_len ? ctx_copy_head(ctx, event->after) : 0;
 		full = bpf_ringbuf_output(events, event, sizeof(*event), 0);
@@ -83,17 +83,17 @@ static __always_inline void report_packet(ctx_t *ctx, struct watch *watch, struc
 /* The second step: makes the event and ends the packet's way with the verdict that was reached before. */
 static __always_inline int report(ctx_t *ctx)
 {
-	const struct note *at = get_note();
+	const struct note *note = get_note();
 	struct event *event = get_draft();
 	const struct work *work = peek_work();
 	struct watch *watch;
 	u32 zero = 0;
 
 	watch = bpf_map_lookup_elem(watch_map, &zero);
-	if (!at || !event || !work || !watch)
+	if (!note || !event || !work || !watch)
 		return VERDICT_DROP;
 	event->time_ns = bpf_ktime_get_ns();
 	if (lease_runs(watch, event->time_ns))
-		report_packet(ctx, watch, event, work, at);
+		report_packet(ctx, watch, event, work, note);
 	return event->verdict;
 }

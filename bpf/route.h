@@ -5,6 +5,12 @@
 #include "maps.h"
 #include "step.h"
 
+/* Which way a translated packet takes. */
+enum way {
+	WAY_OF_PATH, /* as its flow's path says: through the stack, or along the FIB in place of a router */
+	WAY_PAST_STACK, /* along the FIB in place of this node's stack */
+};
+
 /* Where a packet leaves that we send on. */
 struct route {
 	u32 ifindex;
@@ -61,12 +67,14 @@ static __always_inline bool may_cut(const ctx_t *ctx, const struct packet *pkt)
 	       (protocol == IPPROTO_UDP && ctx_wire_len(ctx, 0, pkt->payload_len) == pkt->payload_len);
 }
 
-/* past: in place of the stack, not of a router. A veth's other end takes what is for this host alone; to all
- * others the kernel sends, who asks neighbours from time to time whether they are still there. What may be
- * cut has a way though it is too big for it: that of a piece, of which one byte stands for all. */
+/* Ask the kernel's FIB for the way from src to dst. Past the stack, a packet may go straight to the other end
+ * of a veth, which takes only what is for this host; all others the kernel sends, which asks neighbours from
+ * time to time whether they are still there. A packet that is too big for the way and may be cut gets the way
+ * of its pieces: the FIB is asked again for a packet of one byte. */
 static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-				      const struct addr *dst, bool past, struct route *out)
+				      const struct addr *dst, enum way way, struct route *out)
 {
+	const bool past = way == WAY_PAST_STACK;
 	u32 len = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len, pkt->payload_len);
 	struct bpf_fib_lookup fib = {
 	    .family = IP_AF,

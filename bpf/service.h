@@ -23,6 +23,19 @@ static __always_inline const struct vip *lookup_address(const struct addr *addre
 	return bpf_map_lookup_elem(vips, &key);
 }
 
+/* Has no Service the VIP any more? Its entry stays for the connections that are open. */
+static __always_inline bool is_gone(const struct vip *vip)
+{
+	return vip->flags & VIP_GONE;
+}
+
+/* What begins a connection through a VIP that is gone is treated as if there were no entry. A clusterIP is
+ * nobody else's: there it is refused. Is it left alone instead, for whoever has the address now? */
+static __always_inline bool is_left_alone(const struct vip *vip)
+{
+	return is_gone(vip) && vip->kind != VIP_CLUSTER_IP;
+}
+
 /* Might the address be a clusterIP? Almost no other packet has such a destination. While the network grows
  * its mask is written first, so that this order of work misses no address. */
 static __always_inline bool in_cluster_net(const struct addr *address, const struct settings *settings)

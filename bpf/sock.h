@@ -4,16 +4,17 @@
  *
  * Three kinds of calls are left to tc, which sees the socket's packets, and are passed on as they came.
  *
- * - What is to be dropped: for tc drops packets, but here a call could only fail, which is an answer.
- * - UDP. A socket that connects names its peer once, so that a backend that vanishes would leave it without
- *   any. One that does not may ask several VIPs of one backend, or a VIP and the backend itself, and all
- *   answers would come from one address and port. tc leads every datagram, from a port of its own for each
- * VIP.
+ * - Calls whose packets are to be dropped. Here a call can only fail, and a failure is an answer: the process
+ *   would know at once what a client elsewhere does not get to know.
+ * - UDP. A connected socket has named its peer once: if that were the backend, and the backend went, the
+ * socket would have no peer. An unconnected one may ask several VIPs of one backend, or a VIP and the backend
+ * itself, and all answers would come from one address and port. tc leads every datagram, from a port of its
+ * own for each VIP.
  * - TCP sockets that were bound to a port before they connect. Another socket may be bound to the same port,
- *   for another VIP of the same backend or for the backend itself: both would be one connection.
+ * for another VIP of the same backend or for the backend itself: both would be one connection.
  *
- * tc sees the packets wherever they go: of pods at their interfaces, of the node's processes where they
- * leave, which for addresses of the node itself is lo. */
+ * tc sees the packets of pods at their interfaces, and those of the node's processes where they leave the
+ * node, or at lo where they are for an address of the node itself. */
 #pragma once
 #include "ctx_sock.h"
 #include "account.h"
@@ -21,10 +22,11 @@
 #include "event.h"
 #include "peer.h"
 
-/* An event without packets. */
+/* The size of an event of a call: it ends where the packets begin. */
 #define EVENT_HEAD __builtin_offsetof(struct event, before)
 
-/* What comes from the backend is the VIP's. */
+/* Note that to this socket the backend is the VIP: show_vip() tells the process so. False: the map is full.
+ */
 static __always_inline bool remember_peer(u64 cookie, const struct tuple *vip, const struct backend *backend)
 {
 	struct tuple from = {.dst = backend->address, .dport = backend->port};
@@ -41,16 +43,18 @@ static __always_inline bool remember_peer(u64 cookie, const struct tuple *vip, c
 	return bpf_map_update_elem(sockets, &key, &entry, BPF_ANY) == 0;
 }
 
-/* Does tc serve the socket better? */
+/* Is it one of the sockets that tc serves better (UDP, bound TCP: see the top of this file)? */
 static __always_inline bool better_at_tc(ctx_t *ctx, const struct tuple *t)
 {
 	return t->protocol == IPPROTO_UDP || ctx_is_bound(ctx);
 }
 
-/* Is it tc that decides, whatever the Service has to offer? A datagram's sender that has connected hears of a
- * refusal by ICMP, whoever has not hears of it by the call alone. The address that a pod's packets will have
- * is not known yet, but is what affinity and source ranges are about; that of a process of the node is the
- * node's. */
+/* Does tc decide, whatever the Service has to offer? It does for two reasons.
+ *
+ * - Affinity and source ranges are about the client's address. A pod's is not known before there is a packet;
+ *   that of a process of the node is the node's.
+ * - A connected UDP socket hears of a refusal by ICMP, which tc sends. An unconnected one hears of it only if
+ * the call fails, here. */
 static __always_inline bool left_to_tc(const struct tuple *t, const struct vip *vip, bool host, bool connects)
 {
 	if (!host && (vip->affinity_seconds || vip->flags & VIP_SOURCE_RANGES))
@@ -58,14 +62,16 @@ static __always_inline bool left_to_tc(const struct tuple *t, const struct vip *
 	return connects && t->protocol == IPPROTO_UDP;
 }
 
-/* One choice for a socket, also when it is asked for again: the port that the packets will come from, which
- * would tell connections apart, is not known yet. */
+/* The hash that selects a backend. It is of the socket and the VIP, so a socket that connects again gets the
+ * same backend. The port that its packets will come from, which tells connections apart elsewhere, is not
+ * known yet. */
 static __always_inline u32 hash_socket(u64 cookie, const struct tuple *t)
 {
 	return hash_words((u32)cookie, (u32)(cookie >> 32) + hash_addr(&t->dst),
 			  ((u32)t->protocol << 16) | bpf_ntohs(t->dport));
 }
 
+/* Let the call fail, and count it as dropped. to->service: for the event. */
 static __always_inline struct outcome refuse(struct backend *to, u32 service, u32 reason)
 {
 	to->service = service;
@@ -74,7 +80,8 @@ static __always_inline struct outcome refuse(struct backend *to, u32 service, u3
 	return drop(reason);
 }
 
-/* An address and port that are no VIP. See decide_not_vip. */
+/* A call to an address and port that are no VIP. It is left alone, unless the address is a clusterIP, which
+ * leads nowhere else: what decide_not_vip() is for packets. */
 static __always_inline struct outcome not_vip(const struct tuple *t, const struct settings *settings,
 					      bool connects, struct backend *to)
 {
@@ -90,24 +97,24 @@ static __always_inline struct outcome not_vip(const struct tuple *t, const struc
 	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
 
-/* A VIP that no Service has any more. See decide_gone. */
+/* A call to a VIP that no Service has any more: what decide_gone() is for packets. */
 static __always_inline struct outcome gone(const struct tuple *t, const struct vip *vip, struct backend *to)
 {
-	if (vip->kind != VIP_CLUSTER_IP)
+	if (is_left_alone(vip))
 		return pass(REASON_NOT_VIP);
 	if (t->protocol == IPPROTO_UDP) /* tc knows whether this goes on */
 		return pass(REASON_TO_TC);
 	return refuse(to, vip->service, REASON_REJECT_UNKNOWN_PORT);
 }
 
-/* What was looked at on the way is none. */
+/* No backend could be selected. to may hold one that was looked at: the event must not name it. */
 static __always_inline struct outcome no_backend(struct backend *to, u32 service)
 {
 	__builtin_memset(to, 0, sizeof(*to));
 	return refuse(to, service, REASON_NO_BACKEND);
 }
 
-/* The call goes to a backend. */
+/* Select a backend, and put its address in the VIP's place. */
 static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct tuple *t,
 					      const struct vip *vip, const struct backend_set *set,
 					      struct backend *to)
@@ -123,7 +130,8 @@ static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct
 	return pass(to->local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE);
 }
 
-/* to: the backend, as far as there is one, and the Service. */
+/* Decide about a call, and carry the decision out. to: set to the backend and its Service, as far as there
+ * are any, for the event. */
 static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t, bool connects,
 					   struct backend *to)
 {
@@ -142,7 +150,7 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 	vip = lookup_vip(t);
 	if (likely(!vip))
 		return not_vip(t, settings, connects, to);
-	if (unlikely(vip->flags & VIP_GONE))
+	if (unlikely(is_gone(vip)))
 		return gone(t, vip, to);
 	if (left_to_tc(t, vip, host, connects))
 		return pass(REASON_TO_TC);

@@ -39,20 +39,20 @@ static __always_inline void take_step(ctx_t *ctx, u32 step, const struct note *w
 }
 
 /* The step that takes the long way. */
-static __always_inline u32 long_step(const struct note *at)
+static __always_inline u32 long_step(const struct note *note)
 {
-	return at->egress ? STEP_EGRESS : STEP_INGRESS;
+	return note->egress ? STEP_EGRESS : STEP_INGRESS;
 }
 
 /* The IPv4 programs are the entries of every hook. What is IPv6 goes on in their twins; where a twin is
  * missing, on IPv6's long way, which does all that the twin does. False: the packet is this family's. True:
  * there are no programs of its family. */
-static __always_inline bool hand_over(ctx_t *ctx, const struct note *at)
+static __always_inline bool hand_over(ctx_t *ctx, const struct note *note)
 {
 	if (FAMILY != 4 || ctx_ethertype(ctx) != bpf_htons(ETH_P_IPV6))
 		return false;
-	tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + at->hook);
-	if (write_note(at))
-		tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + long_step(at));
+	tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + note->hook);
+	if (write_note(note))
+		tail_call(ctx, MAP(FD_programs), PROGRAMS_PER_FAMILY + long_step(note));
 	return true;
 }

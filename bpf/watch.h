@@ -23,12 +23,12 @@ static __always_inline struct event *get_draft(void)
 
 /* The end of a step that has decided about the packet: while somebody watches, the step that reports comes
  * next. at is get_note(). */
-static __always_inline int finish_and_report(ctx_t *ctx, const struct note *at, struct outcome o, u32 bytes)
+static __always_inline int finish_and_report(ctx_t *ctx, const struct note *note, struct outcome o, u32 bytes)
 {
-	int verdict = finish(at->hook, o, bytes);
+	int verdict = finish(note->hook, o, bytes);
 	struct event *event;
 
-	if (likely(!at->watch))
+	if (likely(!note->watch))
 		return verdict;
 	event = get_draft();
 	if (!event)
