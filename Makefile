@@ -16,7 +16,8 @@ help:
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing, kills, floods, twin, outages of the API'
 	@echo '             server (docs/reliability.md)'
-	@echo 'make mutants set up, change lines of bpf/*.h and see whether packet tests notice, MUTANTS_SECONDS=600 (docs/mutants.md)'
+	@echo 'make mutants set up, change lines of bpf/*.h, lb/plan and lb/datapath/sync and see whether tests notice,'
+	@echo '             MUTANTS_SECONDS=600, MUTANTS_FILES="cache.h" for some (docs/mutants.md)'
 	@echo 'make test-upgrades  set up, to each of the last versions and back, under traffic (REVISIONS="v0.1.0" for some)'
 	@echo 'make test-distros  set up, both README commands in a Debian 13 root (DISTROS_ARGS="trixie -- tests/packet" for some)'
 	@echo 'make test-vm  set up, the lab of the Vagrantfile in emulated machines (docs/vagrant.md)'
@@ -52,12 +53,13 @@ soak:
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.twin $(SOAK_SECONDS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.outages $(SOAK_SECONDS)
 
-# Seconds for the sample of mutants.
+# Seconds for the sample of mutants, and its seed.
 MUTANTS_SECONDS ?= 600
+MUTANTS_SEED ?= 1
 
 mutants:
 	@scripts/setup dev
-	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.mutants $(MUTANTS_SECONDS) $(MUTANTS_SEED)
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.mutants $(MUTANTS_SECONDS) $(MUTANTS_SEED) $(MUTANTS_FILES)
 
 test-upgrades:
 	@scripts/setup dev

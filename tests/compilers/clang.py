@@ -28,7 +28,7 @@ from lb.datapath.programs.loops import INSN
 VERSIONS = (14, 16, 18, 19)
 """Those inside the bcc of Debian 12 (14), Ubuntu 24.04 (18) and Debian 13 (19), and one in between."""
 
-_BCCS_OWN_WARNINGS = (
+BCCS_OWN_WARNINGS = (
     "-Wno-address-of-packed-member",
     "-Wno-gnu-variable-sized-type-not-at-end",
     "-Wno-pragma-once-outside-header",
@@ -88,7 +88,7 @@ def compile_file(clang: str, file: str, version: int, directory: Path) -> dict[s
     source.write_text(f"{(layouts.BPF_DIR / file).read_text()}\n{layouts.static_assertions(version)}")
     machine_code, generic = directory / "o.ll", directory / "generic.ll"
     flags = build.c_flags(layouts.BPF_DIR, platform.machine(), version)
-    plain = ["-fno-jump-tables", "-fno-asynchronous-unwind-tables", *_BCCS_OWN_WARNINGS]
+    plain = ["-fno-jump-tables", "-fno-asynchronous-unwind-tables", *BCCS_OWN_WARNINGS]
     front = [clang, "-O2", "-S", "-emit-llvm", "-D__KERNEL__", *headers(directory), *flags, *plain]
     _run([*front, "-x", "c", str(source), "-o", str(machine_code)])
     generic.write_text(_for_bpf(machine_code.read_text()))

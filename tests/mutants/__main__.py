@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.mutants [SECONDS [SEED [FILE…]]]``: a sample of mutants of ``bpf/*.h``, for so long.
+"""``python -m tests.mutants [SECONDS [SEED [FILE…]]]``: a sample of mutants, for so long.
 
-Each is compiled and given to the packet tests that should see it, likely ones first, until one fails. The
-sample goes round the headers, so that each gets the same number. The score by file is written into
-docs/mutants.md; mutants that nobody noticed are printed, and end it with 1 unless they are in EQUIVALENT.
+Of the C: headers of ``bpf/``. Of the Python: modules of ``lb/plan`` and ``lb/datapath/sync``. Each mutant is
+given to the tests that should see it, likely ones first, until one fails. The sample goes round the files, so
+that each gets the same number. The score by file is written into docs/mutants.md; mutants that nobody noticed
+are printed, and end it with 1 unless they are in EQUIVALENT.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from lb.datapath.maps import layouts
+from tests.mutants import programs, python, sockets
 from tests.mutants.making import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,10 +62,30 @@ KILLERS: dict[str, tuple[str, ...]] = {
 """By header the packet tests that are about it."""
 OF_IPV6 = ("fragment.h", "ip6.h")
 """Headers whose mutants are tried in IPv6, for which they have code of its own; the others' are in IPv4."""
-LEFT_OUT = ("ctx_sock.h", "ip.h", "maps.h", "packet.h", "peer.h", "reasons.h", "sock.h", "tuple.h", "types.h")
-"""Headers without a row: they declare, or they are about sockets, which tests in namespaces alone see."""
+AT_SOCKETS = ("ctx_sock.h", "peer.h", "sock.h")
+"""Headers about sockets, which tests in a lab alone see."""
+OF_SOCKETS = ("host_processes", "attach", "service_metrics")
+"""These tests, likely ones first."""
+LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "tuple.h", "types.h")
+"""Headers without a row: they declare."""
 GENERAL = ("paths", "property", "connections", "node_port", "policies")
 """What is tried on those that these leave."""
+SLOW = ("untouched", "property", "fail_open", "eviction", "affinity", "icmp_errors", "source_address")
+"""Those of them that take longest: they come last."""
+OF_PYTHON: dict[str, tuple[str, ...]] = {
+    "lb/plan": (
+        *("unit/test_plan_services", "unit/test_plan_vips", "unit/test_plan_endpoint_choice"),
+        *("unit/test_plan_claims", "unit/test_plan_rights", "unit/test_maglev", "unit/test_rendezvous"),
+        *("unit/test_health", "golden", "unit/test_reconcile", "unit/test_conformance"),
+    ),
+    "lb/datapath/sync": (
+        *("unit/test_reconcile", "unit/test_pools", "unit/test_lingering", "unit/test_reconcile_restart"),
+        *("unit/test_audit", "golden", "unit/test_reconcile_kernel", "unit/test_service_metrics"),
+        *("unit/test_metrics", "unit/test_top", "unit/test_dump", "packet/test_slot_reuse"),
+        *("packet/test_first_endpoint", "packet/test_service_gone", "packet/test_accounts"),
+    ),
+}
+"""By folder the tests of its modules."""
 NAMED = (
     (
         "cache.h",
@@ -78,10 +96,13 @@ NAMED = (
 """Mutants that survived once: they are always tried."""
 EQUIVALENT: dict[str, str] = {}
 """By mutant, as printed without its line number: why no packet can tell it from the original."""
-PATIENCE = 600
+PATIENCE = 900
 """Seconds for one mutant; of one that takes longer nothing is known, but that the machine is busy."""
-FATES = ("refused", "noticed", "survived", "unknown")
-"""Refused: by compiler or verifier. Noticed: a test failed. Unknown: the tests took too long."""
+TOGETHER = 12
+"""Mutants of the C that are compiled at once; more take more stack than programs have."""
+FATES = ("same", "refused", "noticed", "survived", "unknown")
+"""Same: there is no code that depends on it. Refused: by compiler or verifier. Noticed: a test failed.
+Unknown: the tests took too long."""
 
 
 def named() -> Iterator[Mutant]:
@@ -91,10 +112,19 @@ def named() -> Iterator[Mutant]:
         yield Mutant(file, lines.index(old) + 1, old, new)
 
 
+def every(files: Sequence[str]) -> dict[str, list[Mutant]]:
+    """Return all mutants by file; no files: of all."""
+    modules = python.sources()
+    found = {file: list(python.mutants(file, text)) for file, text in modules.items()}
+    headers = (*KILLERS, *AT_SOCKETS)
+    found |= {file: list(mutants(file, (layouts.BPF_DIR / file).read_text())) for file in headers}
+    return {file: found[file] for file in files or found}
+
+
 def sample(chance: random.Random, files: Sequence[str]) -> Iterator[Mutant]:
-    """Yield mutants by chance, one of each header in turn; first those that are always tried."""
-    yield from (each for each in named() if each.file in files)
-    waiting = {file: list(mutants(file, (layouts.BPF_DIR / file).read_text())) for file in files}
+    """Yield mutants by chance, one of each file in turn; first those that are always tried."""
+    waiting = every(files)
+    yield from (each for each in named() if each.file in waiting)
     for each in waiting.values():
         chance.shuffle(each)
     while any(waiting.values()):
@@ -103,37 +133,64 @@ def sample(chance: random.Random, files: Sequence[str]) -> Iterator[Mutant]:
                 yield waiting[file].pop()
 
 
-def fate(mutant: Mutant, family: int) -> str:
-    """Return what became of a mutant, one of FATES."""
-    names = dict.fromkeys((*KILLERS[mutant.file], *GENERAL))
-    tests = [f"tests/packet/test_{name}.py" for name in names]
-    with tempfile.TemporaryDirectory(prefix="lbctl-mutant-") as folder:
-        bpf_dir = Path(folder) / "bpf"
-        shutil.copytree(layouts.BPF_DIR, bpf_dir)
-        path = bpf_dir / mutant.file
-        path.write_text(mutant.of(path.read_text()))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "tests.mutants.one", str(bpf_dir), str(family), *tests],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return "unknown"
-    if done.returncode == 0:
-        return "survived"
-    if done.returncode != 1:
-        raise RuntimeError(f"pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
-    return "refused" if "CompileError" in done.stdout else "noticed"
+def fates(drawn: Iterator[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
+    """Yield each mutant with what became of it, and what the tests said."""
+    waiting = list[Mutant]()
+    for mutant in drawn:
+        if mutant.file in KILLERS:
+            waiting.append(mutant)
+            if len(waiting) == 2 * TOGETHER:
+                yield from _of_c(waiting)
+                waiting = []
+        elif mutant.file in AT_SOCKETS:
+            tests = [f"tests/netns/test_{name}.py" for name in OF_SOCKETS]
+            yield mutant, *sockets.fate(mutant, tests, 2 * PATIENCE)
+        else:
+            folder = mutant.file.rpartition("/")[0]
+            tests = [_test(name) for name in OF_PYTHON[folder]]
+            own = Path(mutant.file).stem
+            tests.sort(key=lambda test: own not in test)
+            yield mutant, *python.fate(mutant, tests, PATIENCE)
+    yield from _of_c(waiting)
+
+
+def _test(name: str) -> str:
+    path = f"tests/{name}"
+    return path if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def _of_c(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
+    """Try mutants of one family or, where that has no code of it, of the other."""
+    left = list[Mutant]()
+    for version in (4, 6):
+        mine = [each for each in mutants if (version == 6) == (each.file in OF_IPV6)]
+        left = yield from _of_version([*mine, *left], version, last=version == 6)
+
+
+def _of_version(
+    mutants: Sequence[Mutant], version: int, *, last: bool
+) -> Generator[tuple[Mutant, str, str], None, list[Mutant]]:
+    """Try mutants of one family; return those of which it has no code."""
+    left = list[Mutant]()
+    for batch in programs.batches(mutants, TOGETHER):
+        for made in programs.made(batch, version):
+            yield from ((each, "refused", "") for each in made.refused)
+            for number, mutant in made.held.items():
+                if made.alone or made.reached(number):
+                    names = dict.fromkeys((*KILLERS[mutant.file], *GENERAL))
+                    in_order = sorted(names, key=lambda name: SLOW.index(name) + 1 if name in SLOW else 0)
+                    tests = [f"tests/packet/test_{name}.py" for name in in_order]
+                    yield mutant, *programs.fate(made, number, tests, PATIENCE)
+                elif last:
+                    yield mutant, "same", ""
+                else:
+                    left.append(mutant)
+    return left
 
 
 def score(found: Counter[tuple[str, str]]) -> str:
     """Return the score by file, as a table."""
-    head = ("header", "tried", *FATES)
+    head = ("file", "tried", *FATES)
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for file in sorted({file for file, _ in found}):
         of = [found[file, what] for what in FATES]
@@ -146,14 +203,14 @@ def score(found: Counter[tuple[str, str]]) -> str:
 def main(seconds: float = 600.0, seed: int = 1, *files: str) -> int:
     """Try mutants for so long; return the exit code."""
     began, found, left = time.monotonic(), Counter[tuple[str, str]](), list[Mutant]()
-    for mutant in sample(random.Random(seed), files or tuple(KILLERS)):
-        if time.monotonic() - began > seconds:
-            break
-        became = fate(mutant, 6 if mutant.file in OF_IPV6 else 4)
+    for mutant, became, said in fates(sample(random.Random(seed), files)):
         found[mutant.file, became] += 1
         if became == "survived" and re.sub(r":\d+:", ":", str(mutant), count=1) not in EQUIVALENT:
             left.append(mutant)
-        print(f"{time.monotonic() - began:6.0f} s  {became:8}  {mutant}", flush=True)
+        who = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+        print(f"{time.monotonic() - began:6.0f} s  {became:8}  {mutant}  {who[:120]}", flush=True)
+        if time.monotonic() - began > seconds:
+            break
     table = score(found)
     page = PAGE.read_text()
     head, _, rest = page.partition("<!-- score -->\n")

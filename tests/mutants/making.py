@@ -8,7 +8,7 @@ dialect as well, most of which does not compile, and each mutant costs a compile
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SWAPS = (
@@ -28,9 +28,7 @@ SWAPS = (
 )
 _NOT = re.compile(r"(?<![\w!)])!(?=[\w(])")
 _NUMBER = re.compile(r"(?<![\w.])(\d+)(?=U?L*\b)")
-_STATEMENT = re.compile(
-    r"^\t+(?!return|break|continue|goto|case|default|struct|const|u\d+ |bool |int |void )"
-)
+_STATEMENT = re.compile(r"^\t+(?!\t|break|continue|goto|case|default|struct|const|u\d+ |bool |int |void )")
 _NOT_CODE = re.compile(r"/\*.*?\*/|\"[^\"]*\"")
 _DIRECTIVE = ("#pragma", "#include", "#undef", "#if", "#else", "#endif", "#error", "_Static_assert")
 
@@ -73,14 +71,19 @@ def mutants(file: str, text: str) -> Iterator[Mutant]:
         before = code.rstrip() or before
 
 
-def _changed(line: str, code: str, before: str) -> Iterator[str]:
-    for old, new in SWAPS:
+def replaced(line: str, code: str, swaps: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield a line with one operator or number changed; code: the line without words and comments."""
+    for old, new in swaps:
         for found in re.finditer(re.escape(old), code):
             yield line[: found.start()] + new + line[found.end() :]
-    for found in _NOT.finditer(code):
-        yield line[: found.start()] + line[found.end() :]
     for found in _NUMBER.finditer(code):
         yield line[: found.start()] + str(int(found[1]) + 1) + line[found.end() :]
+
+
+def _changed(line: str, code: str, before: str) -> Iterator[str]:
+    yield from replaced(line, code, SWAPS)
+    for found in _NOT.finditer(code):
+        yield line[: found.start()] + line[found.end() :]
     whole = code.rstrip().endswith(";") and code.count("(") == code.count(")")
     begins = before.endswith((";", "{", "}", ":", "*/")) or (before.endswith(")") and "if" in before)
     if whole and begins and _STATEMENT.match(line) and ("=" in code or "(" in code):

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants of the C: compiled many at a time, loaded one at a time, each given to packet tests by a child.
+
+Nothing is written to the cache of compiled programs, and what is loaded is the family's that is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lb.datapath.maps import layouts
+from lb.datapath.programs import build, loader
+from lb.datapath.programs.loops import close_by_jumps
+from lb.errors import CompileError
+from tests.compilers import clang
+from tests.mutants.making import Mutant
+from tests.mutants.switched import MACRO, flip, switches, together
+from tests.packet import harness
+
+AT_PACKETS = tuple(name for name, each in loader.PROGRAMS.items() if not each.at_sockets)
+FILES = ("tc_lb.c", "xdp_lb.c")
+CONTROL = -1
+"""The number of no switch: all statements as they are."""
+_QUICK = "tests/packet/test_reject.py"
+"""What a batch has to pass as it is, or it is halved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What the compiler made of a batch, for one IP version.
+
+    code: by function, with switches. held: the mutants by the number of their switch. alone: there is one,
+    which has no switch. refused: those that the compiler did not take.
+    """
+
+    version: int
+    code: Mapping[str, bytes]
+    held: Mapping[int, Mutant]
+    refused: Sequence[Mutant] = ()
+    alone: bool = False
+
+    def reached(self, number: int) -> bool:
+        """Is there code that depends on the switch?"""
+        return any(number in switches(each) for each in self.code.values())
+
+
+def sources() -> dict[str, str]:
+    """Return the headers of bpf/ by name."""
+    return {path.name: path.read_text() for path in layouts.BPF_DIR.glob("*.h")}
+
+
+def batches(mutants: Iterable[Mutant], size: int) -> Iterator[list[Mutant]]:
+    """Yield mutants that can be compiled together, at most so many; those without a switch one by one."""
+    texts, waiting = sources(), list[Mutant]()
+    for mutant in mutants:
+        if not together([mutant], texts)[1]:
+            yield [mutant]
+            continue
+        if len(together([*waiting, mutant], texts)[1]) > len(waiting):
+            waiting.append(mutant)
+        if len(waiting) == size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def made(mutants: Sequence[Mutant], version: int) -> list[Made]:
+    """Compile mutants, in as many parts as it takes: switches take some of a program's stack, 512 bytes."""
+    held, refused = list(mutants), list[Mutant]()
+    with tempfile.TemporaryDirectory(prefix="lbctl-mutants-") as folder:
+        bpf_dir = Path(folder) / "bpf"
+        shutil.copytree(layouts.BPF_DIR, bpf_dir)
+        numbers, alone = _written(bpf_dir, held)
+        while wrong := _wrong(bpf_dir, version, numbers):
+            refused += wrong
+            held = [each for each in held if each not in wrong]
+            numbers, alone = _written(bpf_dir, held)
+        nothing = Made(version, {}, {}, refused)
+        if not held:
+            return [nothing]
+        try:
+            files = build._compile_family(bpf_dir, version, list(FILES), build._Children())
+        except CompileError:
+            done = None
+        else:
+            code = {name: b64decode(text) for each in files.values() for name, text in each.items()}
+            done = Made(version, code, numbers, refused, alone)
+            if not alone and fate(done, CONTROL, [_QUICK], 600)[0] != "survived":
+                done = None
+    if done:
+        return [done]
+    if len(held) == 1:
+        return [replace(nothing, refused=[*refused, *held])]
+    middle = len(held) // 2
+    return [nothing, *made(held[:middle], version), *made(held[middle:], version)]
+
+
+def _written(bpf_dir: Path, mutants: Sequence[Mutant]) -> tuple[dict[int, Mutant], bool]:
+    """Write the mutants into a copy of bpf/; return them by their switches, and whether it is one without."""
+    texts = sources()
+    changed, held = together(mutants, texts)
+    alone = not held and bool(mutants)
+    if alone:
+        (mutant,) = mutants
+        changed, held = {**texts, mutant.file: mutant.of(texts[mutant.file])}, {0: mutant}
+    for file, text in changed.items():
+        (bpf_dir / file).write_text(text)
+    config = bpf_dir / "config.h"
+    config.write_text(config.read_text().replace("#pragma once\n", f"#pragma once\n{MACRO}\n", 1))
+    return held, alone
+
+
+def _wrong(bpf_dir: Path, version: int, held: Mapping[int, Mutant]) -> list[Mutant]:
+    """Return the mutants with which the C is none, as far as a compiler's first look can tell."""
+    command = clang.available()[0]
+    with tempfile.TemporaryDirectory(prefix="lbctl-clang-") as folder:
+        flags = [*clang.headers(Path(folder)), *build.c_flags(bpf_dir, os.uname().machine, version)]
+        for file in FILES:
+            source = Path(folder) / file
+            source.write_text(f"{(bpf_dir / file).read_text()}\n{layouts.static_assertions(version)}")
+            argv = [command, "-fsyntax-only", "-D__KERNEL__", *flags, *clang.BCCS_OWN_WARNINGS, str(source)]
+            said = subprocess.run(argv, capture_output=True, text=True, check=False)
+            if not said.returncode:
+                continue
+            if len(held) == 1:
+                return list(held.values())
+            places = re.findall(r"(\w+\.h):(\d+):\d+:", said.stderr)
+            wrong = [each for each in held.values() if any(_near(each, file, int(at)) for file, at in places)]
+            if not wrong:
+                raise RuntimeError(said.stderr)
+            return wrong
+    return []
+
+
+def _near(mutant: Mutant, file: str, line: int) -> bool:
+    return mutant.file == file and abs(mutant.line - line) <= 3  # a statement stands on its first line
+
+
+def fate(found: Made, number: int, tests: Sequence[str], patience: float) -> tuple[str, str]:
+    """Return what became of a mutant, one of FATES of __main__, and the last that pytest said."""
+    with tempfile.TemporaryFile("w+") as said:
+        child = os.fork()
+        if not child:
+            _try(found, number, tests, said.fileno())
+        deadline, signals = time.monotonic() + patience, [signal.SIGINT, signal.SIGKILL]
+        while True:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > deadline and signals:
+                os.kill(child, signals.pop(0))
+                deadline = time.monotonic() + 60
+            time.sleep(0.02)
+        said.seek(0)
+        words = said.read()
+    code = os.waitstatus_to_exitcode(status)
+    if len(signals) < 2:
+        return "unknown", words
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest ended with {code}\n{words}")
+    if "CompileError" in words:
+        return "refused", words
+    return ("noticed" if code else "survived"), words
+
+
+def _try(found: Made, number: int, tests: Sequence[str], output: int) -> None:
+    """Be the child: run the tests with one switch set, and end with pytest's exit code."""
+    code = 3
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        chosen = {name: close_by_jumps(flip(each, number)) for name, each in found.code.items()}
+        versions = layouts.FAMILIES if found.version == 6 else (4,)
+        programs = {
+            name: replace(loader.PROGRAMS[name], instances=dict.fromkeys(versions, 0)) for name in AT_PACKETS
+        }
+        clean = build.instructions(layouts.BPF_DIR, FILES)
+        build.obtain = lambda *_, **__: ({**clean, found.version: chosen}, False)
+        loader.PROGRAMS = programs
+        harness.load = partial(loader.load, programs=programs)  # type: ignore[attr-defined]
+        options = ("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
+        code = int(pytest.main([*options, "-k", f"ipv{found.version}", *tests]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)

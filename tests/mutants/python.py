@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants of the Python that decides and writes: lb/plan and lb/datapath/sync, against the tests about them.
+
+A child of pytest gets the changed text in place of the module's, by :mod:`tests.mutants.instead`.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.mutants.making import Mutant, replaced
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("lb/plan", "lb/datapath/sync")
+SWAPS = (
+    (" == ", " != "),
+    (" != ", " == "),
+    (" <= ", " < "),
+    (" >= ", " > "),
+    (" < ", " <= "),
+    (" > ", " >= "),
+    (" and ", " or "),
+    (" or ", " and "),
+    (" + ", " - "),
+    (" - ", " + "),
+    (" & ", " | "),
+    (" | ", " & "),
+    (" is not ", " is "),
+    (" not in ", " in "),
+    ("if not ", "if "),
+    ("True", "False"),
+    ("False", "True"),
+    ("break", "pass"),
+    ("continue", "pass"),
+)
+
+
+def sources() -> dict[str, str]:
+    """Return the modules by path."""
+    return {
+        str(path.relative_to(ROOT)): path.read_text()
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).glob("*.py"))
+        if path.name != "__init__.py"
+    }
+
+
+def mutants(file: str, text: str) -> Iterator[Mutant]:
+    """Yield all mutants of a module: what its functions do, not its imports, types and words."""
+    lines = text.splitlines()
+    for first, last, whole in sorted(set(_statements(ast.parse(text)))):
+        for at in range(first, last + 1):
+            line = lines[at]
+            for new in replaced(line, _without_words(line).replace("strict=True", "           "), SWAPS):
+                yield Mutant(file, at + 1, line, new)
+        if whole and first == last:
+            yield Mutant(file, first + 1, lines[first], f"{lines[first][: whole - 1]}pass")
+
+
+def _statements(tree: ast.Module) -> Iterator[tuple[int, int, int]]:
+    """Yield what functions do: first and last line, from 0; the column, from 1, of what may be left out."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        for each in ast.walk(function):
+            if each is function or not isinstance(each, ast.stmt) or isinstance(each, ast.FunctionDef):
+                continue
+            assert each.end_lineno is not None
+            if isinstance(each, ast.If | ast.While | ast.For | ast.With | ast.Try):
+                head = getattr(each, "test", None) or getattr(each, "iter", None)
+                if head is not None:
+                    yield each.lineno - 1, head.end_lineno - 1, 0
+            elif isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant):
+                continue  # its words
+            else:
+                leave = isinstance(each, ast.Expr | ast.AugAssign | ast.Delete) or (
+                    isinstance(each, ast.Assign) and not isinstance(each.targets[0], ast.Name)
+                )
+                yield each.lineno - 1, each.end_lineno - 1, each.col_offset + 1 if leave else 0
+
+
+def _without_words(line: str) -> str:
+    """Return the line with blanks in place of comments and of what is in quotes."""
+    out, quote = "", ""
+    for char in line:
+        if quote:
+            out += " "
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            out += " "
+            quote = char
+        elif char == "#":
+            return out.ljust(len(line))
+        else:
+            out += char
+    return out
+
+
+def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, str]:
+    """Return what became of a mutant, one of FATES of __main__, and what pytest said."""
+    changed = mutant.of((ROOT / mutant.file).read_text())
+    try:
+        compile(changed, mutant.file, "exec")
+    except SyntaxError as error:
+        return "refused", str(error)
+    with tempfile.NamedTemporaryFile("w", suffix=".py", prefix="lbctl-mutant-") as file:
+        file.write(changed)
+        file.flush()
+        module = mutant.file.removesuffix(".py").replace("/", ".")
+        options = ("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "pytest", "-p", "tests.mutants.instead", *options, *tests],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "MUTANT": f"{module}={file.name}"},
+                capture_output=True,
+                text=True,
+                timeout=patience,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            return "noticed", f"nothing after {late.timeout:.0f} s"
+    if done.returncode == 0:
+        return "survived", done.stdout
+    if done.returncode == 4 and "ImportError" not in done.stdout + done.stderr:
+        raise RuntimeError(done.stdout + done.stderr)
+    return "noticed", done.stdout + done.stderr

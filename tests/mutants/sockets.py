@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutants of what the socket hooks do: tests in a lab, by a copy of the tree whose agents load the changed C.
+
+The copy has a cache of compiled programs of its own, in which the programs for packets are there already.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from lb.datapath.maps import layouts
+from lb.datapath.programs import build
+from tests.mutants.making import Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+_PARTS = ("lb", "bpf", "tests")
+_FILE = "sock_lb.c"
+_CACHE_LINE = f'CACHE = Path("{build.CACHE}")'
+
+
+def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, str]:
+    """Return what became of a mutant, one of FATES of __main__, and what pytest said."""
+    with tempfile.TemporaryDirectory(prefix="lbctl-mutant-") as folder:
+        tree = Path(folder)
+        for part in _PARTS:
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        path = tree / "bpf" / mutant.file
+        path.write_text(mutant.of(path.read_text()))
+        refused = _fill(tree)
+        if refused is not None:
+            return refused, ""
+        with tempfile.TemporaryFile("w+") as said:
+            code = _run(tree, tests, said.fileno(), patience)
+            said.seek(0)
+            words = said.read()
+    if code is None:
+        return "unknown", words
+    if code not in (0, 1):
+        raise RuntimeError(f"pytest ended with {code}\n{words}")
+    return ("noticed" if code else "survived"), words
+
+
+def _fill(tree: Path) -> str | None:
+    """Give the tree a cache with all that is compiled; return "same" or "refused" where no test is needed."""
+    module = tree / "lb/datapath/programs/build.py"
+    text = module.read_text()
+    assert _CACHE_LINE in text
+    cache = tree / "cache"
+    cache.mkdir(0o700)
+    module.write_text(text.replace(_CACHE_LINE, f'CACHE = Path("{cache}")'))
+    clean, changed = build.fingerprint(layouts.BPF_DIR), build.fingerprint(tree / "bpf")
+    build.instructions(layouts.BPF_DIR, ["tc_lb.c", "xdp_lb.c", _FILE])
+    same = True
+    for version in layouts.FAMILIES:
+        for stem in ("tc_lb", "xdp_lb"):
+            rest = f"{stem}-{version}.json"
+            shutil.copy(build.CACHE / f"{clean}-{rest}", cache / f"{changed}-{rest}")
+        try:
+            made = build._compile_family(tree / "bpf", version, [_FILE], build._Children())[_FILE]
+        except build.CompileError:
+            return "refused"
+        same = same and made == build._read(clean, version, _FILE)
+    return "same" if same else None
+
+
+def _run(tree: Path, tests: Sequence[str], output: int, patience: float) -> int | None:
+    """Run tests in the tree until one fails; return pytest's exit code, or None when they took too long."""
+    options = ("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=tree,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)},
+        stdout=output,
+        stderr=output,
+    ) as child:
+        try:
+            return child.wait(patience)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)  # fixtures take down what they have made
+            child.wait()
+            return None
