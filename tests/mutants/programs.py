@@ -9,24 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from lb.datapath.maps import layouts
 from lb.datapath.programs import build, loader
 from lb.datapath.programs.loops import close_by_jumps
 from lb.errors import CompileError
 from tests.compilers import clang
+from tests.mutants.children import tested
 from tests.mutants.making import Mutant
 from tests.mutants.switched import MACRO, flip, switches, together
 from tests.packet import harness
@@ -152,50 +148,19 @@ def _near(mutant: Mutant, file: str, line: int) -> bool:
 
 
 def fate(found: Made, number: int, tests: Sequence[str], patience: float) -> tuple[str, str]:
-    """Return what became of a mutant, one of FATES of __main__, and the last that pytest said."""
-    with tempfile.TemporaryFile("w+") as said:
-        child = os.fork()
-        if not child:
-            _try(found, number, tests, said.fileno())
-        deadline, signals = time.monotonic() + patience, [signal.SIGINT, signal.SIGKILL]
-        while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline and signals:
-                os.kill(child, signals.pop(0))
-                deadline = time.monotonic() + 60
-            time.sleep(0.02)
-        said.seek(0)
-        words = said.read()
-    code = os.waitstatus_to_exitcode(status)
-    if len(signals) < 2:
-        return "unknown", words
-    if code not in (0, 1):
-        raise RuntimeError(f"pytest ended with {code}\n{words}")
-    if "CompileError" in words:
-        return "refused", words
-    return ("noticed" if code else "survived"), words
+    """Return what became of a mutant, one of FATES of __main__, and what pytest said."""
+    became, words = tested(lambda: _load(found, number), ["-k", f"ipv{found.version}", *tests], patience)
+    return ("refused" if "CompileError" in words else became), words
 
 
-def _try(found: Made, number: int, tests: Sequence[str], output: int) -> None:
-    """Be the child: run the tests with one switch set, and end with pytest's exit code."""
-    code = 3
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        chosen = {name: close_by_jumps(flip(each, number)) for name, each in found.code.items()}
-        versions = layouts.FAMILIES if found.version == 6 else (4,)
-        programs = {
-            name: replace(loader.PROGRAMS[name], instances=dict.fromkeys(versions, 0)) for name in AT_PACKETS
-        }
-        clean = build.instructions(layouts.BPF_DIR, FILES)
-        build.obtain = lambda *_, **__: ({**clean, found.version: chosen}, False)
-        loader.PROGRAMS = programs
-        harness.load = partial(loader.load, programs=programs)  # type: ignore[attr-defined]
-        options = ("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
-        code = int(pytest.main([*options, "-k", f"ipv{found.version}", *tests]))
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+def _load(found: Made, number: int) -> None:
+    """Have packet tests load what was made, with one switch set."""
+    chosen = {name: close_by_jumps(flip(each, number)) for name, each in found.code.items()}
+    versions = layouts.FAMILIES if found.version == 6 else (4,)
+    programs = {
+        name: replace(loader.PROGRAMS[name], instances=dict.fromkeys(versions, 0)) for name in AT_PACKETS
+    }
+    clean = build.instructions(layouts.BPF_DIR, FILES)
+    build.obtain = lambda *_, **__: ({**clean, found.version: chosen}, False)
+    loader.PROGRAMS = programs
+    harness.load = partial(loader.load, programs=programs)  # type: ignore[attr-defined]

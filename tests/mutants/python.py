@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutants of the Python that decides and writes: lb/plan and lb/datapath/sync, against the tests about them.
 
-A child of pytest gets the changed text in place of the module's, by :mod:`tests.mutants.instead`.
+The changed text takes the module's place in a child.
 """
 
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
+from tests.mutants.children import tested
 from tests.mutants.making import Mutant, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,21 +115,26 @@ def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, st
         file.write(changed)
         file.flush()
         module = mutant.file.removesuffix(".py").replace("/", ".")
-        options = ("-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-p", "tests.mutants.instead", *options, *tests],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "MUTANT": f"{module}={file.name}"},
-                capture_output=True,
-                text=True,
-                timeout=patience,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as late:
-            return "noticed", f"nothing after {late.timeout:.0f} s"
-    if done.returncode == 0:
-        return "survived", done.stdout
-    if done.returncode == 4 and "ImportError" not in done.stdout + done.stderr:
-        raise RuntimeError(done.stdout + done.stderr)
-    return "noticed", done.stdout + done.stderr
+        return tested(lambda: _put(module, file.name), tests, patience)
+
+
+def _put(module: str, path: str) -> None:
+    """Have a module's text come from a file, and everything of this tree be imported anew."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("lb", "tests"):
+            del sys.modules[name]
+    sys.meta_path.insert(0, _Instead(module, path))
+
+
+class _Instead:
+    """A finder of sys.meta_path that finds one module, under its own name, in a file."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        return spec_from_file_location(name, self._path, loader=SourceFileLoader(name, self._path))
