@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lb.datapath.maps import layouts
 from lb.datapath.programs import build
+from lb.errors import CompileError
 from tests.mutants.making import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,7 @@ def _fill(tree: Path) -> str | None:
             shutil.copy(build.CACHE / f"{clean}-{rest}", cache / f"{changed}-{rest}")
         try:
             made = build._compile_family(tree / "bpf", version, [_FILE], build._Children())[_FILE]
-        except build.CompileError:
+        except CompileError:
             return "refused"
         same = same and made == build._read(clean, version, _FILE)
     return "same" if same else None

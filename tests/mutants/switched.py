@@ -177,7 +177,7 @@ def flip(code: bytes, chosen: int | None) -> bytes:
     return rows.tobytes()
 
 
-def _wide(rows: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _wide(rows: np.ndarray) -> np.ndarray:
     """Return where a number of 64 bits is loaded that is no map."""
-    found: np.ndarray = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)  # type: ignore[type-arg]
+    found: np.ndarray = (rows["opcode"] == _LD_IMM64) & (rows["registers"] >> 4 == 0)
     return found
