@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from msgspec import structs
+
 from lb.model import (
     NO_OVERLAPS,
     EndpointSlice,
@@ -187,6 +189,8 @@ def _vips(
 def _plan_port(service: Service, port: ServicePort, vips: list[Vip], offer: Offer) -> PortPlan:
     """Put one port of a Service in one family together; there is at least one VIP."""
     version = vips[0].key.address.version
+    if service.affinity_seconds and offer.local:
+        vips = _at_home(vips, offer)
     ranges: set[IPNetwork] = set()
     if service.source_ranges and any(vip.kind is VipKind.LOAD_BALANCER for vip in vips):
         ranges = {net for net in service.source_ranges if net.version == version}
@@ -201,6 +205,20 @@ def _plan_port(service: Service, port: ServicePort, vips: list[Vip], offer: Offe
         local=offer.local,
         source_ranges=tuple(sorted(ranges, key=_network_order)),
     )
+
+
+def _at_home(vips: list[Vip], offer: Offer) -> list[Vip]:
+    """Return the VIPs of a port with affinity; those that are an endpoint of this node are policy Local's.
+
+    Such is an externalIP that is the node's own, in front of a pod with the node's network. Another node that
+    leads a client to this endpoint sends to the VIP, in its own name. Were it led on by its affinity, and by
+    that of the next node, it would go round between them, as each keeps to its choice.
+    """
+    here = {(backend.address, backend.port) for backend in offer.local}
+    return [
+        structs.replace(vip, outside=TrafficPolicy.LOCAL) if (vip.key.address, vip.key.port) in here else vip
+        for vip in vips
+    ]
 
 
 def _network_order(network: IPNetwork) -> tuple[int, int]:

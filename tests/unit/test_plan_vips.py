@@ -8,7 +8,17 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.model import ObjectKey, Protocol, Service, ServicePort, ServiceType
+from lb.model import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ObjectKey,
+    Protocol,
+    Service,
+    ServicePort,
+    ServiceType,
+    TrafficPolicy,
+)
 from lb.plan import plan_service
 from lb.plan.types import PortPlan, ServicePlan, Topology, Vip, VipKind
 from tests.unit.plan_builders import RememberedClaims
@@ -86,6 +96,19 @@ def test_external_ips_may_be_an_address_of_the_node() -> None:
     result = plan(replace(WEB, external_ips=(PRIMARY,)))
     assert shown(result, VipKind.EXTERNAL_IP) == ["192.0.2.1:80/TCP"]
     assert shown(result, VipKind.NODE_PORT) == ["192.0.2.1:30080/TCP"]
+
+
+@pytest.mark.parametrize("affinity", [0, 100])
+def test_external_ips_that_are_an_endpoint_of_the_node_lead_to_it_with_affinity(affinity: int) -> None:
+    """Nodes that each keep to another one's endpoint would send a client round for ever."""
+    service = replace(WEB, external_ips=(PRIMARY, EXTERNAL), affinity_seconds=affinity)
+    endpoints = Endpoint(PRIMARY, node="node1"), Endpoint(EXTERNAL, node="node2")
+    piece = EndpointSlice(ObjectKey("default", "web-a"), WEB.key, (EndpointPort("http", TCP, 80),), endpoints)
+    (port,) = plan_service(service, [piece], Topology("node1")).ports
+    assert {str(vip.key) for vip in served(port) if vip.outside is TrafficPolicy.LOCAL} == (
+        {"192.0.2.1:80/TCP"} if affinity else set()
+    )
+    assert {vip.inside for vip in port.vips} == {TrafficPolicy.CLUSTER}
 
 
 def test_load_balancer_addresses_need_no_node_port() -> None:
