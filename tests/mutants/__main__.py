@@ -45,7 +45,7 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "icmp_error.h": ("icmp_errors", "options"),
     "ip4.h": ("untouched", "options", "paths", "icmp_errors", "fragments"),
     "ip6.h": ("untouched", "options", "paths", "icmp_errors", "fragments"),
-    "lb.h": ("paths", "ping", "unknown_port", "redirect", "options", "fragments", "loopback"),
+    "lb.h": ("paths", "monitor", "ping", "unknown_port", "redirect", "options", "fragments", "loopback"),
     "nat.h": ("paths", "sctp"),
     "owner.h": ("own_connections", "node_port", "loopback"),
     "parse.h": ("untouched", "options", "sctp", "handshake", "fragments"),

@@ -106,8 +106,8 @@ def _listens(case: Case) -> bool:
 
 def _large_by_lo(case: Case) -> bool:
     own = case.step["who"] in ("node", "hostpod", "bare") and case.to is not None
-    large = case.step["do"] == "ask" and case.step["size"] > 1200
-    return own and large and case.step["version"] == 6 and case.ours == {"error": "timeout"}
+    large = case.step.get("size", 0) > 1200
+    return own and large and case.step["do"] in ("ask", "pieces") and case.ours == {"error": "timeout"}
 
 
 def earlier_program(case: Case) -> bool:
