@@ -64,7 +64,7 @@ OF_IPV6 = ("fragment.h", "ip6.h")
 """Headers whose mutants are tried in IPv6, for which they have code of its own; the others' are in IPv4."""
 AT_SOCKETS = ("ctx_sock.h", "peer.h", "sock.h")
 """Headers about sockets, which tests in a lab alone see."""
-OF_SOCKETS = ("host_processes", "attach", "service_metrics")
+OF_SOCKETS = ("host_processes", "service_metrics")
 """These tests, likely ones first."""
 LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "tuple.h", "types.h")
 """Headers without a row: they declare."""
