@@ -363,13 +363,17 @@ class _Allocation:
         """Return an address that a Service of this name had until a moment ago."""
         found = [
             address
-            for address, rest in self._resting.items()
-            if rest.last == each.key
-            and address.version == version
-            and self._is_free(address)
-            and _in(pools, address)
+            for address in self._rests_of.get(each.key, ())
+            if address.version == version and self._is_free(address) and _in(pools, address)
         ]
         return min(found, key=int, default=None)
+
+    @cached_property
+    def _rests_of(self) -> dict[ObjectKey, list[IPAddress]]:
+        found: defaultdict[ObjectKey, list[IPAddress]] = defaultdict(list)
+        for address, rest in self._resting.items():
+            found[rest.last].append(address)
+        return found
 
     def _free(self, pool: Pool, version: int) -> IPAddress | None:
         """Return the lowest address of a pool that nobody has and that does not rest.
