@@ -27,10 +27,10 @@ from lb.diagnose.audit import Comparison, Preview, preview, steady
 from lb.diagnose.snapshot import ManifestReader, read_files
 from lb.errors import CapacityError, ConfigError, LbError
 from lb.manifests.objects import ServiceRequest
-from lb.plan.types import Topology
+from lb.plan.types import Topology, VipKind
 from lb.served.metrics import audit_metrics
 from tests.fake_maps import FakeMaps
-from tests.unit.plan_builders import vip_key
+from tests.unit.plan_builders import port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import OTHER_VIP, A, B, Bench, web
 from tests.unit.reconcile_bench import VIP as BENCH_VIP
 from tests.unit.worlds import HERE, ONE, SERVICE, TWO, WEB, WELL, World, world
@@ -248,6 +248,16 @@ def test_an_agent_sees_what_became_of_a_backend(version: int, field: str, value:
     slots[field][np.flatnonzero(slots["state"])[0]] = value
     found = bench.reconciler.drift() or {}
     assert {n: count for n, count in found.items() if count} == {f"backends{version}": 1}
+
+
+def test_an_agent_sees_that_a_source_range_is_gone() -> None:
+    bench = Bench()
+    ranged = port_plan([BENCH_VIP], [A], kind=VipKind.LOAD_BALANCER, source_ranges=["192.0.2.0/24"])
+    bench.apply(service_plan("web", ranged))
+    assert not any((bench.reconciler.drift() or {"": 1}).values())
+    bench.maps.delete("source_ranges4", bench.maps.read("source_ranges4")[0])
+    found = bench.reconciler.drift() or {}
+    assert {n: count for n, count in found.items() if count} == {"source_ranges4": 1}
 
 
 def test_the_metric_of_an_audit() -> None:
