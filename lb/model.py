@@ -12,7 +12,7 @@ by the converters, so every value here is final.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
@@ -188,7 +188,8 @@ class EndpointSlice:
 
     triggered is when the pod or Service changed that this state of it follows from, in seconds since the
     epoch; 0 when nobody says so. pods: the names of the endpoints' pods as the API tells them (targetRef), a
-    line for each endpoint; one text takes a quarter of the memory of as many names.
+    line for each endpoint; one text takes a quarter of the memory of as many names. hostnames: their names in
+    DNS, likewise; ``""`` when none has any.
     """
 
     key: ObjectKey
@@ -197,6 +198,7 @@ class EndpointSlice:
     endpoints: tuple[Endpoint, ...] = ()
     triggered: float = field(default=0.0, compare=False)
     pods: str = field(default="", compare=False)
+    hostnames: str = ""
     origin: Origin = field(default=NOWHERE, compare=False)
 
     def named(self) -> Iterator[tuple[Endpoint, str]]:
@@ -205,6 +207,16 @@ class EndpointSlice:
         for at, endpoint in enumerate(self.endpoints):
             name = names[at] if at < len(names) else ""
             yield endpoint, endpoint.target or (f"{self.key.namespace}/{name}" if name else "")
+
+    def host_names(self) -> list[str]:
+        """Return each endpoint's hostname, ``""`` for one without."""
+        names = self.hostnames.split("\n") if self.hostnames else []
+        return [*names, *[""] * len(self.endpoints)][: len(self.endpoints)]
+
+
+def name_lines(names: Iterable[str]) -> str:
+    """Return names as a slice has them: a line for each endpoint, none at the end for those without."""
+    return "\n".join(names).rstrip("\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +233,9 @@ class Pod:
     """A core/v1 Pod, as far as Services select it.
 
     ready is the pod's Ready condition; terminating is true once deletionTimestamp is set;
-    finished is true in the phases Succeeded and Failed. trouble says why it is not ready, in the words of its
-    status, for people alone; ``""`` when it is, or nothing is said.
+    finished is true in the phases Succeeded and Failed. hostname and subdomain are those of its spec: with
+    both, it has a name of its own in the headless Service that the subdomain names. trouble says why it is
+    not ready, in the words of its status, for people alone; ``""`` when it is, or nothing is said.
     """
 
     key: ObjectKey
@@ -233,6 +246,8 @@ class Pod:
     ready: bool = False
     terminating: bool = False
     finished: bool = False
+    hostname: str = ""
+    subdomain: str = ""
     trouble: str = field(default="", compare=False)
     origin: Origin = field(default=NOWHERE, compare=False)
 

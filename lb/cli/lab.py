@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from lb.cli import output
 from lb.cli.tables import table
 from lb.errors import LabError
-from lb.lab import kube_proxy
+from lb.lab import dns, kube_proxy
 from lb.lab.addressing import DEFAULT_ID, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import find, kubectl
 from lb.lab.demo import rows, show
@@ -50,6 +50,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         agents=args.agents,
         pools=args.pools,
         kubernetes=str(find()) if args.kubernetes else "",
+        dns=not dns.missing() if args.dns is None else args.dns,
     )
 
 
@@ -59,6 +60,8 @@ def _flag(lab: str) -> str:
 
 def run_up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab up``."""
+    if args.dns is None and (why := dns.missing()):
+        print(f"no DNS: {why}", file=out)
     lab = Lab.up(_spec(args), lambda line: print(line, file=out, flush=True))
     print("\n" + _next(lab), file=out, end="")
     return 0
@@ -104,6 +107,7 @@ def _status_text(status: dict[str, Any]) -> str:
         f"client     {status['client']['namespace']}, {status['client']['addresses'][0]}",
         f"outside    {status['outside_server']}, HTTP on port 80, UDP echo on port 9000",
         f"kubelet    {running(status['kubelet'])}",
+        *([_dns_text(status["dns"], running)] if "dns" in status else []),
         "",
     ]
     if "addresses" in status:
@@ -135,6 +139,14 @@ def _status_text(status: dict[str, Any]) -> str:
     lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods))
     lines += [each if each.startswith("warning: ") else f"error: {each}" for each in status["errors"]]
     return "\n".join(lines).rstrip()
+
+
+def _dns_text(dns: dict[str, Any], running: Callable[[dict[str, Any]], str]) -> str:
+    servers = " and ".join(dns["outside_servers"])
+    return (
+        f"DNS        records of Services: {running(dns['records'])}; outside, at {servers}:"
+        f" {running(dns['outside'])}"
+    )
 
 
 def _sync(agent: Mapping[str, Any]) -> str:

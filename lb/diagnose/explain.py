@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 from lb.diagnose.endpoints import examine
 from lb.diagnose.facts import Facts, Finding, Result, causes
+from lb.diagnose.names import resolves
 from lb.diagnose.probe import text
 from lb.model import Pod, Service, ServiceType, TrafficPolicy
 from lb.plan.types import VipKind
@@ -31,7 +32,7 @@ def explain(facts: Facts) -> list[Finding]:
         found += findings
         if facts.service is None or any(one.cause in _LAST for one in findings):
             break
-    return found
+    return [*found, *resolves(facts.naming)]
 
 
 def exists(facts: Facts, _known: bool) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from lb.datapath.attach.netns import Listener
 from lb.datapath.sync.differences import Difference
@@ -14,6 +15,9 @@ from lb.diagnose.probe import Outcome
 from lb.model import Endpoint, EndpointSlice, IPAddress, ObjectKey, Pod, Service
 from lb.plan import Conflict
 from lb.plan.types import PortPlan, ServicePlan, Topology
+
+if TYPE_CHECKING:
+    from lb.diagnose.names import Naming
 
 
 class Result(StrEnum):
@@ -47,7 +51,8 @@ class Facts:
     health_port: why the Service cannot have its healthCheckNodePort. sick: what is wrong with an agent that
     runs and does not get on, and what to do about it.
     client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
-    listens in the network namespace of a pod; None where it cannot be told.
+    listens in the network namespace of a pod; None where it cannot be told. naming: what is known of its
+    name; None where it was not looked at.
     """
 
     key: ObjectKey
@@ -73,6 +78,7 @@ class Facts:
     health_port: str = ""
     sick: tuple[str, str] = ("", "")
     listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
+    naming: Naming | None = None
 
     def selected(self) -> list[Pod]:
         """Return the pods that the selector matches and that have not ended."""

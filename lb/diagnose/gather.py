@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,16 +20,20 @@ from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES
 from lb.diagnose import attachment, probe
 from lb.diagnose.audit import Comparison
-from lb.diagnose.facts import Facts
+from lb.diagnose.facts import Facts, causes
+from lb.diagnose.names import Naming, look, resolves
 from lb.diagnose.probe import Target
 from lb.diagnose.snapshot import Snapshot, SourceReader
 from lb.errors import LbError
 from lb.model import EndpointSlice, IPAddress, ObjectKey
+from lb.names import DNS
 from lb.plan import health_port_taken, plan_service
 from lb.plan.types import ServicePlan, Topology
 
 MOST_ENDPOINTS = 50
 """How many endpoints of a port are tried, unless all are to be."""
+AGAIN_SECONDS = 1.0
+"""After which a name that is not as it should be is asked for again: it may have changed just now."""
 MOST_NODES = 20
 """How many nodes are looked up."""
 _T = TypeVar("_T")
@@ -97,7 +102,28 @@ def gather(
     facts.missing_nodes = node.source.missing_nodes(names[:MOST_NODES])
     if probing:
         _probe(node, facts, whole, every)
+        if node.maps is not None:
+            facts.naming = _naming(node, facts)
     return facts
+
+
+def _naming(node: Vantage, facts: Facts) -> Naming | None:
+    """Ask for the name through the data plane, again after a moment where it is not what it should be."""
+    assert facts.service is not None
+
+    def ask(questions: Sequence[tuple[str, str, str]]) -> list[tuple[str, Sequence[str]]]:
+        from lb.names.ask import Question, ask_all  # noqa: PLC0415 - dnspython
+
+        group = node.config.cgroup if node.config.socket_lb is not SocketMode.OFF else ""
+        return [(one.status, one.data) for one in ask_all([Question(*each) for each in questions], group)]
+
+    found = None
+    for pause in (0.0, AGAIN_SECONDS):
+        time.sleep(pause)
+        found = look(facts.service, facts.slices, node.source.service(DNS), ask)
+        if not causes(resolves(found)):
+            break
+    return found
 
 
 def _near(key: ObjectKey, names: Sequence[str]) -> list[str]:

@@ -50,6 +50,7 @@ from lb.model import (
     ServiceType,
     TrafficDistribution,
     TrafficPolicy,
+    name_lines,
 )
 
 AFFINITY_DEFAULT = 10_800
@@ -179,6 +180,7 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
         endpoints=() if named else tuple([_endpoint(i, e) for i, e in enumerate(item.endpoints or ())]),
         triggered=_triggered(item),
         pods=_pods(item.endpoints or ()),
+        hostnames="" if named else name_lines(each.hostname or "" for each in item.endpoints or ()),
     )
     if named:
         raise FieldError("addressType", HOST_NAMES, instead=result)
@@ -188,7 +190,7 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
 def _pods(entries: Sequence[EndpointEntry]) -> str:
     """Return the names of the pods behind endpoints, one a line; ``""`` when there are none."""
     refs = [entry.target_ref for entry in entries]
-    return "\n".join([ref.name if ref and ref.kind == "Pod" else "" for ref in refs]).rstrip("\n")
+    return name_lines(ref.name if ref and ref.kind == "Pod" else "" for ref in refs)
 
 
 def _triggered(item: SliceObject) -> float:

@@ -185,6 +185,7 @@ class EndpointEntry(_Object):
     zone: str | None = None
     hints: Hints | None = None
     target_ref: TargetRef | None = None
+    hostname: str | None = None
 
 
 class SliceObject(ApiObject):

@@ -129,7 +129,8 @@ class Handover:
                 form, held = self._held[key]
                 present_ones = piece.endpoints if piece else ()
                 stay = (endpoint for endpoint, _ in held.values())
-                whole = replace(piece or form, endpoints=(*present_ones, *stay), triggered=0.0)
+                base = piece or replace(form, pods="", hostnames="")
+                whole = replace(base, endpoints=(*present_ones, *stay), triggered=0.0)
                 changed.append(Upsert(whole))
             elif piece is not None:
                 changed.append(Upsert(piece))

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 NOT_OURS = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
 """Labels that give a Service, and the slices that carry its labels, to another proxy; kube-proxy's
 selectors."""
+_OF_A_SERVICE = "kubernetes.io/service-name"
 _TICK_SECONDS = 0.5
 _GATHER_SECONDS = 0.005
 """Under load, how long the reflectors may take for what came by a tick."""
@@ -63,6 +64,7 @@ class KubernetesSource:
     client: how to reach the API server.
     node_name: the Node that is about us.
     report: called with every object that cannot be used, once for as long as it stands; from several threads.
+    for_names: whether all Services are read, with all of their slices, for DNS; then nothing is announced.
     timing, hold_seconds, silence: for tests.
     """
 
@@ -74,6 +76,7 @@ class KubernetesSource:
         *,
         node_name: str,
         report: Callable[[InputError], None],
+        for_names: bool = False,
         timing: Timing | None = None,
         hold_seconds: float = HOLD_SECONDS,
         silence: float = SILENCE_SECONDS,
@@ -88,10 +91,13 @@ class KubernetesSource:
         self._presence = Presence(client.probe, self._timing)
         self._vigil = Vigil(client.probe, self._timing, self._contact, self._hang_up)
         self._events = EventWriter(client, node_name, self._timing, self._presence)
-        self._services = self._reflector(Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None"))
-        self._slices = self._reflector(
-            Selection(ENDPOINT_SLICES, labels=f"kubernetes.io/service-name,{NOT_OURS}")
-        )
+        services = Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None")
+        slices = Selection(ENDPOINT_SLICES, labels=f"{_OF_A_SERVICE},{NOT_OURS}")
+        if for_names:
+            services, slices = Selection(SERVICES), Selection(ENDPOINT_SLICES, labels=_OF_A_SERVICE)
+        self._announces = not for_names
+        self._services = self._reflector(services)
+        self._slices = self._reflector(slices)
         self._nodes = self._reflector(Selection(NODES, fields=f"metadata.name={node_name}"))
         self._waiting_for = {each.resource for each in self._reflectors}
 
@@ -138,7 +144,8 @@ class KubernetesSource:
         def report(error: InputError, key: ObjectKey, uid: str) -> None:
             self._report(error)
             note = f"{error.field}: {error.message}" if error.field else error.message
-            self._events.publish(Notice(kind, key, uid, "Unusable", "KeepLastGood", note))
+            if self._announces:
+                self._events.publish(Notice(kind, key, uid, "Unusable", "KeepLastGood", note))
 
         return Reflector(
             self._client,

@@ -81,6 +81,11 @@ def api_server(version: int = 4) -> IPAddress:
     return on_segment(2, version)
 
 
+def dns_service(version: int = 4) -> IPAddress:
+    """Return the clusterIP of the Service kube-dns, unless manifests give it another."""
+    return SERVICE_CIDRS[version][_digits(10, version)]
+
+
 CLIENTS = clients()
 
 
@@ -122,6 +127,7 @@ class LabSpec:
     family: of the client, the nodes, the pods and the Services.
     zones: given to the nodes in turn.
     pools: whether Services of type LoadBalancer are given addresses.
+    dns: whether the lab answers for the names of Services (:mod:`lb.lab.dns`).
 
     Raises
     ------
@@ -140,6 +146,7 @@ class LabSpec:
     family: Family = Family.DUAL
     zones: tuple[str, ...] = ZONES
     pools: bool = True
+    dns: bool = False
 
     def __post_init__(self) -> None:
         check_id(self.id)

@@ -266,7 +266,10 @@ def slice_object(piece: EndpointSlice, service: Service, item: Object) -> Object
         "ports": [
             {"name": port.name, "protocol": port.protocol.name, "port": port.port} for port in piece.ports
         ],
-        "endpoints": [_endpoint(each) for each in piece.endpoints],
+        "endpoints": [
+            {**_endpoint(each), **({"hostname": name} if name else {})}
+            for each, name in zip(piece.endpoints, piece.host_names(), strict=True)
+        ],
     }
 
 

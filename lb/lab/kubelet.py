@@ -42,6 +42,7 @@ from lb.manifests.complete import Pools
 from lb.manifests.library import Library
 from lb.manifests.objects import ServiceAddresses
 from lb.model import ObjectKey, Resource, Service
+from lb.names import DNS
 
 if TYPE_CHECKING:
     from lb.lab.cluster import ClusterKubelet
@@ -62,7 +63,8 @@ class Kubelet(Pods):
         self._service_pools = Pools.parse(
             spec.service_cidr, node_ports
         )  # as the agents', who are told the same
-        folders = [Path(spec.manifests), store.cluster]  # as the agents', too
+        self._folders = [Path(spec.manifests), *([store.addons] if store.addons.is_dir() else [])]
+        folders = [*self._folders, store.cluster]  # as the agents', too
         self._library = Library(folders, self._service_pools.node_ports, time.time)
         self._services: list[Service] = []
         self._ingresses = IngressFiles(store, self.front)
@@ -79,7 +81,7 @@ class Kubelet(Pods):
         self.in_background(self._follow_pods())
         async with await self.listen():
             with contextlib.suppress(FileNotFoundError):  # the directory went away: nothing more to follow
-                async for _ in awatch(self.spec.manifests, stop_event=stop, step=20, debounce=200):
+                async for _ in awatch(*self._folders, stop_event=stop, step=20, debounce=200):
                     self.read_manifests()
                     self.reconcile()
             await stop.wait()
@@ -115,7 +117,7 @@ class Kubelet(Pods):
         """
         files: dict[Path, list[Workload]] = {}
         errors: list[InputError] = []
-        for path in sorted(Path(self.spec.manifests).iterdir()):
+        for path in sorted(path for folder in self._folders for path in folder.iterdir()):
             if path.suffix in _SUFFIXES and not path.name.startswith("."):
                 workloads, wrong = read_file(path)
                 if wrong:
@@ -153,7 +155,7 @@ class Kubelet(Pods):
                 _log.error("%s %s: this lab has no node %s", workload.kind, workload.key, workload.node)
                 continue
             replicas = self.spec.replicas
-            if workload.kind != "Pod" and replicas is not None:
+            if workload.kind != "Pod" and replicas is not None and workload.key != DNS:
                 workload = dataclasses.replace(workload, replicas=replicas)  # noqa: PLW2901
             result.setdefault(workload.key, workload)
         return result

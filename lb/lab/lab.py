@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lb.errors import LabError
-from lb.lab import balancer, cgroups, namespaces, pod, topology
+from lb.lab import balancer, cgroups, dns, namespaces, pod, topology
 from lb.lab.addressing import (
     POD_INTERFACES,
     UPLINK,
@@ -195,7 +195,8 @@ class Lab:
         if spec.kubernetes:
             sources = ["--source=kubernetes", f"--kubeconfig={store.agent_kubeconfig}"]
         else:
-            sources = [f"--source=manifests:{directory}" for directory in (spec.manifests, store.cluster)]
+            folders = [spec.manifests, store.cluster, *([store.addons] if store.addons.is_dir() else [])]
+            sources = [f"--source=manifests:{folder}" for folder in folders]
         rest = [f"{flag}={value}" for flag, value in flags.items()]
         return [sys.executable, "-m", "lb", "run", *sources, *rest]
 
@@ -303,8 +304,12 @@ class Lab:
             "--",
         ]
         store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))
+        if spec.dns:
+            dns.bring_up(store, spec)
         if spec.kubernetes:
             self._bring_up_api(report)
+        if spec.dns:
+            dns.start_feeding(store, spec)
         report(f"pods: of the manifests in {spec.manifests}")
         kubelet = spawn(
             [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), environment()
@@ -354,7 +359,9 @@ class Lab:
         host.bring_up()
         if not host.plane.has_controllers:
             report("  no kube-controller-manager there: the lab makes pods and EndpointSlices itself")
-        for error in apply(host.api(START_SECONDS), Path(self.spec.manifests), self.spec.replicas):
+        api = host.api(START_SECONDS)
+        errors = apply(api, self.store.addons, None) if self.spec.dns else []
+        for error in [*errors, *apply(api, Path(self.spec.manifests), self.spec.replicas)]:
             report(_told(str(error)))
         if self.spec.balanced:
             balancer.ensure(self.store, self.spec)

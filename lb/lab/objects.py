@@ -78,6 +78,8 @@ def pod_object(
         "spec": {
             "nodeName": node,
             **({"hostNetwork": True} if workload.host_network else {}),
+            **({"hostname": workload.dns.hostname} if workload.dns.hostname else {}),
+            **({"subdomain": workload.dns.subdomain} if workload.dns.subdomain else {}),
             "containers": [
                 {"name": first, "image": IMAGE, "ports": ports},
                 *({"name": name, "image": IMAGE} for name in others),

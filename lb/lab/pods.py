@@ -34,6 +34,7 @@ from lb.lab.runtime import Outlet, PodRuntime
 from lb.lab.store import PodRecord, Store
 from lb.lab.workloads import Workload
 from lb.model import ObjectKey, Service
+from lb.names import DNS
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class Pods(abc.ABC):
                 return {"replaced_by": await self.replace(pod)}
             case "try":
                 ready = [key.name for key, pod in sorted(self.pods.items()) if pod.ready]
-                services = [each for each in self.services() if each.key != ingress.SERVICE]
+                services = [each for each in self.services() if each.key not in (ingress.SERVICE, DNS)]
                 return {"requests": requests(self.spec, services, ready)}
             case other:
                 raise LabError(f"the kubelet does not know {other!r}")

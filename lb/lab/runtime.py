@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lb.errors import LabError
-from lb.lab import cgroups, namespaces, pod, probes, servers, topology
+from lb.lab import cgroups, dns, namespaces, pod, probes, resolver, servers, topology
 from lb.lab.addressing import LabSpec
 from lb.lab.environment import expand, pod_environment
 from lb.lab.objects import pod_object, pod_status, to_yaml
@@ -213,10 +214,35 @@ class PodRuntime:
         start = [sys.executable, "-I", "-S", str(pod.__file__), name]
         args = [expand(text, self._environment) for text in self.workload.args]
         server = servers.check(self.workload.image)
+        shutil.rmtree(self._folder, ignore_errors=True)  # what an earlier process has left
+        mounts = self._write_resolver()
         if server is None:
-            return [*start, ",".join(self.record.addresses), *self.workload.listen(), "--", *args]
-        mounts = servers.prepare(server, self._store, self._spec, self.record)
+            where = ",".join(self.record.addresses)
+            return [*start, where, *self.workload.listen(), *mounts, "--", *args]
+        mounts += servers.prepare(server, self._store, self._spec, self.record)
         return [*start, "-", *mounts, "--", *server.argv, *args]
+
+    def _write_resolver(self) -> list[str]:
+        """Write how a process that starts now finds names; return the mounts of it."""
+        workload, record, spec = self.workload, self.record, self._spec
+        cluster = dns.cluster_resolvers(spec, self._services())
+        node = dns.node_resolvers(spec)
+        files = {
+            "resolv.conf": resolver.resolv_conf(
+                workload.dns, record.namespace, cluster, node, host_network=record.host_network
+            ),
+            "hosts": resolver.hosts(workload.dns, record.namespace, self._host_name, record.addresses),
+            "nsswitch.conf": resolver.NSSWITCH,
+        }
+        folder = self._folder / "resolver"
+        folder.mkdir(parents=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+        return [f"{folder / name}:/etc/{name}" for name in files]
+
+    @property
+    def _folder(self) -> Path:
+        return self._store.pod_folder(self.record)
 
     def _make_environment(self) -> dict[str, str]:
         """Return the variables of a process that starts now."""
@@ -280,7 +306,8 @@ class PodRuntime:
     @property
     def _host_name(self) -> str:
         """Who has the node's network has the node's host name, too."""
-        return self.record.node if self.record.host_network else self.record.name
+        own = self.workload.dns.hostname or self.record.name
+        return self.record.node if self.record.host_network else own
 
     def _enter(self, argv: list[str], *, pid: int = 0) -> list[str]:
         """Return the command that runs argv in the pod; see :func:`lb.lab.namespaces.command`."""

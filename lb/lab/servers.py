@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 import shutil
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from lb.errors import LabError
+from lb.lab import pod
 from lb.lab.addressing import LabSpec
 from lb.lab.store import PodRecord, Store
 
@@ -87,6 +89,11 @@ def check(image: str) -> Server | None:
     return server
 
 
+def container(host: str, mounts: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Return the command that becomes argv in namespaces of its own; see :mod:`lb.lab.pod`."""
+    return [sys.executable, "-I", "-S", str(pod.__file__), f"@{host}", "-", *mounts, "--", *argv]
+
+
 def prepare(server: Server, store: Store, spec: LabSpec, record: PodRecord) -> list[str]:
     """Make the pod's folder and the files in it; return its mounts as pod.py takes them.
 
@@ -95,7 +102,6 @@ def prepare(server: Server, store: Store, spec: LabSpec, record: PodRecord) -> l
     LabError: see :class:`Prepare`.
     """
     folder = store.pod_folder(record)
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier process has left
     for name in server.mounts:
         (folder / name).mkdir(parents=True, exist_ok=True)
     if server.prepare:

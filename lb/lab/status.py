@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
-from lb.lab import topology
+from lb.lab import dns, topology
 from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, clients, outside_server
 from lb.lab.balancer import NAME as BALANCER
 from lb.lab.processes import ProcessRef
@@ -83,9 +83,16 @@ def status(lab: Inspected) -> dict[str, Any]:
         "outside_server": str(outside_server(versions[0])),
         "kubelet": {**_process_status(store.process("kubelet")), "log": str(store.log("kubelet"))},
         **({"addresses": balancer} if (balancer := _balancer(store)) else {}),
+        **({"dns": _dns_status(spec, store)} if spec.dns else {}),
         "nodes": nodes,
         **listing,
-        "errors": [*listing["errors"], *_unprepared(spec), *_without_agent(spec, nodes), *_ended(balancer)],
+        "errors": [
+            *listing["errors"],
+            *_unprepared(spec),
+            *_without_agent(spec, nodes),
+            *_ended(balancer),
+            *_without_names(spec, store),
+        ],
     }
 
 
@@ -120,6 +127,27 @@ def _without_agent(spec: LabSpec, nodes: Sequence[Mapping[str, Any]]) -> list[st
         f" lbctl lab agent start{flag} {node['name']}"
         for node in nodes
         if spec.agents and not node["agent"]["running"]
+    ]
+
+
+def _dns_status(spec: LabSpec, store: Store) -> dict[str, Any]:
+    """Return what of the lab's DNS runs beside its pods."""
+    return {
+        "outside_servers": list(dns.node_resolvers(spec)),
+        "outside": {**_process_status(store.process(dns.OUTSIDE)), "log": str(store.log(dns.OUTSIDE))},
+        "records": {**_process_status(store.process(dns.RECORDS)), "log": str(store.log(dns.RECORDS))},
+    }
+
+
+def _without_names(spec: LabSpec, store: Store) -> list[str]:
+    """Return what of the lab's DNS has ended; its servers carry on with what they hold."""
+    return [
+        f"{what} does not run: {meaning}; the end of its log: {store.log(what)}"
+        for what, meaning in (
+            (dns.RECORDS, "names do not follow changes of Services"),
+            (dns.OUTSIDE, "names outside of the cluster fail"),
+        )
+        if spec.dns and not store.running(what)
     ]
 
 

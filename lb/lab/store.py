@@ -9,6 +9,7 @@
       pods/NS.NAME        each pod: its network namespace, node, address, process
       files/NS.NAME/      what is mounted in that pod
       ingress/            nginx's configuration for all Ingresses, as its pods have it
+      addons/*.yaml       the lab's own objects beside those of the manifests
       cluster/*.yaml      the Node and Pod objects that the agents read
       log/NAME.log        one log for each process
       ready/NODE          written by the node's agent when its first sync is in the kernel
@@ -101,6 +102,11 @@ class Store:
     def addresses(self) -> Path:
         """With manifests: who has which load-balancer address; the agents read it."""
         return self.cluster / "addresses.yaml"
+
+    @property
+    def addons(self) -> Path:
+        """The directory of the lab's own objects; it is there only if the lab has any."""
+        return self.base / "addons"
 
     @property
     def socket(self) -> Path:

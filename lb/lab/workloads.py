@@ -18,6 +18,7 @@ from typing import Any
 from lb.errors import InputError
 from lb.lab.environment import EnvVar
 from lb.lab.probes import Probe, read_probe
+from lb.lab.resolver import CLUSTER_FIRST, PodDns, read_dns
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.objects import PORT_MAX, read_key, read_meta
@@ -56,6 +57,7 @@ class Workload:
     args: the first container's, as they are written.
     service_links: whether Services of the namespace are among the variables.
     host_network: whether the pod has the node's network, and so its addresses and ports.
+    dns: how the pod finds names, and its own.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Workload:
     args: tuple[str, ...] = ()
     service_links: bool = True
     host_network: bool = False
+    dns: PodDns = CLUSTER_FIRST
 
     def listen(self) -> list[str]:
         """Return what the pod's process opens, as pod.py takes it: ``tcp:8080:http-default``.
@@ -219,6 +222,7 @@ def _read_pod(kind: str, key: ObjectKey, replicas: int, labels: dict[str, str], 
         args=tuple(word.text() for place in containers[:1] for word in place.fields()["args"].items()),
         service_links=not spec["enableServiceLinks"].present or spec["enableServiceLinks"].flag(),
         host_network=host_network,
+        dns=read_dns(spec),
     )
 
 

@@ -24,6 +24,7 @@ from lb.model import (
     Service,
     ServiceType,
     TrafficDistribution,
+    name_lines,
 )
 
 _BOTH = (4, 6)
@@ -76,7 +77,7 @@ def selected_slices(
 
     A trafficDistribution gives each ready endpoint hints: its own zone, and with PreferSameNode its own node.
     """
-    groups: dict[tuple[int, tuple[EndpointPort, ...]], list[Endpoint]] = {}
+    groups: dict[tuple[int, tuple[EndpointPort, ...]], list[tuple[Endpoint, str]]] = {}
     for pod in pods:
         ports = _resolve_ports(service, pod)
         if pod.finished or (service.ports and not ports):
@@ -85,13 +86,17 @@ def selected_slices(
             address = next((address for address in pod.addresses if address.version == version), None)
             if address is not None:
                 endpoint = _endpoint(service, pod, address, zones)
-                groups.setdefault((version, ports), []).append(endpoint)
+                hostname = pod.hostname if pod.subdomain == service.key.name else ""
+                groups.setdefault((version, ports), []).append((endpoint, hostname))
+    for group in groups.values():
+        group.sort(key=lambda each: _order(each[0]))
     return [
         EndpointSlice(
             key=_slice_key(service.key, version, ports),
             service=service.key,
             ports=ports,
-            endpoints=tuple(sorted(group, key=_order)),
+            endpoints=tuple(endpoint for endpoint, _ in group),
+            hostnames=name_lines(hostname for _, hostname in group),
             origin=service.origin,
         )
         for (version, ports), group in groups.items()
@@ -148,10 +153,12 @@ def mirrored_slices(endpoints: Endpoints) -> list[EndpointSlice]:
             key=_slice_key(endpoints.key, version, ports),
             service=endpoints.key,
             ports=ports,
-            endpoints=tuple(sorted(map(_as_given, group), key=_order)),
+            endpoints=tuple(map(_as_given, ordered)),
+            hostnames=name_lines(each.hostname for each in ordered),
             origin=endpoints.origin,
         )
         for (version, ports), group in groups.items()
+        if (ordered := sorted(group, key=lambda each: (int(each.address), each.target)))
     ]
 
 

@@ -54,6 +54,7 @@ class HandAddress:
     ready: bool
     node: str = ""
     target: str = ""
+    hostname: str = ""
 
 
 @dataclass(frozen=True, slots=True)

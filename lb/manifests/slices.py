@@ -10,7 +10,7 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset
 from lb.manifests.service import read_address, read_protocol, required_port
-from lb.model import HOST_NAMES, Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey
+from lb.model import HOST_NAMES, Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey, name_lines
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 SKIP_MIRROR_LABEL = "endpointslice.kubernetes.io/skip-mirror"
@@ -48,12 +48,15 @@ def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
         root["addressType"].error("is missing; it must be IPv4, IPv6 or FQDN")
     elif kind is _AddressType.FQDN:
         root["addressType"].error(HOST_NAMES)
-    endpoints = (_endpoint(place.fields(_ENDPOINT), kind) for place in root["endpoints"].items())
+    entries = (place.fields(_ENDPOINT) for place in root["endpoints"].items())
+    read = ((_endpoint(entry, kind), _checked(entry["hostname"], syntax.dns_label)) for entry in entries)
+    endpoints = [(endpoint, hostname) for endpoint, hostname in read if endpoint is not None]
     return EndpointSlice(
         key=meta.key,
         service=ObjectKey(meta.key.namespace, service),
         ports=_ports(root["ports"], without_number=True),
-        endpoints=tuple(endpoint for endpoint in endpoints if endpoint is not None),
+        endpoints=tuple(endpoint for endpoint, _ in endpoints),
+        hostnames=name_lines(hostname for _, hostname in endpoints),
         origin=meta.origin,
     )
 
@@ -158,5 +161,6 @@ def _hand_addresses(places: Field, *, ready: bool) -> tuple[HandAddress, ...]:
         address = read_address(entry["ip"])
         if address is not None:
             node = _checked(entry["nodeName"], syntax.dns_subdomain)
-            result.append(HandAddress(address, ready, node, _target(entry)))
+            hostname = _checked(entry["hostname"], syntax.dns_label)
+            result.append(HandAddress(address, ready, node, _target(entry), hostname))
     return tuple(result)

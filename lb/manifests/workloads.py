@@ -33,6 +33,8 @@ def read_pod(root: Fields, meta: Meta) -> Pod:
         ready=_is_ready(status["conditions"]),
         terminating=meta.deleting,
         finished=status["phase"].text() in ("Succeeded", "Failed"),
+        hostname=spec["hostname"].text(),
+        subdomain=spec["subdomain"].text(),
         trouble=_trouble(status),
         origin=meta.origin,
     )

@@ -75,6 +75,7 @@ def named_conf(settings: Settings) -> str:
         "  minimal-responses yes;",
         "  answer-cookie no;",  # several servers have one address, and no secret in common
         "  notify no;",
+        "  check-names primary ignore;",  # of the addresses of endpoints: fd00-- is no host name
         f"  max-ncache-ttl {TTL};",
         "  max-cache-size 8m;",
         "  max-journal-size 256k;",

@@ -196,6 +196,7 @@ def test_every_field_of_a_slice() -> None:
                 hint_nodes=frozenset(("node1",)),
             ),
         ),
+        hostnames="web-0",
     )
 
 

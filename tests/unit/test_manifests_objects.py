@@ -208,6 +208,7 @@ def test_endpoint_slice() -> None:
             ),
             Endpoint(ip_address("10.0.3.1")),
         ),
+        hostnames="\na",
     )
 
 

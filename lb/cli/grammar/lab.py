@@ -185,6 +185,12 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="give Services of type LoadBalancer no addresses but those in their status",
     )
+    parser.add_argument(
+        "--dns",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="answer for the names of Services (default: where BIND's named is installed)",
+    )
     parser.add_argument("--no-agents", dest="agents", action="store_false", help="pods and network only")
 
 
