@@ -189,12 +189,7 @@ class Feed:
             message = self._message(zone, part)
             answer = dns.query.tcp(message, self._where, _TIMEOUT_SECONDS, self._port)
             why = "" if answer.rcode() == dns.rcode.NOERROR else dns.rcode.to_text(answer.rcode())
-        except (
-            dns.exception.SyntaxError,
-            dns.exception.FormError,
-            dns.exception.TooBig,
-            ValueError,
-        ) as error:
+        except _UNTELLABLE as error:
             why = str(error) or type(error).__name__
         if not why:
             return
