@@ -6,6 +6,7 @@ Every lab has an id of its own and is gone afterwards, whatever the test did to 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -40,13 +41,8 @@ def remove(lab: str) -> None:
         down(lab, silent)
 
 
-@pytest.fixture(scope="session")
-def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
-    """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec.
-
-    Without manifests the lab has a copy of the examples, which a test may edit; without those of Ingress,
-    which would add pods to every lab.
-    """
+@contextlib.contextmanager
+def _labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
     made = []
 
     def make(manifests: Path | None = None, **fields: Any) -> Lab:
@@ -57,12 +53,26 @@ def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
         made.append(spec.id)
         return Lab.up(spec, silent)
 
-    yield make
-    for lab in made:
-        remove(lab)
+    try:
+        yield make
+    finally:
+        for lab in made:
+            remove(lab)
+
+
+@pytest.fixture(scope="module")
+def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
+    """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec.
+
+    Without manifests the lab has a copy of the examples, which a test may edit; without those of Ingress,
+    which would add pods to every lab. All are gone when the module ends: a lab that nobody uses takes CPU.
+    """
+    with _labs(tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture(scope="session")
-def lab(make_lab: MakeLab) -> Lab:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A lab of two nodes with agents, running the examples. Leave its pods ready and its agents running."""
-    return make_lab()
+    with _labs(tmp_path_factory) as make:
+        yield make()
