@@ -48,7 +48,7 @@ PACKETS = (
     "test_snat_ports.py::test_snat_ports_of_two_clients_with_one_source_port_differ",
     "test_source_ranges.py::test_source_ranges_come_before_the_question_for_endpoints",
     "test_stale_udp.py::test_stale_udp_a_late_reply_of_the_old_backend_is_not_the_new_ones",
-    "test_monitor.py::test_the_bytes_before_and_after",
+    "test_capture.py::test_the_bytes_before_and_after",
     "test_monitor.py::test_what_there_is_no_room_for_is_counted",
 )
 """Of the packet tests, some for each program, step and map. ``--all`` runs all of them, which takes hours."""

@@ -22,8 +22,9 @@ from lb.diagnose.kube_proxy import find
 from lb.lab import kube_proxy
 from tests.deploy.conftest import ROOT
 from tests.namespaces import NetworkNamespace
-from tests.netns.conftest import MakeLab, fresh_id, remove
+from tests.netns.conftest import EXAMPLES, MakeLab, fresh_id, remove
 from tests.netns.test_kube_proxy_traces import NETWORKS, port
+from tests.netns.waiting import eventually
 
 PAGES = ("README.md", "docs/operations.md", "docs/migration.md")
 BIN = Path(sys.executable).parent
@@ -165,9 +166,10 @@ def test_rules_are_removed_by_hand(
     assert find() == []
 
 
-def test_five_minutes_in_the_lab(make_lab: MakeLab) -> None:
-    lab = make_lab()
-    pod = next(str(each["name"]) for each in lab.pods())
+def test_five_minutes_in_the_lab(make_lab: MakeLab, tmp_path: Path) -> None:
+    lab = make_lab(shutil.copytree(EXAMPLES, tmp_path / "m"), dns=True)
+    eventually(lambda: all(each["ready"] for each in lab.pods()), "all pods are ready", seconds=60)
+    pod = next(str(each["name"]) for each in lab.pods() if each["name"].startswith("kubia-"))
     for line in IN_FIVE_MINUTES:
         mine = re.sub(r"lbctl lab (\w+)", rf"lbctl lab \1 --id {lab.spec.id}", line)
         mine = mine.replace("--node node1", f"--instance {lab.spec.instance('node1')}").replace("POD", pod)

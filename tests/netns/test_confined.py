@@ -21,7 +21,7 @@ from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.kernel.privileges import NEEDED
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
-from lb.lab.processes import COMPILE_SECONDS, environment
+from lb.lab.processes import environment
 from lb.rundir import RunDir
 from tests.deploy.confine import Policy
 from tests.deploy.conftest import ROOT
@@ -201,6 +201,6 @@ def test_the_kernel_refuses_without_it(bare: Lab, name: str) -> None:
     left = [number for number in whole.capabilities if number != NEEDED[name][0]]
     python, _, _, *argv = bare.agent_command(NODE)
     confined = Policy(left, whole.writable).command([python, "-c", UNCHECKED, *argv])
-    done = bare.run(NODE, confined, env=environment(), timeout=COMPILE_SECONDS)
+    done = bare.run(NODE, confined, env=environment(), timeout=380)
     assert done.returncode == 1
     assert re.search(r"^lbctl: .*(Operation not permitted|Permission denied)", done.stderr, re.MULTILINE)
