@@ -8,6 +8,7 @@ the faults of Services that ``explain`` names, test_fail_open.py what is detache
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -23,16 +24,21 @@ import pytest
 import yaml
 
 from lb.cli import main
+from lb.datapath.attach.netlink import Interface, Netlink
+from lb.datapath.kernel import bpf, tcx
+from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.kernel.pins import Pins
+from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import BackendStateCode
+from lb.errors import BpfError
 from lb.lab import namespaces
 from lb.lab.addressing import UPLINK
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
 from lb.rundir import RunDir
 from tests.netns.conftest import MakeLab, remove
-from tests.netns.waiting import eventually
+from tests.netns.waiting import eventually, held_agent
 
 NODE = "node1"
 WEB = "10.66.8.1"
@@ -41,6 +47,8 @@ CROWD = 60
 """How many endpoints a Service has of which some are tried alone; they are all this node, at one port."""
 CROWDED = "10.77.0.0/24"
 CROWD_PORT = 7070
+PASS_ON = bytes.fromhex("b7000000ffffffff9500000000000000")
+"""Two instructions: return TC_ACT_UNSPEC, on to the next program."""
 
 HERE = f"""\
 apiVersion: v1
@@ -315,6 +323,57 @@ def test_a_start_that_fails_leaves_no_instance(lab: Lab) -> None:
     assert "Too many open files" in done.stderr
     assert not Pins(instance).base.exists()
     assert not list(RunDir(instance).notes_path.parent.glob(f"{instance}*"))
+
+
+def healthz(lab: Lab) -> str:
+    """Return the status of the node's health as an HTTP code."""
+    url = "http://127.0.0.1:10256/healthz"
+    done = lab.run(NODE, ["curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}", url])
+    return str(done.stdout)
+
+
+@contextlib.contextmanager
+def no_room(interface: Interface, direction: Direction) -> Iterator[None]:
+    """Attach other programs at a tc hook meanwhile, as many as the kernel takes: 64."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            program, _, code = bpf.prog_load(ProgType.SCHED_CLS, PASS_ON, "another")
+            assert program is not None, code
+            stack.enter_context(program)
+            try:
+                tcx.attach(interface.index, direction, program, None)
+            except BpfError as error:
+                if error.errno != errno.ERANGE:
+                    raise
+                break
+            stack.callback(tcx.detach, interface.index, direction, program)
+        yield
+
+
+@pytest.mark.skipif(
+    tcx.programs(1, Direction.INGRESS) is None, reason="before tcx there is room for any number"
+)
+def test_an_uplink_whose_program_cannot_be_attached_again(lab: Lab) -> None:
+    place = f"uplink {UPLINK}, tc ingress: lb_tc_uplink_in"
+    assert healthz(lab) == "200"
+    with namespaces.inside(lab.spec.namespace(NODE)), contextlib.ExitStack() as stack:
+        with held_agent(lab, NODE), Netlink() as net:
+            (uplink,) = [one for one in net.interfaces() if one.name == UPLINK]
+            assert net.detach_tc(uplink) == 2
+            stack.enter_context(no_room(uplink, Direction.INGRESS))
+        eventually(lambda: healthz(lab) == "503", "the node tells that it serves nobody from outside")
+        eventually(lambda: f"{place}: detached" in problems(lab), "the status tells of the hook")
+        assert problems(lab)[f"{place}: detached"]["next"].startswith(
+            "attached again every few seconds, in vain"
+        )
+        code, shown = text(lab, "status")
+        assert code == 1
+        assert f"{place}: detached" in shown
+        code, shown = text(lab, "explain", "default/web", "--no-probes")
+        assert code == 1
+        assert place in shown
+    eventually(lambda: healthz(lab) == "200", "it is attached again")
+    eventually(lambda: not any("detached" in one for one in problems(lab)), "nothing is told of it any more")
 
 
 def test_an_agent_that_was_killed(lab: Lab) -> None:
