@@ -78,7 +78,7 @@ class Controller:
     def apply(self, events: Iterable[Event]) -> None:
         """Take events in; servers hear of nothing before everything was listed once."""
         changes = self._state.apply(events)
-        if not self._state.synced or not changes.services:
+        if not self._state.synced or not (changes.services or changes.synced):
             return
         keys = self._state.service_keys() if changes.synced else changes.services
         before = dict(self._records) if len(keys) == 1 else None

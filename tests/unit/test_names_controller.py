@@ -124,3 +124,14 @@ def test_the_port_is_the_endpoints() -> None:
     cluster = Cluster()
     listed(cluster, [dns(), servers(("p/a", "10.244.1.2"), target=5353)])
     assert cluster.kept.keys() == {("10.244.1.2", 5353)}
+
+
+def test_what_was_listed_before_counts_when_the_listing_ends() -> None:
+    """Synced may come alone, after all Services."""
+    cluster = Cluster()
+    cluster.apply(dns(), servers(("kube-system/a", "10.244.1.2")))
+    cluster.apply(Upsert(Service(WEB, ports=PORTS, cluster_ips=(ip_address("10.66.0.11"),))))
+    assert not cluster.kept
+    cluster.apply(Synced("s"))
+    (kept,) = cluster.kept.values()
+    assert kept.addresses("web.default") == {"10.66.0.11"}
