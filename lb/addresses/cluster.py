@@ -11,7 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from lb.addresses.board import Board
 from lb.addresses.claimant import Claimant
@@ -25,12 +25,12 @@ from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
 from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import Reflector, Selection
 from lb.kube.timing import Pace, Timing
+from lb.kube.workers import running
 from lb.model import Event, ObjectKey
 
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
-_JOIN_SECONDS = 2.0
 
 Batch = tuple[Sequence[Event], bool]
 """What a reflector found, and whether a list is complete with it."""
@@ -125,7 +125,8 @@ class Term:
 
     def run(self) -> None:
         """Give addresses until the Lease is lost or stop is set."""
-        with self._threads():
+        workers = (self._reflector, self._vigil, self._events)
+        with running(workers, self._presence, lambda _, error: self._inbox.put(error)):
             while not self._stop.is_set() and self._turn():
                 pass
 
@@ -170,35 +171,3 @@ class Term:
                 self._desk.learn(event)
             self._listed |= listed
             self._due = self._timing.clock()
-
-    @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Run the reflector, the vigil and the event writer until the context ends."""
-        halt = threading.Event()
-        workers: tuple[Reflector[Claimant] | Vigil | EventWriter, ...] = (
-            self._reflector,
-            self._vigil,
-            self._events,
-        )
-
-        def guarded(worker: Reflector[Claimant] | Vigil | EventWriter) -> None:
-            try:
-                worker.run(halt)
-            except Exception as error:
-                self._inbox.put(error)
-
-        threads = [
-            threading.Thread(target=guarded, args=(each,), name=each.resource, daemon=True)
-            for each in workers
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            halt.set()
-            self._presence.wake()
-            for worker in workers:
-                worker.interrupt()
-            for thread in threads:
-                thread.join(_JOIN_SECONDS)

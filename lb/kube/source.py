@@ -7,9 +7,8 @@ import contextlib
 import logging
 import math
 import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from lb.kube.handover import HOLD_SECONDS, Handover
 from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Pace, Timing
+from lb.kube.workers import Worker, running
 from lb.model import Event, ObjectKey, Service, Synced
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _OF_A_SERVICE = "kubernetes.io/service-name"
 _TICK_SECONDS = 0.5
 _GATHER_SECONDS = 0.005
 """Under load, how long the reflectors may take for what came by a tick."""
-_JOIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class KubernetesSource:
     def run(self, emit: Callable[[Sequence[Event]], None], stop: Halt) -> None:
         """Emit what is there, Synced once all three kinds were listed, then changes, until stop is set."""
         stop.then(lambda: self._inbox.put(_Batch("")))
-        with self._threads():
+        with running((*self._reflectors, self._vigil, self._events), self._presence, self._failed):
             while not stop.is_set():
                 self._turn(emit)
 
@@ -191,40 +190,8 @@ class KubernetesSource:
         if events:
             emit(events)
 
-    @contextlib.contextmanager
-    def _threads(self) -> Iterator[None]:
-        """Run reflectors, the vigil and the event writer until the context ends."""
-        halt = threading.Event()
-        workers: tuple[Reflector[Any] | Vigil | EventWriter, ...] = (
-            *self._reflectors,
-            self._vigil,
-            self._events,
-        )
-
-        def guarded(worker: Reflector[Any] | Vigil | EventWriter) -> None:
-            try:
-                worker.run(halt)
-            except Exception as error:
-                if worker is self._events:
-                    _log.exception("no more Events will be written")
-                else:
-                    self._inbox.put(_Batch("", failure=error))
-
-        threads = [
-            threading.Thread(
-                target=guarded, args=(worker,), name=f"kubernetes {worker.resource}", daemon=True
-            )
-            for worker in workers
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            halt.set()
-            self._presence.wake()
-            for worker in workers:
-                worker.interrupt()
-            # One that waits for an answer to begin ends with that, or with the process.
-            for thread in threads:
-                thread.join(_JOIN_SECONDS)
+    def _failed(self, worker: Worker, error: Exception) -> None:
+        if worker is self._events:
+            _log.error("no more Events will be written", exc_info=error)
+        else:
+            self._inbox.put(_Batch("", failure=error))
