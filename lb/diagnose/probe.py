@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real connections to see who answers; ``python -m lb.diagnose.probe [CGROUP]`` makes those on its stdin.
 
-A process of its own, so that it can join the control group whose sockets the data plane serves, as the node's
-own processes do; it is in the network namespace of whoever starts it. stdin and stdout carry JSON.
+See :mod:`lb.inquiry` for why that is a process of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from lb.errors import LbError
+from lb import inquiry
 from lb.model import IPAddress, Protocol, socket_text
 
 TIMEOUT_SECONDS = 1.5
@@ -98,28 +93,15 @@ def probe_all(targets: Sequence[Target], cgroup: str = "") -> list[Outcome]:
     """
     if not targets:
         return []
-    done = subprocess.run(
-        [sys.executable, "-m", "lb.diagnose.probe", *([cgroup] if cgroup else [])],
-        input=json.dumps([asdict(one) for one in targets]),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise LbError(f"probing failed: {last}")
-    return [Outcome(Target(**each.pop("target")), **each) for each in json.loads(done.stdout)]
+    answers = inquiry.ask("lb.diagnose.probe", targets, cgroup, "probing")
+    return [Outcome(Target(**each.pop("target")), **each) for each in answers]
 
 
 def main(argv: Sequence[str]) -> int:
     """Join the control group, probe what stdin says, write what came of it."""
-    if argv:
-        with contextlib.suppress(OSError):  # without it, tc serves this process
-            (Path(argv[0]) / "cgroup.procs").write_text(str(os.getpid()))
-    targets = [Target(**each) for each in json.load(sys.stdin)]
+    targets = [Target(**each) for each in inquiry.asked(argv)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        json.dump([asdict(one) for one in pool.map(probe, targets)], sys.stdout)
+        inquiry.answer(list(pool.map(probe, targets)))
     return 0
 
 

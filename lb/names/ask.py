@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a DNS server; ``python -m lb.names.ask [CGROUP]`` asks what its stdin says.
 
-A process of its own, so that it can join the control group whose sockets the data plane serves, as
-:mod:`lb.diagnose.probe` does. stdin and stdout carry JSON: a list of questions, a list of answers.
+See :mod:`lb.inquiry` for why that is a process of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import dns.exception
 import dns.message
@@ -22,7 +16,7 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 
-from lb.errors import LbError
+from lb import inquiry
 from lb.names import SILENT
 
 TIMEOUT_SECONDS = 2.0
@@ -68,26 +62,13 @@ def ask_all(questions: Sequence[Question], cgroup: str = "") -> list[Answer]:
     ------
     LbError: the process that does it failed.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "lb.names.ask", *([cgroup] if cgroup else [])],
-        input=json.dumps([asdict(one) for one in questions]),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise LbError(f"asking DNS failed: {last}")
-    return [Answer(each["status"], tuple(each["data"])) for each in json.loads(done.stdout)]
+    answers = inquiry.ask("lb.names.ask", questions, cgroup, "asking DNS")
+    return [Answer(each["status"], tuple(each["data"])) for each in answers]
 
 
 def main(argv: Sequence[str]) -> None:
     """Join the control group, ask what stdin says, write what came of it."""
-    if argv:
-        with contextlib.suppress(OSError):  # without it, tc serves this process
-            (Path(argv[0]) / "cgroup.procs").write_text(str(os.getpid()))
-    json.dump([asdict(ask(Question(**each))) for each in json.load(sys.stdin)], sys.stdout)
+    inquiry.answer([ask(Question(**each)) for each in inquiry.asked(argv)])
 
 
 if __name__ == "__main__":
