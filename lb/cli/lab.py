@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from lb.cli import output
 from lb.cli.tables import table
 from lb.errors import LabError
-from lb.lab import dns, kube_proxy
+from lb.lab import dns, kube_proxy, servers
 from lb.lab.addressing import DEFAULT_ID, Family, LabSpec, Overlay, check_id
 from lb.lab.apiserver import find, kubectl
 from lb.lab.demo import rows, show
@@ -50,7 +50,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         agents=args.agents,
         pools=args.pools,
         kubernetes=str(find()) if args.kubernetes else "",
-        dns=not dns.missing() if args.dns is None else args.dns,
+        dns=not servers.missing(dns.IMAGE) if args.dns is None else args.dns,
     )
 
 
@@ -60,7 +60,7 @@ def _flag(lab: str) -> str:
 
 def run_up(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab up``."""
-    if args.dns is None and (why := dns.missing()):
+    if args.dns is None and (why := servers.missing(dns.IMAGE)):
         print(f"no DNS: {why}", file=out)
     lab = Lab.up(_spec(args), lambda line: print(line, file=out, flush=True))
     print("\n" + _next(lab), file=out, end="")

@@ -21,7 +21,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from lb.errors import LabError
 from lb.lab import namespaces, servers
 from lb.lab.addressing import LabSpec, dns_service, outside_server
 from lb.lab.objects import to_yaml
@@ -53,15 +52,6 @@ def prepare(store: Store, spec: LabSpec, record: PodRecord, folder: Path) -> Non
     for zone in settings.zones:
         text = named.empty_zone(zone, _SERVER, addresses if zone == ZONE else ())
         (folder / "work" / named.zone_file(zone)).write_text(text)
-
-
-def missing() -> str:
-    """Return why a lab on this machine cannot have DNS, ``""`` when it can."""
-    try:
-        servers.check(IMAGE)
-    except LabError as error:
-        return str(error)
-    return ""
 
 
 def cluster_resolvers(spec: LabSpec, services: Iterable[Service]) -> tuple[str, ...]:

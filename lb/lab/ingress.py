@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lb.errors import InputError, LabError
+from lb.errors import InputError
 from lb.ingress import nginx
 from lb.ingress.objects import Certificate, Ingress
 from lb.ingress.plan import Site, plan
@@ -101,15 +101,6 @@ def service_object(spec: LabSpec) -> dict[str, Any]:
 def status_object(spec: LabSpec) -> dict[str, Any]:
     """Return the status of the Service, and of every Ingress that is served."""
     return {"loadBalancer": {"ingress": [{"ip": str(ADDRESSES[version])} for version in spec.versions]}}
-
-
-def missing() -> str:
-    """Return why no Ingress can be served here, ``""`` when it can."""
-    try:
-        servers.check(IMAGE)
-    except LabError as error:
-        return str(error)
-    return ""
 
 
 def prepare(store: Store, spec: LabSpec, _record: PodRecord, folder: Path) -> None:

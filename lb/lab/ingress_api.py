@@ -16,7 +16,7 @@ from lb.ingress.objects import Ingress
 from lb.ingress.plan import ours
 from lb.ingress.read import Content, read
 from lb.kube import convert
-from lb.lab import ingress
+from lb.lab import ingress, servers
 from lb.lab.api import (
     ENDPOINT_SLICES,
     INGRESS_CLASSES,
@@ -69,7 +69,7 @@ class IngressApi:
                 content.add(part)
         served, wrong = ours(content.ingresses.values(), content.classes)
         self._errors = [*content.errors, *wrong]
-        if served and (why := ingress.missing()):
+        if served and (why := servers.missing(ingress.IMAGE)):
             path = INGRESSES.object(served[0].key)
             self._errors.append(InputError(path, 0, f"Ingress {served[0].key}", "", why))
             served = []

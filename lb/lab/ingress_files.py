@@ -12,7 +12,7 @@ from lb.folders import read_file
 from lb.ingress.objects import Ingress
 from lb.ingress.plan import ours
 from lb.ingress.read import OLD_GROUPS, Content, read, upgraded
-from lb.lab import apply, ingress
+from lb.lab import apply, ingress, servers
 from lb.lab.ingress import Front
 from lb.lab.objects import to_yaml
 from lb.lab.store import Store
@@ -42,7 +42,7 @@ class IngressFiles:
             self._content.add(content)
         self._served, wrong = ours(self._content.ingresses.values(), self._content.classes)
         self._errors = [*self._content.errors, *self._content.warnings, *wrong]
-        if self._served and (why := ingress.missing()):
+        if self._served and (why := servers.missing(ingress.IMAGE)):
             first = self._served[0].origin
             self._errors.append(InputError(first.path, first.line, f"Ingress {self._served[0].key}", "", why))
             self._served = []

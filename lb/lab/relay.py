@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 import time
@@ -19,7 +18,6 @@ from typing import cast
 
 from lb.lab import namespaces
 from lb.lab.forward import forward
-from lb.lab.processes import ProcessRef
 from lb.lab.store import Store
 
 WAIT_SECONDS = 1.5
@@ -103,9 +101,6 @@ async def relay(resolver: str, datagrams: socket.socket, listener: socket.socket
 def main(lab: str, resolver: str) -> None:
     """Relay for a lab whose namespaces exist."""
     store = Store(lab)
-    own = ProcessRef.of(os.getpid())
-    assert own is not None
-    store.write_process("relay", own)
     with namespaces.inside(store.read_lab().spec.client):
         datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         datagrams.bind(("127.0.0.1", _PORT))

@@ -89,6 +89,15 @@ def check(image: str) -> Server | None:
     return server
 
 
+def missing(image: str) -> str:
+    """Return why an image's server cannot run on this machine, ``""`` when it can."""
+    try:
+        check(image)
+    except LabError as error:
+        return str(error)
+    return ""
+
+
 def container(host: str, mounts: Sequence[str], argv: Sequence[str]) -> list[str]:
     """Return the command that becomes argv in namespaces of its own; see :mod:`lb.lab.pod`."""
     return [sys.executable, "-I", "-S", str(pod.__file__), f"@{host}", "-", *mounts, "--", *argv]
