@@ -19,6 +19,7 @@ from lb.addresses.pool import PoolsFile
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
+from lb.halt import Halt
 from lb.model import ObjectKey
 from lb.served.http import HttpServer, Response, routes
 
@@ -77,7 +78,7 @@ def run(options: Options) -> None:
             server.open(
                 address, routes({"/metrics": metrics.answer(board), "/livez": lambda _: alive}), "http"
             )
-            thread = threading.Thread(target=server.run, args=(stop,), name="http", daemon=True)
+            thread = threading.Thread(target=lambda: server.run(stop), name="http", daemon=True)
             thread.start()
             stack.callback(thread.join, 2.0)
         try:
@@ -140,9 +141,9 @@ def _own_namespace() -> str:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[Halt]:
     """Give an event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
+    stop = Halt()
     before = {
         number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
     }
