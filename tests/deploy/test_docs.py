@@ -99,10 +99,17 @@ def test_alerts_ask_for_metrics_and_reasons_that_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 )
 def test_links_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{page}: {target}"
+
+
+def test_files_that_contributors_are_sent_to_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:bpf|lb|tests|docs|deploy|examples|requirements|scripts)/[\w./*-]*)`", text)
+    assert len(named) > 40
+    assert not [path for path in named if not list(ROOT.glob(path))]
