@@ -239,6 +239,17 @@ class Agent:
         return self._attached and not any(one.outward for one in self._lost)
 
     @property
+    def in_step(self) -> bool:
+        """Whether all that the source listed at first is in the kernel; may be read from any thread."""
+        return not self._first_sync
+
+    @property
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """The addresses that the node's own stack answers for; may be read from any thread."""
+        topology = self._topology
+        return topology.node_addresses if topology else frozenset()
+
+    @property
     def node_eligible(self) -> bool:
         """Whether the node is to stay: it was not there, or is there and not leaving.
 

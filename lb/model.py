@@ -267,6 +267,9 @@ class Overlaps:
 NO_OVERLAPS = Overlaps()
 
 
+ZONE_LABEL = "topology.kubernetes.io/zone"
+"""Of a Node: the zone that it is in."""
+
 DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""
 
@@ -277,15 +280,18 @@ HOST_NAMES = "is FQDN: no Service proxy resolves host names, so none of these en
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A core/v1 Node: its InternalIP addresses and its topology labels.
+    """A core/v1 Node: its InternalIP addresses, its labels, and the zone that one of them names.
 
-    terminating: it has a deletionTimestamp, or the taint :data:`DELETION_TAINT`.
+    terminating: it has a deletionTimestamp, or the taint :data:`DELETION_TAINT`. cordoned: it takes no new
+    pods (``spec.unschedulable``).
     """
 
     name: str
     addresses: tuple[IPAddress, ...] = ()
     zone: str = ""
     terminating: bool = False
+    cordoned: bool = False
+    labels: Mapping[str, str] = field(default_factory=_no_labels)
     origin: Origin = field(default=NOWHERE, compare=False)
 
 

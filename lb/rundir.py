@@ -7,6 +7,8 @@
     /run/lbctl/<instance>.json   the agent's notes: why a hook has its mode, when it last synced
     /run/lbctl/<instance>.watch  held by flock for as long as somebody watches; holds their pid
     /run/lbctl/<instance>.sock   where the agent is asked for what is in its memory alone
+    /run/lbctl/<instance>.bgp.*  the same of the process that tells routers about the instance
+    /run/lbctl/<instance>.bgp/   what that process and BIRD have: configuration, control socket, what was told
 
 The maps and hooks themselves are the truth; the notes only explain them. All are safe against SIGKILL:
 the kernel drops a lock with the process, notes are replaced by rename, and nobody answers at the socket.
@@ -79,6 +81,16 @@ class RunDir:
     def watch_path(self) -> Path:
         """The file of the lock of whoever watches."""
         return self.root / f"{self.instance}.watch"
+
+    @property
+    def speaker(self) -> RunDir:
+        """The run files of the process that tells routers about this instance (``lbctl announce bgp``)."""
+        return RunDir(f"{self.instance}.bgp", self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of what a speaker has in more files; whoever needs it makes and removes it."""
+        return self.root / self.instance
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -36,6 +36,7 @@ from lb.halt import Halt
 from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
+from lb.served import servable
 from lb.served.api import as_json, history_answer
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
@@ -257,6 +258,7 @@ def startup(
         "/api/history": history_answer(history, config.instance, notes.started),
         "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
         **(known := Known(state)).answers(),
+        servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
         **Views(run_dir, config, opened, history, known).answers(),
     }
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")

@@ -36,6 +36,7 @@ from lb.kube.refusal import refusal
 from lb.model import (
     DELETION_TAINT,
     HOST_NAMES,
+    ZONE_LABEL,
     Endpoint,
     EndpointPort,
     EndpointSlice,
@@ -247,6 +248,7 @@ def node(item: NodeObject) -> Node:
     """
     listed = (item.status and item.status.addresses) or ()
     taints = (item.spec and item.spec.taints) or ()
+    labels = item.metadata.labels or {}
     return Node(
         name=item.metadata.name,
         addresses=tuple(
@@ -254,9 +256,11 @@ def node(item: NodeObject) -> Node:
             for i, entry in enumerate(listed)
             if entry.type == "InternalIP"
         ),
-        zone=(item.metadata.labels and item.metadata.labels.zone) or "",
+        zone=labels.get(ZONE_LABEL, ""),
         terminating=item.metadata.deletion_timestamp is not None
         or any(taint.key == DELETION_TAINT for taint in taints),
+        cordoned=bool(item.spec and item.spec.unschedulable),
+        labels=labels,
     )
 
 

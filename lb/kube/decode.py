@@ -197,16 +197,10 @@ class SliceObject(ApiObject):
     ports: tuple[SlicePort, ...] | None = None
 
 
-class NodeLabels(_Object):
-    """The label of a Node that names its zone."""
-
-    zone: str | None = msgspec.field(name="topology.kubernetes.io/zone", default=None)
-
-
 class NodeMetadata(Metadata):
     """``metadata`` of a Node."""
 
-    labels: NodeLabels | None = None
+    labels: dict[str, str] | None = None
 
 
 class NodeAddress(_Object):
@@ -232,6 +226,7 @@ class NodeSpec(_Object):
     """``spec`` of a Node."""
 
     taints: tuple[Taint, ...] | None = None
+    unschedulable: bool | None = None
 
 
 class NodeObject(ApiObject):

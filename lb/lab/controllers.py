@@ -26,9 +26,8 @@ from lb.manifests.endpoints import endpoint_slices
 from lb.manifests.fields import Problems
 from lb.manifests.objects import Endpoints
 from lb.manifests.slices import SERVICE_LABEL
-from lb.manifests.workloads import ZONE_LABEL
 from lb.manifests.yamldoc import load
-from lb.model import Endpoint, EndpointSlice, ObjectKey, Pod, Service
+from lb.model import ZONE_LABEL, Endpoint, EndpointSlice, ObjectKey, Pod, Service
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 US = "lab.lbctl"

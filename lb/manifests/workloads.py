@@ -11,10 +11,9 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta
 from lb.manifests.service import read_protocol
-from lb.model import DELETION_TAINT, ContainerPort, IPAddress, Node, Pod
+from lb.model import DELETION_TAINT, ZONE_LABEL, ContainerPort, IPAddress, Node, Pod
 
 _CONDITIONS = ("PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady")
-ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 def read_pod(root: Fields, meta: Meta) -> Pod:
@@ -108,17 +107,20 @@ def _trouble(status: Fields) -> str:
 
 
 def read_node(root: Fields, meta: Meta) -> Node:
-    """Read a Node; its zone is a label."""
+    """Read a Node; its zone is one of its labels."""
     addresses = []
     for place in root["status"].fields()["addresses"].items():
         entry = place.fields()
         if entry["type"].text() == "InternalIP" and (address := entry["address"].address()) is not None:
             addresses.append(address)
-    taints = [place.fields()["key"].text() for place in root["spec"].fields()["taints"].items()]
+    spec = root["spec"].fields()
+    taints = [place.fields()["key"].text() for place in spec["taints"].items()]
     return Node(
         name=meta.key.name,
         addresses=tuple(addresses),
         zone=meta.labels.get(ZONE_LABEL, ""),
         terminating=meta.deleting or DELETION_TAINT in taints,
+        cordoned=spec["unschedulable"].flag(),
+        labels=meta.labels,
         origin=meta.origin,
     )

@@ -53,6 +53,7 @@ class ClusterState:
     Attributes
     ----------
     slice_changes: how often a slice has come, changed or gone; may be read from any thread.
+    changes: how many events were applied; likewise.
     """
 
     def __init__(self, sources: Collection[str] = ()) -> None:
@@ -64,6 +65,7 @@ class ClusterState:
         self._nodes: dict[str, Node] = {}
         self._crossings = Crossings()
         self.slice_changes = 0
+        self.changes = 0
 
     @property
     def synced(self) -> bool:
@@ -119,6 +121,7 @@ class ClusterState:
         """Apply events in order."""
         changes = Changes()
         for event in events:
+            self.changes += 1
             match event:
                 case Upsert(resource):
                     self._upsert(resource, changes)

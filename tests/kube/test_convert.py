@@ -222,8 +222,20 @@ def test_a_node_that_is_being_deleted() -> None:
     item = node()
     item["metadata"]["deletionTimestamp"] = "2020-01-15T10:20:58Z"
     assert NODES.read(body(item)).resource == Node(
-        "node1", addresses=(ip_address("192.0.2.11"),), zone="zone-a", terminating=True
+        "node1",
+        addresses=(ip_address("192.0.2.11"),),
+        zone="zone-a",
+        terminating=True,
+        labels=item["metadata"]["labels"],
     )
+
+
+def test_a_node_that_is_cordoned() -> None:
+    item = node()
+    item["spec"] = {"unschedulable": True}
+    read = NODES.read(body(item)).resource
+    assert isinstance(read, Node)
+    assert read.cordoned
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_node() -> None:
     apiVersion: v1
     kind: Node
     metadata: {name: node-7.example, labels: {topology.kubernetes.io/zone: z1}}
-    spec: {podCIDR: 10.0.7.0/24}
+    spec: {podCIDR: 10.0.7.0/24, unschedulable: true}
     status:
       addresses:
       - {type: Hostname, address: node-7}
@@ -145,7 +145,8 @@ def test_node() -> None:
       - {type: ExternalIP, address: 203.0.113.7}
     """
     addresses = (ip_address("192.0.2.7"), ip_address("2001:db8::7"))
-    assert one(text) == Node("node-7.example", addresses, "z1")
+    labels = {"topology.kubernetes.io/zone": "z1"}
+    assert one(text) == Node("node-7.example", addresses, "z1", cordoned=True, labels=labels)
     leaving = one(
         "apiVersion: v1\nkind: Node\nmetadata: {name: a, deletionTimestamp: 2021-03-27T00:00:00Z}\n"
     )

@@ -99,7 +99,7 @@ def test_the_first_scan_lists_everything_in_order_and_then_says_so(folder: Folde
     events = folder.scan()
     assert events[-1] == Synced("manifests")
     node, found, one = upserted(events)
-    assert node == Node("n1", zone="z1")
+    assert node == Node("n1", zone="z1", labels={"topology.kubernetes.io/zone": "z1"})
     assert isinstance(found, Service)
     assert found.cluster_ips
     assert isinstance(one, EndpointSlice)
