@@ -12,9 +12,8 @@ from typing import Any
 from lb.cli import instances
 from lb.cli.settings import Given, build
 from lb.config import Config
-from lb.datapath.attach import netns
 from lb.datapath.attach.roles import standing
-from lb.datapath.kernel import pins
+from lb.datapath.kernel import netns, pins
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.diagnose.snapshot import Snapshot, SourceReader, open_source

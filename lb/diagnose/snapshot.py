@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lb.config import Config
-from lb.datapath.attach import netns
+from lb.datapath.kernel import netns
 from lb.errors import ConfigError, InputError, LbError
 from lb.folders import read_stream
 from lb.manifests.cluster import assemble

@@ -20,7 +20,7 @@ from lb.lab.addressing import API_PORT, SERVICE_CIDRS, LabSpec, api_server
 from lb.lab.api import SERVICES, Api
 from lb.lab.apiserver import ControlPlane, write_kubeconfig, write_private
 from lb.lab.apply import make_namespace
-from lb.lab.processes import START_SECONDS, environment, kill, spawn, tail, wait_for
+from lb.lab.processes import START_SECONDS, environment, spawn, tail, wait_for
 from lb.lab.store import Store
 from lb.model import ObjectKey
 from lb.shipped import shipped
@@ -100,11 +100,8 @@ class ApiHost:
         ------
         LabError: it does not run, or does not end.
         """
-        process = self._store.running(SERVER)
-        if process is None:
-            raise LabError("the API server does not run")
-        if kill([process], how, within=70.0):  # it lets requests end, for up to 60 s
-            raise LabError(f"the API server, process {process.pid}, does not end")
+        # It lets requests end, for up to 60 s.
+        self._store.end_process(SERVER, "the API server", how, within=70.0)
 
     def check(self) -> None:
         """Find out whether everything that was started still runs.

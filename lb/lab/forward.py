@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import sys
 
@@ -55,9 +54,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def main(lab: str) -> None:
     """Forward for a lab whose namespaces exist."""
     store = Store(lab)
-    own = ProcessRef.of(os.getpid())
-    assert own is not None
-    store.write_process("forwarder", own)
+    store.write_process("forwarder", ProcessRef.own())
     listener = socket.create_server(("127.0.0.1", 0))
     spec = store.read_lab().spec
     namespaces.enter(spec.api)

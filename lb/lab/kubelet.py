@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
 import random
 import signal
 import sys
@@ -211,9 +210,7 @@ def main(lab: str) -> None:
     """Run the kubelet of a lab that exists."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     store = Store(lab)
-    own = ProcessRef.of(os.getpid())
-    assert own is not None
-    store.write_process("kubelet", own)
+    store.write_process("kubelet", ProcessRef.own())
     asyncio.run(_serve(store))
 
 

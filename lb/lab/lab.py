@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from lb.lab.addressing import (
     clients,
     outside_server,
 )
-from lb.lab.processes import COMPILE_SECONDS, START_SECONDS, ProcessRef, environment, kill, spawn, wait_for
+from lb.lab.processes import COMPILE_SECONDS, START_SECONDS, ProcessRef, environment, spawn, wait_for
 from lb.lab.removal import Report, down
 from lb.lab.status import status
 from lb.lab.store import LabRecord, PodRecord, Store
@@ -233,11 +232,7 @@ class Lab:
         LabError: there is no such node, its agent does not run, or it does not end.
         """
         self._check_node(node)
-        process = self.store.running(node)
-        if process is None:
-            raise LabError(f"the agent of {node} does not run")
-        if kill([process], how):
-            raise LabError(f"the agent of {node}, process {process.pid}, does not end")
+        self.store.end_process(node, f"the agent of {node}", how)
 
     def _check_node(self, node: str) -> None:
         if node not in self.spec.node_names:
@@ -247,7 +242,9 @@ class Lab:
 
     def status(self) -> dict[str, Any]:
         """Return what the lab consists of and what of it runs."""
-        return status(self)
+        return status(
+            self.spec, self.store, lambda: self.ask_kubelet("list"), lambda: self.api_host().status()
+        )
 
     # --- bringing it up -----------------------------------------------------------------------------------
 
@@ -266,8 +263,7 @@ class Lab:
         cgroups.of_lab(spec.id)  # says so when there are none
         if not Path(spec.manifests).is_dir():
             raise LabError(f"--manifests {spec.manifests}: there is no such directory")
-        own = ProcessRef.of(os.getpid())
-        assert own is not None
+        own = ProcessRef.own()
         store = Store(spec.id)
         if not store.exists():
             for name in filter(namespaces.exists, spec.namespaces):

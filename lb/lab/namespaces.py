@@ -1,40 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named network namespaces, as ``ip netns`` has them, and being inside one for a while.
-
-The system calls go through ctypes: Python has os.setns only from 3.12 on. A thread that changes its
-namespace changes it for itself alone.
-"""
+"""Named network namespaces, as ``ip netns`` has them, and being inside one for a while."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
-import threading
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lb.datapath.kernel import netns
 from lb.errors import LabError
 
-DIRECTORY = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000
-_MS_BIND = 0x1000
-_MS_SHARED = 1 << 20
-_MS_REC = 0x4000
-_MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result:
-        raise LabError(f"{what}: {os.strerror(ctypes.get_errno())}")
-
-
-def _mount(source: str, target: str, flags: int) -> int:
-    result: int = _libc.mount(source.encode(), target.encode(), b"none", ctypes.c_ulong(flags), None)
-    return result
+_PACKAGES = {"ip": "iproute2", "nsenter": "util-linux"}
 
 
 def check_machine() -> None:
@@ -42,17 +22,18 @@ def check_machine() -> None:
 
     Raises
     ------
-    LabError: not root, or nsenter is missing.
+    LabError: not root, or a program is missing.
     """
     if os.geteuid() != 0:
         raise LabError("a lab is made of network namespaces, which needs root: use sudo")
-    if shutil.which("nsenter") is None:
-        raise LabError("nsenter is missing: install the package util-linux")
+    for program, package in _PACKAGES.items():
+        if shutil.which(program) is None:
+            raise LabError(f"{program} is missing: install the package {package}")
 
 
 def path(name: str) -> Path:
     """Return the file that stands for the namespace."""
-    return DIRECTORY / name
+    return netns.NAMED / name
 
 
 def exists(name: str) -> bool:
@@ -67,46 +48,21 @@ def create(name: str) -> None:
     ------
     LabError: the name is taken, or the kernel refuses (not root).
     """
-    _prepare_directory()
-    try:
-        os.close(os.open(path(name), os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o444))
-    except FileExistsError:
-        raise LabError(f"a network namespace {name} exists already and is not this lab's") from None
-    failed: list[LabError] = []
-
-    def in_thread() -> None:
-        try:
-            _check(_libc.unshare(_CLONE_NEWNET), "unshare(CLONE_NEWNET)")
-            _check(_mount(_own_namespace(), str(path(name)), _MS_BIND), f"mount on {path(name)}")
-        except LabError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=in_thread)
-    thread.start()
-    thread.join()
-    if failed:
-        path(name).unlink()
-        raise failed[0]
-
-
-def _prepare_directory() -> None:
-    """Make /run/netns a shared mount, as ``ip netns add`` does.
-
-    A removal is then seen in the mount namespaces of pods too; otherwise those keep the namespace alive.
-    """
-    DIRECTORY.mkdir(mode=0o755, exist_ok=True)
-    where = str(DIRECTORY)
-    if _mount("", where, _MS_SHARED | _MS_REC):
-        _check(_mount(where, where, _MS_BIND | _MS_REC), f"mount on {where}")
-        _check(_mount("", where, _MS_SHARED | _MS_REC), f"mount --make-shared {where}")
+    if exists(name):
+        raise LabError(f"a network namespace {name} exists already and is not this lab's")
+    _ip_netns("add", name)
 
 
 def delete(name: str) -> None:
     """Remove the name; the kernel removes the namespace with its interfaces when no process is in it."""
-    target = path(name)
-    while _libc.umount2(str(target).encode(), _MNT_DETACH) == 0:
-        pass
-    target.unlink(missing_ok=True)
+    if exists(name):
+        _ip_netns("delete", name)
+
+
+def _ip_netns(action: str, name: str) -> None:
+    done = subprocess.run(["ip", "netns", action, name], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"ip netns {action} {name}: {done.stderr.strip()}")
 
 
 def pids(name: str) -> set[int]:
@@ -125,23 +81,14 @@ def pids(name: str) -> set[int]:
     return found
 
 
-@contextlib.contextmanager
-def inside(name: str) -> Iterator[None]:
+def inside(name: str) -> contextlib.AbstractContextManager[None]:
     """Put the calling thread into the namespace: sockets made meanwhile belong to it for good.
 
     Raises
     ------
-    LabError: there is no such namespace, or the kernel refuses.
+    LabError: there is no such namespace.
     """
-    home = os.open(_own_namespace(), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        enter(name)
-        try:
-            yield
-        finally:
-            _check(_libc.setns(home, _CLONE_NEWNET), "return from a network namespace")
-    finally:
-        os.close(home)
+    return netns.entered(_existing(name))
 
 
 def enter(name: str) -> None:
@@ -149,20 +96,15 @@ def enter(name: str) -> None:
 
     Raises
     ------
-    LabError: there is no such namespace, or the kernel refuses.
+    LabError: there is no such namespace.
     """
-    try:
-        there = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise LabError(f"there is no network namespace {name}") from None
-    try:
-        _check(_libc.setns(there, _CLONE_NEWNET), f"enter network namespace {name}")
-    finally:
-        os.close(there)
+    netns.enter(_existing(name))
 
 
-def _own_namespace() -> str:
-    return f"/proc/self/task/{threading.get_native_id()}/ns/net"
+def _existing(name: str) -> Path:
+    if not exists(name):
+        raise LabError(f"there is no network namespace {name}")
+    return path(name)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,13 @@ class ProcessRef:
         fields = text.rpartition(")")[2].split()
         return None if fields[0] in "ZX" else cls(pid, int(fields[19]))
 
+    @classmethod
+    def own(cls) -> ProcessRef:
+        """Return the calling process."""
+        found = cls.of(os.getpid())
+        assert found is not None
+        return found
+
     def alive(self) -> bool:
         """Tell whether this very process still runs."""
         return ProcessRef.of(self.pid) == self

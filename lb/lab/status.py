@@ -4,53 +4,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
-from lb.lab import dns, topology
+from lb.lab import cgroups, dns, topology
 from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, clients, outside_server
 from lb.lab.balancer import NAME as BALANCER
-from lb.lab.processes import ProcessRef
 from lb.lab.store import Store
 
 
-class Api(Protocol):
-    """The host of a lab's API server, as far as a status tells of it."""
+def status(
+    spec: LabSpec, store: Store, listing: Callable[[], dict[str, Any]], api: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what the lab consists of and what of it runs.
 
-    def status(self) -> dict[str, Any]:
-        """Return what of the API server runs."""
-        ...
-
-
-class Inspected(Protocol):
-    """What a status is told of: :class:`lb.lab.lab.Lab`."""
-
-    spec: LabSpec
-    store: Store
-
-    def ask_kubelet(self, what: str, /) -> dict[str, Any]:
-        """Return the kubelet's answer; raise LabError where it does not answer."""
-        ...
-
-    def cgroup(self, node: str) -> Path:
-        """Return a node's control group."""
-        ...
-
-    def api_host(self) -> Api:
-        """Return the host of the API server."""
-        ...
-
-
-def status(lab: Inspected) -> dict[str, Any]:
-    """Return what the lab consists of and what of it runs."""
-    spec, store = lab.spec, lab.store
+    listing: returns what the kubelet lists; raises LabError if the kubelet does not answer.
+    api: returns what of the API server runs; called for a lab that has one.
+    """
     try:
-        listing = lab.ask_kubelet("list")
+        listed = listing()
     except LabError as error:
-        listing = {
+        listed = {
             "pods": [{**dataclasses.asdict(each), "address": each.address} for each in store.pods()],
             "errors": [str(error)],
         }
@@ -61,33 +37,33 @@ def status(lab: Inspected) -> dict[str, Any]:
             "addresses": [str(address) for address in spec.node_addresses(node)],
             "zone": spec.zone(node),
             "namespace": spec.namespace(node),
-            "cgroup": str(lab.cgroup(node)),
+            "cgroup": str(cgroups.of_node(spec.id, node)),
             "agent": _agent_status(store, node),
             "pins": str(Pins(spec.instance(node)).base),
         }
         for node in spec.node_names
     ]
-    versions = spec.versions
+    balancer = _process(store, BALANCER) if store.process(BALANCER) else {}
     return {
         "id": spec.id,
         "manifests": spec.manifests,
         "overlay": str(spec.overlay),
         "uplink_mode": str(spec.uplink_mode),
         "state": str(store.base),
-        **({"kubernetes": lab.api_host().status()} if spec.kubernetes else {}),
+        **({"kubernetes": api()} if spec.kubernetes else {}),
         "family": str(spec.family),
         "client": {
             "namespace": spec.client,
-            "addresses": [str(address) for version in versions for address in clients(version)],
+            "addresses": [str(address) for version in spec.versions for address in clients(version)],
         },
-        "outside_server": str(outside_server(versions[0])),
-        "kubelet": {**_process_status(store.process("kubelet")), "log": str(store.log("kubelet"))},
-        **({"addresses": balancer} if (balancer := _balancer(store)) else {}),
+        "outside_server": str(outside_server(spec.versions[0])),
+        "kubelet": _process(store, "kubelet"),
+        **({"addresses": balancer} if balancer else {}),
         **({"dns": _dns_status(spec, store)} if spec.dns else {}),
         "nodes": nodes,
-        **listing,
+        **listed,
         "errors": [
-            *listing["errors"],
+            *listed["errors"],
             *_unprepared(spec),
             *_without_agent(spec, nodes),
             *_ended(balancer),
@@ -96,14 +72,8 @@ def status(lab: Inspected) -> dict[str, Any]:
     }
 
 
-def _balancer(store: Store) -> dict[str, Any]:
-    """Return what is known of the process that gives load-balancer addresses; nothing where none is."""
-    process = store.process(BALANCER)
-    return {**_process_status(process), "log": str(store.log(BALANCER))} if process else {}
-
-
 def _ended(balancer: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with that process."""
+    """Return what is wrong with the process that gives load-balancer addresses."""
     if not balancer or balancer["running"]:
         return []
     return [f"no load-balancer addresses are given: that process ended, see {balancer['log']}"]
@@ -134,8 +104,8 @@ def _dns_status(spec: LabSpec, store: Store) -> dict[str, Any]:
     """Return what of the lab's DNS runs beside its pods."""
     return {
         "outside_servers": list(dns.node_resolvers(spec)),
-        "outside": {**_process_status(store.process(dns.OUTSIDE)), "log": str(store.log(dns.OUTSIDE))},
-        "records": {**_process_status(store.process(dns.RECORDS)), "log": str(store.log(dns.RECORDS))},
+        "outside": _process(store, dns.OUTSIDE),
+        "records": _process(store, dns.RECORDS),
     }
 
 
@@ -153,11 +123,14 @@ def _without_names(spec: LabSpec, store: Store) -> list[str]:
 
 def _agent_status(store: Store, node: str) -> dict[str, Any]:
     """Return what is known of a node's agent. One that was killed leaves its ready file behind."""
-    process = _process_status(store.process(node))
-    ready = process["running"] and store.ready_file(node).exists()
-    return {**process, "ready": ready, "log": str(store.log(node))}
+    process = _process(store, node)
+    return {**process, "ready": process["running"] and store.ready_file(node).exists()}
 
 
-def _process_status(process: ProcessRef | None) -> dict[str, Any]:
-    running = process is not None and process.alive()
-    return {"pid": process.pid if process and running else None, "running": running}
+def _process(store: Store, name: str) -> dict[str, Any]:
+    process = store.running(name)
+    return {
+        "pid": process.pid if process else None,
+        "running": process is not None,
+        "log": str(store.log(name)),
+    }

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ import msgspec
 from lb.errors import LabError
 from lb.folders import entries, make
 from lb.lab.addressing import LabSpec
-from lb.lab.processes import ProcessRef
+from lb.lab.processes import ProcessRef, kill
 
 ROOT = Path("/run/lbctl/lab")
 T = TypeVar("T")
@@ -214,6 +215,19 @@ class Store:
         """Return a noted process if it lives."""
         process = self.process(name)
         return process if process and process.alive() else None
+
+    def end_process(self, name: str, what: str, how: signal.Signals, within: float = 10.0) -> None:
+        """Signal a noted process and wait for its end, at most so many seconds; what: its name in errors.
+
+        Raises
+        ------
+        LabError: it does not run, or does not end.
+        """
+        process = self.running(name)
+        if process is None:
+            raise LabError(f"{what} does not run")
+        if kill([process], how, within):
+            raise LabError(f"{what}, process {process.pid}, does not end")
 
     def processes(self) -> Iterator[ProcessRef]:
         """Return every noted process, pods included."""

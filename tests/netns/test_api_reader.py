@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb.config import Config
-from lb.datapath.attach import netns
+from lb.datapath.kernel import netns
 from lb.diagnose.snapshot import ApiReader
 from lb.kube import ApiError
 from lb.model import ObjectKey

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.datapath.kernel import netns
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import cgroups, namespaces
@@ -44,7 +45,7 @@ def lab_id() -> Iterator[str]:
 
 def left_of(lab: str) -> list[str]:
     """Return everything on the machine that belongs to a lab."""
-    found = [f"namespace {path.name}" for path in namespaces.DIRECTORY.glob(f"{lab}-*")]
+    found = [f"namespace {path.name}" for path in netns.NAMED.glob(f"{lab}-*")]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if f"/{lab}-" in line or f"/{lab}/" in line]
     found += [f"directory {lab}"] if lab in labs() else []

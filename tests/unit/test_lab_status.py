@@ -7,9 +7,7 @@ import importlib
 import io
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,30 +15,12 @@ from lb.cli import main
 from lb.lab.addressing import LabSpec
 from lb.lab.lab import Lab
 from lb.lab.processes import ProcessRef
-from lb.lab.status import status
 from lb.lab.store import LabRecord, Store
 from tests.unit.test_rundir import as_nobody
 
 
-@dataclass
-class Inspected:
-    """A lab of two nodes whose processes are those of this test."""
-
-    spec: LabSpec
-    store: Store
-
-    def ask_kubelet(self, _what: str, /) -> dict[str, Any]:
-        return {"pods": [], "errors": []}
-
-    def cgroup(self, node: str) -> Path:
-        return Path("/sys/fs/cgroup", node)
-
-    def api_host(self) -> Any:
-        raise AssertionError("it has none")
-
-
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inspected:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     spec, here = LabSpec(id="t", manifests="/m", nodes=2), ProcessRef.of(os.getpid())
     assert here is not None
     store = Store("t", tmp_path)
@@ -50,11 +30,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Inspected:
     for node in spec.node_names:
         store.ready_file(node).touch()
     monkeypatch.setattr("lb.lab.topology.needs_other_wires", lambda _spec, _node: "")
-    found = Inspected(spec, store)
-    monkeypatch.setattr(
-        Lab, "open", lambda _id: type("Opened", (), {"status": lambda _self: status(found)})()
-    )
-    return found
+    opened = Lab(store, spec)
+    monkeypatch.setattr(opened, "ask_kubelet", lambda _what: {"pods": [], "errors": []})
+    monkeypatch.setattr(Lab, "open", lambda _id: opened)
+    return opened
 
 
 def command() -> tuple[int, str]:
@@ -62,17 +41,17 @@ def command() -> tuple[int, str]:
     return main(["lab", "status", "--id", "t"], out=out), out.getvalue()
 
 
-def test_a_lab_that_runs(lab: Inspected) -> None:
+def test_a_lab_that_runs(lab: Lab) -> None:
     code, text = command()
     assert code == 0
     assert text.count("synced") == 2
     assert "error: " not in text
 
 
-def test_an_agent_that_was_killed_is_not_said_to_be_in_step(lab: Inspected) -> None:
+def test_an_agent_that_was_killed_is_not_said_to_be_in_step(lab: Lab) -> None:
     """It leaves its ready file behind."""
     lab.store.write_process("node1", ProcessRef(os.getpid(), 1))
-    agent = status(lab)["nodes"][0]["agent"]
+    agent = lab.status()["nodes"][0]["agent"]
     assert (agent["running"], agent["ready"]) == (False, False)
     code, text = command()
     assert code == 1
