@@ -7,10 +7,12 @@ it is to end: that was a third of what an agent without work costs.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Halt(threading.Event):
@@ -43,3 +45,14 @@ class Halt(threading.Event):
         os.eventfd_write(self._fd, 1)
         for call in calls:
             call()
+
+
+@contextlib.contextmanager
+def on_signals(handler: Callable[[int, object], None], *numbers: int) -> Iterator[None]:
+    """Have a function called at these signals meanwhile; for the main thread."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -32,7 +32,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
-from lb.halt import Halt
+from lb.halt import Halt, on_signals
 from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
@@ -440,12 +440,8 @@ def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
         nonlocal patient
         patient = True
 
-    before = {number: signal.signal(number, tell) for number in told}
-    try:
+    with on_signals(tell, *told):
         yield runs
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

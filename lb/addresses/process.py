@@ -19,7 +19,7 @@ from lb.addresses.pool import PoolsFile
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
-from lb.halt import Halt
+from lb.halt import Halt, on_signals
 from lb.model import ObjectKey
 from lb.served.http import HttpServer, Response, routes
 
@@ -144,11 +144,5 @@ def _own_namespace() -> str:
 def stop_on_signals() -> Iterator[Halt]:
     """Give an event that SIGTERM and SIGINT set."""
     stop = Halt()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
+    with on_signals(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
@@ -13,6 +12,7 @@ from typing import TextIO
 from lb.cli import nodes, output
 from lb.cli.audit import look
 from lb.cli.colours import painted, wanted
+from lb.cli.width import MOST, wrapped
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, Result, causes
 from lb.diagnose.gather import Vantage, gather
@@ -21,7 +21,6 @@ from lb.model import ObjectKey
 from lb.rundir import RunDir
 from lb.served.pulse import pulse
 
-_WIDTH = 100
 _COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
 
 
@@ -71,11 +70,11 @@ def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: 
         if colours:
             word = painted(word, _COLOURS[one.result])
         indent = " " * (wide + 9)
-        text = _wrapped(one.found, _WIDTH - len(indent))
+        text = wrapped(one.found, MOST - len(indent))
         lines.append(f"{one.step.ljust(wide)}  {word}  {text[0]}")
         lines += [indent + line for line in text[1:]]
         if one.next:
-            told = _wrapped(f"→ {one.next}", _WIDTH - len(indent), "  ")
+            told = wrapped(f"→ {one.next}", MOST - len(indent), below="  ")
             lines += [indent + line for line in told]
     found = causes(findings)
     lines.append("")
@@ -84,8 +83,3 @@ def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: 
     else:
         lines.append("no cause found: what was looked at is as it should be")
     return "\n".join(lines) + "\n"
-
-
-def _wrapped(text: str, width: int, below: str = "") -> list[str]:
-    """Return a text in lines; names and addresses stay whole. below: how lines after the first begin."""
-    return textwrap.wrap(text, width, subsequent_indent=below, break_long_words=False, break_on_hyphens=False)

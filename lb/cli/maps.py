@@ -4,32 +4,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from lb.cli import instances, output
+from lb.cli import forms, instances, output
 from lb.cli.nodes import selected
 from lb.cli.tables import table
 from lb.config import Limits
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.view import dump, render
+from lb.datapath.view import dump
 from lb.errors import UsageError
-
-
-def _as_yaml(found: dump.Dump) -> str:
-    return output.formatted("yaml", json.loads(render.as_json(found)))
-
-
-FORMS: Mapping[str, Callable[[dump.Dump], str]] = {
-    "table": render.as_table,
-    "ipvsadm": render.as_ipvsadm,
-    "json": render.as_json,
-    "yaml": _as_yaml,
-}
 
 
 def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
@@ -42,7 +28,8 @@ def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     service = selected(args)
     with KernelMaps(Pins(instances.choose(args)).maps) as maps:
         found = dump.dump(maps, time.monotonic_ns(), args.sections or known, service)
-    out.write(FORMS[args.output](found))
+    as_text = forms.as_ipvsadm if args.output == "ipvsadm" else forms.as_table
+    output.write(args, out, forms.as_objects(found), lambda: as_text(found))
     return 0
 
 

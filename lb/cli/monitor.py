@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from lb.cli import instances, output
@@ -25,6 +24,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
 from lb.datapath.view.watch import Watch
 from lb.errors import UsageError
+from lb.halt import on_signals
 from lb.live.events import Names, PacketEvent, What
 from lb.live.monitor import Monitor
 from lb.rundir import RunDir
@@ -94,19 +94,8 @@ def _line(event: PacketEvent, colour: str, width: int | None = None) -> str:
     return line.replace(word, painted(word, colour), 1) if colour else line
 
 
-@contextlib.contextmanager
-def _ended_by_signals(monitor: Monitor) -> Iterator[None]:
+def _ended_by_signals(monitor: Monitor) -> contextlib.AbstractContextManager[None]:
     """Let Ctrl-C and SIGTERM end what is inside, as an end and not as a failure."""
     if threading.current_thread() is not threading.main_thread():  # signals are not for this one
-        yield
-        return
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        monitor.end()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return contextlib.nullcontext()
+    return on_signals(lambda *_: monitor.end(), signal.SIGINT, signal.SIGTERM)

@@ -11,10 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, TextIO
 
 from lb.cli import instances, output
@@ -25,6 +23,7 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import figures
 from lb.datapath.view.figures import PortName, Sample
 from lb.errors import LbError
+from lb.halt import on_signals
 from lb.live import top
 from lb.live.top import Line, Row, View
 from lb.rundir import RunDir
@@ -174,24 +173,15 @@ def _on_screen(meter: Meter, name: str, interval: float) -> None:
     locale.setlocale(locale.LC_ALL, "")
     os.environ.setdefault("ESCDELAY", "25")
     try:
-        with _ended_by_sigterm():
+        with on_signals(_leave, signal.SIGTERM):
             curses.wrapper(_loop, Screen(meter, name, interval), interval)
     except curses.error as error:
         raise LbError(f"this terminal (TERM={os.environ.get('TERM', '')}) cannot show it: {error}") from error
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that the terminal is put in order."""
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _leave(number: int, _frame: object) -> None:
+    """End the command, so that the terminal is put in order."""
+    raise SystemExit(128 + number)
 
 
 _KEYS = {

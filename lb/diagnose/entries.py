@@ -10,7 +10,7 @@ from lb.datapath.attach.netlink import Netlink
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
-from lb.datapath.programs.rehearsal import live_programs
+from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.lookups import Flow, Tuple
 from lb.diagnose.story import Side
 from lb.diagnose.trace import EntryPoint
@@ -32,7 +32,7 @@ class Entries:
     """
 
     def __init__(self, pins: Pins) -> None:
-        programs = live_programs(pins)
+        programs = {info.id: path for path, info in pinned_programs(pins)}
         found = [one for one in hooks.attached() if one.program_id in programs]
         if not found:
             raise ConfigError(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from lb.cli.forms import as_ipvsadm, as_objects
+from lb.cli.output import formatted
 from lb.config import Limits
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.view.dump import dump
-from lb.datapath.view.render import as_ipvsadm, as_json
 from lb.errors import InputError
 from lb.manifests import ManifestSource
 from lb.model import Protocol
@@ -68,7 +69,7 @@ def outcome(case: Path) -> dict[str, str]:
     said += [f"{key}: {one}" for key, plan in sorted(plans.items()) for one in plan.refusals]
     return {
         "expected.ipvsadm": as_ipvsadm(shown),
-        "expected.json": as_json(shown),
+        "expected.json": formatted("json", as_objects(shown)),
         "expected.said": "".join(line + "\n" for line in said),
     }
 

@@ -31,7 +31,6 @@ from lb.cli import colours, command, instances, main
 from lb.cli.command import COMMANDS
 from lb.cli.grammar import lab as grammar_lab
 from lb.cli.manual import manual
-from lb.cli.maps import FORMS
 from lb.cli.status import render as status_text
 from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
@@ -359,7 +358,6 @@ def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:
     assert VARIABLE in texts["lbctl lab up"]
     assert "{tcp,udp,sctp,icmp}" in texts["lbctl trace"]
     assert [each.name.lower() for each in Protocol] == ["tcp", "udp", "sctp"]
-    assert set(FORMS) == {"table", "ipvsadm", "json", "yaml"}
 
 
 def test_maps_list_has_every_map() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lb.cli.forms import as_ipvsadm, as_objects, as_table
 from lb.config import Config
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.maps.layouts import (
@@ -28,7 +29,6 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view.dump import SECTIONS, dump
-from lb.datapath.view.render import as_ipvsadm, as_json, as_table
 from lb.model import ObjectKey, Protocol, TrafficPolicy
 from lb.plan.types import BackendState, VipKind
 from tests.fake_maps import FakeMaps
@@ -63,7 +63,9 @@ def bench() -> Bench:
 
 def shown(maps: FakeMaps, *sections: str, service: str = "") -> dict[str, list[dict[str, Any]]]:
     key = ObjectKey(*service.split("/")) if service else None
-    found: dict[str, list[dict[str, Any]]] = json.loads(as_json(dump(maps, NOW, sections or None, key)))
+    found: dict[str, list[dict[str, Any]]] = json.loads(
+        json.dumps(as_objects(dump(maps, NOW, sections or None, key)))
+    )
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lb.cli import command, kubectl, output
-from lb.cli.maps import FORMS
+from lb.cli.forms import as_objects
 from lb.cli.nodes import selected
 from lb.cli.service import collect, render
 from lb.datapath.view.dump import VipEntry, dump
@@ -106,7 +106,8 @@ def test_a_dump_as_yaml_is_that_as_json() -> None:
     bench = Bench()
     bench.apply(web(A, B))
     found = dump(bench.maps, 0)
-    assert yaml.safe_load(FORMS["yaml"](found)) == json.loads(FORMS["json"](found))
+    texts = {form: output.formatted(form, as_objects(found)) for form in ("json", "yaml")}
+    assert yaml.safe_load(texts["yaml"]) == json.loads(texts["json"])
 
 
 @pytest.mark.parametrize(("flags", "programs"), [([], False), (["--programs"], True), (["-o", "wide"], True)])

@@ -8,13 +8,14 @@ import math
 import numpy as np
 import pytest
 
+from lb.cli.forms import as_objects, as_table
+from lb.cli.output import formatted
 from lb.datapath.maps import layouts
 from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, Direction, FlowState, VipFlag
 from lb.datapath.maps.overlay import Overlay
 from lb.datapath.sync.differences import differences
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.view.dump import dump
-from lb.datapath.view.render import as_json, as_table
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, VipKind
 from tests.unit.plan_builders import port_plan, service_plan, vip_key
@@ -190,8 +191,8 @@ def test_new_services_come_before_what_lingers(bench: Bench) -> None:
 def test_a_lingering_vip_is_shown_as_such(bench: Bench) -> None:
     bench.apply(service_plan("web", port_plan([VIP], [A], kind=VipKind.NODE_PORT)))
     open_connection(bench)
-    assert '"lingering"' not in as_json(dump(bench.maps, 0, ["vips"], web().key))
+    assert '"lingering"' not in formatted("json", as_objects(dump(bench.maps, 0, ["vips"], web().key)))
     remove(bench, web(A))
     shown = dump(bench.maps, 0, ["vips"], web().key)
-    assert '"lingering": true' in as_json(shown)
+    assert '"lingering": true' in formatted("json", as_objects(shown))
     assert "lingering" in as_table(shown)

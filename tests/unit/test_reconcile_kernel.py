@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from lb.cli.forms import as_objects
+from lb.cli.output import formatted
 from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
@@ -23,7 +25,6 @@ from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.resting import QUARANTINE_SECONDS
 from lb.datapath.view import service_names
 from lb.datapath.view.dump import dump
-from lb.datapath.view.render import as_json
 from lb.errors import BpfError
 from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import port_plan, service_plan
@@ -84,7 +85,10 @@ def test_fake_and_kernel_maps_agree(kernel_maps: KernelMaps, history: list[Step]
             key: str(error) for key, error in fake.errors.items()
         }
         assert kernel.writes == fake.writes
-        texts = {as_json(dump(maps, 0, ["vips", "addresses", "backends"])) for maps in twin.maps}
+        texts = {
+            formatted("json", as_objects(dump(maps, 0, ["vips", "addresses", "backends"])))
+            for maps in twin.maps
+        }
         assert len(texts) == 1
         for version in FAMILIES:
             assert len({maps.array(f"settings{version}").tobytes() for maps in twin.maps}) == 1
@@ -101,7 +105,7 @@ def test_a_sync_waits_for_packets_on_their_way(kernel_maps: KernelMaps) -> None:
     for backends in ([A, B], [A]):
         plan = service_plan("web", port_plan([OTHER_VIP], backends))
         assert not reconciler.sync({plan.key: plan}).errors
-    assert "10.0.1.2" not in as_json(dump(kernel_maps, 0))
+    assert "10.0.1.2" not in formatted("json", as_objects(dump(kernel_maps, 0)))
 
 
 def test_the_names_that_a_shell_completes_are_those_of_the_maps(kernel_maps: KernelMaps) -> None:

@@ -72,16 +72,6 @@ class Outcome:
     frame: bytes
 
 
-def live_programs(pins: Pins) -> dict[int, Path]:
-    """Return where each pinned program of an instance is, by the kernel's id; of all builds.
-
-    Raises
-    ------
-    BpfError: the kernel refused.
-    """
-    return {info.id: path for path, info in loader.pinned_programs(pins)}
-
-
 class Shadow(Closing):
     """The programs of one build on their private maps; close it.
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dump as text: JSON for programs, tables for people, ipvsadm's form for habits and ``grep``."""
+"""A dump of the maps as objects for programs, as tables for people, and in the form of ipvsadm."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from lb.cli.tables import table
 from lb.datapath.view.dump import (
     AddressEntry,
     AffinityEntry,
@@ -30,19 +31,18 @@ _COLUMNS: Mapping[str, Cells] = {
 _IPVSADM_FLAGS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
 
-def as_json(dump: Dump) -> str:
-    """Return one JSON object with a list for each section."""
-    return (
-        json.dumps({name: [e.as_dict() for e in entries] for name, entries in dump.items()}, indent=2) + "\n"
-    )
+def as_objects(dump: Dump) -> dict[str, list[dict[str, Any]]]:
+    """Return a list of objects for each section, as JSON and YAML have them."""
+    return {name: [entry.as_dict() for entry in entries] for name, entries in dump.items()}
 
 
 def as_table(dump: Dump) -> str:
     """Return a headed table for each section; a VIP has a line for each backend, so that grep finds them."""
-    return "\n".join(
-        f"{name}\n" + _aligned([_COLUMNS[name], *(row for entry in entries for row in _rows(entry))])
-        for name, entries in dump.items()
-    )
+    texts = []
+    for name, entries in dump.items():
+        rows = [[cell or "-" for cell in row] for entry in entries for row in _rows(entry)]
+        texts.append(f"{name}\n{table(_COLUMNS[name], rows)}")
+    return "\n".join(texts)
 
 
 def as_ipvsadm(dump: Dump) -> str:
@@ -105,10 +105,3 @@ def _rows(entry: MapEntry) -> Iterator[Cells]:
             yield (entry.client, entry.service, entry.port_name, entry.backend, idle)
         case CounterEntry():
             yield (entry.hook, entry.reason, str(entry.packets), str(entry.bytes), entry.meaning)
-
-
-def _aligned(lines: Sequence[Cells]) -> str:
-    cells = [[cell or "-" for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    padded = ("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
-    return "".join(line + "\n" for line in padded)
