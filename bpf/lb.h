@@ -225,6 +225,31 @@ static __always_inline u32 parse_all(ctx_t *ctx, struct packet *pkt)
 	return options == PARSED ? parsed : options;
 }
 
+/* A frame to many asks everybody for the link address of whoever has an IP address. Is that one of ours?
+ * Comes back where it cannot be, or where the step is missing. */
+static __always_inline void take_neighbour_step(ctx_t *ctx, struct note *note)
+{
+	__be16 ethertype = ctx_ethertype(ctx);
+
+	if (!note->l3 || (ethertype != bpf_htons(ETH_P_ARP) && ethertype != bpf_htons(ETH_P_IPV6)))
+		return;
+	note->reason = REASON_NOT_FOR_US;
+	if (write_note(note))
+		tail_call(ctx, MAP(FD_programs),
+			  (ethertype == bpf_htons(ETH_P_ARP) ? 0 : PROGRAMS_PER_FAMILY) + STEP_NEIGHBOUR);
+}
+
+/* May a packet that the parser leaves alone be ARP, or neighbour discovery? Pods ask their gateway. */
+static __always_inline bool may_solicit(const struct packet *pkt, u32 parsed, const struct note *note)
+{
+	if (note->side == INSIDE || !note->l3)
+		return false;
+	if (FAMILY == 4)
+		return parsed == REASON_NOT_IP;
+	return pkt->tuple.protocol == ICMP_PROTOCOL &&
+	       (parsed == REASON_OTHER_PROTOCOL || parsed == REASON_MARTIAN);
+}
+
 /* What the parser leaves to others, or alone. Later pieces that came before their first may be held back, if
  * they name an extension header: even if the first is left alone it releases them. */
 static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 parsed, struct note *note,
@@ -237,6 +262,10 @@ static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 
 	if (parsed == ICMP_ERROR) {
 		next_step(ctx, STEP_ICMP_ERROR);
 		return finish(note->hook, strand(ctx, is_for_vip(ctx, note->l3)), bytes);
+	}
+	if (may_solicit(pkt, parsed, note)) {
+		note->reason = parsed;
+		next_step(ctx, STEP_NEIGHBOUR);
 	}
 	return finish(note->hook, pass(parsed), bytes);
 }
@@ -291,14 +320,17 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 	return finish_and_report(ctx, note, conclude(ctx, &work->pkt, &work->d, note), bytes);
 }
 
-/* l3: where the IP header is. Frames that are not for this host are left alone, but for those of a pod:
- * behind a bridge it addresses its frames to the bridge. IPv6's twin is entered from here alone. */
+/* l3: where the IP header is. Frames that are not for this host are left alone, unless they ask for
+ * an address that is announced; not so those of a pod: behind a bridge it addresses its frames to the bridge.
+ * IPv6's twin is entered from here alone. */
 static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 {
 	struct note note = {.hook = hook, .side = side, .l3 = l3};
 
-	if (FAMILY == 4 && side == OUTSIDE && unlikely(!ctx_for_us(ctx)))
+	if (FAMILY == 4 && side == OUTSIDE && unlikely(!ctx_for_us(ctx))) {
+		take_neighbour_step(ctx, &note);
 		return finish(hook, pass(REASON_NOT_FOR_US), ctx_len(ctx));
+	}
 	return run(ctx, &note);
 }
 

@@ -25,6 +25,8 @@
 #define crc32c_shifts MAP(FD_crc32c_shifts) /* powers of x, see sctp.h */
 #define notes	      MAP(FD_notes)	    /* [0] -> struct note, of this CPU */
 #define links_map     MAP(FD_links)	    /* [0] -> struct links */
+#define announced_map MAP(FD_announced)	    /* struct announced_key -> struct announced */
+#define rivals	      MAP(FD_rivals)	    /* struct announced_key -> struct rival */
 #define rates	      MAP(FD_rates)	    /* enum answer -> struct rate, of this CPU */
 #define reasons	      MAP(FD_reasons)	    /* hook * REASONS_PER_HOOK + reason -> struct counter */
 #define watch_map     MAP(FD_watch)	    /* [0] -> struct watch */

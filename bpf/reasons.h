@@ -46,7 +46,9 @@
 	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")           \
 	X(OWN_CONNECTION, "of a connection that the node, or a pod of it, has opened itself: untouched")     \
 	X(FRAGMENTED, "larger than the MTU of the way on, without DF: in fragments, which enter again")      \
-	X(SERVICE_LOOP, "Services whose endpoints are each other's addresses, led on too often: dropped")
+	X(SERVICE_LOOP, "Services whose endpoints are each other's addresses, led on too often: dropped")    \
+	X(NEIGHBOUR, "ARP request or neighbour solicitation for an address announced here: answered")        \
+	X(RIVAL, "another host claims an address that is announced here: untouched")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -87,7 +89,8 @@ enum hook {
 	X(OWNER, "asks whose a packet is that begins no connection")                                         \
 	X(PIECES, "holds fragments until their first comes, and fragments what is too large")                \
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
-	X(REPORT, "tells whoever watches what became of a packet")
+	X(REPORT, "tells whoever watches what became of a packet")                                           \
+	X(NEIGHBOUR, "answers ARP and neighbour solicitations for announced addresses")
 
 enum step {
 	BEFORE_STEPS = HOOK_COUNT - 1, /* hooks and steps are numbered through */

@@ -8,6 +8,7 @@
 #include "answer.h"
 #include "icmp_error.h"
 #include "pieces.h"
+#include "neighbour.h"
 #include "report.h"
 
 int lb_tc_uplink_in(struct __sk_buff *ctx)
@@ -88,4 +89,9 @@ int lb_tc_capture(struct __sk_buff *ctx)
 int lb_tc_report(struct __sk_buff *ctx)
 {
 	return report(ctx);
+}
+
+int lb_tc_neighbour(struct __sk_buff *ctx)
+{
+	return neighbour(ctx);
 }

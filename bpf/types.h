@@ -296,6 +296,29 @@ struct links {
 	struct link links[LINKS];
 };
 
+/* An address that this node answers for on the segment of an interface: ARP in IPv4, neighbour discovery in
+ * IPv6. */
+struct announced_key {
+	struct addr address;
+	u32 ifindex;
+};
+
+/* The agent puts until_ns off for as long as it owns the address. So a node whose agent was killed or hangs
+ * is silent by the time that another node may take the address. */
+struct announced {
+	u64 until_ns;	  /* CLOCK_MONOTONIC: from then on it is not answered for */
+	u8 mac[ETH_ALEN]; /* the interface's own link address, which the answer tells */
+	u8 pad[2];
+};
+
+/* Who else claims an address that is answered for here. */
+struct rival {
+	u64 seen_ns; /* CLOCK_MONOTONIC: the last time */
+	u64 frames;  /* so many in all */
+	u8 mac[ETH_ALEN];
+	u8 pad[2];
+};
+
 enum iface_flags {
 	IFACE_UPLINK = 1,
 	IFACE_TUNNEL = 2,
@@ -362,6 +385,7 @@ enum answer {
 	ANSWER_ECHO = 2,	/* for the VIP: a ping */
 	ANSWER_TOO_BIG = 3,	/* as a router */
 	ANSWER_TTL_EXPIRED = 4, /* as a router */
+	ANSWER_NEIGHBOUR = 5,	/* for an address of `announced`: its link address */
 	ANSWER_KINDS,
 };
 

@@ -7,6 +7,7 @@
 #include "owner.h"
 #include "answer.h"
 #include "icmp_error.h"
+#include "neighbour.h"
 #include "report.h"
 
 int lb_xdp_uplink(struct xdp_md *ctx)
@@ -47,4 +48,9 @@ int lb_xdp_capture(struct xdp_md *ctx)
 int lb_xdp_report(struct xdp_md *ctx)
 {
 	return report(ctx);
+}
+
+int lb_xdp_neighbour(struct xdp_md *ctx)
+{
+	return neighbour(ctx);
 }

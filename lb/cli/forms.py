@@ -10,6 +10,7 @@ from lb.cli.tables import table
 from lb.datapath.view.dump import (
     AddressEntry,
     AffinityEntry,
+    AnnouncedEntry,
     BackendEntry,
     CounterEntry,
     Dump,
@@ -27,6 +28,7 @@ _COLUMNS: Mapping[str, Cells] = {
     "flows": ("PROTOCOL", "CLIENT", "VIP", "BACKEND", "SNAT", "STATE", "IDLE"),
     "affinity": ("CLIENT", "SERVICE", "PORT NAME", "BACKEND", "IDLE"),
     "counters": ("HOOK", "REASON", "PACKETS", "BYTES", "MEANING"),
+    "announced": ("ADDRESS", "IFINDEX", "LINK ADDRESS", "FOR", "CLAIMED BY"),
 }
 _IPVSADM_FLAGS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
@@ -103,5 +105,8 @@ def _rows(entry: MapEntry) -> Iterator[Cells]:
         case AffinityEntry():
             idle = f"{entry.idle_seconds:.1f}s"
             yield (entry.client, entry.service, entry.port_name, entry.backend, idle)
+        case AnnouncedEntry():
+            left = f"{entry.left_seconds:.1f}s"
+            yield (entry.address, str(entry.ifindex), entry.mac, left, entry.rival)
         case CounterEntry():
             yield (entry.hook, entry.reason, str(entry.packets), str(entry.bytes), entry.meaning)

@@ -519,6 +519,8 @@ def test_map_fill_counts_what_is_used() -> None:
         for version in layouts.FAMILIES
         for name, capacity in (
             (f"ifaces{version}", 4096),
+            (f"announced{version}", 4096),
+            (f"rivals{version}", 256),
             (f"vips{version}", 65536),
             (f"source_ranges{version}", 65536),
             (f"backends{version}", 131072),

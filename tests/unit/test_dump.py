@@ -230,12 +230,12 @@ def test_sections_and_service_filter(bench: Bench) -> None:
     assert (
         tuple(shown(bench.maps))
         == SECTIONS
-        == ("vips", "addresses", "backends", "flows", "affinity", "counters")
+        == ("vips", "addresses", "backends", "flows", "affinity", "counters", "announced")
     )
     web = shown(bench.maps, service="default/web")
-    assert [len(web[name]) for name in SECTIONS] == [2, 0, 3, 1, 1, 0]
+    assert [len(web[name]) for name in SECTIONS] == [2, 0, 3, 1, 1, 0, 0]
     dns = shown(bench.maps, service="default/dns")
-    assert [len(dns[name]) for name in SECTIONS] == [1, 0, 1, 0, 0, 0]
+    assert [len(dns[name]) for name in SECTIONS] == [1, 0, 1, 0, 0, 0, 0]
     assert list(shown(bench.maps, "flows", "vips")) == ["vips", "flows"]
 
 

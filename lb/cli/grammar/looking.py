@@ -18,6 +18,7 @@ sections:
   flows     translated connections
   affinity  clients that keep their backend (sessionAffinity: ClientIP)
   counters  packets and bytes by hook and by the reason they left with
+  announced addresses that this node answers for: ARP, and neighbour discovery in IPv6
 """
 
 

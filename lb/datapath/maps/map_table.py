@@ -16,6 +16,8 @@ from lb.datapath.maps.layouts import (
     AFFINITY,
     AFFINITY_BUCKET,
     AFFINITY_KEY,
+    ANNOUNCED,
+    ANNOUNCED_KEY,
     ANSWER_KINDS,
     BACKEND,
     CONNECTIONS,
@@ -41,6 +43,7 @@ from lb.datapath.maps.layouts import (
     PIECE_KEY,
     RATE,
     REASONS_PER_HOOK,
+    RIVAL,
     SCRATCH,
     SERVICE_COUNTERS,
     SERVICE_NAME,
@@ -206,6 +209,13 @@ def _of_family(ip: int) -> Iterator[MapSpec]:
     yield _hash("ifaces", ID, IFACE[ip], fixed=4096, when_full="the interface is not used for SNAT, logged",
         purpose="by ifindex: the node's own address on an uplink or tunnel; 0: its primary address, for"
         " hairpin; to redirect also the veths of pods")
+    yield _hash("announced", ANNOUNCED_KEY[ip], ANNOUNCED, fixed=4096,
+        when_full="the address is not announced, logged",
+        purpose="by address and ifindex: the link address that ARP and neighbour solicitations are answered"
+        " with, and until when")
+    yield MapSpec("rivals", MapType.LRU_HASH, ANNOUNCED_KEY[ip], RIVAL, writer=Writer.PROGRAMS, fixed=256,
+        when_full="the one that was quiet for longest is forgotten",
+        purpose="by address and ifindex: who else claims an announced address")
     yield MapSpec("vips", MapType.HASH, VIP_KEY[ip], VIP, limit="vips", when_full=_REFUSED,
         purpose="VIP to Service port and backend sets; port and protocol 0: the address as a whole")
     yield MapSpec("source_ranges", MapType.LPM_TRIE, SOURCE_RANGE[ip], ID, flags=BPF_F_NO_PREALLOC,
@@ -248,8 +258,8 @@ def _of_both() -> Iterator[MapSpec]:
     yield _array("links", LINK_TABLE, fixed=1,
         purpose="interface indexes and link addresses of uplinks, up to 8: for whom XDP takes a frame")
     yield _per_cpu("rates", RATE, fixed=ANSWER_KINDS,
-        purpose="by kind of answer (RST, ICMP error, ping, too big, TTL): how many may still be sent:"
-        " answer_rate")
+        purpose="by kind of answer (RST, ICMP error, ping, too big, TTL, link address): how many may still"
+        " be sent: answer_rate")
     yield _per_cpu("reasons", COUNTER, fixed=REASONS_PER_HOOK * len(HOOKS),
         purpose="packets and bytes by hook and reason")
     yield _hash("service_counters", ID, SERVICE_COUNTERS, writer=Writer.PROGRAMS,

@@ -28,7 +28,7 @@ from lb.datapath.maps.layouts import (
 )
 from lb.datapath.sync.ledger import KIND_WORDS, VipRow, read_names, read_nodes, read_ranges, read_vips
 from lb.datapath.sync.tables import table_rows
-from lb.datapath.view.words import node_name
+from lb.datapath.view.words import mac_text, node_name
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
 
@@ -63,7 +63,7 @@ class MapEntry:
         return {name: value for name, value in asdict(self).items() if value or name not in _IF_ANY}
 
 
-_IF_ANY = {"local_only", "source_ranges", "lingering", "snat"}
+_IF_ANY = {"local_only", "source_ranges", "lingering", "snat", "rival"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,21 @@ class AffinityEntry(MapEntry):
     port_name: str
     backend: str
     idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncedEntry(MapEntry):
+    """An address that this node answers for on a segment: ARP, or neighbour discovery.
+
+    mac: what is answered. left_seconds: for so long yet, unless the agent puts it off; 0: not any more.
+    rival: the link address of whoever else has claimed it last, ``""`` (and absent in JSON) when nobody has.
+    """
+
+    address: str
+    ifindex: int
+    mac: str
+    left_seconds: float
+    rival: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +393,18 @@ class _Reader:
             return ""
         return _socket(address, port)
 
+    def announced(self) -> list[AnnouncedEntry]:
+        found = []
+        for version in FAMILIES:
+            keys, values = self._maps.read(f"rivals{version}")
+            rivals = dict(zip(keys.tolist(), map(mac_text, values["mac"]), strict=True))
+            keys, values = self._maps.read(f"announced{version}")
+            for key, value in sorted(zip(keys.tolist(), values, strict=True), key=lambda pair: pair[0]):
+                left = round(max(0, int(value["until_ns"]) - self._now_ns) / 1e9, 3)
+                mac = mac_text(value["mac"])
+                found.append(AnnouncedEntry(_ip(key[0]), key[1], mac, left, rivals.get(key, "")))
+        return found
+
     def counters(self) -> list[CounterEntry]:
         return [entry for entry in counters(self._maps) if entry.packets]
 
@@ -424,5 +451,6 @@ _SECTIONS: dict[str, Callable[[_Reader], Sequence[MapEntry]]] = {
     "flows": _Reader.flows,
     "affinity": _Reader.affinity,
     "counters": _Reader.counters,
+    "announced": _Reader.announced,
 }
 SECTIONS: tuple[str, ...] = tuple(_SECTIONS)

@@ -64,3 +64,8 @@ def protocol_name(number: int) -> str:
         return Protocol(number).name
     except ValueError:
         return {1: "ICMP", 58: "ICMPv6"}.get(number, str(number))
+
+
+def mac_text(mac: bytes) -> str:
+    """Return a link address as ``02:77:00:00:00:01``; mac: its six bytes, of numpy's kind or Python's."""
+    return bytes(mac).hex(":")

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Step: who on the segment has an address? What this node owns (`announced`) it answers for: ARP requests in
+ * IPv4, neighbour solicitations in IPv6. Everything else is left as it came. */
+#pragma once
+#include "answer.h"
+
+#if FAMILY == 6
+#include "ndp.h"
+#else
+#include "arp.h"
+#endif
+
+static __always_inline bool same_mac(const u8 *a, const u8 *b)
+{
+	u8 differs = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		differs |= a[i] ^ b[i];
+	return !differs;
+}
+
+/* The entry of an address at the interface that the frame is at; NULL: this node does not own it, or not for
+ * longer than its agent has said. */
+static __always_inline const struct announced *lookup_announced(ctx_t *ctx, const struct addr *address)
+{
+	struct announced_key key = {.address = *address, .ifindex = ctx_ifindex(ctx)};
+	const struct announced *found = bpf_map_lookup_elem(announced_map, &key);
+
+	return found && bpf_ktime_get_ns() < found->until_ns ? found : NULL;
+}
+
+/* Note who else says that it has an address which is announced here. */
+static __always_inline void note_rival(ctx_t *ctx, const struct solicitation *s)
+{
+	struct announced_key key = {.address = s->sender, .ifindex = ctx_ifindex(ctx)};
+	struct rival first = {.frames = 1}, *known = bpf_map_lookup_elem(rivals, &key);
+	struct rival *rival = known ? known : &first;
+
+	rival->seen_ns = bpf_ktime_get_ns();
+	__builtin_memcpy(rival->mac, s->mac, ETH_ALEN);
+	if (known)
+		__sync_fetch_and_add(&known->frames, 1);
+	else
+		bpf_map_update_elem(rivals, &key, &first, BPF_ANY);
+}
+
+/* To many, or to this very interface: a switch that floods shows frames to others as well. What a process of
+ * this node asks leaves here. */
+static __always_inline bool asks_us(const struct ethhdr *eth, const struct announced *ours,
+				    const struct note *note)
+{
+	return note->egress || eth->h_dest[0] & 1 || same_mac(eth->h_dest, ours->mac);
+}
+
+static __always_inline struct outcome answer_neighbour(ctx_t *ctx, const struct note *note)
+{
+	solicitation_packet_t packet = {};
+	const struct announced *ours;
+	struct solicitation s = {};
+	struct ethhdr eth;
+
+	if (ctx_vlan(ctx) || !ctx_load(ctx, 0, &eth, sizeof(eth)) ||
+	    !read_solicitation(ctx, &eth, &packet, &s) || s.mac[0] & 1)
+		return pass(note->reason);
+	if (s.claims && !note->egress) {
+		ours = lookup_announced(ctx, &s.sender);
+		if (ours) { /* our own frame, if a switch brings it back, is none of another */
+			if (same_mac(s.mac, ours->mac))
+				return pass(note->reason);
+			note_rival(ctx, &s);
+			return pass(REASON_RIVAL);
+		}
+	}
+	ours = s.asks ? lookup_announced(ctx, &s.target) : NULL;
+	if (!ours || !asks_us(&eth, ours, note))
+		return pass(note->reason);
+	if (!within_rate(ANSWER_NEIGHBOUR))
+		return drop(REASON_RATE_LIMITED);
+	/* XDP of some drivers makes no frame longer: then it is as it came. */
+	if (!write_advertisement(ctx, &eth, &packet, &s, ours->mac))
+		return ctx_decides() ? drop(REASON_REWRITE_FAILED) : pass(REASON_TO_TC);
+	return outcome(ctx_send_back(ctx, note->egress), REASON_NEIGHBOUR);
+}
+
+/* The step. */
+static __always_inline int neighbour(ctx_t *ctx)
+{
+	const struct note *note = get_note();
+	u32 bytes = ctx_len(ctx);
+
+	if (!note) /* never: an array has its first entry */
+		return VERDICT_PASS;
+	return finish(note->hook, answer_neighbour(ctx, note), bytes);
+}
