@@ -146,9 +146,7 @@ class Agent:
     def run(self) -> None:
         """Work until :class:`Stop` comes.
 
-        Raises
-        ------
-        LbError: a source failed for good, or the kernel refused the maps as a whole.
+        Raises LbError: a source failed for good, or the kernel refused the maps as a whole.
         """
         while not self.stopping:
             self.step()
@@ -156,9 +154,7 @@ class Agent:
     def step(self) -> None:
         """Wait for something to do, and do it.
 
-        Raises
-        ------
-        LbError: a source failed for good, or the kernel refused the maps as a whole.
+        Raises LbError: a source failed for good, or the kernel refused the maps as a whole.
         """
         messages = self._gather()
         self._busy_since = self._clock()

@@ -120,9 +120,7 @@ OFF = "off"
 def split_address(text: str) -> tuple[str, int] | None:
     """Return IP address and port of ``127.0.0.1:10249`` or ``[::1]:10249``; None for ``off`` and for nothing.
 
-    Raises
-    ------
-    ValueError: it is none of these.
+    Raises ValueError: the text is none of these.
     """
     if text in ("", OFF):
         return None

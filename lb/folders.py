@@ -29,9 +29,7 @@ def read_file(path: Path, most: int) -> bytes:
 
     Unlike ``Path.read_bytes`` it never waits: what is no regular file (a FIFO, a device) is an error.
 
-    Raises
-    ------
-    OSError: it cannot be read, is larger, or is no file.
+    Raises OSError: it cannot be read, is larger, or is no file.
     """
     with _opened(path) as raw, io.BufferedReader(raw) as file:
         if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
@@ -48,9 +46,7 @@ def read_stream(path: Path, most: int) -> bytes:
     It is for what a person named: ``/dev/stdin`` and a shell's ``<(command)`` are pipes. It does not wait for
     a pipe into which nobody writes.
 
-    Raises
-    ------
-    OSError: it cannot be read, is larger, or is a pipe that says nothing for SILENCE_SECONDS.
+    Raises OSError: it cannot be read, is larger, or is a pipe that says nothing for SILENCE_SECONDS.
     """
     with _opened(path) as file:
         poll = select.poll()
@@ -70,9 +66,7 @@ def read_stream(path: Path, most: int) -> bytes:
 def _opened(path: Path) -> io.FileIO:
     """Open a file for reading, whatever it is, without waiting.
 
-    Raises
-    ------
-    OSError: it cannot be opened, or is a folder.
+    Raises OSError: it cannot be opened, or is a folder.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     try:
@@ -93,9 +87,7 @@ def create_file(path: Path) -> IO[bytes]:
     not written to (as with the sysctls fs.protected_symlinks and fs.protected_regular, which may be off).
     It does not wait for a pipe from which nobody reads.
 
-    Raises
-    ------
-    OSError: it cannot be opened, or somebody else put it there.
+    Raises OSError: it cannot be opened, or somebody else put it there.
     """
     target = _destination(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -115,9 +107,7 @@ def create_file(path: Path) -> IO[bytes]:
 def _destination(path: Path) -> Path:
     """Return where links lead, of which somebody else may have put none in our way.
 
-    Raises
-    ------
-    OSError: somebody has, or there are too many.
+    Raises OSError: somebody else has put a link there, or there are too many links.
     """
     target = path.absolute()
     for _ in range(_MOST_LINKS):
@@ -138,9 +128,7 @@ def _of_proc(path: Path) -> bool:
 def _refuse_planted(path: Path, status: os.stat_result) -> None:
     """See that what is in a sticky folder is ours or that of the folder's owner, under no second name.
 
-    Raises
-    ------
-    OSError: it is not.
+    Raises OSError: somebody else put it there.
     """
     folder = path.parent.stat()
     if not folder.st_mode & stat.S_ISVTX:
@@ -156,9 +144,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
     It is for this process's user alone. When it fails, what was there stays.
 
-    Raises
-    ------
-    OSError: it cannot be written.
+    Raises OSError: it cannot be written.
     """
     aside = path.with_name(f".{path.name}.new")
     try:
@@ -180,9 +166,7 @@ def foreign_hand(path: Path) -> str:
     Everything on the way to it counts: who may write to a folder may put another in the place of what is in
     it. In a folder with the sticky bit, as /tmp, only the owner of an entry may.
 
-    Raises
-    ------
-    OSError: something on the way is not there, or cannot be looked at.
+    Raises OSError: something on the way is not there, or cannot be looked at.
     """
     ours = {0, os.geteuid()}
     for one in dict.fromkeys((*_way(path.absolute()), *_way(path.resolve()))):
@@ -208,9 +192,7 @@ def entries(folder: Path) -> list[Path]:
 
     ``Path.glob`` is not for such folders: it fails when one goes between being seen and being read.
 
-    Raises
-    ------
-    OSError: the folder is there and cannot be read.
+    Raises OSError: the folder is there and cannot be read.
     """
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(folder.iterdir())
@@ -220,10 +202,8 @@ def entries(folder: Path) -> list[Path]:
 def _keep_private(folder: Path) -> None:
     """See that a folder is for root alone; one that others can enter is closed to them.
 
-    Raises
-    ------
-    OSError: it is not there, or cannot be looked at.
-    LbError: somebody else could change it.
+    Raises OSError: the folder is not there, or cannot be looked at.
+    Raises LbError: somebody else could change the folder.
     """
     if hand := foreign_hand(folder):
         raise LbError(f"{folder} is not safe to use: {hand}; remove it, or mend its owner and mode")
@@ -236,10 +216,8 @@ def make(folder: Path, *, exist_ok: bool = True, mode: int = 0o777) -> None:
 
     mode is that of a new folder, less the umask; those above it have the usual one.
 
-    Raises
-    ------
-    FileExistsError: it is there, and must not be.
-    OSError: it cannot be made.
+    Raises FileExistsError: the folder is there, and must not be.
+    Raises OSError: it cannot be made.
     """
     for left in reversed(range(_TRIES)):
         try:
@@ -271,11 +249,9 @@ def locked(path: Path, folder: Path, flags: int, operation: int) -> int:
     folder: what is made first, the path itself or the folder that it is in; private, for whoever may open a
     file for reading may lock it. flags: of open(2). operation: of flock(2).
 
-    Raises
-    ------
-    BlockingIOError: it may not wait, and another process holds the lock.
-    OSError: it cannot be made or opened.
-    LbError: somebody else could change the folder.
+    Raises BlockingIOError: it may not wait, and another process holds the lock.
+    Raises OSError: it cannot be made or opened.
+    Raises LbError: somebody else could change the folder.
     """
     while True:
         make(folder, mode=PRIVATE)

@@ -28,9 +28,7 @@ def ask(module: str, questions: Sequence[DataclassInstance], cgroup: str, doing:
 
     cgroup: path of the control group; "" for the present one. doing: what the module does, for the error.
 
-    Raises
-    ------
-    LbError: the process failed.
+    Raises LbError: the process failed.
     """
     done = subprocess.run(
         [sys.executable, "-m", module, *([cgroup] if cgroup else [])],

@@ -96,10 +96,8 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Be the only one that works on this instance.
 
-        Raises
-        ------
-        LbError: another process holds the lock.
-        PermissionError: not root.
+        Raises LbError: another process holds the lock.
+        Raises PermissionError: not root.
         """
         with self._held(self.lock_path, "in use by", "stop it first, or choose another --instance"):
             yield
@@ -108,9 +106,7 @@ class RunDir:
     def lock_if_room(self) -> Iterator[None]:
         """Do as :meth:`lock`; where the file system has no room for the lock, say so and go on without it.
 
-        Raises
-        ------
-        LbError, PermissionError: see :meth:`lock`.
+        Raises LbError, PermissionError: see :meth:`lock`.
         """
         with contextlib.ExitStack() as stack:
             try:
@@ -123,10 +119,8 @@ class RunDir:
     def watching(self) -> Iterator[None]:
         """Be the only one that watches this instance.
 
-        Raises
-        ------
-        LbError: another process does.
-        PermissionError: not root.
+        Raises LbError: another process watches it.
+        Raises PermissionError: not root.
         """
         with self._held(self.watch_path, "already watched by", "its packets are told to one at a time"):
             yield
@@ -180,18 +174,14 @@ class RunDir:
     def write_notes(self, notes: Mapping[str, Any]) -> None:
         """Replace the notes.
 
-        Raises
-        ------
-        OSError: there is no room for them, or the folder is gone; those of before stay.
+        Raises OSError: there is no room for them, or the folder is gone; those of before stay.
         """
         replace_file(self.notes_path, json.dumps(notes, indent=1).encode() + b"\n")
 
     def notes(self) -> dict[str, Any]:
         """Return the notes; empty when there are none that can be read.
 
-        Raises
-        ------
-        PermissionError: not root.
+        Raises PermissionError: not root.
         """
         try:
             found = json.loads(read_file(self.notes_path, _MOST_NOTES))

@@ -86,10 +86,8 @@ class Source(Protocol):
 def serve(config: Config) -> None:
     """Run the agent until SIGTERM or SIGINT; the data plane goes on without it.
 
-    Raises
-    ------
-    ConfigError: a setting is missing or does not fit this node.
-    LbError: another agent runs for the instance, or the kernel or a source failed.
+    Raises ConfigError: a setting is missing or does not fit this node.
+    Raises LbError: another agent runs for the instance, or the kernel or a source failed.
     """
     memory.few_arenas()
     config = complete(config)
@@ -137,9 +135,7 @@ def _remove(path: Path) -> None:
 def complete(config: Config) -> Config:
     """Return the settings with node name and instance filled in.
 
-    Raises
-    ------
-    ConfigError: no source is given, or the host name is no node name.
+    Raises ConfigError: no source is given, or the host name is no node name.
     """
     if not config.sources:
         raise ConfigError(
@@ -176,9 +172,7 @@ def startup(
 ) -> Agent:
     """Load programs and maps, read what the maps hold, start the threads; stack takes what is to be closed.
 
-    Raises
-    ------
-    LbError: see :func:`serve`.
+    Raises LbError: see :func:`serve`.
     """
     pins = Pins(config.instance)
     loaded = loader.load(pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON)
@@ -373,10 +367,8 @@ def raise_file_limit() -> None:
 def build_source(config: Config) -> Source:
     """Return the source that the settings name.
 
-    Raises
-    ------
-    ConfigError: a directory of manifests does not exist, the sources do not go together, or there is no
-        access to the Kubernetes API.
+    Raises ConfigError: a directory of manifests does not exist, the sources do not go together, or there is
+    no access to the Kubernetes API.
     """
     if KUBERNETES in config.sources:
         if len(config.sources) > 1:

@@ -91,18 +91,14 @@ class Surroundings:
     def lost(self) -> Sequence[LostHook]:
         """Return the hooks that should have a program of ours and have none.
 
-        Raises
-        ------
-        LbError: the kernel refused to tell.
+        Raises LbError: the kernel refused to tell.
         """
         return [*self._hooks.lost(), *self._sockets.lost()]
 
     def mend(self) -> int:
         """Pin again what somebody unpinned, and return how much that was.
 
-        Raises
-        ------
-        LbError, OSError: it could not be pinned.
+        Raises LbError, OSError: it could not be pinned.
         """
         return len(self._keeper.mend())
 

@@ -76,9 +76,7 @@ def look(node: NodeView) -> Comparison:
 def heal(node: NodeView, alive: Pulse, tell: Callable[[str], object]) -> None:
     """Have the kernel brought in step; tell takes a line about who is waited for.
 
-    Raises
-    ------
-    LbError: the agent does not get on, is of a version that cannot be asked, or did not do it in time.
+    Raises LbError: the agent does not get on, is of a version that cannot be asked, or did not do it in time.
     """
     assert node.maps is not None
     if node.agent is None:

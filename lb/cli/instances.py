@@ -12,9 +12,7 @@ from lb.errors import ConfigError
 def choose(args: argparse.Namespace, existing: list[str] | None = None) -> str:
     """Return the name of the instance that the flags mean. existing: all there are; default: as pinned.
 
-    Raises
-    ------
-    ConfigError: there is none, or more than one; the message lists what there is.
+    Raises ConfigError: no instance fits, or more than one does; the message lists those that there are.
     """
     names = pins.instances() if existing is None else existing
     listed = f"there are: {', '.join(names)}" if names else "nothing of lbctl is pinned on this machine"

@@ -15,9 +15,7 @@ def settle(args: argparse.Namespace) -> None:
 
     A namespace that is called as the kind is has to be given by ``-n``.
 
-    Raises
-    ------
-    UsageError: the Service's namespace is not the one that ``-n`` gives.
+    Raises UsageError: the Service's namespace is not the one that ``-n`` gives.
     """
     text: str | None = getattr(args, "service", None)
     if not text:

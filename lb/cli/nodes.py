@@ -49,9 +49,7 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
 
     needs_maps: nothing to look at without them; else ``--source`` alone will do.
 
-    Raises
-    ------
-    ConfigError: there is no such node, or nothing says where its Services come from.
+    Raises ConfigError: there is no such node, or nothing says where its Services come from.
     """
     existing = pins.instances()
     alone = not needs_maps and args.source and not (args.instance or args.node) and len(existing) != 1
@@ -73,9 +71,7 @@ def opened(args: argparse.Namespace, *, needs_maps: bool = True) -> Iterator[Nod
 def noted_config(name: str, notes: Mapping[str, Any], origin: str) -> Config:
     """Return the settings that an instance's agent noted; origin: where, for error messages.
 
-    Raises
-    ------
-    ConfigError: one of them is of another version, which this one does not know.
+    Raises ConfigError: one of them is of another version, which this one does not know.
     """
     given = {key: Given(tuple(words), origin) for key, words in notes.get("settings", {}).items()}
     return _of_node(build(given), name, notes)
@@ -101,9 +97,7 @@ def _config(args: argparse.Namespace, notes: Mapping[str, Any], origin: str) -> 
 def entered(instance: str) -> Iterator[None]:
     """Be in the network namespace of an instance's hooks.
 
-    Raises
-    ------
-    ConfigError: it is gone; DatapathError: it cannot be entered.
+    Raises ConfigError: the namespace is gone. DatapathError: it cannot be entered.
     """
     run_dir = RunDir(instance)
     if not run_dir.elsewhere():
@@ -122,9 +116,7 @@ def entered(instance: str) -> Iterator[None]:
 def selected(args: argparse.Namespace) -> ObjectKey | None:
     """Return what ``--service`` and ``-n`` choose, without a name for all of a namespace; None: everything.
 
-    Raises
-    ------
-    UsageError: it is no Service.
+    Raises UsageError: the text names no Service.
     """
     if args.service:
         return service_key(args.service)
@@ -134,9 +126,7 @@ def selected(args: argparse.Namespace) -> ObjectKey | None:
 def service_key(text: str) -> ObjectKey:
     """Return the Service that a word means: NAMESPACE/NAME, or NAME in the namespace default.
 
-    Raises
-    ------
-    UsageError: it is neither.
+    Raises UsageError: the word is neither.
     """
     namespace, slash, name = text.rpartition("/")
     if not name or "/" in namespace or (slash and not namespace):

@@ -70,9 +70,7 @@ def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
     """Return one Service as the JSON form has it; now_ns: CLOCK_MONOTONIC.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     read = dump.dump(maps, now_ns, ("vips", "backends", "flows", "affinity"), key)
     ports: dict[tuple[str, int], dict[str, Any]] = {}
@@ -159,9 +157,7 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
     notes are the agent's, see :mod:`lb.served.notes`; running: it lives. Of backends, ``local`` ones are on
     this node, ``terminating`` ones on their way out. A port without VIPs, all lost to others, is in no map.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     services = [
         {

@@ -50,9 +50,7 @@ Layer = dict[str, Given]
 def read(args: argparse.Namespace, environ: Mapping[str, str]) -> Config:
     """Return the settings from ``--config`` or LBCTL_CONFIG, the environment and the flags.
 
-    Raises
-    ------
-    ConfigError: a setting is unknown, has no such value, or the file cannot be read.
+    Raises ConfigError: a setting is unknown, has no such value, or the file cannot be read.
     """
     given: Layer = {}
     file = args.config or environ.get(CONFIG_VARIABLE)
@@ -98,9 +96,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 def from_file(path: Path) -> Layer:
     """Return the settings of a YAML file; a key without value is not given.
 
-    Raises
-    ------
-    ConfigError: names the file and the line of what cannot be read, or is no setting.
+    Raises ConfigError: names the file and the line of what cannot be read, or is no setting.
     """
     try:
         text = read_stream(path, _MOST_BYTES).decode("utf-8-sig")
@@ -187,9 +183,7 @@ def _meant_variable(variable: str) -> str:
 def build(given: Layer) -> Config:
     """Return the configuration that the texts describe.
 
-    Raises
-    ------
-    ConfigError: names the first setting that is wrong, its text, its origin and what would be right.
+    Raises ConfigError: names the first setting that is wrong, its text, its origin and what would be right.
     """
     values = {item.name: _parse(item, given[item.name]) for item in settings() if item.name in given}
     config: Config = _construct(Config, "", values)

@@ -52,9 +52,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
 def _packet(args: argparse.Namespace) -> Tuple | None:
     """Return the packet of the command line; None with --read.
 
-    Raises
-    ------
-    UsageError: an address, a port or the flags are wrong, or two ways of saying are mixed.
+    Raises UsageError: an address, a port or the flags are wrong, or two ways of saying are mixed.
     """
     from lb.datapath.view.lookups import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
     from lb.diagnose import frames  # noqa: PLC0415
@@ -87,9 +85,7 @@ def _example(address: IPAddress) -> str:
 def _socket(what: str, text: str) -> tuple[IPAddress, int]:
     """Return address and port, 0 for none.
 
-    Raises
-    ------
-    UsageError: it is none.
+    Raises UsageError: the text is no address.
     """
     host, port = text, ""
     if text.startswith("["):
@@ -151,9 +147,7 @@ def _answer(entries: Entries, entry: EntryPoint, traced: Traced) -> tuple[EntryP
 def _pod_address(args: argparse.Namespace, version: int) -> IPAddress:
     """Return a pod's address, from where the node's agent has its Services from.
 
-    Raises
-    ------
-    ConfigError: there is no such pod, or it has no address of this IP version.
+    Raises ConfigError: there is no such pod, or it has no address of this IP version.
     """
     key = nodes.service_key(args.where.removeprefix("pod:"))
     with nodes.opened(args) as view:

@@ -79,9 +79,7 @@ def missing(config: Config, notes: Mapping[str, Any]) -> list[MissingHook]:
     notes: the agent's. They have each uplink's mode, and why there are no socket hooks, which then are not
     missed.
 
-    Raises
-    ------
-    AttachError, BpfError: the kernel refused.
+    Raises AttachError, BpfError: the kernel refused.
     """
     pins = Pins(config.instance)
     interfaces, roles = interfaces_and_roles(config)
@@ -106,10 +104,8 @@ def write_node(maps: Maps, config: Config, own: Sequence[IPAddress]) -> None:
     own are the node's addresses by its Node object, see :func:`lb.datapath.attach.hooks.fill_ifaces`.
     The interfaces are left as they are while there is no uplink: an agent remembers the one it had.
 
-    Raises
-    ------
-    AttachError: the kernel refused to list interfaces.
-    BpfError: it refused the maps.
+    Raises AttachError: the kernel refused to list interfaces.
+    Raises BpfError: the kernel refused the maps.
     """
     write_settings(maps, config)
     interfaces, roles = interfaces_and_roles(config)
@@ -124,10 +120,8 @@ def write_node(maps: Maps, config: Config, own: Sequence[IPAddress]) -> None:
 def drift(maps: Maps, config: Config, own: Sequence[IPAddress]) -> dict[str, int]:
     """Return by map how many interfaces, link addresses and settings are not as :func:`write_node` has them.
 
-    Raises
-    ------
-    AttachError: the kernel refused to list interfaces.
-    BpfError: it refused the maps.
+    Raises AttachError: the kernel refused to list interfaces.
+    Raises BpfError: the kernel refused the maps.
     """
     should = Overlay(maps)
     write_node(should, config, own)

@@ -50,9 +50,7 @@ def compare(
 ) -> Comparison:
     """Compare the maps with what the source says, and with what around writes of the node itself.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     overlay = Overlay(maps)
     around(overlay)
@@ -72,9 +70,7 @@ def bring_in_step(
 
     settle: see :class:`lb.datapath.sync.reconcile.Reconciler`; the default will do where no packet looks.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     reconciler = Reconciler(maps, lambda: 0.0, settle)
     reconciler.recover()
@@ -121,9 +117,7 @@ def steady(look: Callable[[], Comparison], wait: Callable[[], None], tries: int 
 def heal(maps: Maps, state: ClusterState, topology: Topology) -> None:
     """Bring the kernel's maps in step with the source: for as long as no agent does that.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     damaged = compare(maps, state, topology).damaged
     repair(maps, damaged)
@@ -155,9 +149,7 @@ def preview(maps: Maps, now: ClusterState, then: ClusterState, topology: Topolog
 
     clock_ns: CLOCK_MONOTONIC.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     present = Overlay(maps)
     current = bring_in_step(present, now, topology)

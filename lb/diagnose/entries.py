@@ -26,9 +26,7 @@ _NO_LINK_HEADER = ("lb_tc_l3_in", "lb_tc_l3_out")
 class Entries:
     """The interfaces of the current network namespace that an instance's programs are attached to.
 
-    Raises
-    ------
-    ConfigError: none of its programs is attached here; AttachError, BpfError: the kernel refused.
+    Raises ConfigError: none of its programs is attached here; AttachError, BpfError: the kernel refused.
     """
 
     def __init__(self, pins: Pins) -> None:
@@ -57,9 +55,7 @@ class Entries:
         where: an interface, ``outside``, ``host``, or ``""``: the packet's source says it: it is an address
         of this node, or the route to it leads to a pod; else it is outside.
 
-        Raises
-        ------
-        ConfigError: there is no such interface, or no program at it.
+        Raises ConfigError: there is no such interface, or no program at it.
         """
         if not where:
             where = self._whence(packet.src) if packet else "outside"
@@ -75,9 +71,7 @@ class Entries:
     def behind(self, pod: IPAddress, name: str) -> str:
         """Return the interface of a pod with this address, ``host`` for one in the node's own network.
 
-        Raises
-        ------
-        ConfigError: no interface leads to it; the message calls it by name.
+        Raises ConfigError: no interface leads to it; the message calls it by name.
         """
         route = self._route(pod)
         if route and route[1]:

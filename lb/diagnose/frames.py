@@ -146,9 +146,8 @@ def _fields(frame: bytes) -> dict[str, str]:
 def read_capture(path: Path, mac: str) -> Iterator[bytes]:
     """Yield the frames of a capture file, pcap or pcapng; packets without an Ethernet header get one to mac.
 
-    Raises
-    ------
-    ConfigError: it cannot be read, is neither, is too large, or ends in the middle of a packet.
+    Raises ConfigError: the file cannot be read, is no capture, is too large, or ends in the middle of a
+    packet.
     """
     try:
         data = read_stream(path, _MOST_CAPTURE)
@@ -169,9 +168,7 @@ def read_capture(path: Path, mac: str) -> Iterator[bytes]:
 def _unpacked(data: bytes) -> bytes:
     """Return what gzip has packed.
 
-    Raises
-    ------
-    OSError: it is too large, or damaged. EOFError, zlib.error: it is damaged.
+    Raises OSError: it is too large, or damaged. EOFError, zlib.error: it is damaged.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         found = file.read(_MOST_CAPTURE + 1)
@@ -187,9 +184,7 @@ def _is_whole(data: bytes) -> bool:
     says. A pcapng file is a sequence of blocks: type, length of the whole block, and so on; the byte order is
     that of the section, whose first block tells it behind its length.
 
-    Raises
-    ------
-    struct.error: it ends in the middle of a header.
+    Raises struct.error: it ends in the middle of a header.
     """
     if data.startswith(_PCAPNG):
         at, order = 0, "<"
@@ -214,9 +209,7 @@ def _framed(packet: Packet, mac: str) -> bytes:
 def write_capture(path: Path, frames: Sequence[bytes]) -> None:
     """Write frames as a pcap file.
 
-    Raises
-    ------
-    ConfigError: it cannot be written.
+    Raises ConfigError: it cannot be written.
     """
     try:
         with create_file(path) as file, PcapWriter(file, linktype=1) as writer:

@@ -69,9 +69,7 @@ def gather(
     compared: source and kernel, None without maps. client: whose way is asked about; default: this node's.
     probing: try real connections; every: with all endpoints.
 
-    Raises
-    ------
-    LbError: the source or the kernel cannot be read.
+    Raises LbError: the source or the kernel cannot be read.
     """
     service = node.source.service(key)
     name = str(key)

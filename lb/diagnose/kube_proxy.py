@@ -64,9 +64,7 @@ def find(
     nft, legacy: the chains of nftables (those of iptables-nft are among them) and of iptables-legacy;
     interfaces: names of all; by default the kernel is asked, which takes CAP_NET_ADMIN.
 
-    Raises
-    ------
-    LbError: the kernel refused to tell.
+    Raises LbError: the kernel refused to tell.
     """
     modern, old = (nft or nft_chains)(), (legacy or legacy_chains)()
     names = interfaces() if interfaces else [name for _, name in socket.if_nameindex()]
@@ -91,9 +89,7 @@ def find(
 def nft_chains() -> Chains:
     """Return the chains of every table of nftables; a table without any is there with none.
 
-    Raises
-    ------
-    LbError: the kernel refused to tell.
+    Raises LbError: the kernel refused to tell.
     """
     found: Chains = {}
     for family, attrs in _dump(_GET_TABLES):
@@ -123,9 +119,7 @@ def legacy_chains() -> Chains:
 
     A table is asked for only when it is there: to ask for another would make it.
 
-    Raises
-    ------
-    LbError: the kernel refused to tell.
+    Raises LbError: the kernel refused to tell.
     """
     found: Chains = {}
     for family, (kind, level, names) in _LEGACY.items():

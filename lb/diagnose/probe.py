@@ -87,9 +87,7 @@ def probe(one: Target, timeout: float = TIMEOUT_SECONDS) -> Outcome:
 def probe_all(targets: Sequence[Target], cgroup: str = "") -> list[Outcome]:
     """Probe all from this network namespace, as a process of this control group; "" for the present one.
 
-    Raises
-    ------
-    LbError: the process that does it failed.
+    Raises LbError: the process that does it failed.
     """
     if not targets:
         return []

@@ -73,9 +73,8 @@ def open_source(config: Config, caller: Path | None = None) -> SourceReader:
 
     caller: a network namespace from which the Kubernetes API is asked first, see :class:`ApiReader`.
 
-    Raises
-    ------
-    ConfigError: they name none, a directory does not exist, or there is no access to the Kubernetes API.
+    Raises ConfigError: they name none, a directory does not exist, or there is no access to the Kubernetes
+    API.
     """
     if not config.sources:
         raise ConfigError("the agent left no note of its source; say --source manifests:DIR or kubernetes")
@@ -89,10 +88,8 @@ def read_files(names: Sequence[str], config: Config) -> Content:
 
     Of an object that is there twice, the last one counts.
 
-    Raises
-    ------
-    ConfigError: one cannot be read, or a folder holds none. InputError: something in them is wrong; the first
-        thing is named.
+    Raises ConfigError: one cannot be read, or a folder holds none. InputError: something in them is wrong;
+    the first thing is named.
     """
     content = Content()
     for name in names:
@@ -235,9 +232,7 @@ class ApiReader:
     def _get(self, path: str, query: Mapping[str, str]) -> bytes:
         """Return the answer to a GET.
 
-        Raises
-        ------
-        ApiError: there is none. LbError: the rights for it are missing; says which.
+        Raises ApiError: the server does not answer. LbError: the rights for it are missing; says which.
         """
         from lb.kube.client import ApiError  # noqa: PLC0415
 

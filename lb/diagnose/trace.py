@@ -42,9 +42,7 @@ class Traced:
 def run(shadow: Shadow, entry: EntryPoint, frame: bytes, notes: Sequence[str] = ()) -> Traced:
     """Let a frame go through the programs of an entry, and gather what they saw and did.
 
-    Raises
-    ------
-    BpfError, DatapathError: the kernel would not run it.
+    Raises BpfError, DatapathError: the kernel would not run it.
     """
     witness, packet, now = Witness(shadow.maps), frames.read(frame), time.monotonic_ns()
     outside = entry.side is Side.OUTSIDE

@@ -64,9 +64,7 @@ def in_cluster(
     where lbctl is the only one to serve it, set the two variables to an address of the API server itself, or
     a starting node cannot reach it.
 
-    Raises
-    ------
-    ConfigError: this is no pod, or its token or its authority cannot be read.
+    Raises ConfigError: this is no pod, or its token or its authority cannot be read.
     """
     configuration = Configuration()
     loader = incluster_config.InClusterConfigLoader(
@@ -90,9 +88,7 @@ def from_kubeconfig(path: str = "", context: str = "") -> Access:
     Without path it is the files of the variable KUBECONFIG, or ~/.kube/config; without context the current
     one.
 
-    Raises
-    ------
-    ConfigError: the file or the context is missing or wrong, or an exec plugin gave no credentials.
+    Raises ConfigError: the file or the context is missing or wrong, or an exec plugin gave no credentials.
     """
     place = path or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
     configuration = Configuration()
@@ -169,10 +165,8 @@ def _check_certificates(
 ) -> None:
     """See that certificate files can be used.
 
-    Raises
-    ------
-    ConfigException: one cannot.
-    OSError: one cannot be read.
+    Raises ConfigException: a file cannot be used.
+    Raises OSError: a file cannot be read.
     """
     for file in filter(None, (authority, certificate, key)):
         read_file(Path(file), _MOST_BYTES)

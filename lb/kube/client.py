@@ -155,9 +155,7 @@ class Response:
     def chunks(self) -> Iterator[bytes]:
         """Yield bytes as they come until the server ends the answer.
 
-        Raises
-        ------
-        SilenceError: nothing came for as long as the request agreed.
+        Raises SilenceError: nothing came for as long as the request agreed.
         """
         while True:
             with _as_api_error(self._what):
@@ -218,9 +216,8 @@ class Client:
 
     load gives the access, at once and again whenever credentials have to be renewed.
 
-    Raises
-    ------
-    ConfigError: there is no access to begin with. Later failures to load are logged; the old access is kept.
+    Raises ConfigError: there is no access to begin with. Later failures to load are logged; the old access is
+    kept.
     """
 
     def __init__(self, load: Callable[[], Access]) -> None:
@@ -245,9 +242,7 @@ class Client:
         body is sent as JSON. connect is how many seconds a connection may take to be made. silence is how
         long the server may say nothing, at any time.
 
-        Raises
-        ------
-        ApiError: anything else.
+        Raises ApiError: the status is another one, or there is no answer.
         """
         what = f"{method} {path}"
         line, authorization = self._current()
@@ -334,9 +329,7 @@ class _Line:
     def authorization(self) -> str:
         """Return the header's value; an exec plugin whose token runs out is run again for it.
 
-        Raises
-        ------
-        ApiError: the token could not be renewed.
+        Raises ApiError: the token could not be renewed.
         """
         try:
             setting = self.access.configuration.auth_settings().get("BearerToken")

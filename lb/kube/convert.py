@@ -81,9 +81,7 @@ def service(item: ServiceObject) -> Service:
     labels stay empty, since nothing reads them. A trafficDistribution that is not known counts as none: the
     API makes it a preference that a proxy need not follow.
 
-    Raises
-    ------
-    FieldError: an address or network is none.
+    Raises FieldError: an address or network is not valid.
     """
     meta, spec = item.metadata, item.spec
     kind = spec.type or ServiceType.CLUSTER_IP
@@ -162,10 +160,8 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
     which would mean every port, is left out. Conditions that are absent have the API's defaults: ready,
     serving, not terminating.
 
-    Raises
-    ------
-    FieldError: an address is none, the slice names no Service, or its endpoints are host names (addressType
-        FQDN), which no proxy resolves; it counts as a slice without endpoints then.
+    Raises FieldError: an address is not valid, the slice names no Service, or its endpoints are host names
+    (addressType FQDN), which no proxy resolves; it counts as a slice without endpoints then.
     """
     label = item.metadata.labels and item.metadata.labels.service
     if not label:
@@ -242,9 +238,7 @@ def _names(hints: tuple[Hint, ...]) -> frozenset[str]:
 def node(item: NodeObject) -> Node:
     """Return the model's Node.
 
-    Raises
-    ------
-    FieldError: an InternalIP is no address.
+    Raises FieldError: an InternalIP is no address.
     """
     listed = (item.status and item.status.addresses) or ()
     taints = (item.spec and item.spec.taints) or ()
@@ -282,9 +276,7 @@ def _address(field: str, text: str) -> IPAddress:
 def parse_address(text: str) -> IPAddress:
     """Return an address as kube-proxy reads it: zeros may lead, and a mapped one is of IPv4.
 
-    Raises
-    ------
-    AddressValueError: it is none.
+    Raises AddressValueError: the text is no address.
     """
     if ":" in text:
         address = IPv6Address(text)
@@ -359,9 +351,7 @@ class Reader(Generic[S, R]):
     def version(self, body: bytes | msgspec.Raw) -> str:
         """Return an object's resourceVersion.
 
-        Raises
-        ------
-        one of UNREADABLE: it has none.
+        Raises one of UNREADABLE: the object has none.
         """
         return _ANY.decode(body).metadata.resource_version
 

@@ -79,9 +79,7 @@ class Lease:
         Who held it and finds another in it has lost it, though that one's time may be over as well: notes may
         have been written meanwhile. It may be taken anew with the next call.
 
-        Raises
-        ------
-        ApiError: the server does not answer, or refuses.
+        Raises ApiError: the server does not answer, or refuses.
         """
         try:
             self._look()
@@ -98,9 +96,7 @@ class Lease:
     def write(self, notes: Mapping[str, str]) -> None:
         """Replace those notes that are named, and renew; only while it is held.
 
-        Raises
-        ------
-        LostLeaseError: it is not ours any more, or somebody has changed it. ApiError: no answer.
+        Raises LostLeaseError: it is not ours any more, or somebody has changed it. ApiError: no answer.
         """
         try:
             self._write({**self.notes, **notes})
@@ -111,9 +107,7 @@ class Lease:
     def release(self) -> None:
         """Let another have it at once; nothing if it is not ours.
 
-        Raises
-        ------
-        ApiError: the server does not take it.
+        Raises ApiError: the server does not take it.
         """
         if self.held:
             self.held = False

@@ -417,9 +417,7 @@ class _ContinueExpiredError(Exception):
 def complete_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the lines that each chunk completes.
 
-    Raises
-    ------
-    ApiError: the stream ends in the middle of a line, or a line has no end.
+    Raises ApiError: the stream ends in the middle of a line, or a line has no end.
     """
     begun: list[bytes] = []
     size = 0

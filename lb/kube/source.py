@@ -120,9 +120,7 @@ class KubernetesSource:
 
         The answer comes from what the server remembers (resourceVersion 0), and costs its etcd nothing.
 
-        Raises
-        ------
-        ApiError: the server refused or did not answer.
+        Raises ApiError: the server refused or did not answer.
         """
         query = {"fieldSelector": f"metadata.name={name}", "resourceVersion": "0"}
         body = self._client.request("GET", NODES.path, query).body()

@@ -129,9 +129,7 @@ class LabSpec:
     pools: whether Services of type LoadBalancer are given addresses.
     dns: whether the lab answers for the names of Services (:mod:`lb.lab.dns`).
 
-    Raises
-    ------
-    LabError: a value is out of bounds, or two do not go together.
+    Raises LabError: a value is out of bounds, or two do not go together.
     """
 
     id: str
@@ -240,9 +238,7 @@ class LabSpec:
 def check_id(lab: str) -> None:
     """Refuse what cannot be a lab's id.
 
-    Raises
-    ------
-    LabError: says what an id may be.
+    Raises LabError: says what an id may be.
     """
     if not _ID.fullmatch(lab):
         raise LabError(f"--id {lab!r}: up to 16 lower-case letters and digits, a letter first, no hyphen")
@@ -290,9 +286,7 @@ class AddressPool:
     def take(self) -> tuple[IPAddress, ...]:
         """Return a free address of each network, .2 to .254 or ::2 to ::254.
 
-        Raises
-        ------
-        LabError: all are in use.
+        Raises LabError: every address is in use.
         """
         used = set(self._used.values())
         for step in range(253):

@@ -113,9 +113,7 @@ class Api:
     def resource(self, api_version: str, kind: str) -> Resource:
         """Return what the server calls a kind.
 
-        Raises
-        ------
-        LabError: it does not serve that kind.
+        Raises LabError: the server does not serve that kind.
         """
         if api_version not in self._groups:
             base = f"/{'apis' if '/' in api_version else 'api'}/{api_version}"

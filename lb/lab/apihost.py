@@ -56,10 +56,8 @@ class ApiHost:
     def bring_up(self) -> None:
         """Make keys, start everything and give the agents their account; the namespace is there already.
 
-        Raises
-        ------
-        LabError: a process ended or is not ready in time, with the end of its log; openssl is missing.
-        ApiError: the API server refuses what it is asked first.
+        Raises LabError: a process ended or is not ready in time, with the end of its log; openssl is missing.
+        Raises ApiError: the API server refuses what it is asked first.
         """
         store, plane = self._store, self.plane
         plane.make_keys()
@@ -82,9 +80,7 @@ class ApiHost:
     def start(self) -> None:
         """Start what does not run of etcd and the API server, and wait until they are ready.
 
-        Raises
-        ------
-        LabError: one of them ended or is not ready in time; carries the end of its log.
+        Raises LabError: one of them ended or is not ready in time; carries the end of its log.
         """
         if not self._store.running(ETCD):
             self._spawn(ETCD, self.plane.etcd())
@@ -96,9 +92,7 @@ class ApiHost:
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """Signal the API server and wait until it has ended; etcd keeps the objects.
 
-        Raises
-        ------
-        LabError: it does not run, or does not end.
+        Raises LabError: it does not run, or does not end.
         """
         # It lets requests end, for up to 60 s.
         self._store.end_process(SERVER, "the API server", how, within=70.0)
@@ -106,9 +100,7 @@ class ApiHost:
     def check(self) -> None:
         """Find out whether everything that was started still runs.
 
-        Raises
-        ------
-        LabError: something ended; carries the end of its log.
+        Raises LabError: something ended; carries the end of its log.
         """
         for name in (ETCD, SERVER, CONTROLLERS, FORWARDER):
             if self._store.process(name) is not None and not self._store.running(name):

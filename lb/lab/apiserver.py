@@ -60,9 +60,7 @@ _NO_ADMISSION = (
 def find(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the binaries.
 
-    Raises
-    ------
-    LabError: there is none, or a binary is missing in it; says what has to be there.
+    Raises LabError: the variable names no folder, or the folder lacks a binary; says what has to be there.
     """
     needs = f"{VARIABLE} must name a folder with the programs {' and '.join(REQUIRED)}"
     more = f"{CONTROLLERS} is used if it is there; setup-envtest use -p path downloads such a folder"
@@ -124,9 +122,7 @@ class ControlPlane:
     def make_keys(self) -> None:
         """Make a CA, the server's and an administrator's certificate, and the key that signs tokens.
 
-        Raises
-        ------
-        LabError: openssl is missing or failed.
+        Raises LabError: openssl is missing or failed.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_authority(self.folder)

@@ -42,9 +42,7 @@ def read(directory: Path) -> tuple[list[tuple[Path, Object]], list[InputError]]:
 def _items(path: Path, document: object) -> Iterator[Object]:
     """Yield the object, or the items of a List.
 
-    Raises
-    ------
-    InputError: it is no object.
+    Raises InputError: the document is no Kubernetes object.
     """
     if document is None:
         return
@@ -72,9 +70,7 @@ def apply(api: Api, directory: Path, replicas: int | None) -> list[InputError]:
     Services that leave their address to the API server come last, so that none is given an address that
     another one names.
 
-    Raises
-    ------
-    ApiError: the API server is away.
+    Raises ApiError: the API server is away.
     """
     objects, errors = read(directory)
     for path, item in sorted(objects, key=lambda each: _rank(each[1])):

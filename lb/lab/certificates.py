@@ -16,9 +16,7 @@ _CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 def make_authority(folder: Path, name: str = "ca") -> Path:
     """Make a CA: NAME.crt and NAME.key; return the certificate's path.
 
-    Raises
-    ------
-    LabError: openssl is missing or failed.
+    Raises LabError: openssl is missing or failed.
     """
     certificate = folder / f"{name}.crt"
     _openssl(
@@ -42,9 +40,7 @@ def issue(
     The certificate serves for servers at the hosts, names or IPv4 addresses, and for clients: an API server
     takes the common name, which is NAME, for the user and the organisation for the group.
 
-    Raises
-    ------
-    LabError: openssl is missing or failed.
+    Raises LabError: openssl is missing or failed.
     """
     key, request, certificate = (folder / f"{name}.{kind}" for kind in ("key", "csr", "crt"))
     extensions = folder / f"{name}.ext"
@@ -65,9 +61,7 @@ def issue(
 def make_key(path: Path) -> None:
     """Make a private RSA key, which API servers read as the public one, too.
 
-    Raises
-    ------
-    LabError: openssl is missing or failed.
+    Raises LabError: openssl is missing or failed.
     """
     _openssl("genrsa", "-out", str(path), "2048")
 

@@ -29,9 +29,7 @@ _ENTER = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 def mount_point(mounts: str) -> Path:
     """Return where cgroup v2 is mounted, by the text of /proc/self/mounts.
 
-    Raises
-    ------
-    LabError: nowhere.
+    Raises LabError: it is not mounted.
     """
     root = cgroup_root(mounts)
     if root is None:
@@ -42,9 +40,7 @@ def mount_point(mounts: str) -> Path:
 def of_lab(lab: str) -> Path:
     """Return the group of all nodes of a lab, whether it is there or not.
 
-    Raises
-    ------
-    LabError: see :func:`mount_point`.
+    Raises LabError: see :func:`mount_point`.
     """
     return mount_point(MOUNTS.read_text()) / _TOP / lab
 
@@ -52,9 +48,7 @@ def of_lab(lab: str) -> Path:
 def of_node(lab: str, node: str) -> Path:
     """Return the group of a node of a lab.
 
-    Raises
-    ------
-    LabError: see :func:`mount_point`.
+    Raises LabError: see :func:`mount_point`.
     """
     return of_lab(lab) / node
 
@@ -62,9 +56,7 @@ def of_node(lab: str, node: str) -> Path:
 def create(group: Path) -> None:
     """Make a group, with those above it.
 
-    Raises
-    ------
-    LabError: the kernel refuses.
+    Raises LabError: the kernel refuses.
     """
     try:
         make(group)
@@ -75,9 +67,7 @@ def create(group: Path) -> None:
 def remove(group: Path) -> None:
     """Remove a group of which every process has ended, with those below it, as far as they exist.
 
-    Raises
-    ------
-    LabError: a process is left in one of them.
+    Raises LabError: a process is left in one of the groups.
     """
     for directory, _, _ in os.walk(group, topdown=False):
         try:
@@ -91,9 +81,7 @@ def remove(group: Path) -> None:
 def remove_lab(lab: str) -> None:
     """Remove the groups of a lab, and the one of all labs when this was the last.
 
-    Raises
-    ------
-    LabError: a process is left in one of them.
+    Raises LabError: a process is left in one of the groups.
     """
     group = of_lab(lab)
     remove(group)

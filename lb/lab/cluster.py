@@ -262,9 +262,7 @@ class ClusterKubelet(Pods):
     async def reconcile(self) -> None:
         """Bring the API's objects and the pods that run together.
 
-        Raises
-        ------
-        ApiError: the API server did not take something.
+        Raises ApiError: the API server did not take something.
         """
         errors: list[InputError] = []
         if not self._with_controllers:

@@ -39,9 +39,7 @@ _ANY_PORT = range(1, 65536)
 def workload_of(item: Object, api_version: str, kind: str) -> Workload:
     """Return what a Pod, ReplicaSet or Deployment of the API asks for.
 
-    Raises
-    ------
-    InputError: the lab cannot do that; the first reason.
+    Raises InputError: the lab cannot do that; the first reason.
     """
     text = json.dumps({**item, "apiVersion": api_version, "kind": kind})
     [document] = load(text)

@@ -103,9 +103,7 @@ def rows(spec: LabSpec) -> list[Row]:
 def show(lab: Lab, report: Report) -> None:
     """Run every row that the manifests have, then print node1's maps.
 
-    Raises
-    ------
-    LabError: no pod is ready, or a row got fewer answers than requests.
+    Raises LabError: no pod is ready, or a row got fewer answers than requests.
     """
     ready = [pod["name"] for pod in lab.pods() if pod["ready"]]
     if not ready:

@@ -24,9 +24,7 @@ _KUBERNETES = "kubernetes"
 async def collect(api: Api, cache: Cache) -> None:
     """Let go what is being deleted and has nothing left to wait for.
 
-    Raises
-    ------
-    ApiError: the API server did not take something; the rest is for the next time.
+    Raises ApiError: the API server did not take something; the rest is for the next time.
     """
     for resource in (REPLICA_SETS, DEPLOYMENTS):
         for owner in cache.of(resource).values():

@@ -95,9 +95,7 @@ def ports_on(
 def write_in_lab(mode: Mode, lab: Lab, node: str, run: Run) -> int:
     """Write the rules of a lab's node by its manifests of now; return for how many Service ports.
 
-    Raises
-    ------
-    LabError: the lab lives from an API server, which only its agents watch, or a command failed.
+    Raises LabError: the lab lives from an API server, which only its agents watch, or a command failed.
     """
     spec = lab.spec
     if spec.kubernetes:

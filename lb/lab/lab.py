@@ -46,9 +46,7 @@ class Lab:
     def open(cls, lab: str) -> Lab:
         """Return the lab of this id.
 
-        Raises
-        ------
-        LabError: there is none, or it is half-made.
+        Raises LabError: there is no such lab, or it is half-made.
         """
         store = Store(lab)
         record = store.read_lab()
@@ -61,9 +59,7 @@ class Lab:
     def command(self, where: str, argv: Sequence[str]) -> list[str]:
         """Return the command that runs argv at a place: ``client``, ``switch``, ``node1`` or a pod's name.
 
-        Raises
-        ------
-        LabError: there is no such place, or the pod's process does not run.
+        Raises LabError: there is no such place, or the pod's process does not run.
         """
         if where in self._hosts:
             return namespaces.command(self.spec.namespace(where), argv)
@@ -92,9 +88,7 @@ class Lab:
     def find_pod(self, name: str) -> PodRecord:
         """Return the record of the pod called NAME or NAMESPACE/NAME.
 
-        Raises
-        ------
-        LabError: there is none, or several namespaces have one.
+        Raises LabError: no pod has this name, or pods of several namespaces have it.
         """
         found = [each for each in self.store.pods() if name in (each.name, f"{each.namespace}/{each.name}")]
         if len(found) == 1:
@@ -116,9 +110,7 @@ class Lab:
     def ask_kubelet(self, what: str, *, timeout: float = 60.0, **details: Any) -> dict[str, Any]:
         """Send the kubelet a request of :mod:`lb.lab.kubelet` and return its answer.
 
-        Raises
-        ------
-        LabError: the kubelet does not answer, or says what could not be done.
+        Raises LabError: the kubelet does not answer, or says what could not be done.
         """
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
@@ -162,9 +154,7 @@ class Lab:
     def api_host(self) -> ApiHost:
         """Return the host of the lab's API server.
 
-        Raises
-        ------
-        LabError: the lab has none.
+        Raises LabError: the lab has no API server.
         """
         from lb.lab.apihost import ApiHost  # noqa: PLC0415 - large, and most labs do without
 
@@ -202,9 +192,7 @@ class Lab:
     def start_agent(self, node: str) -> None:
         """Start a node's agent without waiting for it.
 
-        Raises
-        ------
-        LabError: there is no such node, or its agent runs already.
+        Raises LabError: there is no such node, or its agent runs already.
         """
         self._check_node(node)
         if running := self.store.running(node):
@@ -216,9 +204,7 @@ class Lab:
     def wait_agent(self, node: str, seconds: float = COMPILE_SECONDS) -> None:
         """Wait until the node's agent has brought everything into the kernel once.
 
-        Raises
-        ------
-        LabError: it ended, or it took longer; carries the end of its log.
+        Raises LabError: it ended, or it took longer; carries the end of its log.
         """
         process = self.store.process(node)
         ready = self.store.ready_file(node).exists
@@ -227,9 +213,7 @@ class Lab:
     def stop_agent(self, node: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Signal a node's agent and wait until it has ended; pins and hooks stay.
 
-        Raises
-        ------
-        LabError: there is no such node, its agent does not run, or it does not end.
+        Raises LabError: there is no such node, its agent does not run, or it does not end.
         """
         self._check_node(node)
         self.store.end_process(node, f"the agent of {node}", how)
@@ -255,9 +239,7 @@ class Lab:
         Pods that are not ready within so many seconds are reported, and no error: a manifest may want that.
         If anything fails, what was made is removed.
 
-        Raises
-        ------
-        LabError: a lab of this id exists, a namespace's name is taken, or a step failed.
+        Raises LabError: a lab of this id exists, a namespace's name is taken, or a step failed.
         """
         namespaces.check_machine()
         cgroups.of_lab(spec.id)  # says so when there are none

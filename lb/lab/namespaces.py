@@ -20,9 +20,7 @@ _PACKAGES = {"ip": "iproute2", "nsenter": "util-linux"}
 def check_machine() -> None:
     """Refuse what cannot work.
 
-    Raises
-    ------
-    LabError: not root, or a program is missing.
+    Raises LabError: not root, or a program is missing.
     """
     if os.geteuid() != 0:
         raise LabError("a lab is made of network namespaces, which needs root: use sudo")
@@ -44,9 +42,7 @@ def exists(name: str) -> bool:
 def create(name: str) -> None:
     """Make a network namespace that ``ip netns list`` shows, with its loopback still down.
 
-    Raises
-    ------
-    LabError: the name is taken, or the kernel refuses (not root).
+    Raises LabError: the name is taken, or the kernel refuses (not root).
     """
     if exists(name):
         raise LabError(f"a network namespace {name} exists already and is not this lab's")
@@ -84,9 +80,7 @@ def pids(name: str) -> set[int]:
 def inside(name: str) -> contextlib.AbstractContextManager[None]:
     """Put the calling thread into the namespace: sockets made meanwhile belong to it for good.
 
-    Raises
-    ------
-    LabError: there is no such namespace.
+    Raises LabError: there is no such namespace.
     """
     return netns.entered(_existing(name))
 
@@ -94,9 +88,7 @@ def inside(name: str) -> contextlib.AbstractContextManager[None]:
 def enter(name: str) -> None:
     """Move the calling thread into the namespace for good.
 
-    Raises
-    ------
-    LabError: there is no such namespace.
+    Raises LabError: there is no such namespace.
     """
     netns.enter(_existing(name))
 
@@ -111,9 +103,7 @@ def _existing(name: str) -> Path:
 def netlink(name: str) -> Iterator[Any]:
     """Give a pyroute2 IPRoute of the namespace, with the calling thread inside it meanwhile.
 
-    Raises
-    ------
-    LabError: the kernel refused what was asked through it.
+    Raises LabError: the kernel refused what was asked through it.
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 - takes 0.1 s, and most commands need none
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415

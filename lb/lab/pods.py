@@ -169,9 +169,7 @@ class Pods(abc.ABC):
     async def do(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do what the request asks and return the answer.
 
-        Raises
-        ------
-        LabError: it cannot be done.
+        Raises LabError: it cannot be done.
         """
         match request["do"]:
             case "list":
@@ -195,9 +193,7 @@ class Pods(abc.ABC):
     def find(self, name: str) -> PodRuntime:
         """Return the pod called NAME or NAMESPACE/NAME.
 
-        Raises
-        ------
-        LabError: there is none, or several namespaces have one.
+        Raises LabError: no pod has this name, or pods of several namespaces have it.
         """
         namespace, slash, short = name.rpartition("/")
         found = [

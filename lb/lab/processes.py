@@ -60,9 +60,7 @@ def spawn(
 
     what is its name in errors, by default the command's.
 
-    Raises
-    ------
-    LabError: it ended at once, with what it wrote.
+    Raises LabError: it ended at once, with what it wrote.
     """
     script = '"$@" </dev/null >>"$LAB_LOG" 2>&1 & echo $!'
     done = subprocess.run(
@@ -98,9 +96,7 @@ def wait_for(
 ) -> None:
     """Wait until done() is true.
 
-    Raises
-    ------
-    LabError: the process ended, or it took longer; carries the end of its log.
+    Raises LabError: the process ended, or it took longer; carries the end of its log.
     """
     deadline = time.monotonic() + seconds
     while not done():

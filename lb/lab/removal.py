@@ -22,9 +22,7 @@ Report = Callable[[str], None]
 def down(lab: str, report: Report) -> None:
     """Remove everything of a lab, however far it was made: processes, pins, namespaces, files.
 
-    Raises
-    ------
-    LabError: there is no such lab, another process is bringing it up, or a process does not end.
+    Raises LabError: there is no such lab, another process is bringing it up, or a process does not end.
     """
     namespaces.check_machine()
     store = Store(lab)

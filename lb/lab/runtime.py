@@ -49,9 +49,7 @@ class Outlet(Protocol):
     async def written(self, key: ObjectKey) -> None:
         """Return when the last write of the pod is done.
 
-        Raises
-        ------
-        LabError: it cannot be done.
+        Raises LabError: it cannot be done.
         """
         ...
 
@@ -206,9 +204,7 @@ class PodRuntime:
     def _command(self) -> list[str]:
         """Return the command of a process that starts now: the lab's own server, or the one of the image.
 
-        Raises
-        ------
-        LabError: the server cannot be started.
+        Raises LabError: the server cannot be started.
         """
         name = f"{self.record.name}@{self._host_name}"
         start = [sys.executable, "-I", "-S", str(pod.__file__), name]
@@ -328,9 +324,7 @@ class PodRuntime:
         it. Probes are then run at once, as often as their thresholds ask, instead of at their period. The
         condition of a pod without probes is set directly.
 
-        Raises
-        ------
-        LabError: the pod's process does not run, or its own probe still fails.
+        Raises LabError: the pod's process does not run, or its own probe still fails.
         """
         if not self._running:
             raise LabError(f"pod {self.key}: its process does not run")
@@ -384,9 +378,7 @@ def kill_all(netns: str, group: Path) -> None:
 
     netns is ``""`` where only the group counts.
 
-    Raises
-    ------
-    LabError: a process does not end.
+    Raises LabError: a process does not end.
     """
     for _ in itertools.repeat(None, 20):
         pids = cgroups.pids(group) | (namespaces.pids(netns) if netns else set())

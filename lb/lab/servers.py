@@ -28,9 +28,7 @@ class Prepare(Protocol):
     def __call__(self, store: Store, spec: LabSpec, record: PodRecord, folder: Path) -> None:
         """Write files into the subfolders of the pod's folder, all of which exist.
 
-        Raises
-        ------
-        LabError: says why the server cannot be started.
+        Raises LabError: says why the server cannot be started.
         """
         ...
 
@@ -79,9 +77,7 @@ LINGER_SECONDS = 1.0
 def check(image: str) -> Server | None:
     """Return the server of an image, None for the lab's own.
 
-    Raises
-    ------
-    LabError: the machine lacks it.
+    Raises LabError: the machine lacks the server.
     """
     server = SERVERS.get(image)
     if server and shutil.which(server.argv[0], path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
@@ -106,9 +102,7 @@ def container(host: str, mounts: Sequence[str], argv: Sequence[str]) -> list[str
 def prepare(server: Server, store: Store, spec: LabSpec, record: PodRecord) -> list[str]:
     """Make the pod's folder and the files in it; return its mounts as pod.py takes them.
 
-    Raises
-    ------
-    LabError: see :class:`Prepare`.
+    Raises LabError: see :class:`Prepare`.
     """
     folder = store.pod_folder(record)
     for name in server.mounts:

@@ -160,9 +160,7 @@ class Store:
     def create(self, record: LabRecord) -> None:
         """Make the directory with its first record.
 
-        Raises
-        ------
-        LabError: a lab of this id is there already; says in which state.
+        Raises LabError: a lab of this id is there already; says in which state.
         """
         try:
             make(self.base, exist_ok=False)
@@ -192,9 +190,7 @@ class Store:
     def read_lab(self) -> LabRecord:
         """Return lab.json.
 
-        Raises
-        ------
-        LabError: there is no such lab, or its record cannot be read.
+        Raises LabError: there is no such lab, or its record cannot be read.
         """
         try:
             return msgspec.json.decode((self.base / "lab.json").read_bytes(), type=LabRecord)
@@ -219,9 +215,7 @@ class Store:
     def end_process(self, name: str, what: str, how: signal.Signals, within: float = 10.0) -> None:
         """Signal a noted process and wait for its end, at most so many seconds; what: its name in errors.
 
-        Raises
-        ------
-        LabError: it does not run, or does not end.
+        Raises LabError: it does not run, or does not end.
         """
         process = self.running(name)
         if process is None:

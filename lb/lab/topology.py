@@ -84,9 +84,7 @@ _HOST_SETTINGS = {
 def build(spec: LabSpec) -> None:
     """Make the switch, the client, the API server's host if asked for, and the nodes with their routes.
 
-    Raises
-    ------
-    LabError: names the namespace and what the kernel refused.
+    Raises LabError: names the namespace and what the kernel refused.
     """
     nodes = {spec.namespace(node) for node in spec.node_names}
     for name in spec.namespaces:
@@ -248,9 +246,7 @@ def add_pod(spec: LabSpec, pod: PodRecord) -> None:
     :data:`~lb.lab.addressing.POD_GATEWAYS`, whose fixed neighbour entries are the host end; the node has a
     route to each of its addresses.
 
-    Raises
-    ------
-    LabError: names the namespace and what the kernel refused.
+    Raises LabError: names the namespace and what the kernel refused.
     """
     if pod.host_network:
         return

@@ -27,9 +27,7 @@ _LINKS = {4: ("ipip4", "ipip"), 6: ("ipip6", "sit")}  # name and kind by what is
 def add_tunnels(spec: LabSpec, route: Any, node: str, uplink: int) -> None:
     """Make a node's end of the overlay, with its addresses and the routes to the pods of other nodes.
 
-    Raises
-    ------
-    LabError: the kernel has no such device.
+    Raises LabError: the kernel has no such device.
     """
     others = [other for other in spec.node_names if other != node]
     if spec.overlay is Overlay.VXLAN:
@@ -93,9 +91,7 @@ def make_ipip(spec: LabSpec, route: Any, node: str, uplink: int) -> dict[int, in
     IPv4 goes through a device of kind ipip (RFC 2003), IPv6 through one of kind sit (RFC 4213), as Linux has
     them. Neither has one fixed far end: that is the gateway of the route, for IPv6 as ``::192.168.77.12``.
 
-    Raises
-    ------
-    LabError: the kernel lacks one of the kinds.
+    Raises LabError: the kernel lacks one of the kinds.
     """
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - see namespaces.netlink
 

@@ -23,9 +23,7 @@ class Capture:
 
     A packet of a device without link header gets one of zeros, so that all are of one kind.
 
-    Raises
-    ------
-    ConfigError: it cannot be written.
+    Raises ConfigError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,9 +47,7 @@ class Capture:
     def write(self, record: Any, event: PacketEvent) -> None:
         """Write the packets of an event: record is what it was told from.
 
-        Raises
-        ------
-        ConfigError: it cannot be written.
+        Raises ConfigError: it cannot be written.
         """
         before = record["before"][: record["captured"]].tobytes()
         after = record["after"][: record["sent_captured"]].tobytes()

@@ -174,9 +174,7 @@ class Names:
     def ports(self, key: ObjectKey, port: str = "") -> list[int]:
         """Return the ids of the ports of a Service, or of a namespace, sorted; port: of that name or number.
 
-        Raises
-        ------
-        ConfigError: there is no such Service, or it has no such port.
+        Raises ConfigError: there is no such Service, or it has no such port.
         """
         found = {
             ident: port_name

@@ -62,9 +62,7 @@ class Monitor:
     def end(self) -> None:
         """End :meth:`run`, between two events; for a signal's handler.
 
-        Raises
-        ------
-        KeyboardInterrupt: nothing is being told, but waited for.
+        Raises KeyboardInterrupt: nothing is being told, but waited for.
         """
         self._ended = True
         if self._waiting:

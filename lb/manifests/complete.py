@@ -49,9 +49,7 @@ class Pools:
     def parse(cls, service_cidr: str, node_port_range: str) -> Pools:
         """Read ``10.96.0.0/16`` or ``10.96.0.0/16,fd00:96::/112``, and ``30000-32767``.
 
-        Raises
-        ------
-        ConfigError: names the setting.
+        Raises ConfigError: one of the two is malformed; names the setting.
         """
         try:
             networks = [ipaddress.ip_network(text.strip()) for text in service_cidr.split(",")]

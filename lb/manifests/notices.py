@@ -69,9 +69,7 @@ def _watch(
 
     Notices are not filtered by name: a ConfigMap volume changes by moving a hidden link.
 
-    Raises
-    ------
-    OSError, RuntimeError: the watch cannot be set up; FileNotFoundError when a directory went away.
+    Raises OSError, RuntimeError: the watch cannot be set up; FileNotFoundError when a directory went away.
     """
     roots = {str(directory.absolute()) for directory in watched}
     fresh = True

@@ -27,9 +27,7 @@ class ManifestSource:
     report is called with every error, once for as long as it stands unchanged. clock gives seconds since
     the epoch.
 
-    Raises
-    ------
-    ConfigError: a directory is none, or service_cidr or node_port_range is malformed.
+    Raises ConfigError: a directory does not exist, or service_cidr or node_port_range is malformed.
     """
 
     name = "manifests"

@@ -37,9 +37,7 @@ def table_size(backends: int) -> int:
 
     Beyond 20971 backends the largest prime has fewer than :data:`ROWS_PER_BACKEND` rows for each.
 
-    Raises
-    ------
-    ValueError: more backends than the largest table has rows.
+    Raises ValueError: more backends than the largest table has rows.
     """
     if backends <= 1:
         return backends

@@ -58,9 +58,7 @@ def history_answer(history: History, instance: str, started: str) -> Answer:
 def service_of(query: Query) -> ObjectKey:
     """Return the Service that ``service=NAMESPACE/NAME`` names.
 
-    Raises
-    ------
-    LbError: it names none.
+    Raises LbError: the query names no Service.
     """
     namespace, slash, name = query.get("service", "").partition("/")
     if not (namespace and slash and name) or "/" in name:

@@ -34,10 +34,8 @@ class _Connection(http.client.HTTPConnection):
 def ask(run_dir: RunDir, path: str, *, seconds: float = _SECONDS, **query: str) -> Any:
     """Return the JSON that an agent answers with; seconds: how long it is waited for.
 
-    Raises
-    ------
-    LbError: no agent runs, it is of a version that cannot be asked, or it says what is wrong.
-    PermissionError: not root.
+    Raises LbError: no agent runs, it is of a version that cannot be asked, or it says what is wrong.
+    Raises PermissionError: not root.
     """
     pid = run_dir.holder()
     if pid is None:

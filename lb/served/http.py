@@ -345,9 +345,7 @@ def _bound(address: Address, listening: socket.socket) -> Address:
 def _listening(address: Address) -> socket.socket:
     """Return a socket that listens.
 
-    Raises
-    ------
-    OSError: the address cannot be had.
+    Raises OSError: another process has the address, or it is not on this node.
     """
     host, port = address
     if host.startswith("/"):

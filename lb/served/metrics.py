@@ -234,9 +234,7 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     opened gives maps of the reader's own, so that those of the agent's thread are left alone. Every counter
     is there from the beginning: Prometheus takes no notice of the first packet of one that appears with it.
 
-    Raises
-    ------
-    BpfError: the kernel refused to show a map.
+    Raises BpfError: the kernel refused to show a map.
     """
     with opened() as maps:
         fills, counters = map_fill(maps), dump.counters(maps)

@@ -76,9 +76,7 @@ def pulse(
     Young notes are believed. Old ones may be due to a full file system: then the agent is asked, unless this
     is its own process.
 
-    Raises
-    ------
-    PermissionError: not root.
+    Raises PermissionError: not root.
     """
     pid = run_dir.holder()
     if pid is None:

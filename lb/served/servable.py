@@ -106,10 +106,8 @@ class Asked:
     def report(self) -> Report:
         """Return what the agent says now.
 
-        Raises
-        ------
-        LbError: it does not answer.
-        PermissionError: not root.
+        Raises LbError: it does not answer.
+        Raises PermissionError: not root.
         """
         known = self._last.version if self._last else ""
         told = ask(self._run_dir, PATH, seconds=_ASK_SECONDS, known=known)
@@ -123,9 +121,7 @@ def spoken(run_dir: RunDir) -> dict[str, Any] | None:
 
     None where none runs, or it does not answer.
 
-    Raises
-    ------
-    PermissionError: not root.
+    Raises PermissionError: not root.
     """
     try:
         found = ask(run_dir.speaker, SPEAKER_PATH, seconds=_ASK_SECONDS)

@@ -34,9 +34,7 @@ def service_metrics(
     opened gives maps of the reader's own. services, backends: of how many at most; those with the most
     connections come first.
 
-    Raises
-    ------
-    BpfError: the kernel refused to show a map.
+    Raises BpfError: the kernel refused to show a map.
     """
     with opened() as maps:
         found = figures.sample(maps)

@@ -37,9 +37,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
 
     The hooks are those of the calling thread's network namespace.
 
-    Raises
-    ------
-    BpfError: the kernel refused to show a map, a program or a hook.
+    Raises BpfError: the kernel refused to show a map, a program or a hook.
     """
     pins = Pins(name)
     notes = run_dir.notes()

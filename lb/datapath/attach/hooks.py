@@ -200,9 +200,7 @@ class Hooks:
     ) -> None:
         """Open the pinned programs.
 
-        Raises
-        ------
-        BpfError: a program is not pinned.
+        Raises BpfError: a program is not pinned.
         """
         self.modes: dict[str, tuple[UplinkMode, str]] = {}
         self._programs = {name: bpf.obj_get(path) for name, path in programs.items()}
@@ -268,9 +266,7 @@ class Hooks:
 
         Of XDP the kernel tells by an event when somebody detaches it, and tc serves behind it.
 
-        Raises
-        ------
-        AttachError, BpfError: the kernel refused the question.
+        Raises AttachError, BpfError: the kernel refused the question.
         """
         return [
             LostHook(f"{role.value} {name}, tc {direction.name.lower()}: {program}", role in _FLAGS)
@@ -329,9 +325,8 @@ def fill_ifaces(
     packet that we SNATed has to come in by one of our ingress hooks that undo it. To redirect, the veths of
     pods are there as well.
 
-    Raises
-    ------
-    BpfError: the kernel refused; CapacityError when there are more interfaces than the map has room for.
+    Raises BpfError: the kernel refused; CapacityError when there are more interfaces than the map has room
+    for.
     """
     name = f"ifaces{version}"
     keys, values = maps.read(name)
@@ -391,9 +386,7 @@ def fill_links(maps: Maps, interfaces: Sequence[Interface], roles: Mapping[int, 
 
     What has no room or no link header is left out: tc serves there.
 
-    Raises
-    ------
-    BpfError: the map could not be mapped into memory.
+    Raises BpfError: the map could not be mapped into memory.
     """
     uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK and one.ethernet and one.mac]
     row = np.zeros(1, layouts.LINK_TABLE)
@@ -427,9 +420,7 @@ def detach_all() -> HookReport:
 def attached() -> list[Attached]:
     """Return our programs at the hooks of the current network namespace, by ifindex, as the kernel tells it.
 
-    Raises
-    ------
-    AttachError, BpfError: the kernel refused.
+    Raises AttachError, BpfError: the kernel refused.
     """
     found = []
     names = our_names()

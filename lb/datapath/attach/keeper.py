@@ -19,9 +19,7 @@ from lb.folders import entries, make
 class Keeper:
     """Holds the maps and the programs of one build of an instance.
 
-    Raises
-    ------
-    BpfError: one of them cannot be opened.
+    Raises BpfError: one of them cannot be opened.
     """
 
     def __init__(self, pins: Pins, programs: Path) -> None:
@@ -38,10 +36,8 @@ class Keeper:
     def mend(self) -> list[Path]:
         """Pin again what is not pinned any more, and return where.
 
-        Raises
-        ------
-        BpfError: the kernel refused a pin.
-        OSError: a folder cannot be made.
+        Raises BpfError: the kernel refused a pin.
+        Raises OSError: a folder cannot be made.
         """
         missing = [path for path in self._held if not path.exists()]
         for path in missing:

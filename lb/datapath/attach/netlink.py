@@ -102,9 +102,7 @@ class Netlink(Closing):
     def interfaces(self) -> list[Interface]:
         """Return all interfaces by ifindex.
 
-        Raises
-        ------
-        AttachError: the kernel refused to list them.
+        Raises AttachError: the kernel refused to list them.
         """
         addresses: dict[int, list[Any]] = {}
         for message in _dump(self._route.get_addr):
@@ -136,9 +134,7 @@ class Netlink(Closing):
     def route_to(self, address: IPAddress) -> tuple[int, bool] | None:
         """Return the ifindex of the route to an address, and whether it is this host's own; None without one.
 
-        Raises
-        ------
-        AttachError: the kernel refused to say.
+        Raises AttachError: the kernel refused to say.
         """
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         try:
@@ -155,9 +151,7 @@ class Netlink(Closing):
 
         It is at the hook itself (tcx) or, where the kernel has no such thing, in a clsact qdisc's filter.
 
-        Raises
-        ------
-        AttachError: the kernel refused.
+        Raises AttachError: the kernel refused.
         """
         try:
             present = tcx.programs(interface.index, direction)
@@ -192,9 +186,7 @@ class Netlink(Closing):
 
         The clsact qdisc goes as well when it was there for a filter of ours and no other is left.
 
-        Raises
-        ------
-        AttachError: the kernel refused.
+        Raises AttachError: the kernel refused.
         """
         removed = 0
         try:
@@ -225,9 +217,7 @@ class Netlink(Closing):
         In the same mode the replacement is atomic. Between two modes the kernel wants the old one gone first;
         the tc program serves meanwhile.
 
-        Raises
-        ------
-        AttachError: the kernel or the driver refused, or somebody else's program is there.
+        Raises AttachError: the kernel or the driver refused, or somebody else's program is there.
         """
         if interface.xdp_id and not is_our_xdp(interface):
             raise AttachError(f"{interface.name}: XDP: another program (id {interface.xdp_id}) is attached")
@@ -241,9 +231,7 @@ class Netlink(Closing):
     def detach_xdp(self, interface: Interface) -> bool:
         """Remove our XDP program; return False when none of ours is there.
 
-        Raises
-        ------
-        AttachError: the kernel refused.
+        Raises AttachError: the kernel refused.
         """
         if not is_our_xdp(interface):
             return False
@@ -329,9 +317,7 @@ def is_our_xdp(interface: Interface) -> bool:
 def tc_programs(ifindex: int, direction: Direction, known: Mapping[int, str]) -> list[tuple[int, str]]:
     """Return id and name of each of our programs at a tc hook; known are names by id, which saves time.
 
-    Raises
-    ------
-    AttachError, BpfError: the kernel refused the question.
+    Raises AttachError, BpfError: the kernel refused the question.
     """
     at_hook = tcx.programs(ifindex, direction) or ()
     here = [(ident, known.get(ident) or our_name(ident, _OUR_TC)) for ident in at_hook]
@@ -342,9 +328,7 @@ def tc_programs(ifindex: int, direction: Direction, known: Mapping[int, str]) ->
 def in_place(ifindex: int, direction: Direction, program: int, known: Mapping[int, str]) -> bool:
     """Tell whether the program of this id is the only one of ours at a tc hook, and where the kernel is best.
 
-    Raises
-    ------
-    AttachError, BpfError: the kernel refused the question.
+    Raises AttachError, BpfError: the kernel refused the question.
     """
     at_hook = tcx.programs(ifindex, direction)
     return [ident for ident, _ in tc_programs(ifindex, direction, known)] == [program] and (
@@ -355,9 +339,7 @@ def in_place(ifindex: int, direction: Direction, program: int, known: Mapping[in
 def runs(ifindex: int, direction: Direction, program: int) -> bool:
     """Tell whether the program of this id is at a tc hook, with one question to the kernel.
 
-    Raises
-    ------
-    AttachError, BpfError: the kernel refused the question.
+    Raises AttachError, BpfError: the kernel refused the question.
     """
     at_hook = tcx.programs(ifindex, direction)
     if at_hook is None:

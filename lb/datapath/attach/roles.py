@@ -27,9 +27,7 @@ def selection(config: Config) -> Selection:
 def interfaces_and_roles(config: Config) -> tuple[list[Interface], dict[int, Role]]:
     """Return the interfaces of the calling thread's network namespace, and the roles of some, by ifindex.
 
-    Raises
-    ------
-    AttachError: the kernel refused to list interfaces.
+    Raises AttachError: the kernel refused to list interfaces.
     """
     with Netlink() as net:
         interfaces = net.interfaces()
@@ -44,9 +42,7 @@ def standing(
     node is what Kubernetes says of it, None while that is unknown. claims tells whether a Service has an
     address as an external or load-balancer address; only at such addresses are sockets looked for.
 
-    Raises
-    ------
-    AttachError: the kernel refused to list interfaces.
+    Raises AttachError: the kernel refused to list interfaces.
     """
     interfaces, roles = interfaces_and_roles(config)
     uplinks = [one for one in interfaces if roles.get(one.index) is Role.UPLINK]

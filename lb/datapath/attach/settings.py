@@ -21,9 +21,7 @@ def write_settings(maps: Maps, config: Config) -> None:
 
     The network namespace is that of the calling thread.
 
-    Raises
-    ------
-    BpfError: a map could not be mapped into memory.
+    Raises BpfError: a map could not be mapped into memory.
     """
     for version in FAMILIES:
         row = maps.array(f"settings{version}")[:1]
@@ -44,9 +42,7 @@ def write_time(maps: Maps, wall_ns: int | None = None) -> None:
     wall_ns: CLOCK_REALTIME less CLOCK_MONOTONIC, in nanoseconds; None: as it is now. Both clocks are slewed
     alike, so the difference changes only when somebody sets the time of day.
 
-    Raises
-    ------
-    BpfError: a map could not be mapped into memory.
+    Raises BpfError: a map could not be mapped into memory.
     """
     right = time.time_ns() - time.monotonic_ns() if wall_ns is None else wall_ns
     for version in FAMILIES:

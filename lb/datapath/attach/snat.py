@@ -34,9 +34,7 @@ def write_snat_ports(row: Rows, ports: SnatPorts) -> None:
 def add_snat_sources(maps: Maps, version: int, addresses: Iterable[IPAddress]) -> None:
     """Note the node's addresses that SNAT is about to use, beside those that it has used: their flows go on.
 
-    Raises
-    ------
-    BpfError: a map could not be mapped into memory.
+    Raises BpfError: a map could not be mapped into memory.
     """
     row = maps.array(f"settings{version}")[:1]
     count = int(row["sources"][0])
@@ -56,9 +54,7 @@ def add_snat_sources(maps: Maps, version: int, addresses: Iterable[IPAddress]) -
 def snat_range(maps: Maps) -> tuple[int, int]:
     """Return the first and the last port that SNAT may use, of either family.
 
-    Raises
-    ------
-    BpfError: a map could not be mapped into memory.
+    Raises BpfError: a map could not be mapped into memory.
     """
     row = maps.array(f"settings{FAMILIES[0]}")[0]
     return int(row["snat_port_min"]), int(row["snat_port_max"])

@@ -108,9 +108,7 @@ class SocketHooks:
     def lost(self) -> list[LostHook]:
         """Return the hooks of the control group that have not our program now.
 
-        Raises
-        ------
-        BpfError: the kernel refused the question.
+        Raises BpfError: the kernel refused the question.
         """
         if self._mode is SocketMode.OFF or self._refused:
             return []
@@ -170,9 +168,7 @@ def _put(pin: Path, program: FD, target: int, attach_type: int) -> bool:
 def detach(pins: Pins) -> list[str]:
     """Detach the socket programs of an instance; return what was attached, as reports name it.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     found = [f"{one.cgroup or 'control group'} {one.hook}" for one in attached(pins)]
     for path in entries(pins.links):
@@ -185,9 +181,7 @@ def detach(pins: Pins) -> list[str]:
 def attached(pins: Pins) -> list[AttachedSocket]:
     """Return an instance's programs at control groups, as the kernel tells it; cgroup: None once it is gone.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     found = []
     groups: dict[int, Path | None] = {0: None}

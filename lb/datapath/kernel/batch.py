@@ -133,9 +133,7 @@ def _write_attr(fd: FD, keys: Rows, values: Rows | None) -> bytearray:
 def update_all(fd: FD, keys: Rows, values: Rows) -> None:
     """Write len(keys) entries in their order.
 
-    Raises
-    ------
-    BpfError: the kernel refused an entry; those before it have been written.
+    Raises BpfError: the kernel refused an entry; those before it have been written.
     """
     start = 0
     while start < len(keys):

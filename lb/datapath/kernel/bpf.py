@@ -346,9 +346,7 @@ def prog_info(fd: FD) -> ProgInfo:
 def module_btf(name: str) -> FD | None:
     """Open the type information of a module; None: there is none by this name.
 
-    Raises
-    ------
-    BpfError: the kernel refused; it takes CAP_SYS_ADMIN.
+    Raises BpfError: the kernel refused; it takes CAP_SYS_ADMIN.
     """
     ident = 0
     while True:
@@ -417,9 +415,7 @@ def prog_test_run(
     (empty: the kernel's defaults), ctx_room the bytes of it to read back. room is for the packet that comes
     out. With repeat, the program runs that many times; the result is that of the last run.
 
-    Raises
-    ------
-    BpfError: ENOSPC when room is too small, EINVAL when the packet is shorter than 14 bytes.
+    Raises BpfError: ENOSPC when room is too small, EINVAL when the packet is shorter than 14 bytes.
     """
     data_in = np.frombuffer(data, dtype="u1")
     data_out = np.zeros(max(room, len(data)), dtype="u1")

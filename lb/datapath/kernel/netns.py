@@ -40,9 +40,7 @@ def find(inode: int, pid: int | None) -> Path | None:
 def entered(path: Path) -> Iterator[None]:
     """Let the calling thread, and the processes that it starts, be in a network namespace meanwhile.
 
-    Raises
-    ------
-    DatapathError: it is gone, or the kernel refused.
+    Raises DatapathError: it is gone, or the kernel refused.
     """
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -68,9 +66,7 @@ def present() -> Iterator[Path]:
 def enter(path: Path) -> None:
     """Move the calling thread into a network namespace for good.
 
-    Raises
-    ------
-    DatapathError: it is gone, or the kernel refused.
+    Raises DatapathError: it is gone, or the kernel refused.
     """
     try:
         there = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -39,9 +39,7 @@ _STAGING = "staging-"
 class Pins:
     """The pin directory of one instance.
 
-    Raises
-    ------
-    ConfigError: the instance's name holds something else than letters, digits, ``_``, ``.`` and ``-``.
+    Raises ConfigError: the instance's name holds something else than letters, digits, ``_``, ``.`` and ``-``.
     """
 
     instance: str
@@ -118,9 +116,7 @@ def is_bpffs(path: Path, mountinfo: str | None = None) -> bool:
 def ensure_bpffs() -> None:
     """Mount a bpf file system at /sys/fs/bpf unless one is there.
 
-    Raises
-    ------
-    DatapathError: it could not be mounted, or the kernel offers no place for it.
+    Raises DatapathError: it could not be mounted, or the kernel offers no place for it.
     """
     if is_bpffs(BPFFS):
         return

@@ -43,9 +43,7 @@ def missing(capabilities: int) -> list[str]:
 def check(capabilities: int | None = None) -> None:
     """Return if this process, or one with these capabilities, may do what an agent does.
 
-    Raises
-    ------
-    DatapathError: names each capability that is missing, and what it is for.
+    Raises DatapathError: names each capability that is missing, and what it is for.
     """
     absent = missing(effective() if capabilities is None else capabilities)
     if absent:

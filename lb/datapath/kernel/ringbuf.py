@@ -78,9 +78,7 @@ class RingBuffer:
 
     What was written before and nobody has read is skipped.
 
-    Raises
-    ------
-    BpfError: the kernel refused to map it into memory.
+    Raises BpfError: the kernel refused to map the ring into memory.
     """
 
     def __init__(self, ring: FD) -> None:

@@ -85,9 +85,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 def dump(protocol: int, message: int, body: bytes) -> Iterator[bytes]:
     """Ask one of the netlink protocols for a listing, and yield the payload of each message of the answer.
 
-    Raises
-    ------
-    OSError: the kernel refused, or has no such protocol.
+    Raises OSError: the kernel refused, or has no such protocol.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as link:
         link.send(_HEADER.pack(_HEADER.size + len(body), message, _NLM_F_REQUEST_DUMP, 1, 0) + body)
@@ -104,9 +102,7 @@ def dump(protocol: int, message: int, body: bytes) -> Iterator[bytes]:
 def filters(ifindex: int, direction: Direction) -> list[Filter]:
     """Return all filters of a clsact hook; none when there is no such qdisc or interface.
 
-    Raises
-    ------
-    AttachError: the kernel refused the question.
+    Raises AttachError: the kernel refused the question.
     """
     body = _TCMSG.pack(socket.AF_UNSPEC, ifindex, 0, int(direction), 0)
     try:
@@ -123,9 +119,7 @@ def set_xdp(ifindex: int, fd: int, flags: int) -> None:
 
     pyroute2 0.7 sends these flags in a wrong form, and no version hands on the driver's own words.
 
-    Raises
-    ------
-    OSError: the kernel refused; strerror ends with what the driver says, if it says something.
+    Raises OSError: the kernel refused; strerror ends with what the driver says, if it says something.
     """
     body = struct.pack("=HHiHHI", 8, _IFLA_XDP_FD, fd, 8, _IFLA_XDP_FLAGS, flags)
     body = struct.pack("=HH", 4 + len(body), _IFLA_XDP | _NLA_F_NESTED) + body

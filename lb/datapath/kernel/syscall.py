@@ -48,9 +48,7 @@ class Command(IntEnum):
 def syscall(command: Command, attr: bytearray, subject: str) -> int:
     """Call bpf(); attr is updated in place.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     machine = platform.machine()
     if machine not in _SYSCALL_NUMBERS:

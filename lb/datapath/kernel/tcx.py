@@ -27,9 +27,7 @@ _MOST = 64  # programs that the kernel takes at one hook
 def programs(ifindex: int, direction: Direction) -> list[int] | None:
     """Return the ids of all programs at a hook in the order in which they run; None: the kernel has no tcx.
 
-    Raises
-    ------
-    BpfError: the kernel refused the question.
+    Raises BpfError: the kernel refused the question.
     """
     ids = np.zeros(_MOST, dtype="u4")
     head = (ifindex, _ATTACH_TYPES[direction], 0, 0, bpf.address(ids), _MOST, 0)
@@ -49,9 +47,7 @@ def programs(ifindex: int, direction: Direction) -> list[int] | None:
 def attach(ifindex: int, direction: Direction, program: FD, instead: FD | None) -> None:
     """Run a program before all others at a hook, or, atomically, in the place of another one.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     flags, other = (_BEFORE, 0) if instead is None else (_REPLACE, instead.fileno())
     attr = (ifindex, program.fileno(), _ATTACH_TYPES[direction], flags, other, 0, 0)
@@ -61,9 +57,7 @@ def attach(ifindex: int, direction: Direction, program: FD, instead: FD | None) 
 def detach(ifindex: int, direction: Direction, program: FD) -> None:
     """Take a program from a hook.
 
-    Raises
-    ------
-    BpfError: the kernel refused; ENOENT: it is not there.
+    Raises BpfError: the kernel refused; ENOENT: the program is not there.
     """
     attr = (ifindex, program.fileno(), _ATTACH_TYPES[direction], 0, 0, 0, 0)
     syscall(Command.PROG_DETACH, bytearray(struct.pack("=IIIIIIQ", *attr)), program.subject)

@@ -31,9 +31,7 @@ def live_flows(maps: Maps, version: int, now: int) -> tuple[Rows, Rows]:
 
     now is CLOCK_MONOTONIC in nanoseconds, the clock of ``last_seen``.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     keys, values = maps.read(f"flows{version}")
     limits = idle_limits(maps.array(f"settings{version}")[0], keys, values)
@@ -46,9 +44,7 @@ def live_affinity(maps: Maps, version: int, now: int) -> tuple[Rows, Rows]:
 
     now is CLOCK_MONOTONIC in nanoseconds, the clock of ``last_used``.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     keys, values = maps.read(f"affinity{version}")
     _, vips = maps.read(f"vips{version}")

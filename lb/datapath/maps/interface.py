@@ -36,9 +36,7 @@ class Maps(Protocol):
 
         A per-CPU map's values have the shape (entries, CPUs).
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         ...
 
@@ -47,27 +45,21 @@ class Maps(Protocol):
 
         Of a table that forgets (``map_table.MapType.CACHE``) those count whose time is not over.
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         ...
 
     def fill(self, name: str) -> Fill:
         """Return what :meth:`count` does, and more of a table that forgets.
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         ...
 
     def some(self, name: str, keys: Rows) -> Rows:
         """Return a copy of these entries of an array map; a per-CPU map's have the shape (keys, CPUs).
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         ...
 
@@ -76,19 +68,15 @@ class Maps(Protocol):
 
         So it does for a table that forgets (``map_table.MapType.CACHE``), whose entries are in no order.
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         ...
 
     def update(self, name: str, keys: Rows, values: Rows) -> None:
         """Write entries of a hash map or trie; there is a value for each key. Existing keys are replaced.
 
-        Raises
-        ------
-        CapacityError: the map is full; entries before the one that did not fit have been written.
-        BpfError: the kernel refused.
+        Raises CapacityError: the map is full; entries before the one that did not fit have been written.
+        Raises BpfError: the kernel refused.
         """
         ...
 

@@ -68,9 +68,7 @@ class KernelMaps(Closing):
     def lookup(self, name: str, key: Rows) -> Rows | None:
         """Return the value of one key, as one row; of a trie, that of the longest prefix; None without one.
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         fd, _, spec = self._map(name)
         key = np.ascontiguousarray(key, dtype=spec.key)

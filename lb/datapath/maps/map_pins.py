@@ -74,9 +74,7 @@ def read_rows(fd: FD, spec: MapSpec) -> tuple[Rows, Rows]:
 def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack) -> list[MapSlot]:
     """Return a slot for each map of map_table.MAPS; descriptors close with the stack. sizes: of them.
 
-    Raises
-    ------
-    BpfError: a map could not be opened or created.
+    Raises BpfError: a map could not be opened or created.
     """
     old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in map_table.MAPS}
     keep = {name for name, one in old.items() if one is not None and one.usable}
@@ -106,9 +104,7 @@ def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack)
 def create_map(spec: MapSpec, entries: int) -> FD:
     """Create a map of so many entries (of a CACHE: buckets) that is pinned nowhere.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     shape = (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, entries)
     locked = spec.type is MapType.CACHE
@@ -174,9 +170,7 @@ def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
     A pin is replaced by rename, so a reader finds the old map or the new one. A crash in between loses a
     layout's marker at worst: the map then counts as one of another shape.
 
-    Raises
-    ------
-    BpfError: the kernel refused an entry or a pin.
+    Raises BpfError: the kernel refused an entry or a pin.
     """
     pins.maps.mkdir(exist_ok=True)
     pins.shapes.mkdir(exist_ok=True)

@@ -110,9 +110,7 @@ def bcc_version() -> str:
 def instructions(bpf_dir: Path, files: Collection[str]) -> Code:
     """Return the instructions of all functions in some files of bpf_dir, from the cache or from the compiler.
 
-    Raises
-    ------
-    CompileError: with clang's words.
+    Raises CompileError: clang refused a file; carries its words.
     """
     code, _ = obtain(bpf_dir, files)
     return code
@@ -123,9 +121,7 @@ def obtain(bpf_dir: Path, files: Collection[str], *, anew: bool = False) -> tupl
 
     anew: the compiler makes all of them, and the cache is written again.
 
-    Raises
-    ------
-    CompileError: with clang's words.
+    Raises CompileError: clang refused a file; carries its words.
     """
     build = fingerprint(bpf_dir)
     parts = [(version, file) for version in layouts.FAMILIES for file in sorted(files)]

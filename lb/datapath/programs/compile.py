@@ -23,9 +23,7 @@ from typing import Any, TextIO
 def build(request: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Compile everything in the request; return by file each function's instructions in base64.
 
-    Raises
-    ------
-    Exception: bcc's own, when clang refuses (it has no narrower type).
+    Raises Exception: bcc's own, when clang refuses (it has no narrower type).
     """
     bpf_dir, flags, assertions = Path(request["bpf_dir"]), request["flags"], request["assertions"]
     # bcc changes into the kernel tree and back; it reads the variable when it compiles.

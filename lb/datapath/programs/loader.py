@@ -126,9 +126,7 @@ def program_array(source: str) -> str:
 def pinned_programs(pins: Pins) -> Iterator[tuple[Path, bpf.ProgInfo]]:
     """Yield each pinned program of an instance; what is replaced meanwhile is left out.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     arrays = {program_array(program.source) for program in PROGRAMS.values()}
     for path in (path for folder in pins.builds() for path in entries(folder) if path.name not in arrays):
@@ -180,12 +178,11 @@ def load(
 
     traffic_counters: whether there is room to count the packets of each backend.
 
-    Raises
-    ------
-    CompileError: clang or the verifier refused a program other than one for sockets; nothing pinned has
-        changed.
-    BpfError: the kernel refused a map or a pin.
-    DatapathError: a capability is missing, the kernel has no bpf file system, or the child could not run.
+    Raises CompileError: clang or the verifier refused a program other than one for sockets; nothing pinned
+    has changed.
+    Raises BpfError: the kernel refused a map or a pin.
+    Raises DatapathError: a capability is missing, the kernel has no bpf file system, or the child could not
+    run.
     """
     privileges.check()
     ensure_bpffs()
@@ -303,9 +300,7 @@ def _from_cache_or_anew(
 ) -> T:
     """Attempt to load what the cache holds; if the kernel refuses that, compile it anew and attempt it again.
 
-    Raises
-    ------
-    CompileError: with clang's or the verifier's words.
+    Raises CompileError: clang or the verifier refused a program; carries their words.
     """
     code, kept = build.obtain(bpf_dir, sources(programs))
     try:
@@ -332,9 +327,7 @@ def _build(
 
     Returns the ids of the IPv4 ones but for sockets, and the kernel's words if it refused those for sockets.
 
-    Raises
-    ------
-    CompileError: with clang's or the verifier's words.
+    Raises CompileError: clang or the verifier refused a program; carries their words.
     """
     for name, version, program in _instances(programs).values():
         if name not in code[version]:
@@ -390,9 +383,7 @@ def sources(programs: Mapping[str, Program]) -> set[str]:
 def compile_ahead() -> None:
     """Have the instructions of all programs in the cache, so that the first start of an agent need not wait.
 
-    Raises
-    ------
-    CompileError: with clang's words.
+    Raises CompileError: clang refused a file; carries its words.
     """
     build.instructions(layouts.BPF_DIR, sources(PROGRAMS))
 
@@ -433,9 +424,7 @@ def load_program(
 ) -> bpf.FD:
     """Load one program; attach_type and fds are those of :func:`lb.datapath.kernel.bpf.prog_load`.
 
-    Raises
-    ------
-    CompileError: the kernel refused it; with the end of the verifier's log.
+    Raises CompileError: the kernel refused it; carries the end of the verifier's log.
     """
     fd, _, _ = bpf.prog_load(program.type, instructions, name, attach_type=attach_type, fds=fds)
     if fd is None:

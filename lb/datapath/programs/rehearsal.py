@@ -85,10 +85,8 @@ class Shadow(Closing):
     ----------
     maps: what the programs see: live maps and, of :data:`PRIVATE`, their own.
 
-    Raises
-    ------
-    DatapathError: the pinned programs are of another build than this source, or use other maps.
-    BpfError, CompileError: the kernel refused.
+    Raises DatapathError: the pinned programs are of another build than this source, or use other maps.
+    Raises BpfError, CompileError: the kernel refused.
     """
 
     def __init__(self, pins: Pins, directory: Path, programs: Iterable[str], versions: Iterable[int]) -> None:
@@ -203,9 +201,7 @@ class Shadow(Closing):
         frame: from the Ethernet header on. ifindex: the interface of the hook. came_in: at a tc egress hook,
         the ifindex that the packet came in by; 0: a process of this host has sent it.
 
-        Raises
-        ------
-        BpfError: the kernel refused; DatapathError: it cannot be told the interface.
+        Raises BpfError: the kernel refused; DatapathError: it cannot be told the interface.
         """
         kind = PROGRAMS[program].type
         if kind is ProgType.XDP:  # struct xdp_md: data, data_end, data_meta, ingress_ifindex, …

@@ -55,9 +55,7 @@ def counts_traffic(maps: Maps) -> bool:
 def slot_figures(maps: Maps, version: int, backends: Rows, generations: Rows) -> Rows:
     """Return what has been counted of some slots in these uses of them.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     found = np.zeros(len(backends), FIGURES)
     connections = maps.array(f"connections{version}")[backends]
@@ -77,9 +75,7 @@ def slot_figures(maps: Maps, version: int, backends: Rows, generations: Rows) ->
 def begin(maps: Maps, services: Sequence[int]) -> None:
     """Let nothing have been counted yet for new Service ports, whose ids others may have had.
 
-    Raises
-    ------
-    BpfError, CapacityError: the kernel refused.
+    Raises BpfError, CapacityError: the kernel refused.
     """
     ids = np.array(services, ID)
     maps.update("service_counters", ids, np.zeros(len(ids), SERVICE_COUNTERS))
@@ -95,9 +91,7 @@ def begin(maps: Maps, services: Sequence[int]) -> None:
 def end(maps: Maps, services: Sequence[int]) -> None:
     """Count no more for Service ports that are gone.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     maps.delete("service_counters", np.array(services, ID))
 
@@ -105,9 +99,7 @@ def end(maps: Maps, services: Sequence[int]) -> None:
 def hand_over(maps: Maps, version: int, backends: Rows) -> None:
     """Put what free slots have counted to their former Service ports; then others may have the slots.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     slots = maps.array(f"backends{version}")
     used = backends[slots["generation"][backends] != 0]
@@ -136,9 +128,7 @@ def _note_change(maps: Maps) -> None:
 def recover(maps: Maps, services: Sequence[int]) -> None:
     """Let there be counters for these Service ports and no others; a change that a crash cut short is over.
 
-    Raises
-    ------
-    BpfError, CapacityError: the kernel refused.
+    Raises BpfError, CapacityError: the kernel refused.
     """
     wanted = np.array(services, ID)
     there = maps.read("service_counters")[0]

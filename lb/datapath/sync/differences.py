@@ -79,9 +79,7 @@ def differences(before: Maps, after: Maps) -> list[Difference]:
 
     A cluster network that is wider than it would be is no difference: it only grows while an agent runs.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     old, new = _State(before), _State(after)
     found = []
@@ -255,9 +253,7 @@ def damaged_sets(ledger: Ledger, live: Maps, wanted: Maps) -> list[DamagedSet]:
     wanted: the maps that the ledger is about: live ones, or a :class:`lb.datapath.maps.overlay.Overlay` of
     them; rows that were written anew there are left out.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     rows = table_rows(live)
     touched = table_rows(wanted)
@@ -288,8 +284,6 @@ def damaged_sets(ledger: Ledger, live: Maps, wanted: Maps) -> list[DamagedSet]:
 def repair(maps: Maps, damaged: Iterable[DamagedSet]) -> None:
     """Write the rows of damaged sets where they are: each row leads to a backend of the set.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     write_sets(maps, ((one.region, one.rows) for one in damaged))

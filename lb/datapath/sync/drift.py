@@ -31,9 +31,7 @@ class Drift:
     def look(self, ledger: Ledger) -> dict[str, int]:
         """Return what :func:`drift` does.
 
-        Raises
-        ------
-        BpfError: a map could not be read.
+        Raises BpfError: a map could not be read.
         """
         seen = _fingerprint(self._maps)
         if self._last is None or self._last[0] != seen:
@@ -59,9 +57,7 @@ def _fingerprint(maps: Maps) -> bytes:
 def drift(ledger: Ledger, maps: Maps) -> dict[str, int]:
     """Return by map how many VIPs, source ranges and backends are not as the ledger has them.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     found: dict[str, int] = {}
     ranges = set(read_ranges(maps))

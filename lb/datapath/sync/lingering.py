@@ -33,9 +33,7 @@ def gone_row(row: VipRow) -> VipRow:
 def used(maps: Maps, version: int, ports: Collection[Port]) -> set[int]:
     """Return the ids of those Service ports that have opened a connection, ever.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     ids = np.array(sorted({port.id for port in ports}), "u4")
     found = set(ids[maps.some("ended", ids)["opened"] > 0].tolist())
@@ -75,9 +73,7 @@ class Sweep:
     def step(self, now: int) -> list[VipKey] | None:
         """Look at one part; return the VIPs that no flow uses once all flows have been looked at, else None.
 
-        Raises
-        ------
-        BpfError: the kernel refused to read.
+        Raises BpfError: the kernel refused to read.
         """
         part = next(self._parts, None)
         if part is None:

@@ -40,9 +40,7 @@ class IdPool:
     def allocate(self) -> int:
         """Return an id that nobody has.
 
-        Raises
-        ------
-        CapacityError: every id is in use.
+        Raises CapacityError: every id is in use.
         """
         if self._next <= self._last:
             self._next += 1
@@ -95,9 +93,7 @@ class RowPool:
     def allocate(self, size: int) -> Region:
         """Return a region of so many rows.
 
-        Raises
-        ------
-        CapacityError: no free stretch is that long.
+        Raises CapacityError: no free stretch is that long.
         """
         taken = self._taken(size)
         for index, offset in enumerate(self._offsets):

@@ -87,9 +87,7 @@ class Reconciler:
     def recover(self) -> None:
         """Take over what the maps hold. Call it once, before the first sync.
 
-        Raises
-        ------
-        BpfError: the maps could not be read.
+        Raises BpfError: the maps could not be read.
         """
         self._ledger = read_ledger(self._maps)
         self._drift.forget()
@@ -105,9 +103,7 @@ class Reconciler:
 
         False: not yet, since what was freed a moment ago rests still.
 
-        Raises
-        ------
-        BpfError: the maps could not be read, or written.
+        Raises BpfError: the maps could not be read, or written.
         """
         self.free()
         self._resting.end(self._ledger)
@@ -120,9 +116,7 @@ class Reconciler:
     def drift(self) -> dict[str, int] | None:
         """Return by map how many entries are not as they were written; None: not now, backends rest still.
 
-        Raises
-        ------
-        BpfError: a map could not be read.
+        Raises BpfError: a map could not be read.
         """
         self.free()
         return None if self._resting.settling or self._pending else self._drift.look(self._ledger)
@@ -189,9 +183,7 @@ class Reconciler:
 
         Returns after how many seconds: each call looks at a part of the flows. Infinity: not before a sync.
 
-        Raises
-        ------
-        BpfError: the kernel refused.
+        Raises BpfError: the kernel refused.
         """
         lingering = self._ledger.lingering
         if not lingering:

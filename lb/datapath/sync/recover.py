@@ -44,9 +44,7 @@ def read_ledger(maps: Maps) -> Ledger:
     It is filed under a Service without a name, which no source has, so the next comparison with the source
     deletes it.
 
-    Raises
-    ------
-    BpfError: the kernel refused a read or a clean-up.
+    Raises BpfError: the kernel refused a read or a clean-up.
     """
     services = no_services()
     names = _service_names(maps)

@@ -27,9 +27,7 @@ class Slots(dict[int, Rows]):
     def write(self, version: int, changes: Sequence[Change]) -> int:
         """Write what is new or different; return how many slots that concerns.
 
-        Raises
-        ------
-        BpfError: the figures of a slot's former backend could not be kept.
+        Raises BpfError: the figures of a slot's former backend could not be kept.
         """
         slots = self[version]
         new = {slot: row for change in changes for slot, row in change.new.items()}

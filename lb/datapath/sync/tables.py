@@ -24,9 +24,7 @@ def table_rows(maps: Maps) -> Rows:
 def set_size(backends: int) -> int:
     """Return the size of a set of so many backends, as a VIP has it.
 
-    Raises
-    ------
-    ValueError: see :func:`lb.plan.table_size`.
+    Raises ValueError: see :func:`lb.plan.table_size`.
     """
     return backends if backends <= SMALL_SET else table_size(backends)
 
@@ -51,9 +49,7 @@ def set_rows(ids: Sequence[int], version: int, sockets: Sequence[int]) -> SetRow
 def write_sets(maps: Maps, sets: Iterable[tuple[Region, SetRows]]) -> None:
     """Write rows where their regions are.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
     small_at: list[int] = []
     small: list[int] = []

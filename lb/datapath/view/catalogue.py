@@ -85,9 +85,7 @@ def summary(maps: Maps) -> list[PortSummary]:
     Neither a backend nor a set of backends becomes an object of Python: 10,000 Services are summed up in a
     fraction of a second.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     named = read_names(maps)
     found: dict[tuple[str, str, int], PortSummary] = {}
@@ -129,9 +127,7 @@ def _counts(maps: Maps, version: int) -> tuple[Rows, Rows, Rows]:
 def ports(maps: Maps, wanted: Names) -> list[PortRow]:
     """Return the ports of these ids with what they have, sorted by names and family.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     ids = np.array(list(wanted), np.uint32)
     ranges: dict[int, list[str]] = {}

@@ -199,9 +199,7 @@ def dump(
     counters belong to none and are given in full.
     The order is that of addresses and ports as numbers, or of names; IPv4 comes before IPv6.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     reader = _Reader(maps, now_ns, service)
     return {name: read(reader) for name, read in _SECTIONS.items() if sections is None or name in sections}
@@ -412,9 +410,7 @@ class _Reader:
 def counters(maps: Maps) -> list[CounterEntry]:
     """Return every hook's counter of every reason, also those that no packet has left by.
 
-    Raises
-    ------
-    BpfError: the map could not be read.
+    Raises BpfError: the map could not be read.
     """
     _, values = maps.read("reasons")
     packets: NDArray[np.uint64] = values["packets"].sum(axis=1)

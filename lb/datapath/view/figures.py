@@ -122,9 +122,7 @@ def sample(maps: Maps) -> Sample:
 
     While slots change hands it is read again, a few times at most.
 
-    Raises
-    ------
-    BpfError: a map could not be read.
+    Raises BpfError: a map could not be read.
     """
     for _ in range(_TRIES):
         before = maps.some("ended", accounts.CHANGES)

@@ -21,9 +21,7 @@ _INFO = struct.Struct("=6I")
 def read(path: Path) -> list[str]:
     """Return ``NAMESPACE/NAME`` of every Service, sorted. path: the pinned map ``services``.
 
-    Raises
-    ------
-    BpfError: it is not there or cannot be read, or its values are of another layout.
+    Raises BpfError: it is not there or cannot be read, or its values are of another layout.
     """
     file = ctypes.create_string_buffer(os.fsencode(path))
     pin = bytearray(struct.pack("=QII", ctypes.addressof(file), 0, 0))

@@ -34,9 +34,7 @@ class Watch(Closing):
         programs report all Services, and the caller has to choose.
     clock: CLOCK_MONOTONIC in nanoseconds.
 
-    Raises
-    ------
-    BpfError: the kernel refused.
+    Raises BpfError: the kernel refused.
     """
 
     def __init__(
