@@ -63,6 +63,8 @@ PASS, DROP, SEND, TAKEN = "pass", "drop", "send", "taken"
 _RTAX_MTU = 2  # of rtnetlink(7): bpf_fib_lookup() sees a route's MTU only when it is locked
 _XDP_VERDICTS = {1: DROP, 2: PASS, 3: SEND, 4: SEND}
 _TC_VERDICTS = {-1: PASS, 2: DROP, 4: TAKEN, 7: SEND}
+_GROWTH = layouts.HELD_BYTES + 256
+"""Bytes: the first piece of a datagram comes out as the last one that waited for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ class Datapath:
             ctx = struct.pack("=8xI24xII132xI12x", mark, came_in, ifindex, gso_size)
         with self.namespace.entered():
             _need_context(program == XDP, ifindex, 0 if program == XDP else came_in)
-            run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
+            run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + _GROWTH)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
         after = self.counters()
         moved = {
@@ -212,7 +214,7 @@ class Datapath:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:
             ctx = struct.pack("=40xI148x", ifindex)
-        run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + 256)
+        run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + _GROWTH)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
         return verdicts.get(run.retval, f"unknown {run.retval}"), run.data
 

@@ -215,6 +215,7 @@ def fuzz(datapath: Datapath, seed: int, enough: Callable[[Campaign], bool]) -> C
 def main(seconds: float = 60.0, seed: int | None = None) -> int:
     """Fuzz for so long; return the exit code."""
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
+    print(f"fuzz: seed {seed}", flush=True)
     datapath = Datapath()
     try:
         began = time.monotonic()
