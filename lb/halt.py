@@ -56,3 +56,11 @@ def on_signals(handler: Callable[[int, object], None], *numbers: int) -> Iterato
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Halt]:
+    """Give an event that SIGTERM and SIGINT set."""
+    stop = Halt()
+    with on_signals(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT):
+        yield stop

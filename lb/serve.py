@@ -37,9 +37,9 @@ from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
 from lb.served import servable
-from lb.served.api import as_json, history_answer
+from lb.served.api import as_json
 from lb.served.health import HealthChecks, NodeHealth
-from lb.served.history import History
+from lb.served.history import History, history_answer
 from lb.served.http import Address, Answer, HttpServer, routes
 from lb.served.known import Known
 from lb.served.missing_nodes import MissingNodes

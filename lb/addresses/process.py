@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lb.addresses.pool import PoolsFile
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
-from lb.halt import Halt, on_signals
+from lb.halt import stop_on_signals
 from lb.model import ObjectKey
 from lb.served.http import HttpServer, Response, routes
 
@@ -138,11 +137,3 @@ def _own_namespace() -> str:
         return read_file(NAMESPACE_FILE, 256).decode("ascii").strip() or _DEFAULT_NAMESPACE
     except (OSError, UnicodeDecodeError):
         return _DEFAULT_NAMESPACE
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Halt]:
-    """Give an event that SIGTERM and SIGINT set."""
-    stop = Halt()
-    with on_signals(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT):
-        yield stop

@@ -4,22 +4,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from typing import TextIO
 
 from lb.addresses.process import Options
 from lb.addresses.process import run as give
-from lb.cli.logs import JsonLine, OneLine
-from lb.errors import LbError
+from lb.cli.logs import logged
 
 
 def run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     """Do ``lbctl addresses run``."""
-    handler = logging.StreamHandler(err)
-    handler.setFormatter(OneLine() if args.log_format == "text" else JsonLine())
-    ours = logging.getLogger("lb")
-    ours.addHandler(handler)
-    ours.setLevel(args.log_level.upper())
     options = Options(
         sources=tuple(args.source or ()),
         pools=args.pools,
@@ -30,14 +23,4 @@ def run(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
         service_cidr=args.service_cidr,
         metrics_address=args.metrics_address,
     )
-    try:
-        give(options)
-    except LbError as error:
-        if args.log_format == "text":
-            raise
-        ours.error("%s", error)
-        return 1
-    finally:
-        ours.removeHandler(handler)
-        ours.setLevel(logging.NOTSET)
-    return 0
+    return logged(args, err, lambda: give(options))

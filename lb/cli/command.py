@@ -21,13 +21,13 @@ Load balancer for Kubernetes Services: eBPF programs translate packets, this com
 """
 
 EXIT_CODES = (
-    ("0", "done; of audit, doctor, explain, lab status, plan and status: and nothing is wrong"),
+    ("0", "done; of announce status, audit, doctor, explain, lab status, plan, status: nothing is wrong"),
     (
         "1",
         'it could not be done, and one line on stderr ("lbctl: ...") says why; or, with nothing on stderr,'
-        " something is wrong and stdout says what: audit found a difference, doctor something that will not"
-        " work, explain a cause, lab status something that does not run, plan something that would not work,"
-        " status a problem",
+        " something is wrong and stdout says what: announce status a problem, audit found a difference,"
+        " doctor something that will not work, explain a cause, lab status something that does not run, plan"
+        " something that would not work, status a problem",
     ),
     ("2", "wrong usage: stderr says what is wrong"),
     ("130", "ended by Ctrl-C"),
@@ -57,6 +57,7 @@ COMMANDS = {
     "plan": ("asking", "what manifests would change in the maps; nothing is applied"),
     "doctor": ("asking", "what will and will not work on this machine, and what to do"),
     "addresses": ("working", "give Services of type LoadBalancer addresses out of pools"),
+    "announce": ("announcing", "tell routers by BGP which addresses this node serves"),
     "unload": ("working", "remove every trace of the data plane"),
     "lab": ("lab", "a cluster of network namespaces on this machine"),
     "completion": ("working", "print what makes a shell complete words"),

@@ -14,12 +14,13 @@ from lb.cli import output
 from lb.cli.tables import table
 from lb.errors import LabError
 from lb.lab import dns, kube_proxy, servers
-from lb.lab.addressing import DEFAULT_ID, Family, LabSpec, Overlay, check_id
+from lb.lab.addressing import DEFAULT_ID, Announce, Family, LabSpec, Overlay, RouterKind, check_id
 from lb.lab.apiserver import find, kubectl
 from lb.lab.demo import rows, show
 from lb.lab.lab import Lab
 from lb.lab.removal import down
 from lb.lab.store import Store, labs
+from lb.words import several
 
 _NEXT = """\
 lab {id} is up: {nodes} nodes, {pods} pods
@@ -51,6 +52,8 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         pools=args.pools,
         kubernetes=str(find()) if args.kubernetes else "",
         dns=not servers.missing(dns.IMAGE) if args.dns is None else args.dns,
+        announce=Announce(args.announce),
+        router=RouterKind(args.router),
     )
 
 
@@ -112,6 +115,8 @@ def _status_text(status: dict[str, Any]) -> str:
     ]
     if "addresses" in status:
         lines[-1:] = [f"addresses  {running(status['addresses'])}", ""]
+    if "routing" in status:
+        lines[-1:] = [*_routing_text(status["routing"]), ""]
     if "kubernetes" in status:
         lines[-1:] = [*_kubernetes_text(status["kubernetes"], running), ""]
     nodes = [
@@ -147,6 +152,19 @@ def _dns_text(dns: dict[str, Any], running: Callable[[dict[str, Any]], str]) -> 
         f"DNS        records of Services: {running(dns['records'])}; outside, at {servers}:"
         f" {running(dns['outside'])}"
     )
+
+
+def _routing_text(routing: Mapping[str, Any]) -> list[str]:
+    ended = [name for name, process in routing["processes"].items() if process["pid"] is None]
+    runs = f"{', '.join(ended)} does not run" if ended else "runs"
+    sessions = (
+        f"{node} {'up' if one['up'] else 'down'}, {several(one['addresses'], 'address', 'addresses')}"
+        for node, one in routing["sessions"].items()
+    )
+    return [
+        f"router     {routing['namespace']}, {routing['addresses'][0]}, {routing['router']}: {runs}",
+        f"BGP        {'; '.join(sessions)}",
+    ]
 
 
 def _sync(agent: Mapping[str, Any]) -> str:

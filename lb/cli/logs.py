@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import logging
+from collections.abc import Callable
+from typing import TextIO
 
+from lb.errors import LbError
 from lb.words import in_line
 
 
@@ -44,3 +48,28 @@ class JsonLine(logging.Formatter):
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+
+def logged(args: argparse.Namespace, err: TextIO, work: Callable[[], None]) -> int:
+    """Do what runs on, with its log on a stream in the form that the flags say; return the exit code.
+
+    Raises
+    ------
+    LbError: the work did, and the log is text; an object has it otherwise.
+    """
+    handler = logging.StreamHandler(err)
+    handler.setFormatter(OneLine() if args.log_format == "text" else JsonLine())
+    ours = logging.getLogger("lb")
+    ours.addHandler(handler)
+    ours.setLevel(args.log_level.upper())
+    try:
+        work()
+    except LbError as error:
+        if args.log_format == "text":
+            raise
+        ours.error("%s", error)
+        return 1
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(logging.NOTSET)
+    return 0

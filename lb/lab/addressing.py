@@ -11,6 +11,10 @@
                                                 │ pod-…  │ pod-…          │ pod-…
                                              10.244.1.2  10.244.1.3    10.244.2.2  (namespaces <id>-pod-<pod>)
 
+With a router (``--announce``) the client and the outside server are behind it, on 192.168.78.0/24, with the
+same last digits; the router is .1 on both segments, and the nodes' way to all that they do not know. It
+learns the addresses of Services from the nodes.
+
 Every address has its like in IPv6, written with the same digits: the node at 192.168.77.11 is fd00:77::11,
 the pod 10.244.1.3 is fd00:244:0:1::3. With an API server, ``<id>-api`` is one more host on the segment, at
 .2. Labs never share a namespace or a pin, so all of them use these same addresses.
@@ -32,13 +36,16 @@ from lb.model import IPAddress, IPNetwork
 SEGMENTS: dict[int, IPNetwork] = {4: IPv4Network("192.168.77.0/24"), 6: IPv6Network("fd00:77::/64")}
 """By IP version, as everything below that comes in two."""
 
+OUTER_SEGMENTS: dict[int, IPNetwork] = {4: IPv4Network("192.168.78.0/24"), 6: IPv6Network("fd00:78::/64")}
+"""Behind the router, in a lab that has one: the client's."""
+
 SERVICE_CIDRS: dict[int, IPNetwork] = {4: IPv4Network("10.66.0.0/16"), 6: IPv6Network("fd00:66::/112")}
 POD_NETWORKS: dict[int, IPNetwork] = {4: IPv4Network("10.244.0.0/16"), 6: IPv6Network("fd00:244::/48")}
 """What all pods' addresses are in; each node has a share, :func:`pod_cidr`."""
 
 BALANCED: dict[int, IPNetwork] = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Network("2001:db8:203::/112")}
-"""The pool of load-balancer addresses: networks for documentation (RFC 5737, RFC 3849), on no interface. The
-client sends to node1 what it knows no other way to."""
+"""The pool of load-balancer addresses: networks for documentation (RFC 5737, RFC 3849), on no interface.
+Without a router the client sends to node1 what it knows no other way to."""
 
 POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
@@ -56,9 +63,12 @@ _ID = re.compile(r"[a-z][a-z0-9]{0,15}")
 _ZONE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
-def on_segment(number: int, version: int = 4) -> IPAddress:
-    """Return the address on the segment that ends in these digits: ``.100`` or ``::100``."""
-    return SEGMENTS[version][_digits(number, version)]
+def on_segment(number: int, version: int = 4, *, outer: bool = False) -> IPAddress:
+    """Return the address on the segment that ends in these digits: ``.100`` or ``::100``.
+
+    outer: on the one behind the router.
+    """
+    return (OUTER_SEGMENTS if outer else SEGMENTS)[version][_digits(number, version)]
 
 
 def _digits(number: int, version: int) -> int:
@@ -66,14 +76,19 @@ def _digits(number: int, version: int) -> int:
     return number if version == 4 else int(str(number), 16)
 
 
-def clients(version: int = 4) -> tuple[IPAddress, ...]:
+def clients(version: int = 4, *, outer: bool = False) -> tuple[IPAddress, ...]:
     """Return the client's addresses; the first is its primary one, ``curl --interface`` takes any of them."""
-    return tuple(on_segment(100 + number, version) for number in range(10))
+    return tuple(on_segment(100 + number, version, outer=outer) for number in range(10))
 
 
-def outside_server(version: int = 4) -> IPAddress:
+def outside_server(version: int = 4, *, outer: bool = False) -> IPAddress:
     """Return the address of an HTTP server on port 80 and a UDP echo on port 9000 outside the cluster."""
-    return on_segment(200, version)
+    return on_segment(200, version, outer=outer)
+
+
+def router(version: int = 4, *, outer: bool = False) -> IPAddress:
+    """Return the router's address on the nodes' segment, or on the one behind it."""
+    return on_segment(1, version, outer=outer)
 
 
 def api_server(version: int = 4) -> IPAddress:
@@ -95,6 +110,21 @@ class Overlay(enum.StrEnum):
     NONE = "none"
     VXLAN = "vxlan"
     IPIP = "ipip"
+
+
+class Announce(enum.StrEnum):
+    """How the network comes to know which nodes serve an address of a Service."""
+
+    NONE = "none"
+    """Not at all: the client sends everything to node1."""
+    BGP = "bgp"
+
+
+class RouterKind(enum.StrEnum):
+    """The program that speaks BGP at the lab's router."""
+
+    BIRD = "bird"
+    FRR = "frr"
 
 
 class Family(enum.StrEnum):
@@ -128,6 +158,8 @@ class LabSpec:
     zones: given to the nodes in turn.
     pools: whether Services of type LoadBalancer are given addresses.
     dns: whether the lab answers for the names of Services (:mod:`lb.lab.dns`).
+    announce: how the network learns of addresses; but for NONE there is a router before the client.
+    router: what the router runs.
 
     Raises LabError: a value is out of bounds, or two do not go together.
     """
@@ -145,6 +177,8 @@ class LabSpec:
     zones: tuple[str, ...] = ZONES
     pools: bool = True
     dns: bool = False
+    announce: Announce = Announce.NONE
+    router: RouterKind = RouterKind.BIRD
 
     def __post_init__(self) -> None:
         check_id(self.id)
@@ -156,6 +190,10 @@ class LabSpec:
             raise LabError(f"--zones {','.join(self.zones)}: give names as the values of labels are")
         if self.overlay is Overlay.IPIP and self.versions == (6,):
             raise LabError("--overlay ipip: its tunnels run over IPv4, which --family ipv6 leaves out")
+        if self.announce is not Announce.NONE and not self.balanced:
+            raise LabError(
+                f"--announce {self.announce}: without agents and pools there is nothing to announce"
+            )
 
     @property
     def versions(self) -> tuple[int, ...]:
@@ -197,9 +235,27 @@ class LabSpec:
         return self.zones[(node_number(node) - 1) % len(self.zones)]
 
     @property
+    def routed(self) -> bool:
+        """Whether there is a router between the client and the nodes."""
+        return self.announce is not Announce.NONE
+
+    def clients(self, version: int = 4) -> tuple[IPAddress, ...]:
+        """Return the client's addresses, see :func:`clients`."""
+        return clients(version, outer=self.routed)
+
+    def outside_server(self, version: int = 4) -> IPAddress:
+        """Return the address of the server outside of the cluster, see :func:`outside_server`."""
+        return outside_server(version, outer=self.routed)
+
+    @property
     def client(self) -> str:
         """The client's namespace."""
         return f"{self.id}-client"
+
+    @property
+    def router_namespace(self) -> str:
+        """The router's namespace, if there is one."""
+        return f"{self.id}-router"
 
     @property
     def api(self) -> str:
@@ -219,8 +275,9 @@ class LabSpec:
     @property
     def namespaces(self) -> tuple[str, ...]:
         """The namespaces that exist from the start; those of pods come and go."""
-        api = (self.api,) if self.kubernetes else ()
-        return (self.switch, self.client, *api, *(self.namespace(node) for node in self.node_names))
+        others = [self.router_namespace] if self.routed else []
+        others += [self.api] if self.kubernetes else []
+        return (self.switch, self.client, *others, *(self.namespace(node) for node in self.node_names))
 
     def namespace(self, node: str) -> str:
         """Return the namespace of a node."""

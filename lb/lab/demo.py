@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lb.errors import LabError
@@ -97,7 +97,8 @@ def answering(lines: str, udp: bool) -> Counter[str]:
 def rows(spec: LabSpec) -> list[Row]:
     """Return the rows whose key the manifests name and whose family the lab has."""
     texts = "".join(path.read_text() for path in sorted(Path(spec.manifests).glob("*.y*ml")))
-    return [row for row in ROWS if row.key in texts and (6 if "[" in row.address else 4) in spec.versions]
+    wanted = (row for row in ROWS if row.key in texts and (6 if "[" in row.address else 4) in spec.versions)
+    return [replace(row, source=str(spec.clients()[1])) if row.source else row for row in wanted]
 
 
 def show(lab: Lab, report: Report) -> None:

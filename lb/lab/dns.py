@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.lab import namespaces, servers
-from lb.lab.addressing import LabSpec, dns_service, outside_server
+from lb.lab.addressing import LabSpec, dns_service
 from lb.lab.objects import to_yaml
 from lb.lab.processes import environment, spawn
 from lb.lab.store import PodRecord, Store
@@ -64,7 +64,7 @@ def cluster_resolvers(spec: LabSpec, services: Iterable[Service]) -> tuple[str, 
 
 def node_resolvers(spec: LabSpec) -> tuple[str, ...]:
     """Return what nodes ask: the server outside; none when the lab has no DNS."""
-    return tuple(str(outside_server(version)) for version in spec.versions) if spec.dns else ()
+    return tuple(str(spec.outside_server(version)) for version in spec.versions) if spec.dns else ()
 
 
 # --- bringing it up -----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def _start_outside(store: Store, spec: LabSpec, upstream: str) -> None:
         argv = [sys.executable, "-m", "lb.lab.relay", spec.id, upstream]
         store.write_process("relay", spawn(argv, store.log("relay"), environment()))
         resolvers = ["127.0.0.1"]
-    addresses = [outside_server(version) for version in spec.versions]
+    addresses = [spec.outside_server(version) for version in spec.versions]
     settings = named.Settings(addresses, zones=[OUTSIDE_ZONE], resolvers=resolvers)
     folder = store.base / "outside"
     work = folder / "work"

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lb.errors import LabError
-from lb.lab import balancer, cgroups, dns, namespaces, pod, topology
+from lb.lab import balancer, cgroups, dns, namespaces, pod, router, topology
 from lb.lab.addressing import (
     POD_INTERFACES,
     UPLINK,
     LabSpec,
     Overlay,
-    clients,
-    outside_server,
 )
 from lb.lab.processes import COMPILE_SECONDS, START_SECONDS, ProcessRef, environment, spawn, wait_for
 from lb.lab.removal import Report, down
@@ -83,7 +81,8 @@ class Lab:
 
     @property
     def _hosts(self) -> tuple[str, ...]:
-        return ("client", "switch", *(("api",) if self.spec.kubernetes else ()))
+        others = (("router",) if self.spec.routed else ()) + (("api",) if self.spec.kubernetes else ())
+        return ("client", "switch", *others)
 
     def find_pod(self, name: str) -> PodRecord:
         """Return the record of the pod called NAME or NAMESPACE/NAME.
@@ -243,6 +242,8 @@ class Lab:
         """
         namespaces.check_machine()
         cgroups.of_lab(spec.id)  # says so when there are none
+        if spec.routed:
+            router.check(spec)
         if not Path(spec.manifests).is_dir():
             raise LabError(f"--manifests {spec.manifests}: there is no such directory")
         own = ProcessRef.own()
@@ -266,22 +267,15 @@ class Lab:
     def _bring_up(self, report: Report, pods_within: float) -> None:
         spec, store = self.spec, self.store
         overlay = "routed" if spec.overlay is Overlay.NONE else f"behind tunnels ({spec.overlay})"
-        client = " and ".join(str(clients(version)[0]) for version in spec.versions)
-        report(f"network: switch, client {client}, {spec.nodes} nodes; pods {overlay}")
+        client = " and ".join(str(spec.clients(version)[0]) for version in spec.versions)
+        between = f"router ({spec.router}), " if spec.routed else ""
+        report(f"network: switch, {between}client {client}, {spec.nodes} nodes; pods {overlay}")
         for node in spec.node_names:
             cgroups.create(self.cgroup(node))
         topology.build(spec)
-        argv = [
-            sys.executable,
-            "-I",
-            "-S",
-            str(pod.__file__),
-            "outside",
-            ",".join(str(outside_server(version)) for version in spec.versions),
-            *OUTSIDE_PORTS,
-            "--",
-        ]
-        store.write_process("outside", spawn(namespaces.command(spec.client, argv), store.log("outside")))
+        if spec.routed:
+            router.start_router(store, spec)
+        self._start_outside_server()
         if spec.dns:
             dns.bring_up(store, spec)
         if spec.kubernetes:
@@ -306,11 +300,30 @@ class Lab:
         if store.process(balancer.NAME) is not None:
             self._wait_for_addresses()
         if spec.agents:
-            report("agents: compiling and loading programs, one agent for each node")
-            for node in spec.node_names:
-                self.start_agent(node)
-            for node in spec.node_names:
-                self.wait_agent(node)
+            self._start_agents(report)
+        if spec.routed:
+            self._announce(report)
+
+    def _start_outside_server(self) -> None:
+        """Start the HTTP server and UDP echo that are outside of the cluster."""
+        spec, log = self.spec, self.store.log("outside")
+        addresses = ",".join(str(spec.outside_server(version)) for version in spec.versions)
+        argv = [sys.executable, "-I", "-S", str(pod.__file__), "outside", addresses, *OUTSIDE_PORTS, "--"]
+        self.store.write_process("outside", spawn(namespaces.command(spec.client, argv), log))
+
+    def _start_agents(self, report: Report) -> None:
+        report("agents: compiling and loading programs, one agent for each node")
+        for node in self.spec.node_names:
+            self.start_agent(node)
+        for node in self.spec.node_names:
+            self.wait_agent(node)
+
+    def _announce(self, report: Report) -> None:
+        """Start what tells the router which addresses each node serves, and wait until it knows."""
+        report("routes: each node tells the router by BGP which addresses it serves")
+        for node in self.spec.node_names:
+            router.start_speaker(self.store, self.spec, node)
+        router.wait(self.store, self.spec)
 
     def _wait_for_pods(self, report: Report, seconds: float) -> dict[str, Any]:
         """Wait until the pods are ready, at most so long; say what for if it takes a while."""

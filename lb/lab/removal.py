@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 
 from lb.datapath.kernel.pins import Pins, unload
@@ -39,7 +40,10 @@ def down(lab: str, report: Report) -> None:
         report("pins: unloading")
         for node in record.spec.node_names:
             unload(Pins(record.spec.instance(node)))
-            RunDir(record.spec.instance(node)).remove()
+            run_dir = RunDir(record.spec.instance(node))
+            run_dir.speaker.remove()
+            shutil.rmtree(run_dir.speaker.folder, ignore_errors=True)
+            run_dir.remove()
         names = [*record.spec.namespaces, *(each.netns for each in store.pods())]
         report(f"namespaces: removing {len(names)}")
         for name in names:

@@ -9,8 +9,8 @@ from typing import Any
 
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
-from lb.lab import cgroups, dns, topology
-from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, clients, outside_server
+from lb.lab import cgroups, dns, router, topology
+from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec
 from lb.lab.balancer import NAME as BALANCER
 from lb.lab.store import Store
 
@@ -44,6 +44,7 @@ def status(
         for node in spec.node_names
     ]
     balancer = _process(store, BALANCER) if store.process(BALANCER) else {}
+    routing = {"routing": router.status(store, spec)} if spec.routed else {}
     return {
         "id": spec.id,
         "manifests": spec.manifests,
@@ -54,12 +55,13 @@ def status(
         "family": str(spec.family),
         "client": {
             "namespace": spec.client,
-            "addresses": [str(address) for version in spec.versions for address in clients(version)],
+            "addresses": [str(address) for version in spec.versions for address in spec.clients(version)],
         },
-        "outside_server": str(outside_server(spec.versions[0])),
+        "outside_server": str(spec.outside_server(spec.versions[0])),
         "kubelet": _process(store, "kubelet"),
         **({"addresses": balancer} if balancer else {}),
         **({"dns": _dns_status(spec, store)} if spec.dns else {}),
+        **routing,
         "nodes": nodes,
         **listed,
         "errors": [
@@ -68,6 +70,7 @@ def status(
             *_without_agent(spec, nodes),
             *_ended(balancer),
             *_without_names(spec, store),
+            *(router.errors(routing["routing"]) if routing else ()),
         ],
     }
 

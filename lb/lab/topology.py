@@ -24,24 +24,27 @@ from lb.errors import LabError
 from lb.lab import namespaces
 from lb.lab.addressing import (
     MTU,
+    OUTER_SEGMENTS,
     POD_GATEWAY_MAC,
     POD_GATEWAYS,
     SEGMENTS,
+    SERVICE_CIDRS,
     UPLINK,
     LabSpec,
     Overlay,
     api_server,
-    clients,
     node_address,
     node_mac,
-    outside_server,
     pod_cidr,
+    router,
 )
 from lb.lab.store import PodRecord
 from lb.lab.tunnels import add_tunnels
 from lb.model import IPAddress
 
 _BRIDGE = "br0"
+ROUTER_OUTER = "eth1"
+"""The router's interface towards the client."""
 _PERMANENT = 0x80  # NUD_PERMANENT of linux/neighbour.h
 _NODAD = 0x2  # IFA_F_NODAD of linux/if_addr.h
 _FOREVER = 0xFFFFFFFF  # of a lifetime, in struct ifa_cacheinfo
@@ -74,6 +77,12 @@ _NODE_SETTINGS = {
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
 }
+_ROUTER_SETTINGS = {
+    **_NODE_SETTINGS,
+    # Equal ways are chosen by addresses and ports, so that the connections of one client spread, too.
+    "ipv4/fib_multipath_hash_policy": "1",
+    "ipv6/fib_multipath_hash_policy": "1",
+}
 _HOST_SETTINGS = {
     f"{family}/conf/{which}/accept_redirects": "0"
     for family in ("ipv4", "ipv6")
@@ -82,7 +91,7 @@ _HOST_SETTINGS = {
 
 
 def build(spec: LabSpec) -> None:
-    """Make the switch, the client, the API server's host if asked for, and the nodes with their routes.
+    """Make the switch, the client, the nodes with their routes, and as asked for a router and the API's host.
 
     Raises LabError: names the namespace and what the kernel refused.
     """
@@ -93,11 +102,13 @@ def build(spec: LabSpec) -> None:
             if name == spec.switch:
                 _settings(_WITHOUT_IPV6)
             else:
-                _settings(_ip_settings(spec) | (_NODE_SETTINGS if name in nodes else _HOST_SETTINGS))
+                special = _ROUTER_SETTINGS if name == spec.router_namespace else _HOST_SETTINGS
+                _settings(_ip_settings(spec) | (_NODE_SETTINGS if name in nodes else special))
     with namespaces.netlink(spec.switch) as switch:
         switch.link("add", ifname=_BRIDGE, kind="bridge")
         switch.link("set", index=_index(switch, _BRIDGE), state="up")
-        _plug(switch, "client", spec.client, "02:77:00:00:00:64")
+        outermost = spec.router_namespace if spec.routed else spec.client
+        _plug(switch, "router" if spec.routed else "client", outermost, "02:77:00:00:00:64")
         if spec.kubernetes:
             _plug(switch, "api", spec.api, "02:77:00:00:00:fe")
         for node in spec.node_names:
@@ -106,7 +117,11 @@ def build(spec: LabSpec) -> None:
                 fill_in_checksums(node)
             if spec.uplink_mode is UplinkMode.XDP_NATIVE:
                 take_back(switch, node)
-    _set_up_host(spec, spec.client, {each: (*clients(each), outside_server(each)) for each in spec.versions})
+    if spec.routed:
+        _set_up_router(spec)
+    _set_up_host(
+        spec, spec.client, {each: (*spec.clients(each), spec.outside_server(each)) for each in spec.versions}
+    )
     if spec.kubernetes:
         _set_up_host(spec, spec.api, {each: (api_server(each),) for each in spec.versions})
     for node in spec.node_names:
@@ -208,18 +223,45 @@ def _add_default(route: Any, gateway: IPAddress, interface: int) -> None:
 
 
 def _set_up_host(spec: LabSpec, namespace: str, addresses: Mapping[int, Sequence[IPAddress]]) -> None:
-    """Make a namespace a host outside of the cluster: all that it knows is that node1 is its router.
+    """Make a namespace a host outside of the cluster: all that it knows is its router, node1 where none is.
 
     addresses are by IP version, the primary one first: Linux prefers the first in IPv4 and the last in IPv6,
     where the others are therefore deprecated.
     """
+    outer = spec.routed and namespace == spec.client
+    segments = OUTER_SEGMENTS if outer else SEGMENTS
     with namespaces.netlink(namespace) as route:
         _up(route, "lo")
         uplink = _up(route, UPLINK)
         for version in spec.versions:
             for number, address in enumerate(addresses[version]):
-                _add_address(route, uplink, address, SEGMENTS[version].prefixlen, deprecated=number > 0)
-            _add_default(route, node_address("node1", version), uplink)
+                _add_address(route, uplink, address, segments[version].prefixlen, deprecated=number > 0)
+            first = router(version, outer=True) if outer else node_address("node1", version)
+            _add_default(route, first, uplink)
+
+
+def _set_up_router(spec: LabSpec) -> None:
+    """Make the router: the nodes at its one interface, the client at the other."""
+    with (
+        namespaces.netlink(spec.router_namespace) as route,
+        open(namespaces.path(spec.client), "rb") as target,
+    ):
+        _up(route, "lo")
+        peer = {"ifname": UPLINK, "net_ns_fd": target.fileno(), "mtu": MTU}
+        route.link("add", ifname=ROUTER_OUTER, kind="veth", mtu=MTU, peer=peer)
+        for interface, segments in (
+            (_up(route, UPLINK), SEGMENTS),
+            (_up(route, ROUTER_OUTER), OUTER_SEGMENTS),
+        ):
+            for version in spec.versions:
+                own = router(version, outer=segments is OUTER_SEGMENTS)
+                _add_address(route, interface, own, segments[version].prefixlen)
+        for version in spec.versions:
+            for node in spec.node_names:
+                destination, gateway = str(pod_cidr(node, version)), str(node_address(node, version))
+                route.route("add", family=_FAMILIES[version], dst=destination, gateway=gateway)
+            services, first = str(SERVICE_CIDRS[version]), str(node_address("node1", version))
+            route.route("add", family=_FAMILIES[version], dst=services, gateway=first)
 
 
 def _set_up_node(spec: LabSpec, node: str) -> None:
@@ -228,7 +270,7 @@ def _set_up_node(spec: LabSpec, node: str) -> None:
         uplink = _up(route, UPLINK)
         for version in spec.versions:
             _add_address(route, uplink, node_address(node, version), SEGMENTS[version].prefixlen)
-            _add_default(route, clients(version)[0], uplink)
+            _add_default(route, router(version) if spec.routed else spec.clients(version)[0], uplink)
         if spec.overlay is not Overlay.NONE:
             add_tunnels(spec, route, node, uplink)
             return

@@ -10,11 +10,7 @@ from urllib.parse import parse_qs
 
 from lb.errors import LbError
 from lb.model import ObjectKey
-from lb.served.history import History
 from lb.served.http import Answer, Request, Response
-
-MOST_CHANGES = 200
-"""How many changes of all Services are told at a time."""
 
 _HEADERS = (
     ("Content-Type", "application/json; charset=utf-8"),
@@ -37,22 +33,6 @@ def as_json(read: Callable[[Query], Any]) -> Answer:
         return Response(status, json.dumps(found).encode() + b"\n", _HEADERS)
 
     return answer
-
-
-def history_answer(history: History, instance: str, started: str) -> Answer:
-    """Return what answers with the last changes: of ``?service=NAMESPACE/NAME``, or of all Services."""
-
-    def read(query: Query) -> dict[str, Any]:
-        key = service_of(query) if "service" in query else None
-        entries = history.of(key) if key else history.last(MOST_CHANGES)
-        return {
-            "instance": instance,
-            "service": str(key) if key else None,
-            "agent_started": started,
-            "changes": [entry.as_dict() for entry in entries],
-        }
-
-    return as_json(read)
 
 
 def service_of(query: Query) -> ObjectKey:

@@ -24,11 +24,15 @@ import msgspec
 
 from lb.datapath.sync.sync_record import Written
 from lb.model import Delete, EndpointSlice, Event, ObjectKey, Upsert
+from lb.served.api import Query, as_json, service_of
+from lb.served.http import Answer
 
 OF_ONE = 40
 """How many changes of one Service are remembered; what changes in both families is two."""
 IN_ALL = 2000
 """How many changes are remembered in all: at most 4 MB."""
+MOST_CHANGES = 200
+"""How many changes of all Services are told at a time."""
 _MOST_CAUSES = 4
 _MOST_BEGINNINGS = 64
 
@@ -210,3 +214,19 @@ class History:
         with self._lock:
             entries = [*self._entries.values()]
         return entries[-count:] if count else []
+
+
+def history_answer(history: History, instance: str, started: str) -> Answer:
+    """Return what answers with the last changes: of ``?service=NAMESPACE/NAME``, or of all Services."""
+
+    def read(query: Query) -> dict[str, Any]:
+        key = service_of(query) if "service" in query else None
+        entries = history.of(key) if key else history.last(MOST_CHANGES)
+        return {
+            "instance": instance,
+            "service": str(key) if key else None,
+            "agent_started": started,
+            "changes": [entry.as_dict() for entry in entries],
+        }
+
+    return as_json(read)

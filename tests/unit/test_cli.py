@@ -43,7 +43,7 @@ from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
 from lb.lab import addressing
-from lb.lab.addressing import Family, Overlay
+from lb.lab.addressing import Announce, Family, Overlay, RouterKind
 from lb.lab.apiserver import VARIABLE
 from lb.lab.kube_proxy import Mode
 from lb.model import Protocol
@@ -100,12 +100,14 @@ EXIT_CODES: list[tuple[list[str], int]] = [
     (["run"], 1),
     (["run", "--node-name", "n1", "--source", "manifests:/nowhere"], 1),
     (["addresses", "run", "--source", "kubernetes", "--pools", "/nowhere"], 1),
+    (["announce", "bgp", "--peers", "/nowhere"], 1),
     *(
         ([*words, "--instance", "nobody.here"], 1)
         for words in (
             *([name] for name in COMMANDS if name in ALONE),
             ["service", "list"], ["service", "show", "web"], ["maps", "dump"], ["history", "web"],
-            ["explain", "web"], ["plan", "-f", "/dev/null"], ["trace", "192.0.2.7", "192.0.2.8:80"],
+            ["explain", "web"], ["announce", "status"],
+            ["plan", "-f", "/dev/null"], ["trace", "192.0.2.7", "192.0.2.8:80"],
         )
     ),
     (["lab", "status", "--id", "nobody"], 1),
@@ -350,6 +352,8 @@ def test_words_of_help_that_stand_for_what_is_elsewhere() -> None:
     """The grammar imports nothing of it."""
     assert set(grammar_lab.OVERLAYS) == set(Overlay)
     assert set(grammar_lab.FAMILIES) == set(Family)
+    assert set(grammar_lab.ANNOUNCE) == set(Announce)
+    assert set(grammar_lab.ROUTERS) == set(RouterKind)
     assert set(grammar_lab.KUBE_PROXY) == set(Mode)
     assert (grammar_lab.ZONES, grammar_lab.MAX_NODES) == (addressing.ZONES, addressing.MAX_NODES)
     assert grammar_lab.DEFAULT_ID == addressing.DEFAULT_ID

@@ -21,9 +21,8 @@ from lb.parts import InterfacesChanged, Reread
 from lb.plan.types import VipKey
 from lb.retries import Retries
 from lb.rundir import RunDir
-from lb.served.api import history_answer
 from lb.served.ask import ask
-from lb.served.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of
+from lb.served.history import IN_ALL, OF_ONE, START, Cause, History, Since, cause_of, history_answer
 from lb.served.http import Request, routes
 from tests.unit.agent_bench import (
     DNS,

@@ -34,7 +34,7 @@ from lb.model import (
     Upsert,
 )
 from lb.rundir import RunDir
-from lb.served.api import history_answer
+from lb.served.history import history_answer
 from lb.served.http import HttpServer, Request, Response, routes
 from lb.served.known import Known
 from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown

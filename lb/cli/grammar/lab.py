@@ -16,6 +16,8 @@ EXAMPLES = shipped("examples")
 MAX_NODES = 50
 OVERLAYS = ("none", "vxlan", "ipip")
 FAMILIES = ("ipv4", "ipv6", "dual")
+ANNOUNCE = ("none", "bgp")
+ROUTERS = ("bird", "frr")
 ZONES = ("zone-a", "zone-b")
 KUBE_PROXY = ("nftables", "iptables")
 
@@ -63,7 +65,9 @@ Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/l
         "lbctl lab exec client -- ping -c 1 10.66.13.240\nlbctl lab exec POD -- env",
         codes="that of the command that was run; 1 it could not be run, stderr says why; 2 wrong usage",
     )
-    execute.add_argument("where", metavar="WHERE", help="client, switch, api, node1 …, or a pod's name")
+    execute.add_argument(
+        "where", metavar="WHERE", help="client, switch, router, api, node1 …, or a pod's name"
+    )
     execute.add_argument(
         "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="command and arguments"
     )
@@ -160,6 +164,16 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         choices=FAMILIES,
         default="dual",
         help="IP versions of clients, nodes, pods and Services (default dual, IPv4 being the primary one)",
+    )
+    parser.add_argument(
+        "--announce",
+        choices=ANNOUNCE,
+        default="none",
+        help="how the network learns of load-balancer addresses; bgp: from the nodes, by a router before the"
+        " client (default none: the client sends all to node1)",
+    )
+    parser.add_argument(
+        "--router", choices=ROUTERS, default="bird", help="what that router runs (default bird)"
     )
     parser.add_argument(
         "--zones",

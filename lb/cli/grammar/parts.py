@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from lb.cli.command import COMMANDS
+
+if TYPE_CHECKING:
+    from lb.config import Form
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -107,3 +111,23 @@ def output(parser: argparse.ArgumentParser, plain: str, *more: str, told: str = 
         default=plain,
         help=f"default: {plain}{told}",
     )
+
+
+def log(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a log."""
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
+    )
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
+
+
+def formed(form: Form) -> Callable[[str], str]:
+    """Return what reads an argument as a setting of that form is read."""
+
+    def parse(text: str) -> str:
+        try:
+            return str(form.parse(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form.right}") from None
+
+    return parse

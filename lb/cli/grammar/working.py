@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from lb.cli.grammar import parts
-from lb.cli.grammar.parts import Commands, command, verbs
-from lb.config import LISTEN_ADDRESS, NETWORKS, Config, Form, Setting, settings
+from lb.cli.grammar.parts import Commands, command, formed, log, verbs
+from lb.config import LISTEN_ADDRESS, NETWORKS, Config, Setting, settings
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
 
@@ -148,34 +147,19 @@ lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state 
     )
     running.add_argument(
         "--service-cidr",
-        type=_formed(NETWORKS),
+        type=formed(NETWORKS),
         default=Config().service_cidr,
         metavar=NETWORKS.metavar,
         help="with manifests: the agents' setting of that name, for the families of Services",
     )
     running.add_argument(
         "--metrics-address",
-        type=_formed(LISTEN_ADDRESS),
+        type=formed(LISTEN_ADDRESS),
         default="127.0.0.1:10251",
         metavar=LISTEN_ADDRESS.metavar,
         help="where GET /metrics and /livez are answered, or off (default 127.0.0.1:10251)",
     )
-    running.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
-    )
-    running.add_argument("--log-format", choices=("text", "json"), default="text", help="default: text")
-
-
-def _formed(form: Form) -> Callable[[str], str]:
-    """Return what reads an argument as a setting of that form is read."""
-
-    def parse(text: str) -> str:
-        try:
-            return str(form.parse(text))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {form.right}") from None
-
-    return parse
+    log(running)
 
 
 def unload(commands: Commands) -> None:

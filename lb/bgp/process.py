@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that speaks BGP: its files, what it answers at a socket and to Prometheus, its end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from lb import memory
+from lb.bgp.bird import Bird, program
+from lb.bgp.board import Board
+from lb.bgp.peers import PeersFile
+from lb.bgp.speaker import Memory, Speaker
+from lb.config import split_address
+from lb.errors import ConfigError
+from lb.folders import PRIVATE, make
+from lb.halt import Halt, stop_on_signals
+from lb.rundir import RunDir
+from lb.served.api import as_json
+from lb.served.http import HttpServer, Response, routes
+from lb.served.servable import SPEAKER_PATH, Asked
+
+_log = logging.getLogger(__name__)
+
+STEP_SECONDS = 0.5
+"""How often the agent is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``lbctl announce bgp`` is told.
+
+    Attributes
+    ----------
+    instance: whose agent is asked. peers: the file of :mod:`lb.bgp.peers`.
+    router_id: an IPv4 address; empty: the node's first, or one that follows from its name.
+    metrics_address: see :func:`lb.config.split_address`.
+    """
+
+    instance: str
+    peers: Path
+    router_id: str = ""
+    metrics_address: str = ""
+
+
+def run(options: Options) -> None:
+    """Tell routers until SIGTERM or SIGINT.
+
+    Raises
+    ------
+    ConfigError: the options or the file of peers are wrong.
+    LbError: another process speaks for the instance; BIRD is not installed.
+    """
+    memory.few_arenas()
+    if options.router_id:
+        try:
+            IPv4Address(options.router_id)
+        except ValueError as error:
+            raise ConfigError(f"--router-id {options.router_id}: must look like an IPv4 address") from error
+    program()
+    peers = PeersFile(options.peers)
+    run_dir = RunDir(options.instance)
+    own = run_dir.speaker
+    with own.lock_if_room(), ExitStack() as stack, stop_on_signals() as stop:
+        folder = own.folder
+        make(folder, mode=PRIVATE)
+        board = Board()
+        server = HttpServer()
+        stack.callback(server.shut)
+        server.open(
+            (str(own.socket_path), 0), routes({SPEAKER_PATH: as_json(lambda _: board.as_dict())}), "announce"
+        )
+        if address := split_address(options.metrics_address):
+            from lb.bgp import metrics  # noqa: PLC0415  (prometheus_client)
+
+            alive = Response(200, b"ok\n")
+            answers = {"/metrics": metrics.answer(board), "/livez": lambda _: alive}
+            server.open(address, routes(answers), "metrics")
+        ending = Halt()  # it answers until the last session has ended
+        thread = threading.Thread(target=lambda: server.run(ending), name="http", daemon=True)
+        thread.start()
+        stack.callback(thread.join, 2.0)
+        stack.callback(ending.set)
+        speaker = Speaker(
+            peers,
+            Bird(folder),
+            Asked(run_dir).report,
+            Memory(folder / "told.json"),
+            board,
+            unloaded=lambda: not run_dir.notes_path.exists(),
+            router=options.router_id,
+        )
+        while not stop.is_set():
+            speaker.step()
+            stop.wait(STEP_SECONDS)
+        _log.info("stopping: routers are told, or keep what they know")
+        speaker.leave(_wait)
+
+
+def _wait(seconds: float) -> None:
+    """Wait; a second signal ends that."""
+    with stop_on_signals() as stop:
+        stop.wait(seconds)
