@@ -91,10 +91,10 @@ class Steady:
         return now - self._heard >= self.hold.silent_seconds
 
     def told(self, now: float) -> Mapping[IPAddress, Verdict]:
-        """Return what the network is to be told now, and why an address is not told to it."""
+        """Return what the network is to be told of each address, in ascending order, and why not."""
         silent = self.silent(now)
         found: dict[IPAddress, Verdict] = {}
-        for address, track in list(self._tracks.items()):
+        for address, track in sorted(self._tracks.items(), key=lambda one: (one[0].version, int(one[0]))):
             standing, why = self._decide(track, now)
             if standing is Standing.CANNOT and track.told is not Standing.CANNOT:
                 soon = now - track.withdrawn_at < FORGET_SECONDS

@@ -224,6 +224,8 @@ class Speaker:
             else:
                 if self._board.running:
                     self._board.restarts += 1
+                    for each in self._board.peers.values():
+                        each.note(NO_SESSION, self._wall())
                     _log.error("bird has ended: starting it again; routers keep routes meanwhile if they can")
                 self._engine.start()
         except LbError as error:

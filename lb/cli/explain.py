@@ -20,6 +20,7 @@ from lb.errors import UsageError
 from lb.model import ObjectKey
 from lb.rundir import RunDir
 from lb.served.pulse import pulse
+from lb.served.servable import spoken
 
 _COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
 
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             every=args.every,
         )
         where = view.name or view.source.name
+        facts.speaker = spoken(RunDir(view.name)) if view.name else None
         if view.name and (alive := pulse(RunDir(view.name), view.notes)).silent:
             problem = alive.problem()
             facts.sick = (problem.text, problem.next) if problem else facts.sick

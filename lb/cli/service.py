@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
 from lb.served.ask import ask
+from lb.served.servable import spoken
 from lb.words import several, short
 
 _MOST_UNSERVED = 20
@@ -39,10 +40,13 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     with contextlib.suppress(LbError):  # of an agent that does not run, or is older, nothing more is told
         found["unserved"] = ask(run_dir, "/api/unserved", seconds=2.0)["services"]
         found["balanced"] = ask(run_dir, "/api/balanced", seconds=2.0)["services"]
+    speaker = spoken(run_dir)
+    found["announced"] = speaker["addresses"] if speaker else []
     if args.namespace:
         chosen = ObjectKey(args.namespace, "")
         for part in ("services", "unserved", "balanced"):
             found[part] = [one for one in found[part] if chosen.covers(one["service"])]
+        found["announced"] = [one for one in found["announced"] if any(map(chosen.covers, one["services"]))]
     output.write(args, out, found, lambda: render(found, wide=args.output == "wide"))
     return 0
 
@@ -182,6 +186,7 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
         "refusals": notes.get("refusals", []),
         "unserved": [],
         "balanced": [],
+        "announced": [],
         "headless_unread": notes.get("settings", {}).get("sources") == ["kubernetes"],
         "agent_running": running,
     }
@@ -214,6 +219,7 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
             text += f"  {one['service']}  {_balanced(one)}\n"
         if (left := len(told) - _MOST_UNSERVED) > 0:
             text += f"  and {left} more: -o json\n"
+    text += _announced(found.get("announced", ()), wide=wide)
     if found["headless_unread"]:
         text += "\nheadless Services, which have no VIP, are not read from the API: "
         text += "kubectl get services -A --field-selector spec.clusterIP=None\n"
@@ -226,6 +232,24 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
     if not found["agent_running"]:
         lines.append("the agent does not run: the above is what it last knew")
     return text + "\n" + "\n".join(lines) + "\n"
+
+
+def _announced(addresses: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
+    """Return which addresses this node has told routers, and why not; in short only those it has not."""
+    told = [one for one in addresses if wide or not one["peers"] or one["why"]]
+    if not told:
+        return ""
+    text = (
+        "\ntold to routers by this node:\n"
+        if wide
+        else "\nnot told to routers by this node, or with reserve:\n"
+    )
+    for one in told[:_MOST_UNSERVED]:
+        peers = ", ".join(one["peers"]) or "nobody"
+        text += f"  {one['address']}  {peers}{': ' if one['why'] else ''}{one['why']}\n"
+    if (left := len(told) - _MOST_UNSERVED) > 0:
+        text += f"  and {left} more: -o json\n"
+    return text
 
 
 def _cells(one: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from lb.diagnose.endpoints import examine
 from lb.diagnose.facts import Facts, Finding, Result, causes
 from lb.diagnose.names import resolves
+from lb.diagnose.outside import routers
 from lb.diagnose.probe import text
 from lb.model import Pod, Service, ServiceType, TrafficPolicy
 from lb.plan.types import VipKind
@@ -435,6 +436,7 @@ _STEPS: tuple[Callable[[Facts, bool], Iterator[Finding]], ...] = (
     attached,
     examine,
     through,
+    routers,
     advice,
 )
 _LAST = frozenset({"not-ours", "external-name"})

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lb.datapath.attach.netns import Listener
 from lb.datapath.sync.differences import Difference
@@ -52,7 +52,8 @@ class Facts:
     runs and does not get on, and what to do about it.
     client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
     listens in the network namespace of a pod; None where it cannot be told. naming: what is known of its
-    name; None where it was not looked at.
+    name; None where it was not looked at. speaker: what the process says that tells routers about this node
+    (``/api/bgp``); None where none runs.
     """
 
     key: ObjectKey
@@ -79,6 +80,7 @@ class Facts:
     sick: tuple[str, str] = ("", "")
     listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
     naming: Naming | None = None
+    speaker: Mapping[str, Any] | None = None
 
     def selected(self) -> list[Pod]:
         """Return the pods that the selector matches and that have not ended."""

@@ -189,9 +189,13 @@ def test_without_a_data_plane_nothing_is_told(bench: Bench) -> None:
 
 def test_a_bird_that_ends_is_started_again(bench: Bench) -> None:
     bench.run(5)
+    bench.bird.states = {"tor-a": UP}
+    bench.run(5)
     bench.bird.running = False
     assert bench.run(1) == ["start"]
     assert bench.board.restarts == 1
+    assert [each["losses"] for each in bench.board.as_dict()["peers"]] == [1, 0]
+    bench.bird.states = {}
     bench.bird.running, bench.bird.refuses = False, "bird ended at once"
     assert bench.run(15).count("start") == 4  # after 0, 2, 6 and 14 seconds
     assert bench.board.problems() == ["bird ended at once", *peers_down()]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``lbctl explain`` and ``lbctl service list`` say of the routers that were told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.announce.servable import Standing, Verdict
+from lb.bgp.bird import NO_SESSION, SessionState
+from lb.bgp.board import Board, PeerNow
+from lb.bgp.config import Route
+from lb.bgp.peers import Peer
+from lb.cli.service import collect, render
+from lb.diagnose.explain import explain
+from lb.diagnose.facts import Finding, causes
+from lb.diagnose.outside import STEP
+from tests.fake_maps import FakeMaps
+from tests.unit.worlds import WEB, WELL, world
+
+VIP = ip_address("203.0.113.5")
+TOR_A = Peer("tor-a", ip_address("192.168.77.1"), 64500, 64512)
+TOR_B = Peer("tor-b", ip_address("192.168.77.2"), 64500, 64512)
+UP = SessionState(up=True, state="Established", exported=((4, 1),))
+
+
+def board(verdict: Verdict, **sessions: SessionState) -> dict[str, Any]:
+    told = [] if verdict.standing is Standing.CANNOT else [Route(VIP)]
+    peers = {"a": TOR_A, "b": TOR_B}
+    return Board(
+        told=[verdict],
+        peers={peers[name].name: PeerNow(peers[name], told, session) for name, session in sessions.items()},
+        agent_answers=True,
+    ).as_dict()
+
+
+def verdict(standing: Standing, why: str = "") -> Verdict:
+    return Verdict(VIP, standing, why, services=(WEB,))
+
+
+def findings(tmp_path: Path, speaker: dict[str, Any] | None) -> tuple[list[Finding], list[str]]:
+    facts = world(tmp_path, WELL).facts()
+    assert facts.service is not None
+    facts.service = replace(facts.service, load_balancer_ips=(VIP,))
+    facts.speaker = speaker
+    found = explain(facts)
+    return [one for one in found if one.step == STEP], causes(found)
+
+
+def test_nothing_is_said_where_nobody_speaks(tmp_path: Path) -> None:
+    assert findings(tmp_path, None) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("speaker", "words", "cause"),
+    [
+        (board(verdict(Standing.SERVES), a=UP, b=UP), ["203.0.113.5: told to tor-a, tor-b"], []),
+        (
+            board(verdict(Standing.LAST, "cordoned"), a=UP),
+            ["told to tor-a, as the last resort: cordoned"],
+            [],
+        ),
+        (
+            board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP),
+            ["203.0.113.5: not told from this node: no ready endpoint"],
+            [],
+        ),
+        (
+            board(verdict(Standing.SERVES), a=UP, b=NO_SESSION),
+            ["203.0.113.5: told to tor-a", "tor-b (192.168.77.2) is told nothing"],
+            [],
+        ),
+        (
+            board(verdict(Standing.SERVES), a=NO_SESSION),
+            ["203.0.113.5: would be told to tor-a", "tor-a (192.168.77.1) is told nothing"],
+            ["no-router-told"],
+        ),
+        (board(replace(verdict(Standing.SERVES), services=()), a=UP), ["203.0.113.5: not known"], []),
+        (board(verdict(Standing.SERVES)), ["203.0.113.5: not told from this node: no entry"], []),
+    ],
+)
+def test_the_way_from_outside(
+    speaker: dict[str, Any], words: list[str], cause: list[str], tmp_path: Path
+) -> None:
+    found, known = findings(tmp_path, speaker)
+    assert len(found) == len(words)
+    for one, word in zip(found, words, strict=True):
+        assert word in one.found
+    assert known == cause
+
+
+def test_a_list_of_services_ends_with_what_routers_were_told() -> None:
+    found = collect(FakeMaps(), {}, running=True)
+    assert "routers" not in render(found, wide=True)
+    found["announced"] = board(verdict(Standing.SERVES), a=UP)["addresses"]
+    assert "routers" not in render(found)
+    assert "\ntold to routers by this node:\n  203.0.113.5  tor-a\n" in render(found, wide=True)
+    found["announced"] = board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)["addresses"]
+    assert "  203.0.113.5  nobody: no ready endpoint\n" in render(found)
