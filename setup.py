@@ -14,7 +14,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 MANUAL = Path("build", "man", "lbctl.1")
-SHIPPED = ("bpf", "deploy", "examples")
+SHIPPED = ("bpf", "deploy", "examples", "examples-ipv6")
 """What :func:`lb.shipped.shipped` finds."""
 
 

@@ -13,6 +13,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str) -> Path:
-    """Return the directory of one of the folders bpf, deploy and examples."""
+    """Return the directory of one of the folders bpf, deploy, examples and examples-ipv6."""
     installed = _PACKAGE / "_shipped" / folder
     return installed if installed.is_dir() else _PACKAGE.parent / folder

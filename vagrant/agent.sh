@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_QUIET=1
 say "installing lbctl into $venv"
 sources=$(mktemp -d) # building leaves files behind
 trap 'rm -rf "$sources"' EXIT
-tar -C /vagrant -c LICENSE LICENSES MANIFEST.in README.md bpf deploy examples lb pyproject.toml setup.py |
+tar -C /vagrant -c LICENSE LICENSES MANIFEST.in README.md bpf deploy examples examples-ipv6 lb pyproject.toml setup.py |
 	tar -C "$sources" -x
 [ -x $venv/bin/pip ] || /usr/bin/python3 -m venv --system-site-packages $venv
 $venv/bin/pip install --require-hashes -r /vagrant/requirements/build.txt -r /vagrant/requirements/run.txt

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from lb.cli import output
+from lb.cli.grammar.lab import EXAMPLES, EXAMPLES_IN_IPV6
 from lb.cli.tables import table
 from lb.errors import LabError
 from lb.lab import dns, kube_proxy, servers
@@ -37,10 +40,17 @@ _KUBECTL = """\
 """
 
 
+def _manifests(args: argparse.Namespace) -> Path:
+    """Return the folder that was named, or the examples: fixed addresses are of one family."""
+    if args.manifests:
+        return Path(args.manifests)
+    return EXAMPLES_IN_IPV6 if args.family == Family.IPV6 else EXAMPLES
+
+
 def _spec(args: argparse.Namespace) -> LabSpec:
     return LabSpec(
         id=args.id,
-        manifests=str(args.manifests.resolve()),
+        manifests=str(_manifests(args).resolve()),
         nodes=args.nodes,
         replicas=args.replicas,
         overlay=Overlay(args.overlay),
@@ -74,7 +84,9 @@ def _next(lab: Lab) -> str:
     """Return what to do with a lab that is up."""
     pods, spec, flag = lab.pods(), lab.spec, _flag(lab.spec.id)
     requests = "".join(
-        f"  lbctl lab exec{flag} {place} -- curl -s {url}\n" for place, url in lab.requests() if spec.agents
+        f"  lbctl lab exec{flag} {place} -- curl -s {shlex.quote(url)}\n"
+        for place, url in lab.requests()
+        if spec.agents
     )
     more = [f"lab pod{flag} unready {pods[0]['name']}"] if pods else []
     more += [f"lab demo{flag}"] if pods and rows(spec) else []
@@ -147,11 +159,14 @@ def _status_text(status: dict[str, Any]) -> str:
 
 
 def _dns_text(dns: dict[str, Any], running: Callable[[dict[str, Any]], str]) -> str:
-    servers = " and ".join(dns["outside_servers"])
-    return (
-        f"DNS        records of Services: {running(dns['records'])}; outside, at {servers}:"
-        f" {running(dns['outside'])}"
+    lines = [
+        f"DNS        records of Services: {running(dns['records'])}",
+        f"           outside, at {' and '.join(dns['outside_servers'])}: {running(dns['outside'])}",
+    ]
+    lines += (
+        [f"           relay to the machine's resolver: {running(dns['relay'])}"] if "relay" in dns else []
     )
+    return "\n".join(lines)
 
 
 def _routing_text(routing: Mapping[str, Any]) -> list[str]:

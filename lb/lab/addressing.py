@@ -47,6 +47,9 @@ BALANCED: dict[int, IPNetwork] = {4: IPv4Network("203.0.113.0/24"), 6: IPv6Netwo
 """The pool of load-balancer addresses: networks for documentation (RFC 5737, RFC 3849), on no interface.
 Without a router the client sends to node1 what it knows no other way to."""
 
+EXTERNAL: dict[int, IPNetwork] = {4: IPv4Network("198.51.100.0/24"), 6: IPv6Network("2001:db8:198::/112")}
+"""Of the examples' externalIPs: networks for documentation, too."""
+
 POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
 
@@ -99,6 +102,22 @@ def api_server(version: int = 4) -> IPAddress:
 def dns_service(version: int = 4) -> IPAddress:
     """Return the clusterIP of the Service kube-dns, unless manifests give it another."""
     return SERVICE_CIDRS[version][_digits(10, version)]
+
+
+def like(address: str, version: int) -> IPAddress:
+    """Return what stands for one of the lab's IPv4 addresses in an IP version: it ends in the same digits.
+
+    The manifests of examples-ipv6 are those of examples/ with such addresses.
+
+    Raises
+    ------
+    LabError: it is in none of the lab's networks.
+    """
+    given = IPv4Address(address)
+    for networks in (SEGMENTS, SERVICE_CIDRS, BALANCED, EXTERNAL):
+        if given in networks[4]:
+            return given if version == 4 else networks[version][_digits(given.packed[-1], version)]
+    raise LabError(f"{address} is no address of a lab")
 
 
 CLIENTS = clients()

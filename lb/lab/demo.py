@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lb.errors import LabError
-from lb.lab.addressing import CLIENTS, LabSpec, node_address
+from lb.lab.addressing import CLIENTS, LabSpec, like, node_address
+from lb.lab.hints import host
 from lb.lab.lab import Lab
 from lb.lab.removal import Report
 
@@ -22,7 +24,8 @@ _SHOWN_LINES = 16
 _UDP_CLIENT = """\
 import socket, sys
 for number in range(int(sys.argv[3])):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asking:
         asking.settimeout(3)
         asking.connect((sys.argv[1], int(sys.argv[2])))
         asking.send(b"hello")
@@ -35,14 +38,14 @@ class Row:
     """Some requests from one place to one address; source is the client's address, ``""`` for its first.
 
     spread tells how many pods must have answered: one with ClientIP affinity, else more than one. A row is
-    shown when the manifests name its key. address is as in a URL, an IPv6 one in brackets.
+    shown when the manifests name its key, by default the address.
     """
 
     title: str
     where: str
     address: str
-    port: int
-    key: str
+    port: int = 80
+    key: str = ""
     udp: bool = False
     source: str = ""
     sticky: bool = False
@@ -58,32 +61,30 @@ class Row:
     def curl(self) -> str:
         """Return one request as somebody would type it."""
         interface = f" --interface {self.source}" if self.source else ""
-        return f"curl -s -m 3{interface} http://{self.address}:{self.port}/"
+        return f"curl -s -m 3{interface} http://{host(self.address)}:{self.port}/"
+
+    def over(self, version: int) -> Row:
+        """Return the row for a lab whose primary IP version this is."""
+        if ":" in self.address:
+            return self
+        return replace(self, address=str(like(self.address, version)))
 
 
+KUBIA, NODE_PORT = "10.66.13.240", "10.66.5.6"
 ROWS = (
-    Row("clusterIP from a pod, ClientIP affinity", A_POD, "10.66.13.240", 80, "10.66.13.240", sticky=True),
-    Row(
-        "its second port, with an affinity of its own", A_POD, "10.66.13.240", 90, "10.66.13.240", sticky=True
-    ),
-    Row(
-        "affinity: another client, from outside",
-        "client",
-        "10.66.13.240",
-        80,
-        "10.66.13.240",
-        source=str(CLIENTS[1]),
-        sticky=True,
-    ),
-    Row("clusterIP from a pod, no affinity", A_POD, "10.66.5.6", 80, "10.66.5.6"),
-    Row("clusterIP over IPv6, from a pod", A_POD, "[fd00:66::66]", 80, "fd00:66::66"),
-    Row("NodePort on node1 over IPv6", "client", f"[{node_address('node1', 6)}]", 30126, "30126"),
+    Row("clusterIP from a pod, ClientIP affinity", A_POD, KUBIA, sticky=True),
+    Row("its second port, with an affinity of its own", A_POD, KUBIA, 90, sticky=True),
+    Row("affinity: another client, from outside", "client", KUBIA, source=str(CLIENTS[1]), sticky=True),
+    Row("clusterIP from a pod, no affinity", A_POD, NODE_PORT),
+    Row("clusterIP over IPv6, from a pod", A_POD, "fd00:66::66"),
+    Row("NodePort on node1 over IPv6", "client", str(node_address("node1", 6)), 30126, "30126"),
     Row("NodePort on node1, from outside", "client", str(node_address("node1")), 30123, "30123"),
-    Row("load-balancer address, from outside", "client", "203.0.113.22", 80, "203.0.113.22"),
-    Row("external address, from outside", "client", "198.51.100.7", 80, "198.51.100.7"),
-    Row("UDP echo from a pod", A_POD, "10.66.9.9", 7000, "10.66.9.9", udp=True),
-    Row("Service with hand-made Endpoints", A_POD, "10.66.10.171", 80, "10.66.10.171", sticky=True),
+    Row("load-balancer address, from outside", "client", "203.0.113.22"),
+    Row("external address, from outside", "client", "198.51.100.7"),
+    Row("UDP echo from a pod", A_POD, "10.66.9.9", 7000, udp=True),
+    Row("Service with hand-made Endpoints", A_POD, "10.66.10.171", sticky=True),
 )
+"""Those of examples/; :meth:`Row.over` makes them those of examples-ipv6."""
 
 
 def answering(lines: str, udp: bool) -> Counter[str]:
@@ -97,8 +98,13 @@ def answering(lines: str, udp: bool) -> Counter[str]:
 def rows(spec: LabSpec) -> list[Row]:
     """Return the rows whose key the manifests name and whose family the lab has."""
     texts = "".join(path.read_text() for path in sorted(Path(spec.manifests).glob("*.y*ml")))
-    wanted = (row for row in ROWS if row.key in texts and (6 if "[" in row.address else 4) in spec.versions)
-    return [replace(row, source=str(spec.clients()[1])) if row.source else row for row in wanted]
+    version = spec.versions[0]
+    return [
+        replace(row, source=str(spec.clients(version)[1])) if row.source else row
+        for row in (each.over(version) for each in ROWS)
+        if re.search(rf"(?<![\w:.]){re.escape(row.key or row.address)}(?!\w)", texts)
+        and (6 if ":" in row.address else 4) in spec.versions
+    ]
 
 
 def show(lab: Lab, report: Report) -> None:
@@ -114,7 +120,7 @@ def show(lab: Lab, report: Report) -> None:
         report("")
         report(f"{row.title}:")
         where = ready[0] if row.where == A_POD else row.where
-        wire = f"udp {row.address}:{row.port}" if row.udp else row.curl()
+        wire = f"udp {host(row.address)}:{row.port}" if row.udp else row.curl()
         report(f"  {where}$ {wire}    ({row.requests} times)")
         answers = answering(lab.run(where, row.command()).stdout, row.udp)
         for name, count in sorted(answers.items()):

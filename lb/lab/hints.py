@@ -41,5 +41,10 @@ def requests(spec: LabSpec, services: Iterable[Service], pods: Sequence[str]) ->
 
 def url(address: IPAddress, port: int) -> str:
     """Return the URL of a server; port 80 needs no mention."""
-    host = f"[{address}]" if address.version == 6 else str(address)
-    return f"http://{host}/" if port == 80 else f"http://{host}:{port}/"
+    where = host(str(address))
+    return f"http://{where}/" if port == 80 else f"http://{where}:{port}/"
+
+
+def host(address: str) -> str:
+    """Return an address as it stands in a URL: one of IPv6 in brackets."""
+    return f"[{address}]" if ":" in address else address

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
-    *("bpf", "deploy", "examples", "lb", "LICENSES"),
+    *("bpf", "deploy", "examples", "examples-ipv6", "lb", "LICENSES"),
     *("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"),
 )
 

@@ -37,7 +37,8 @@ def _files(folder: str) -> set[str]:
 def test_the_wheel_holds_every_file(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    beside = {f"lb/_shipped/{name}" for folder in ("bpf", "deploy", "examples") for name in _files(folder)}
+    shipped = ("bpf", "deploy", "examples", "examples-ipv6")
+    beside = {f"lb/_shipped/{name}" for folder in shipped for name in _files(folder)}
     assert names == _files("lb") | beside | {f"lbctl-{lb.__version__}.data/data/share/man/man1/lbctl.1"}
 
 

@@ -13,6 +13,7 @@ from lb.shipped import shipped
 
 DEFAULT_ID = "lab"
 EXAMPLES = shipped("examples")
+EXAMPLES_IN_IPV6 = shipped("examples-ipv6")
 MAX_NODES = 50
 OVERLAYS = ("none", "vxlan", "ipip")
 FAMILIES = ("ipv4", "ipv6", "dual")
@@ -149,9 +150,8 @@ def _spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifests",
         type=Path,
-        default=EXAMPLES,
         metavar="DIR",
-        help="directory of manifests (default: the examples that lbctl comes with)",
+        help="directory of manifests (default: the examples that lbctl comes with, those of the family)",
     )
     parser.add_argument(
         "--overlay",
