@@ -50,6 +50,9 @@ def complete(item: Object, known: Object | None, double: ClusterDouble) -> None:
             endpoint.setdefault("conditions", {})
         for port in item.get("ports") or ():
             port |= {"name": port.get("name", ""), "protocol": port.get("protocol", "TCP")}
+    elif item["kind"] == "Endpoints":
+        for port in (port for subset in item.get("subsets") or () for port in subset.get("ports") or ()):
+            port.setdefault("protocol", "TCP")
     elif item["kind"] == "Namespace" and not known:
         item["spec"] = {"finalizers": ["kubernetes"]}
         item["status"] = {"phase": "Active"}
