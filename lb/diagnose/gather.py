@@ -83,6 +83,8 @@ def gather(
     except LbError as error:
         facts.pods, facts.pods_error = None, str(error)
     facts.slices = snapshot.state.slices(key)
+    if service.headless and not facts.slices:
+        facts.slices = node.source.headless_slices(key)
     snapshot.state.settle()
     whole = plan_service(service, facts.slices, topology, snapshot.state.overlaps(key))
     facts.plan = (compared.plans.get(key) if compared else None) or whole

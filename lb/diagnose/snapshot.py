@@ -63,6 +63,10 @@ class SourceReader(Protocol):
         """Return the pods of a namespace."""
         ...
 
+    def headless_slices(self, key: ObjectKey) -> list[EndpointSlice]:
+        """Return the EndpointSlices of a headless Service, which agents need not read."""
+        ...
+
     def missing_nodes(self, names: Sequence[str]) -> list[str]:
         """Return those of which there is no Node object; none where that cannot be told."""
         ...
@@ -178,6 +182,10 @@ class ManifestReader:
     def pods(self, namespace: str) -> list[Pod]:
         """See :class:`SourceReader`."""
         return [one for one in self._contents()[0] if isinstance(one, Pod) and one.key.namespace == namespace]
+
+    def headless_slices(self, key: ObjectKey) -> list[EndpointSlice]:
+        """See :class:`SourceReader`."""
+        return list(self.snapshot().state.slices(key))
 
     def missing_nodes(self, names: Sequence[str]) -> list[str]:
         """See :class:`SourceReader`; folders without any Node say nothing of nodes."""
@@ -356,6 +364,15 @@ class ApiReader:
         path = f"/api/v1/namespaces/{namespace}/pods"
         items = [json.loads(body) for body in self._list(path)]
         return [one for one in self._parse("Pod", path, items) if isinstance(one, Pod)]
+
+    def headless_slices(self, key: ObjectKey) -> list[EndpointSlice]:
+        """See :class:`SourceReader`; the agent's watch leaves them out by their label."""
+        from lb.kube import convert  # noqa: PLC0415
+
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{key.namespace}/endpointslices"
+        found = self._list(path, labelSelector=f"kubernetes.io/service-name={key.name}")
+        read = map(convert.ENDPOINT_SLICES.read, found)
+        return [each.resource for each in read if isinstance(each.resource, EndpointSlice)]
 
     def missing_nodes(self, names: Sequence[str]) -> list[str]:
         """See :class:`SourceReader`; without the right to list nodes nothing can be told."""

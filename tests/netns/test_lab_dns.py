@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from lb.cli import main
-from lb.lab.addressing import Family, dns_service
+from lb.lab import dns
+from lb.lab.addressing import Family, dns_service, outside_server
 from lb.lab.lab import Lab
 from tests.cluster_programs import make_assets
 from tests.netns.conftest import EXAMPLES, MakeLab
@@ -185,7 +188,9 @@ def test_explain_follows_the_name(lab: Lab, service: str) -> None:
     out, err = io.StringIO(), io.StringIO()
     main(["explain", service, "--instance", lab.spec.instance("node1"), "-o", "json"], out=out, err=err)
     assert out.getvalue(), err.getvalue()
-    [found] = [one for one in json.loads(out.getvalue())["findings"] if one["step"] == "name"]
+    report = json.loads(out.getvalue())
+    assert report["causes"] == []
+    [found] = [one for one in report["findings"] if one["step"] == "name"]
     assert found["result"] == "ok", found
     assert found["found"].startswith(f"{service}.default.svc.cluster.local is ")
 
@@ -199,6 +204,34 @@ def test_a_killed_server_comes_back_with_everything(lab: Lab) -> None:
         return pod["ready"] and bool(lab.run("one", ["getent", "hosts", "web"], timeout=60).stdout)
 
     eventually(answers, "its successor answers", seconds=60)
+
+
+def test_what_ends_beside_the_pods_is_started_anew(lab: Lab) -> None:
+    parts = [each for each in (dns.RECORDS, dns.OUTSIDE, dns.RELAY) if lab.store.process(each)]
+    before = {each: lab.store.process(each) for each in parts}
+    for process in before.values():
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+
+    def all_anew() -> bool:
+        found = {each: lab.store.running(each) for each in parts}
+        return all(found.values()) and not set(found.values()) & set(before.values())
+
+    eventually(all_anew, "they run again", seconds=60)
+    eventually(lambda: not lab.status()["errors"], "and status is content")
+    assert set(parts) >= {dns.RECORDS, dns.OUTSIDE}
+    eventually(
+        lambda: bool(lab.run("one", ["getent", "hosts", "outside"]).stdout), "names outside", seconds=60
+    )
+
+
+@pytest.mark.parametrize("place", ["client", "node1"])
+def test_places_outside_of_pods_ask_the_server_outside(lab: Lab, place: str) -> None:
+    asked = [f"nameserver {outside_server(version)}" for version in lab.spec.versions]
+    assert said(lab, place, "cat", "/etc/resolv.conf").splitlines() == asked
+    found = said(lab, place, "getent", "ahosts", "www.example.org").split()
+    assert found[0] in {str(outside_server(version)) for version in lab.spec.versions}
+    assert lab.run(place, ["getent", "hosts", "web.default.svc.cluster.local"], timeout=60).returncode == 2
 
 
 def test_a_service_of_the_manifests_takes_the_place_of_the_labs(make_lab: MakeLab, tmp_path: Path) -> None:
