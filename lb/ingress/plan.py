@@ -11,6 +11,8 @@ Where Kubernetes leaves a choice to the controller, it is this one:
   the default for everything) the older one has, as with Services.
 - A backend that cannot be served (its Service or port is missing) is answered by 503, and so is one without
   ready endpoints; nothing falls through to a backend that nobody named.
+- A host with a certificate is served over plain HTTP as well: an Ingress has no field that asks for a
+  redirection, and annotations, which are one controller's own, are not read.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, read_key, read_meta
 from lb.manifests.yamldoc import YamlNode, load
 from lb.model import ObjectKey
+from lb.words import some
 
 GROUP = "networking.k8s.io/v1"
 OLD_GROUPS = ("extensions/v1beta1", "networking.k8s.io/v1beta1")
@@ -47,6 +48,7 @@ _RULE = frozenset(("host", "http"))
 _PATH = frozenset(("backend", "path", "pathType"))
 _BACKEND = frozenset(("resource", "service"))
 _OLD_BACKEND = frozenset(("resource", "serviceName", "servicePort"))
+_OF_A_CONTROLLER = re.compile(r"([a-z0-9-]+\.)*ingress\.kubernetes\.io/")
 _NONE = Backend("", 0)
 _PATH_TEXT = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*")  # pchar and "/" of RFC 3986
 _BAD_PARTS = re.compile(r"//|/\.{1,2}(/|$)|%2f|%[01][0-9a-f]|%7f", re.IGNORECASE)
@@ -119,6 +121,7 @@ def _read_item(kind: str, version: str, top: Fields, content: Content) -> None:
                 problems.path, top["apiVersion"].line, problems.object, "apiVersion", words, used=True
             )
             content.warnings.append(warning)
+        content.warnings += _unread_annotations(top)
         ingress = read_ingress(top, meta, old=version != GROUP)
         if not problems.noted:
             content.ingresses.setdefault(key, ingress)
@@ -135,6 +138,17 @@ def _read_item(kind: str, version: str, top: Fields, content: Content) -> None:
 
 def _annotation(top: Fields, name: str) -> Field:
     return top["metadata"].fields()["annotations"].fields()[name]
+
+
+def _unread_annotations(top: Fields) -> list[InputError]:
+    """Return a warning of the annotations by which some controller would do what an Ingress does not say."""
+    annotations, problems = top["metadata"].fields()["annotations"], top.place.problems
+    names = [name for name, _ in annotations.fields() if _OF_A_CONTROLLER.match(name)]
+    if not names:
+        return []
+    words = f"{some(names)}: not read; they are one controller's own, here nothing but the Ingress counts"
+    where = (problems.path, annotations.line, problems.object, "metadata.annotations")
+    return [InputError(*where, words, used=True)]
 
 
 def read_ingress(top: Fields, meta: Meta, *, old: bool) -> Ingress:

@@ -138,6 +138,19 @@ metadata: {name: broken}
     assert "IngressClass broken: spec.controller: is missing" in str(error)
 
 
+def test_what_a_controllers_own_annotations_ask_for_is_said_to_be_left_out() -> None:
+    own = "{nginx.ingress.kubernetes.io/ssl-redirect: 'true', ingress.kubernetes.io/x: y, note: z}"
+    text = ingress("  defaultBackend: {service: {name: kubia, port: {number: 80}}}\n")
+    content = read("m.yaml", text.replace("{name: web", f"{{name: web, annotations: {own}"))
+    assert WEB in content.ingresses
+    [warning] = content.warnings
+    assert str(warning).startswith("warning: m.yaml:")
+    assert "Ingress default/web: metadata.annotations: nginx.ingress.kubernetes.io/ssl-redirect," in str(
+        warning
+    )
+    assert "note" not in str(warning)
+
+
 def test_the_class_may_be_an_annotation() -> None:
     text = ingress("  defaultBackend: {service: {name: a, port: {number: 80}}}\n").replace(
         "{name: web", "{name: web, annotations: {kubernetes.io/ingress.class: front}"
