@@ -38,7 +38,7 @@ if [ "$name" = client ]; then
 	for network in 10.66.0.0/16 10.244.0.0/16 203.0.113.0/24 198.51.100.0/24; do
 		ip route replace "$network" via 192.168.77.11
 	done
-	for network in fd00:66::/112 fd00:244::/48; do
+	for network in fd00:66::/112 fd00:244::/48 2001:db8:203::/112; do
 		ip -6 route replace "$network" via fd00:77::11
 	done
 	exit

@@ -32,7 +32,9 @@ client | node[0-9]*)
 	mapfile -t nodes < <(awk '$1 == "Host" && $2 ~ /^node/ {print $2}' "$config")
 	for node in "${nodes[@]}"; do
 		if pid=$(on "$node" pgrep -o -f "^[^ ]*python[^ ]* .*pod.py $place "); then
-			on "$node" nsenter --net --target "$pid" "$@"
+			own=()
+			! on "$node" test -d "/etc/netns/$place" || own=(--mount) # with its resolv.conf
+			on "$node" nsenter --net "${own[@]}" --target "$pid" "$@"
 			exit
 		fi
 	done

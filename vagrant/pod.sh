@@ -27,5 +27,14 @@ inside -6 route add default via fe80::1 dev eth0
 ip route replace "$ip4" dev pod-lab scope link src "192.168.77.$((10 + number))"
 ip -6 route replace "$ip6" dev pod-lab src "fd00:77::$((10 + number))"
 
+# What kubelet would write; "ip netns exec" mounts it.
+mkdir -p "/etc/netns/$pod"
+cat >"/etc/netns/$pod/resolv.conf" <<END
+nameserver 10.66.0.10
+nameserver fd00:66::10
+search default.svc.cluster.local svc.cluster.local cluster.local
+options ndots:5
+END
+
 exec ip netns exec "$pod" /usr/bin/python3 -I -S /vagrant/lb/lab/pod.py "$pod" "$ip4,$ip6" \
 	tcp:8080:http-default tcp:8090:http-mux1 udp:9000:echo --

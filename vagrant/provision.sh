@@ -51,5 +51,11 @@ if [ "$name" = client ]; then
 fi
 
 packages curl iproute2 linux-libc-dev python3-bpfcc python3-venv
+if [ "$lab" = standalone ]; then
+	# Debian would start them as they come.
+	systemctl mask --now --quiet named nginx
+	packages bind9 nginx
+fi
 "$here/$lab.sh" "$name" "$nodes"
 "$here/agent.sh" "$name"
+[ "$lab" != standalone ] || "$here/servers.sh" "$name"

@@ -6,11 +6,12 @@
 #   vagrant/smoke.sh .venv/bin/lbctl lab exec --id lab         a lab of network namespaces
 # COMMAND, if given, is called as: COMMAND PLACE -- WORD…, and runs the words at that place. Places are client, node1,
 # node2, … and the names of pods. NODES says how many nodes there are, if not 3 machines or 2 namespaces; WAIT, how
-# many seconds they may take to start; REQUESTS, how many to send for one check.
+# many seconds they may take to start; LAB, which machines they are, as for the Vagrantfile; REQUESTS, how many to send for one check.
 set -euo pipefail
 
-nodes=${NODES:-2}
+nodes=${NODES:-2} lab=${LAB:-namespaces}
 if [ $# = 0 ]; then
+	lab=${LAB:-kubernetes}
 	set -- "$(dirname "$(realpath "$0")")/on.sh"
 	nodes=${NODES:-3}
 fi
@@ -112,6 +113,21 @@ check "long answers arrive whole" " 8 300000" "$text"
 text=$(at client sh -c 'for _ in $(seq 8); do head -c 300000 /dev/zero | curl -s -m 30 --data-binary @- "$1"; done' \
 	sh http://203.0.113.22/ | awk '{print $3}' | uniq -c | tr -s ' ')
 check "long requests arrive whole" " 8 300000" "$text"
+
+# Names, by the cluster's DNS; and Ingress, whose nginx sees who asks.
+if [ "$lab" != kubernetes ]; then # there CoreDNS answers, and nobody serves Ingresses
+	answers "a Service by its name, from a pod" several "$pod" http://kubia-nodeport.default/
+	text=$(at "$pod" getent hosts kubia-nodeport || true)
+	check "its full name" "10.66.5.6 kubia-nodeport.default.svc.cluster.local" "$(tr -s ' ' <<<"$text")"
+	text=$(at "$pod" getent ahostsv4 kubia-headless | awk '{print $1}' | sort -u | wc -l || true)
+	check "a headless Service's name is its pods" several "$([ "$text" -lt 2 ] || echo several)"
+	for address in 203.0.113.80 '[2001:db8:203::80]'; do
+		name=kubia.example.com:80:$address
+		answers "Ingress at $address" several client http://kubia.example.com/ --resolve "$name"
+	done
+	text=$(at client curl -s -m 10 --resolve kubia.example.com:80:203.0.113.80 http://kubia.example.com/headers || true)
+	check "Ingress tells who asks" 192.168.77.100 "$(tr -d '\r' <<<"$text" | awk '$1 == "X-Forwarded-For:" {print $2}')"
+fi
 
 text=$(at "$pod" python3 -I -S -c "$udp_client" "$requests" || true)
 check "UDP echo from a pod" "$requests" "$(grep -c ' echo hello$' <<<"$text" || true)"

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # A node without Kubernetes: standalone.sh NODE NODES
-# One pod on each node, kubia-NUMBER, and for the agent the objects that Kubernetes would have of nodes and pods.
+# One pod on each node, kubia-NUMBER, and for the agent the objects that Kubernetes would have of nodes and pods. Beside
+# it what a cluster has for names, Ingress and load-balancer addresses: named, nginx and an allocator, on each node.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 # shellcheck source=vagrant/common.sh
@@ -21,8 +22,59 @@ Restart=always
 WantedBy=multi-user.target
 END
 
-rm -rf /etc/lbctl/cluster
-mkdir -p /etc/lbctl/cluster
+addresses=/etc/lbctl/cluster/addresses.yaml # given to Services: kept, whatever is written anew
+mkdir -p /etc/lbctl/cluster /etc/lbctl/system
+find /etc/lbctl/cluster -name '*.yaml' ! -path $addresses -delete
+
+# kube-dns and ingress: pods with the network of their node, so their addresses are the nodes'.
+{
+	cat <<-END
+		apiVersion: v1
+		kind: Service
+		metadata: {name: kube-dns, namespace: kube-system}
+		spec:
+		  clusterIP: 10.66.0.10
+		  clusterIPs: [10.66.0.10, "fd00:66::10"]
+		  ipFamilyPolicy: RequireDualStack
+		  selector: {app: kube-dns}
+		  ports:
+		    - {name: dns, port: 53, protocol: UDP}
+		    - {name: dns-tcp, port: 53}
+		---
+		apiVersion: v1
+		kind: Service
+		metadata:
+		  name: ingress
+		  namespace: kube-system
+		  annotations: {lbctl/addresses: "203.0.113.80,2001:db8:203::80"}
+		spec:
+		  type: LoadBalancer
+		  clusterIP: 10.66.0.80
+		  clusterIPs: [10.66.0.80, "fd00:66::80"]
+		  ipFamilyPolicy: RequireDualStack
+		  externalTrafficPolicy: Local
+		  selector: {app: ingress}
+		  ports:
+		    - {name: http, port: 80}
+		    - {name: https, port: 443}
+	END
+	for other in $(seq "$nodes"); do
+		for app in kube-dns ingress; do
+			cat <<-END
+				---
+				apiVersion: v1
+				kind: Pod
+				metadata: {name: $app-node$other, namespace: kube-system, labels: {app: $app}}
+				spec: {nodeName: node$other, hostNetwork: true, containers: [{name: $app}]}
+				status:
+				  phase: Running
+				  podIP: 192.168.77.$((10 + other))
+				  podIPs: [{ip: 192.168.77.$((10 + other))}, {ip: "fd00:77::$((10 + other))"}]
+				  conditions: [{type: Ready, status: "True"}]
+			END
+		done
+	done
+} >/etc/lbctl/system/system.yaml
 for other in $(seq "$nodes"); do
 	cat >"/etc/lbctl/cluster/node$other.yaml" <<-END
 		apiVersion: v1
@@ -59,8 +111,14 @@ for other in $(seq "$nodes"); do
 	END
 done
 
+cat >/etc/lbctl/pools.yaml <<END
+pools: [{name: lab, addresses: [203.0.113.0/24, "2001:db8:203::/112"], avoid: [first, last]}]
+END
+# Whoever is on the segment may write names.
+(umask 077 && echo bGJjdGwtbGFiLWxiY3RsLWxhYi1sYmN0bC1sYWItMTI= >/etc/lbctl/names.secret)
+
 cat >/etc/lbctl/lbctl.yaml <<END
-sources: [manifests:/vagrant/examples, manifests:/etc/lbctl/cluster]
+sources: [manifests:/vagrant/examples, manifests:/etc/lbctl/system, manifests:/etc/lbctl/cluster]
 service_cidr: 10.66.0.0/16,fd00:66::/112
 node_name: $name
 uplinks: [$(segment_interface "$name")]

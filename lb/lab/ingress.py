@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from lb.errors import InputError
 from lb.ingress import nginx
+from lb.ingress.folder import refused, write
 from lb.ingress.objects import Certificate, Ingress
 from lb.ingress.plan import Site, plan
-from lb.lab import servers
 from lb.lab.addressing import LabSpec
 from lb.lab.store import PodRecord, Store
 from lb.model import EndpointSlice, IPAddress, ObjectKey, Service
@@ -109,19 +108,6 @@ def prepare(store: Store, spec: LabSpec, _record: PodRecord, folder: Path) -> No
     write(folder / _FOLDER, accepted or nginx.files(Site(), spec.versions))
 
 
-def write(folder: Path, files: Mapping[str, str]) -> None:
-    """Make a folder hold these files, each whole, what they name first; only root may read them."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in sorted(files, key=lambda each: each == nginx.MAIN):
-        draft = folder / f".{name}"
-        draft.touch(mode=0o600)
-        draft.write_text(files[name])
-        draft.rename(folder / name)
-    for path in folder.iterdir():
-        if path.is_file() and path.name not in files:
-            path.unlink()
-
-
 class Front:
     """What nginx on all nodes is to serve, and whether it has been told."""
 
@@ -175,14 +161,7 @@ class Front:
         if wanted == self._seen:
             return
         self._seen = wanted
-        draft = self._store.ingress / "draft"
-        write(draft, wanted)
-        # In a network of its own, since nginx opens the ports to see whether it can.
-        command = ["unshare", "--net", *servers.SERVERS[IMAGE].argv[:1], "-t", "-q", "-p", str(draft)]
-        done = subprocess.run(
-            [*command, "-c", str(draft / nginx.MAIN)], check=False, capture_output=True, text=True
-        )
-        self._refused = done.stderr.strip() if done.returncode else ""
+        self._refused = refused(self._store.ingress / "draft", wanted)
         if self._refused:
             _log.error("Ingress: nginx refuses its configuration: %s", self._refused)
             return

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from lb.model import IPAddress
+from lb.names import ZONE
 
 WORK = "/var/cache/bind"
 """Where named keeps zones and their journals; Debian's AppArmor profile lets it write there."""
@@ -22,6 +23,9 @@ KEY = "lbctl"
 
 TTL = 5
 """Seconds of every record, and of the answer that there is none."""
+
+SERVER = f"ns.dns.{ZONE}"
+"""The name that the DNS specification of Kubernetes gives the server."""
 
 _NOBODY = "127.0.0.1 port 9"
 """Where nothing listens: a question that is sent there fails at once."""

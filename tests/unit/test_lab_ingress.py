@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lb.ingress import nginx
+from lb.ingress.folder import write
 from lb.lab import ingress, servers
 from lb.lab.addressing import Family, LabSpec
 from lb.lab.ingress import Front
@@ -98,7 +99,7 @@ def test_an_ingress_of_another_class_is_left_alone(tmp_path: Path) -> None:
 
 def test_files_are_whole_private_and_no_more_than_wanted(tmp_path: Path) -> None:
     folder = tmp_path / "conf"
-    ingress.write(folder, {nginx.MAIN: "1", "a.pem": "A"})
-    ingress.write(folder, {nginx.MAIN: "2", "b.pem": "B"})
+    write(folder, {nginx.MAIN: "1", "a.pem": "A"})
+    write(folder, {nginx.MAIN: "2", "b.pem": "B"})
     assert {path.name: path.read_text() for path in folder.iterdir()} == {nginx.MAIN: "2", "b.pem": "B"}
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}

@@ -100,7 +100,12 @@ def provision(machines: Machines) -> None:
 
 def smoke(machines: Machines) -> None:
     """Run the checks of both labs."""
-    variables = {**os.environ, "LAB_SSH_CONFIG": str(machines.ssh_config), "NODES": str(len(NODES))}
+    variables = {
+        **os.environ,
+        "LAB_SSH_CONFIG": str(machines.ssh_config),
+        "NODES": str(len(NODES)),
+        "LAB": "standalone",
+    }
     subprocess.run([TREE / "vagrant" / "smoke.sh"], env=variables, check=True)
 
 

@@ -29,7 +29,16 @@ BOX = (
     *("systemd-sysv", "dbus", "udev", "kmod", "procps", "linux-image-amd64", "initramfs-tools", "zstd"),
     *("ifupdown", "openssh-server", "sudo", "rsync"),
 )
-PROVISIONED = ("curl", "iproute2", "linux-libc-dev", "python3", "python3-bpfcc", "python3-venv")
+PROVISIONED = (
+    "curl",
+    "iproute2",
+    "linux-libc-dev",
+    "python3",
+    "python3-bpfcc",
+    "python3-venv",
+    "bind9",
+    "nginx",
+)
 _VENV = "/opt/lbctl"
 _WHEELS = "var/lib/wheels"
 _LOCKS = ("build.txt", "run.txt")
