@@ -51,9 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 class Folders:
     """What the Ingresses of some folders of manifests come to.
 
-    Raises
-    ------
-    ConfigError: service_cidr is malformed.
+    Raises ConfigError: service_cidr is malformed.
     """
 
     def __init__(self, directories: Sequence[Path], service_cidr: str) -> None:

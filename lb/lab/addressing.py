@@ -109,9 +109,7 @@ def like(address: str, version: int) -> IPAddress:
 
     The manifests of examples-ipv6 are those of examples/ with such addresses.
 
-    Raises
-    ------
-    LabError: it is in none of the lab's networks.
+    Raises LabError: it is in none of the lab's networks.
     """
     given = IPv4Address(address)
     for networks in (SEGMENTS, SERVICE_CIDRS, BALANCED, EXTERNAL):

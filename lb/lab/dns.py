@@ -27,18 +27,18 @@ from lb.lab.objects import to_yaml
 from lb.lab.processes import environment, spawn
 from lb.lab.store import PodRecord, Store
 from lb.model import ObjectKey, Service
-from lb.names import DNS, ZONE, named
+from lb.names import DNS, ZONE, named, server
 
 OUTSIDE_ZONE = "example.org"
 """A domain for documentation (RFC 2606); in the lab all of its names are the outside server's."""
 
 Object = dict[str, Any]
 IMAGE = "lab/named"
-RECORDS, OUTSIDE = "names", "outside-dns"
+RECORDS, OUTSIDE, RELAY = "names", "outside-dns", "relay"
 """What the processes are noted as."""
 
-_SERVER = f"ns.dns.{ZONE}"
 _RESOLV_CONF = Path("/etc/resolv.conf")
+_LOOPBACK = "127.0.0.1"
 _LABELS = {"k8s-app": "kube-dns"}
 
 
@@ -48,10 +48,7 @@ def prepare(store: Store, spec: LabSpec, record: PodRecord, folder: Path) -> Non
     reverse = named.reverse_zones([*spec.service_cidr.split(","), *map(str, spec.pod_networks)])
     secret = _secret(store).read_text() if spec.dns else ""  # else it is a pod of somebody's own
     settings = named.Settings(addresses, [ZONE, *reverse], node_resolvers(spec), secret)
-    (folder / "etc" / "named.conf").write_text(named.named_conf(settings))
-    for zone in settings.zones:
-        text = named.empty_zone(zone, _SERVER, addresses if zone == ZONE else ())
-        (folder / "work" / named.zone_file(zone)).write_text(text)
+    server.prepare(settings, folder / "etc" / "named.conf", folder / "work", named.SERVER, addresses)
 
 
 def cluster_resolvers(spec: LabSpec, services: Iterable[Service]) -> tuple[str, ...]:
@@ -87,7 +84,9 @@ def bring_up(store: Store, spec: LabSpec) -> None:
     store.addons.mkdir()
     for item in objects(spec, with_service=not taken):
         (store.addons / f"kube-dns.{item['kind'].lower()}.yaml").write_text(to_yaml(item))
-    _start_outside(store, spec, resolver(_RESOLV_CONF))
+    _write_outside(store, spec)
+    _start_relay(store, spec)
+    _start_outside(store, spec)
 
 
 def start_feeding(store: Store, spec: LabSpec) -> None:
@@ -131,27 +130,43 @@ def resolver(path: Path) -> str:
     return next((each[1] for each in words if len(each) > 1 and each[0] == "nameserver"), "")
 
 
-def _start_outside(store: Store, spec: LabSpec, upstream: str) -> None:
-    """Start the server outside of the cluster, and a way to the machine's resolver if it has one."""
-    resolvers = []
-    if upstream:
-        argv = [sys.executable, "-m", "lb.lab.relay", spec.id, upstream]
-        store.write_process("relay", spawn(argv, store.log("relay"), environment()))
-        resolvers = ["127.0.0.1"]
+def _write_outside(store: Store, spec: LabSpec) -> None:
+    """Write what the server outside of the cluster starts with."""
     addresses = [spec.outside_server(version) for version in spec.versions]
+    resolvers = [_LOOPBACK] if resolver(_RESOLV_CONF) else []
     settings = named.Settings(addresses, zones=[OUTSIDE_ZONE], resolvers=resolvers)
     folder = store.base / "outside"
     work = folder / "work"
     work.mkdir(parents=True)
-    text = named.empty_zone(OUTSIDE_ZONE, f"ns.{OUTSIDE_ZONE}", addresses)
-    for name in (f"{OUTSIDE_ZONE}.", f"*.{OUTSIDE_ZONE}."):
-        text += "".join(f"{name} {'A' if each.version == 4 else 'AAAA'} {each}\n" for each in addresses)
-    (work / named.zone_file(OUTSIDE_ZONE)).write_text(text)
-    (folder / "named.conf").write_text(named.named_conf(settings))
-    server = servers.SERVERS[IMAGE]
-    mounts = [f"{folder}:/etc/bind", f"{work}:{named.WORK}"]
-    argv = servers.container("outside", mounts, server.argv)
+    server.prepare(settings, folder / "named.conf", work, f"ns.{OUTSIDE_ZONE}", addresses)
+    with (work / named.zone_file(OUTSIDE_ZONE)).open("a") as zone:
+        for name in (f"{OUTSIDE_ZONE}.", f"*.{OUTSIDE_ZONE}."):
+            zone.writelines(f"{name} {'A' if each.version == 4 else 'AAAA'} {each}\n" for each in addresses)
+
+
+def _start_outside(store: Store, spec: LabSpec) -> None:
+    folder = store.base / "outside"
+    mounts = [f"{folder}:/etc/bind", f"{folder / 'work'}:{named.WORK}"]
+    argv = servers.container("outside", mounts, servers.SERVERS[IMAGE].argv)
     store.write_process(OUTSIDE, spawn(namespaces.command(spec.client, argv), store.log(OUTSIDE)))
+
+
+def _start_relay(store: Store, spec: LabSpec) -> None:
+    """Start the way to the machine's resolver, if it has one."""
+    if upstream := resolver(_RESOLV_CONF):
+        argv = [sys.executable, "-m", "lb.lab.relay", spec.id, upstream]
+        store.write_process(RELAY, spawn(argv, store.log(RELAY), environment()))
+
+
+_PARTS = {RELAY: _start_relay, OUTSIDE: _start_outside, RECORDS: start_feeding}
+
+
+def mend(store: Store, spec: LabSpec) -> list[str]:
+    """Start anew what has ended of all that was started once; return the names of it."""
+    ended = [name for name in _PARTS if store.process(name) is not None and not store.running(name)]
+    for name in ended:
+        _PARTS[name](store, spec)
+    return ended
 
 
 # --- the objects --------------------------------------------------------------------------------------

@@ -42,10 +42,14 @@ from lb.manifests.library import Library
 from lb.manifests.objects import ServiceAddresses
 from lb.model import ObjectKey, Resource, Service
 from lb.names import DNS
+from lb.words import some
 
 if TYPE_CHECKING:
     from lb.lab.cluster import ClusterKubelet
 
+_READ_BESIDE = frozenset(
+    ("ReplicaSet", "Deployment", "Ingress", "IngressClass", "Secret", "Namespace")
+)  # what the lab reads and agents do not; a namespace needs no object here
 _SUFFIXES = (".yaml", ".yml", ".json")
 _log = logging.getLogger(__name__)
 
@@ -77,6 +81,7 @@ class Kubelet(Pods):
         self.read_manifests()
         self.reconcile()
         self.in_background(self.front.run(self.pods.values))
+        self.in_background(self.keep_names())
         self.in_background(self._follow_pods())
         async with await self.listen():
             with contextlib.suppress(FileNotFoundError):  # the directory went away: nothing more to follow
@@ -86,8 +91,15 @@ class Kubelet(Pods):
             await stop.wait()
 
     def errors(self) -> list[str]:
-        """Return what is wrong in the manifests."""
-        return [str(error) for error in (*self._errors, *self._ingresses.errors())]
+        """Return what is wrong in the manifests, and what of them nobody here reads."""
+        found = [str(error) for error in (*self._errors, *self._ingresses.errors())]
+        counted = sorted(self._library.passed_over().items())
+        unread = [
+            f"{count} {kind}"
+            for kind, count in counted
+            if kind.split()[0].removesuffix("List") not in _READ_BESIDE
+        ]
+        return [*found, *([f"warning: {self.spec.manifests}: not read: {some(unread)}"] if unread else [])]
 
     def changed(self) -> None:
         """See the base class."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lb.errors import LabError
-from lb.lab import balancer, cgroups, dns, namespaces, pod, router, topology
+from lb.lab import balancer, cgroups, dns, namespaces, pod, resolver, router, topology
 from lb.lab.addressing import (
     POD_INTERFACES,
     UPLINK,
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 2.0  # after which it is said what is waited for
 _TABLE_ROWS = 1 << 20  # 8 MB for each node, instead of a real node's 64
+_WITH_RESOLVER = """\
+for each in resolv.conf nsswitch.conf; do [ ! -e "/etc/$each" ] || mount --bind "$1/$each" "/etc/$each"; done
+shift
+exec "$@"
+"""
 OUTSIDE_PORTS = ("tcp:80:http", "udp:9000:echo")
 
 
@@ -60,9 +65,9 @@ class Lab:
         Raises LabError: there is no such place, or the pod's process does not run.
         """
         if where in self._hosts:
-            return namespaces.command(self.spec.namespace(where), argv)
+            return namespaces.command(self.spec.namespace(where), self._asking_the_lab(argv))
         if where in self.spec.node_names:
-            return self._on_node(where, argv)
+            return self._on_node(where, self._asking_the_lab(argv))
         found = self.find_pod(where)
         if found.process is None or not found.process.alive():
             raise LabError(f"pod {where}: its process does not run")
@@ -71,6 +76,11 @@ class Lab:
         inside = namespaces.command(found.netns, argv, pid=found.process.pid)
         group = self.cgroup(found.node) / self.spec.pod_namespace(found.namespace, found.name)
         return cgroups.command(group, inside)
+
+    def _asking_the_lab(self, argv: Sequence[str]) -> list[str]:
+        """Return the command that runs argv with the lab's resolver: nobody there reaches the machine's."""
+        enter = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", _WITH_RESOLVER, "sh"]
+        return [*enter, str(self.store.resolver), *argv]
 
     def _on_node(self, node: str, argv: Sequence[str]) -> list[str]:
         return cgroups.command(self.cgroup(node), namespaces.command(self.spec.namespace(node), argv))
@@ -273,6 +283,9 @@ class Lab:
         for node in spec.node_names:
             cgroups.create(self.cgroup(node))
         topology.build(spec)
+        store.resolver.mkdir()
+        for name, text in resolver.of_a_host(dns.node_resolvers(spec)).items():
+            (store.resolver / name).write_text(text)
         if spec.routed:
             router.start_router(store, spec)
         self._start_outside_server()

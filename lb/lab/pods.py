@@ -26,7 +26,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from lb.errors import LabError
-from lb.lab import ingress
+from lb.lab import dns, ingress
 from lb.lab.addressing import AddressPool, LabSpec, pod_interface
 from lb.lab.hints import requests
 from lb.lab.ingress import Front
@@ -36,6 +36,7 @@ from lb.lab.workloads import Workload
 from lb.model import ObjectKey, Service
 from lb.names import DNS
 
+_MEND_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -148,6 +149,16 @@ class Pods(abc.ABC):
         """Wake those that wait for a change of pods."""
         self._changed.set()
         self.front.wake()
+
+    async def keep_names(self) -> None:
+        """Start anew what ends of the lab's DNS beside its pods, for ever, at most once a second."""
+        while True:
+            await asyncio.sleep(_MEND_SECONDS)
+            try:
+                for name in await asyncio.to_thread(dns.mend, self.store, self.spec):
+                    _log.warning("DNS: %s had ended and was started anew; see %s", name, self.store.log(name))
+            except (LabError, OSError) as error:
+                _log.error("DNS: %s", error)
 
     # --- answering ----------------------------------------------------------------------------------------
 

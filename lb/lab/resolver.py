@@ -119,3 +119,9 @@ def hosts(dns: PodDns, namespace: str, host_name: str, addresses: Sequence[str])
 
 NSSWITCH = "passwd: files\ngroup: files\nhosts: files dns\n"
 """A pod's /etc/nsswitch.conf: no service of the machine is asked for names."""
+
+
+def of_a_host(servers: Sequence[str]) -> dict[str, str]:
+    """Return the files below /etc by which the client and the nodes find names, by asking these servers."""
+    asked = resolv_conf(PodDns(policy="Default"), "", (), servers, host_network=True)
+    return {"resolv.conf": asked, "nsswitch.conf": NSSWITCH}

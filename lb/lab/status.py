@@ -104,23 +104,25 @@ def _without_agent(spec: LabSpec, nodes: Sequence[Mapping[str, Any]]) -> list[st
 
 
 def _dns_status(spec: LabSpec, store: Store) -> dict[str, Any]:
-    """Return what of the lab's DNS runs beside its pods."""
+    """Return what of the lab's DNS runs beside its pods; a relay where the machine has a resolver."""
     return {
         "outside_servers": list(dns.node_resolvers(spec)),
         "outside": _process(store, dns.OUTSIDE),
         "records": _process(store, dns.RECORDS),
+        **({"relay": _process(store, dns.RELAY)} if store.process(dns.RELAY) else {}),
     }
 
 
 def _without_names(spec: LabSpec, store: Store) -> list[str]:
     """Return what of the lab's DNS has ended; its servers carry on with what they hold."""
     return [
-        f"{what} does not run: {meaning}; the end of its log: {store.log(what)}"
+        f"{what} does not run: {meaning}; it is started anew; the end of its log: {store.log(what)}"
         for what, meaning in (
             (dns.RECORDS, "names do not follow changes of Services"),
             (dns.OUTSIDE, "names outside of the cluster fail"),
+            (dns.RELAY, "names that the machine's resolver knows fail"),
         )
-        if spec.dns and not store.running(what)
+        if spec.dns and not store.running(what) and (what != dns.RELAY or store.process(what))
     ]
 
 

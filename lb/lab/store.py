@@ -8,6 +8,7 @@
       processes/NAME      pid and start time of the agents, the kubelet and the outside server
       pods/NS.NAME        each pod: its network namespace, node, address, process
       files/NS.NAME/      what is mounted in that pod
+      resolver/           /etc/resolv.conf of what ``lab exec`` runs outside of pods
       ingress/            nginx's configuration for all Ingresses, as its pods have it
       addons/*.yaml       the lab's own objects beside those of the manifests
       cluster/*.yaml      the Node and Pod objects that the agents read
@@ -93,6 +94,11 @@ class Store:
     def ingress(self) -> Path:
         """The directory of nginx's configuration; it is there only if the lab has had an Ingress."""
         return self.base / "ingress"
+
+    @property
+    def resolver(self) -> Path:
+        """The directory of how commands at the client and on nodes find names."""
+        return self.base / "resolver"
 
     @property
     def pools(self) -> Path:
