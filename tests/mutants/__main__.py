@@ -27,6 +27,7 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "account.h": ("accounts",),
     "affinity.h": ("affinity", "connections"),
     "answer.h": ("reject", "ping", "answer_rate", "path_mtu", "fragments"),
+    "arp.h": ("neighbours",),
     "backend.h": ("selection", "slot_reuse", "connections"),
     "cache.h": ("eviction", "tables", "connections"),
     "config.h": ("snat_ports", "connection_life", "fragments_any_order", "same_port"),
@@ -47,6 +48,8 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "ip6.h": ("untouched", "options", "paths", "icmp_errors", "fragments"),
     "lb.h": ("paths", "monitor", "ping", "unknown_port", "redirect", "options", "fragments", "loopback"),
     "nat.h": ("paths", "sctp"),
+    "ndp.h": ("neighbours",),
+    "neighbour.h": ("neighbours",),
     "owner.h": ("own_connections", "node_port", "loopback"),
     "parse.h": ("untouched", "options", "sctp", "handshake", "fragments"),
     "pieces.h": ("fragments_any_order", "options"),
@@ -60,13 +63,13 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "watch.h": ("monitor",),
 }
 """By header the packet tests that are about it."""
-OF_IPV6 = ("fragment.h", "ip6.h")
+OF_IPV6 = ("fragment.h", "ip6.h", "ndp.h")
 """Headers whose mutants are tried in IPv6, for which they have code of its own; the others' are in IPv4."""
 AT_SOCKETS = ("ctx_sock.h", "peer.h", "sock.h")
 """Headers about sockets, which tests in a lab alone see."""
 OF_SOCKETS = ("host_processes", "service_metrics")
 """These tests, likely ones first."""
-LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "tuple.h", "types.h")
+LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "solicitation.h", "tuple.h", "types.h")
 """Headers without a row: they declare."""
 GENERAL = ("paths", "property", "connections", "node_port", "policies")
 """What is tried on those that these leave."""
