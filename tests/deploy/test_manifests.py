@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 import lb
-from lb import config
+from lb import config, rundir
 from lb.addresses.pool import parse
+from lb.bgp.peers import parse as parse_peers
 from lb.cli.command import parser
 from lb.datapath.kernel import privileges
 from lb.served.health import NodeHealth
@@ -40,6 +41,18 @@ OVERLAYS: dict[str, Sequence[str]] = {
         "addressPools.pools[0].name=edge",
         "addressPools.pools[0].addresses={203.0.113.0/24,2001:db8:203::/112}",
         "addressPools.pools[0].avoid={first,last}",
+    ),
+    "bgp": (
+        *EXAMPLE,
+        "addressPools.pools[0].name=edge",
+        "addressPools.pools[0].addresses={203.0.113.0/24,2001:db8:203::/112}",
+        "addressPools.pools[0].avoid={first,last}",
+        "bgp.asn=64512",
+        "bgp.peers[0].name=tor-a",
+        "bgp.peers[0].address=192.0.2.1",
+        "bgp.peers[0].asn=64500",
+        "bgp.peers[0].bfd=true",
+        "bgp.advertise[0].addresses={203.0.113.0/24,2001:db8:203::/112}",
     ),
 }
 """What Helm is told to render what the overlay does."""
@@ -80,8 +93,13 @@ def helm(*values: str) -> subprocess.CompletedProcess[str]:
 
 
 def daemon_set(objects: Sequence[Object]) -> Object:
-    (found,) = (each for each in objects if each["kind"] == "DaemonSet")
-    return found
+    found = next(each for each in objects if each["kind"] == "DaemonSet" and not _speaks(each))
+    return dict(found)
+
+
+def _speaks(found: Object) -> bool:
+    """Tell whether a DaemonSet is the one that tells routers."""
+    return bool(found["metadata"]["name"] == "lbctl-bgp")
 
 
 def pod(objects: Sequence[Object]) -> Object:
@@ -112,7 +130,7 @@ def test_helm_and_kustomize_render_the_same(overlay: str) -> None:
 def test_every_object_is_by_schema(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
     kinds = {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}
-    if overlay == "addresses":
+    if overlay in ("addresses", "bgp"):
         kinds |= {"Role", "RoleBinding", "Deployment", "ConfigMap"}
     assert {each["kind"] for each in objects} == kinds
     for each in objects:
@@ -137,6 +155,29 @@ def test_the_pools_are_right_and_what_gives_them_out_is_called_as_it_takes_it() 
     assert args.metrics_address.endswith(f":{container['ports'][0]['containerPort']}")
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["image"] == f"registry.example/lbctl:{lb.__version__}"
+
+
+def test_the_peers_are_right_and_what_tells_them_is_called_as_it_takes_it() -> None:
+    objects = kustomized("bgp")
+    config_map = next(each for each in objects if each["metadata"]["name"] == "lbctl-peers")
+    reading = parse_peers(yaml.safe_dump(config_map["data"]["peers.yaml"]), "peers.yaml")
+    assert reading.errors == ()
+    assert [peer.name for peer in reading.found.peers] == ["tor-a"]
+    (found,) = (each for each in objects if each["kind"] == "DaemonSet" and _speaks(each))
+    spec = found["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    args = parser("announce").parse_args(
+        [each.replace("$(NODE_NAME)", "node1") for each in container["args"]]
+    )
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert str(args.peers) == f"{mounts['peers']}/{next(iter(config_map['data']))}"
+    assert mounts["run"] == str(rundir.ROOT)
+    assert args.instance == "node1"  # what the agent calls its instance: the node's name
+    assert args.metrics_address.endswith(f":{container['livenessProbe']['httpGet']['port']}")
+    assert spec["terminationGracePeriodSeconds"] > 2 * reading.found.hold.drain_seconds
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["hostNetwork"] is True
     assert container["image"] == f"registry.example/lbctl:{lb.__version__}"
 
 
@@ -198,6 +239,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a misspelt field of a pool": (
         {"addressPools": {"pools": [{"name": "a", "addresses": ["192.0.2.1"], "avoids": []}]}},
         "avoids",
+    ),
+    "a misspelt field of a router": (
+        {"bgp": {"asn": 1, "peers": [{"name": "a", "address": "192.0.2.1", "asn": 2, "hold": 9}]}},
+        "hold",
     ),
     "a limit in the wrong place": ({"resources": {"memory": "1Gi"}}, "memory"),
 }

@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from lb.agent import BEAT_SECONDS
 from lb.cli.settings import from_file
 from lb.datapath.kernel import privileges
@@ -14,6 +16,7 @@ from lb.served.health import STALE_SECONDS
 from tests.deploy.conftest import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
+SPEAKER = UNIT.with_name("lbctl-bgp.service")
 MOST = 20
 """Tenths of the exposure level that it may have with any version of systemd; lower is less exposed."""
 
@@ -22,9 +25,10 @@ def analyze(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *argv], capture_output=True, text=True, check=False)
 
 
-def test_systemd_finds_no_mistake(tmp_path: Path) -> None:
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/lbctl/bin/lbctl", "/bin/true"))
+@pytest.mark.parametrize("path", [UNIT, SPEAKER], ids=lambda path: path.name)
+def test_systemd_finds_no_mistake(path: Path, tmp_path: Path) -> None:
+    unit = tmp_path / path.name
+    unit.write_text(path.read_text().replace("/opt/lbctl/bin/lbctl", "/bin/true"))
     done = analyze("verify", "--man=no", str(unit))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -32,6 +36,8 @@ def test_systemd_finds_no_mistake(tmp_path: Path) -> None:
 def test_its_exposure_is_as_documented() -> None:
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(UNIT))
     assert done.returncode == 0, done.stdout
+    other = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(SPEAKER))
+    assert other.returncode == 0, other.stdout
     found = re.search(r"exposure level for lbctl\.service: ([0-9.]+)", done.stdout)
     stated = re.search(r"`systemd-analyze security` gives it ([0-9.]+)", operations())
     assert found is not None

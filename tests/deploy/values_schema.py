@@ -64,6 +64,51 @@ def _pool() -> Schema:
     return pool | {"required": ["name", "addresses"]}
 
 
+def _bgp() -> Schema:
+    """Return the schema of the file of peers."""
+    texts: Schema = {"type": "array", "items": {"type": "string"}}
+    text: Schema = {"type": "string", "minLength": 1}
+    asn = _whole(1, 2**32 - 1)
+    peer = _closed(
+        "",
+        name=text,
+        address=text,
+        asn=asn,
+        local_asn=asn,
+        port=_whole(1, 65_535),
+        source=text,
+        password_file=text,
+        multihop=_whole(0, 255),
+        hold_seconds=_whole(3, 65_535),
+        bfd={"type": "boolean"},
+        bfd_interval_ms=_whole(10, 10_000),
+        bfd_multiplier=_whole(2, 50),
+        graceful_restart_seconds=_whole(0, 4095),
+        families={"type": "array", "minItems": 1, "items": {"enum": ["ipv4", "ipv6"]}},
+        nodes={"type": "object", "additionalProperties": {"type": "string"}},
+    )
+    entry = _closed(
+        "",
+        addresses=texts | {"minItems": 1},
+        external_ips={"type": "boolean"},
+        namespaces=texts,
+        peers=texts,
+        communities=texts,
+        large_communities=texts,
+        local_pref=_whole(0, 2**32 - 1),
+    )
+    return _closed(
+        "Routers that `lbctl announce bgp` tells which addresses a node serves",
+        asn=asn,
+        peers={"type": "array", "items": peer | {"required": ["name", "address", "asn"]}},
+        advertise={"type": "array", "items": entry | {"required": ["addresses"]}},
+        withdraw_seconds=_whole(0, 3600),
+        announce_seconds=_whole(0, 3600),
+        drain_seconds=_whole(0, 3600),
+        silent_seconds=_whole(0, 3600),
+    )
+
+
 def schema() -> Schema:
     """Return the schema of all values."""
     settings = {item.variable.removeprefix("LBCTL_").lower(): _of_setting(item) for item in config.settings()}
@@ -93,6 +138,7 @@ def schema() -> Schema:
                 without_class={"type": "boolean"},
                 rest_seconds=_whole(0, 2_592_000),
             ),
+            bgp=_bgp(),
             nodeSelector={"type": "object", "additionalProperties": {"type": "string"}},
             maxUnavailable={
                 "description": "How many nodes an update may have at once: a number, or a share such as 10%",
