@@ -17,7 +17,7 @@
         bfd: true                     # default false; then after bfd_interval_ms times bfd_multiplier
         bfd_interval_ms: 300          # default
         bfd_multiplier: 3             # default
-        graceful_restart_seconds: 120 # default; 0: none (RFC 4724)
+        graceful_restart_seconds: 30  # default; 0: none (RFC 4724)
         families: [ipv4, ipv6]        # default: both, over the one session (RFC 4760)
         nodes: {rack: a}              # labels that a Node must have; default: every node has this peer
     advertise:                        # what fits no entry is not told to anybody
@@ -138,7 +138,7 @@ class Peer:
     multihop: int = 0
     hold_seconds: int = 90
     bfd: Bfd | None = None
-    graceful_restart_seconds: int = 120
+    graceful_restart_seconds: int = 30
     versions: tuple[int, ...] = (4, 6)
     nodes: Mapping[str, str] = field(default_factory=dict)
 
@@ -338,7 +338,7 @@ def _peer(place: Field, asn: int, folder: Path, taken: set[str]) -> tuple[str, P
         fields["multihop"].number(0, 255),
         hold,
         timing if bfd else None,
-        fields["graceful_restart_seconds"].number(0, 4095, 120),
+        fields["graceful_restart_seconds"].number(0, 4095, 30),
         _versions(fields["families"]),
         fields["nodes"].string_map(syntax.label_key, syntax.label_value),
     )

@@ -272,10 +272,12 @@ class Speaker:
 
         Peers that keep our routes while we are away (graceful restart, and no BFD that would tell them to
         forget) are left as they are: whoever comes next takes them over. The others are told that we leave,
-        have drain_seconds to follow, and are told to forget. wait: sleeps for so many seconds.
+        have drain_seconds to follow, and are told to forget; so are all from a node that is to be left, which
+        may not come back. wait: sleeps for so many seconds.
         """
         peers = [each.peer for each in self._board.peers.values()]
-        staying = [peer for peer in peers if peer.graceful_restart_seconds and not peer.bfd]
+        returns = any(one.standing is Standing.SERVES for one in self._board.told)
+        staying = [peer for peer in peers if returns and peer.graceful_restart_seconds and not peer.bfd]
         going = [peer for peer in peers if peer not in staying]
         try:
             if not self._engine.alive():

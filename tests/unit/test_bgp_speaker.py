@@ -270,6 +270,14 @@ def test_at_the_end_those_who_would_forget_are_told_first(bench: Bench) -> None:
     assert bench.bird.calls == ["write", "configure", "disable peer_tor_b", "pause"]
 
 
+def test_at_the_end_of_a_node_that_is_cordoned_all_are_told_to_forget(bench: Bench) -> None:
+    bench.say(replace(SERVES, standing=Standing.LAST, why="cordoned"))
+    bench.run(5)
+    bench.bird.calls.clear()
+    bench.speaker.leave(lambda _seconds: None)
+    assert bench.bird.calls == ["end"]
+
+
 def test_at_the_end_without_graceful_restart_all_are_told(bench: Bench) -> None:
     bench.file.write_text(
         PEERS.replace("bfd: true", "graceful_restart_seconds: 0").replace("500}", "500, bfd: true}")
