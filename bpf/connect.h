@@ -3,6 +3,7 @@
  * way, the flow. */
 #pragma once
 #include "affinity.h"
+#include "announced.h"
 #include "flow_state.h"
 #include "forward.h"
 #include "owner.h"
@@ -248,6 +249,7 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	const struct vip *vip;
+	struct ethhdr eth;
 
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
@@ -259,6 +261,8 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		next_step(ctx, STEP_OWNER);
 		return strand(ctx, true);
 	}
+	if (note->side == OUTSIDE && !note->stale && unlikely(is_former_owner_s(ctx, pkt, &eth)))
+		return send_to_former_owner(ctx, pkt, &eth);
 	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));

@@ -2,6 +2,7 @@
 /* Step: who on the segment has an address? What this node owns (`announced`) it answers for: ARP requests in
  * IPv4, neighbour solicitations in IPv6. Everything else is left as it came. */
 #pragma once
+#include "announced.h"
 #include "answer.h"
 
 #if FAMILY == 6
@@ -10,22 +11,10 @@
 #include "arp.h"
 #endif
 
-static __always_inline bool same_mac(const u8 *a, const u8 *b)
+/* Its entry; NULL: this node does not own it, or not for longer than its agent has said. */
+static __always_inline const struct announced *lookup_owned(ctx_t *ctx, const struct addr *address)
 {
-	u8 differs = 0;
-
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		differs |= a[i] ^ b[i];
-	return !differs;
-}
-
-/* The entry of an address at the interface that the frame is at; NULL: this node does not own it, or not for
- * longer than its agent has said. */
-static __always_inline const struct announced *lookup_announced(ctx_t *ctx, const struct addr *address)
-{
-	struct announced_key key = {.address = *address, .ifindex = ctx_ifindex(ctx)};
-	const struct announced *found = bpf_map_lookup_elem(announced_map, &key);
+	const struct announced *found = lookup_announced(ctx, address);
 
 	return found && bpf_ktime_get_ns() < found->until_ns ? found : NULL;
 }
@@ -64,7 +53,7 @@ static __always_inline struct outcome answer_neighbour(ctx_t *ctx, const struct 
 	    !read_solicitation(ctx, &eth, &packet, &s) || s.mac[0] & 1)
 		return pass(note->reason);
 	if (s.claims && !note->egress) {
-		ours = lookup_announced(ctx, &s.sender);
+		ours = lookup_owned(ctx, &s.sender);
 		if (ours) { /* our own frame, if a switch brings it back, is none of another */
 			if (same_mac(s.mac, ours->mac))
 				return pass(note->reason);
@@ -72,7 +61,7 @@ static __always_inline struct outcome answer_neighbour(ctx_t *ctx, const struct 
 			return pass(REASON_RIVAL);
 		}
 	}
-	ours = s.asks ? lookup_announced(ctx, &s.target) : NULL;
+	ours = s.asks ? lookup_owned(ctx, &s.target) : NULL;
 	if (!ours || !asks_us(&eth, ours, note))
 		return pass(note->reason);
 	if (!within_rate(ANSWER_NEIGHBOUR))

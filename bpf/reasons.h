@@ -48,7 +48,8 @@
 	X(FRAGMENTED, "larger than the MTU of the way on, without DF: in fragments, which enter again")      \
 	X(SERVICE_LOOP, "Services whose endpoints are each other's addresses, led on too often: dropped")    \
 	X(NEIGHBOUR, "ARP request or neighbour solicitation for an address announced here: answered")        \
-	X(RIVAL, "another host claims an address that is announced here: untouched")
+	X(RIVAL, "another host claims an address that is announced here: untouched")                         \
+	X(TO_FORMER_OWNER, "of a connection begun at the address's former owner: sent on to it")
 
 enum reason {
 #define X(name, meaning) REASON_##name,

@@ -307,8 +307,10 @@ struct announced_key {
  * is silent by the time that another node may take the address. */
 struct announced {
 	u64 until_ns;	  /* CLOCK_MONOTONIC: from then on it is not answered for */
+	u64 former_ns;	  /* CLOCK_MONOTONIC: until then the former owner gets what is of its connections */
 	u8 mac[ETH_ALEN]; /* the interface's own link address, which the answer tells */
-	u8 pad[2];
+	u8 former[ETH_ALEN]; /* that of the node which has handed the address over */
+	u8 pad[4];
 };
 
 /* Who else claims an address that is answered for here. */

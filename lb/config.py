@@ -32,6 +32,13 @@ class Switch(enum.StrEnum):
     OFF = "off"
 
 
+class Announce(enum.StrEnum):
+    """How the node's segment finds load-balancer addresses: not by us, or by ARP and neighbour discovery."""
+
+    OFF = "off"
+    ARP = "arp"
+
+
 class UplinkMode(enum.StrEnum):
     """Which hook an uplink uses; AUTO decides by driver and says why."""
 
@@ -177,6 +184,8 @@ SOURCE = Form("SOURCE", "manifests:DIR or kubernetes", _matching(r"manifests:.+|
 MODE = Form("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 SOCKETS = Form("MODE", "one of " + ", ".join(SocketMode), SocketMode)
 SWITCH = Form("on|off", "on or off", Switch)
+ANNOUNCE = Form("MODE", "one of " + ", ".join(Announce), Announce)
+NETWORK = Form("CIDR", "a network such as 203.0.113.0/24, without host bits", _network)
 LEVEL = Form("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
 LOG_FORMAT = Form("FORMAT", "text or json", _one_of("text", "json"))
 LISTEN_ADDRESS = Form(
@@ -367,6 +376,25 @@ class Config:
         RATE,
         "answers of each kind (TCP resets, ICMP errors about ports, sizes and TTLs, ping replies) that the"
         " programs send on each CPU, per second, and as many at once; 0: no limit",
+    )
+    announce: Announce = setting(
+        Announce.OFF,
+        ANNOUNCE,
+        "arp: one node answers for each load-balancer address, in ARP and in IPv6's neighbour discovery; the"
+        " agents agree which by frames on the segment. off: somebody else brings packets to the nodes",
+    )
+    announce_interfaces: tuple[str, ...] = setting(
+        (),
+        GLOB,
+        "uplink on whose segment addresses are announced; default: every uplink",
+        one="announce_interface",
+    )
+    announce_networks: tuple[str, ...] = setting(
+        (),
+        NETWORK,
+        "network whose addresses are announced on every such segment; default: only addresses in a network of"
+        " the uplink itself",
+        one="announce_network",
     )
     log_level: str = setting("info", LEVEL, "debug, info, warning or error, to stderr")
     log_format: str = setting("text", LOG_FORMAT, "text, or json: an object in each line of the log")

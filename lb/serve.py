@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent
-from lb.config import NODE_NAME, Config, Switch, split_address
+from lb.config import NODE_NAME, Announce, Config, Switch, split_address
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import without_effect
 from lb.datapath.attach.settings import write_time
@@ -37,7 +37,7 @@ from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
 from lb.served import servable
-from lb.served.api import as_json
+from lb.served.api import OWNERS, as_json
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History, history_answer
 from lb.served.http import Address, Answer, HttpServer, routes
@@ -53,6 +53,7 @@ from lb.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from lb.kube import reflector
+    from lb.segment.speaker import Speaker
 
 _log = logging.getLogger(__name__)
 
@@ -204,8 +205,9 @@ def startup(
         pressure=pressure,
         missing_nodes=missing_nodes,
     )
+    looks: list[Callable[[], None]] = []
     # Listen before looking: what changes in between is seen twice, not never.
-    watcher = InterfaceWatcher(lambda indexes: inbox.put(InterfacesChanged(frozenset(indexes))))
+    watcher = InterfaceWatcher(functools.partial(tell_of_interfaces, inbox, looks))
     stack.callback(watcher.close)
     spare_once = functools.cache(memory.spare)
     after_sync: list[Callable[[Agent], None]] = [
@@ -244,15 +246,21 @@ def startup(
         beat=beat,
     )
     health.node.watch(agent)
+    opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
+    if speaker := build_speaker(config, state, agent, opened):
+        looks.append(speaker.look)
+        notes.also.append(speaker.problems)
     # A server of its own: its answers take longer than a health check may wait.
     answers = HttpServer()
     stack.callback(answers.shut)
-    opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
     queries = {
         "/api/history": history_answer(history, config.instance, notes.started),
         "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
         **(known := Known(state)).answers(),
         servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
+        OWNERS: as_json(
+            lambda _query: {"announce": config.announce, "addresses": speaker.owners() if speaker else []}
+        ),
         **Views(run_dir, config, opened, history, known).answers(),
     }
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
@@ -265,7 +273,12 @@ def startup(
             opened=opened,
             programs=loaded.fingerprint,
             after_sync=after_sync,
-            more_problems={"pressure": pressure.problems, "node": missing_nodes.problems},
+            more_problems={
+                "pressure": pressure.problems,
+                "node": missing_nodes.problems,
+                **({"announce": speaker.problems} if speaker else {}),
+            },
+            speaker=speaker,
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
@@ -278,9 +291,31 @@ def startup(
         "health": health.server.run,
         "http": answers.run,
         "missing nodes": missing_nodes.run,
+        **({"announce": speaker.run} if speaker else {}),
     }
     stack.enter_context(threads(inbox, bodies))
     return agent
+
+
+def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexes: set[int]) -> None:
+    """Tell the agent, and whoever else looks at them, which interfaces have changed."""
+    inbox.put(InterfacesChanged(frozenset(indexes)))
+    for look in looks:
+        look()
+
+
+def build_speaker(
+    config: Config,
+    state: ClusterState,
+    agent: Agent,
+    opened: Callable[[], contextlib.AbstractContextManager[Maps]],
+) -> Speaker | None:
+    """Return what finds owners for addresses on the node's segments; None when it is not asked for."""
+    if config.announce is Announce.OFF:
+        return None
+    from lb.segment.speaker import Speaker  # noqa: PLC0415  (most agents do without)
+
+    return Speaker(config, servable.Servables(state, agent, config.node_name).report, opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +363,7 @@ def measure(
     programs: str,
     after_sync: list[Callable[[Agent], None]],
     more_problems: Mapping[str, Callable[[], Sequence[Problem]]],
+    speaker: Speaker | None,
 ) -> Answer:
     """Return what answers ``/metrics``; durations are noted after each sync and each programmed change.
 
@@ -353,6 +389,7 @@ def measure(
         "programming": programming.metrics,
         "source": lambda: metrics.source_metrics(source.health()),
         "maps": lambda: metrics.map_metrics(opened),
+        **({"announce": lambda: metrics.announce_metrics(speaker.figures())} if speaker else {}),
         "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
     }
     return exposition(metrics.Metrics(parts))

@@ -28,7 +28,7 @@ _COLUMNS: Mapping[str, Cells] = {
     "flows": ("PROTOCOL", "CLIENT", "VIP", "BACKEND", "SNAT", "STATE", "IDLE"),
     "affinity": ("CLIENT", "SERVICE", "PORT NAME", "BACKEND", "IDLE"),
     "counters": ("HOOK", "REASON", "PACKETS", "BYTES", "MEANING"),
-    "announced": ("ADDRESS", "IFINDEX", "LINK ADDRESS", "FOR", "CLAIMED BY"),
+    "announced": ("ADDRESS", "IFINDEX", "LINK ADDRESS", "FOR", "CLAIMED BY", "FORMER OWNER"),
 }
 _IPVSADM_FLAGS = {"TCP": "-t", "UDP": "-u", "SCTP": "--sctp-service"}
 
@@ -107,6 +107,6 @@ def _rows(entry: MapEntry) -> Iterator[Cells]:
             yield (entry.client, entry.service, entry.port_name, entry.backend, idle)
         case AnnouncedEntry():
             left = f"{entry.left_seconds:.1f}s"
-            yield (entry.address, str(entry.ifindex), entry.mac, left, entry.rival)
+            yield (entry.address, str(entry.ifindex), entry.mac, left, entry.rival, entry.former)
         case CounterEntry():
             yield (entry.hook, entry.reason, str(entry.packets), str(entry.bytes), entry.meaning)

@@ -50,6 +50,13 @@ Without a router the client sends to node1 what it knows no other way to."""
 EXTERNAL: dict[int, IPNetwork] = {4: IPv4Network("198.51.100.0/24"), 6: IPv6Network("2001:db8:198::/112")}
 """Of the examples' externalIPs: networks for documentation, too."""
 
+ANNOUNCED: dict[int, IPNetwork] = {
+    4: IPv4Network("192.168.77.224/28"),
+    6: IPv6Network("fd00:77::e000/120"),
+}
+"""The pool in place of that where nodes answer for addresses on the segment itself. The other one's are then
+given on request alone."""
+
 POD_GATEWAYS: dict[int, IPAddress] = {4: IPv4Address("169.254.1.1"), 6: IPv6Address("fe80::1")}
 """Every pod's default gateway: exists nowhere, a fixed neighbour entry leads to the host end of the veth."""
 
@@ -134,7 +141,10 @@ class Announce(enum.StrEnum):
 
     NONE = "none"
     """Not at all: the client sends everything to node1."""
+    ARP = "arp"
+    """The client asks for it on the segment, in IPv6 by neighbour discovery."""
     BGP = "bgp"
+    """A router between the client and the nodes learns it from them."""
 
 
 class RouterKind(enum.StrEnum):
@@ -175,7 +185,7 @@ class LabSpec:
     zones: given to the nodes in turn.
     pools: whether Services of type LoadBalancer are given addresses.
     dns: whether the lab answers for the names of Services (:mod:`lb.lab.dns`).
-    announce: how the network learns of addresses; but for NONE there is a router before the client.
+    announce: how the network learns of load-balancer addresses; for BGP there is a router before the client.
     router: what the router runs.
 
     Raises LabError: a value is out of bounds, or two do not go together.
@@ -254,7 +264,7 @@ class LabSpec:
     @property
     def routed(self) -> bool:
         """Whether there is a router between the client and the nodes."""
-        return self.announce is not Announce.NONE
+        return self.announce is Announce.BGP
 
     def clients(self, version: int = 4) -> tuple[IPAddress, ...]:
         """Return the client's addresses, see :func:`clients`."""

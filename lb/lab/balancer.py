@@ -4,24 +4,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import yaml
 
 from lb.lab import namespaces
-from lb.lab.addressing import BALANCED, LabSpec
+from lb.lab.addressing import ANNOUNCED, BALANCED, Announce, LabSpec
 from lb.lab.processes import environment, spawn
 from lb.lab.store import Store
-from lb.model import Service, ServiceType
+from lb.model import IPNetwork, Service, ServiceType
 
 NAME = "addresses"
 
 
 def pools(spec: LabSpec) -> str:
-    """Return the lab's file of pools: one, of the networks that its client reaches by way of node1."""
-    addresses = [str(BALANCED[version]) for version in spec.versions]
-    pool = {"name": "lab", "addresses": addresses, "avoid": ["first", "last"]}
-    return yaml.safe_dump({"pools": [pool]}, sort_keys=False)
+    """Return the lab's file of pools: of networks that its client finds a way to."""
+    found = [_pool("lab", BALANCED, spec, automatic=spec.announce is not Announce.ARP)]
+    if spec.announce is Announce.ARP:
+        found.append(_pool("segment", ANNOUNCED, spec))
+    return yaml.safe_dump({"pools": found}, sort_keys=False)
+
+
+def _pool(
+    name: str, networks: Mapping[int, IPNetwork], spec: LabSpec, *, automatic: bool = True
+) -> dict[str, Any]:
+    addresses = [str(networks[version]) for version in spec.versions]
+    return {"name": name, "addresses": addresses, "avoid": ["first", "last"], "automatic": automatic}
 
 
 def wanted(spec: LabSpec, services: Iterable[Service]) -> bool:

@@ -17,6 +17,7 @@ from lb.lab import balancer, cgroups, dns, namespaces, pod, resolver, router, to
 from lb.lab.addressing import (
     POD_INTERFACES,
     UPLINK,
+    Announce,
     LabSpec,
     Overlay,
 )
@@ -188,6 +189,8 @@ class Lab:
             "--limits-table-rows": str(_TABLE_ROWS),
             "--ready-file": str(store.ready_file(node)),
         }
+        if spec.announce is Announce.ARP:
+            flags["--announce"] = "arp"
         if spec.overlay in TUNNELS:
             flags["--tunnel"] = TUNNELS[spec.overlay]
         if spec.kubernetes:

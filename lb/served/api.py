@@ -12,6 +12,9 @@ from lb.errors import LbError
 from lb.model import ObjectKey
 from lb.served.http import Answer, Request, Response
 
+OWNERS = "/api/owners"
+"""Who owns each load-balancer address on the node's segments: :meth:`lb.segment.speaker.Speaker.owners`."""
+
 _HEADERS = (
     ("Content-Type", "application/json; charset=utf-8"),
     ("Cache-Control", "no-store"),

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client import Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -183,6 +183,61 @@ def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
         "Entries that were not as the agent had written them when it last looked.",
         ["map"],
         (([name], count) for name, count in sorted(drift.items())),
+    )
+
+
+class AnnounceFigures(Protocol):
+    """What :class:`lb.segment.speaker.Figures` tells."""
+
+    @property
+    def owned(self) -> int:
+        """Addresses that this node answers for."""
+        ...
+
+    @property
+    def taken(self) -> int:
+        """How often it took one."""
+        ...
+
+    @property
+    def ended(self) -> int:
+        """How often it ceased to own one."""
+        ...
+
+    @property
+    def members(self) -> int:
+        """Other nodes that it hears."""
+        ...
+
+    @property
+    def rivals(self) -> int:
+        """Addresses that strangers claim as well."""
+        ...
+
+
+def announce_metrics(figures: AnnounceFigures) -> Iterator[Metric]:
+    """Yield what the node owns on its segments; what it answers is in ``lbctl_hook_packets``."""
+    yield GaugeMetricFamily(
+        "lbctl_announced_addresses",
+        "Load-balancer addresses that this node answers for, in ARP and neighbour discovery.",
+        value=figures.owned,
+    )
+    yield family(
+        CounterMetricFamily,
+        "lbctl_owner_changes",
+        "How often this node took an address, and how often it ceased to own one.",
+        ["change"],
+        ((["taken"], figures.taken), (["ended"], figures.ended)),
+    )
+    yield GaugeMetricFamily(
+        "lbctl_segment_members",
+        "Other nodes that this node hears on its segments, and that may own addresses.",
+        value=figures.members,
+    )
+    yield GaugeMetricFamily(
+        "lbctl_address_rivals",
+        "Owned addresses that a host which is no such node has claimed within the last minute.",
+        value=figures.rivals,
     )
 
 

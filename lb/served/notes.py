@@ -79,6 +79,7 @@ class Notes:
     Attributes
     ----------
     started: when the agent began, ISO 8601 in UTC.
+    also: what else tells of problems.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class Notes:
         self._since = Since()
         self._repairs: tuple[int, str | None] = (0, None)
         self.started = time_text(time.time())
+        self.also: list[Callable[[], Sequence[Problem]]] = []
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
@@ -141,6 +143,7 @@ class Notes:
         healthz = self._healthz()
         told = (agent, self._checks, self._pressure, self._missing_nodes)
         every = [*(one for each in told for one in each.problems()), *self._sources()]
+        every += [one for problems in self.also for one in problems()]
         conflicts = agent.conflicts()
         if agent.repairs != self._repairs[0]:
             self._repairs = agent.repairs, time_text(time.time())

@@ -17,7 +17,7 @@ from scapy.layers.inet6 import (
     ICMPv6NDOptSrcLLAddr,
     IPv6,
 )
-from scapy.layers.l2 import ARP, Dot1Q
+from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
 from lb.datapath.maps import layouts
@@ -34,6 +34,7 @@ from tests.packet.harness import (
     Datapath,
     packed,
 )
+from tests.packet.plans import PORT, service
 
 VIP = p.LOAD_BALANCER_VIP
 TO_ALL = "ff:ff:ff:ff:ff:ff"
@@ -56,13 +57,19 @@ def multicast_mac(address: str) -> str:
     return "33:33:" + ":".join(f"{byte:02x}" for byte in IPv6Address(address).packed[-4:])
 
 
-def announce(datapath: Datapath, *, seconds: float = 60, ifindex: int | None = None) -> None:
-    """Let the node own the address at an interface, by default its uplink, for so long."""
+def announce(
+    datapath: Datapath, *, seconds: float = 60, ifindex: int | None = None, former_seconds: float = -1
+) -> None:
+    """Let the node own the address at an interface, by default its uplink, for so long.
+
+    former_seconds: for so long NODE2, which owned it before, gets what is of its connections.
+    """
     key = np.array(
         [(packed(VIP), datapath.uplink if ifindex is None else ifindex)], layouts.ANNOUNCED_KEY[p.version()]
     )
-    until = time.monotonic_ns() + int(seconds * SECOND_NS)
-    datapath.update("announced", key, np.array([(until, mac_bytes(p.NODE1_MAC), (0, 0))], layouts.ANNOUNCED))
+    until, former_until = (time.monotonic_ns() + int(each * SECOND_NS) for each in (seconds, former_seconds))
+    row = (until, former_until, mac_bytes(p.NODE1_MAC), mac_bytes(p.NODE2_MAC), (0,) * 4)
+    datapath.update("announced", key, np.array([row], layouts.ANNOUNCED))
 
 
 @pytest.fixture
@@ -286,3 +293,54 @@ def test_neighbours_that_flood_are_answered_at_a_rate(owner: Datapath, program: 
         (DROP, "RATE_LIMITED"),
     }
     assert results[0].verdict == SEND
+
+
+def onward(frame: bytes) -> bytes:
+    """Return the frame as a router sends it on to NODE2."""
+    packet = Ether(frame)
+    packet.src, packet.dst = p.NODE1_MAC, p.NODE2_MAC
+    ip = packet.getlayer(1)
+    if p.version() == 6:
+        ip.hlim -= 1
+    else:
+        ip.ttl -= 1
+        del ip.chksum
+    return bytes(packet)
+
+
+@each_program
+@pytest.mark.parametrize("backend", [p.BACKEND_LOCAL, p.BACKEND_REMOTE])
+def test_neighbours_get_their_connections_after_they_handed_the_address_over(
+    owner: Datapath, program: str, backend: str
+) -> None:
+    """What begins is the new owner's, and what goes on with that; the rest is its former owner's."""
+    owner.apply(service(backend))
+    announce(owner, former_seconds=60)
+    client, vip = (p.CLIENT, p.CLIENT_PORT), (VIP, PORT)
+    for flags in ("A", "PA", "FA", "R", "RA"):
+        frame = p.tcp(p.FROM_CLIENT, client, vip, flags, b"data" if flags == "PA" else b"")
+        result = owner.run(program, frame)
+        assert (result.verdict, result.reason) == (SEND, "TO_FORMER_OWNER"), flags
+        p.assert_same(result.packet, onward(frame))
+    assert owner.run(program, p.udp(p.FROM_CLIENT, client, vip)).reason != "TO_FORMER_OWNER"
+    new = (p.CLIENT, p.CLIENT_PORT + 1)
+    assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip)).reason.startswith("NEW_")
+    assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip, "A")).reason == "FLOW_HIT"
+
+
+@each_program
+def test_neighbours_get_no_connection_back_that_they_do_not_know(owner: Datapath, program: str) -> None:
+    """Nor one of another address, nor after a while, nor what has come too far."""
+    owner.apply(service(p.BACKEND_LOCAL))
+    announce(owner, former_seconds=60)
+    client = (p.CLIENT, p.CLIENT_PORT)
+    ours = [
+        p.tcp(p.FROM_NODE2, client, (VIP, PORT), "A"),
+        p.tcp(p.FROM_CLIENT, client, (p.EXTERNAL_VIP, PORT), "A"),
+        p.tcp(p.FROM_CLIENT, (p.CLIENT_2, p.CLIENT_PORT), (VIP, PORT), "A", ttl=1),
+    ]
+    for frame in ours:
+        assert owner.run(program, frame).reason == "NEW_LOCAL"
+    announce(owner, former_seconds=-0.001)
+    late = p.tcp(p.FROM_CLIENT, (p.CLIENT, p.CLIENT_PORT + 1), (VIP, PORT), "A")
+    assert owner.run(program, late).reason == "NEW_LOCAL"

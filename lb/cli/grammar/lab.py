@@ -17,7 +17,7 @@ EXAMPLES_IN_IPV6 = shipped("examples-ipv6")
 MAX_NODES = 50
 OVERLAYS = ("none", "vxlan", "ipip")
 FAMILIES = ("ipv4", "ipv6", "dual")
-ANNOUNCE = ("none", "bgp")
+ANNOUNCE = ("none", "arp", "bgp")
 ROUTERS = ("bird", "frr")
 ZONES = ("zone-a", "zone-b")
 KUBE_PROXY = ("nftables", "iptables")
@@ -169,8 +169,9 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         "--announce",
         choices=ANNOUNCE,
         default="none",
-        help="how the network learns of load-balancer addresses; bgp: from the nodes, by a router before the"
-        " client (default none: the client sends all to node1)",
+        help="how the network learns of load-balancer addresses; arp: they are on the segment, where one node"
+        " answers for each; bgp: from the nodes, by a router before the client (default none: the client sends"
+        " all to node1)",
     )
     parser.add_argument(
         "--router", choices=ROUTERS, default="bird", help="what that router runs (default bird)"

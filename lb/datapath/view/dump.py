@@ -63,7 +63,7 @@ class MapEntry:
         return {name: value for name, value in asdict(self).items() if value or name not in _IF_ANY}
 
 
-_IF_ANY = {"local_only", "source_ranges", "lingering", "snat", "rival"}
+_IF_ANY = {"local_only", "source_ranges", "lingering", "snat", "rival", "former"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,8 @@ class AnnouncedEntry(MapEntry):
     """An address that this node answers for on a segment: ARP, or neighbour discovery.
 
     mac: what is answered. left_seconds: for so long yet, unless the agent puts it off; 0: not any more.
-    rival: the link address of whoever else has claimed it last, ``""`` (and absent in JSON) when nobody has.
+    rival: the link address of whoever else has claimed it last. former: that of the node which has handed it
+    over, and gets what is of its connections. These are ``""`` (and absent in JSON) when there is none.
     """
 
     address: str
@@ -162,6 +163,7 @@ class AnnouncedEntry(MapEntry):
     mac: str
     left_seconds: float
     rival: str = ""
+    former: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +402,8 @@ class _Reader:
             for key, value in sorted(zip(keys.tolist(), values, strict=True), key=lambda pair: pair[0]):
                 left = round(max(0, int(value["until_ns"]) - self._now_ns) / 1e9, 3)
                 mac = mac_text(value["mac"])
-                found.append(AnnouncedEntry(_ip(key[0]), key[1], mac, left, rivals.get(key, "")))
+                former = mac_text(value["former"]) if int(value["former_ns"]) > self._now_ns else ""
+                found.append(AnnouncedEntry(_ip(key[0]), key[1], mac, left, rivals.get(key, ""), former))
         return found
 
     def counters(self) -> list[CounterEntry]:

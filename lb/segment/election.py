@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who owns which address on a segment, as one node sees it: pure, the time is given with every call.
+
+The best candidate for an address is the node that says it serves it best (:class:`Standing`), and of several
+the one with the greatest hash of its name and the address (rendezvous hashing: Thaler, Ravishankar, 1996). So
+the addresses are spread, and when a node comes or goes no other's addresses move.
+
+Ownership changes hands by these rules:
+
+- A node takes an address that nobody owns if it is the best candidate by all that it hears. What is new waits
+  for a moment, so that all have told whether they serve it.
+- An owner that finds another node better offers it the address, and goes on answering. That node takes it
+  when it hears so; the owner ends when it hears that. So a hand-over leaves no gap, and nothing but the
+  time that a frame takes has two that answer.
+- An owner is dead when nothing was heard of it for ``dead`` seconds. Its ownership has ended before: it lasts
+  ``keep`` seconds from its last beat on, by its own clock (the map's entries end by themselves).
+- A node that comes, or comes back, listens for ``dead`` seconds before it says what it serves.
+- Two owners hear of each other: a partition has healed, or a frame was lost. The better one stays and
+  announces the address again, the other one ends.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+from lb.announce.servable import Standing
+from lb.model import IPAddress
+
+_SEED = 0x6C62_6172_7031  # part of the protocol: nodes with another one would disagree
+
+
+class Hold(enum.StrEnum):
+    """What a node has of an address."""
+
+    FREE = ""
+    HELD = "held"
+    OFFERED = "offered"
+    """Held, until the best candidate takes it."""
+
+
+class Member(NamedTuple):
+    """A node at a segment. mac: of its interface there."""
+
+    node: str
+    mac: str
+
+
+class Claim(NamedTuple):
+    """What a node says of an address: how well it serves it, and whether it owns it."""
+
+    standing: Standing
+    hold: Hold = Hold.FREE
+
+
+Claims = Mapping[IPAddress, Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. beat: between two beats. keep, dead, settle: see the module.
+
+    A node that has heard no other for ``lone_after`` keeps what it owns for ``lone_keep`` without a beat:
+    nobody else could take it, and an agent that starts anew finds it.
+    """
+
+    beat: float = 0.4
+    keep: float = 2.0
+    dead: float = 2.4
+    settle: float = 0.8
+    lone_after: float = 60.0
+    lone_keep: float = 30.0
+
+
+TIMING = Timing()
+
+
+@dataclass(slots=True)
+class Step:
+    """What has changed with a step.
+
+    taken, ended: addresses that the node owns from now on, and no more. former: who has handed an address
+    over, or is about to end because it owns one as well.
+    """
+
+    taken: list[IPAddress] = field(default_factory=list)
+    ended: list[IPAddress] = field(default_factory=list)
+    former: dict[IPAddress, Member] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Peer:
+    heard: float
+    claims: Claims
+
+
+@dataclass(slots=True)
+class _Own:
+    """An address that this node serves or owns. since: when it began to serve it."""
+
+    standing: Standing
+    since: float
+    hold: Hold = Hold.FREE
+
+
+def weight(node: str, address: IPAddress) -> int:
+    """Return the hash that decides between nodes: 64 bits, the greatest wins."""
+    return xxhash.xxh3_64_intdigest(node.encode() + b"\0" + address.packed, _SEED)
+
+
+def rank(member: Member, standing: Standing, address: IPAddress) -> tuple[int, int, str, str]:
+    """Return what orders candidates for an address: the least is the best."""
+    return (standing.rank, -weight(member.node, address), member.node, member.mac)
+
+
+class Election:
+    """What one node knows of a segment.
+
+    adopted: what an earlier agent of the node owned, whose entries in the map have not ended: so nobody else
+    can have taken it.
+    """
+
+    def __init__(
+        self, me: Member, now: float, adopted: Iterable[IPAddress] = (), timing: Timing = TIMING
+    ) -> None:
+        self.me = me
+        self.timing = timing
+        self._joined = self._sent = self._alone_since = now
+        self._peers: dict[Member, _Peer] = {}
+        self._own = {one: _Own(Standing.SERVES, now, Hold.HELD) for one in adopted}
+        self._known: set[IPAddress] = set()
+        self._leaving = False
+
+    # --- what comes in --------------------------------------------------------------------------------------
+
+    def hear(self, member: Member, claims: Claims, now: float) -> None:
+        """Take in a beat of another node."""
+        if member != self.me:
+            self._peers[member] = _Peer(now, claims)
+
+    def serve(self, standings: Mapping[IPAddress, Standing], now: float) -> None:
+        """Say how well this node serves each address; CANNOT, or no entry: not at all."""
+        able = {one: standing for one, standing in standings.items() if standing is not Standing.CANNOT}
+        for address, standing in able.items():
+            if address in self._own:
+                self._own[address].standing = standing
+            else:
+                self._own[address] = _Own(standing, now)
+        for address in self._own.keys() - able.keys():
+            self._own[address].standing = Standing.CANNOT
+
+    def sent(self, at: float) -> None:
+        """Note that a beat went out; at: from before it did."""
+        self._sent = at
+
+    def leave(self) -> None:
+        """Hand over whatever another node serves: the agent ends."""
+        self._leaving = True
+
+    # --- what comes out -------------------------------------------------------------------------------------
+
+    def step(self, now: float) -> Step:
+        """Decide by all that is known now."""
+        step = Step()
+        if now - self._sent > self.lasts(now):
+            self._join_anew(now, step)
+        timing = self.timing
+        self._peers = {m: peer for m, peer in self._peers.items() if now - peer.heard < timing.dead}
+        if self._peers:
+            self._alone_since = now
+        for address, own in list(self._own.items()):
+            before = own.hold
+            own.hold = self._decide(address, own, now, step)
+            if before is Hold.FREE and own.hold is not Hold.FREE:
+                step.taken.append(address)
+            elif before is not Hold.FREE and own.hold is Hold.FREE:
+                step.ended.append(address)
+            if own.standing is Standing.CANNOT and own.hold is Hold.FREE:
+                del self._own[address]
+        self._known = {
+            one for peer in self._peers.values() for one, claim in peer.claims.items() if claim.hold
+        }
+        return step
+
+    def claims(self, now: float) -> Claims:
+        """Return what is to be told; who has just come tells of nothing but what it owns."""
+        joining = self.joining(now)
+        return {
+            address: Claim(self._standing(own), own.hold)
+            for address, own in self._own.items()
+            if own.standing is not Standing.CANNOT and (own.hold or not joining)
+        }
+
+    def owned(self) -> list[IPAddress]:
+        """Return the addresses to answer for."""
+        return [address for address, own in self._own.items() if own.hold]
+
+    def lasts(self, now: float) -> float:
+        """Return for how many seconds from a beat on what is owned stays owned."""
+        lone = not self._peers and now - self._alone_since >= self.timing.lone_after
+        return self.timing.lone_keep if lone else self.timing.keep
+
+    def joining(self, now: float) -> bool:
+        """Tell whether the node only listens yet."""
+        return now - self._joined < self.timing.dead
+
+    def holder(self, address: IPAddress) -> Member | None:
+        """Return who owns an address, as far as is known; None: nobody."""
+        if (own := self._own.get(address)) and own.hold:
+            return self.me
+        found = [(rank(m, claim.standing, address), m) for m, claim in self._others(address) if claim.hold]
+        return min(found)[1] if found else None
+
+    def peers(self) -> Mapping[Member, Claims]:
+        """Return the other nodes that are there, and what they say."""
+        return {member: peer.claims for member, peer in self._peers.items()}
+
+    # --- rules ----------------------------------------------------------------------------------------------
+
+    def _join_anew(self, now: float, step: Step) -> None:
+        """Nothing of the node was heard for so long that others may have taken what it owned."""
+        self._joined = now
+        self._sent = now
+        for address, own in self._own.items():
+            if own.hold:
+                own.hold = Hold.FREE
+                step.ended.append(address)
+
+    def _others(self, address: IPAddress) -> Iterator[tuple[Member, Claim]]:
+        for member, peer in self._peers.items():
+            if (claim := peer.claims.get(address)) is not None:
+                yield member, claim
+
+    def _standing(self, own: _Own) -> Standing:
+        return max(own.standing, Standing.LEAVING, key=_rank) if self._leaving else own.standing
+
+    def _decide(self, address: IPAddress, own: _Own, now: float, step: Step) -> Hold:
+        """Return what the node has of an address from now on."""
+        if own.standing is Standing.CANNOT:
+            return Hold.FREE
+        others = list(self._others(address))
+        mine = rank(self.me, self._standing(own), address)
+        best = all(mine < rank(member, claim.standing, address) for member, claim in others)
+        if own.hold is Hold.FREE:
+            if not best or not self._may_take(address, own, others, now):
+                return Hold.FREE
+            for member, claim in others:
+                if claim.hold:
+                    step.former[address] = member
+            return Hold.HELD
+        for member, claim in others:
+            if not claim.hold:
+                continue
+            taken = own.hold is Hold.OFFERED and claim.hold is Hold.HELD
+            if taken or (claim.hold is own.hold and rank(member, claim.standing, address) < mine):
+                return Hold.FREE
+            if claim.hold is Hold.HELD:
+                step.former[address] = member
+        return Hold.HELD if best else Hold.OFFERED
+
+    def _may_take(
+        self, address: IPAddress, own: _Own, others: list[tuple[Member, Claim]], now: float
+    ) -> bool:
+        holds = {claim.hold for _, claim in others}
+        if self._leaving or Hold.HELD in holds:
+            return False
+        if Hold.OFFERED in holds:
+            return True
+        begun = max(own.since, self._joined + self.timing.dead)
+        freed = address in self._known  # a moment ago somebody owned it
+        return not self.joining(now) and (freed or now - begun >= self.timing.settle)
+
+
+def _rank(standing: Standing) -> int:
+    return standing.rank
