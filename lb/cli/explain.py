@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
@@ -16,9 +17,11 @@ from lb.cli.width import MOST, wrapped
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, Result, causes
 from lb.diagnose.gather import Vantage, gather
-from lb.errors import UsageError
+from lb.errors import LbError, UsageError
 from lb.model import ObjectKey
 from lb.rundir import RunDir
+from lb.served.api import OWNERS
+from lb.served.ask import ask
 from lb.served.pulse import pulse
 from lb.served.servable import spoken
 
@@ -48,6 +51,9 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             every=args.every,
         )
         where = view.name or view.source.name
+        with contextlib.suppress(LbError):  # of an agent that does not run nothing is told
+            if view.name:
+                facts.owners = ask(RunDir(view.name), OWNERS, seconds=2.0)["addresses"]
         facts.speaker = spoken(RunDir(view.name)) if view.name else None
         if view.name and (alive := pulse(RunDir(view.name), view.notes)).silent:
             problem = alive.problem()

@@ -24,6 +24,7 @@ from lb.datapath.view.figures import Figures
 from lb.errors import LbError
 from lb.model import ObjectKey, socket_text
 from lb.rundir import RunDir
+from lb.served.api import OWNERS
 from lb.served.ask import ask
 from lb.served.servable import spoken
 from lb.words import several, short
@@ -40,6 +41,7 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     with contextlib.suppress(LbError):  # of an agent that does not run, or is older, nothing more is told
         found["unserved"] = ask(run_dir, "/api/unserved", seconds=2.0)["services"]
         found["balanced"] = ask(run_dir, "/api/balanced", seconds=2.0)["services"]
+        found["owners"] = ask(run_dir, OWNERS, seconds=2.0)["addresses"]
     speaker = spoken(run_dir)
     found["announced"] = speaker["addresses"] if speaker else []
     if args.namespace:
@@ -187,6 +189,7 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
         "unserved": [],
         "balanced": [],
         "announced": [],
+        "owners": [],
         "headless_unread": notes.get("settings", {}).get("sources") == ["kubernetes"],
         "agent_running": running,
     }
@@ -199,7 +202,29 @@ def _balanced(one: Mapping[str, Any]) -> str:
     return f"none: {one['note'] or 'nobody has given it one'}"
 
 
+def owned(one: Mapping[str, Any]) -> str:
+    """Return who answers for an address, as the agent tells it: :meth:`lb.segment.speaker.Speaker.owners`."""
+    where = f"on {one['interface']}: " if one["interface"] else ""
+    if one["here"]:
+        who = "this node answers"
+    elif one["owner"]:
+        reason = "" if one["why"] == f"node {one['owner']} owns it" else f", since here {one['why']}"
+        who = f"node {one['owner']} answers{reason}"
+    else:
+        who = f"nobody answers: {one['why']}"
+    return f"{one['address']}  {where}{who}"
+
+
 _COLUMNS = ("service", "port", "family", "protocol", "backends", "local", "affinity", "terminating", "vips")
+
+
+def _some_lines(title: str, every: Sequence[str]) -> str:
+    """Return the first lines below a title, and how many more there are; nothing for none."""
+    if not every:
+        return ""
+    left = len(every) - _MOST_UNSERVED
+    lines = [*every[:_MOST_UNSERVED], *([f"and {left} more: -o json"] if left > 0 else [])]
+    return f"\n{title}:\n" + "".join(f"  {line}\n" for line in lines)
 
 
 def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
@@ -207,18 +232,11 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
     columns = [name for name in _COLUMNS if wide or name != "terminating"]
     rows = map(_cells, found["services"])
     text = table(columns, [[cells[name] for name in columns] for cells in rows])
-    if found["unserved"]:
-        text += "\nwithout a VIP, as asked for:\n"
-        for one in found["unserved"][:_MOST_UNSERVED]:
-            text += f"  {one['service']}  {one['why']}\n"
-        if (left := len(found["unserved"]) - _MOST_UNSERVED) > 0:
-            text += f"  and {left} more: -o json\n"
-    if told := [one for one in found["balanced"] if one["note"] or not one["addresses"]]:
-        text += "\nload-balancer addresses:\n"
-        for one in told[:_MOST_UNSERVED]:
-            text += f"  {one['service']}  {_balanced(one)}\n"
-        if (left := len(told) - _MOST_UNSERVED) > 0:
-            text += f"  and {left} more: -o json\n"
+    unserved = [f"{one['service']}  {one['why']}" for one in found["unserved"]]
+    text += _some_lines("without a VIP, as asked for", unserved)
+    told = [one for one in found["balanced"] if one["note"] or not one["addresses"]]
+    text += _some_lines("load-balancer addresses", [f"{one['service']}  {_balanced(one)}" for one in told])
+    text += _some_lines("who answers for them on the segment", list(map(owned, found.get("owners", ()))))
     text += _announced(found.get("announced", ()), wide=wide)
     if found["headless_unread"]:
         text += "\nheadless Services, which have no VIP, are not read from the API: "
@@ -236,20 +254,13 @@ def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
 
 def _announced(addresses: Sequence[Mapping[str, Any]], *, wide: bool) -> str:
     """Return which addresses this node has told routers, and why not; in short only those it has not."""
-    told = [one for one in addresses if wide or not one["peers"] or one["why"]]
-    if not told:
-        return ""
-    text = (
-        "\ntold to routers by this node:\n"
-        if wide
-        else "\nnot told to routers by this node, or with reserve:\n"
-    )
-    for one in told[:_MOST_UNSERVED]:
-        peers = ", ".join(one["peers"]) or "nobody"
-        text += f"  {one['address']}  {peers}{': ' if one['why'] else ''}{one['why']}\n"
-    if (left := len(told) - _MOST_UNSERVED) > 0:
-        text += f"  and {left} more: -o json\n"
-    return text
+    title = "told to routers by this node" if wide else "not told to routers by this node, or with reserve"
+    lines = [
+        f"{one['address']}  {', '.join(one['peers']) or 'nobody'}{': ' if one['why'] else ''}{one['why']}"
+        for one in addresses
+        if wide or not one["peers"] or one["why"]
+    ]
+    return _some_lines(title, lines)
 
 
 def _cells(one: Mapping[str, Any]) -> dict[str, Any]:

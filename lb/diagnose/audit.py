@@ -16,9 +16,17 @@ from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
-from lb.datapath.maps.layouts import FAMILIES, Direction, FlowState
+from lb.datapath.maps.layouts import (
+    FAMILIES,
+    Direction,
+    FlowState,
+    VipFlag,
+    VipKindCode,
+    unpack_address,
+)
 from lb.datapath.maps.overlay import Overlay
 from lb.datapath.sync.differences import DamagedSet, Difference, damaged_sets, differences, repair
+from lb.datapath.sync.ledger import read_vips
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.recover import read_ledger
 from lb.model import ObjectKey
@@ -55,12 +63,27 @@ def compare(
     overlay = Overlay(maps)
     around(overlay)
     result = bring_in_step(overlay, state, topology)
+    _end_unserved(overlay)
     result.damaged = damaged_sets(read_ledger(overlay), maps, overlay)
     found = differences(maps, overlay)
     # Names of nodes that no backend is on stay until there is no room for another: they serve dumps alone.
     result.differences = [one for one in found if one.map != "nodes" or one.after]
     result.differences += [one.difference for one in result.damaged]
     return result
+
+
+def _end_unserved(maps: Maps) -> None:
+    """Answer for no address on a segment that is no Service's: whoever has written that was no agent."""
+    served = {
+        vip.address
+        for vip, row in read_vips(maps).items()
+        if row.kind == VipKindCode.LOAD_BALANCER and not row.flags & VipFlag.GONE
+    }
+    for version in FAMILIES:
+        keys, _ = maps.read(f"announced{version}")
+        wrong = [unpack_address(address) not in served for address, _ in keys.tolist()]
+        if any(wrong):
+            maps.delete(f"announced{version}", keys[np.array(wrong)])
 
 
 def bring_in_step(

@@ -364,6 +364,27 @@ def attached(facts: Facts, _known: bool) -> Iterator[Finding]:
         yield Finding(step, Result.OK, "programs are attached wherever they should be")
 
 
+def announced(facts: Facts, _known: bool) -> Iterator[Finding]:
+    """See who answers for the load-balancer addresses, in ARP or neighbour discovery."""
+    step, service = "announced", facts.service
+    mine = {str(address) for address in service.load_balancer_ips} if service else set()
+    for one in facts.owners:
+        if one["address"] not in mine:
+            continue
+        where = f" on {one['interface']}" if one["interface"] else ""
+        if one["owner"]:
+            yield Finding(step, Result.OK, f"{one['address']}: node {one['owner']} answers for it{where}")
+        elif one["interface"]:
+            then = (
+                "lbctl service list on other nodes says why they do not; it takes some seconds after a change"
+            )
+            found = f"{one['address']}: nobody answers for it{where}: {one['why']}"
+            yield Finding(step, Result.CAUSE, found, "nobody-answers", then)
+        else:
+            then = "route it to nodes, or name its network in announce_networks"
+            yield Finding(step, Result.NOTE, f"{one['address']}: {one['why']}", "not-announced", then)
+
+
 def _dropped_here(facts: Facts) -> set[tuple[str, int, str]]:
     """Return the VIPs whose connections from this node a policy drops: address, port, protocol."""
     return {
@@ -434,6 +455,7 @@ _STEPS: tuple[Callable[[Facts, bool], Iterator[Finding]], ...] = (
     maps,
     pressure,
     attached,
+    announced,
     examine,
     through,
     routers,

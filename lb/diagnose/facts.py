@@ -53,7 +53,8 @@ class Facts:
     client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
     listens in the network namespace of a pod; None where it cannot be told. naming: what is known of its
     name; None where it was not looked at. speaker: what the process says that tells routers about this node
-    (``/api/bgp``); None where none runs.
+    (``/api/bgp``); None where none runs. owners: who answers for its addresses on the node's segments, as the
+    agent tells it; empty where nothing is announced.
     """
 
     key: ObjectKey
@@ -81,6 +82,7 @@ class Facts:
     listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
     naming: Naming | None = None
     speaker: Mapping[str, Any] | None = None
+    owners: Sequence[Mapping[str, Any]] = ()
 
     def selected(self) -> list[Pod]:
         """Return the pods that the selector matches and that have not ended."""

@@ -126,6 +126,10 @@ class SegmentMember:
         self._withdraw()
         self._announce_due(now)
 
+    def has_written(self, address: IPAddress) -> bool:
+        """Tell whether an entry of the map is this one's: owned, or of a former owner."""
+        return address in self._mine or address in self._former
+
     def defend(self, addresses: Iterable[IPAddress]) -> None:
         """Announce owned addresses again that somebody else claims, unless that was just done."""
         now = self._clock()
@@ -199,7 +203,8 @@ class SegmentMember:
             self._failed(f"{self.interface}: addresses cannot be announced: {error}")
             self._refused_until = at + AGAIN_SECONDS
         else:
-            self._failed("")
+            if at >= self._refused_until:
+                self._failed("")
 
     def _entry(self, address: IPAddress, until_ns: int, now: float, now_ns: int) -> Entry:
         member, end = self._former.get(address, (None, now))

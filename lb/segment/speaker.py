@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import threading
@@ -163,6 +164,7 @@ class Speaker:
         if now >= self._rivals_due:
             self._rivals_due = now + RIVALS_EVERY
             self._look_for_rivals(maps)
+            self._end_strangers(maps)
 
     def _verdicts(
         self, report: Report, interface: Interface, member: SegmentMember
@@ -269,7 +271,8 @@ class Speaker:
             try:
                 link = Link(one.name)
             except OSError as error:
-                self._failure = f"{one.name}: {error.strerror}: addresses are not announced there"
+                lacks = " (CAP_NET_RAW)" if error.errno == errno.EPERM else ""
+                self._failure = f"{one.name}: {error.strerror}{lacks}: addresses are not announced there"
                 _log.error("%s", self._failure)
                 continue
             member = SegmentMember(
@@ -293,11 +296,11 @@ class Speaker:
         ownership.end(maps, ifindex, [address for index, address in there if index == ifindex])
 
     def _end_strangers(self, maps: Maps) -> None:
-        """Delete what the map holds of interfaces that are none of ours."""
-        for index in {
-            index for index, _ in ownership.present(maps, self._clock_ns())
-        } - self._segments.keys():
-            self._end(maps, index)
+        """Delete what the map holds of other interfaces, and what somebody else has written."""
+        for index, address in ownership.present(maps, self._clock_ns()):
+            segment = self._segments.get(index)
+            if segment is None or not segment[1].has_written(address):
+                ownership.end(maps, index, [address])
 
     def _leave(self, maps: Maps) -> None:
         """Hand over, for as long as there is somebody to whom."""

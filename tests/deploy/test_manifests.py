@@ -206,7 +206,7 @@ def test_helm_finds_nothing_to_complain_of() -> None:
 
 def test_helm_turns_settings_into_variables(tmp_path: Path) -> None:
     values = tmp_path / "values.yaml"
-    settings = {"uplink": "eth0", "limits_flows": 1000000, "timeouts_udp": 0.5}
+    settings = {"uplink": "eth0", "limits_flows": 1000000, "timeouts_udp": 0.5, "announce": "arp"}
     values.write_text(yaml.safe_dump({"apiServer": {"host": "fd00::1"}, "settings": settings}))
     objects = rendered(tool("helm", "template", "lbctl", str(CHART), "--values", str(values)))
     found = environment(objects)
@@ -214,6 +214,9 @@ def test_helm_turns_settings_into_variables(tmp_path: Path) -> None:
     for name, value in settings.items():
         assert found[f"LBCTL_{name.upper()}"] == str(value)
     assert {name for name in found if name.startswith("LBCTL_")} <= SETTINGS
+    [daemon] = [each for each in objects if each["kind"] == "DaemonSet"]
+    [container] = daemon["spec"]["template"]["spec"]["containers"]
+    assert "NET_RAW" in container["securityContext"]["capabilities"]["add"]  # it has to speak on the segment
     for each in objects:
         kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
 

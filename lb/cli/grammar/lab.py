@@ -170,8 +170,8 @@ def _spec(parser: argparse.ArgumentParser) -> None:
         choices=ANNOUNCE,
         default="none",
         help="how the network learns of load-balancer addresses; arp: they are on the segment, where one node"
-        " answers for each; bgp: from the nodes, by a router before the client (default none: the client sends"
-        " all to node1)",
+        " answers for each; bgp: from the nodes, by a router before the client (default none: the client"
+        " sends all to node1)",
     )
     parser.add_argument(
         "--router", choices=ROUTERS, default="bird", help="what that router runs (default bird)"

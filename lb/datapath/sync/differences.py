@@ -135,6 +135,7 @@ class _State:
             found[f"backends{version}"] = dict(self._backends(version))
             found[f"vips{version}"] = {}
             found[f"ifaces{version}"] = dict(self._ifaces(version))
+            found[f"announced{version}"] = dict(self._announced(version))
             found[f"settings{version}"] = dict(self._settings(version))
         for ident, network in read_ranges(self._maps):
             service, port = self._name(ident)
@@ -193,6 +194,12 @@ class _State:
             words = [one.name.lower() for one in flags if one.name] or ["primary address"]
             words += [str(address)] if int(address) else []
             yield f"#{index}", ("", row, " ".join(words))
+
+    def _announced(self, version: int) -> Iterator[tuple[str, _Entry]]:
+        keys, rows = self._maps.read(f"announced{version}")
+        for (address, ifindex), mac in zip(keys.tolist(), rows["mac"].tolist(), strict=True):
+            words = f"answered for, at link address {mac.hex(':')}"
+            yield f"{unpack_address(address)} #{ifindex}", ("", mac, words)
 
     def _links(self) -> Iterator[tuple[str, _Entry]]:
         for index, mac, _ in self._maps.array("links")[0]["links"].tolist():

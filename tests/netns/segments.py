@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segment of a lab whose addresses are announced: who answers, what a load loses, cables pulled."""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv6Address, ip_address
+
+from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
+
+from lb.lab import namespaces
+from lb.lab.addressing import UPLINK, clients, node_mac
+from lb.lab.lab import Lab
+from lb.model import IPAddress
+
+CLIENT_MAC = "02:77:00:00:00:64"
+MANIFESTS = """\
+apiVersion: apps/v1
+kind: ReplicaSet
+metadata: {name: web}
+spec:
+  replicas: 3
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers: [{name: web, image: lab, ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, annotations: {lbctl/addresses: "192.168.77.226,fd00:77::e001"}}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: near, annotations: {lbctl/addresses: 192.168.77.225}}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"""
+"""Three pods, one on each node of three; a Service for each traffic policy."""
+NEAR, WEB, WEB6 = (ip_address(text) for text in ("192.168.77.225", "192.168.77.226", "fd00:77::e001"))
+
+
+class Asker:
+    """Asks, from the lab's client, who has an address, as hosts do that have not noted it yet."""
+
+    def __init__(self, lab: Lab) -> None:
+        with namespaces.inside(lab.spec.client):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
+            self._socket.bind((UPLINK, 3))
+        self._nodes = {node_mac(node): node for node in lab.spec.node_names}
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def claim(self, address: IPAddress, mac: str) -> None:
+        """Announce an IPv4 address in another host's name."""
+        self._socket.send(
+            bytes(
+                Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / ARP(hwsrc=mac, psrc=str(address), pdst=str(address))
+            )
+        )
+
+    def ask(self, address: IPAddress) -> None:
+        self._socket.send(_question(address))
+
+    def answers(self, address: IPAddress, seconds: float) -> Iterator[str]:
+        """Yield whoever says within so many seconds that it has the address: a node, or a link address."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._socket], [], [], left)[0]:
+                mac = _answer(self._socket.recv(2048), address)
+                if mac:
+                    yield self._nodes.get(mac, mac)
+
+    def owners(self, address: IPAddress, seconds: float = 0.3) -> set[str]:
+        """Return who answers one question, in so many seconds."""
+        self.ask(address)
+        return set(self.answers(address, seconds))
+
+    def owner(self, address: IPAddress, seconds: float = 20.0) -> str:
+        """Wait for somebody to answer, and return who it is."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.ask(address)
+            for node in self.answers(address, 0.1):
+                return node
+        raise AssertionError(f"nobody answers for {address}")
+
+
+def _question(address: IPAddress) -> bytes:
+    source = str(clients(address.version)[0])
+    if address.version == 4:
+        return bytes(
+            Ether(src=CLIENT_MAC, dst="ff:ff:ff:ff:ff:ff")
+            / ARP(hwsrc=CLIENT_MAC, psrc=source, pdst=str(address))
+        )
+    group = IPv6Address(int(IPv6Address("ff02::1:ff00:0")) | int(address) & 0xFFFFFF)
+    link = Ether(src=CLIENT_MAC, dst="33:33:" + group.packed[-4:].hex(":"))
+    asks = ICMPv6ND_NS(tgt=str(address)) / ICMPv6NDOptSrcLLAddr(lladdr=CLIENT_MAC)
+    return bytes(link / IPv6(src=source, dst=str(group), hlim=255) / asks)
+
+
+def _answer(frame: bytes, address: IPAddress) -> str | None:
+    """Return the link address that a frame tells for an address, if it answers a question."""
+    (kind,) = struct.unpack_from("!H", frame, 12)
+    if (
+        kind == 0x0806
+        and frame[20:22] == b"\0\2"
+        and frame[28:32] == address.packed
+        and frame[:6] != b"\xff" * 6
+    ):
+        return frame[22:28].hex(":")
+    if (
+        kind == 0x86DD
+        and frame[20] == 58
+        and frame[54] == 136
+        and frame[62:78] == address.packed
+        and frame[58] & 0x40
+    ):
+        return frame[6:12].hex(":")
+    return None
+
+
+class Load:
+    """Clients of an address that never pause: some keep their connection, some open one for each request.
+
+    failed: what went wrong, in words. answered: how many requests were not. longest: seconds between two
+    answers to the same client, at most.
+    """
+
+    def __init__(
+        self, lab: Lab, address: IPAddress, *, kept: int = 4, fresh: int = 2, pause: float = 0.005
+    ) -> None:
+        self._namespace, self._host, self._pause = lab.spec.client, str(address), pause
+        self._stop = threading.Event()
+        self.failed: list[str] = []
+        self.answered: Counter[str] = Counter()
+        self.longest = 0.0
+        kinds = ["kept"] * kept + ["fresh"] * fresh
+        self._threads = [threading.Thread(target=self._run, args=(kind,), daemon=True) for kind in kinds]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, kind: str) -> None:
+        namespaces.enter(self._namespace)
+        connection, last = self._connection(), time.monotonic()
+        while not self._stop.is_set():
+            try:
+                connection.request("GET", "/hostname")
+                connection.getresponse().read()
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(f"{kind}: {error!r}")
+                connection.close()
+                connection = self._connection()
+            else:
+                now = time.monotonic()
+                self.longest, last = max(self.longest, now - last), now
+                self.answered[kind] += 1
+            if kind == "fresh":
+                connection.close()
+                connection = self._connection()
+            time.sleep(self._pause)
+        connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self._host, 80, timeout=10)
+
+
+def set_port(lab: Lab, node: str, *, up: bool) -> None:
+    """Plug a node's cable in, or pull it: its uplink has a carrier or none."""
+    with namespaces.netlink(lab.spec.switch) as switch:
+        switch.link("set", index=switch.link_lookup(ifname=node)[0], state="up" if up else "down")
+
+
+def set_bridged(lab: Lab, node: str, *, bridged: bool) -> None:
+    """Put a wall between a node and the others, which it cannot see, or take it away."""
+    with namespaces.netlink(lab.spec.switch) as switch:
+        bridge = switch.link_lookup(ifname="br0")[0] if bridged else 0
+        switch.link("set", index=switch.link_lookup(ifname=node)[0], master=bridge)
+
+
+@contextmanager
+def asker(lab: Lab) -> Iterator[Asker]:
+    """Give an asker that is closed at the end."""
+    found = Asker(lab)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def watch_one(asking: Asker, addresses: Sequence[IPAddress], seconds: float) -> dict[IPAddress, set[str]]:
+    """Ask again and again for so long; return who has answered for each address."""
+    found: dict[IPAddress, set[str]] = {address: set() for address in addresses}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for address in addresses:
+            found[address] |= asking.owners(address, 0.05)
+    return found

@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contract row announce: an address is found by ARP and NDP, has one owner, and a dead one is replaced."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.cli import main
+from lb.lab.addressing import UPLINK, Announce, node_mac
+from lb.lab.api import NODES
+from lb.lab.lab import Lab
+from lb.lab.objects import node_object, to_yaml
+from lb.model import ObjectKey
+from tests.cluster_programs import make_assets
+from tests.netns.conftest import MakeLab
+from tests.netns.segments import (
+    MANIFESTS,
+    NEAR,
+    WEB,
+    WEB6,
+    Asker,
+    Load,
+    asker,
+    set_bridged,
+    set_port,
+    watch_one,
+)
+from tests.netns.waiting import eventually, scrape
+
+FRESH = 2
+EVERY = (NEAR, WEB, WEB6)
+MERGE = "application/merge-patch+json"
+RIVAL_MAC = "02:00:00:00:00:66"
+AFTER_SECONDS = 3.5
+"""For how long it is looked after a change whether what came of it stays so: announcements are repeated."""
+
+
+@pytest.fixture(scope="module")
+def segment(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Three nodes with an agent and a pod each; leave cables, agents and pods as they are."""
+    manifests = tmp_path_factory.mktemp("announced")
+    (manifests / "web.yaml").write_text(MANIFESTS)
+    return make_lab(manifests=manifests, nodes=3, announce=Announce.ARP)
+
+
+@pytest.fixture
+def asking(segment: Lab) -> Iterator[Asker]:
+    with asker(segment) as found:
+        yield found
+
+
+@pytest.fixture
+def owner(segment: Lab, asking: Asker) -> str:
+    """The node that owns the address of the Service web, when nothing has changed for a while."""
+    eventually(lambda: all(settled(segment, asking, address) for address in EVERY), "one owner for each", 30)
+    return asking.owner(WEB)
+
+
+def settled(lab: Lab, asking: Asker, address: Any) -> bool:
+    """Tell whether one node answers for an address, and all agree that it is to be that one."""
+    told = {
+        one["owner"]
+        for node in lab.spec.node_names
+        for one in owners(lab, node)
+        if one["address"] == str(address)
+    }
+    return len(told) == 1 and asking.owners(address, 0.1) == told
+
+
+def owners(lab: Lab, node: str) -> list[dict[str, Any]]:
+    """Return what a node's agent says of owners."""
+    found: list[dict[str, Any]] = listed(lab, node)["owners"]
+    return found
+
+
+def listed(lab: Lab, node: str, *command: str) -> dict[str, Any]:
+    out, err = io.StringIO(), io.StringIO()
+    argv = [*(command or ("service", "list")), "-o", "json", "--instance", lab.spec.instance(node)]
+    main(argv, out=out, err=err)
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return found
+
+
+def curl(lab: Lab, address: Any) -> str:
+    host = f"[{address}]" if address.version == 6 else str(address)
+    done = lab.run("client", ["curl", "-sS", "-m", "10", f"http://{host}/hostname"])
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def others(lab: Lab, node: str) -> set[str]:
+    return set(lab.spec.node_names) - {node}
+
+
+def test_announce_arp_a_client_finds_addresses_on_its_segment(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """It has no route that leads to them: it asks, one node answers, and connections work."""
+    assert owner in segment.spec.node_names
+    for address in EVERY:
+        assert curl(segment, address).startswith("web-")
+        way = segment.run("client", ["ip", "route", "get", str(address)]).stdout
+        assert " via " not in way
+        assert f" dev {UPLINK} " in way
+        [node] = asking.owners(address)
+        noted = segment.run("client", ["ip", "neigh", "show", str(address)]).stdout
+        assert node_mac(node) in noted
+
+
+def test_announce_arp_the_owner_s_own_processes_find_them(segment: Lab, owner: str) -> None:
+    """Nobody else answers what the owner asks; the answer is the node's own."""
+    for node in (owner, next(iter(others(segment, owner)))):
+        for address in (WEB, WEB6):
+            done = segment.run(node, ["ping", "-c", "1", "-W", "5", str(address)])
+            assert done.returncode == 0, (node, done.stdout)
+
+
+def test_announce_arp_it_is_said_who_owns_what(segment: Lab, owner: str) -> None:
+    for node in segment.spec.node_names:
+        [told] = [one for one in owners(segment, node) if one["address"] == str(WEB)]
+        assert (told["owner"], told["interface"], told["here"]) == (owner, UPLINK, node == owner)
+        assert bool(told["why"]) == (node != owner)
+        figures = scrape(segment, node)
+        assert figures[("lbctl_segment_members",)] == 2
+        assert figures[("lbctl_announced_addresses",)] == sum(one["here"] for one in owners(segment, node))
+    out = io.StringIO()
+    main(["service", "list", "--instance", segment.spec.instance(owner)], out=out, err=out)
+    assert f"{WEB}  on {UPLINK}: this node answers" in out.getvalue()
+    findings = listed(segment, owner, "explain", "web", "--no-probes")["findings"]
+    assert [one["found"] for one in findings if one["step"] == "announced"] == [
+        f"{address}: node {asked['owner']} answers for it on {UPLINK}"
+        for address in (WEB, WEB6)
+        for asked in owners(segment, owner)
+        if asked["address"] == str(address)
+    ]
+
+
+def test_announce_arp_another_host_that_claims_an_address_is_told(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """It is a problem with an end: a minute after the host was heard for the last time."""
+    asking.claim(WEB, RIVAL_MAC)
+
+    def told() -> bool:
+        problems = listed(segment, owner, "status")["problems"]
+        return any(str(WEB) in one["text"] and RIVAL_MAC in one["text"] for one in problems)
+
+    eventually(told, "the problem")
+    assert asking.owner(WEB) == owner
+
+
+def test_announce_arp_policy_local_has_an_owner_with_a_ready_endpoint(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    node = asking.owner(NEAR)
+    [pod] = [one["name"] for one in segment.pods() if one["node"] == node]
+    segment.ask_kubelet("unready", pod=pod)
+    try:
+        eventually(
+            lambda: asking.owners(NEAR) <= others(segment, node) and bool(asking.owners(NEAR)),
+            "another owner",
+        )
+        [why] = [one["why"] for one in owners(segment, node) if one["address"] == str(NEAR)]
+        assert "no ready endpoint" in why
+        assert curl(segment, NEAR) != pod
+    finally:
+        segment.ask_kubelet("ready", pod=pod)
+    eventually(lambda: asking.owners(NEAR) == {node}, "it comes back")
+
+
+def check_one(asking: Asker, node: str) -> None:
+    __tracebackhide__ = True
+    assert watch_one(asking, [WEB], AFTER_SECONDS)[WEB] <= {node}
+
+
+def write_node(lab: Lab, node: str, *, cordoned: bool) -> None:
+    item = node_object(lab.spec, node, "2024-01-01T00:00:00Z")
+    item["spec"]["unschedulable"] = cordoned
+    lab.store.write_object(f"node.{node}.yaml", to_yaml(item))
+
+
+def test_announce_arp_a_cordoned_node_hands_over_and_nothing_is_lost(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """Connections that are open go on, those that begin meanwhile begin; so when the address comes back."""
+    with Load(segment, WEB) as load:
+        eventually(lambda: load.answered["kept"] > 20 and load.answered["fresh"] > 20, "the load")
+        write_node(segment, owner, cordoned=True)
+        eventually(
+            lambda: asking.owners(WEB) <= others(segment, owner) and bool(asking.owners(WEB)), "another owner"
+        )
+        check_one(asking, asking.owner(WEB))
+        write_node(segment, owner, cordoned=False)
+        eventually(lambda: asking.owners(WEB) == {owner}, "it comes back")
+        check_one(asking, owner)
+    assert load.failed == []
+
+
+def test_announce_arp_an_agent_that_ends_hands_over_and_nothing_is_lost(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    with Load(segment, WEB) as load:
+        eventually(lambda: load.answered["kept"] > 20 and load.answered["fresh"] > 20, "the load")
+        segment.stop_agent(owner)
+        assert asking.owner(WEB) in others(segment, owner)
+        check_one(asking, asking.owner(WEB))
+        segment.start_agent(owner)
+        eventually(lambda: asking.owners(WEB) == {owner}, "it comes back", 60)
+        check_one(asking, owner)
+    assert load.failed == []
+
+
+def test_announce_arp_a_killed_owner_is_replaced_and_answers_no_more(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """The programs it leaves behind stop by themselves; they go on leading what still comes there."""
+    with Load(segment, WEB, kept=0, fresh=FRESH) as load:
+        eventually(lambda: load.answered["fresh"] > 20, "the load")
+        segment.stop_agent(owner, signal.SIGKILL)
+        eventually(lambda: bool(asking.owners(WEB) & others(segment, owner)), "another owner")
+        check_one(asking, asking.owner(WEB))
+    # A connection that is open in just that moment breaks; every later one is served.
+    assert len([one for one in load.failed if one.startswith("fresh")]) <= FRESH
+    segment.start_agent(owner)
+    eventually(lambda: asking.owners(WEB) == {owner}, "it comes back", 60)
+
+
+def test_announce_arp_an_agent_that_hangs_is_replaced(segment: Lab, asking: Asker, owner: str) -> None:
+    process = segment.store.running(owner)
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: bool(asking.owners(WEB) & others(segment, owner)), "another owner")
+        check_one(asking, asking.owner(WEB))
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+    eventually(lambda: asking.owners(WEB) == {owner}, "it comes back", 60)
+
+
+def test_announce_arp_a_node_whose_cable_is_pulled_is_replaced(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """And told, where it is asked: it owns nothing."""
+    set_port(segment, owner, up=False)
+    try:
+        assert asking.owner(WEB) in others(segment, owner)
+        assert curl(segment, WEB).startswith("web-")
+        eventually(lambda: not any(one["here"] for one in owners(segment, owner)), "it owns nothing")
+        assert {one["why"] for one in owners(segment, owner)} == {f"{UPLINK} has no carrier"}
+    finally:
+        set_port(segment, owner, up=True)
+    eventually(lambda: asking.owners(WEB) == {owner}, "it comes back")
+    check_one(asking, owner)
+
+
+def test_announce_arp_a_partition_heals_to_one_owner(segment: Lab, asking: Asker, owner: str) -> None:
+    """The node sees nothing of the wall, and owns on its side; then one of the two is left at once."""
+    set_bridged(segment, owner, bridged=False)
+    try:
+        assert asking.owner(WEB) in others(segment, owner)
+        assert curl(segment, WEB).startswith("web-")
+        assert any(one["here"] for one in owners(segment, owner))
+    finally:
+        set_bridged(segment, owner, bridged=True)
+    eventually(lambda: asking.owners(WEB) == {owner}, "one owner")
+    check_one(asking, owner)
+    assert curl(segment, WEB).startswith("web-")
+    assert Path(segment.store.log(owner)).read_text().count("Traceback") == 0
+
+
+def test_announce_arp_goes_on_without_the_api_server(
+    make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A cordoned Node is heard of by the API; who lives, and who owns what, by the segment alone."""
+    folder = tmp_path_factory.mktemp("kubebuilder")
+    (manifests := folder / "manifests").mkdir()
+    (manifests / "web.yaml").write_text(MANIFESTS)
+    assets = make_assets(folder / "assets", controllers=False)
+    lab = make_lab(manifests=manifests, nodes=2, announce=Announce.ARP, kubernetes=str(assets))
+    with asker(lab) as asking:
+        owner = asking.owner(WEB)
+        [other] = others(lab, owner)
+        api = lab.api_host().api(patience=20)
+        change = {"spec": {"unschedulable": True}}
+        api.send("PATCH", NODES.object(ObjectKey("", owner)), body=change, content_type=MERGE)
+        eventually(lambda: asking.owners(WEB) == {other}, "the other one owns it")
+        assert curl(lab, WEB).startswith("web-")
+        lab.api_host().stop(signal.SIGKILL)
+        assert watch_one(asking, [WEB], AFTER_SECONDS)[WEB] == {other}
+        lab.stop_agent(other, signal.SIGKILL)
+        eventually(lambda: asking.owners(WEB) == {owner}, "it is replaced")

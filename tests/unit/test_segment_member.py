@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One interface on its segment: what is sent, what is written to the map, and what becomes of failures."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from ipaddress import IPv4Interface, ip_address
+
+import pytest
+
+from lb.announce.servable import Standing
+from lb.datapath.attach.netlink import Interface
+from lb.segment import ownership
+from lb.segment.announcements import announcements
+from lb.segment.beats import ETHERTYPE, frames
+from lb.segment.election import TIMING, Claim, Hold, Member
+from lb.segment.member import AGAIN_SECONDS, Counts, SegmentMember
+from lb.segment.ownership import SECOND_NS, Entry
+from tests.fake_maps import FakeMaps
+
+VIP, VIP6 = ip_address("192.0.2.10"), ip_address("2001:db8::10")
+SERVES = {VIP: Standing.SERVES, VIP6: Standing.SERVES}
+MAC = "02:00:00:00:00:01"
+MAC_BYTES = bytes.fromhex("020000000001")
+PEER = Member("peer", "02:00:00:00:00:02")
+ETH0 = Interface(7, "eth0", "physical", addresses=(IPv4Interface("192.0.2.1/24"),), mac=MAC)
+ALL = TIMING.dead + TIMING.settle + 0.5
+
+
+class FakePort:
+    """An interface in memory: sent are the frames that went out, coming those that will be heard."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.coming: list[bytes] = []
+        self.broken = False
+
+    def running(self) -> bool:
+        return not self.broken
+
+    def send(self, frame: bytes) -> None:
+        if self.broken:
+            raise OSError(errno.ENETDOWN, "Network is down")
+        self.sent.append(frame)
+
+    def received(self) -> Iterator[bytes]:
+        coming, self.coming = self.coming, []
+        yield from coming
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.maps, self.port, self.counts = FakeMaps(), FakePort(), Counts()
+        self.standings = dict(SERVES)
+        self.member = self.begin()
+
+    def begin(self) -> SegmentMember:
+        return SegmentMember(
+            "node1", ETH0, self.port, self.maps, self.counts, clock=lambda: self.now, clock_ns=self.now_ns
+        )
+
+    def now_ns(self) -> int:
+        return int(self.now * SECOND_NS)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            self.now += 0.1
+            self.member.turn(self.standings)
+
+    def answered(self) -> set[object]:
+        """Return the addresses that the programs answer for now."""
+        return {
+            address for (index, address), left in ownership.present(self.maps, self.now_ns()).items() if left
+        }
+
+    def hear(self, hold: Hold = Hold.FREE, standing: Standing = Standing.SERVES) -> None:
+        self.port.coming += frames(PEER, int(self.now * 10), {VIP: Claim(standing, hold)})
+
+    def announced(self) -> list[bytes]:
+        return [frame for frame in self.port.sent if frame[12:14] != ETHERTYPE.to_bytes(2, "big")]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_a_member_that_is_alone_owns_everything_and_tells_the_segment(bench: Bench) -> None:
+    bench.run(TIMING.dead)
+    assert (bench.answered(), bench.announced()) == (set(), [])
+    bench.run(ALL - TIMING.dead + 4.0)
+    assert bench.answered() == {VIP, VIP6}
+    expected = announcements(VIP, MAC_BYTES) + announcements(VIP6, MAC_BYTES)
+    assert {frame: bench.announced().count(frame) for frame in expected} == dict.fromkeys(expected, 4)
+    assert (bench.counts.taken, bench.counts.ended) == (2, 0)
+
+
+def test_a_member_whose_thread_stops_is_silent_in_time(bench: Bench) -> None:
+    bench.run(ALL)
+    bench.now += TIMING.keep
+    assert bench.answered() == set()
+
+
+def test_a_member_that_cannot_send_ends_by_its_own_clock(bench: Bench) -> None:
+    bench.run(ALL)
+    bench.port.broken = True
+    bench.run(TIMING.keep + 0.3)
+    assert bench.answered() == set()
+    assert not bench.member.election.owned()
+    assert bench.member.failure == "eth0: other nodes cannot be told: Network is down"
+    bench.port.broken = False
+    bench.run(ALL)
+    assert bench.answered() == {VIP, VIP6}
+    assert bench.member.failure == ""
+
+
+def test_a_member_whose_map_is_refused_leaves_its_addresses_to_others(bench: Bench) -> None:
+    bench.run(ALL)
+    bench.maps.fail("announced4")
+    bench.run(0.6)
+    assert not bench.member.election.owned()
+    assert "cannot be announced" in bench.member.failure
+    bench.run(AGAIN_SECONDS + ALL)
+    assert bench.answered() == {VIP, VIP6}
+
+
+def test_a_member_goes_on_with_what_was_its_own_a_moment_ago(bench: Bench) -> None:
+    bench.run(ALL)
+    bench.now += 1.0
+    bench.member = bench.begin()
+    assert bench.member.adopted == {VIP, VIP6}
+    for _ in range(60):
+        bench.run(0.1)
+        assert bench.answered() == {VIP, VIP6}
+
+
+def test_a_member_sends_on_to_whom_it_has_an_address_from(bench: Bench) -> None:
+    bench.run(ALL)
+    bench.standings[VIP] = Standing.LEAVING
+    bench.hear()
+    bench.run(0.2)
+    bench.hear(Hold.HELD)
+    bench.run(0.2)
+    assert bench.answered() == {VIP6}
+    bench.standings[VIP] = Standing.SERVES
+    bench.hear(Hold.OFFERED, Standing.LEAVING)
+    bench.run(0.2)
+    _, [row] = bench.maps.read("announced4")
+    assert bytes(row["former"]).hex(":") == PEER.mac
+    assert int(row["former_ns"]) > bench.now_ns()
+
+
+def test_entries_of_a_map_are_those_that_were_written(bench: Bench) -> None:
+    ownership.write(bench.maps, 7, MAC_BYTES, {VIP: Entry(bench.now_ns() + 5), VIP6: Entry(0)})
+    assert ownership.present(bench.maps, bench.now_ns()) == {(7, VIP): 5, (7, VIP6): 0}
+    ownership.end(bench.maps, 7, [VIP, VIP6])
+    assert ownership.present(bench.maps, bench.now_ns()) == {}
