@@ -3,27 +3,52 @@
  * pieces: RFC 791, section 3.2. It is cut as it came. The pieces enter anew by the hook that the packet has
  * come to, in order, where each is led on as a piece that came so: to one backend, since the later ones
  * follow the first. A program can send many copies of a packet, but shorten only the packet itself; so the
- * copy for a piece has all that follows still behind it, which trim_piece() takes off. */
+ * copy for a piece has all that follows still behind it, which trim_piece() takes off.
+ *
+ * A packet that stands for several UDP datagrams (segmentation offload) enters anew once for each of them. */
 #pragma once
 #include "forward.h"
 
 #if FAMILY == 4
 
 /* How many pieces are cut at once; the rest enters as one piece, too big again. */
-#define CUT_PIECES 8
+#define CUT_PIECES 12
+
+/* The most datagrams that one packet stands for: Linux' UDP_MAX_SEGMENTS. */
+#define GSO_DATAGRAMS 128
 
 /* What bpf_skb_adjust_room() takes and gives at a time: below 4096, a multiple of 8. */
 #define ROOM_STEP 4088
 
-/* So much behind the start of the IP header, the start of the L4 header is gone even with a link header. */
-#define UNSUM_BYTES 36
+/* The longest packet that bpf_skb_adjust_room() gives bytes to: a little less than four pages. */
+#define ROOM_MOST 15800
+
+/* Pieces of a longer packet: of so many bytes behind their IP header, a multiple of 8. */
+#define LONG_PIECE 15688
+
+/* So much behind the end of the IP header, the start of the L4 header is gone even with a link header. */
+#define PAST_L4 16
 
 #define SUM_BYTES 512 /* what bpf_csum_diff() adds up at a time */
 
-/* The one's complement sum of the packet from the L4 header on. False: the kernel refused. What is left is
- * worked out anew each time: a loop's own variable would make the verifier follow what comes behind the loop
- * for each of its values. */
-static __always_inline bool sum_l4(ctx_t *ctx, const struct packet *pkt, u32 *sum)
+/* An IP header and its options, which may be fewer. */
+struct head {
+	struct iphdr ip;
+	u8 options[IP_OPTIONS_MAX];
+};
+
+/* What is left to do about the checksum of a packet that is more than a piece. */
+enum csum_left {
+	CSUM_NONE,	/* nothing */
+	CSUM_DONE,	/* nothing any more */
+	CSUM_UNTOLD,	/* the sum is right, but the kernel still takes it for the device's business */
+	CSUM_IMPOSSIBLE /* all of it */
+};
+
+/* The one's complement sum of some bytes, at most `most`. False: the kernel refused. What is left is worked
+ * out anew each time: a loop's own variable would make the verifier follow what comes behind the loop for
+ * each of its values. */
+static __always_inline bool sum_packet(ctx_t *ctx, u32 from, u32 bytes, u32 most, u32 *sum)
 {
 	struct held_piece *room;
 	u32 zero = 0, at;
@@ -34,13 +59,13 @@ static __always_inline bool sum_l4(ctx_t *ctx, const struct packet *pkt, u32 *su
 	if (!room)
 		return false;
 #pragma clang loop unroll(disable)
-	for (at = 0; at < 1 << 16; at += SUM_BYTES) {
-		if (at >= pkt->l4_len)
+	for (at = 0; at < most; at += SUM_BYTES) {
+		if (at >= bytes)
 			break;
-		len = pkt->l4_len - at;
+		len = bytes - at;
 		AT_MOST(len, SUM_BYTES);
 		AT_LEAST(len, 1);
-		if (bpf_skb_load_bytes(ctx, pkt->l4 + at, room->frame, len))
+		if (bpf_skb_load_bytes(ctx, from + at, room->frame, len))
 			return false;
 		__builtin_memset(&room->frame[len], 0, sizeof(u32));
 		*sum = (u32)bpf_csum_diff(NULL, 0, (void *)room->frame, (len + 3) & ~3ULL, *sum);
@@ -48,47 +73,72 @@ static __always_inline bool sum_l4(ctx_t *ctx, const struct packet *pkt, u32 *su
 	return true;
 }
 
-/* Take bytes off the packet's front, but for its link header. */
+/* Take bytes off the packet's front, but for its link header. Segments that it is yet to be made of keep
+ * their size. */
 static __always_inline bool take_off(ctx_t *ctx, u32 bytes)
 {
+	/* It changes nothing, but what the verifier learns of it here it does not learn of the caller's. */
+	asm volatile("%0 &= 0xffff" : "+r"(bytes));
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < (1 << 16) / ROOM_STEP + 1 && bytes; i++) {
 		u32 step = bytes < ROOM_STEP ? bytes : ROOM_STEP;
 
-		if (bpf_skb_adjust_room(ctx, -(s32)step, BPF_ADJ_ROOM_MAC, 0))
+		if (bpf_skb_adjust_room(ctx, -(s32)step, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 			return false;
 		bytes -= step;
 	}
 	return !bytes;
 }
 
-/* Where the device was to complete the checksum (CHECKSUM_PARTIAL), do it: the packet is more than a piece.
- * The kernel then has to be told that nothing is left to do. It understands so when the place where the sum
- * was to begin is taken off. */
-static __always_inline bool complete_csum(ctx_t *ctx, const struct packet *pkt)
+/* Tell the kernel that nothing of the checksum is left to the device (CHECKSUM_PARTIAL). It understands so
+ * when the place where the sum was to begin is taken off. */
+static __always_inline bool forget_partial(ctx_t *ctx, u32 l3, u32 l4)
+{
+	u8 front[sizeof(struct head) + PAST_L4] = {};
+	u64 len = l4 - l3 + PAST_L4;
+
+	AT_MOST(len, sizeof(front));
+	AT_LEAST(len, sizeof(struct iphdr) + PAST_L4);
+	return !bpf_skb_load_bytes(ctx, l3, front, len) &&
+	       !bpf_skb_adjust_room(ctx, -(s32)len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) &&
+	       !bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) &&
+	       !bpf_skb_store_bytes(ctx, l3, front, len, 0);
+}
+
+/* Where the device was to complete the checksum, do it. Of a packet whose checksum is untold the first piece
+ * comes here again, when it is cut. SCTP's sum is another one. */
+static __always_inline u32 complete_csum(ctx_t *ctx, const struct packet *pkt)
 {
 	bool udp = pkt->tuple.protocol == IPPROTO_UDP;
 	u32 csum_at = pkt->l4 + (udp ? UDP_CSUM : TCP_CSUM), sum;
-	u8 front[UNSUM_BYTES];
 	__sum16 check;
 	bool partial;
 
-	if (pkt->piece || !ctx_load(ctx, csum_at, &check, sizeof(check)))
-		return pkt->piece;
+	if (pkt->piece == PIECE_LATER)
+		return CSUM_NONE;
+	if (pkt->tuple.protocol == IPPROTO_SCTP)
+		csum_at = pkt->l4 + __builtin_offsetof(struct sctp_head, checksum);
+	if (bpf_skb_load_bytes(ctx, csum_at, &check, sizeof(check)))
+		return CSUM_IMPOSSIBLE;
 	partial = ctx_csum_partial(ctx, csum_at);
-	if (!ctx_store(ctx, csum_at, &check, sizeof(check)))
-		return false;
+	if (bpf_skb_store_bytes(ctx, csum_at, &check, sizeof(check), 0))
+		return CSUM_IMPOSSIBLE;
 	if (!partial)
-		return true;
-	if (!sum_l4(ctx, pkt, &sum))
-		return false;
-	check = (__sum16)~fold16(sum);
-	if (udp && !check)
-		check = 0xffff;
-	return ctx_store(ctx, csum_at, &check, sizeof(check)) &&
-	       ctx_load(ctx, pkt->l3, front, sizeof(front)) && take_off(ctx, sizeof(front)) &&
-	       !bpf_skb_adjust_room(ctx, sizeof(front), BPF_ADJ_ROOM_MAC, 0) &&
-	       ctx_store(ctx, pkt->l3, front, sizeof(front));
+		return CSUM_NONE;
+	if (pkt->tuple.protocol == IPPROTO_SCTP)
+		return CSUM_IMPOSSIBLE;
+	if (pkt->piece == PIECE_WHOLE) {
+		if (!sum_packet(ctx, pkt->l4, pkt->l4_len, 1 << 16, &sum))
+			return CSUM_IMPOSSIBLE;
+		check = (__sum16)~fold16(sum);
+		if (udp && !check)
+			check = 0xffff;
+		if (bpf_skb_store_bytes(ctx, csum_at, &check, sizeof(check), 0))
+			return CSUM_IMPOSSIBLE;
+	}
+	if (ctx_len(ctx) > ROOM_MOST)
+		return CSUM_UNTOLD;
+	return forget_partial(ctx, pkt->l3, pkt->l4) ? CSUM_DONE : CSUM_IMPOSSIBLE;
 }
 
 /* Segments of TCP that a packet is yet to be made of become shorter by so many bytes: the kernel makes room
@@ -107,46 +157,202 @@ static __always_inline bool shorten_segments(ctx_t *ctx, u32 bytes)
 	return !bytes;
 }
 
-/* Give the packet the IP header of a piece of `whole`: so many bytes, of which there are `at` before it. */
-static __always_inline bool store_piece_head(ctx_t *ctx, u32 l3, const struct iphdr *whole, u32 at, u32 bytes,
-					     bool more)
+/* Read the IP header; behind its options *head is 0. */
+static __always_inline bool load_head(ctx_t *ctx, u32 l3, u32 l4, struct head *head)
 {
-	struct iphdr ip = *whole;
+	u64 len = l4 - l3;
 
-	ip.tot_len = bpf_htons(sizeof(ip) + bytes);
-	ip.frag_off = bpf_htons(at / 8 | (more ? IP_MF : 0));
-	ip.check = csum_update(ip.check,
-			       delta16(delta16(0, whole->tot_len, ip.tot_len), whole->frag_off, ip.frag_off));
-	return !bpf_skb_store_bytes(ctx, l3, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM);
+	__builtin_memset(head, 0, sizeof(*head));
+	AT_MOST(len, sizeof(*head));
+	AT_LEAST(len, sizeof(head->ip));
+	return !bpf_skb_load_bytes(ctx, l3, head, len);
 }
 
-/* Cut the packet, which may be a piece itself, to the MTU. Where packets leave (also at lo) the pieces are
- * led on before this returns: then *pkt is theirs. */
-static __always_inline struct outcome cut(ctx_t *ctx, const struct packet *pkt, const struct note *note)
+/* Store an IP header at the packet's front, with its checksum. */
+static __always_inline bool store_head(ctx_t *ctx, u32 l3, u32 l4, struct head *head)
 {
-	u32 l3 = pkt->l3, at = pkt->piece_at, left = pkt->l4_len, ifindex = ctx_ifindex(ctx);
-	u32 most = (note->mtu - sizeof(struct iphdr)) & ~7;
-	u32 wire = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len, pkt->payload_len);
-	bool leaves = note->side == HOST, more;
-	struct iphdr ip;
+	u64 len = l4 - l3;
 
-	if (wire < pkt->ip_len) {
-		if (!shorten_segments(ctx, wire - note->mtu))
+	head->ip.check = 0;
+	head->ip.check = (__sum16)~fold16(sum_bytes(head, sizeof(*head)));
+	AT_MOST(len, sizeof(*head));
+	AT_LEAST(len, sizeof(head->ip));
+	return !bpf_skb_store_bytes(ctx, l3, head, len, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Of a packet's options some are in its first piece alone (RFC 791, section 3.1: the copied flag). In the
+ * others options of no operation take their place, as Linux does it: then all headers are of one length. The
+ * header is stored for it, since only in a packet the verifier lets write anywhere. */
+static __always_inline bool blank_options(ctx_t *ctx, u32 l3, u32 l4, struct head *head)
+{
+	u32 at = l3 + sizeof(struct iphdr);
+	u8 none[IP_OPTIONS_MAX], option[2];
+	u64 len;
+	int i;
+
+	if (!store_head(ctx, l3, l4, head))
+		return false;
+	__builtin_memset(none, IP_OPTION_NONE, sizeof(none));
+#pragma clang loop unroll(disable)
+	for (i = 0; i < IP_OPTIONS_MAX && at < l4; i++) {
+		if (bpf_skb_load_bytes(ctx, at, option, sizeof(option)))
+			return false;
+		if (option[0] == IP_OPTION_END)
+			break;
+		len = option[0] == IP_OPTION_NONE ? 1 : option[1];
+		AT_MOST(len, sizeof(none));
+		AT_LEAST(len, 1);
+		if (!(option[0] & IP_OPTION_COPIED) && bpf_skb_store_bytes(ctx, at, none, len, 0))
+			return false;
+		at += len;
+		asm volatile("%0 &= 255" : "+r"(at)); /* as in parse_options() */
+	}
+	return load_head(ctx, l3, l4, head);
+}
+
+/* Give the packet the IP header of a piece: so many bytes, of which there are `at` before it. */
+static __always_inline bool store_piece_head(ctx_t *ctx, u32 l3, u32 l4, struct head *head, u32 at, u32 bytes,
+					     bool more)
+{
+	head->ip.tot_len = bpf_htons(l4 - l3 + bytes);
+	head->ip.frag_off = bpf_htons(at / 8 | (more ? IP_MF : 0));
+	return store_head(ctx, l3, l4, head);
+}
+
+/* A packet stands for datagrams of `size` bytes of data each; the last may have less. A copy for each of them
+ * enters anew, whose header has the reserved flag, and in place of a checksum the datagram's number among
+ * them: take_out() makes that one of it. Where packets leave, the datagrams are led on before this returns.
+ */
+static __always_inline struct outcome take_apart(ctx_t *ctx, const struct packet *pkt, bool leaves, u32 size,
+						 struct head *head)
+{
+	u32 csum_at = pkt->l4 + UDP_CSUM, payload = pkt->payload_len, ifindex = ctx_ifindex(ctx), at = 0;
+	__be16 number;
+
+	head->ip.frag_off |= bpf_htons(IP_RESERVED);
+	if (!store_head(ctx, pkt->l3, pkt->l4, head))
+		return drop(REASON_REWRITE_FAILED);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < GSO_DATAGRAMS && at < payload; i++) {
+		number = bpf_htons(i);
+		if (bpf_skb_store_bytes(ctx, csum_at, &number, sizeof(number), 0) ||
+		    bpf_clone_redirect(ctx, ifindex, leaves ? 0 : BPF_F_INGRESS))
+			return drop(REASON_REWRITE_FAILED);
+		at += size;
+	}
+	return outcome(VERDICT_TAKEN, REASON_FRAGMENTED);
+}
+
+/* Such a copy becomes the datagram that it is for. False: the kernel refused. A change of its length makes a
+ * packet one that stands for itself alone. */
+static __always_inline bool take_out(ctx_t *ctx, const struct packet *pkt, u32 size, struct head *head)
+{
+	u32 l4 = pkt->l4, from, bytes, sum;
+	struct udphdr udp;
+	u16 number;
+
+	if (bpf_skb_load_bytes(ctx, l4, &udp, sizeof(udp)))
+		return false;
+	number = bpf_ntohs(udp.check);
+	from = number * size;
+	if (from >= pkt->payload_len || !take_off(ctx, from))
+		return false;
+	bytes = pkt->payload_len - from;
+	bytes = sizeof(udp) + (bytes < size ? bytes : size);
+	head->ip.frag_off = 0;
+	head->ip.id = bpf_htons(bpf_ntohs(head->ip.id) + number);
+	head->ip.tot_len = bpf_htons(l4 - pkt->l3 + bytes);
+	udp.len = bpf_htons(bytes);
+	udp.check = 0;
+	if (!ctx_resize(ctx, l4 + bytes) || !store_head(ctx, pkt->l3, l4, head) ||
+	    bpf_skb_store_bytes(ctx, l4, &udp, sizeof(udp), 0) || !sum_packet(ctx, l4, bytes, 1 << 14, &sum))
+		return false;
+	udp.check =
+	    (__sum16)~fold16(sum + sum_pseudo_header(&pkt->tuple.src, &pkt->tuple.dst, IPPROTO_UDP, bytes));
+	if (!udp.check)
+		udp.check = 0xffff;
+	return !bpf_skb_store_bytes(ctx, l4, &udp, sizeof(udp), 0);
+}
+
+/* To whoever has sent what cannot be cut: how large it may be. */
+static __always_inline struct outcome refuse_cut(ctx_t *ctx, struct note *note)
+{
+	note->answer = ANSWER_TOO_BIG;
+	note->reason = REASON_TOO_BIG;
+	next_step(ctx, STEP_ANSWER);
+	return drop(REASON_TOO_BIG);
+}
+
+/* A packet that awaits segmentation, in segments of `size` bytes of payload, which are too big. */
+static __always_inline struct outcome cut_segments(ctx_t *ctx, const struct packet *pkt, u32 size,
+						   struct note *note)
+{
+	u32 headers = pkt->ip_len - pkt->payload_len;
+	bool leaves = note->side == HOST;
+	struct head head;
+
+	if (pkt->tuple.protocol == IPPROTO_TCP) {
+		if (!shorten_segments(ctx, headers + size - note->mtu))
 			return drop(REASON_REWRITE_FAILED);
 		return outcome(ctx_send_back(ctx, !leaves), REASON_FRAGMENTED);
 	}
-	if (!ctx_load(ctx, l3, &ip, sizeof(ip)) || !complete_csum(ctx, pkt))
+	if (!load_head(ctx, pkt->l3, pkt->l4, &head))
 		return drop(REASON_REWRITE_FAILED);
-	more = ip.frag_off & bpf_htons(IP_MF);
+	if (!(head.ip.frag_off & bpf_htons(IP_RESERVED)))
+		return forget_partial(ctx, pkt->l3, pkt->l4) ? take_apart(ctx, pkt, leaves, size, &head)
+							     : refuse_cut(ctx, note);
+	if (!take_out(ctx, pkt, size, &head))
+		return drop(REASON_REWRITE_FAILED);
+	return outcome(ctx_send_back(ctx, !leaves), REASON_FRAGMENTED);
+}
+
+/* Cut the packet, which may be a piece itself, to the MTU. What has to be changed before enters anew first.
+ * Where packets leave (also at lo) the pieces are led on before this returns: then *pkt is theirs. */
+static __always_inline struct outcome cut(ctx_t *ctx, const struct packet *pkt, struct note *note)
+{
+	u32 l3 = pkt->l3, l4 = pkt->l4, at = pkt->piece_at, left = pkt->l4_len, ifindex = ctx_ifindex(ctx);
+	u32 most = (note->mtu - (l4 - l3)) & ~7;
+	u32 headers = pkt->ip_len - pkt->payload_len, wire = ctx_wire_len(ctx, headers, pkt->payload_len);
+	bool leaves = note->side == HOST, options, more;
+	struct head head;
+
+	if (wire < pkt->ip_len)
+		return cut_segments(ctx, pkt, wire - headers, note);
+	if (!trim_piece(ctx, pkt))
+		return drop(REASON_REWRITE_FAILED);
+	switch (complete_csum(ctx, pkt)) {
+	case CSUM_NONE:
+		break;
+	case CSUM_DONE:
+		/* The verifier would follow the loop below for each length of what was summed up. */
+		if (pkt->piece == PIECE_WHOLE)
+			return outcome(ctx_send_back(ctx, !leaves), REASON_FRAGMENTED);
+		break;
+	case CSUM_UNTOLD:
+		if (most >= LONG_PIECE)
+			return refuse_cut(ctx, note);
+		most = LONG_PIECE;
+		break;
+	default:
+		return refuse_cut(ctx, note);
+	}
+	if (!load_head(ctx, l3, l4, &head))
+		return drop(REASON_REWRITE_FAILED);
+	if (pkt->tuple.protocol == IPPROTO_SCTP && pkt->piece == PIECE_WHOLE)
+		announce_pieces(pkt, head.ip.id);
+	more = head.ip.frag_off & bpf_htons(IP_MF);
+	options = !at && l4 - l3 > sizeof(head.ip);
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < CUT_PIECES && left > most; i++) {
-		if (!store_piece_head(ctx, l3, &ip, at, most, true) ||
+	for (int i = 0; i < (options ? 1 : CUT_PIECES) && left > most; i++) {
+		if (!store_piece_head(ctx, l3, l4, &head, at, most, true) ||
 		    bpf_clone_redirect(ctx, ifindex, leaves ? 0 : BPF_F_INGRESS) || !take_off(ctx, most))
 			return drop(REASON_REWRITE_FAILED);
 		at += most;
 		left -= most;
 	}
-	if (!store_piece_head(ctx, l3, &ip, at, left, more))
+	if (options && !blank_options(ctx, l3, l4, &head))
+		return drop(REASON_REWRITE_FAILED);
+	if (!store_piece_head(ctx, l3, l4, &head, at, left, more))
 		return drop(REASON_REWRITE_FAILED);
 	return outcome(ctx_send_back(ctx, !leaves), REASON_FRAGMENTED);
 }

@@ -183,10 +183,11 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 }
 
 /* Would translation break the checksum of an SCTP packet in pieces? The checksum covers all pieces. To update
- * it for new ports takes the length of the whole packet, which the first piece does not tell. */
+ * it for new ports takes the length of the whole packet, which the first piece does not tell; it is known of
+ * what we have cut ourselves. */
 static __always_inline bool breaks_sctp(const struct packet *pkt, const struct tuple *to)
 {
-	return pkt->tuple.protocol == IPPROTO_SCTP && pkt->piece == PIECE_FIRST &&
+	return pkt->tuple.protocol == IPPROTO_SCTP && !pkt->sum_len &&
 	       (pkt->tuple.sport != to->sport || pkt->tuple.dport != to->dport);
 }
 
@@ -197,11 +198,13 @@ static __always_inline bool breaks_sctp(const struct packet *pkt, const struct t
  *
  * No piece is missed: here the ports are noted before waiting pieces are looked for; STEP_PIECES stores a
  * piece before it looks for the ports. */
-static __always_inline void decide_first_piece(const struct packet *pkt, struct decision *d,
+static __always_inline void decide_first_piece(struct packet *pkt, struct decision *d,
 					       const struct note *note)
 {
 	if (d->action == ACTION_CONNECT || (pkt->kind == KIND_ECHO && !is_extension(pkt->piece_next)))
 		return;
+	if (pkt->tuple.protocol == IPPROTO_SCTP)
+		pkt->sum_len = whole_len(pkt);
 	if (translates(d) && breaks_sctp(pkt, &d->flow.to)) {
 		decide(d, ACTION_DROP, REASON_SCTP_FRAGMENT);
 		return;
@@ -220,7 +223,7 @@ static __always_inline void decide_first_piece(const struct packet *pkt, struct 
 }
 
 /* The end of every program that decides: note or count pieces, then carry the decision out. */
-static __always_inline struct outcome conclude(ctx_t *ctx, const struct packet *pkt, struct decision *d,
+static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, struct decision *d,
 					       struct note *note)
 {
 	if (unlikely(d->action == ACTION_FORWARD && d->route.mtu))

@@ -16,12 +16,42 @@ static __always_inline struct fragment_key fragment_key(const struct packet *pkt
 	return key;
 }
 
+/* How long is the datagram as a whole of which this is the first piece? 0: nobody has told. */
+static __always_inline u32 whole_len(const struct packet *pkt)
+{
+	struct fragment_key key = fragment_key(pkt);
+	const struct fragment *datagram = bpf_map_lookup_elem(fragments, &key);
+
+	return datagram && bpf_ktime_get_ns() - datagram->seen_ns <= FRAGMENT_NS ? datagram->whole : 0;
+}
+
+/* An SCTP packet of this number is about to be cut, by us: note how long it is as a whole. */
+static __always_inline void announce_pieces(const struct packet *pkt, u32 id)
+{
+	struct fragment_key key = {
+	    .src = pkt->tuple.src,
+	    .dst = pkt->tuple.dst,
+	    .id = id,
+	    .protocol = pkt->tuple.protocol,
+	};
+	struct fragment datagram = {
+	    .seen_ns = bpf_ktime_get_ns(),
+	    .whole = pkt->l4_len,
+	    .sport = pkt->tuple.sport,
+	    .dport = pkt->tuple.dport,
+	    .protocol = pkt->tuple.protocol,
+	};
+
+	bpf_map_update_elem(fragments, &key, &datagram, BPF_ANY);
+}
+
 static __always_inline void remember_fragment(const struct packet *pkt, u32 hook)
 {
 	struct fragment_key key = fragment_key(pkt);
 	struct fragment ports = {
 	    .seen_ns = bpf_ktime_get_ns(),
 	    .passed = pkt->piece_len,
+	    .whole = pkt->sum_len,
 	    .sport = pkt->tuple.sport,
 	    .dport = pkt->tuple.dport,
 	    .hook = hook,

@@ -8,9 +8,10 @@
 #define ICMP_PROTOCOL IPPROTO_ICMP
 #define ECHO_REQUEST  ICMP_ECHO
 
-#define IP_DF	  0x4000
-#define IP_MF	  0x2000
-#define IP_OFFSET 0x1fff
+#define IP_RESERVED 0x8000
+#define IP_DF	    0x4000
+#define IP_MF	    0x2000
+#define IP_OFFSET   0x1fff
 
 typedef struct iphdr ip_header_t;
 
@@ -70,7 +71,7 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 		return REASON_MALFORMED;
 	pkt->l4 = pkt->l3 + header;
 	pkt->l4_len = pkt->ip_len - header;
-	pkt->may_cut = header == sizeof(*ip) && !(ip->frag_off & bpf_htons(IP_DF));
+	pkt->may_cut = !(ip->frag_off & bpf_htons(IP_DF));
 	if (unlikely(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))) {
 		pkt->piece = ip->frag_off & bpf_htons(IP_OFFSET) ? PIECE_LATER : PIECE_FIRST;
 		pkt->fragment_id = ip->id;
@@ -92,6 +93,7 @@ static __always_inline u32 parse_ip(ctx_t *ctx, struct packet *pkt)
 enum ip_option {
 	IP_OPTION_END = 0,
 	IP_OPTION_NONE = 1, /* END and NONE are one byte long; the others have their length in the second */
+	IP_OPTION_COPIED = 128, /* a flag: the option is in every piece of a packet */
 	IP_OPTION_LOOSE_SOURCE_ROUTE = 131,
 	IP_OPTION_STRICT_SOURCE_ROUTE = 137,
 };

@@ -36,7 +36,7 @@ static __always_inline bool update_sctp(ctx_t *ctx, const struct packet *pkt, co
 	if (old == new)
 		return true;
 	if (!ctx_load(ctx, offset, &checksum, sizeof(checksum)) ||
-	    !crc32c_update(&checksum, old, new, pkt->l4_len))
+	    !crc32c_update(&checksum, old, new, pkt->sum_len))
 		return false;
 	return ctx_store(ctx, offset, &checksum, sizeof(checksum)) &&
 	       store_ports(ctx, pkt->l4, to->sport, to->dport);

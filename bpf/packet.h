@@ -22,6 +22,7 @@ struct packet {
 	u32 ip_len;	  /* bytes from the IP header on: more than 65,535 of what awaits segmentation */
 	u32 l4_len;	  /* of these, bytes from the L4 header on */
 	u32 payload_len;  /* of these, bytes behind the L4 header */
+	u32 sum_len;	  /* SCTP: bytes that its checksum covers; 0: its first piece does not tell */
 	u16 piece_at;	  /* of a piece: bytes of its datagram before it */
 	u16 piece_len;	  /* of a piece: bytes of its datagram in it */
 	u8 l3;		  /* offset of the IP header: 0 where there is no link header */
@@ -35,7 +36,7 @@ struct packet {
 			* which in IPv6 is an extension header's if one is in front of the first piece's L4
 			* header */
 	u8 last;       /* the piece is its datagram's last */
-	u8 may_cut;    /* IPv4 without options: routers may cut it in pieces, DF is not set */
+	u8 may_cut;    /* IPv4: routers may cut it in pieces, DF is not set */
 	u8 tcp_flags;  /* enum tcp_flag; 0 for UDP */
 	u32 secret; /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
 		     */

@@ -55,6 +55,7 @@ static __always_inline u32 parse_sctp(ctx_t *ctx, struct packet *pkt)
 	pkt->tuple.sport = sctp->source;
 	pkt->tuple.dport = sctp->dest;
 	pkt->payload_len = pkt->l4_len - sizeof(*sctp);
+	pkt->sum_len = pkt->piece == PIECE_FIRST ? 0 : pkt->l4_len;
 	pkt->shown = sctp->tag;
 	switch (sctp->chunk) {
 	case SCTP_INIT:

@@ -104,7 +104,7 @@ static __always_inline struct outcome release_pieces(ctx_t *ctx, const struct pa
 	return outcome(VERDICT_TAKEN, REASON_FRAGMENT_RELEASED);
 }
 
-static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt, const struct note *note)
+static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt, struct note *note)
 {
 	/* The reasons up to NOT_VIP are those of the parser. */
 	bool left_alone = note->reason <= REASON_NOT_VIP;
@@ -127,7 +127,7 @@ static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt,
 /* The step. What is known of the packet the program before has left in `scratch`. */
 static __always_inline int take_pieces(ctx_t *ctx)
 {
-	const struct note *note = get_note();
+	struct note *note = get_note();
 	u32 bytes = ctx_len(ctx);
 	struct work *work = peek_work();
 

@@ -55,16 +55,10 @@ static __always_inline u32 mtu_below(u32 len, u32 told)
 }
 
 /* May a packet that is too big for the way on be cut in pieces? Where its sender has not forbidden it (RFC
- * 791, section 2.3), and tc has it; not SCTP's, for which see breaks_sctp(). Of datagrams that await
- * segmentation a packet is many; TCP's segments can be made smaller. */
-static __always_inline bool may_cut(const ctx_t *ctx, const struct packet *pkt)
+ * 791, section 2.3), and tc has it. */
+static __always_inline bool may_cut(const struct packet *pkt)
 {
-	u8 protocol = pkt->tuple.protocol;
-
-	if (FAMILY == 6 || !pkt->may_cut || !ctx_decides())
-		return false;
-	return protocol == IPPROTO_TCP ||
-	       (protocol == IPPROTO_UDP && ctx_wire_len(ctx, 0, pkt->payload_len) == pkt->payload_len);
+	return FAMILY == 4 && pkt->may_cut && ctx_decides();
 }
 
 /* Ask the kernel's FIB for the way from src to dst. Past the stack, a packet may go straight to the other end
@@ -90,7 +84,7 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	if (unlikely(result == BPF_FIB_LKUP_RET_FRAG_NEEDED)) {
 		out->mtu = mtu_below(len, fib.tot_len);
 		fib.tot_len = 1;
-		if (may_cut(ctx, pkt))
+		if (may_cut(pkt))
 			result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	}
 	out->ifindex = fib.ifindex;

@@ -111,6 +111,31 @@ for size in map(int, sys.argv[4:]):
 """Sends datagrams that routers may cut, each size from a socket of its own; prints which do not come back."""
 
 
+SEVERAL = """\
+import socket, sys
+
+address, port = sys.argv[1], int(sys.argv[2])
+sent = [bytes([number]) * 1400 for number in range(4)] + [b"the last"]
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wire:
+    wire.setsockopt(socket.IPPROTO_IP, 10, 0)  # IP_MTU_DISCOVER, IP_PMTUDISC_DONT: without DF
+    wire.setsockopt(socket.IPPROTO_UDP, 103, 1400)  # UDP_SEGMENT
+    wire.settimeout(2)
+    left = set(sent)
+    for _ in range(5):
+        wire.sendto(b"".join(sent), (address, port))
+        try:
+            while left:
+                got, sender = wire.recvfrom(70000)
+                assert sender == (address, port), sender
+                left -= {each for each in sent if got.endswith(b" " + each)}
+        except TimeoutError:
+            continue
+        break
+    print(*sorted(each[:8] for each in left))
+"""
+"""Sends datagrams that routers may cut, by one packet, up to five times; prints which never come back."""
+
+
 @pytest.fixture(scope="module")
 def cluster(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     found = bring_up(make_lab, tmp_path_factory.mktemp("icmp"), overlay=Overlay.VXLAN)
@@ -223,7 +248,7 @@ def test_icmp_errors_path_mtu_of_answers(cluster: Cluster, where: str, version: 
     assert counted(cluster, "ICMP_ERROR") > before
 
 
-SIZES = (1100, 1472, 3000, 15000)
+SIZES = (1100, 1472, 3000, 15000, 40000)
 """Bytes of data: what fits; what leaves the client as one packet that is too big, its checksum left to the
 device; what leaves it in pieces that are too big. By lo, to a NodePort of its own, the node sends all of them
 whole. The answers are a little longer, and have no DF if they do not fit a pod's interface."""
@@ -265,6 +290,16 @@ def test_fragmented_segments_that_one_packet_stands_for(cluster: Cluster) -> Non
         assert counted(cluster, "FRAGMENTED") > before
     finally:
         must(cluster, "client", "echo 0 > /proc/sys/net/ipv4/ip_no_pmtu_disc")
+
+
+def test_fragmented_datagrams_that_one_packet_stands_for(cluster: Cluster) -> None:
+    target = cluster.targets["remote"]
+    forget_path_mtus(cluster)  # or the kernel takes no datagrams of this size
+    for place in ("client", "node1", str(cluster.bystander["name"])):
+        before = counted(cluster, "FRAGMENTED")
+        for kind in ("clusterIP", "NodePort", "load-balancer"):
+            assert python(cluster, place, SEVERAL, *target.address(kind, "udp", 4)) == [""], (place, kind)
+        assert (counted(cluster, "FRAGMENTED") > before) == (place in ("client", "node1")), place
 
 
 @pytest.mark.parametrize("version", VERSIONS)
