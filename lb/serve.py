@@ -247,7 +247,7 @@ def startup(
     )
     health.node.watch(agent)
     opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
-    if speaker := build_speaker(config, state, agent, opened):
+    if speaker := build_speaker(config, source, state, agent, opened):
         looks.append(speaker.look)
         notes.also.append(speaker.problems)
     # A server of its own: its answers take longer than a health check may wait.
@@ -306,6 +306,7 @@ def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexe
 
 def build_speaker(
     config: Config,
+    source: Source,
     state: ClusterState,
     agent: Agent,
     opened: Callable[[], contextlib.AbstractContextManager[Maps]],
@@ -313,9 +314,10 @@ def build_speaker(
     """Return what finds owners for addresses on the node's segments; None when it is not asked for."""
     if config.announce is Announce.OFF:
         return None
-    from lb.segment.speaker import Speaker  # noqa: PLC0415  (most agents do without)
+    from lb.segment.speaker import Speaker, lag  # noqa: PLC0415  (most agents do without)
 
-    return Speaker(config, servable.Servables(state, agent, config.node_name).report, opened)
+    able = servable.Servables(state, agent, config.node_name)
+    return Speaker(config, able.report, opened, lambda: lag(source.health()))
 
 
 @dataclass(frozen=True, slots=True)

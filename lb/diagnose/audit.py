@@ -145,6 +145,7 @@ def heal(maps: Maps, state: ClusterState, topology: Topology) -> None:
     damaged = compare(maps, state, topology).damaged
     repair(maps, damaged)
     bring_in_step(maps, state, topology, wait_for_running_programs)
+    _end_unserved(maps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class SegmentMember:
     Attributes
     ----------
     failure: why what is owned cannot be told or written, ``""`` while all is well.
+    beat_due: when the others are to be told again.
     """
 
     def __init__(
@@ -90,19 +91,32 @@ class SegmentMember:
         self._beats = Beats()
         self._number = 0
         self._told: Claims = {}
-        self._beat_due = 0.0
+        self.beat_due = 0.0
         self._announce: list[tuple[float, int, IPAddress]] = []
         self._order = itertools.count()
         self._refused_until = 0.0
         self._defended: dict[IPAddress, float] = {}
-        self._former: dict[IPAddress, tuple[Member, float]] = {}
+        self._former = self._former_owners()
         self._mine = self._living()
         self.election = Election(Member(name, interface.mac), clock(), self._mine)
 
     def _living(self) -> set[IPAddress]:
         """Return what an earlier agent of this node owned a moment ago."""
-        there = ownership.present(self._maps, self._clock_ns())
-        return {address for (ifindex, address), left in there.items() if ifindex == self.ifindex and left}
+        now_ns = self._clock_ns()
+        return {
+            address
+            for (ifindex, address), entry in ownership.read(self._maps).items()
+            if ifindex == self.ifindex and entry.until_ns > now_ns
+        }
+
+    def _former_owners(self) -> dict[IPAddress, tuple[Member, float]]:
+        """Return whom that agent had addresses from, by link address alone, and until when they count."""
+        now, now_ns = self._clock(), self._clock_ns()
+        return {
+            address: (Member("", entry.former.hex(":")), now + (entry.former_ns - now_ns) / SECOND_NS)
+            for (ifindex, address), entry in ownership.read(self._maps).items()
+            if ifindex == self.ifindex and entry.former_ns > now_ns
+        }
 
     @property
     def adopted(self) -> frozenset[IPAddress]:
@@ -121,7 +135,7 @@ class SegmentMember:
         step = self.election.step(now)
         self._note(step, now)
         claims = self.election.claims(now)
-        if now >= self._beat_due or claims != self._told:
+        if now >= self.beat_due or claims != self._told:
             self._beat(claims)
         self._withdraw()
         self._announce_due(now)
@@ -183,7 +197,7 @@ class SegmentMember:
         """Tell the others; only then what is owned is owned for another while."""
         at, at_ns = self._clock(), self._clock_ns()
         self._number += 1
-        self._beat_due = at + self.election.timing.beat
+        self.beat_due = at + self.election.timing.beat
         self._told = claims
         try:
             for frame in frames(self.election.me, self._number, claims):

@@ -71,16 +71,17 @@ def end(maps: Maps, ifindex: int, addresses: Iterable[IPAddress]) -> None:
             maps.delete(f"announced{version}", keys)
 
 
-def present(maps: Maps, now_ns: int) -> dict[tuple[int, IPAddress], int]:
-    """Return the entries that there are: by ifindex and address, for how many nanoseconds yet; 0: it is over.
+def read(maps: Maps) -> dict[tuple[int, IPAddress], Entry]:
+    """Return the entries that there are, by ifindex and address.
 
     Raises BpfError: the kernel refused.
     """
     found = {}
     for version in FAMILIES:
         keys, values = maps.read(f"announced{version}")
-        for (address, ifindex), until in zip(keys.tolist(), values["until_ns"].tolist(), strict=True):
-            found[ifindex, unpack_address(address)] = max(0, until - now_ns)
+        for (address, ifindex), value in zip(keys.tolist(), values, strict=True):
+            entry = Entry(int(value["until_ns"]), bytes(value["former"]), int(value["former_ns"]))
+            found[ifindex, unpack_address(address)] = entry
     return found
 
 

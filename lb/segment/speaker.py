@@ -6,14 +6,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import select
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, Protocol
 
 from lb.announce.report import Report
 from lb.announce.servable import AddressKind, Standing, Verdict
@@ -34,14 +35,45 @@ from lb.words import some
 
 _log = logging.getLogger(__name__)
 
-TURN_SECONDS = 0.1
+TURN_SECONDS = 0.2
 """How often each segment is looked at, at least; what comes in is heard at once."""
 LEAVE_SECONDS = 1.5
 """For how long an agent that ends waits for others to take over."""
 LOOK_SECONDS = 30.0
 """How often interfaces are listed even if nobody has told of a change."""
 RIVALS_EVERY, RIVALS_WITHIN = 1.0, 60.0
+LAG_SECONDS = 30.0
+"""A node that has heard nothing of its source for so long is left to others that have: what it serves may be
+old. Where all are like that, nothing changes."""
 _SEVERAL = "what two hosts claim, clients reach now here, now there: give one of them another address"
+
+
+class Heard(Protocol):
+    """How far a kind of object is in step with the source: see :class:`lb.kube.reflector.Health`."""
+
+    @property
+    def error(self) -> str:
+        """Why not; empty while all is well."""
+        ...
+
+    @property
+    def contact(self) -> float | None:
+        """When the source was heard for the last time, in seconds of the monotonic clock."""
+        ...
+
+
+def lag(health: Sequence[Heard]) -> float:
+    """Return for how many seconds a source has not been heard that fails to answer; 0 when none does."""
+    contacts = [one.contact for one in health if one.error and one.contact is not None]
+    return time.monotonic() - min(contacts) if contacts else 0.0
+
+
+def _behind(verdict: Verdict, seconds: float) -> Verdict:
+    """Return the verdict of a node that others are better than."""
+    if verdict.standing is not Standing.SERVES:
+        return verdict
+    why = f"the API server has not been heard for {seconds:.0f} s"
+    return replace(verdict, standing=Standing.LAST, why=why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +94,7 @@ class Speaker:
     ----------
     report: what the agent says that it can serve; called from the speaker's thread.
     opened: opens the maps.
+    lagging: gives for how many seconds what the source says has not been heard; 0 while it is.
     """
 
     def __init__(
@@ -69,6 +102,7 @@ class Speaker:
         config: Config,
         report: Callable[[], Report],
         opened: Callable[[], contextlib.AbstractContextManager[Maps]],
+        lagging: Callable[[], float] = lambda: 0.0,
         *,
         clock: Callable[[], float] = time.monotonic,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -76,6 +110,7 @@ class Speaker:
         self._config = config
         self._report = report
         self._opened = opened
+        self._lagging = lagging
         self._clock, self._clock_ns = clock, clock_ns
         self._networks = [ip_network(text) for text in config.announce_networks]
         self._changed = threading.Event()
@@ -146,7 +181,8 @@ class Speaker:
 
     def _wait(self, stop: Halt | None) -> None:
         wake = [link.fileno() for _, _, link in self._segments.values()] + ([stop.fileno()] if stop else [])
-        select.select(wake, [], [], TURN_SECONDS)
+        due = min((member.beat_due for _, member, _ in self._segments.values()), default=math.inf)
+        select.select(wake, [], [], min(max(0.0, due - self._clock()), TURN_SECONDS))
 
     def _turn(self, maps: Maps) -> None:
         now = self._clock()
@@ -178,7 +214,10 @@ class Speaker:
             if verdict.kind is AddressKind.LOAD_BALANCER and self._belongs(address, interface)
         }
         if member.plugged():
-            return found
+            lag = self._lagging()
+            return (
+                {address: _behind(one, lag) for address, one in found.items()} if lag > LAG_SECONDS else found
+            )
         why = f"{interface.name} has no carrier"
         return {
             address: Verdict(address, Standing.CANNOT, why, one.kind, one.services)
@@ -292,12 +331,12 @@ class Speaker:
         return not patterns or any(fnmatchcase(interface.name, pattern) for pattern in patterns)
 
     def _end(self, maps: Maps, ifindex: int) -> None:
-        there = ownership.present(maps, self._clock_ns())
+        there = ownership.read(maps)
         ownership.end(maps, ifindex, [address for index, address in there if index == ifindex])
 
     def _end_strangers(self, maps: Maps) -> None:
         """Delete what the map holds of other interfaces, and what somebody else has written."""
-        for index, address in ownership.present(maps, self._clock_ns()):
+        for index, address in ownership.read(maps):
             segment = self._segments.get(index)
             if segment is None or not segment[1].has_written(address):
                 ownership.end(maps, index, [address])

@@ -28,6 +28,7 @@ from lb.diagnose.snapshot import ManifestReader, read_files
 from lb.errors import CapacityError, ConfigError, LbError
 from lb.manifests.objects import ServiceRequest
 from lb.plan.types import Topology, VipKind
+from lb.segment import ownership
 from lb.served.metrics import audit_metrics
 from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import port_plan, service_plan, vip_key
@@ -91,6 +92,10 @@ def foreign_name(maps: FakeMaps) -> None:
     maps.update("services", np.array([77], ID), np.array([(b"a", b"b", b"")], SERVICE_NAME))
 
 
+def foreign_answer(maps: FakeMaps) -> None:
+    ownership.write(maps, 7, bytes(6), {ip_address("192.0.2.99"): ownership.Entry(1)})
+
+
 DAMAGE: dict[str, tuple[Callable[[FakeMaps], None], str, str]] = {
     "a VIP is missing": (no_vip, "vips4", "+"),
     "a VIP that nobody planned": (foreign_vip, "vips4", "-"),
@@ -102,6 +107,7 @@ DAMAGE: dict[str, tuple[Callable[[FakeMaps], None], str, str]] = {
     "a row": (other_row, "tables", "-"),
     "a name is missing": (no_name, "services", "+"),
     "a name that nobody planned": (foreign_name, "services", "-"),
+    "an answer for an address of no Service": (foreign_answer, "announced4", "-"),
 }
 
 

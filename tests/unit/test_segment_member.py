@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator
 from ipaddress import IPv4Interface, ip_address
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ from lb.segment.beats import ETHERTYPE, frames
 from lb.segment.election import TIMING, Claim, Hold, Member
 from lb.segment.member import AGAIN_SECONDS, Counts, SegmentMember
 from lb.segment.ownership import SECOND_NS, Entry
+from lb.segment.speaker import lag
 from tests.fake_maps import FakeMaps
 
 VIP, VIP6 = ip_address("192.0.2.10"), ip_address("2001:db8::10")
@@ -72,9 +75,8 @@ class Bench:
 
     def answered(self) -> set[object]:
         """Return the addresses that the programs answer for now."""
-        return {
-            address for (index, address), left in ownership.present(self.maps, self.now_ns()).items() if left
-        }
+        now = self.now_ns()
+        return {address for (_, address), one in ownership.read(self.maps).items() if one.until_ns > now}
 
     def hear(self, hold: Hold = Hold.FREE, standing: Standing = Standing.SERVES) -> None:
         self.port.coming += frames(PEER, int(self.now * 10), {VIP: Claim(standing, hold)})
@@ -151,10 +153,25 @@ def test_a_member_sends_on_to_whom_it_has_an_address_from(bench: Bench) -> None:
     _, [row] = bench.maps.read("announced4")
     assert bytes(row["former"]).hex(":") == PEER.mac
     assert int(row["former_ns"]) > bench.now_ns()
+    bench.member = bench.begin()  # so does the next agent
+    bench.run(0.5)
+    _, [row] = bench.maps.read("announced4")
+    assert bytes(row["former"]).hex(":") == PEER.mac
+    assert int(row["former_ns"]) > bench.now_ns()
+
+
+def test_a_source_that_does_not_answer_lags() -> None:
+    now = time.monotonic()
+    well, failed, never = (
+        SimpleNamespace(error=e, contact=c) for e, c in (("", now - 99), ("x", now - 40), ("x", None))
+    )
+    assert lag([well, never]) == 0
+    assert 40 <= lag([well, failed, never]) < 60
 
 
 def test_entries_of_a_map_are_those_that_were_written(bench: Bench) -> None:
-    ownership.write(bench.maps, 7, MAC_BYTES, {VIP: Entry(bench.now_ns() + 5), VIP6: Entry(0)})
-    assert ownership.present(bench.maps, bench.now_ns()) == {(7, VIP): 5, (7, VIP6): 0}
+    entries = {VIP: Entry(5), VIP6: Entry(0, MAC_BYTES, 9)}
+    ownership.write(bench.maps, 7, MAC_BYTES, entries)
+    assert ownership.read(bench.maps) == {(7, VIP): entries[VIP], (7, VIP6): entries[VIP6]}
     ownership.end(bench.maps, 7, [VIP, VIP6])
-    assert ownership.present(bench.maps, bench.now_ns()) == {}
+    assert ownership.read(bench.maps) == {}
