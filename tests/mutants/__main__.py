@@ -26,6 +26,7 @@ PAGE = ROOT / "docs" / "mutants.md"
 KILLERS: dict[str, tuple[str, ...]] = {
     "account.h": ("accounts",),
     "affinity.h": ("affinity", "connections"),
+    "announced.h": ("neighbours",),
     "answer.h": ("reject", "ping", "answer_rate", "path_mtu", "fragments"),
     "arp.h": ("neighbours",),
     "backend.h": ("selection", "slot_reuse", "connections"),
