@@ -104,7 +104,7 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
 		if (!in_the_way(holder, &pkt->tuple, now, settings, kept, tries) &&
-		    (kept || !is_nodes_port(ctx, &flow->to)))
+		    !is_netfilters_port(ctx, &flow->to) && (kept || !is_nodes_port(ctx, &flow->to)))
 			break;
 		if (!kept && holder && half_open_for(holder, now) > entries->longest) {
 			entries->longest = half_open_for(holder, now);
@@ -257,6 +257,8 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	vip = lookup_vip(&pkt->tuple);
 	if (!vip) /* gone in this moment */
 		return drop(REASON_NO_BACKEND);
+	if (unlikely(get_cutover() == CUTOVER_LEAVE))
+		return pass(REASON_OWN_CONNECTION);
 	if (!note->asked && may_be_owned(pkt, vip, note, settings)) {
 		next_step(ctx, STEP_OWNER);
 		return strand(ctx, true);

@@ -214,10 +214,11 @@ static __always_inline bool forwards(const struct flow *flow, u8 direction)
 }
 
 /* Is a reply of the flow for an address and port that we put in the client's place? One to a client that kept
- * its address is the business of the hook that faces the client. */
+ * its address is the business of the hook that faces the client. A pod of this node is the backend of such a
+ * flow, without being its client, only if the flow began with netfilter: see lb/cutover. */
 static __always_inline bool undone_at_ingress(const struct flow *flow, u8 side)
 {
 	if (of_host(flow->path))
 		return true;
-	return side != HOST && flow->path == (side == INSIDE ? PATH_HAIRPIN : PATH_FORWARD);
+	return side != HOST && (flow->path == PATH_FORWARD || (side == INSIDE && flow->path == PATH_HAIRPIN));
 }

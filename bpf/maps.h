@@ -8,6 +8,7 @@
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))
 
 #define settings_map  MAP(FD_settings)	    /* [0] -> struct settings */
+#define cutover_map   MAP(FD_cutover)	    /* [0] -> enum cutover */
 #define ifaces	      MAP(FD_ifaces)	    /* ifindex -> struct iface; 0: the node's primary address */
 #define vips	      MAP(FD_vips)	    /* struct vip_key -> struct vip */
 #define other_vips    MAP(FD_other_vips)    /* `vips` of the other family: see stranded.h */
@@ -43,6 +44,16 @@ static __always_inline const struct settings *get_settings(void)
 	u32 zero = 0;
 
 	return bpf_map_lookup_elem(settings_map, &zero);
+}
+
+/* Of what is no common packet alone: one lookup more. */
+static __always_inline u32 get_cutover(void)
+{
+	const u32 *cutover;
+	u32 zero = 0;
+
+	cutover = bpf_map_lookup_elem(cutover_map, &zero);
+	return cutover ? *cutover : CUTOVER_NONE;
 }
 
 static __always_inline const struct hashing *get_hashing(void)

@@ -31,7 +31,7 @@ static __always_inline bool may_be_owned(const struct packet *pkt, const struct 
 {
 	u8 begins = pkt->tcp_flags & (TCP_SYN | TCP_ACK);
 
-	if (note->side == HOST || from_snat_port(&pkt->tuple, settings))
+	if (note->side == HOST || from_snat_port(&pkt->tuple, settings) || get_cutover() == CUTOVER_TAKE)
 		return true;
 	return begins != TCP_SYN && is_nodes_own(vip, &pkt->tuple.dst);
 }
@@ -103,8 +103,9 @@ static void *(*ct_lookup)(ctx_t *ctx, struct bpf_sock_tuple *tuple, u32 tuple_le
 static void (*ct_release)(void *connection) = (void *)KFUNC_bpf_ct_release;
 
 /* Does netfilter know the packet for an answer? Then the other end was asked: by the node, or by a pod that
- * it masquerades. */
-static __always_inline bool is_answer(ctx_t *ctx, const struct tuple *t)
+ * it masquerades. either: does it know the packet at all? A packet to a VIP that it has seen before is one of
+ * a connection that began when something else served the Service: see CUTOVER_TAKE. */
+static __always_inline bool is_answer(ctx_t *ctx, const struct tuple *t, bool either)
 {
 	struct conntrack_options options = {.netns = -1, .protocol = t->protocol};
 	struct bpf_sock_tuple tuple = {};
@@ -117,7 +118,7 @@ static __always_inline bool is_answer(ctx_t *ctx, const struct tuple *t)
 	if (!found)
 		return false;
 	ct_release(found);
-	return options.direction == CONNTRACK_REPLY;
+	return either || options.direction == CONNTRACK_REPLY;
 }
 
 /* Has a socket hook led the sender to where the packet goes? */
@@ -181,7 +182,7 @@ static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const
 		return false;
 	if ((note->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
 		return true;
-	return is_answer(ctx, &pkt->tuple);
+	return is_answer(ctx, &pkt->tuple, get_cutover() == CUTOVER_TAKE);
 }
 
 /* Has the node led the packet on MAX_TURNS times already? A Service's endpoint may be another one's external

@@ -44,7 +44,7 @@
 	X(RATE_LIMITED, "an answer of ours is due, but there were too many lately: dropped")                 \
 	X(STEP_MISSING, "a program to go on in is missing, not for a VIP: untouched")                        \
 	X(STEP_MISSING_VIP, "a program to go on in is missing, for a VIP or of its flow: dropped")           \
-	X(OWN_CONNECTION, "of a connection that the node, or a pod of it, has opened itself: untouched")     \
+	X(OWN_CONNECTION, "of a connection of the node's own, or of netfilter's: untouched")                 \
 	X(FRAGMENTED, "larger than the MTU of the way on, without DF: in fragments, which enter again")      \
 	X(SERVICE_LOOP, "Services whose endpoints are each other's addresses, led on too often: dropped")    \
 	X(NEIGHBOUR, "ARP request or neighbour solicitation for an address announced here: answered")        \

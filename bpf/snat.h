@@ -14,6 +14,15 @@ static __always_inline bool is_nodes_port(ctx_t *ctx, const struct tuple *to)
 	return lookup_vip(&answers) || find_socket(ctx, &answers) != SOCKET_NONE;
 }
 
+/* While connections of netfilter's go on beside ours: has one of them the source port of `to`, towards that
+ * very backend? To the backend both would be one connection. */
+static __always_inline bool is_netfilters_port(ctx_t *ctx, const struct tuple *to)
+{
+	struct tuple answers = reverse(to);
+
+	return unlikely(get_cutover() == CUTOVER_TAKE) && is_answer(ctx, &answers, true);
+}
+
 /* The port of that hash. */
 static __always_inline __be16 snat_port(const struct settings *settings, u32 hash)
 {

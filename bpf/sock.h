@@ -150,6 +150,8 @@ static __always_inline struct outcome lead(ctx_t *ctx, u8 place, struct tuple *t
 	vip = lookup_vip(t);
 	if (likely(!vip))
 		return not_vip(t, settings, connects, to);
+	if (unlikely(get_cutover() == CUTOVER_LEAVE))
+		return pass(REASON_OWN_CONNECTION);
 	if (unlikely(is_gone(vip)))
 		return gone(t, vip, to);
 	if (left_to_tc(t, vip, host, connects))

@@ -327,6 +327,13 @@ enum iface_flags {
 	IFACE_PEER = 4, /* a veth to a pod: what is redirected there comes out of its other end */
 };
 
+/* Who serves what this node's programs have no flow of, while Services change hands: see lb/cutover. */
+enum cutover {
+	CUTOVER_NONE = 0,  /* the programs serve all */
+	CUTOVER_TAKE = 1,  /* connections that netfilter's conntrack knows are netfilter's */
+	CUTOVER_LEAVE = 2, /* what has no flow is netfilter's: no connection begins here */
+};
+
 #define SNAT_SOURCES 4 /* a node with more of them is served all the same, at some cost */
 
 /* Operator's settings; written by Python, read for flows that change state. */

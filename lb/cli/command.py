@@ -58,6 +58,7 @@ COMMANDS = {
     "doctor": ("asking", "what will and will not work on this machine, and what to do"),
     "addresses": ("working", "give Services of type LoadBalancer addresses out of pools"),
     "announce": ("announcing", "tell routers by BGP which addresses this node serves"),
+    "cutover": ("working", "take Services over from kube-proxy with open connections, or give them back"),
     "unload": ("working", "remove every trace of the data plane"),
     "lab": ("lab", "a cluster of network namespaces on this machine"),
     "completion": ("working", "print what makes a shell complete words"),

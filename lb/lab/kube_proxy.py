@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.config import Config
+from lb.cutover.netfilter import Run, remove_kube_proxy
 from lb.errors import LabError
 from lb.lab.addressing import POD_NETWORKS, node_address
 from lb.lab.lab import Lab
@@ -59,8 +60,6 @@ class NamedPort:
 
 
 _EXTERNAL = (VipKind.LOAD_BALANCER, VipKind.EXTERNAL_IP)
-Run = Callable[[Sequence[str], str], None]
-"""Runs a command on the node, with a text as its input."""
 
 
 def ports_on(
@@ -126,11 +125,7 @@ def remove(run: Run) -> None:
     """Remove what :func:`write` wrote; as ``kube-proxy --cleanup`` does."""
     if not shutil.which("nft") or not shutil.which("iptables-save"):
         raise LabError("kube-proxy's rules take the Debian packages nftables and iptables")
-    for family, version in (("ip", 4), ("ip6", 6)):
-        # A table that is not there cannot be deleted: so first it is made.
-        run(["nft", "-f", "-"], f"table {family} kube-proxy\ndelete table {family} kube-proxy\n")
-        kept = f"{_restore(version).removesuffix('restore')}save | grep -v KUBE- | {_restore(version)}"
-        run(["sh", "-c", kept], "")
+    remove_kube_proxy(run)
 
 
 def _restore(version: int) -> str:
@@ -143,10 +138,11 @@ def run_with(command: Callable[[Sequence[str]], Sequence[str]]) -> Run:
     What it returns raises LabError with the command's words when that fails.
     """
 
-    def run(argv: Sequence[str], text: str) -> None:
+    def run(argv: Sequence[str], text: str) -> str:
         done = subprocess.run(command(argv), input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             raise LabError(f"{argv[0]}: {done.stderr.strip()}")
+        return done.stdout
 
     return run
 

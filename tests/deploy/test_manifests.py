@@ -339,4 +339,6 @@ def test_the_removal_never_meets_the_agent() -> None:
     assert pod(kustomized("removal"))["nodeSelector"]["lbctl"] == "remove"
     assert pod(kustomized("canary"))["nodeSelector"]["lbctl"] == "on"
     assert pod(kustomized("removal"))["volumes"] == pod(kustomized("canary"))["volumes"]
-    assert "unload" in container(kustomized("removal"))["command"][-1]
+    command = container(kustomized("removal"))["command"][-1]
+    assert "cutover --back" in command
+    assert "unload" in command

@@ -40,35 +40,35 @@ def port(version: int) -> rules.NamedPort:
 
 
 @pytest.fixture
-def run() -> Iterator[Callable[..., None]]:
+def run() -> Iterator[Callable[..., str]]:
     """Be in a network namespace of one's own; run commands there."""
     namespace = NetworkNamespace()
 
-    def command(*argv: str, text: str = "") -> None:
-        subprocess.run(argv, input=text, text=True, check=True)
+    def command(*argv: str, text: str = "") -> str:
+        return subprocess.run(argv, input=text, text=True, check=True, stdout=subprocess.PIPE).stdout
 
     with namespace.entered():
         yield command
     namespace.close()
 
 
-def write(mode: rules.Mode, run: Callable[..., None]) -> None:
+def write(mode: rules.Mode, run: Callable[..., str]) -> None:
     rules.write(mode, [port(4), port(6)], NETWORKS, lambda argv, text: run(*argv, text=text))
 
 
-def test_a_node_without_any(run: Callable[..., None]) -> None:
+def test_a_node_without_any(run: Callable[..., str]) -> None:
     assert find() == []
     assert legacy_chains() == {}
 
 
-def test_nftables(run: Callable[..., None]) -> None:
+def test_nftables(run: Callable[..., str]) -> None:
     write(rules.Mode.NFTABLES, run)
     assert find() == [Trace("nftables", "table ip kube-proxy"), Trace("nftables", "table ip6 kube-proxy")]
     rules.remove(lambda argv, text: run(*argv, text=text))
     assert find() == []
 
 
-def test_iptables(run: Callable[..., None]) -> None:
+def test_iptables(run: Callable[..., str]) -> None:
     write(rules.Mode.IPTABLES, run)
     assert [str(trace) for trace in find()] == [
         "kube-proxy (iptables): chain KUBE-SERVICES and 4 more in table nat of iptables",
@@ -79,21 +79,23 @@ def test_iptables(run: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("tool", ["iptables-legacy", "ip6tables-legacy"])
-def test_iptables_legacy(tool: str, run: Callable[..., None]) -> None:
+def test_iptables_legacy(tool: str, run: Callable[..., str]) -> None:
     for chain in ("KUBE-SERVICES", "KUBE-SVC-ABCDEFGHIJKLMNOP", "KUBE-FIREWALL"):
         run(tool, "-t", "nat", "-N", chain)
     assert [str(trace) for trace in find()] == [
         f"kube-proxy (iptables): chain KUBE-SERVICES and 1 more in table nat of {tool}"
     ]
+    rules.remove(lambda argv, text: run(*argv, text=text))
+    assert find() == []
 
 
-def test_ipvs(run: Callable[..., None]) -> None:
+def test_ipvs(run: Callable[..., str]) -> None:
     run("ip", "link", "add", "kube-ipvs0", "type", "bridge")  # not every kernel has the kind dummy
     assert find() == [Trace("ipvs", "interface kube-ipvs0")]
 
 
 @pytest.mark.parametrize("tool", ["iptables", "iptables-legacy"])
-def test_chains_of_others_are_no_sign(tool: str, run: Callable[..., None]) -> None:
+def test_chains_of_others_are_no_sign(tool: str, run: Callable[..., str]) -> None:
     for words in (*KUBELET, "-N DOCKER", "-A POSTROUTING -j MASQUERADE"):
         run(tool, "-t", "nat", *words.split())
     run("nft", "add", "table", "inet", "filter")

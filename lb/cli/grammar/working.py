@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that do something, and those of the command line: run, addresses, unload, completion, version."""
+"""Commands that do something (run, addresses, cutover, unload), and those of the command line."""
 
 from __future__ import annotations
 
@@ -160,6 +160,34 @@ lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state 
         help="where GET /metrics and /livez are answered, or off (default 127.0.0.1:10251)",
     )
     log(running)
+
+
+def cutover(commands: Commands) -> None:
+    """Add ``lbctl cutover``."""
+    parser = command(
+        commands,
+        "cutover",
+        about="""\
+Take Services over from kube-proxy on this node, with the connections that are open: each becomes a flow of
+ours, and kube-proxy's rules are removed. The agent runs, and has attached its programs: from then on they
+serve what begins, and leave to netfilter what it has begun. kube-proxy itself has to be gone, or it would
+write its rules again.
+
+With --back the other way round: kube-proxy runs, the agent does not. Flows become netfilter's connections,
+and the programs go, as with 'lbctl unload'.
+""",
+        notes="""\
+What is not moved is named and counted: connections to what is no Service here, those of SCTP, and datagrams
+to backends that are gone. docs/migration.md has the steps for a cluster.
+""",
+        examples="lbctl cutover --dry-run\nlbctl cutover\nlbctl cutover --back",
+        codes="0 done; 1 it could not be done, or a connection that should have moved was not; 2 wrong usage",
+        handler="cutover.run",
+    )
+    parts.instance(parser)
+    parser.add_argument("--back", action="store_true", help="give Services back to kube-proxy")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be moved; nothing is changed")
+    parts.output(parser, "text")
 
 
 def unload(commands: Commands) -> None:

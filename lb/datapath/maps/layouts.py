@@ -250,6 +250,14 @@ class FlowSign(IntFlag):
     MET_LATE = 128
 
 
+class Cutover(IntEnum):
+    """enum cutover."""
+
+    NONE = 0
+    TAKE = 1
+    LEAVE = 2
+
+
 class IfaceFlag(IntFlag):
     """enum iface_flags."""
 
@@ -276,6 +284,7 @@ ENUMS: Mapping[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "flow_state": ("FLOW_", FlowState),
     "flow_path": ("PATH_", FlowPath),
     "flow_signs": ("", FlowSign),
+    "cutover": ("CUTOVER_", Cutover),
     "iface_flags": ("IFACE_", IfaceFlag),
     "watch_flags": ("WATCH_", WatchFlag),
 }

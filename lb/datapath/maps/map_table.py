@@ -255,6 +255,8 @@ def _of_both() -> Iterator[MapSpec]:
     yield _per_cpu("notes", NOTE, "what a program tells the one that it goes on in", fixed=1)
     yield _per_cpu("scratch", SCRATCH, "room for what does not fit on a program's stack", fixed=1)
     yield _per_cpu("piece_room", HELD_PIECE, "room for a fragment on its way to `pieces`", fixed=1)
+    yield _array("cutover", ID, fixed=1,
+        purpose="who serves what has no flow here, while Services change hands: enum cutover")
     yield _array("links", LINK_TABLE, fixed=1,
         purpose="interface indexes and link addresses of uplinks, up to 8: for whom XDP takes a frame")
     yield _per_cpu("rates", RATE, fixed=ANSWER_KINDS,

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services go over from kube-proxy to us and back while connections of all kinds are open: none breaks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.datapath.kernel.pins import instances
+from lb.lab import kube_proxy
+from lb.lab.addressing import Family, node_address
+from lb.lab.lab import Lab
+from lb.lab.processes import environment
+from tests.netns.conftest import MakeLab
+from tests.netns.held import Holder, Target
+from tests.netns.waiting import eventually
+
+NODE = "node1"
+NODE_PORT = 30451
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {app}}}}}
+spec:
+  nodeName: {node}
+  containers:
+  - ports:
+    - {{name: http, containerPort: 8080}}
+    - {{name: echo, containerPort: 9000, protocol: UDP}}
+---
+"""
+SERVICE = """\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.66.5.{number}
+  clusterIPs: [10.66.5.{number}, "fd00:66::5:{number}"]
+  selector: {{app: {name}}}
+  ports:
+  - {{name: http, port: 80, targetPort: http, nodePort: {node_port}}}
+  - {{name: echo, port: 80, targetPort: echo, nodePort: {node_port}, protocol: UDP}}
+status:
+  loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203::{number}"}}]}}
+---
+"""
+PODS = (("here", "web", "node1"), ("there", "web", "node2"), ("asker", "self", "node1"))
+MANIFEST = (
+    "".join(POD.format(name=name, app=app, node=node) for name, app, node in PODS)
+    + SERVICE.format(name="web", number=51, node_port=NODE_PORT)
+    + SERVICE.format(name="self", number=52, node_port=NODE_PORT + 1)
+)
+CLUSTER = {4: "10.66.5.51", 6: "fd00:66::5:51"}
+ITSELF = {4: "10.66.5.52", 6: "fd00:66::5:52"}
+BALANCER = {4: "203.0.113.51", 6: "2001:db8:203::51"}
+
+
+def targets(place: str, version: int, each: int, pause: float) -> Iterator[Target]:
+    """Yield what is asked from a place by one family, on so many connections of TCP to each address.
+
+    pause: seconds between two requests of a connection.
+    """
+    node = str(node_address(NODE, version))
+    where = {
+        "client": {"nodePort": (node, NODE_PORT), "balancer": (BALANCER[version], 80)},
+        "asker": {
+            "clusterIP": (CLUSTER[version], 80),
+            "itself": (ITSELF[version], 80),
+            "nodePort": (node, NODE_PORT),
+        },
+        NODE: {"clusterIP": (CLUSTER[version], 80), "nodePort": (node, NODE_PORT)},
+    }[place]
+    for name, (host, port) in where.items():
+        yield Target("tcp", f"{place} tcp {name} {version}", host, port, each, pause)
+        yield Target("half", f"{place} half {name} {version}", host, port, 1)
+        yield Target("udp", f"{place} udp {name} {version}", host, port, max(1, each // 2), pause)
+        yield Target("new", f"{place} new {name} {version}", host, port, 1, 0.2)
+
+
+def run(lab: Lab, node: str, *argv: str) -> str:
+    """Run lbctl on a node; return its output."""
+    done = lab.run(node, [sys.executable, "-m", "lb", *argv], env=environment())
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def cutover(lab: Lab, *flags: str) -> dict[str, Any]:
+    """Run ``lbctl cutover`` on the node; return its report."""
+    report: dict[str, Any] = json.loads(
+        run(lab, NODE, "cutover", "-o", "json", "--instance", lab.spec.instance(NODE), *flags)
+    )
+    return report
+
+
+def count(report: dict[str, Any]) -> int:
+    """Return how many connections a report says were moved."""
+    return sum(row["connections"] for row in report["moved"])
+
+
+class Traffic:
+    """The holders of all places."""
+
+    def __init__(self, lab: Lab, each: int, stack: ExitStack, pause: float = 0.1) -> None:
+        self.holders = [
+            Holder(lab, place, [one for v in (4, 6) for one in targets(place, v, each, pause)], stack)
+            for place in ("client", "asker", NODE)
+        ]
+        eventually(self._opened, "every connection is opened", seconds=90)
+
+    def _opened(self) -> bool:
+        now = [(h, h.told()) for h in self.holders]
+        assert not any(told["failures"] for _, told in now), self.words()
+        return all(told["open"] == h.wanted for h, told in now)
+
+    def words(self) -> str:
+        """Return how it goes, for people."""
+        return "\n".join(f"{h.place}: wanted {h.wanted}, {json.dumps(h.told())}" for h in self.holders)
+
+    def goes_on(self, requests: int = 3) -> None:
+        """Wait until each target has had so many answers from now on; nothing may have failed."""
+        before = [h.told()["asked"] for h in self.holders]
+
+        def done() -> bool:
+            now = [h.told() for h in self.holders]
+            assert not any(one["failures"] for one in now), self.words()
+            return all(
+                one["asked"].get(t.name, 0) >= asked.get(t.name, 0) + requests * t.count
+                for one, asked, h in zip(now, before, self.holders, strict=True)
+                for t in h.targets
+            )
+
+        eventually(done, "answers on every connection", seconds=180)
+
+    def lost(self) -> int:
+        """Return how many datagrams were not answered."""
+        return sum(int(h.told()["lost"]) for h in self.holders)
+
+
+def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
+    """Go over, and back, with traffic that goes on; kube-proxy's rules are there before and after."""
+    lab.start_agent(NODE)
+    lab.wait_agent(NODE, 120)
+    traffic.goes_on()
+    planned = cutover(lab, "--dry-run")
+    assert planned["left"] == {}
+    done = cutover(lab)
+    assert done["not_moved"] == {}
+    assert {row["path"] for row in done["moved"]} == {"stack", "forward", "hairpin", "host", "loopback"}
+    traffic.goes_on()
+    assert count(cutover(lab, "--dry-run")) == 0
+    assert run(lab, NODE, "lab", "kube-proxy", "--id", lab.spec.id, mode, NODE)
+    lab.stop_agent(NODE)
+    done = cutover(lab, "--back")
+    assert done["left"] == {}
+    assert lab.spec.instance(NODE) not in instances()
+    traffic.goes_on()
+
+
+@pytest.mark.parametrize("mode", kube_proxy.Mode)
+def test_no_open_connection_breaks(
+    make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory, mode: kube_proxy.Mode
+) -> None:
+    manifests: Path = tmp_path_factory.mktemp("cutover")
+    (manifests / "all.yaml").write_text(MANIFEST)
+    lab = make_lab(manifests=manifests, agents=False, family=Family.DUAL)
+    for node in ("node1", "node2"):
+        run(lab, NODE, "lab", "kube-proxy", "--id", lab.spec.id, mode, node)
+    with ExitStack() as stack:
+        traffic = Traffic(lab, 4, stack)
+        traffic.goes_on()
+        there_and_back(lab, mode, traffic)
+        assert traffic.lost() == 0

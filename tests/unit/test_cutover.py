@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of each connection when Services change hands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+import numpy as np
+import pytest
+
+from lb.cutover import moves, netfilter
+from lb.cutover.conntrack import Entry, Status, TcpState, Tuple
+from lb.cutover.moves import Known, Move
+from lb.datapath.maps.layouts import FLOW, FLOW_KEY, Direction, FlowPath, FlowSign, FlowState
+from lb.model import Protocol
+
+CLIENT, NODE, POD, BACKEND = map(ip_address, ("192.0.2.7", "192.0.2.1", "10.244.1.2", "10.244.2.9"))
+VIP = ip_address("10.96.0.1")
+KNOWN = Known(
+    {(VIP, 80, 6): 5, (VIP, 80, 17): 6, (VIP, 80, 132): 7, (NODE, 30080, 6): 5},
+    {(5, BACKEND, 8080): (3, 2), (5, POD, 8080): (4, 1), (6, BACKEND, 8080): (8, 1)},
+)
+NATED = Status.CONFIRMED | Status.SEEN_REPLY | Status.ASSURED | Status.DST_NAT
+
+
+def entry(
+    client: tuple[object, int] = (CLIENT, 40000),
+    vip: tuple[object, int] = (VIP, 80),
+    backend: tuple[object, int] = (BACKEND, 8080),
+    seen_as: tuple[object, int] | None = None,
+    *,
+    protocol: Protocol = Protocol.TCP,
+    status: Status = NATED,
+    state: TcpState = TcpState.ESTABLISHED,
+    closed_first: str = "",
+) -> Entry:
+    original = Tuple(*client, *vip, protocol)  # type: ignore[arg-type]
+    reply = Tuple(*backend, *(seen_as or client), protocol)  # type: ignore[arg-type]
+    return Entry(original, reply, status, state, 100, closed_first)
+
+
+def moved(one: Entry) -> Move:
+    plan = moves.plan([one], KNOWN, frozenset({NODE}))
+    [(found, move)] = plan.moves
+    assert found is one
+    return move
+
+
+@pytest.mark.parametrize(
+    ("one", "path"),
+    [
+        (entry(), FlowPath.STACK),
+        (entry(seen_as=(NODE, 5000)), FlowPath.FORWARD),
+        (entry((POD, 40000), backend=(POD, 8080), seen_as=(NODE, 5000)), FlowPath.HAIRPIN),
+        (entry((NODE, 40000), seen_as=(NODE, 5000)), FlowPath.HOST),
+        (entry((NODE, 40000), (NODE, 30080), seen_as=(NODE, 5000)), FlowPath.LOOPBACK),
+    ],
+)
+def test_way(one: Entry, path: FlowPath) -> None:
+    move = moved(one)
+    assert move.path is path
+    assert (move.client, move.backend) == (one.original, one.reply.reverse)
+    assert move.service == 5
+    assert move.passing == {
+        FlowPath.STACK: one.reply.reverse,
+        FlowPath.HOST: one.original,
+        FlowPath.LOOPBACK: one.original,
+    }.get(path)
+
+
+@pytest.mark.parametrize(
+    ("state", "first", "flow"),
+    [
+        (TcpState.SYN_RECV, "", (FlowState.NEW, FlowSign.HALF_OPEN | FlowSign.MET_LATE)),
+        (TcpState.ESTABLISHED, "", (FlowState.ESTABLISHED, FlowSign(0))),
+        (TcpState.CLOSE_WAIT, "client", (FlowState.CLOSING, FlowSign.FIN_CLIENT)),
+        (TcpState.FIN_WAIT, "server", (FlowState.CLOSING, FlowSign.FIN_BACKEND)),
+        (TcpState.LAST_ACK, "client", (FlowState.CLOSED, FlowSign.FIN_CLIENT | FlowSign.FIN_BACKEND)),
+    ],
+)
+def test_how_far_a_tcp_connection_is(state: TcpState, first: str, flow: tuple[FlowState, FlowSign]) -> None:
+    move = moved(entry(state=state, closed_first=first))
+    assert (move.state, move.signs) == flow
+
+
+def test_how_far_udp_is() -> None:
+    answered = Status.CONFIRMED | Status.DST_NAT | Status.SEEN_REPLY
+    assert moved(entry(protocol=Protocol.UDP)).state is FlowState.ESTABLISHED
+    move = moved(entry(protocol=Protocol.UDP, status=answered))
+    assert (move.state, move.signs) == (FlowState.NEW, FlowSign.HALF_OPEN | FlowSign.ANSWERED)
+
+
+def test_what_stays_and_what_is_over() -> None:
+    plan = moves.plan(
+        [
+            entry(vip=(VIP, 443)),
+            entry(protocol=Protocol.SCTP),
+            entry(protocol=Protocol.UDP, backend=(POD, 8080)),
+            entry(status=Status.CONFIRMED),
+            entry(state=TcpState.TIME_WAIT),
+        ],
+        KNOWN,
+        frozenset({NODE}),
+    )
+    assert plan.moves == []
+    assert dict(plan.left) == {moves.NO_SERVICE: 1, moves.SCTP: 1, moves.BACKEND_GONE: 1}
+    assert [one.state for one in plan.dead] == [TcpState.TIME_WAIT]
+
+
+def test_a_backend_that_is_gone_keeps_its_connections() -> None:
+    move = moved(entry(backend=(CLIENT, 8080)))
+    assert move.slot not in KNOWN.slots.values()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_flow_is_the_connection_again(version: int) -> None:
+    client, vip, backend = (ip_address({4: f"192.0.2.{n}", 6: f"2001:db8::{n}"}[version]) for n in (1, 2, 3))
+    move = Move(
+        Tuple(client, 40000, vip, 80, Protocol.TCP),
+        Tuple(client, 1234, backend, 8080, Protocol.TCP),
+        FlowPath.STACK,
+        7,
+        (3, 2),
+        FlowState.CLOSING,
+        FlowSign.FIN_BACKEND,
+    )
+    key, value = moves.flow_rows(move)
+    assert (key.dtype, value.dtype) == (FLOW_KEY[version], FLOW[version])
+    assert list(moves.moves_back(key, value)) == [move]
+    key["direction"] = Direction.REPLY
+    assert list(moves.moves_back(key, value)) == []
+    key["direction"], value["state"] = Direction.FORWARD, FlowState.CLOSED
+    assert list(moves.moves_back(np.array(key), value)) == []
+
+
+def test_rules_of_kube_proxy_are_removed_and_no_others() -> None:
+    called: list[tuple[str, str]] = []
+
+    def run(argv: Sequence[str], text: str) -> str:
+        called.append((argv[0], text))
+        return "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\n-A POSTROUTING -j CNI\nCOMMIT\n"
+
+    netfilter.remove_kube_proxy(run)
+    assert ("iptables-restore", "*nat\n-A POSTROUTING -j CNI\nCOMMIT\n") in called
+    assert any(program == "nft" and "delete table ip6 kube-proxy" in text for program, text in called)
