@@ -37,8 +37,6 @@ class UsageError(ConfigError):
 class InputError(LbError):
     """A Kubernetes object that cannot be used, or a part of it that cannot.
 
-    Attributes
-    ----------
     path: file path or API path of the object.
     line: 1-based line in that file; 0 when there is none (API objects).
     object: ``"Service default/web"``; empty when the document could not be parsed so far.
@@ -64,8 +62,6 @@ class InputError(LbError):
 class CapacityError(LbError):
     """A kernel map or a pool is full.
 
-    Attributes
-    ----------
     resource: the map's or the pool's name, for example ``"tables"``.
     capacity: entries that it can hold.
     wanted: entries that would have been needed.
@@ -92,8 +88,6 @@ class DatapathError(LbError):
 class BpfError(DatapathError):
     """A bpf() system call failed.
 
-    Attributes
-    ----------
     command: the bpf() command, for example ``"MAP_UPDATE_BATCH"``.
     subject: the map, the program or the path that it was about.
     errno: the kernel's error number.

@@ -20,8 +20,6 @@ from lb.words import some
 class Naming:
     """What is known of a Service's name.
 
-    Attributes
-    ----------
     server: the address that was asked, ``""`` when there is no Service kube-dns.
     owner: the name, absolute.
     zone: the status of the question for the zone's SOA, with how many records came.

@@ -43,8 +43,6 @@ _MOST_BYTES = 4 << 20
 class Access:
     """A way to the API server.
 
-    Attributes
-    ----------
     configuration: where, and with which credentials.
     files: what it was read from; when one changes, it is to be loaded again.
     """

@@ -45,8 +45,6 @@ _API_VERSION = {Service: "v1", Node: "v1", EndpointSlice: "discovery.k8s.io/v1"}
 class Notice:
     """What an Event says.
 
-    Attributes
-    ----------
     kind, key, uid: the object that it is about; ``kubectl describe`` finds Events by uid.
     reason: why, one CamelCase word, for machines.
     action: what was done or not done, likewise.

@@ -89,8 +89,6 @@ class Selection(Generic[R]):
 class Health:
     """How far one kind is in step.
 
-    Attributes
-    ----------
     resource: ``services``, ``endpointslices`` or ``nodes``.
     listed: a complete list has been read once.
     contact: clock seconds of the last word of the API server about it; None before the first. A working watch

@@ -58,8 +58,6 @@ class KubernetesSource:
     EndpointSlices those that belong to a Service; of Nodes only the one of this name, since the zones of the
     others are in the slices. Whether another Node is there is asked for one at a time.
 
-    Parameters
-    ----------
     client: how to reach the API server.
     node_name: the Node that is about us.
     report: called with every object that cannot be used, once for as long as it stands; from several threads.

@@ -25,8 +25,6 @@ def _wait(stop: threading.Event, seconds: float) -> None:
 class Timing:
     """Where time and chance come from.
 
-    Attributes
-    ----------
     clock: seconds, monotonic.
     random: a number from 0 up to but not 1.
     wait: return after so many seconds, or at once when the event is set.

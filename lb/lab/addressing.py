@@ -171,8 +171,6 @@ class Family(enum.StrEnum):
 class LabSpec:
     """What ``lab up`` was asked for.
 
-    Attributes
-    ----------
     id: 1 to 16 lower-case letters and digits, a letter first; no hyphen, so that ``<id>-`` is never the
         beginning of another lab's names.
     nodes: how many, 1 to 50.

@@ -87,8 +87,6 @@ def kubectl(folder: str) -> str:
 class ControlPlane:
     """etcd, an API server and perhaps its controllers.
 
-    Attributes
-    ----------
     assets: the folder of the binaries.
     folder: where keys, certificates and etcd's data are.
     address: what the API server is reached at, of the family of the first service network, as kube-apiserver

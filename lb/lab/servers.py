@@ -37,8 +37,6 @@ class Prepare(Protocol):
 class Server:
     """A server that pods can run.
 
-    Attributes
-    ----------
     argv: its command; it has to stay in the foreground.
     package: the Debian package that has it.
     mounts: where subfolders of the pod's folder are mounted; below /var, or a folder of the package.

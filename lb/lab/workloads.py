@@ -42,8 +42,6 @@ _API_VERSIONS = {
 class Workload:
     """A ReplicaSet, or a bare Pod (kind Pod, one replica, the pod has the workload's own name).
 
-    Attributes
-    ----------
     labels: the pod's.
     containers: their names; of all of them the lab makes one process.
     image: the first container's; it counts where it names a server (:mod:`lb.lab.servers`).

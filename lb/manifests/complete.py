@@ -36,8 +36,6 @@ from lb.model import (
 class Pools:
     """Where addresses and node ports come from.
 
-    Attributes
-    ----------
     networks: one network for each IP version (4, 6) of the cluster; the first is the default.
     node_ports: the numbers of NodePorts, whether named or given.
     """

@@ -50,8 +50,6 @@ _IN_ITEM = re.compile(r"items\[(\d+)\]\.")
 class Content:
     """What a file holds.
 
-    Attributes
-    ----------
     objects: the good objects.
     broken: objects that are there but wrong.
     unnamed: something is wrong of which not even kind and name can be told.

@@ -41,8 +41,6 @@ MOST_PROBLEMS = 20
 class Problems:
     """The errors of one object.
 
-    Attributes
-    ----------
     path: the file.
     object: ``"Service default/web"``; set as soon as it is known, and then holds for all errors.
     noted: (line, field, message) in the order found, the first MOST_PROBLEMS.

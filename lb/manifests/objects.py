@@ -18,8 +18,6 @@ PORT_MIN, PORT_MAX = 1, 65535
 class ServiceRequest:
     """A Service as written, before the cluster would have given it addresses and node ports.
 
-    Attributes
-    ----------
     service: what is written; its cluster_ips, node ports and health_check_node_port may be missing.
     families: IP versions (4, 6) that it asks for, in order; empty: the cluster's first.
     prefers_dual: the other family too, if the cluster has one.

@@ -52,8 +52,6 @@ _NO_DOCUMENT = re.compile(r"(?:---)?(?:[ \t]*(?:[#%][^\n]*)?\r?(?:\n|\Z))*")
 class YamlNode:
     """One YAML value.
 
-    Attributes
-    ----------
     kind: what the value is; ``float`` is every number that is not a whole one in its spelling, ``merge`` the
         unquoted key ``<<``, which takes over the entries of other mappings.
     line: 1-based line where it begins.

@@ -140,8 +140,6 @@ class HealthChecks:
 
     Changed by the agent's thread alone, read by the server's.
 
-    Parameters
-    ----------
     fresh: see :meth:`NodeHealth.fresh`.
     failed: called with a Service and what is wrong with its port, each time that this is news.
     """

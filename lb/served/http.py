@@ -123,8 +123,6 @@ class HttpServer:
     An address that cannot be had (another process has it, it is not on this node) is one error in the log; it
     is tried again, since whoever has it may be on its way out. No failure here is anybody else's.
 
-    Parameters
-    ----------
     retry_seconds: see RETRY_SECONDS.
     clock: seconds, monotonic.
     """

@@ -62,8 +62,6 @@ class Journey:
 class NodePrograms:
     """The programs of this node, by role.
 
-    Parameters
-    ----------
     rows: as :func:`lb.served.status.collect` has them.
     redirect: whether local backends are reached past the host's stack.
     sockets: whose connections are led to a backend at the socket.

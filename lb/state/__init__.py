@@ -28,8 +28,6 @@ __all__ = ["Changes", "ClusterState"]
 class Changes:
     """What a batch of events changed.
 
-    Attributes
-    ----------
     services: keys of the Services that changed, or whose slices did; also keys of Services that do not exist,
         or no longer do.
     nodes: names of the nodes that came, changed or went.

@@ -144,8 +144,6 @@ def pinned_programs(pins: Pins) -> Iterator[tuple[Path, bpf.ProgInfo]]:
 class Loaded:
     """What :func:`load` left in the kernel.
 
-    Attributes
-    ----------
     programs: by name, the pinned path.
     ids: by name, the kernel's program id.
     sockets: the programs of socket hooks by the name of their pin: path and enum bpf_attach_type. Empty when

@@ -82,8 +82,6 @@ class Backends:
 class Sample:
     """All figures at one time.
 
-    Attributes
-    ----------
     ports: every Service port, and its row in what follows.
     figures: rows of :data:`lb.datapath.sync.accounts.FIGURES`.
     handshakes: how many handshakes took so long, one column for each bucket; handshake_ns: the sum.

@@ -26,8 +26,6 @@ LEASE_SECONDS = 5.0
 class Watch(Closing):
     """Somebody who watches; close it. There is one at a time: see :meth:`lb.rundir.RunDir.watching`.
 
-    Parameters
-    ----------
     what: which events are wanted.
     one_in: out of so many connections one is reported, with all of its packets.
     services: ids of Service ports; empty means all. If they are more than the programs can look through, the
