@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends threads: an event that wakes whoever waits for something else meanwhile.
+"""An event that ends threads, and wakes those that wait for something else; handlers of signals.
 
 So a thread that has nothing to do sleeps until there is something, and does not look, twice a second, whether
 it is to end: that was a third of what an agent without work costs.

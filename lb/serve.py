@@ -115,7 +115,7 @@ def serve(config: Config) -> None:
 
 @contextlib.contextmanager
 def nothing_left(pins: Pins, run_dir: RunDir) -> Iterator[None]:
-    """Let an instance that was not there before be there after a start that succeeds, and only then."""
+    """Remove the pins and run files of a new instance if its start fails; one that was there before stays."""
     new = not pins.base.exists()
     try:
         yield

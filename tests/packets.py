@@ -244,9 +244,15 @@ def l3(frame: bytes) -> Packet:
 
 
 def protocol(frame: bytes) -> int:
-    """Return the number of the protocol behind the IP header."""
-    head = l3(frame)
-    return int(head.nh if isinstance(head, IPv6) else head.proto)
+    """Return the number of the protocol behind the IP header, which comes right behind the link header."""
+    return frame[14 + (9 if version() == 4 else 6)]
+
+
+def addresses(frame: bytes) -> tuple[str, str]:
+    """Return source and destination of such a frame, without Scapy, which takes a hundred times as long."""
+    at, size = (26, 4) if version() == 4 else (22, 16)
+    src, dst = (ip_address(frame[start : start + size]) for start in (at, at + size))
+    return str(src), str(dst)
 
 
 def hops(frame: bytes) -> int:

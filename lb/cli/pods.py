@@ -31,7 +31,7 @@ def pod_at(pods: Mapping[str, str], place: str) -> str:
 
 
 class Lookup:
-    """Looks pods up by ``address:port``; who is not known is asked for again, not too often."""
+    """Looks pods up by ``address:port``; for one that is not known the agent is asked again, every 10 s."""
 
     def __init__(
         self, read: Callable[[], Mapping[str, str]], clock: Callable[[], float] = time.monotonic

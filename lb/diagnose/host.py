@@ -24,7 +24,7 @@ _STRICT = 1
 
 
 def _sysctl(name: str) -> str | None:
-    """Return a setting below net, ``""`` cut; None where the kernel has none of this name."""
+    """Return the text of a setting below /proc/sys/net; None where the kernel has none of this name."""
     try:
         return (_SYSCTL / name).read_text().strip()
     except OSError:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import ModelType
 from lb.kube.presence import Presence
-from lb.kube.timing import Backoff, Timing
+from lb.kube.timing import Backoff, Timing, micro_time, utc_now
 from lb.model import EndpointSlice, Node, ObjectKey, Service
 
 _log = logging.getLogger(__name__)
@@ -78,10 +78,6 @@ class _Told:
     pending: bool = True
 
 
-def _utc_now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
-
-
 class EventWriter:
     """Sends Events in a thread of its own.
 
@@ -96,7 +92,7 @@ class EventWriter:
         instance: str,
         timing: Timing,
         presence: Presence,
-        now: Callable[[], datetime.datetime] = _utc_now,
+        now: Callable[[], datetime.datetime] = utc_now,
     ) -> None:
         self._client = client
         self._instance = instance[:_INSTANCE_MOST]
@@ -207,7 +203,7 @@ class EventWriter:
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {"name": notice.name, "namespace": notice.key.namespace or "default"},
-            "eventTime": self._micro_time(),
+            "eventTime": micro_time(self._now()),
             "reportingController": CONTROLLER,
             "reportingInstance": self._instance,
             "regarding": regarding,
@@ -226,7 +222,7 @@ class EventWriter:
 
     def _count_up(self, notice: Notice, count: int) -> bool:
         """Count the Event's series up; return False when the Event has expired meanwhile."""
-        series = {"series": {"count": count, "lastObservedTime": self._micro_time()}}
+        series = {"series": {"count": count, "lastObservedTime": micro_time(self._now())}}
         try:
             self._client.request(
                 "PATCH",
@@ -239,7 +235,3 @@ class EventWriter:
                 return False
             raise
         return True
-
-    def _micro_time(self) -> str:
-        """Return the present as the API's MicroTime, ``2020-01-15T10:20:58.000000Z``."""
-        return self._now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from lb.kube.client import ApiError, Client
-from lb.kube.timing import Timing
+from lb.kube.timing import Timing, micro_time, utc_now
 from lb.model import ObjectKey
 
 _log = logging.getLogger(__name__)
@@ -33,10 +33,6 @@ Object = dict[str, Any]
 
 class LostLeaseError(ApiError):
     """Somebody else has written the Lease since."""
-
-
-def _utc_now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC)
 
 
 class Lease:
@@ -56,7 +52,7 @@ class Lease:
         key: ObjectKey,
         identity: str,
         timing: Timing,
-        now: Callable[[], datetime.datetime] = _utc_now,
+        now: Callable[[], datetime.datetime] = utc_now,
     ) -> None:
         self._client = client
         self._key = key
@@ -83,7 +79,7 @@ class Lease:
         """
         try:
             self._look()
-            if self._is_another_s() or (self.held and not self._is_ours()):
+            if self._held_by_another() or (self.held and not self._is_ours()):
                 self._lost()
                 return False
             self._write(self.notes)
@@ -134,7 +130,7 @@ class Lease:
         if _version(before) != _version(self._item):
             self._seen_at = self._timing.clock()
 
-    def _is_another_s(self) -> bool:
+    def _held_by_another(self) -> bool:
         spec = self._item.get("spec") or {}
         holder = spec.get("holderIdentity")
         if not holder or holder == self._identity:
@@ -148,7 +144,7 @@ class Lease:
     def _write(self, notes: Mapping[str, str]) -> None:
         begun = self._timing.clock()
         spec = self._item.get("spec") or {}
-        time = self._now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        time = micro_time(self._now())
         mine = self._is_ours()
         written = {
             **spec,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import threading
 import time
@@ -15,6 +16,16 @@ MOST_SECONDS = 30.0
 the nodes of a cluster do not come back in step."""
 HEALTHY_SECONDS = 30.0
 """Without failure for so long after a wait, the waits begin anew."""
+
+
+def utc_now() -> datetime.datetime:
+    """Return the time of day, with its zone."""
+    return datetime.datetime.now(datetime.UTC)
+
+
+def micro_time(moment: datetime.datetime) -> str:
+    """Return a time as the API's MicroTime, ``2020-01-15T10:20:58.000000Z``."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _wait(stop: threading.Event, seconds: float) -> None:

@@ -78,7 +78,7 @@ class StatusOutlet:
         self._refused: dict[ObjectKey, str] = {}
 
     def admit(self, key: ObjectKey, uid: str) -> None:
-        """Say whose status will be written."""
+        """Note the uid of a pod whose status will be written."""
         self._uids[key] = uid
 
     def write(self, key: ObjectKey, pod: Object) -> None:

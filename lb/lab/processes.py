@@ -79,8 +79,8 @@ def spawn(
 def environment() -> dict[str, str]:
     """Return the environment of the lab's own processes: this package importable, no setting for it.
 
-    Nor is there any for a proxy: what they talk to is in the lab. Whoever watches over the command that
-    starts them is not told by them how they are.
+    Settings for a proxy are left out, because what these processes talk to is in the lab; so is the socket of
+    a service manager (NOTIFY_SOCKET), which watches over the command that starts them and not over them.
     """
     kept = {
         name: value

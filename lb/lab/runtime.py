@@ -301,7 +301,7 @@ class PodRuntime:
 
     @property
     def _host_name(self) -> str:
-        """Who has the node's network has the node's host name, too."""
+        """The pod's host name; a pod with the node's network has the node's."""
         own = self.workload.dns.hostname or self.record.name
         return self.record.node if self.record.host_network else own
 

@@ -145,7 +145,7 @@ class Store:
         self._replace(self.api / "port", str(port))
 
     def port(self) -> int:
-        """Return that port; 0 while there is none."""
+        """Return the port of the machine's loopback that leads to the API server; 0 while there is none."""
         try:
             return int((self.api / "port").read_text())
         except FileNotFoundError:

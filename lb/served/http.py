@@ -49,7 +49,7 @@ A path, with port 0, is a Unix socket for root alone; whatever is at that path i
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: method is GET or HEAD, path and query are as sent, names of headers in lower case."""
+    """A request. method is GET or HEAD, path and query are as sent, the names of headers in lower case."""
 
     method: str
     path: str
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What is answered; length, date and connection are told by the server."""
+    """An answer. The server adds the headers Content-Length, Date and Connection."""
 
     status: int
     body: bytes
@@ -259,7 +259,7 @@ class HttpServer:
         self._poll.register(accepted, select.EPOLLIN)
 
     def _make_room(self) -> None:
-        """Let the oldest client go; if there is none, rest: whoever waits is still there afterwards."""
+        """Drop the oldest client; without any, wait a moment: new connections stay in the queue meanwhile."""
         for client in self._clients.values():
             self._drop(client)
             return

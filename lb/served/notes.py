@@ -122,7 +122,7 @@ class Notes:
             _log.info("ready, number of Services: %d", agent.service_count())
 
     def _put(self, what: str, path: Path, write: Callable[[Path], None]) -> None:
-        """Write a file; one that cannot be written is told once, and costs nothing but itself."""
+        """Write a file. That it cannot be written is logged once, and everything else goes on."""
         try:
             write(path)
         except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that forget, and are too small: what is established makes room for what is new."""
+"""Warns of tables that are too small: established entries in them make room for new ones."""
 
 from __future__ import annotations
 

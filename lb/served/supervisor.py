@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """The service manager that started this process, or nobody."""
+    """The service manager that started this process; without one, every method does nothing."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")

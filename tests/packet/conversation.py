@@ -87,12 +87,12 @@ class Conversation:
 
     def send(self, flags: str = "S", **fields: Any) -> str:
         """Send a packet to the VIP and return the counted reason; flags are of TCP."""
-        result = self.try_to_send(flags, **fields)
-        path = self._path
+        path, frame = self._path, self.request(flags, **fields)
+        result = self._datapath.run(path.ingress, frame)
         assert result.verdict == (SEND if path.forwarded else PASS), result
         self.backend, self.seen = destination(result), source(result)
         way = {"link": p.TO_NODE2, "ttl": 63} if path.forwarded else {}
-        out = p.rebuilt(self.request(flags, **fields), src=self.seen, dst=(self.backend, TARGET_PORT), **way)
+        out = p.rebuilt(frame, src=self.seen, dst=(self.backend, TARGET_PORT), **way)
         p.assert_same(result.packet, out)
         return result.reason
 
@@ -144,10 +144,10 @@ class Conversation:
 
 def destination(result: Result) -> str:
     """Return the destination address of what came out."""
-    return p.role(p.l3(result.packet).dst)
+    return p.role(p.addresses(result.packet)[1])
 
 
 def source(result: Result) -> tuple[str, int]:
     """Return the source of what came out."""
     l4 = 14 + (20 if p.version() == 4 else 40)
-    return p.role(p.l3(result.packet).src), int.from_bytes(result.packet[l4 : l4 + 2], "big")
+    return p.role(p.addresses(result.packet)[0]), int.from_bytes(result.packet[l4 : l4 + 2], "big")

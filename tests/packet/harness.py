@@ -178,7 +178,7 @@ class Datapath:
         """
         if ifindex is None:
             ifindex = self._interface_of(program)
-        before = self.counters()
+        before = self._counted()
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:
@@ -193,11 +193,7 @@ class Datapath:
             _need_context(program == XDP, ifindex, 0 if program == XDP else came_in)
             run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + _GROWTH)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
-        after = self.counters()
-        moved = {
-            key: count - before.get(key, 0) for key, count in after.items() if count != before.get(key, 0)
-        }
-        return Result(verdicts[run.retval], run.data, moved)
+        return Result(verdicts[run.retval], run.data, _named(self._counted() - before))
 
     def _interface_of(self, program: str) -> int:
         if program == TC_LOOPBACK:
@@ -298,13 +294,19 @@ class Datapath:
 
     def counters(self) -> dict[tuple[str, str], int]:
         """Return the packets counted so far, by (hook, reason)."""
-        keys, values = self.maps.read("reasons")
-        found = {}
-        packets = values["packets"].sum(axis=1)
-        for index in keys[packets > 0]:
-            hook, reason = divmod(int(index), layouts.REASONS_PER_HOOK)
-            found[layouts.HOOKS[hook][0], layouts.REASONS[reason][0]] = int(packets[index])
-        return found
+        return _named(self._counted())
+
+    def _counted(self) -> Any:
+        return self.maps.read("reasons")[1]["packets"].sum(axis=1)
+
+
+def _named(packets: Any) -> dict[tuple[str, str], int]:
+    """Return those of the counters that are not 0, by (hook, reason)."""
+    found = {}
+    for index in np.flatnonzero(packets).tolist():
+        hook, reason = divmod(index, layouts.REASONS_PER_HOOK)
+        found[layouts.HOOKS[hook][0], layouts.REASONS[reason][0]] = int(packets[index])
+    return found
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from tests.packet.conversation import PATHS, Conversation, Path, destination, ea
 from tests.packet.harness import LIMITS, OUTSIDE_INGRESS, TC_UPLINK_IN, Datapath, own
 from tests.packet.plans import VIPS, service
 
-HOW_MANY = 40  # connections: with four backends, the odds that they go to one by chance are 4 ** -39
+HOW_MANY = 40  # connections: the odds that one of four backends is never chosen are 4 * (3 / 4) ** 40
 CLIENTS = 40
 each_protocol = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 

@@ -31,7 +31,7 @@ LOCAL = (p.BACKEND_LOCAL, TARGET_PORT)
 REMOTE = (p.BACKEND_REMOTE, TARGET_PORT)
 SNATED = (p.NODE1, SNAT_PORT)
 EXTERNAL_KINDS = tuple(kind for kind in VipKind if kind is not VipKind.CLUSTER_IP)
-HOW_MANY = 40  # connections: with two backends, the odds that one is never chosen are 2 ** -39
+HOW_MANY = 24  # connections: with two backends, the odds that one is never chosen are 2 ** -23
 PROTOCOLS: dict[Protocol, Callable[..., bytes]] = {Protocol.TCP: p.tcp, Protocol.UDP: p.udp}
 
 both_uplinks = pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)

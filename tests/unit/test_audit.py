@@ -278,7 +278,7 @@ def test_an_overlay_answers_as_a_full_map() -> None:
     overlay.update("services", np.arange(4, dtype=ID), names[:4])
     with pytest.raises(CapacityError, match="services is full: 5 entries wanted, 4 possible"):
         overlay.update("services", np.arange(5, dtype=ID), names)
-    assert (overlay.count("services"), base.count("services")) == (4, 0)
+    assert (overlay.fill("services").entries, base.fill("services").entries) == (4, 0)
     overlay.delete("services", np.arange(3, dtype=ID))
     assert overlay.read("services")[0].tolist() == [3]
     assert base.writes == []

@@ -54,9 +54,9 @@ def test_read_what_was_written(maps: Maps) -> None:
 
 
 def test_count(maps: Maps) -> None:
-    assert maps.count("vips4") == 0
+    assert maps.fill("vips4").entries == 0
     maps.update("vips4", *vips(10))
-    assert maps.count("vips4") == 10
+    assert maps.fill("vips4").entries == 10
 
 
 def test_an_update_replaces(maps: Maps) -> None:

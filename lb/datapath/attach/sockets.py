@@ -147,7 +147,7 @@ def _directory(path: Path) -> Iterator[int]:
 
 
 def _put(pin: Path, program: FD, target: int, attach_type: int) -> bool:
-    """Have the program attached to the target by the link that is pinned there; False: it was."""
+    """Attach the program to the target by the link pinned at pin; return False if it was attached already."""
     wanted = (os.fstat(target).st_ino, attach_type)
     if pin.exists():
         with bpf.obj_get(pin) as link:

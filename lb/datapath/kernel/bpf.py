@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import resource
 import struct
@@ -128,6 +129,7 @@ def _text(path: Path) -> Rows:
     return np.frombuffer(os.fsencode(path) + b"\0", dtype="u1")
 
 
+@functools.cache
 def possible_cpus(text: str | None = None) -> int:
     """Return how many values a per-CPU map holds for each key: the possible, not the online CPUs.
 

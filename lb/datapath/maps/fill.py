@@ -49,7 +49,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
         if spec.type is MapType.CACHE:
             entries, provisional, evicted = maps.fill(spec.name)
         elif spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
-            entries = maps.count(spec.name)
+            entries = maps.fill(spec.name).entries
         elif spec.name.startswith("backends"):
             entries = int(np.count_nonzero(maps.array(spec.name)["state"] != BackendStateCode.FREE))
         elif spec.name == "tables":

@@ -40,17 +40,10 @@ class Maps(Protocol):
         """
         ...
 
-    def count(self, name: str) -> int:
-        """Return how many entries a hash map or trie has; what comes or goes meanwhile may or may not count.
-
-        Of a table that forgets (``map_table.MapType.CACHE``) those count whose time is not over.
-
-        Raises BpfError: the kernel refused.
-        """
-        ...
-
     def fill(self, name: str) -> Fill:
-        """Return what :meth:`count` does, and more of a table that forgets.
+        """Return how full a hash map or trie is; what comes or goes meanwhile may or may not count.
+
+        Of a table that forgets (``map_table.MapType.CACHE``) those entries count whose time is not over.
 
         Raises BpfError: the kernel refused.
         """

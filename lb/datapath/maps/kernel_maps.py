@@ -77,10 +77,6 @@ class KernelMaps(Closing):
         value = np.zeros(1, spec.value)
         return value if bpf.map_lookup(fd, key, value) else None
 
-    def count(self, name: str) -> int:
-        """See :meth:`lb.datapath.maps.interface.Maps.count`."""
-        return self.fill(name).entries
-
     def fill(self, name: str) -> Fill:
         """See :meth:`lb.datapath.maps.interface.Maps.fill`."""
         fd, info, spec = self._map(name)

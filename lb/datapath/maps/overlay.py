@@ -38,13 +38,10 @@ class Overlay:
             b"".join(entries.values()), spec.value
         )
 
-    def count(self, name: str) -> int:
-        """See :meth:`lb.datapath.maps.interface.Maps.count`."""
-        return len(self._hashes[name]) if name in self._hashes else self._base.count(name)
-
     def fill(self, name: str) -> Fill:
         """See :meth:`lb.datapath.maps.interface.Maps.fill`."""
-        return self._base.fill(name)._replace(entries=self.count(name))
+        below = self._base.fill(name)
+        return below._replace(entries=len(self._hashes[name])) if name in self._hashes else below
 
     def some(self, name: str, keys: Rows) -> Rows:
         """See :meth:`lb.datapath.maps.interface.Maps.some`."""

@@ -51,7 +51,7 @@ AT_ONCE = 512
 
 
 def _nothing(_what: Change | Written) -> None:
-    """Undo nothing, tell nobody."""
+    """Stand for an undo or a notification that is not needed."""
 
 
 class Reconciler:
