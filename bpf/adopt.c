@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Connections that come from netfilter, into tables that other programs write at the same time: `lbctl
- * cutover` runs this by BPF_PROG_TEST_RUN, on a frame that has a flow's forward half behind its link header.
- * No hook runs it, so it is loaded for that time alone. It returns enum adopted. */
+/* What comes from netfilter, into tables that other programs write at the same time: `lbctl cutover` runs
+ * these by BPF_PROG_TEST_RUN, on a frame that has an entry behind its link header. No hook runs them, so they
+ * are loaded for that time alone. They return enum adopted. */
 #include "ctx_tc.h"
+#include "affinity.h"
 #include "flow_state.h"
 #include "forward.h"
 
@@ -63,5 +64,26 @@ int lb_adopt_flow(struct __sk_buff *ctx)
 	flow_key(&e->made.key, &from, DIR_FORWARD);
 	flow_value(&e->made.value, &flow);
 	put_flow(e, idle, true);
+	return ADOPTED;
+}
+
+/* A client that keeps its backend. */
+struct adopted_affinity {
+	struct affinity value;
+	struct affinity_key key;
+	u32 seconds; /* the Service's affinity_seconds */
+};
+
+int lb_adopt_affinity(struct __sk_buff *ctx)
+{
+	struct adopted_affinity it = {};
+	struct vip vip = {};
+
+	if (bpf_skb_load_bytes(ctx, ETH_HLEN, &it, sizeof(it)))
+		return ADOPTED_BAD;
+	vip.service = it.key.service;
+	vip.affinity_seconds = it.seconds;
+	remember_affinity(&vip, &it.key.client, it.value.last_used, it.value.backend, it.value.generation,
+			  false);
 	return ADOPTED;
 }

@@ -21,7 +21,7 @@ import lb
 from lb import memory
 from lb.agent import Agent
 from lb.config import NODE_NAME, Announce, Config, Switch, split_address
-from lb.cutover.beginning import spare_open_connections
+from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import without_effect
 from lb.datapath.attach.settings import write_time
@@ -184,13 +184,12 @@ def startup(
         "compiled" if loaded.compiled else "as pinned, nothing to compile",
     )
     maps = stack.enter_context(KernelMaps(pins.maps))
-    if "vips4" in loaded.fresh:
-        spare_open_connections(maps)
+    first = beside_kube_proxy(maps, config.instance, new="vips4" in loaded.fresh)
     grace = GracePeriods(lambda: inbox.put(Settled()))
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
     reconciler.recover()
-    surroundings = Surroundings(config, pins, loaded, maps)
+    surroundings = Surroundings(config, pins, loaded, maps, first=first)
     stack.callback(surroundings.close)
     raise_file_limit()
     health = open_health(config, source, stack)

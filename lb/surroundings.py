@@ -25,9 +25,21 @@ _log = logging.getLogger(__name__)
 
 
 class Surroundings:
-    """The kernel around the agent: the node's interfaces and the programs on them."""
+    """The kernel around the agent: the node's interfaces and the programs on them.
 
-    def __init__(self, config: Config, pins: Pins, loaded: Loaded, maps: Maps) -> None:
+    first: what is called each time before all programs are attached, with the maps written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pins: Pins,
+        loaded: Loaded,
+        maps: Maps,
+        *,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._first = first
         self._config = config
         self._pins = pins
         self._loaded = loaded
@@ -73,6 +85,7 @@ class Surroundings:
         """
         if changed is None:
             write_settings(self._maps, self._config)
+            self._first()
         report = self._hooks.sync(changed, self._own)
         if changed is None:
             sockets = self._sockets.sync()

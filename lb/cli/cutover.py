@@ -82,7 +82,7 @@ def _back(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     with run_dir.lock():
         done = back.give_back(name, teller(err))
         run_dir.remove()
-    return _report(done.moved, done.left, errors=done.errors)
+    return _report(done.moved, done.left, errors=done.errors) | {"clients": done.clients}
 
 
 def teller(err: TextIO) -> Callable[[str], object]:
@@ -128,6 +128,8 @@ def render(report: Mapping[str, Any], *, dry: bool) -> str:
     lines = [f"warning: {text}" for text in report["warnings"]]
     lines.append(f"{several(count, 'connection')} {'would be moved' if dry else 'moved'}")
     lines += [f"{row['connections']:8}  {row['protocol']}, {_PATHS[row['path']]}" for row in rows]
+    if report.get("clients"):
+        lines.append(f"{several(report['clients'], 'client')} keep their backend (affinity)")
     for title, key in (("stay with netfilter", "left"), ("could not be moved", "not_moved")):
         if report[key]:
             lines.append(f"{several(sum(report[key].values()), 'connection')} {title}")

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lb.cutover import moves, netfilter
+from lb.cutover import affinity, moves, netfilter
 from lb.cutover.conntrack import Conntrack, TcpState
 from lb.cutover.moves import OF_HOST, SEEN_BY_STACK, Move
 from lb.cutover.netfilter import Run, Untracked
@@ -50,10 +50,14 @@ that is half closed has longer than it has there, as with us."""
 
 @dataclass(slots=True)
 class Report:
-    """What was given back: connections by protocol and path; left: why others were not, and how many."""
+    """What was given back: connections by protocol and path; left: why others were not, and how many.
+
+    clients: how many of them kube-proxy remembers as having a backend of their own (affinity).
+    """
 
     moved: Counter[tuple[str, str]] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)
+    clients: int = 0
     detached: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -88,6 +92,7 @@ def give_back(name: str, tell: Callable[[str], object], run: Run = netfilter.her
             early, _ = flows(maps)
             tell(f"{len(early)} connections are open")
             _hand_over(early, hidden, table, report)
+            report.clients = affinity.give(maps, run)
             set_cutover(maps, Cutover.LEAVE)
             every, report.left = flows(maps)
             known = {(move.client, move.backend) for move in early}

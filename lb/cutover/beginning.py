@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import subprocess
+import sys
+from collections.abc import Callable
 
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import Cutover
@@ -11,9 +15,23 @@ from lb.diagnose import kube_proxy
 from lb.errors import LbError
 
 _log = logging.getLogger(__name__)
+_PATIENCE_SECONDS = 60.0
 
 
-def spare_open_connections(maps: Maps) -> None:
+def beside_kube_proxy(maps: Maps, instance: str, *, new: bool) -> Callable[[], None]:
+    """Prepare the first attaching where kube-proxy serves; return what is to be called before each.
+
+    new: the instance's maps are; else its programs have served before, and nothing is to be done.
+
+    Raises BpfError: the map could not be mapped into memory.
+    """
+    if not new:
+        return lambda: None
+    _spare_open_connections(maps)
+    return functools.cache(functools.partial(_keep_backends, maps, instance))
+
+
+def _spare_open_connections(maps: Maps) -> None:
     """Where kube-proxy has rules, have the programs leave to netfilter what it has begun (CUTOVER_TAKE).
 
     It stays so until ``lbctl cutover`` has moved the connections. A kernel that does not tell is no reason
@@ -29,3 +47,26 @@ def spare_open_connections(maps: Maps) -> None:
     if traces:
         maps.array("cutover")[0] = Cutover.TAKE
         _log.info("%s: its open connections are left to netfilter until lbctl cutover", traces[0])
+
+
+def _keep_backends(maps: Maps, instance: str) -> None:
+    """Let clients keep the backends that kube-proxy remembers, before the first program is attached.
+
+    A process of its own does it (:mod:`lb.cutover.affinity`). What fails is logged: those clients are chosen
+    for anew.
+
+    Raises BpfError: the map could not be mapped into memory.
+    """
+    if int(maps.array("cutover")[0]) != Cutover.TAKE:
+        return
+    argv = [sys.executable, "-m", "lb.cutover.affinity", instance]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_PATIENCE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        _log.warning("clients with affinity do not keep the backends that kube-proxy gave them: %s", error)
+        return
+    if done.returncode:
+        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        _log.warning("clients with affinity do not keep the backends that kube-proxy gave them: %s", words)
+    else:
+        _log.info("affinity: %s", done.stdout.strip())

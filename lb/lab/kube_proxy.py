@@ -3,8 +3,8 @@
 
 For the lab, to go over from them and back, for the bench, to measure beside them, and for tests/twin, to
 compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses with traffic policy
-Cluster, over TCP, UDP and SCTP; in nftables mode also the rejection of a port without endpoints. Not there:
-affinity, source ranges, policy Local. In iptables mode a port without endpoints has no rules.
+Cluster, over TCP, UDP and SCTP, with affinity; in nftables mode also the rejection of a port without
+endpoints. Not there: source ranges, policy Local. In iptables mode a port without endpoints has no rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lb.lab.lab import Lab
 from lb.manifests import ManifestSource
 from lb.model import IPAddress, socket_text
 from lb.plan import plan_service
-from lb.plan.types import PortPlan, Topology, Vip, VipKind
+from lb.plan.types import Backend, PortPlan, Topology, Vip, VipKind
 from lb.state import ClusterState
 
 
@@ -39,10 +39,14 @@ class Mode(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """A Service port and the name that its chains get: at most 16 letters and digits for ``KUBE-SVC-…``."""
+    """A Service port and the name that its chains get: at most 16 letters and digits for ``KUBE-SVC-…``.
+
+    service: ``namespace/name`` of the Service.
+    """
 
     name: str
     plan: PortPlan
+    service: str = ""
 
     @property
     def protocol(self) -> str:
@@ -52,6 +56,12 @@ class NamedPort:
     def vips(self, *kinds: VipKind) -> Iterator[Vip]:
         """Yield the VIPs of these kinds, without addresses as a whole."""
         yield from (vip for vip in self.plan.vips if vip.key.port and vip.kind in kinds)
+
+    def memory(self, backend: Backend) -> str:
+        """Return the name of the nftables set of an endpoint's clients."""
+        port = f"{self.service}/{self.protocol}/{self.plan.port_name}"
+        address = str(backend.address).replace(":", ".")
+        return f"affinity-{self.name}-{port}__{address}/{backend.port}"
 
     @property
     def external(self) -> bool:
@@ -87,7 +97,7 @@ def ports_on(
         for plan in plan_service(service, state.slices(key), topology).ports:
             text = f"{key}:{plan.port_name}{plan.protocol.name}".encode()
             digest = base64.b32encode(hashlib.sha256(text).digest()).decode()
-            found.append(NamedPort(digest[:16], plan))
+            found.append(NamedPort(digest[:16], plan, str(key)))
     return found
 
 
@@ -234,10 +244,17 @@ table $ip kube-proxy {
 
 def _nft_service(port: NamedPort, pod_network: str, family: str) -> Iterator[str]:
     """Yield the chains of one port: one for each endpoint, one to choose, one for what comes from outside."""
-    backends = port.plan.cluster
+    backends, seconds = port.plan.cluster, port.plan.affinity_seconds
     for at, backend in enumerate(backends):
+        if seconds:
+            kind = "ipv4_addr" if family == "ip" else "ipv6_addr"
+            yield f" set {port.memory(backend)} {{"
+            yield f"  type {kind}; flags dynamic,timeout; timeout {seconds}s;"
+            yield " }"
         yield f" chain endpoint-{port.name}-{at} {{"
         yield f"  {family} saddr {backend.address} jump mark-for-masquerade"
+        if seconds:
+            yield f"  update @{port.memory(backend)} {{ {family} saddr }}"
         yield f"  meta l4proto {port.protocol} dnat to {socket_text(backend.address, backend.port)}"
         yield " }"
     choice = ", ".join(f"{at} : goto endpoint-{port.name}-{at}" for at in range(len(backends)))
@@ -245,6 +262,8 @@ def _nft_service(port: NamedPort, pod_network: str, family: str) -> Iterator[str
     for vip in port.vips(VipKind.CLUSTER_IP):
         to = f"{family} daddr {vip.key.address} {port.protocol} dport {vip.key.port}"
         yield f"  {to} {family} saddr != {pod_network} jump mark-for-masquerade"
+    for at, backend in enumerate(backends if seconds else ()):
+        yield f"  {family} saddr @{port.memory(backend)} goto endpoint-{port.name}-{at}"
     yield f"  numgen random mod {len(backends)} vmap {{ {choice} }}"
     yield " }"
     if port.external:
@@ -302,10 +321,16 @@ def _iptables_service(port: NamedPort, pod_network: str) -> Iterator[str]:
     if port.external:
         yield f"-A KUBE-EXT-{name} -j KUBE-MARK-MASQ"
         yield f"-A KUBE-EXT-{name} -j KUBE-SVC-{name}"
+    seconds = port.plan.affinity_seconds
+    for at in range(len(backends) if seconds else 0):
+        known = f"-m recent --name KUBE-SEP-{name}-{at} --rcheck --seconds {seconds} --reap --rsource"
+        yield f"-A KUBE-SVC-{name} {known} -j KUBE-SEP-{name}-{at}"
     for at, backend in enumerate(backends):
         left = len(backends) - at
         chance = f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
         yield f"-A KUBE-SVC-{name} {chance}-j KUBE-SEP-{name}-{at}"
         yield f"-A KUBE-SEP-{name}-{at} -s {backend.address} -j KUBE-MARK-MASQ"
         dnat = f"-j DNAT --to-destination {socket_text(backend.address, backend.port)}"
-        yield f"-A KUBE-SEP-{name}-{at} -p {port.protocol} -m {port.protocol} {dnat}"
+        comment = f'-m comment --comment "{port.service}:{port.plan.port_name}"'
+        known = f"-m recent --name KUBE-SEP-{name}-{at} --set --rsource " if seconds else ""
+        yield f"-A KUBE-SEP-{name}-{at} {comment} {known}-p {port.protocol} -m {port.protocol} {dnat}"

@@ -45,7 +45,7 @@ ELSEWHERE = {
     r"/opt/lbctl/bin/pip (install|wheel)": "tests/deploy/conftest.py",
     r"pipx install": "tests/deploy/test_wheel.py",
     r"/opt/lbctl/bin/lbctl (version|status)": "tests/deploy/test_wheel.py",
-    r"/opt/lbctl/bin/lbctl unload": "tests/netns/test_migration.py",
+    r"/opt/lbctl/bin/lbctl cutover": "tests/netns/test_cutover.py",
 }
 """Commands by their beginnings, and what runs them or their like."""
 

@@ -14,9 +14,10 @@ import pytest
 
 from lb.datapath.kernel.pins import instances
 from lb.lab import kube_proxy
-from lb.lab.addressing import Family, node_address
+from lb.lab.addressing import Family, clients, node_address
 from lb.lab.lab import Lab
 from lb.lab.processes import environment
+from lb.model import socket_text
 from tests.netns.conftest import MakeLab
 from tests.netns.held import Holder, Target
 from tests.netns.waiting import eventually
@@ -53,10 +54,26 @@ status:
 ---
 """
 PODS = (("here", "web", "node1"), ("there", "web", "node2"), ("asker", "self", "node1"))
+STICKY = """\
+apiVersion: v1
+kind: Service
+metadata: {name: sticky}
+spec:
+  type: NodePort
+  sessionAffinity: ClientIP
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.66.5.53
+  clusterIPs: [10.66.5.53, "fd00:66::5:53"]
+  selector: {app: web}
+  ports:
+  - {name: http, port: 80, targetPort: http, nodePort: 30453}
+---
+"""
 MANIFEST = (
     "".join(POD.format(name=name, app=app, node=node) for name, app, node in PODS)
     + SERVICE.format(name="web", number=51, node_port=NODE_PORT)
     + SERVICE.format(name="self", number=52, node_port=NODE_PORT + 1)
+    + STICKY
 )
 CLUSTER = {4: "10.66.5.51", 6: "fd00:66::5:51"}
 ITSELF = {4: "10.66.5.52", 6: "fd00:66::5:52"}
@@ -83,6 +100,19 @@ def targets(place: str, version: int, each: int, pause: float) -> Iterator[Targe
         yield Target("half", f"{place} half {name} {version}", host, port, 1)
         yield Target("udp", f"{place} udp {name} {version}", host, port, max(1, each // 2), pause)
         yield Target("new", f"{place} new {name} {version}", host, port, 1, 0.2)
+
+
+def sticky(lab: Lab) -> dict[str, str]:
+    """Ask the Service with affinity from each address of the client; return which pod answered whom."""
+    found = {}
+    for version in (4, 6):
+        for address in map(str, clients(version)):
+            where = socket_text(node_address(NODE, version), 30453)
+            asked = ["curl", "-sS", "-m", "20", "--interface", address, f"http://{where}/hostname"]
+            done = lab.run("client", asked)
+            assert done.returncode == 0, done.stderr
+            found[address] = done.stdout.strip()
+    return found
 
 
 def run(lab: Lab, node: str, *argv: str) -> str:
@@ -146,8 +176,10 @@ class Traffic:
 
 def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
     """Go over, and back, with traffic that goes on; kube-proxy's rules are there before and after."""
+    kept = sticky(lab)
     lab.start_agent(NODE)
     lab.wait_agent(NODE, 120)
+    assert sticky(lab) == kept
     traffic.goes_on()
     planned = cutover(lab, "--dry-run")
     assert planned["left"] == {}
@@ -161,6 +193,7 @@ def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
     done = cutover(lab, "--back")
     assert done["left"] == {}
     assert lab.spec.instance(NODE) not in instances()
+    assert sticky(lab) == kept
     traffic.goes_on()
 
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lb.cutover import moves, netfilter
+from lb.cutover import affinity, moves, netfilter
 from lb.cutover.conntrack import Entry, Status, TcpState, Tuple
 from lb.cutover.moves import Known, Move
 from lb.datapath.maps.layouts import FLOW, FLOW_KEY, Direction, FlowPath, FlowSign, FlowState
@@ -144,3 +146,40 @@ def test_rules_of_kube_proxy_are_removed_and_no_others() -> None:
     netfilter.remove_kube_proxy(run)
     assert ("iptables-restore", "*nat\n-A POSTROUTING -j CNI\nCOMMIT\n") in called
     assert any(program == "nft" and "delete table ip6 kube-proxy" in text for program, text in called)
+
+
+def test_what_kube_proxy_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(affinity, "_RECENT", tmp_path)
+    (tmp_path / "KUBE-SEP-ABC").write_text("src=192.0.2.7 ttl: 64 last_seen: 9 oldest_pkt: 1 9\n")
+    name = "affinity-AB2C-default/web/tcp/http__10.244.2.9/8080"
+    elements = [{"elem": {"val": "192.0.2.8", "expires": 10_000}}]
+    sets = {"ip": [{"metainfo": {}}, {"set": _set("kube-proxy", name, elements)}]}
+    sets["ip6"] = [
+        {"set": _set("other", name, elements)},
+        {"set": _set("kube-proxy", "cluster-ips", ["fd00::1"])},
+        {"set": _set("kube-proxy", "affinity-AB-default/web/tcp/__fd00..9/80", [])},
+    ]
+    rules = """*nat
+:KUBE-SEP-ABC - [0:0]
+-A KUBE-SVC-X -m recent --rcheck --seconds 10800 --reap --name KUBE-SEP-ABC --rsource -j KUBE-SEP-ABC
+-A KUBE-SEP-ABC -p tcp -m comment --comment "a/b:p" -m recent --set --name KUBE-SEP-ABC --rsource -j DNAT \
+--to-destination 10.244.1.2:80
+-A KUBE-SEP-DEF -p tcp -m comment --comment a/c -m tcp -j DNAT --to-destination 10.244.1.3:80
+COMMIT
+""".replace("\\\n", "")
+
+    def run(argv: Sequence[str], _text: str) -> str:
+        if argv[0] == "nft":
+            return json.dumps({"nftables": sets[argv[-1]]})
+        return rules if argv[0] == "iptables-save" else ""
+
+    seen = [(one.endpoint, one.family, one.clients) for one in affinity.places(run)]
+    assert seen == [
+        (("default/web:http", BACKEND, 8080), "ip", ((ip_address("192.0.2.8"), 800.0),)),
+        (("default/web:", ip_address("fd00::9"), 80), "ip6", ()),
+        (("a/b:p", POD, 80), "", ((CLIENT, 0.0),)),
+    ]
+
+
+def _set(table: str, name: str, elements: Sequence[object]) -> dict[str, object]:
+    return {"table": table, "name": name, "timeout": 10_800, "elem": elements}
