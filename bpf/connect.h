@@ -263,7 +263,7 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		next_step(ctx, STEP_OWNER);
 		return strand(ctx, true);
 	}
-	if (note->side == OUTSIDE && !note->stale && unlikely(is_former_owner_s(ctx, pkt, &eth)))
+	if (note->side == OUTSIDE && unlikely(is_former_owner_s(ctx, pkt, &eth)))
 		return send_to_former_owner(ctx, pkt, &eth);
 	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);

@@ -3,6 +3,7 @@
  * flow? fast.h has the same order for the common packets, and says why it is there twice. */
 #pragma once
 #include "affinity.h"
+#include "announced.h"
 #include "flow_state.h"
 #include "fast.h"
 #include "forward.h"
@@ -45,6 +46,19 @@ static __always_inline void decide_not_vip(const struct packet *pkt, const struc
 		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
 }
 
+/* A forgotten flow is revived by the next packet of its connection. But where connections of a former owner
+ * go on, it is more likely one of those, from a port that was used here before. */
+static __always_inline bool is_of_another_time(ctx_t *ctx, const struct packet *pkt, u8 side,
+					       const struct flow *flow, u64 now,
+					       const struct settings *settings)
+{
+	struct ethhdr eth;
+
+	return side == OUTSIDE &&
+	       unlikely(expired(flow->to.protocol, flow->state, flow->last_seen, now, settings)) &&
+	       is_former_owner_s(ctx, pkt, &eth);
+}
+
 /* Towards a VIP, from any side. True: a packet of the known flow d->flow; else the decision is taken. */
 static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt, u8 side,
 					   const struct settings *settings, u64 *now, struct decision *d)
@@ -62,7 +76,9 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	}
 	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		*now = bpf_ktime_get_ns();
-		if (pkt->piece == PIECE_LATER || flow_usable(pkt, &d->flow, *now, settings))
+		if (pkt->piece == PIECE_LATER ||
+		    (flow_usable(pkt, &d->flow, *now, settings) &&
+		     !is_of_another_time(ctx, pkt, side, &d->flow, *now, settings)))
 			return true;
 		d->stale = true;
 	}

@@ -20,6 +20,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
+from lb.config import Timeouts
 from lb.datapath.maps import layouts
 from tests import packets as p
 from tests.packet.harness import (
@@ -326,6 +327,29 @@ def test_neighbours_get_their_connections_after_they_handed_the_address_over(
     new = (p.CLIENT, p.CLIENT_PORT + 1)
     assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip)).reason.startswith("NEW_")
     assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip, "A")).reason == "FLOW_HIT"
+
+
+@each_program
+def test_neighbours_get_connections_from_ports_that_were_used_here_before(
+    owner: Datapath, program: str
+) -> None:
+    """A flow that is over is no reason to take another node's connection for ours."""
+    owner.apply(service(p.BACKEND_LOCAL))
+    client, vip = (p.CLIENT, p.CLIENT_PORT), (VIP, PORT)
+    assert owner.run(program, p.tcp(p.FROM_CLIENT, client, vip)).reason == "NEW_LOCAL"
+    announce(owner, former_seconds=60)
+    frame = p.tcp(p.FROM_CLIENT, client, vip, "A")
+    assert owner.run(program, frame).reason == "FLOW_HIT"
+    owner.set_up_node(Timeouts(tcp_syn=1e-9, tcp_established=1e-9, tcp_closing=1e-9))
+    keys, values = owner.read("flows")
+    values = values.copy()
+    values["touched"] -= 1_000_000  # ticks: the short way looks at nothing else
+    owner.update("flows", keys, values)
+    result = owner.run(program, frame)
+    assert result.reason == "TO_FORMER_OWNER"
+    p.assert_same(result.packet, onward(frame))
+    announce(owner, former_seconds=-0.001)
+    assert owner.run(program, frame).reason == "FLOW_HIT"
 
 
 @each_program
