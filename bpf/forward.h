@@ -57,6 +57,14 @@ static __always_inline u32 inward(ctx_t *ctx)
 	return ctx_at_loopback(ctx) ? ACTION_STACK : ACTION_INWARD;
 }
 
+/* Does what a process of this node gets have to come by lo, where the kernel does not ask? src: its source
+ * when translated. What is for an address of the node itself has to. */
+static __always_inline bool comes_by_lo(ctx_t *ctx, const struct packet *pkt, const struct flow *flow,
+					const struct addr *src)
+{
+	return flow->path == PATH_LOOPBACK || (flow->path == PATH_HOST && !enters_here(ctx, pkt, src));
+}
+
 /* Find the route to d->flow.to.dst for a packet that we forward, or that goes past the stack, and note it in
  * d->route. True: the packet is translated, and sent along the route or by the stack. False: the decision is
  * another one: an answer, a drop, or to leave the packet to tc. */

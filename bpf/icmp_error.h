@@ -120,7 +120,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	e->to = flow->to;
 	e->src = error_source(pkt, e, flow, direction);
 	along = forwards(flow, direction);
-	into = flow->path == PATH_LOOPBACK && direction == DIR_REPLY;
+	into = direction == DIR_REPLY && comes_by_lo(ctx, pkt, flow, &e->src);
 	if (along) {
 		u32 result = find_route(ctx, pkt, &e->src, &e->to.dst, false, &d->route);
 

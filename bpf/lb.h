@@ -117,7 +117,7 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, enum way way, 
 		decide(d, ACTION_PASS, REASON_TO_TC);
 		return;
 	}
-	if (d->flow.path == PATH_LOOPBACK && direction == DIR_REPLY) {
+	if (direction == DIR_REPLY && comes_by_lo(ctx, pkt, &d->flow, &d->flow.to.src)) {
 		if (!ctx_can_redirect()) {
 			decide(d, ACTION_PASS, REASON_TO_TC);
 			return;

@@ -110,6 +110,24 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	}
 }
 
+/* Does the kernel take in here what comes from src? Where it looks closely (rp_filter, `fib saddr` in a rule
+ * of netfilter's) only if it would also send what is for src out of this interface. */
+static __always_inline bool enters_here(ctx_t *ctx, const struct packet *pkt, const struct addr *src)
+{
+	struct bpf_fib_lookup fib = {
+	    .family = IP_AF,
+	    .l4_protocol = pkt->tuple.protocol,
+	    .tot_len = 1,
+	    .ifindex = ctx_ifindex(ctx),
+	};
+	int result;
+
+	fib_addresses(&fib, pkt, &pkt->tuple.dst, src);
+	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+	return (result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH) &&
+	       fib.ifindex == ctx_ifindex(ctx);
+}
+
 /* May the packet go past the stack? What is marked may have routes of its own, of which bpf_fib_lookup knows
  * nothing; what has come too far the stack answers, and it adds the link header where there is none. */
 static __always_inline bool may_go_past(const ctx_t *ctx, const struct packet *pkt)

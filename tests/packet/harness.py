@@ -123,6 +123,19 @@ class Datapath:
     def close(self) -> None:
         self._stack.close()
 
+    @contextlib.contextmanager
+    def default_route(self) -> Iterator[None]:
+        """Have everything else routed by NODE2 meanwhile."""
+        family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
+        way = {"dst": "default", "gateway": p.here(p.NODE2), "oif": self.uplink, "family": family}
+        with self.namespace.entered(), IPRoute() as route:
+            route.route("add", **way)
+        try:
+            yield
+        finally:
+            with self.namespace.entered(), IPRoute() as route:
+                route.route("del", **way)
+
     def set_up_node(
         self,
         timeouts: Timeouts | None = None,

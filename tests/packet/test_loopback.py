@@ -114,6 +114,25 @@ def test_loopback_from_the_uplink_to_a_backend_with_the_nodes_network(
     p.assert_same(result.packet, p.rebuilt(reply, src=vip, dst=CLIENT))
 
 
+@each_protocol
+@pytest.mark.parametrize(
+    ("backend", "program", "verdict"),
+    [(p.BACKEND_REMOTE, TC_UPLINK_IN, PASS), (p.BACKEND_LOCAL, TC_POD_IN, SEND)],
+)
+def test_loopback_for_replies_from_where_the_vip_is_not(
+    node: Datapath, backend: str, program: str, verdict: str, protocol: Protocol
+) -> None:
+    """A kernel with a strict rp_filter takes in what comes from the VIP by the uplink alone, or by lo."""
+    build, to, vip = BUILD[protocol], (backend, TARGET_PORT), VIPS[VipKind.LOAD_BALANCER]
+    node.apply(service(backend, protocol=protocol))
+    with node.default_route():
+        assert node.run(TC_UPLINK_OUT, build(p.TO_NODE2, CLIENT, vip), from_host=True).verdict == SEND
+        reply = build(p.FROM_POD if program == TC_POD_IN else p.FROM_NODE2, to, SEEN)
+        result = node.run(program, reply)
+    assert (result.verdict, result.reason) == (verdict, "REPLY")
+    p.assert_same(result.packet, p.rebuilt(reply, src=vip, dst=CLIENT))
+
+
 def test_loopback_without_endpoints_is_refused(node: Datapath) -> None:
     node.apply(service())
     request = p.tcp(LO, CLIENT, VIP, "S")
