@@ -112,6 +112,8 @@ def servable(
     """
     users: dict[IPAddress, list[tuple[AddressKind, Service]]] = {}
     for service in services:
+        if not (service.load_balancer_ips or service.external_ips):
+            continue  # of most
         for kind, address in _addresses(service):
             users.setdefault(address, []).append((kind, service))
     pieces: dict[ObjectKey, list[EndpointSlice]] = {

@@ -11,9 +11,9 @@
                                                 │ pod-…  │ pod-…          │ pod-…
                                              10.244.1.2  10.244.1.3    10.244.2.2  (namespaces <id>-pod-<pod>)
 
-With a router (``--announce``) the client and the outside server are behind it, on 192.168.78.0/24, with the
-same last digits; the router is .1 on both segments, and the nodes' way to all that they do not know. It
-learns the addresses of Services from the nodes.
+With a router (``--announce``) the client is behind it, on 192.168.78.0/24 with the same last digits, and the
+outside server, at its old address; the router is .1 on both segments, and the nodes' way to all that they do
+not know. It learns the addresses of Services from the nodes.
 
 Every address has its like in IPv6, written with the same digits: the node at 192.168.77.11 is fd00:77::11,
 the pod 10.244.1.3 is fd00:244:0:1::3. With an API server, ``<id>-api`` is one more host on the segment, at
@@ -91,9 +91,12 @@ def clients(version: int = 4, *, outer: bool = False) -> tuple[IPAddress, ...]:
     return tuple(on_segment(100 + number, version, outer=outer) for number in range(10))
 
 
-def outside_server(version: int = 4, *, outer: bool = False) -> IPAddress:
-    """Return the address of an HTTP server on port 80 and a UDP echo on port 9000 outside the cluster."""
-    return on_segment(200, version, outer=outer)
+def outside_server(version: int = 4) -> IPAddress:
+    """Return the address of an HTTP server on port 80 and a UDP echo on port 9000 outside the cluster.
+
+    It is the same behind a router, which has a route for it.
+    """
+    return on_segment(200, version)
 
 
 def router(version: int = 4, *, outer: bool = False) -> IPAddress:
@@ -267,10 +270,6 @@ class LabSpec:
     def clients(self, version: int = 4) -> tuple[IPAddress, ...]:
         """Return the client's addresses, see :func:`clients`."""
         return clients(version, outer=self.routed)
-
-    def outside_server(self, version: int = 4) -> IPAddress:
-        """Return the address of the server outside of the cluster, see :func:`outside_server`."""
-        return outside_server(version, outer=self.routed)
 
     @property
     def client(self) -> str:

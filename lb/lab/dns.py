@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.lab import namespaces, servers
-from lb.lab.addressing import LabSpec, dns_service
+from lb.lab.addressing import LabSpec, dns_service, outside_server
 from lb.lab.objects import to_yaml
 from lb.lab.processes import environment, spawn
 from lb.lab.store import PodRecord, Store
@@ -61,7 +61,7 @@ def cluster_resolvers(spec: LabSpec, services: Iterable[Service]) -> tuple[str, 
 
 def node_resolvers(spec: LabSpec) -> tuple[str, ...]:
     """Return what nodes ask: the server outside; none when the lab has no DNS."""
-    return tuple(str(spec.outside_server(version)) for version in spec.versions) if spec.dns else ()
+    return tuple(str(outside_server(version)) for version in spec.versions) if spec.dns else ()
 
 
 # --- bringing it up -----------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def resolver(path: Path) -> str:
 
 def _write_outside(store: Store, spec: LabSpec) -> None:
     """Write what the server outside of the cluster starts with."""
-    addresses = [spec.outside_server(version) for version in spec.versions]
+    addresses = [outside_server(version) for version in spec.versions]
     resolvers = [_LOOPBACK] if resolver(_RESOLV_CONF) else []
     settings = named.Settings(addresses, zones=[OUTSIDE_ZONE], resolvers=resolvers)
     folder = store.base / "outside"

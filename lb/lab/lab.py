@@ -20,6 +20,7 @@ from lb.lab.addressing import (
     Announce,
     LabSpec,
     Overlay,
+    outside_server,
 )
 from lb.lab.processes import COMPILE_SECONDS, START_SECONDS, ProcessRef, environment, spawn, wait_for
 from lb.lab.removal import Report, down
@@ -323,7 +324,7 @@ class Lab:
     def _start_outside_server(self) -> None:
         """Start the HTTP server and UDP echo that are outside of the cluster."""
         spec, log = self.spec, self.store.log("outside")
-        addresses = ",".join(str(spec.outside_server(version)) for version in spec.versions)
+        addresses = ",".join(str(outside_server(version)) for version in spec.versions)
         argv = [sys.executable, "-I", "-S", str(pod.__file__), "outside", addresses, *OUTSIDE_PORTS, "--"]
         self.store.write_process("outside", spawn(namespaces.command(spec.client, argv), log))
 

@@ -10,7 +10,7 @@ from typing import Any
 from lb.datapath.kernel.pins import Pins
 from lb.errors import LabError
 from lb.lab import cgroups, dns, router, topology
-from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec
+from lb.lab.addressing import DEFAULT_ID, UPLINK, LabSpec, outside_server
 from lb.lab.balancer import NAME as BALANCER
 from lb.lab.store import Store
 
@@ -57,7 +57,7 @@ def status(
             "namespace": spec.client,
             "addresses": [str(address) for version in spec.versions for address in spec.clients(version)],
         },
-        "outside_server": str(spec.outside_server(spec.versions[0])),
+        "outside_server": str(outside_server(spec.versions[0])),
         "kubelet": _process(store, "kubelet"),
         **({"addresses": balancer} if balancer else {}),
         **({"dns": _dns_status(spec, store)} if spec.dns else {}),

@@ -35,6 +35,7 @@ from lb.lab.addressing import (
     api_server,
     node_address,
     node_mac,
+    outside_server,
     pod_cidr,
     router,
 )
@@ -120,7 +121,7 @@ def build(spec: LabSpec) -> None:
     if spec.routed:
         _set_up_router(spec)
     _set_up_host(
-        spec, spec.client, {each: (*spec.clients(each), spec.outside_server(each)) for each in spec.versions}
+        spec, spec.client, {each: (*spec.clients(each), outside_server(each)) for each in spec.versions}
     )
     if spec.kubernetes:
         _set_up_host(spec, spec.api, {each: (api_server(each),) for each in spec.versions})
@@ -222,6 +223,10 @@ def _add_default(route: Any, gateway: IPAddress, interface: int) -> None:
     route.route("add", family=_FAMILIES[gateway.version], dst=anywhere, gateway=str(gateway), oif=interface)
 
 
+def _host_route(address: IPAddress) -> str:
+    return f"{address}/{_FULL[address.version]}"
+
+
 def _set_up_host(spec: LabSpec, namespace: str, addresses: Mapping[int, Sequence[IPAddress]]) -> None:
     """Make a namespace a host outside of the cluster: all that it knows is its router, node1 where none is.
 
@@ -235,7 +240,9 @@ def _set_up_host(spec: LabSpec, namespace: str, addresses: Mapping[int, Sequence
         uplink = _up(route, UPLINK)
         for version in spec.versions:
             for number, address in enumerate(addresses[version]):
-                _add_address(route, uplink, address, segments[version].prefixlen, deprecated=number > 0)
+                segment = segments[version]
+                length = segment.prefixlen if address in segment else _FULL[version]
+                _add_address(route, uplink, address, length, deprecated=number > 0)
             first = router(version, outer=True) if outer else node_address("node1", version)
             _add_default(route, first, uplink)
 
@@ -257,11 +264,13 @@ def _set_up_router(spec: LabSpec) -> None:
                 own = router(version, outer=segments is OUTER_SEGMENTS)
                 _add_address(route, interface, own, segments[version].prefixlen)
         for version in spec.versions:
-            for node in spec.node_names:
-                destination, gateway = str(pod_cidr(node, version)), str(node_address(node, version))
-                route.route("add", family=_FAMILIES[version], dst=destination, gateway=gateway)
-            services, first = str(SERVICE_CIDRS[version]), str(node_address("node1", version))
-            route.route("add", family=_FAMILIES[version], dst=services, gateway=first)
+            ways: dict[str, IPAddress] = {
+                str(pod_cidr(node, version)): node_address(node, version) for node in spec.node_names
+            }
+            ways[str(SERVICE_CIDRS[version])] = node_address("node1", version)
+            ways[_host_route(outside_server(version))] = spec.clients(version)[0]
+            for destination, gateway in ways.items():
+                route.route("add", family=_FAMILIES[version], dst=destination, gateway=str(gateway))
 
 
 def _set_up_node(spec: LabSpec, node: str) -> None:
@@ -271,6 +280,9 @@ def _set_up_node(spec: LabSpec, node: str) -> None:
         for version in spec.versions:
             _add_address(route, uplink, node_address(node, version), SEGMENTS[version].prefixlen)
             _add_default(route, router(version) if spec.routed else spec.clients(version)[0], uplink)
+            if spec.routed:
+                outside, via = _host_route(outside_server(version)), str(router(version))
+                route.route("add", family=_FAMILIES[version], dst=outside, gateway=via)
         if spec.overlay is not Overlay.NONE:
             add_tunnels(spec, route, node, uplink)
             return
