@@ -17,8 +17,6 @@ from lb.model import IPAddress, ObjectKey
 class Report:
     """An agent's answer.
 
-    Attributes
-    ----------
     version: another text whenever the rest has changed, or another agent answers.
     ready: everything that the source listed is in the kernel; before, nothing follows from what is missing.
     node, node_addresses, labels: of the Node object, InternalIP addresses in its order; empty where unknown.
@@ -56,9 +54,7 @@ class Report:
 def from_dict(told: Mapping[str, Any]) -> Report:
     """Return the report that :meth:`Report.as_dict` gave.
 
-    Raises
-    ------
-    LbError: it is none, as from an agent of another version.
+    Raises LbError: it is none, as from an agent of another version.
     """
     try:
         verdicts = [_verdict(one) for one in told["addresses"]]

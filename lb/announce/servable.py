@@ -63,8 +63,6 @@ class AddressKind(enum.StrEnum):
 class NodeNow:
     """What is known of this node.
 
-    Attributes
-    ----------
     node: the Node object, None while there is none. eligible: it is to stay, see :class:`lb.agent.Agent`.
     in_service: programs are attached, and the maps were written once. fresh: the agent is not stale, see
         :mod:`lb.served.health`.

@@ -35,9 +35,7 @@ _SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin"
 def program() -> str:
     """Return the path of BIRD 2.
 
-    Raises
-    ------
-    LbError: it is not installed.
+    Raises LbError: it is not installed.
     """
     found = shutil.which("bird", path=f"{os.environ.get('PATH', '')}:{_SEARCH}")
     if found is None:
@@ -49,8 +47,6 @@ def program() -> str:
 class SessionState:
     """How a protocol is.
 
-    Attributes
-    ----------
     up: the session is established. state: BIRD's word for how far it is. error: the last one, in its words.
     exported: how many routes the peer has been told, by IP version; nothing of a channel that is down.
     """
@@ -59,7 +55,6 @@ class SessionState:
     state: str
     error: str = ""
     exported: tuple[tuple[int, int], ...] = ()
-    bfd: str = ""
 
 
 NO_SESSION = SessionState(up=False, state="")
@@ -88,9 +83,7 @@ class Bird:
     def write(self, text: str) -> None:
         """Put a configuration into its file, which only root may read: it holds passwords.
 
-        Raises
-        ------
-        LbError: BIRD refuses it, or it cannot be written; what was there stays.
+        Raises LbError: BIRD refuses it, or it cannot be written; what was there stays.
         """
         draft = self._folder / "draft.conf"
         try:
@@ -109,9 +102,7 @@ class Bird:
 
         Peers that know it from before keep its routes until it has told them again (RFC 4724).
 
-        Raises
-        ------
-        LbError: it ended, or does not answer.
+        Raises LbError: it ended, or does not answer.
         """
         self.socket.unlink(missing_ok=True)
         self._child = subprocess.Popen(
@@ -128,45 +119,35 @@ class Bird:
     def configure(self) -> None:
         """Have it read its configuration again; it changes what differs.
 
-        Raises
-        ------
-        LbError: it refuses, or does not answer.
+        Raises LbError: it refuses, or does not answer.
         """
         self.call("configure")
 
     def sessions(self) -> dict[str, SessionState]:
         """Return the state of each BGP protocol by name.
 
-        Raises
-        ------
-        LbError: it does not answer.
+        Raises LbError: it does not answer.
         """
         return parse_protocols(self.call("show protocols all"))
 
     def disable(self, protocol: str) -> None:
         """End a session, and tell its peer so: routes are withdrawn.
 
-        Raises
-        ------
-        LbError: it does not answer, or has no such protocol.
+        Raises LbError: it does not answer, or has no such protocol.
         """
         self.call(f"disable {protocol}")
 
     def pause(self) -> None:
         """End it; peers keep its routes for as long as they have promised to (RFC 4724).
 
-        Raises
-        ------
-        LbError: it does not answer.
+        Raises LbError: it does not answer.
         """
         self.call("graceful restart")
 
     def end(self) -> None:
         """End it; peers forget its routes.
 
-        Raises
-        ------
-        LbError: it does not answer.
+        Raises LbError: it does not answer.
         """
         self.call("down")
 
@@ -184,9 +165,7 @@ class Bird:
     def call(self, command: str) -> list[str]:
         """Send a command; return the lines of the answer, without codes.
 
-        Raises
-        ------
-        LbError: it does not answer, or the answer is an error.
+        Raises LbError: it does not answer, or the answer is an error.
         """
         try:
             with self._connected() as line, line.makefile("rwb") as stream:
@@ -242,9 +221,8 @@ def parse_protocols(lines: list[str]) -> dict[str, SessionState]:
         if name:
             state = fields.get("BGP state", info)
             error = fields.get("Last error", "")
-            found[name] = SessionState(
-                state == "Established", state, error, tuple(sorted(exported.items())), fields.get("BFD", "")
-            )
+            counted = tuple(sorted(exported.items()))
+            found[name] = SessionState(state == "Established", state, error, counted)
 
     for line in lines:
         if head := re.match(r"(\S+)\s+(\S+)\s+\S+\s+(?:up|down|start|stop)\b", line):

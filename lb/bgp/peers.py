@@ -177,13 +177,9 @@ class Reading:
 class PeersFile:
     """The file, read again when it or a password changes. What is wrong is logged, and what was good stays.
 
-    Attributes
-    ----------
     peers: what holds now. errors: what is wrong with the file now.
 
-    Raises
-    ------
-    ConfigError: it cannot be used to begin with.
+    Raises ConfigError: it cannot be used to begin with.
     """
 
     def __init__(self, path: Path) -> None:
@@ -243,9 +239,7 @@ def _passwords(path: Path) -> list[Path]:
 def read(path: Path) -> Reading:
     """Return what a file says.
 
-    Raises
-    ------
-    ConfigError: it cannot be read, or something in it is wrong beside single peers.
+    Raises ConfigError: it cannot be read, or something in it is wrong beside single peers.
     """
     try:
         text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
@@ -259,9 +253,7 @@ def read(path: Path) -> Reading:
 def parse(text: str, path: str) -> Reading:
     """Return what the text of a file says; path: for errors, and where password files are looked for.
 
-    Raises
-    ------
-    ConfigError: something beside single peers is wrong; the first thing is named.
+    Raises ConfigError: something beside single peers is wrong; the first thing is named.
     """
     problems, of_peers = Problems(path), Problems(path)
     documents = list(load(text))

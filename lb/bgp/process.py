@@ -34,8 +34,6 @@ STEP_SECONDS = 0.5
 class Options:
     """What ``lbctl announce bgp`` is told.
 
-    Attributes
-    ----------
     instance: whose agent is asked. peers: the file of :mod:`lb.bgp.peers`.
     router_id: an IPv4 address; empty: the node's first, or one that follows from its name.
     metrics_address: see :func:`lb.config.split_address`.
@@ -50,9 +48,7 @@ class Options:
 def run(options: Options) -> None:
     """Tell routers until SIGTERM or SIGINT.
 
-    Raises
-    ------
-    ConfigError: the options or the file of peers are wrong.
+    Raises ConfigError: the options or the file of peers are wrong.
     LbError: another process speaks for the instance; BIRD is not installed.
     """
     memory.few_arenas()

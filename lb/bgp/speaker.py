@@ -99,8 +99,6 @@ class Memory:
 class Speaker:
     """Does one step at a time.
 
-    Parameters
-    ----------
     ask: returns the agent's report; raises LbError while it does not answer.
     unloaded: whether the data plane has been removed from the node; asked while the agent is silent.
     router: the router id, ``""`` to derive it from the node. clock: seconds, monotonic; wall: since 1970.

@@ -53,9 +53,7 @@ def _time(record: logging.LogRecord) -> str:
 def logged(args: argparse.Namespace, err: TextIO, work: Callable[[], None]) -> int:
     """Do what runs on, with its log on a stream in the form that the flags say; return the exit code.
 
-    Raises
-    ------
-    LbError: the work did, and the log is text; an object has it otherwise.
+    Raises LbError: the work did, and the log is text; an object has it otherwise.
     """
     handler = logging.StreamHandler(err)
     handler.setFormatter(OneLine() if args.log_format == "text" else JsonLine())

@@ -54,9 +54,7 @@ def process_names(spec: LabSpec) -> tuple[str, ...]:
 def check(spec: LabSpec) -> None:
     """Refuse what this machine cannot run.
 
-    Raises
-    ------
-    LabError: a program is missing; names its package.
+    Raises LabError: a program is missing; names its package.
     """
     for kind in dict.fromkeys((RouterKind.BIRD, spec.router)):  # the nodes' own engine is BIRD
         name, package = PACKAGES[kind]
@@ -77,9 +75,7 @@ def peers_file(store: Store) -> Path:
 def start_router(store: Store, spec: LabSpec) -> None:
     """Start the router's processes; its interfaces are there.
 
-    Raises
-    ------
-    LabError: one ended at once.
+    Raises LabError: one ended at once.
     """
     where = folder(store)
     where.mkdir()
@@ -107,9 +103,7 @@ def _spawn(store: Store, spec: LabSpec, name: str, argv: list[str]) -> None:
 def start_speaker(store: Store, spec: LabSpec, node: str) -> None:
     """Start what tells the router about a node.
 
-    Raises
-    ------
-    LabError: it runs already, or ended at once.
+    Raises LabError: it runs already, or ended at once.
     """
     name = speaker_name(node)
     if running := store.running(name):
@@ -125,9 +119,7 @@ def start_speaker(store: Store, spec: LabSpec, node: str) -> None:
 def wait(store: Store, spec: LabSpec) -> None:
     """Wait until every node has told the router what it serves.
 
-    Raises
-    ------
-    LabError: a process ended, or it takes too long.
+    Raises LabError: a process ended, or it takes too long.
     """
     for node in spec.node_names:
         name = speaker_name(node)
@@ -284,9 +276,7 @@ def frr_conf(spec: LabSpec) -> str:
 def ask(store: Store, spec: LabSpec, question: str) -> str:
     """Return what the router's own command line answers: of birdc, or of vtysh.
 
-    Raises
-    ------
-    LabError: it answers with an error.
+    Raises LabError: it answers with an error.
     """
     where = folder(store)
     if spec.router is RouterKind.BIRD:
