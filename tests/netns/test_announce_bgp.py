@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lb.cli import main
 from lb.lab import namespaces, router
 from lb.lab.addressing import Announce, RouterKind
 from lb.lab.lab import Lab
@@ -63,6 +65,9 @@ def test_the_router_spreads_connections_over_all_nodes_in_both_families(lab: Lab
     for node in BOTH:  # none of 40 connections to one of two nodes: once in 10^12
         assert dumped(lab, node, "flows")["flows"]
     assert lab.status()["errors"] == []
+    out = io.StringIO()
+    main(["explain", "near", "--no-probes", "--instance", lab.spec.instance("node1")], out=out)
+    assert f"{NEAR[0]}: told to router" in out.getvalue()
 
 
 @each_router
