@@ -84,12 +84,14 @@ class Step:
     """What has changed with a step.
 
     taken, ended: addresses that the node owns from now on, and no more. former: who has handed an address
-    over, or is about to end because it owns one as well.
+    over, or is about to end because it owns one as well. dead: who owned a taken address until nothing was
+    heard of it any more.
     """
 
     taken: list[IPAddress] = field(default_factory=list)
     ended: list[IPAddress] = field(default_factory=list)
     former: dict[IPAddress, Member] = field(default_factory=dict)
+    dead: dict[IPAddress, Member] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ class Election:
         self._joined = self._sent = self._alone_since = now
         self._peers: dict[Member, _Peer] = {}
         self._own = {one: _Own(Standing.SERVES, now, Hold.HELD) for one in adopted}
-        self._known: set[IPAddress] = set()
+        self._known: dict[IPAddress, Member] = {}
         self._leaving = False
 
     # --- what comes in --------------------------------------------------------------------------------------
@@ -182,7 +184,10 @@ class Election:
             if own.standing is Standing.CANNOT and own.hold is Hold.FREE:
                 del self._own[address]
         self._known = {
-            one for peer in self._peers.values() for one, claim in peer.claims.items() if claim.hold
+            address: member
+            for member, peer in self._peers.items()
+            for address, claim in peer.claims.items()
+            if claim.hold
         }
         return step
 
@@ -251,6 +256,9 @@ class Election:
             for member, claim in others:
                 if claim.hold:
                     step.former[address] = member
+            before = self._known.get(address)
+            if before and before not in self._peers:
+                step.dead[address] = before
             return Hold.HELD
         for member, claim in others:
             if not claim.hold:

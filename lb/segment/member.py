@@ -28,8 +28,11 @@ REPEATS = (0.0, 0.3, 1.0, 3.0)
 no second change of a neighbour within a second of the first."""
 DEFEND_SECONDS = 1.0
 """How often one that another node or host claims as well is announced again, at most."""
-FORMER_SECONDS = 300.0
+FORMER_SECONDS = 60.0
 """For how long a former owner gets what is of its connections after it was heard for the last time."""
+ORPHAN_SECONDS = 10.0
+"""The same of one that died as owner. If its agent alone did, it is back by then, and the programs have gone
+on meanwhile; what is of a dead node's connections is better reset than lost."""
 AGAIN_SECONDS = 10.0
 """For how long nothing is owned after the kernel refused it: another node may do better."""
 
@@ -186,6 +189,10 @@ class SegmentMember:
     def _remember(self, step: Step, now: float) -> None:
         """Note whom an address is from; whoever is heard still leads its connections."""
         self._former |= {address: (member, now + FORMER_SECONDS) for address, member in step.former.items()}
+        for address in step.taken:
+            if address not in step.former:
+                self._former.pop(address, None)
+        self._former |= {address: (member, now + ORPHAN_SECONDS) for address, member in step.dead.items()}
         heard = self.election.peers()
         for address, (member, end) in list(self._former.items()):
             if member in heard:

@@ -39,7 +39,7 @@ FRESH = 2
 EVERY = (NEAR, WEB, WEB6)
 MERGE = "application/merge-patch+json"
 RIVAL_MAC = "02:00:00:00:00:66"
-AFTER_SECONDS = 3.5
+AFTER_SECONDS = 1.5
 """For how long it is looked after a change whether what came of it stays so: announcements are repeated."""
 
 

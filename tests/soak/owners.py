@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long an address has no owner: kills, pulled cables, walls, hand-overs, again and again in one lab.
 
-``python -m tests.soak.owners [ROUNDS]``, as root. A client asks every 20 ms who has the address, by ARP, and
-others ask a Service behind it for pages without pause: four that keep their connection, two that open one for
-each page. For each kind of event it prints, as a row of docs/segment.md: how long it took until another node
-answered, and until the owner did again (median and most), for how long two nodes answered at once (most), the
-longest pause of a client, and how many of the requests failed.
+``python -m tests.soak.owners [ROUNDS [WORD…]]``, as root; words choose kinds of events. A client asks every
+20 ms who has the address, by ARP, and others ask a Service behind it for pages without pause: four that keep
+their connection, two that open one for each page. For each kind of event it prints, as a row of
+docs/segment.md: how long it took until another node answered, and until the owner did again (median, most),
+for how long two nodes answered at once (most), the longest pause of a client, and how many of the requests
+failed.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def play(lab: Lab, asking: Asker, kind: Kind) -> None:
 def main() -> None:
     """Bring the lab up, play, print, take it down."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    every = kinds()
+    every = [one for one in kinds() if not sys.argv[2:] or any(word in one.name for word in sys.argv[2:])]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "web.yaml").write_text(MANIFESTS)
         lab = Lab.up(LabSpec("owners", folder, nodes=3, announce=Announce.ARP), print)

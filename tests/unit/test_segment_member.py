@@ -17,7 +17,13 @@ from lb.segment import ownership
 from lb.segment.announcements import announcements
 from lb.segment.beats import ETHERTYPE, frames
 from lb.segment.election import TIMING, Claim, Hold, Member
-from lb.segment.member import AGAIN_SECONDS, Counts, SegmentMember
+from lb.segment.member import (
+    AGAIN_SECONDS,
+    FORMER_SECONDS,
+    ORPHAN_SECONDS,
+    Counts,
+    SegmentMember,
+)
 from lb.segment.ownership import SECOND_NS, Entry
 from lb.segment.speaker import lag
 from tests.fake_maps import FakeMaps
@@ -167,6 +173,24 @@ def test_a_source_that_does_not_answer_lags() -> None:
     )
     assert lag([well, never]) == 0
     assert 40 <= lag([well, failed, never]) < 60
+
+
+def test_a_member_sends_on_to_a_dead_owner_for_a_moment(bench: Bench) -> None:
+    """Perhaps its agent alone is dead. Heard again, it counts as any former owner."""
+    bench.standings[VIP] = Standing.LAST
+    for _ in range(9):
+        bench.hear(Hold.HELD)
+        bench.run(0.4)
+    bench.run(TIMING.dead + 0.2)
+    assert VIP in bench.answered()
+    row = ownership.read(bench.maps)[7, VIP]
+    assert row.former.hex(":") == PEER.mac
+    assert row.former_ns - bench.now_ns() <= ORPHAN_SECONDS * SECOND_NS
+    bench.hear()
+    bench.run(0.5)
+    assert ownership.read(bench.maps)[7, VIP].former_ns - bench.now_ns() > ORPHAN_SECONDS * SECOND_NS
+    bench.run(2 * FORMER_SECONDS)
+    assert ownership.read(bench.maps)[7, VIP].former_ns == 0
 
 
 def test_entries_of_a_map_are_those_that_were_written(bench: Bench) -> None:
