@@ -160,6 +160,15 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def signature(path: Path) -> tuple[int, int, int] | None:
+    """Return what is another when a file has changed: time, size and inode; None where it cannot be seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def foreign_hand(path: Path) -> str:
     """Return how somebody other than root or this process's user could change what is at path, else ``""``.
 

@@ -27,10 +27,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 from lb.errors import ConfigError
-from lb.folders import read_file
+from lb.folders import signature
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
-from lb.manifests.yamldoc import load
+from lb.manifests.own_file import one_document, read_text
 from lb.model import IPAddress
 from lb.words import some
 
@@ -38,7 +38,6 @@ _log = logging.getLogger(__name__)
 
 CLASS = "lbctl"
 REST_SECONDS = 600
-_MOST_BYTES = 1 << 20
 _MOST_REST = 30 * 86_400
 _FIRST, _LAST = "first", "last"
 _TOP = frozenset(("pools", "load_balancer_class", "without_class", "rest_seconds"))
@@ -160,14 +159,14 @@ class PoolsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._signature()
+        self._seen = signature(path)
         self.pools = read(path)
         self.error = ""
         """What is wrong with it now, ``""`` when nothing is."""
 
     def refresh(self) -> bool:
         """Look at the file again; return whether it says something else."""
-        seen = self._signature()
+        seen = signature(self._path)
         if seen == self._seen:
             return False
         self._seen = seen
@@ -183,13 +182,6 @@ class PoolsFile:
             _log.info("%s: %s", self._path, some(pool.name for pool in found.pools))
         return changed
 
-    def _signature(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
 
 def read(path: Path) -> Pools:
     """Return what a file says.
@@ -198,13 +190,7 @@ def read(path: Path) -> Pools:
     ------
     ConfigError: it cannot be read, or something in it is wrong: names file, line, pool and field.
     """
-    try:
-        text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    return parse(text, str(path))
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, path: str) -> Pools:
@@ -215,15 +201,8 @@ def parse(text: str, path: str) -> Pools:
     ConfigError: something in it is wrong; the first thing is named.
     """
     problems = Problems(path)
-    documents = list(load(text))
-    if len(documents) != 1:
-        raise ConfigError(f"{path}: must hold one YAML document, holds {len(documents)}")
-    [document] = documents
-    for fault in document.faults:
-        problems.note(fault.line, fault.field, fault.message)
-    found = Pools()
-    if document.root is not None:
-        found = _pools(Field(problems, "", document.root.line, document.root).fields(_TOP))
+    top = one_document(text, problems)
+    found = Pools() if top is None else _pools(top.fields(_TOP))
     for error in problems.errors():
         raise ConfigError(str(error))
     return found

@@ -49,17 +49,16 @@ from typing import TypeVar
 
 from lb.announce.steady import Hold
 from lb.errors import ConfigError
-from lb.folders import read_file
+from lb.folders import read_file, signature
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
-from lb.manifests.yamldoc import load
+from lb.manifests.own_file import one_document, read_text
 from lb.model import IPAddress, IPNetwork
 from lb.words import some
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_MOST_BYTES = 1 << 20
 _MOST_PASSWORD = 80  # TCP_MD5SIG_MAXKEYLEN of linux/tcp.h
 _MOST_ASN = 2**32 - 1
 _MOST_SECONDS = 3600
@@ -216,22 +215,14 @@ class PeersFile:
 
     def _signature(self) -> tuple[object, ...]:
         """Return what changes when the file does, or one beside it: a Secret may be mounted there."""
-        found: list[object] = []
-        for path in (self._path, *_passwords(self._path)):
-            try:
-                status = path.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((status.st_mtime_ns, status.st_size, status.st_ino))
-        return tuple(found)
+        return tuple(map(signature, (self._path, *_passwords(self._path))))
 
 
 def _passwords(path: Path) -> list[Path]:
     """Return the password files that a file names, as far as that can be told."""
     try:
-        text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(path)
+    except ConfigError:
         return []
     return [path.parent / name for name in re.findall(r"password_file:\s*[\"']?([^\s\"',}]+)", text)]
 
@@ -241,13 +232,7 @@ def read(path: Path) -> Reading:
 
     Raises ConfigError: it cannot be read, or something in it is wrong beside single peers.
     """
-    try:
-        text = read_file(path, _MOST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    return parse(text, str(path))
+    return parse(read_text(path), str(path))
 
 
 def parse(text: str, path: str) -> Reading:
@@ -256,15 +241,10 @@ def parse(text: str, path: str) -> Reading:
     Raises ConfigError: something beside single peers is wrong; the first thing is named.
     """
     problems, of_peers = Problems(path), Problems(path)
-    documents = list(load(text))
-    if len(documents) != 1:
-        raise ConfigError(f"{path}: must hold one YAML document, holds {len(documents)}")
-    [document] = documents
-    for fault in document.faults:
-        problems.note(fault.line, fault.field, fault.message)
-    if document.root is None:
+    root = one_document(text, problems)
+    if root is None:
         raise ConfigError(f"{path}: is empty; say asn, peers and advertise")
-    top = Field(problems, "", document.root.line, document.root).fields(_TOP)
+    top = root.fields(_TOP)
     asn = _asn(top["asn"])
     peers: dict[str, Peer] = {}
     broken: set[str] = set()

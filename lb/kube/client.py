@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 import select
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from urllib.parse import urlencode
 
 import msgspec
@@ -25,6 +25,7 @@ import urllib3
 
 import lb
 from lb.errors import ConfigError, LbError
+from lb.folders import signature
 from lb.kube.access import Access, pool
 from lb.kube.decode import UNREADABLE
 
@@ -338,13 +339,5 @@ class _Line:
         return (setting and setting["value"]) or ""
 
 
-def _signatures(access: Access) -> tuple[tuple[int, int, int] | None, ...]:
-    return tuple(_signature(file) for file in access.files)
-
-
-def _signature(file: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+def _signatures(access: Access) -> tuple[object, ...]:
+    return tuple(signature(Path(file)) for file in access.files)
