@@ -276,9 +276,7 @@ class _Allocation:
     def _check(self, each: Claimant, address: IPAddress) -> None:
         """See whether a Service may have the address that it names.
 
-        Raises
-        ------
-        _RefusedError: it may not.
+        Raises _RefusedError: the Service may not have it.
         """
         holding = [pool for pool in self._pools.pools if pool.holds(address)]
         if not holding:
@@ -295,9 +293,7 @@ class _Allocation:
     def _find(self, each: Claimant, version: int) -> IPAddress:
         """Return the address of a family that a Service should be given.
 
-        Raises
-        ------
-        _RefusedError: there is none.
+        Raises _RefusedError: no pool has one.
         """
         pools = [pool for pool in self._candidates(each) if pool.size(version)]
         if not pools:

@@ -45,9 +45,7 @@ _ACTION = "GiveAddress"
 class Desk:
     """For one thread, and for as long as the Lease is held; publish tells of a change, and never waits.
 
-    Raises
-    ------
-    LbError: the promises in the Lease cannot be read.
+    Raises LbError: the promises in the Lease cannot be read.
     """
 
     def __init__(
@@ -87,9 +85,7 @@ class Desk:
 
         None: when something changes.
 
-        Raises
-        ------
-        LostLeaseError: the Lease is another's.
+        Raises LostLeaseError: the Lease is another's.
         """
         self._promises = promised(self._promises, self._claimants)
         outcome = allocate(
@@ -123,9 +119,7 @@ class Desk:
     def _promise(self, changes: list[Verdict], outcome: Outcome) -> None:
         """Write into the Lease what is going to be written into statuses.
 
-        Raises
-        ------
-        ApiError: it is not written, or it is not known whether it is.
+        Raises ApiError: it is not written, or it is not known whether it is.
         """
         promises = {
             key: each

@@ -52,9 +52,7 @@ class FolderAllocator:
     state: the file. networks: those of cluster IPs, which say of which families a Service is. clock: seconds
     since the epoch.
 
-    Raises
-    ------
-    ConfigError: a directory is none.
+    Raises ConfigError: a directory is none.
     """
 
     def __init__(
@@ -86,9 +84,7 @@ class FolderAllocator:
     def run(self, stop: threading.Event) -> None:
         """Give addresses, and follow what changes, until stop is set.
 
-        Raises
-        ------
-        LbError: the state cannot be read, or its folder not be written to.
+        Raises LbError: the state cannot be read, or its folder not be written to.
         """
         with self._locked(stop):
             if stop.is_set():
@@ -128,9 +124,8 @@ class FolderAllocator:
     def load(self) -> None:
         """Read what was given.
 
-        Raises
-        ------
-        LbError: the file is there and cannot be read; nothing is given then, for it may have been given.
+        Raises LbError: the file is there and cannot be read; nothing is given then, for it may have been
+        given.
         """
         path = str(self._path)
         try:

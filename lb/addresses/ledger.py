@@ -60,9 +60,7 @@ def to_notes(promises: Promises, resting: Mapping[IPAddress, Rest]) -> dict[str,
 def promises_of(notes: Mapping[str, str]) -> dict[ObjectKey, Promise]:
     """Return what is promised.
 
-    Raises
-    ------
-    LbError: it cannot be read; nothing may be given then.
+    Raises LbError: it cannot be read; nothing may be given then.
     """
     try:
         return {

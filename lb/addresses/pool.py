@@ -113,9 +113,7 @@ class Pools:
 def parse_entry(text: str) -> Span:
     """Return the addresses of a network, an address, or a range ``FIRST-LAST``.
 
-    Raises
-    ------
-    ValueError: it is none of these; says what is wrong.
+    Raises ValueError: the text is none of these; says what is wrong.
     """
     first, dash, last = (part.strip() for part in text.partition("-"))
     if dash:
@@ -152,9 +150,7 @@ def without(ranges: Iterable[range], avoided: Iterable[range]) -> tuple[range, .
 class PoolsFile:
     """The file, read again when it changes. What is wrong later is logged, and what was good stays.
 
-    Raises
-    ------
-    ConfigError: it cannot be read to begin with.
+    Raises ConfigError: it cannot be read to begin with.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,9 +182,7 @@ class PoolsFile:
 def read(path: Path) -> Pools:
     """Return what a file says.
 
-    Raises
-    ------
-    ConfigError: it cannot be read, or something in it is wrong: names file, line, pool and field.
+    Raises ConfigError: it cannot be read, or something in it is wrong: names file, line, pool and field.
     """
     return parse(read_text(path), str(path))
 
@@ -196,9 +190,7 @@ def read(path: Path) -> Pools:
 def parse(text: str, path: str) -> Pools:
     """Return what the text of a file says; path: for errors.
 
-    Raises
-    ------
-    ConfigError: something in it is wrong; the first thing is named.
+    Raises ConfigError: something in it is wrong; the first thing is named.
     """
     problems = Problems(path)
     top = one_document(text, problems)

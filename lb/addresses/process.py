@@ -58,10 +58,8 @@ class Options:
 def run(options: Options) -> None:
     """Give addresses until SIGTERM or SIGINT.
 
-    Raises
-    ------
-    ConfigError: the options or the pools are wrong.
-    LbError: the state cannot be read or written; the Lease's promises cannot be read.
+    Raises ConfigError: the options or the pools are wrong.
+    Raises LbError: the state cannot be read or written; the Lease's promises cannot be read.
     """
     memory.few_arenas()
     board, pools = Board(), PoolsFile(options.pools)

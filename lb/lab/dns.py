@@ -70,9 +70,7 @@ def node_resolvers(spec: LabSpec) -> tuple[str, ...]:
 def bring_up(store: Store, spec: LabSpec) -> None:
     """Start everything but the pods, and write the objects that make these.
 
-    Raises
-    ------
-    LabError: named is missing, or something ended at once.
+    Raises LabError: named is missing, or something ended at once.
     """
     from lb.lab.apply import read  # noqa: PLC0415 - large, and the kubelet does without
 
@@ -92,9 +90,7 @@ def bring_up(store: Store, spec: LabSpec) -> None:
 def start_feeding(store: Store, spec: LabSpec) -> None:
     """Start what keeps the servers in step with the Services.
 
-    Raises
-    ------
-    LabError: it ended at once.
+    Raises LabError: it ended at once.
     """
     if spec.kubernetes:
         sources = ["--source=kubernetes", f"--kubeconfig={store.agent_kubeconfig}"]

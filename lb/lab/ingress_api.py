@@ -59,9 +59,7 @@ class IngressApi:
     async def reconcile(self, cache: Cache) -> None:
         """Make the objects that follow from the Ingresses, and have what there is now served.
 
-        Raises
-        ------
-        ApiError: the API server did not take something.
+        Raises ApiError: the API server did not take something.
         """
         content = Content()
         for resource in _KINDS:

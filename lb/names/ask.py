@@ -58,9 +58,7 @@ def ask(question: Question, timeout: float = TIMEOUT_SECONDS) -> Answer:
 def ask_all(questions: Sequence[Question], cgroup: str = "") -> list[Answer]:
     """Ask all from this network namespace, as a process of this control group; "" for the present one.
 
-    Raises
-    ------
-    LbError: the process that does it failed.
+    Raises LbError: the process that does it failed.
     """
     answers = inquiry.ask("lb.names.ask", questions, cgroup, "asking DNS")
     return [Answer(each["status"], tuple(each["data"])) for each in answers]

@@ -142,9 +142,7 @@ class Feed:
     def turn(self) -> None:
         """Bring the server into step once.
 
-        Raises
-        ------
-        dns.exception.DNSException, OSError, FeedError: it cannot be done.
+        Raises dns.exception.DNSException, OSError, FeedError: it cannot be done.
         """
         wanted = self._wanted
         if not wanted:

@@ -204,9 +204,7 @@ class Views:
 
         Those with trouble come first, unless ``sort`` is ``name``.
 
-        Raises
-        ------
-        LbError: limit is no number.
+        Raises LbError: limit is no number.
         """
         wanted = query.get("q", "").lower()
         most = _limit(query)
@@ -244,9 +242,7 @@ class Views:
     def service(self, query: Query) -> dict[str, Any]:
         """Return one Service: its ports, the ways of packets to them, and its last changes.
 
-        Raises
-        ------
-        LbError: there is none of this name in the maps.
+        Raises LbError: there is none of this name in the maps.
         """
         key = service_of(query)
         with self._opened() as maps:

@@ -86,9 +86,7 @@ def put(buckets: Rows, at: Rows, tag: Rows, new: Entries) -> None:
 def parts(fd: FD, spec: MapSpec) -> Iterator[Entries]:
     """Yield what is in a table, a few MB of buckets at a time.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     return (entries(buckets) for buckets in _chunks(fd, spec))
 
@@ -96,9 +94,7 @@ def parts(fd: FD, spec: MapSpec) -> Iterator[Entries]:
 def read(fd: FD, spec: MapSpec) -> Entries:
     """Return what is in a table.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     return _join(list(parts(fd, spec)))
 
@@ -106,9 +102,7 @@ def read(fd: FD, spec: MapSpec) -> Entries:
 def find(fd: FD, spec: MapSpec, hashing: Rows, key: Rows) -> Rows | None:
     """Return the value of one key, as one row; None when the table has it not.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read.
+    Raises BpfError: the kernel refused to read.
     """
     (bucket,), _ = places(hashing, key, bpf.map_info(fd).max_entries)
     rows = np.zeros(1, spec.kernel_value)
@@ -121,9 +115,7 @@ def find(fd: FD, spec: MapSpec, hashing: Rows, key: Rows) -> Rows | None:
 def clone(source: FD, target: FD, spec: MapSpec) -> None:
     """Copy the buckets that hold something into an empty table of the same number of them, as they are.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read or write.
+    Raises BpfError: the kernel refused to read or write.
     """
     info = bpf.map_info(source)
     for numbers, values in batch.chunks(source, info, info.value_size):
@@ -178,9 +170,7 @@ def change(fd: FD, spec: MapSpec, hashing: Rows, keys: Rows, values: Rows | None
 def copy(source: FD, target: FD, spec: MapSpec, hashing: Rows) -> None:
     """Copy a table into an empty one, which may have another number of buckets.
 
-    Raises
-    ------
-    BpfError: the kernel refused to read or write.
+    Raises BpfError: the kernel refused to read or write.
     """
     found = read(source, spec)
     buckets = np.zeros(bpf.map_info(target).max_entries, spec.kernel_value)

@@ -37,9 +37,7 @@ class MapFill:
 def map_fill(maps: Maps) -> list[MapFill]:
     """Return the fill of each map that can fill up, in the order of :data:`lb.datapath.maps.map_table.MAPS`.
 
-    Raises
-    ------
-    BpfError: the kernel refused to show a map.
+    Raises BpfError: the kernel refused to show a map.
     """
     rows = []
     for spec in map_table.MAPS:
@@ -65,9 +63,7 @@ def map_fill(maps: Maps) -> list[MapFill]:
 def evictions(maps: Maps) -> dict[str, int]:
     """Return by map how many entries, not provisional, made room before their time since the map was made.
 
-    Raises
-    ------
-    BpfError: the kernel refused to show a map.
+    Raises BpfError: the kernel refused to show a map.
     """
     caches = (spec.name for spec in map_table.MAPS if spec.type is MapType.CACHE)
     return {name: maps.fill(name).evicted for name in caches}
