@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb.errors import LbError
-from lb.folders import replace_file
+from lb.folders import read_file, replace_file
 
 PACKAGE = "bird2"
-_SECONDS = 3.0
+ANSWER_SECONDS = 10.0
+"""How long an answer is waited for; one that takes longer hangs, and is killed."""
 _START_SECONDS = 10.0
 _ERRORS = 8000
 _LINE = re.compile(r"(\d{4})([- ])(.*)")
@@ -62,12 +63,17 @@ NO_SESSION = SessionState(up=False, state="")
 
 
 class Bird:
-    """An engine that runs, or is to run, with its files in a folder of its own."""
+    """An engine that runs, or is to run, with its files in a folder of its own.
 
-    def __init__(self, folder: Path) -> None:
+    seconds: see ANSWER_SECONDS.
+    """
+
+    def __init__(self, folder: Path, seconds: float = ANSWER_SECONDS) -> None:
         self._folder = folder
+        self._seconds = seconds
         self.config = folder / "bird.conf"
         self.socket = folder / "bird.ctl"
+        self._pid_file = folder / "bird.pid"
         self._child: subprocess.Popen[bytes] | None = None
 
     def alive(self) -> bool:
@@ -104,9 +110,11 @@ class Bird:
 
         Raises LbError: it ended, or does not answer.
         """
+        self._kill_former()
         self.socket.unlink(missing_ok=True)
+        files = ["-c", str(self.config), "-s", str(self.socket), "-P", str(self._pid_file)]
         self._child = subprocess.Popen(
-            [program(), "-f", "-R", "-c", str(self.config), "-s", str(self.socket)],
+            [program(), "-f", "-R", *files],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -115,6 +123,21 @@ class Bird:
             if self._child is None or time.monotonic() > deadline:
                 raise LbError("bird ended at once, or does not answer; its last lines are above")
             time.sleep(0.02)
+
+    def _kill_former(self) -> None:
+        """Kill one that runs and does not answer: it has the port, and two would speak for one node."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(read_file(self._pid_file, 32))
+            # The number may be another process's by now, or be of another pod.
+            if os.fsencode(self.socket) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+                deadline = time.monotonic() + _START_SECONDS
+                while Path(f"/proc/{pid}/cmdline").read_bytes() and time.monotonic() < deadline:
+                    time.sleep(0.02)
 
     def configure(self) -> None:
         """Have it read its configuration again; it changes what differs.
@@ -152,15 +175,15 @@ class Bird:
         self.call("down")
 
     def ended(self, seconds: float = _START_SECONDS) -> bool:
-        """Wait until it has ended; one that does not is killed."""
+        """Wait until it has ended; one of this process that does not is killed, and False is returned."""
         deadline = time.monotonic() + seconds
-        while self.alive():
-            if time.monotonic() > deadline:
-                if self._child is not None:
-                    self._child.send_signal(signal.SIGKILL)
-                return False
+        while time.monotonic() < deadline:
+            if not self.alive() and (self._child is None or self._child.poll() is not None):
+                self._child = None
+                return True
             time.sleep(0.05)
-        return True
+        self._kill_former()
+        return False
 
     def call(self, command: str) -> list[str]:
         """Send a command; return the lines of the answer, without codes.
@@ -178,7 +201,7 @@ class Bird:
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
-            line.settimeout(_SECONDS)
+            line.settimeout(self._seconds)
             line.connect(str(self.socket))
             greeting = b""
             while not greeting.endswith(b"\n"):
