@@ -13,7 +13,7 @@ from typing import TextIO
 from lb.cli import nodes, output
 from lb.cli.audit import look
 from lb.cli.colours import painted, wanted
-from lb.cli.width import MOST, wrapped
+from lb.cli.width import MOST, text_width, wrapped
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, Result, causes
 from lb.diagnose.gather import Vantage, gather
@@ -25,6 +25,7 @@ from lb.served.ask import ask
 from lb.served.pulse import pulse
 from lb.served.servable import spoken
 
+_LEAST = 30  # columns of what was found
 _COLOURS = {Result.OK: "32", Result.NOTE: "33", Result.CAUSE: "1;31"}
 
 
@@ -65,11 +66,15 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         "causes": causes(findings),
         "findings": [asdict(one) for one in findings],
     }
-    output.write(args, out, report, lambda: render(key, where, findings, colours=wanted(out)))
+    output.write(
+        args, out, report, lambda: render(key, where, findings, text_width(out), colours=wanted(out))
+    )
     return 1 if causes(findings) else 0
 
 
-def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: bool = False) -> str:
+def render(
+    key: ObjectKey, where: str, findings: Sequence[Finding], width: int = MOST, *, colours: bool = False
+) -> str:
     """Return the text form: a line or more for each finding, what to do below it, and the sum."""
     lines = [f"{key}, seen from {where}", ""]
     wide = max((len(one.step) for one in findings), default=0)
@@ -78,11 +83,12 @@ def render(key: ObjectKey, where: str, findings: Sequence[Finding], *, colours: 
         if colours:
             word = painted(word, _COLOURS[one.result])
         indent = " " * (wide + 9)
-        text = wrapped(one.found, MOST - len(indent))
+        room = max(width - len(indent), _LEAST)
+        text = wrapped(one.found, room)
         lines.append(f"{one.step.ljust(wide)}  {word}  {text[0]}")
         lines += [indent + line for line in text[1:]]
         if one.next:
-            told = wrapped(f"→ {one.next}", MOST - len(indent), below="  ")
+            told = wrapped(f"→ {one.next}", room, below="  ")
             lines += [indent + line for line in told]
     found = causes(findings)
     lines.append("")

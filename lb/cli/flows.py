@@ -13,6 +13,7 @@ from typing import TextIO
 from lb.cli import instances, output, pods
 from lb.cli.nodes import selected
 from lb.cli.tables import table
+from lb.cli.width import terminal_width
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import dump
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     found = [one for one in read if isinstance(one, FlowEntry)]
     known = pods.known(RunDir(name)) if found else {}
     flows = [one.as_dict() | of_pods(one, known) for one in found]
-    output.write(args, out, {"flows": flows}, lambda: render(found, known))
+    output.write(args, out, {"flows": flows}, lambda: render(found, known, terminal_width(out)))
     return 0
 
 
@@ -42,8 +43,12 @@ def of_pods(one: FlowEntry, known: Mapping[str, str]) -> dict[str, str]:
     return {name: pod for name, place in places.items() if (pod := pods.pod_at(known, place))}
 
 
-def render(flows: Sequence[FlowEntry], known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Return the table form; known: pods by ``address:port`` and by address."""
+def render(
+    flows: Sequence[FlowEntry],
+    known: Mapping[str, str] = MappingProxyType({}),
+    width: int | None = None,
+) -> str:
+    """Return the table form; known: pods by ``address:port`` and by address. width: the terminal's."""
     rows = []
     for one in flows:
         cells = asdict(one) | {"snat": one.snat or "-", "idle": f"{one.idle_seconds:.0f} s"}
@@ -51,4 +56,5 @@ def render(flows: Sequence[FlowEntry], known: Mapping[str, str] = MappingProxyTy
         rows.append([cells[name] for name in _COLUMNS])
     live, closed = dump.live_and_closed(flows)
     shown = len(_COLUMNS) if known else len(_COLUMNS) - 2
-    return table(_COLUMNS[:shown], [row[:shown] for row in rows]) + f"{live} live, {closed} closed\n"
+    text = table(_COLUMNS[:shown], [row[:shown] for row in rows], width=width)
+    return text + f"{live} live, {closed} closed\n"

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from lb.cli import output
 from lb.cli.grammar.lab import EXAMPLES, EXAMPLES_IN_IPV6
 from lb.cli.tables import table
+from lb.cli.width import terminal_width, wrapped
 from lb.errors import LabError
 from lb.lab import dns, kube_proxy, servers
 from lb.lab.addressing import DEFAULT_ID, Announce, Family, LabSpec, Overlay, RouterKind, check_id
@@ -106,11 +107,11 @@ def _next(lab: Lab) -> str:
 def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab status``."""
     status = Lab.open(args.id).status()
-    output.write(args, out, status, lambda: _status_text(status) + "\n")
+    output.write(args, out, status, lambda: _status_text(status, terminal_width(out)) + "\n")
     return 1 if [each for each in status["errors"] if not each.startswith("warning: ")] else 0
 
 
-def _status_text(status: dict[str, Any]) -> str:
+def _status_text(status: dict[str, Any], width: int | None = None) -> str:
     def running(process: dict[str, Any]) -> str:
         return f"runs, process {process['pid']}" if process["running"] else "does not run"
 
@@ -131,6 +132,8 @@ def _status_text(status: dict[str, Any]) -> str:
         lines[-1:] = [*_routing_text(status["routing"]), ""]
     if "kubernetes" in status:
         lines[-1:] = [*_kubernetes_text(status["kubernetes"], running), ""]
+    if width:
+        lines = [part for line in lines for part in wrapped(line, width, below=" " * 11) or [""]]
     nodes = [
         [
             node["name"],
@@ -152,8 +155,8 @@ def _status_text(status: dict[str, Any]) -> str:
         ]
         for pod in status["pods"]
     ]
-    lines.append(table(("node", "addresses", "zone", "agent", "sync"), nodes))
-    lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods))
+    lines.append(table(("node", "addresses", "zone", "agent", "sync"), nodes, width=width))
+    lines.append(table(("pod", "node", "addresses", "ready", "restarts", "message"), pods, width=width))
     lines += [each if each.startswith("warning: ") else f"error: {each}" for each in status["errors"]]
     return "\n".join(lines).rstrip()
 

@@ -15,6 +15,7 @@ import numpy as np
 from lb.cli import instances, output, pods
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
+from lb.cli.width import terminal_width
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
@@ -49,7 +50,7 @@ def run_list(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         for part in ("services", "unserved", "balanced"):
             found[part] = [one for one in found[part] if chosen.covers(one["service"])]
         found["announced"] = [one for one in found["announced"] if any(map(chosen.covers, one["services"]))]
-    output.write(args, out, found, lambda: render(found, wide=args.output == "wide"))
+    output.write(args, out, found, lambda: render(found, terminal_width(out), wide=args.output == "wide"))
     return 0
 
 
@@ -227,11 +228,11 @@ def _some_lines(title: str, every: Sequence[str]) -> str:
     return f"\n{title}:\n" + "".join(f"  {line}\n" for line in lines)
 
 
-def render(found: Mapping[str, Any], *, wide: bool = False) -> str:
-    """Return the table form; wide: with how many backends are on their way out."""
+def render(found: Mapping[str, Any], width: int | None = None, *, wide: bool = False) -> str:
+    """Return the table form; width: the terminal's. wide: with how many backends are on their way out."""
     columns = [name for name in _COLUMNS if wide or name != "terminating"]
     rows = map(_cells, found["services"])
-    text = table(columns, [[cells[name] for name in columns] for cells in rows])
+    text = table(columns, [[cells[name] for name in columns] for cells in rows], width=width)
     unserved = [f"{one['service']}  {one['why']}" for one in found["unserved"]]
     text += _some_lines("without a VIP, as asked for", unserved)
     told = [one for one in found["balanced"] if one["note"] or not one["addresses"]]

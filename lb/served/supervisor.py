@@ -13,6 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from lb.served.notes import AgentReport
+from lb.words import several
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Supervisor:
 
 def _status(agent: AgentReport) -> str:
     """Return the line that ``systemctl status`` shows."""
-    problems, services = agent.problems(), f"{agent.service_count()} Services"
+    problems, services = agent.problems(), several(agent.service_count(), "Service")
     if not problems:
         return f"STATUS=in step: {services}"
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
