@@ -172,12 +172,21 @@ class Speaker:
         with self._opened() as maps:
             try:
                 while not stop.is_set():
-                    self._turn(maps)
+                    try:
+                        self._turn(maps)
+                    except BpfError as error:  # nothing is put off then, and what is owned ends by itself
+                        self._failed(f"addresses are not announced: {error}")
+                        time.sleep(TURN_SECONDS)
                     self._wait(stop)
                 self._leave(maps)
             finally:
                 for _, _, link in self._segments.values():
                     link.close()
+
+    def _failed(self, text: str) -> None:
+        if text and text != self._failure:
+            _log.error("%s", text)
+        self._failure = text
 
     def _wait(self, stop: Halt | None) -> None:
         wake = [link.fileno() for _, _, link in self._segments.values()] + ([stop.fileno()] if stop else [])
@@ -289,9 +298,9 @@ class Speaker:
         try:
             interfaces, roles = interfaces_and_roles(self._config)
         except LbError as error:
-            self._failure = str(error)
+            self._failed(str(error))
             return
-        self._failure = ""
+        failure = ""
         wanted = {
             one.index: one
             for one in interfaces
@@ -311,8 +320,7 @@ class Speaker:
                 link = Link(one.name)
             except OSError as error:
                 lacks = " (CAP_NET_RAW)" if error.errno == errno.EPERM else ""
-                self._failure = f"{one.name}: {error.strerror}{lacks}: addresses are not announced there"
-                _log.error("%s", self._failure)
+                failure = f"{one.name}: {error.strerror}{lacks}: addresses are not announced there"
                 continue
             member = SegmentMember(
                 self._config.node_name,
@@ -324,6 +332,7 @@ class Speaker:
                 clock_ns=self._clock_ns,
             )
             self._segments[index] = (one, member, link)
+        self._failed(failure)
         self._end_strangers(maps)
 
     def _chosen(self, interface: Interface) -> bool:
