@@ -2,9 +2,9 @@
 """The rules that kube-proxy would have on a node, in the shape that Kubernetes 1.36 writes them.
 
 For the lab, to go over from them and back, for the bench, to measure beside them, and for tests/twin, to
-compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses with traffic policy
-Cluster, over TCP, UDP and SCTP, with affinity; in nftables mode also the rejection of a port without
-endpoints. Not there: source ranges, policy Local. In iptables mode a port without endpoints has no rules.
+compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses over TCP, UDP and
+SCTP, with affinity; in nftables mode also traffic policies, and the rejection of a port without endpoints.
+Not there: source ranges. In iptables mode a port without endpoints has no rules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lb.errors import LabError
 from lb.lab.addressing import POD_NETWORKS, node_address
 from lb.lab.lab import Lab
 from lb.manifests import ManifestSource
-from lb.model import IPAddress, socket_text
+from lb.model import IPAddress, TrafficPolicy, socket_text
 from lb.plan import plan_service
 from lb.plan.types import Backend, PortPlan, Topology, Vip, VipKind
 from lb.state import ClusterState
@@ -174,11 +174,13 @@ def nftables(ports: Sequence[NamedPort], pod_network: str, version: int = 4) -> 
                 elements["nodeport-ips"].add(str(vip.key.address))
             elif internal:
                 elements["cluster-ips"].add(str(vip.key.address))
-            if port.plan.cluster:
-                chain = f"{'service' if internal else 'external'}-{port.name}"
+            none_here = _is_local(vip) and not port.plan.local
+            if port.plan.cluster and not (internal and none_here):
+                chain = f"{_choice(vip) if internal else 'external'}-{port.name}"
                 elements["service-nodeports" if node_port else "service-ips"].add(f"{place} : goto {chain}")
-            else:
-                elements[f"no-endpoint-{kind}s"].add(f"{place} : goto reject-chain")
+            if not port.plan.cluster or none_here:
+                verdict = "drop" if port.plan.cluster else "goto reject-chain"
+                elements[f"no-endpoint-{kind}s"].add(f"{place} : {verdict}")
     yield "}"
     for name, found in elements.items():
         if found:
@@ -242,10 +244,20 @@ table $ip kube-proxy {
 """
 
 
+def _is_local(vip: Vip) -> bool:
+    return vip.outside is TrafficPolicy.LOCAL
+
+
+def _choice(vip: Vip) -> str:
+    """Return the kind of chain that chooses for a VIP's clients from outside."""
+    return "local" if _is_local(vip) else "service"
+
+
 def _nft_service(port: NamedPort, pod_network: str, family: str) -> Iterator[str]:
     """Yield the chains of one port: one for each endpoint, one to choose, one for what comes from outside."""
-    backends, seconds = port.plan.cluster, port.plan.affinity_seconds
-    for at, backend in enumerate(backends):
+    plan, seconds = port.plan, port.plan.affinity_seconds
+    numbers = {backend: at for at, backend in enumerate(dict.fromkeys((*plan.cluster, *plan.local)))}
+    for backend, at in numbers.items():
         if seconds:
             kind = "ipv4_addr" if family == "ip" else "ipv6_addr"
             yield f" set {port.memory(backend)} {{"
@@ -257,17 +269,32 @@ def _nft_service(port: NamedPort, pod_network: str, family: str) -> Iterator[str
             yield f"  update @{port.memory(backend)} {{ {family} saddr }}"
         yield f"  meta l4proto {port.protocol} dnat to {socket_text(backend.address, backend.port)}"
         yield " }"
-    choice = ", ".join(f"{at} : goto endpoint-{port.name}-{at}" for at in range(len(backends)))
-    yield f" chain service-{port.name} {{"
-    for vip in port.vips(VipKind.CLUSTER_IP):
-        to = f"{family} daddr {vip.key.address} {port.protocol} dport {vip.key.port}"
-        yield f"  {to} {family} saddr != {pod_network} jump mark-for-masquerade"
-    for at, backend in enumerate(backends if seconds else ()):
-        yield f"  {family} saddr @{port.memory(backend)} goto endpoint-{port.name}-{at}"
-    yield f"  numgen random mod {len(backends)} vmap {{ {choice} }}"
-    yield " }"
+    for chain, backends in (("service", plan.cluster), ("local", plan.local)):
+        yield f" chain {chain}-{port.name} {{"
+        for vip in port.vips(VipKind.CLUSTER_IP):
+            to = f"{family} daddr {vip.key.address} {port.protocol} dport {vip.key.port}"
+            yield f"  {to} {family} saddr != {pod_network} jump mark-for-masquerade"
+        for backend in backends if seconds else ():
+            yield f"  {family} saddr @{port.memory(backend)} goto endpoint-{port.name}-{numbers[backend]}"
+        if backends:
+            choice = (f"{at} : goto endpoint-{port.name}-{numbers[each]}" for at, each in enumerate(backends))
+            yield f"  numgen random mod {len(backends)} vmap {{ {', '.join(choice)} }}"
+        yield " }"
     if port.external:
-        yield f" chain external-{port.name} {{ jump mark-for-masquerade; goto service-{port.name}; }}"
+        yield from _nft_external(port, pod_network, family)
+
+
+def _nft_external(port: NamedPort, pod_network: str, family: str) -> Iterator[str]:
+    """Yield the chain of what is for other addresses than a clusterIP; pods and the node are inside."""
+    yield f" chain external-{port.name} {{"
+    if any(map(_is_local, port.vips(VipKind.NODE_PORT, *_EXTERNAL))):
+        yield f"  {family} saddr {pod_network} goto service-{port.name}"
+        yield "  fib saddr type local jump mark-for-masquerade"
+        yield f"  fib saddr type local goto service-{port.name}"
+        yield f"  goto local-{port.name}"
+    else:
+        yield f"  jump mark-for-masquerade; goto service-{port.name};"
+    yield " }"
 
 
 def iptables(ports: Iterable[NamedPort], pod_network: str) -> Iterator[str]:

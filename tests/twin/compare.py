@@ -2,8 +2,9 @@
 """What both sides' clients saw, in words that are the same on both, and where they differ.
 
 Names of pods lose their side, addresses become roles: ``asked`` is the address that the client had asked,
-``itself`` its own. Which of several ready endpoints answers is chance: ``ready`` stands for one of them,
-``past`` for one that was ready before, ``kept`` for the one that a connection has had since it was opened.
+``itself`` its own. Which of several endpoints answers is chance: ``ready`` stands for one of those that the
+client is offered, ``past`` for one that was ready before, ``kept`` for the one that a connection has had
+since it was opened, ``same`` for the one of the connection before, where the Service has affinity.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from lb.lab.addressing import clients, node_address, outside_server
 from tests.twin.differences import DELIBERATE, OPEN, Case, earlier_program
-from tests.twin.program import BACKENDS, START, Step, Target, World, changed
+from tests.twin.program import BACKENDS, FAR, START, Step, Target, World, changed
 from tests.twin.services import Side, cluster_ip, external_ip, place, source
 
 Outcome = dict[str, Any]
@@ -37,11 +38,15 @@ class Difference:
 
 @dataclass(slots=True)
 class _Opened:
-    """A socket: where it leads and who may have been chosen for it when it was opened."""
+    """A socket: where it leads and who may have been chosen for it when it was opened.
+
+    chosen: by side, client's address and Service, whom the last connection went to, in the world as it was.
+    """
 
     to: Target | None
     port: int | str
     ready: frozenset[str]
+    chosen: dict[tuple[str, str, str], str]
     first: dict[str, str] = field(default_factory=dict)
     """By side, who answered first."""
 
@@ -78,9 +83,11 @@ class Comparison:
         past = {name: set(_ready(world, name)) for name in world}
         opened: dict[Socket, _Opened] = {}
         apart: set[Socket] = set()
+        chosen: dict[tuple[str, str, str], str] = {}
         found: list[Difference] = []
         for at, (step, outcomes) in enumerate(zip(steps, seen, strict=True)):
             if step["do"] == "world":
+                chosen = {}
                 if "service" in step:
                     name = step["service"]
                     world[name] = changed(world[name], step["field"], step["value"])
@@ -90,8 +97,8 @@ class Comparison:
             if step["do"] in ("connect", "udp"):
                 apart.discard(socket)
                 to = step["to"]
-                ready = _ready(world, to[1]) if _of_service(to) else frozenset()
-                opened[socket] = _Opened(to, step["port"], ready)
+                ready = _offered(world, to, step["who"]) if _of_service(to) else frozenset()
+                opened[socket] = _Opened(to, step["port"], ready, chosen)
             if socket in apart or (socket[1] and socket not in opened):
                 continue
             one = opened.get(socket)
@@ -147,8 +154,8 @@ class Comparison:
         said["body"] = " ".join([self._answering(side, step, to, who, world, past, opened), *rest])
         return said
 
-    @staticmethod
     def _answering(
+        self,
         side: Side,
         step: Step,
         to: Target | None,
@@ -162,16 +169,33 @@ class Comparison:
         assert to
         if step["do"] == "request" and opened:
             if len(opened.ready) > 1 and who in opened.ready:
-                return "kept" if opened.first.setdefault(side.name, who) == who else "another"
+                first = side.name not in opened.first
+                if opened.first.setdefault(side.name, who) != who:
+                    return "another"
+                return self._chosen(side, step, to, who, world, opened) if first else "kept"
             return who
-        now = _ready(world, to[1])
+        now = _offered(world, to, step["who"])
         if who in now:
             return "ready" if len(now) > 1 else who
         return "past" if who in past[to[1]] and len(past[to[1]]) > 1 else who
 
+    def _chosen(self, side: Side, step: Step, to: Target, who: str, world: World, opened: _Opened) -> str:
+        """Return what a connection's first answer says of the one before it to a Service with affinity."""
+        if not world[to[1]].affinity:
+            return "kept"
+        client = source(side, step["who"], step["version"], self._pods)
+        return "same" if opened.chosen.setdefault((side.name, client, to[1]), who) == who else "another"
+
 
 def _of_service(to: Target | None) -> bool:
     return bool(to) and to[0] in ("cluster", "node", "external")  # type: ignore[index]
+
+
+def _offered(world: World, to: Target, who: str) -> frozenset[str]:
+    """Return which of the Service's endpoints its traffic policies offer this client at this target."""
+    state, ready = world[to[1]], _ready(world, to[1])
+    local = state.internal_local if to[0] == "cluster" else state.external_local and who == "outside"
+    return ready - {FAR} if local else ready
 
 
 def _ready(world: World, name: str) -> frozenset[str]:

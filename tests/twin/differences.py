@@ -110,6 +110,11 @@ def _large_by_lo(case: Case) -> bool:
     return own and large and case.step["do"] in ("ask", "pieces") and case.ours == {"error": "timeout"}
 
 
+def _drop_in_silence(case: Case) -> bool:
+    policy = bool(case.service) and case.world[case.service].internal_local
+    return policy and case.ours == {"error": "timeout"} and case.theirs == {"error": "EPERM"}
+
+
 def earlier_program(case: Case) -> bool:
     """No difference: both keep flows of UDP whose Service has gone.
 
@@ -127,6 +132,7 @@ DELIBERATE = (
     Known("unused-cluster-ip-refused", _unused_cluster_ip),
     Known("listening-process-keeps-its-port", _listens),
     Known("large-datagram-by-lo", _large_by_lo),
+    Known("dropped-in-silence", _drop_in_silence),
 )
 OPEN: tuple[Known, ...] = ()
 """What is no decision, and not mended yet: a row goes when its fault does."""

@@ -137,6 +137,7 @@ class Player:
         step = -(-len(whole) // len(order) // 8) * 8
         head = (0x45, 0, 0, int.from_bytes(os.urandom(2)) or 1)
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.bind((source, 0))  # the way to a VIP depends on it: see pair.py
             for at in order:
                 part = whole[at * step : (at + 1) * step]
                 place = at * step // 8 | (0x2000 if (at + 1) * step < len(whole) else 0)

@@ -24,17 +24,23 @@ Step = dict[str, Any]
 Target = list[Any]
 CLIENTS = ("pod", "web0", "node", "bare", "hostpod", "outside")
 """web0 is a backend, node a process whose sockets are served by the hooks, bare one whose sockets are not."""
+FAR = "far"
+"""The one endpoint that is on another node."""
 BACKENDS = {"web": ("web0", "web1", "far"), "also": ("web0", "web1", "far"), "host": ("host",)}
 """Endpoints that a Service may have: pods of the node, one of another node, one with the node's network."""
 PORTS = 3
 SOCKETS = ("s", "t", "u", "v")
 SIZES = (4, 100, 1400, 1472, 1473, 3000, 8000)
+AFFINITIES = (0, 600, 10800)
 LENGTHS = (10, 1400, 20_000, 200_000)
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What is asked of a Service; numbers choose one of two values, ready are positions in BACKENDS."""
+    """What is asked of a Service; numbers choose one of two values, ready are positions in BACKENDS.
+
+    internal_local, external_local: its traffic policies; affinity: of clients, for so many seconds; 0: none.
+    """
 
     there: bool = True
     ip: int = 0
@@ -42,11 +48,18 @@ class ServiceState:
     node_port: int = 0
     type: str = "NodePort"
     external: bool = True
+    internal_local: bool = False
+    external_local: bool = False
+    affinity: int = 0
     ready: tuple[int, ...] = (0,)
 
 
 World = dict[str, ServiceState]
-START: World = {"web": ServiceState(), "also": ServiceState(), "host": ServiceState()}
+START: World = {
+    "web": ServiceState(),
+    "also": ServiceState(ready=(0, 2), internal_local=True, external_local=True, affinity=600),
+    "host": ServiceState(),
+}
 Kinds = dict[str, int]
 KINDS: Kinds = {
     "connect": 10,
@@ -193,15 +206,29 @@ class _Maker:
         if kind == "mtu":
             where, mtu = chance.choice(("pod", "web0", "web1")), chance.choice((1280, 1500))
             return {"do": "world", "who": "", "pod": where, "mtu": mtu}
-        fields = {"ready": 8, "there": 4, "ip": 2, "port": 1, "node_port": 2, "type": 2, "external": 1}
+        fields = {
+            "ready": 8,
+            "there": 4,
+            "ip": 2,
+            "port": 1,
+            "node_port": 2,
+            "type": 2,
+            "external": 1,
+            "internal_local": 1,
+            "external_local": 2,
+            "affinity": 2,
+        }
         field = chance.choices(list(fields), list(fields.values()))[0]
         if field == "ready":
             count = len(BACKENDS[name])
             value: Any = sorted(chance.sample(range(count), chance.choice((0, 1, 1, 1, 2)[: count + 2])))
+        elif field == "affinity":
+            value = chance.choice([each for each in AFFINITIES if each != now.affinity])
         elif field == "type":
             value = "ClusterIP" if now.type == "NodePort" else "NodePort"
         else:
-            value = not getattr(now, field) if field in ("there", "external") else 1 - getattr(now, field)
+            before = getattr(now, field)
+            value = not before if isinstance(before, bool) else 1 - before
         self.world[name] = changed(now, field, value)
         return {"do": "world", "who": "", "service": name, "field": field, "value": value}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb.lab.addressing import clients, node_address, outside_server
-from tests.twin.program import BACKENDS, ServiceState, Target, World
+from tests.twin.program import BACKENDS, FAR, ServiceState, Target, World
 
 _NUMBERS = {"web": 1, "also": 2, "host": 3}
 _PORTS = {"web": (80, 81), "also": (80, 81), "host": (8081, 8083)}
@@ -46,7 +46,7 @@ class Side:
                 {"name": "echo", "containerPort": echo, "protocol": "UDP"},
             ]
             spec = {
-                "nodeName": FAR_NODE if name == "far" else self.node,
+                "nodeName": FAR_NODE if name == FAR else self.node,
                 "hostNetwork": host,
                 "containers": [{"ports": ports}],
             }
@@ -113,13 +113,20 @@ def _service(side: Side, name: str, state: ServiceState) -> Any:
         if state.type == "NodePort":
             port["nodePort"] = NODE_PORTS[name][state.node_port]
         ports.append(port)
-    spec = {
+    spec: dict[str, Any] = {
         "type": state.type,
         "ipFamilyPolicy": "RequireDualStack",
         "clusterIP": addresses[0],
         "clusterIPs": addresses,
         "ports": ports,
     }
+    if state.internal_local:
+        spec["internalTrafficPolicy"] = "Local"
+    if state.external_local:
+        spec["externalTrafficPolicy"] = "Local"
+    if state.affinity:
+        spec["sessionAffinity"] = "ClientIP"
+        spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": state.affinity}}
     if state.external:
         spec["externalIPs"] = [external_ip(side, name, version) for version in (4, 6)]
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
@@ -143,7 +150,11 @@ def _slice(
             {"name": "echo", "port": echo, "protocol": "UDP"},
         ],
         "endpoints": [
-            {"addresses": [pods[side.pod(each)][version == 6]], "conditions": {"ready": True}}
+            {
+                "addresses": [pods[side.pod(each)][version == 6]],
+                "conditions": {"ready": True},
+                "nodeName": FAR_NODE if each == FAR else side.node,
+            }
             for each in ready
         ],
     }
