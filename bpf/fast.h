@@ -137,6 +137,9 @@ static __always_inline int fast_stack(ctx_t *ctx, const struct note *note, const
 	struct tuple to;
 
 	entry_tuple(e, &to);
+	to.protocol = t->protocol;
+	if (meets_vip_again(&to))
+		return finish(note->hook, pass(REASON_TO_TC), bytes);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
 	if (!fast_translate(ctx, note->l3, t, &to, 0))
 		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);

@@ -236,6 +236,8 @@ static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, s
 {
 	if (unlikely(d->action == ACTION_FORWARD && d->route.mtu))
 		decide(d, ACTION_PIECES, REASON_FRAGMENTED);
+	if (d->action == ACTION_STACK && meets_vip_again(&d->flow.to))
+		decide(d, ACTION_PASS, REASON_TO_TC);
 	if (unlikely(pkt->piece == PIECE_FIRST))
 		decide_first_piece(pkt, d, note);
 	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))

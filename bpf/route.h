@@ -3,6 +3,7 @@
 #pragma once
 #include "ip.h"
 #include "maps.h"
+#include "service.h"
 #include "step.h"
 
 /* Which way a translated packet takes. */
@@ -108,6 +109,14 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	default:
 		return ROUTE_NONE;
 	}
+}
+
+/* Would the hook behind this one take the translated packet for one to a VIP? So it is where an external
+ * address is the node's own, and the Service's port that of a backend with the node's network: then all of it
+ * is that hook's. */
+static __always_inline bool meets_vip_again(const struct tuple *to)
+{
+	return !ctx_decides() && lookup_vip(to);
 }
 
 /* Does the kernel take in here what comes from src? Where it looks closely (rp_filter, `fib saddr` in a rule

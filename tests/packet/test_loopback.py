@@ -10,13 +10,14 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 from msgspec import structs
 
 from lb.config import SnatPorts
 from lb.model import Protocol
-from lb.plan.types import ServicePlan, VipKind
+from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
 from tests import packets as p
 from tests.packet.harness import (
     OUTSIDE_INGRESS,
@@ -131,6 +132,24 @@ def test_loopback_for_replies_from_where_the_vip_is_not(
         result = node.run(program, reply)
     assert (result.verdict, result.reason) == (verdict, "REPLY")
     p.assert_same(result.packet, p.rebuilt(reply, src=vip, dst=CLIENT))
+
+
+@each_protocol
+def test_loopback_is_not_met_twice_behind_xdp(node: Datapath, protocol: Protocol) -> None:
+    """The backend's address and port are a VIP as well: what XDP would have translated, tc would again."""
+    build, client, vip = BUILD[protocol], (p.CLIENT, p.CLIENT_PORT), VIPS[VipKind.CLUSTER_IP]
+    plan = on_this_node(protocol)
+    (port,) = plan.ports
+    own = Vip(VipKey(ip_address(p.here(p.NODE1)), TARGET_PORT, protocol), VipKind.EXTERNAL_IP)
+    node.apply(replace(plan, ports=(replace(port, vips=tuple(sorted((*port.vips, own), key=str))),)))
+    request = build(p.FROM_CLIENT, client, vip)
+    for reason in ("NEW_LOCAL", "FLOW_HIT"):
+        result = node.run(XDP, request)
+        assert (result.verdict, result.reason) == (PASS, "TO_TC")
+        p.assert_same(result.packet, request)
+        result = node.run(TC_UPLINK_IN, request)
+        assert (result.verdict, result.reason) == (PASS, reason if reason == "FLOW_HIT" else result.reason)
+        p.assert_same(result.packet, p.rebuilt(request, dst=(p.NODE1, TARGET_PORT)))
 
 
 def test_loopback_without_endpoints_is_refused(node: Datapath) -> None:
