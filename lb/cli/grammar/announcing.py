@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lb.cli.grammar import parts
-from lb.cli.grammar.parts import Commands, command, formed, log, verbs
+from lb.cli.grammar.parts import Commands, command, formed, process, verbs
 from lb.config import INSTANCE, LISTEN_ADDRESS
 
 
@@ -59,14 +59,7 @@ docs/announce.md has all that it may say.
         metavar="A.B.C.D",
         help="default: the node's first IPv4 InternalIP; without one, a number that follows from its name",
     )
-    running.add_argument(
-        "--metrics-address",
-        type=formed(LISTEN_ADDRESS),
-        default="127.0.0.1:10252",
-        metavar=LISTEN_ADDRESS.metavar,
-        help="where GET /metrics and /livez are answered, or off (default 127.0.0.1:10252)",
-    )
-    log(running)
+    process(running, LISTEN_ADDRESS, "127.0.0.1:10252")
     status = command(
         actions,
         "status",

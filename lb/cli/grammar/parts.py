@@ -113,8 +113,15 @@ def output(parser: argparse.ArgumentParser, plain: str, *more: str, told: str = 
     )
 
 
-def log(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a log."""
+def process(parser: argparse.ArgumentParser, form: Form, metrics: str) -> None:
+    """Add what every process beside the agent has: a log, and metrics; form, metrics: of their address."""
+    parser.add_argument(
+        "--metrics-address",
+        type=formed(form),
+        default=metrics,
+        metavar=form.metavar,
+        help=f"where GET /metrics and /livez are answered, or off (default {metrics})",
+    )
     parser.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from lb.cli.grammar import parts
-from lb.cli.grammar.parts import Commands, command, formed, log, verbs
+from lb.cli.grammar.parts import Commands, command, formed, process, verbs
 from lb.config import LISTEN_ADDRESS, NETWORKS, Config, Setting, settings
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
@@ -152,14 +152,7 @@ lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state 
         metavar=NETWORKS.metavar,
         help="with manifests: the agents' setting of that name, for the families of Services",
     )
-    running.add_argument(
-        "--metrics-address",
-        type=formed(LISTEN_ADDRESS),
-        default="127.0.0.1:10251",
-        metavar=LISTEN_ADDRESS.metavar,
-        help="where GET /metrics and /livez are answered, or off (default 127.0.0.1:10251)",
-    )
-    log(running)
+    process(running, LISTEN_ADDRESS, "127.0.0.1:10251")
 
 
 def cutover(commands: Commands) -> None:
