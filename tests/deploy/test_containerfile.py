@@ -30,7 +30,7 @@ def test_it_installs_what_setup_installs() -> None:
     packages = re.search(r"\bpackages=\(([^)]*)\)", setup, re.MULTILINE)
     assert packages is not None
     installed = set(re.findall(r"[\w-]+", TEXT.rpartition("--no-install-recommends ")[2].partition("\\")[0]))
-    of_the_lab = {"curl", '"${SERVERS[@]}"', "bind9-dnsutils"}
+    of_the_lab = {"curl", '"${SERVERS[@]}"', "bind9-dnsutils", "iputils-ping"}
     assert set(packages[1].split()) - installed == of_the_lab
 
 

@@ -216,13 +216,15 @@ def of_later_pieces(inside: bytes) -> bytes:
 @pytest.mark.parametrize("extra", options.TRANSLATED[4].values(), ids=options.TRANSLATED[4])
 @pytest.mark.parametrize("protocol", [Protocol.UDP])
 def test_fragmented_with_options(narrow: Datapath, protocol: Protocol, extra: Options) -> None:
-    """All headers are of one length, as Linux makes them."""
+    """All headers are of one length, as Linux makes them. What follows the first piece is cut on entering."""
     plain = without_df(p.udp(p.FROM_CLIENT, CLIENT, VIP, payload=LONG))
     room = (p.TOLD_MTU - 20 - extra.size) // 8 * 8
     first, *later = pieces(p.rebuilt(plain, link=p.TO_NODE2, src=SNATED, dst=NARROW, ttl=63), room=room)
     rest = Options(of_later_pieces(extra.inside))
-    wanted = [options.into(first, extra), *(options.into(piece, rest) for piece in later)]
-    goes_on(narrow, cut(narrow, options.into(plain, extra), count=len(wanted)), wanted)
+    begin, behind = cut(narrow, options.into(plain, extra), count=2)
+    goes_on(narrow, [begin], [options.into(first, extra)])
+    entering = cut(narrow, behind, count=len(later))
+    goes_on(narrow, entering, [options.into(piece, rest) for piece in later])
 
 
 @pytest.mark.parametrize("protocol", [Protocol.UDP])
