@@ -53,7 +53,7 @@ def said(lab: Lab, *argv: str) -> dict[str, Any]:
     return found
 
 
-def test_addresses_from_the_pool_are_answered_in_both_families(make_lab: MakeLab) -> None:
+def test_address_pool_answers_in_both_families(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=2, replicas=2)
     manifests = Path(lab.spec.manifests)
     assert answers(lab, "203.0.113.22"), "the example, which names its address"

@@ -57,7 +57,7 @@ def lab(
 
 
 @each_router
-def test_the_router_spreads_connections_over_all_nodes_in_both_families(lab: Lab) -> None:
+def test_announce_bgp_connections_spread_over_all_nodes_in_both_families(lab: Lab) -> None:
     settle(lab)
     for address in (*EVERYWHERE, *NEAR):
         assert answered(lab, address, 10) == 10

@@ -198,7 +198,7 @@ def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
 
 
 @pytest.mark.parametrize("mode", kube_proxy.Mode)
-def test_no_open_connection_breaks(
+def test_cutover_no_open_connection_breaks(
     make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory, mode: kube_proxy.Mode
 ) -> None:
     manifests: Path = tmp_path_factory.mktemp("cutover")

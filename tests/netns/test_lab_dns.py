@@ -125,7 +125,7 @@ ASKED = [("one", "web"), ("one", "web.default"), ("far", "web.default.svc")]
 
 
 @pytest.mark.parametrize(("pod", "name"), ASKED)
-def test_a_service_is_reached_by_name(lab: Lab, pod: str, name: str) -> None:
+def test_names_a_service_is_reached(lab: Lab, pod: str, name: str) -> None:
     assert said(lab, pod, "curl", "-sS", "-m", "30", f"http://{name}/").startswith("You've hit ")
     assert said(lab, pod, "getent", "hosts", name).split()[-1] == "web.default.svc.cluster.local"
 

@@ -130,7 +130,7 @@ def check_service(lab: Lab) -> None:
         assert get(lab, "/bad", "-o", "/dev/null", "-w", "%{http_code}", version=version) == "503"
 
 
-def test_it_is_served_with_the_clients_own_address(lab: Lab) -> None:
+def test_ingress_is_served_with_the_clients_own_address(lab: Lab) -> None:
     check_service(lab)
 
 
