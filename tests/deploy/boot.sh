@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 # Become systemd as process 1 that knows no units but those of one folder: boot.sh UNITS ETC VENV
-# To be run in mount, process, network, IPC, UTS and control group namespaces of its own. Everything that is not
-# mounted here anew is read-only, so nothing of this machine changes.
+# To be run in mount, process, network, IPC, UTS and control group namespaces of its own. What is not mounted here anew is
+# read-only, /proc/sys included, so nothing of this machine changes but its cache of compiled programs.
 set -eu
 units=$1 etc=$2 venv=$3
 mount --make-rprivate /
@@ -18,6 +18,12 @@ for place in /mnt /tmp /var/tmp /var/log /opt /home /root; do
 done
 mount --bind /run/etc /etc
 ln -s "$venv" /opt/lbctl
+mkdir -p -m 0700 /var/cache/lbctl
+for place in /var/cache/lbctl /proc/sys; do
+	mount --bind "$place" "$place"
+done
+mount -o remount,bind,ro /proc/sys
+mount -o remount,bind,ro /
 umount --lazy --recursive /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
