@@ -18,7 +18,7 @@ for place in /mnt /tmp /var/tmp /var/log /opt /home /root; do
 done
 mount --bind /run/etc /etc
 ln -s "$venv" /opt/lbctl
-mkdir -p -m 0700 /var/cache/lbctl
+[ -d /var/cache/lbctl ] || mkdir -m 0700 /var/cache/lbctl
 for place in /var/cache/lbctl /proc/sys; do
 	mount --bind "$place" "$place"
 done
