@@ -176,8 +176,10 @@ def test_a_group_that_is_removed_and_made_again(pins: Pins, tree: Path, group: P
     own.sync()
     group.rmdir()
     assert {one.cgroup for one in attached(pins)} == {None}
+    assert len(own.lost()) == 3
     error = own.sync().errors[0]
     assert f"No such file or directory: '{group}'" in str(error)
+    assert own.lost() == [], "one failure is one problem, not one for each program"
     group.mkdir()
     assert len(own.sync().attached) == 3
     assert {one.cgroup for one in attached(pins)} == {group}

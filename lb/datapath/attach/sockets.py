@@ -106,11 +106,11 @@ class SocketHooks:
         return report
 
     def lost(self) -> list[LostHook]:
-        """Return the hooks of the control group that have not our program now.
+        """Return the hooks of the control group that lack our program; none where :attr:`failed` tells.
 
         Raises BpfError: the kernel refused the question.
         """
-        if self._mode is SocketMode.OFF or self._refused:
+        if self._mode is SocketMode.OFF or self._refused or self.failed:
             return []
         there = {one.program for one in attached(self._pins) if one.cgroup is not None}
         return [
