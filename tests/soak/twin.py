@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.soak.twin [SECONDS [FIRST SEED]]``: what works through netfilter works here.
+"""``python -m tests.soak.twin [SECONDS [FIRST SEED [OVERLAY [UPLINK MODE]]]]``: as through netfilter.
 
 Runs tests/twin on seed after seed for so long. A seed fails when a client saw something else beside
 kube-proxy's rules and docs/differences.md has no row for it; its small program is printed, and the campaign
@@ -16,16 +16,23 @@ import tempfile
 import time
 from pathlib import Path
 
+from lb.config import UplinkMode
+from lb.lab.addressing import Overlay
 from tests.twin.campaign import run
 from tests.twin.pair import Pair
 
 
-def main(seconds: float = 60.0, first: int | None = None) -> int:
+def main(
+    seconds: float = 60.0,
+    first: int | None = None,
+    overlay: Overlay = Overlay.NONE,
+    uplink: UplinkMode = UplinkMode.AUTO,
+) -> int:
     """Run the campaign; return the exit code."""
     first = random.SystemRandom().randrange(1 << 32) if first is None else first
     with (
         tempfile.TemporaryDirectory(prefix="lbctl-twin-") as folder,
-        Pair(f"twin{os.getpid()}", Path(folder)) as pair,
+        Pair(f"twin{os.getpid()}", Path(folder), overlay, uplink) as pair,
     ):
         end = time.monotonic() + seconds
         done = run(
@@ -39,4 +46,5 @@ def main(seconds: float = 60.0, first: int | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(kind(text) for kind, text in zip((float, int), sys.argv[1:], strict=False))))
+    kinds = (float, int, Overlay, UplinkMode)
+    sys.exit(main(*(kind(text) for kind, text in zip(kinds, sys.argv[1:], strict=False))))

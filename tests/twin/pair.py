@@ -21,8 +21,9 @@ from typing import Any
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from lb.cli import main as cli
+from lb.config import UplinkMode
 from lb.lab import kube_proxy, namespaces
-from lb.lab.addressing import POD_NETWORKS, LabSpec, clients, node_address
+from lb.lab.addressing import POD_NETWORKS, LabSpec, Overlay, clients, node_address
 from lb.lab.lab import Lab
 from lb.lab.removal import down
 from tests.twin import player
@@ -45,13 +46,29 @@ Outcome = dict[str, Any]
 
 
 class Pair:
-    """The lab, while it is up; use it as a context manager."""
+    """The lab, while it is up; use it as a context manager.
 
-    def __init__(self, lab: str, folder: Path) -> None:
+    overlay: of the pods' network; uplink: the hook of our node's uplink.
+    """
+
+    def __init__(
+        self,
+        lab: str,
+        folder: Path,
+        overlay: Overlay = Overlay.NONE,
+        uplink: UplinkMode = UplinkMode.AUTO,
+    ) -> None:
         self._folders = {side: folder / side.name for side in SIDES}
         for each in self._folders.values():
             each.mkdir()
-        self._spec = LabSpec(id=lab, manifests=str(self._folders[OURS]), nodes=3, agents=False)
+        self._spec = LabSpec(
+            id=lab,
+            manifests=str(self._folders[OURS]),
+            nodes=3,
+            agents=False,
+            overlay=overlay,
+            uplink_mode=uplink,
+        )
         self._stack = ExitStack()
         self._players: dict[tuple[Side, str], subprocess.Popen[str]] = {}
         self._world: World = {}
