@@ -37,7 +37,7 @@ from lb.halt import Halt, on_signals
 from lb.model import Event, ObjectKey
 from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
 from lb.rundir import RunDir
-from lb.served import servable
+from lb.served import servable, takeover
 from lb.served.api import OWNERS, as_json
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History, history_answer
@@ -278,6 +278,7 @@ def startup(
             more_problems={
                 "pressure": pressure.problems,
                 "node": missing_nodes.problems,
+                "cutover": functools.partial(takeover.look, opened),
                 **({"announce": speaker.problems} if speaker else {}),
             },
             speaker=speaker,

@@ -20,6 +20,7 @@ from lb.diagnose.gather import Vantage, gather
 from lb.errors import LbError, UsageError
 from lb.model import ObjectKey
 from lb.rundir import RunDir
+from lb.served import takeover
 from lb.served.api import OWNERS
 from lb.served.ask import ask
 from lb.served.pulse import pulse
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         if view.name and (alive := pulse(RunDir(view.name), view.notes)).silent:
             problem = alive.problem()
             facts.sick = (problem.text, problem.next) if problem else facts.sick
+        for one in takeover.problems(view.maps) if view.maps else ():
+            facts.between = (one.text, one.next)
     findings = explain(facts)
     report = {
         "service": str(key),

@@ -23,6 +23,7 @@ no client that comes again from the same port is taken for an old one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -63,12 +64,17 @@ class Report:
     not_moved: Counter[str] = field(default_factory=Counter)
 
 
-def set_cutover(maps: Maps, what: Cutover) -> None:
+def set_cutover(maps: KernelMaps, what: Cutover) -> None:
     """Tell the programs whose what has no flow is; when this returns each packet meets them so.
+
+    Since when it is so, ``lbctl status`` sees by the time of the map's pin.
 
     Raises BpfError: the map could not be mapped into memory.
     """
-    maps.array("cutover")[0] = what
+    values = maps.array("cutover")
+    if int(values[0]) != what:
+        values[0] = what
+        os.utime(maps.pin_dir / "cutover")
     wait_for_running_programs()
 
 

@@ -362,6 +362,8 @@ def attached(facts: Facts, _known: bool) -> Iterator[Finding]:
         yield Finding(step, Result.CAUSE, some(facts.hooks), "hook-missing", then)
     else:
         yield Finding(step, Result.OK, "programs are attached wherever they should be")
+    if facts.between[0]:
+        yield Finding(step, Result.NOTE, facts.between[0], "cutover-unfinished", facts.between[1])
 
 
 def announced(facts: Facts, _known: bool) -> Iterator[Finding]:

@@ -49,7 +49,8 @@ class Facts:
     not_tried: how many endpoints outcomes leave out. evicted: by map, how many established entries made room
     for new ones. missing_nodes: those that endpoints name, and of which there is no Node object.
     health_port: why the Service cannot have its healthCheckNodePort. sick: what is wrong with an agent that
-    runs and does not get on, and what to do about it.
+    runs and does not get on, and what to do about it. between: the same of a takeover from
+    kube-proxy, or back, that is not finished.
     client: whose way is asked about. kernel: False where only the source was looked at. listeners: who
     listens in the network namespace of a pod; None where it cannot be told. naming: what is known of its
     name; None where it was not looked at. speaker: what the process says that tells routers about this node
@@ -79,6 +80,7 @@ class Facts:
     missing_nodes: Sequence[str] = ()
     health_port: str = ""
     sick: tuple[str, str] = ("", "")
+    between: tuple[str, str] = ("", "")
     listeners: Mapping[str, Sequence[Listener] | None] = field(default_factory=dict)
     naming: Naming | None = None
     speaker: Mapping[str, Any] | None = None

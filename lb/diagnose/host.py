@@ -194,5 +194,5 @@ def other_proxy(find: Callable[[], list[Trace]]) -> Check:
         Grade.LIMITED,
         "; ".join(f"{one.mode}: {one.what}" for one in traces[:3]) + (" and more" if len(traces) > 3 else ""),
         "Services that lbctl does not see first are translated by these rules, with what they knew last",
-        "stop kube-proxy on this node and remove its rules: docs/migration.md",
+        "stop kube-proxy on this node; then lbctl cutover removes its rules: docs/migration.md",
     )

@@ -23,6 +23,7 @@ from lb.datapath.maps.map_table import MapType
 from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
+from lb.served import takeover
 from lb.served.pressure import too_small
 from lb.served.problems import Problem, as_note, read_notes, time_text
 from lb.served.pulse import pulse
@@ -47,12 +48,13 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     with KernelMaps(pins.maps) as maps:
         fills = map_fill(maps)
         snat = _snat(maps)
+        between = [*takeover.noted(maps)]
         hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
     sick = [one for one in (alive.problem(), *full(fills, notes)) if one]
     return {
         "instance": name,
         "node": notes.get("node"),
-        "problems": [*map(as_note, sick), *read_notes(notes.get("problems", []))],
+        "problems": [*map(as_note, sick), *between, *read_notes(notes.get("problems", []))],
         "problems_left_out": notes.get("problems_left_out", 0),
         "agent": {
             "running": running,

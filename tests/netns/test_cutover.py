@@ -135,6 +135,13 @@ def count(report: dict[str, Any]) -> int:
     return sum(row["connections"] for row in report["moved"])
 
 
+def unfinished(lab: Lab) -> int:
+    """Return how many problems ``lbctl status`` has whose next step is to call the command."""
+    argv = [sys.executable, "-m", "lb", "status", "-o", "json", "--instance", lab.spec.instance(NODE)]
+    problems = json.loads(lab.run(NODE, argv, env=environment()).stdout)["problems"]
+    return sum("lbctl cutover" in one["next"] for one in problems)
+
+
 class Traffic:
     """The holders of all places."""
 
@@ -181,12 +188,14 @@ def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
     lab.wait_agent(NODE, 120)
     assert sticky(lab) == kept
     traffic.goes_on()
+    assert unfinished(lab) == 1
     planned = cutover(lab, "--dry-run")
     assert planned["left"] == {}
     done = cutover(lab)
     assert done["not_moved"] == {}
     assert {row["path"] for row in done["moved"]} == {"stack", "forward", "hairpin", "host", "loopback"}
     traffic.goes_on()
+    assert unfinished(lab) == 0
     assert count(cutover(lab, "--dry-run")) == 0
     assert run(lab, NODE, "lab", "kube-proxy", "--id", lab.spec.id, mode, NODE)
     lab.stop_agent(NODE)

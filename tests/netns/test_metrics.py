@@ -31,7 +31,7 @@ def test_metrics_of_an_agent(lab: Lab) -> None:
     collectors = {name: value for name, value in after.items() if name[0] == "lbctl_collector_success"}
     assert set(collectors.values()) == {1}
     assert after["lbctl_services",] > 0
-    assert {after["lbctl_problems", kind] for kind in ("service", "hook", "conflict")} == {0}
+    assert {after["lbctl_problems", kind] for kind in ("service", "hook", "conflict", "cutover")} == {0}
     assert after["lbctl_sync_duration_seconds_count",] >= 1
     assert after["process_start_time_seconds",] <= after["lbctl_last_sync_timestamp_seconds",] <= time.time()
     in_map = [one for name in ("vips", "addresses") for one in dumped(lab, "node1", name)[name]]

@@ -332,6 +332,13 @@ def test_an_agent_that_does_not_get_on_is_a_cause_where_maps_are_behind(tmp_path
     assert "→ kill -CONT 77" in render(WEB, "node1", explain(facts))
 
 
+def test_a_takeover_that_is_not_finished_is_no_cause(tmp_path: Path) -> None:
+    facts = world(tmp_path).facts()
+    facts.between = ("Services are not taken over yet", "lbctl cutover")
+    assert causes(explain(facts)) == []
+    assert "→ lbctl cutover" in render(WEB, "node1", explain(facts))
+
+
 def test_no_kernel(tmp_path: Path) -> None:
     facts = world(tmp_path).facts()
     facts.kernel, facts.outcomes = False, ()

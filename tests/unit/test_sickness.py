@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from lb.cli.status import render
+from lb.cutover.over import set_cutover
 from lb.datapath.maps.fill import MapFill, evictions
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import Cutover
 from lb.datapath.maps.map_table import MAPS, MapType
 from lb.errors import LbError
 from lb.model import Endpoint, EndpointSlice, Node, ObjectKey, Upsert
 from lb.rundir import RunDir
-from lb.served import status
+from lb.served import status, takeover
 from lb.served.http import Request, Response
 from lb.served.missing_nodes import ASKED_AT_ONCE, MissingNodes
 from lb.served.pressure import LOOK_SECONDS, Pressure
@@ -27,6 +33,7 @@ from lb.served.pulse import SILENT_SECONDS, Pulse, pulse
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving
+from tests.unit.pins_bench import own_pins, pin_empty_maps
 
 PID = 77
 WELL = {"pid": PID, "beat": 1000.0}
@@ -244,3 +251,30 @@ def test_an_api_server_is_asked_about_a_few_nodes_at_a_time() -> None:
     assert len(nodes.problems()) == 1, "what was missing stays so while nobody answers"
     assert set(asked) == set(names)
     assert asked.count("n0") == 2, "one that is missing is asked about again"
+
+
+@pytest.mark.parametrize(
+    ("what", "next_step"),
+    [(Cutover.TAKE, "lbctl cutover moves them"), (Cutover.LEAVE, "call lbctl cutover --back again")],
+)
+def test_a_takeover_that_is_not_finished_is_named_until_it_is(
+    run_dir: Agent, what: Cutover, next_step: str
+) -> None:
+    with own_pins() as pins:
+        pin_empty_maps(pins)
+        pin = pins.maps / "cutover"
+        with KernelMaps(pins.maps) as maps:
+            assert list(takeover.noted(maps)) == []
+            os.utime(pin, (1000, 1000))
+            before = int(time.time())
+            set_cutover(maps, what)
+            found = status.collect(pins.instance, run_dir)
+            (problem,) = [one for one in found["problems"] if "cutover" in one["next"]]
+            assert next_step in problem["next"]
+            assert datetime.datetime.fromisoformat(problem["since"]).timestamp() >= before
+            assert f"- {problem['text'][:20]}" in render(found)
+            os.utime(pin, (1000, 1000))
+            set_cutover(maps, what)  # called again: it is so since then
+            assert [one["since"] for one in takeover.noted(maps)] == ["1970-01-01T00:16:40+00:00"]
+            set_cutover(maps, Cutover.NONE)
+        assert takeover.look(lambda: KernelMaps(pins.maps)) == []

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services that are between kube-proxy and us: for as long as map ``cutover`` says so, it is a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.kernel_maps import KernelMaps
+from lb.datapath.maps.layouts import Cutover
+from lb.served.problems import Problem, as_note, time_text
+
+_PROBLEMS = {
+    Cutover.TAKE: Problem(
+        "Services are not taken over from kube-proxy yet: connections that netfilter knows are left to it",
+        "once kube-proxy itself does not run here any more: lbctl cutover moves them, and removes its rules;"
+        " docs/migration.md",
+    ),
+    Cutover.LEAVE: Problem(
+        "lbctl cutover --back did not come to its end: new connections to Services are left to netfilter",
+        "stop the agent and call lbctl cutover --back again; lbctl cutover, to keep the Services here",
+    ),
+}
+
+
+def problems(maps: Maps) -> list[Problem]:
+    """Return what is wrong: at most one problem.
+
+    Raises BpfError: the map could not be read.
+    """
+    what = int(maps.array("cutover")[0])
+    return [_PROBLEMS[Cutover(what)]] if what in _PROBLEMS else []
+
+
+def look(opened: Callable[[], AbstractContextManager[Maps]]) -> list[Problem]:
+    """Open the maps and return what is wrong; may be called from any thread.
+
+    Raises BpfError: the map could not be opened or read.
+    """
+    with opened() as maps:
+        return problems(maps)
+
+
+def noted(maps: KernelMaps) -> Iterator[dict[str, Any]]:
+    """Yield what is wrong as JSON has it; it is so since the map was made, or written by ``lbctl cutover``.
+
+    Raises BpfError: the map could not be read.
+    """
+    for one in problems(maps):
+        yield as_note(one, time_text((maps.pin_dir / "cutover").stat().st_mtime))
