@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.kube.harness import client_of
 from tests.kube.objects import Object
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
+HOME = tempfile.TemporaryDirectory()
+"""Where kubectl keeps what it has learned of a server; it goes with this process."""
 SERVICES = "/api/v1/namespaces/default/services"
 
 
@@ -47,7 +50,7 @@ def kubectl(cluster: ClusterDouble, *words: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     argv = [str(KUBECTL), "--server", cluster.url, "--kubeconfig", "/dev/null", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(argv, env={**kept, "HOME": "/nonexistent"}, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(argv, env={**kept, "HOME": HOME.name}, stdout=pipe, stderr=pipe, text=True)
 
 
 def ended(process: subprocess.Popen[str]) -> str:

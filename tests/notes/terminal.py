@@ -84,7 +84,7 @@ def kubectl(lab: Lab, *words: str, given: str = "") -> str:
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     done = subprocess.run(
         [str(KUBECTL), *words],
-        env={**kept, "KUBECONFIG": str(lab.store.kubeconfig), "HOME": "/nonexistent"},
+        env={**kept, "KUBECONFIG": str(lab.store.kubeconfig), "HOME": str(lab.store.base)},
         input=given,
         capture_output=True,
         text=True,
