@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into the agent's inbox, and the parts that it works with as :class:`lb.agent.Agent` sees them."""
+"""What goes into the agent's inbox, the signals and threads that put it there, and what it announces."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lb.halt import Halt, on_signals
 from lb.model import Event
+
+_log = logging.getLogger(__name__)
+_JOIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +67,59 @@ class Announcement:
     reason: str
     action: str
     text: str
+
+
+class StopNow(BaseException):
+    """A signal that ends the agent came where nobody reads the inbox."""
+
+
+@contextlib.contextmanager
+def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM and SIGINT into :class:`Stop`, SIGHUP into :class:`Reread`.
+
+    Gives what is to be called when the agent's loop begins. Before, while a start waits for a lock or a
+    compiler, and when a second signal shows that the first was of no use, the signal raises StopNow.
+    """
+    told: dict[int, Stop | Reread] = {signal.SIGTERM: Stop(), signal.SIGINT: Stop(), signal.SIGHUP: Reread()}
+    patient = False
+
+    def tell(number: int, _frame: object) -> None:
+        nonlocal patient
+        message = told[number]
+        if isinstance(message, Stop):
+            if not patient:
+                raise StopNow
+            patient = False
+        inbox.put(message)
+
+    def runs() -> None:
+        nonlocal patient
+        patient = True
+
+    with on_signals(tell, *told):
+        yield runs
+
+
+@contextlib.contextmanager
+def threads(inbox: Inbox, bodies: dict[str, Callable[[Halt], None]]) -> Iterator[None]:
+    """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
+    stop = Halt()
+
+    def guarded(name: str, body: Callable[[Halt], None]) -> None:
+        try:
+            body(stop)
+        except Exception as error:
+            _log.debug("%s", name, exc_info=True)
+            inbox.put(Failed(name, error))
+
+    running = [
+        threading.Thread(target=guarded, args=item, name=item[0], daemon=True) for item in bodies.items()
+    ]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in running:
+            thread.join(_JOIN_SECONDS)

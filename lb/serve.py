@@ -8,12 +8,10 @@ import functools
 import logging
 import queue
 import resource
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,15 +31,15 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
-from lb.halt import Halt, on_signals
+from lb.halt import Halt
 from lb.model import Event, ObjectKey
-from lb.parts import Failed, Inbox, InterfacesChanged, Reread, Settled, SourceEvents, Stop
+from lb.parts import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, stop_signals, threads
 from lb.rundir import RunDir
 from lb.served import servable, takeover
 from lb.served.api import OWNERS, as_json
-from lb.served.health import HealthChecks, NodeHealth
+from lb.served.health import open_health
 from lb.served.history import History, history_answer
-from lb.served.http import Address, Answer, HttpServer, routes
+from lb.served.http import Answer, HttpServer, routes
 from lb.served.known import Known
 from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
@@ -59,7 +57,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 KUBERNETES = "kubernetes"
-_JOIN_SECONDS = 2.0
 
 
 class Source(Protocol):
@@ -192,7 +189,13 @@ def startup(
     surroundings = Surroundings(config, pins, loaded, maps, first=first)
     stack.callback(surroundings.close)
     raise_file_limit()
-    health = open_health(config, source, stack)
+    health = open_health(
+        config,
+        stack,
+        failed=lambda key, text: source.announce(
+            key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
+        ),
+    )
     state = ClusterState([source.name])
     pressure = Pressure(functools.partial(evictions, maps))
     missing_nodes = MissingNodes(state, source.lacks_node)
@@ -323,41 +326,6 @@ def build_speaker(
     return Speaker(config, able.report, opened, lambda: lag(source.health()))
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """What tells load balancers and kubelet how the node and its Services are.
-
-    server: answers on the addresses of both. address: of ``/healthz``; None: nobody asked for it.
-    """
-
-    server: HttpServer
-    node: NodeHealth
-    checks: HealthChecks
-    address: Address | None
-
-    def bound(self) -> Address | None:
-        """Return where ``/healthz`` is answered at present, if it is."""
-        return self.address and self.server.bound(self.address)
-
-
-def open_health(config: Config, source: Source, stack: contextlib.ExitStack) -> Health:
-    """Open ``/healthz`` and prepare the health-check ports of Services; stack takes the server."""
-    server = HttpServer()
-    stack.callback(server.shut)
-    node = NodeHealth()
-    checks = HealthChecks(
-        server,
-        fresh=node.fresh,
-        failed=lambda key, text: source.announce(
-            key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
-        ),
-    )
-    address = split_address(config.healthz_address)
-    if address:
-        server.open(address, node.answer(), "healthz")
-    return Health(server, node, checks, address)
-
-
 def measure(
     config: Config,
     source: Source,
@@ -445,59 +413,3 @@ def _kubernetes(config: Config) -> Source:
 
 def _report_input(error: InputError) -> None:
     _log.error("%s", error)
-
-
-class StopNow(BaseException):
-    """A signal that ends the agent came where nobody reads the inbox."""
-
-
-@contextlib.contextmanager
-def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
-    """Turn SIGTERM and SIGINT into :class:`Stop`, SIGHUP into :class:`Reread`.
-
-    Gives what is to be called when the agent's loop begins. Before, while a start waits for a lock or a
-    compiler, and when a second signal shows that the first was of no use, the signal raises StopNow.
-    """
-    told: dict[int, Stop | Reread] = {signal.SIGTERM: Stop(), signal.SIGINT: Stop(), signal.SIGHUP: Reread()}
-    patient = False
-
-    def tell(number: int, _frame: object) -> None:
-        nonlocal patient
-        message = told[number]
-        if isinstance(message, Stop):
-            if not patient:
-                raise StopNow
-            patient = False
-        inbox.put(message)
-
-    def runs() -> None:
-        nonlocal patient
-        patient = True
-
-    with on_signals(tell, *told):
-        yield runs
-
-
-@contextlib.contextmanager
-def threads(inbox: Inbox, bodies: dict[str, Callable[[Halt], None]]) -> Iterator[None]:
-    """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
-    stop = Halt()
-
-    def guarded(name: str, body: Callable[[Halt], None]) -> None:
-        try:
-            body(stop)
-        except Exception as error:
-            _log.debug("%s", name, exc_info=True)
-            inbox.put(Failed(name, error))
-
-    running = [
-        threading.Thread(target=guarded, args=item, name=item[0], daemon=True) for item in bodies.items()
-    ]
-    for thread in running:
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        for thread in running:
-            thread.join(_JOIN_SECONDS)

@@ -19,6 +19,7 @@ does a single Service that cannot be written: the others are served.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from lb.config import Config, split_address
 from lb.model import IPAddress, ObjectKey
 from lb.plan import HealthCheck
 from lb.served.http import Address, Answer, HttpServer, Request, Response, routes, show
@@ -297,3 +299,37 @@ def _place(key: ObjectKey, port: int) -> str:
 def _time_text(seconds: float) -> str:
     """Return a time since the epoch as Kubernetes writes it, RFC 3339 in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What tells load balancers and kubelet how the node and its Services are.
+
+    server: answers on the addresses of both. address: of ``/healthz``; None: nobody asked for it.
+    """
+
+    server: HttpServer
+    node: NodeHealth
+    checks: HealthChecks
+    address: Address | None
+
+    def bound(self) -> Address | None:
+        """Return where ``/healthz`` is answered at present, if it is."""
+        return self.address and self.server.bound(self.address)
+
+
+def open_health(
+    config: Config, stack: contextlib.ExitStack, failed: Callable[[ObjectKey, str], None]
+) -> Health:
+    """Open ``/healthz`` and prepare the health-check ports of Services; stack takes the server.
+
+    failed: see :class:`HealthChecks`.
+    """
+    server = HttpServer()
+    stack.callback(server.shut)
+    node = NodeHealth()
+    checks = HealthChecks(server, fresh=node.fresh, failed=failed)
+    address = split_address(config.healthz_address)
+    if address:
+        server.open(address, node.answer(), "healthz")
+    return Health(server, node, checks, address)

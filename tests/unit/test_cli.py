@@ -47,9 +47,9 @@ from lb.lab.addressing import Announce, Family, Overlay, RouterKind
 from lb.lab.apiserver import VARIABLE
 from lb.lab.kube_proxy import Mode
 from lb.model import Protocol
-from lb.parts import Failed, Inbox, Reread, Stop
+from lb.parts import Failed, Inbox, Reread, Stop, StopNow, stop_signals, threads
 from lb.rundir import RunDir
-from lb.serve import StopNow, complete, stop_signals, threads
+from lb.serve import complete
 from lb.served.history import IN_ALL, OF_ONE
 from lb.served.status import roles
 from tests.fake_maps import FakeMaps

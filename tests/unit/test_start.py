@@ -13,8 +13,8 @@ import pytest
 from lb import serve
 from lb.config import Config
 from lb.errors import DatapathError, LbError
+from lb.parts import StopNow
 from lb.rundir import RunDir
-from lb.serve import StopNow
 
 HERE = "n1"
 
