@@ -266,7 +266,9 @@ def startup(
         OWNERS: as_json(
             lambda _query: {"announce": config.announce, "addresses": speaker.owners() if speaker else []}
         ),
-        **Views(run_dir, config, opened, history, known).answers(),
+        **Views(
+            run_dir, config, opened, history, known, owners=speaker.owners if speaker else None
+        ).answers(),
     }
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
     if address := split_address(config.metrics_address):

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from lb.announce.reach import answerer, balanced
 from lb.cli import instances, output, pods
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
@@ -135,7 +136,7 @@ def render_one(found: Mapping[str, Any]) -> str:
         f" {several(found['affinity'], 'client')} with affinity\n"
     )
     for one in found.get("balanced", ()):
-        text += f"load balancer: {_balanced(one)}\n"
+        text += f"load balancer: {balanced(one)}\n"
     for port in found["ports"]:
         name = f"port {port['port_name']}, " if port["port_name"] else ""
         affinity = f", affinity {port['affinity_seconds']} s" if port["affinity_seconds"] else ""
@@ -196,26 +197,6 @@ def collect(maps: Maps, notes: Mapping[str, Any], *, running: bool) -> dict[str,
     }
 
 
-def _balanced(one: Mapping[str, Any]) -> str:
-    """Return what is said of a Service's load-balancer address."""
-    if one["addresses"]:
-        return str(one["note"] or ", ".join(one["addresses"]))
-    return f"none: {one['note'] or 'nobody has given it one'}"
-
-
-def owned(one: Mapping[str, Any]) -> str:
-    """Return who answers for an address, as the agent tells it: :meth:`lb.segment.speaker.Speaker.owners`."""
-    where = f"on {one['interface']}: " if one["interface"] else ""
-    if one["here"]:
-        who = "this node answers"
-    elif one["owner"]:
-        reason = "" if one["why"] == f"node {one['owner']} owns it" else f", since here {one['why']}"
-        who = f"node {one['owner']} answers{reason}"
-    else:
-        who = f"nobody answers: {one['why']}"
-    return f"{one['address']}  {where}{who}"
-
-
 _COLUMNS = ("service", "port", "family", "protocol", "backends", "local", "affinity", "terminating", "vips")
 
 
@@ -236,8 +217,9 @@ def render(found: Mapping[str, Any], width: int | None = None, *, wide: bool = F
     unserved = [f"{one['service']}  {one['why']}" for one in found["unserved"]]
     text += _some_lines("without a VIP, as asked for", unserved)
     told = [one for one in found["balanced"] if one["note"] or not one["addresses"]]
-    text += _some_lines("load-balancer addresses", [f"{one['service']}  {_balanced(one)}" for one in told])
-    text += _some_lines("who answers for them on the segment", list(map(owned, found.get("owners", ()))))
+    text += _some_lines("load-balancer addresses", [f"{one['service']}  {balanced(one)}" for one in told])
+    who = [f"{one['address']}  {answerer(one)}" for one in found.get("owners", ())]
+    text += _some_lines("who answers for them on the segment", who)
     text += _announced(found.get("announced", ()), wide=wide)
     if found["headless_unread"]:
         text += "\nheadless Services, which have no VIP, are not read from the API: "

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lb.announce.reach import silence, telling
 from lb.diagnose.facts import Facts, Finding, Result
 from lb.words import some
 
@@ -28,12 +29,12 @@ def routers(facts: Facts, _known: bool) -> Iterator[Finding]:
         yield Finding(STEP, Result.NOTE, f"{some(sorted(wanted))}: not known to who tells routers yet")
     if not entries:
         return
-    for name, each in down.items():
+    for each in down.values():
         all_down = len(down) == len(peers)
         yield Finding(
             STEP,
             Result.CAUSE if all_down else Result.NOTE,
-            f"{name} ({each['address']}) is told nothing, its session is not up: {each['why']}",
+            silence(each),
             "no-router-told" if all_down else "",
             "lbctl announce status; compare AS numbers, address and password with the router's configuration",
         )
@@ -41,12 +42,9 @@ def routers(facts: Facts, _known: bool) -> Iterator[Finding]:
 
 def _of_address(entry: Mapping[str, Any], down: Mapping[str, Any]) -> Finding:
     """Return what is known of one address."""
-    told = [name for name in entry["peers"] if name not in down]
-    address, why = entry["address"], entry["why"]
-    if told:
-        reserve = f", as the last resort: {why}" if entry["standing"] in ("last", "leaving") else ""
-        return Finding(STEP, Result.OK, f"{address}: told to {some(told)}{reserve}")
+    found = f"{entry['address']}: {telling(entry, down)}"
     if entry["peers"]:
-        return Finding(STEP, Result.NOTE, f"{address}: would be told to {some(entry['peers'])}")
+        all_down = all(name in down for name in entry["peers"])
+        return Finding(STEP, Result.NOTE if all_down else Result.OK, found)
     then = "" if entry["standing"] == "cannot" else "advertise in the file of peers has to name its network"
-    return Finding(STEP, Result.NOTE, f"{address}: not told from this node: {why}", "", then)
+    return Finding(STEP, Result.NOTE, found, "", then)

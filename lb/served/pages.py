@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from lb.announce.reach import balanced, reached
 from lb.config import Config, SocketMode, Switch
 from lb.datapath.maps.interface import Maps
 from lb.datapath.sync.ledger import read_names
@@ -33,6 +34,7 @@ from lb.served.http import Answer, Request, Response
 from lb.served.journey import CLIENTS, Client, NodePrograms, journeys
 from lb.served.known import Known
 from lb.served.problems import read_notes
+from lb.served.servable import spoken
 from lb.served.trouble import Trouble, without_backend
 
 MOST_SERVICES = 100
@@ -41,6 +43,9 @@ FRESH_SECONDS = 2.0
 """What was read is told again for so long, to however many who ask."""
 STEADY_SECONDS = 20.0
 """The same of hooks and of how full maps are: neither changes fast, and to count flows takes 0.1 s of CPU."""
+
+_SPEAKER_SECONDS = 0.5
+"""How long the process that tells routers is waited for: nothing else is answered meanwhile."""
 
 _QUANTILES = {"p50": 0.5, "p99": 0.99}
 
@@ -136,7 +141,10 @@ def shown(asked: Mapping[str, Answer], names: Collection[str]) -> dict[str, Answ
 
 
 class Views:
-    """What the page is told. opened gives maps of the reader's own, so that the agent's are left alone."""
+    """What the page is told. opened gives maps of the reader's own, so that the agent's are left alone.
+
+    owners: who answers for addresses (:meth:`lb.segment.speaker.Speaker.owners`); None: nobody announces.
+    """
 
     def __init__(
         self,
@@ -146,12 +154,14 @@ class Views:
         history: History,
         known: Known,
         *,
+        owners: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
         collect: Callable[[str, RunDir], dict[str, Any]] = status.collect,
     ) -> None:
         self._run_dir = run_dir
         self._opened = opened
         self._history = history
         self._known = known
+        self._owners = owners
         self._trouble = Trouble()
         self._redirect = config.redirect is Switch.ON
         served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
@@ -159,6 +169,7 @@ class Views:
         self._steady = Kept(lambda: collect(run_dir.instance, run_dir), STEADY_SECONDS)
         self._state = Kept(self._read_state, FRESH_SECONDS)
         self._names = Kept(self._read_names, FRESH_SECONDS)
+        self._speaker = Kept(lambda: spoken(run_dir, _SPEAKER_SECONDS), FRESH_SECONDS)
         self._figures = Kept(self._read_figures, FRESH_SECONDS)
 
     def answers(self) -> dict[str, Answer]:
@@ -257,6 +268,7 @@ class Views:
             "service": str(key),
             "clients": dict(CLIENTS),
             "pods": self._known.pods(query),
+            "balanced": [self._found(one) for one in self._known.balanced(query)],
             "ports": [
                 {
                     **asdict(port),
@@ -270,6 +282,12 @@ class Views:
             "counts_traffic": counted.sample.counts_traffic,
             "time": counted.time,
         }
+
+    def _found(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is said of the addresses of a Service of type LoadBalancer, and how each is found."""
+        owners = None if self._owners is None else self._owners()
+        ways = reached(one["addresses"], owners, self._speaker()) if one["addresses"] else []
+        return {"text": balanced(one) if one["note"] or not ways else "", "addresses": ways}
 
 
 def _limit(query: Query) -> int:

@@ -116,15 +116,17 @@ class Asked:
         return self._last
 
 
-def spoken(run_dir: RunDir) -> dict[str, Any] | None:
+def spoken(run_dir: RunDir, seconds: float = _ASK_SECONDS) -> dict[str, Any] | None:
     """Return how the process is that tells routers about an instance (:meth:`lb.bgp.board.Board.as_dict`).
+
+    seconds: how long it is waited for.
 
     None where none runs, or it does not answer.
 
     Raises PermissionError: not root.
     """
     try:
-        found = ask(run_dir.speaker, SPEAKER_PATH, seconds=_ASK_SECONDS)
+        found = ask(run_dir.speaker, SPEAKER_PATH, seconds=seconds)
     except LbError:
         return None
     return found if isinstance(found, dict) else None

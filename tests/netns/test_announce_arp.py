@@ -19,6 +19,8 @@ from lb.lab.api import NODES
 from lb.lab.lab import Lab
 from lb.lab.objects import node_object, to_yaml
 from lb.model import ObjectKey
+from lb.rundir import RunDir
+from lb.served.ask import ask
 from tests.cluster_programs import make_assets
 from tests.netns.conftest import MakeLab
 from tests.netns.segments import (
@@ -140,6 +142,9 @@ def test_announce_arp_it_is_said_who_owns_what(segment: Lab, owner: str) -> None
     out = io.StringIO()
     main(["service", "list", "--instance", segment.spec.instance(owner)], out=out, err=out)
     assert f"{WEB}  on {UPLINK}: this node answers" in out.getvalue()
+    page = ask(RunDir(segment.spec.instance(owner)), "/api/service", service="default/web")
+    [of_web] = [one for one in page["balanced"][0]["addresses"] if one["address"] == str(WEB)]
+    assert of_web["segment"] == [f"on {UPLINK}: this node answers"]
     findings = listed(segment, owner, "explain", "web", "--no-probes")["findings"]
     assert [one["found"] for one in findings if one["step"] == "announced"] == [
         f"{address}: node {asked['owner']} answers for it on {UPLINK}"

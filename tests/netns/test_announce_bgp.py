@@ -19,6 +19,8 @@ from lb.lab import namespaces, router
 from lb.lab.addressing import Announce, RouterKind
 from lb.lab.lab import Lab
 from lb.lab.processes import kill
+from lb.rundir import RunDir
+from lb.served.ask import ask
 from tests.netns.bgp_bench import (
     BOTH,
     EVERYWHERE,
@@ -69,6 +71,9 @@ def test_announce_bgp_connections_spread_over_all_nodes_in_both_families(lab: La
     out = io.StringIO()
     main(["explain", "near", "--no-probes", "--instance", lab.spec.instance("node1")], out=out)
     assert f"{NEAR[0]}: told to router" in out.getvalue()
+    page = ask(RunDir(lab.spec.instance("node1")), "/api/service", service="default/near")
+    of_near = {one["address"]: one["routers"] for each in page["balanced"] for one in each["addresses"]}
+    assert of_near == {address: ["told to router"] for address in NEAR}
 
 
 @each_router

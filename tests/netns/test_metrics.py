@@ -7,14 +7,19 @@ import contextlib
 import json
 import re
 import time
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lb.bgp.board import Board, PeerNow
+from lb.bgp.metrics import BoardMetrics
+from lb.bgp.peers import Peer
 from lb.datapath.maps.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
+from lb.segment.speaker import Figures
 from lb.served import metrics
 from lb.served.service_metrics import service_metrics
 from tests.deploy.conftest import ROOT
@@ -61,6 +66,9 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(lab: Lab) -> N
     families = list(text_string_to_metric_families(done.stdout))
     families += metrics.source_metrics((SERVICES,))  # an agent of manifests has none of them
     families += metrics.audit_metrics({"vips4": 0})  # nor these, before it has looked
+    families += metrics.announce_metrics(Figures(owned=1, taken=1, ended=0, members=2, rivals=0))
+    peer = Peer("tor", ip_address("192.168.77.1"), 64500, 64512)
+    families += BoardMetrics(Board(peers={"tor": PeerNow(peer)})).collect()
     counted = Node()
     counted.busy()  # and what has not been dropped yet is not there
     families += service_metrics(lambda: contextlib.nullcontext(counted.maps), 9, 9)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``lbctl explain`` and ``lbctl service list`` say of the routers that were told."""
+"""What ``lbctl explain``, ``lbctl service list`` and the page say of the routers that were told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lb.announce.reach import reached
 from lb.announce.servable import Standing, Verdict
 from lb.bgp.bird import NO_SESSION, SessionState
 from lb.bgp.board import Board, PeerNow
@@ -101,3 +102,39 @@ def test_a_list_of_services_ends_with_what_routers_were_told() -> None:
     assert "\ntold to routers by this node:\n  203.0.113.5  tor-a\n" in render(found, wide=True)
     found["announced"] = board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)["addresses"]
     assert "  203.0.113.5  nobody: no ready endpoint\n" in render(found)
+
+
+def owner(name: str | None, why: str = "", *, here: bool = False) -> dict[str, Any]:
+    return {"address": str(VIP), "interface": "eth0", "owner": name, "here": here, "why": why}
+
+
+@pytest.mark.parametrize(
+    ("owners", "words"),
+    [
+        (None, ["this node answers for none: announce is off"]),
+        ([], ["not known yet to who finds its owner"]),
+        ([owner("n1", here=True), {**owner("n2"), "address": "203.0.113.6"}], ["on eth0: this node answers"]),
+        ([owner("n2", "node n2 owns it")], ["on eth0: node n2 answers"]),
+        ([owner("n2", "cordoned")], ["on eth0: node n2 answers, since here cordoned"]),
+        ([owner(None, "no carrier")], ["on eth0: nobody answers: no carrier"]),
+    ],
+)
+def test_the_page_says_who_answers_on_the_segment(
+    owners: list[dict[str, Any]] | None, words: list[str]
+) -> None:
+    (found,) = reached([str(VIP)], owners, None)
+    assert found == {
+        "address": str(VIP),
+        "segment": words,
+        "routers": ["this node tells none: lbctl announce bgp does not run"],
+    }
+
+
+def test_the_page_says_which_routers_were_told_and_why_not() -> None:
+    speaker = board(verdict(Standing.SERVES), a=UP, b=NO_SESSION)
+    known, unknown = reached([str(VIP), "203.0.113.6"], None, speaker)
+    assert known["routers"][0] == "told to tor-a"
+    assert known["routers"][1].startswith("tor-b (192.168.77.2) is told nothing, its session is not up: ")
+    assert unknown["routers"] == ["not known yet to who tells routers"]
+    cannot = board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)
+    assert reached([str(VIP)], None, cannot)[0]["routers"] == ["not told from this node: no ready endpoint"]

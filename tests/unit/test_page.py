@@ -46,6 +46,7 @@ from tests.unit.http_bench import LOOPBACK, PATIENCE, ask, bound, serving, url_o
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SHOP = ObjectKey("shop", "checkout")
+OWNER = {"address": "203.0.113.10", "interface": "eth0", "owner": HOSTILE, "here": False, "why": "cordoned"}
 STATUS: dict[str, Any] = {
     "instance": "n1",
     "node": "node1",
@@ -93,9 +94,9 @@ def shop() -> Service:
         ports=(ServicePort("http", Protocol.TCP, 80, 8080, 30080),),
         cluster_ips=(ip_address("10.96.0.10"), ip_address("fd00:96::10")),
         load_balancer_ips=(ip_address("203.0.113.10"),),
+        balancer_note="203.0.113.10 from pool edge",
         external_policy=TrafficPolicy.LOCAL,
         affinity_seconds=600,
-        source_ranges=(),
     )
 
 
@@ -167,6 +168,7 @@ def serving_page(bench: Bench, run_dir: RunDir) -> Iterator[HttpServer]:
         lambda: contextlib.nullcontext(bench.maps),
         bench.history,
         Known(bench.state),
+        owners=lambda: [OWNER],
         collect=lambda _instance, _run_dir: json.loads(json.dumps(STATUS)),
     )
     answers = {"/": page(), "/api/history": history_answer(bench.history, "n1", "now"), **views.answers()}
@@ -419,6 +421,8 @@ def test_a_service_is_chosen_by_keyboard_and_drawn(browser: Browser) -> None:
     assert "50 % of new connections go to 10.244.1.4:8080, this node: through the host's stack" in words
     assert "10.244.2.9:8080: terminating; connections that it has go on" in words
     assert "EndpointSlice checkout-4" in browser.text("#changes")
+    found_by = "from pool edge", f"eth0: node {HOSTILE} answers, since here cordoned", "announce bgp"
+    assert [word for word in found_by if word not in browser.text("#found-by")] == []
     browser.find('input[value="host"]').send_keys(Keys.SPACE)
     assert "lb_sock_connect at the" in browser.text("#picture svg")
     assert browser.complaints() == []
@@ -435,7 +439,8 @@ def test_the_search_narrows_the_list(browser: Browser) -> None:
 def test_nothing_is_cut_at_any_width(browser: Browser, width: int) -> None:
     browser.open("/#shop%2Fcheckout", width)
     browser.until("document.querySelector('#picture svg')")
-    assert browser.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    room = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.driver.execute_script(f"return {room}") == 0
     escaped = """
         const view = document.querySelector('#picture svg').getBoundingClientRect();
         return [...document.querySelectorAll('#picture text')].filter((each) => {

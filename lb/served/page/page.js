@@ -204,8 +204,21 @@ function showService(found) {
     ...traffic(found.counts_traffic, ofBackends, key),
   ], one?.port.backends ?? []);
   $("#so-far").textContent = one ? soFar(one.port) : "";
+  showFoundBy(found.balanced);
   $("#changes").replaceChildren(...(found.changes.length ? found.changes.toReversed().map(change) : [
     el("li", {}, "none since the agent started, or too long ago to be remembered")]));
+}
+
+// How the network finds the addresses of a Service of type LoadBalancer; any other has nothing here.
+function showFoundBy(balanced) {
+  const lines = (texts) => texts.map((text) => el("div", {}, text));
+  $("#found-by").hidden = balanced.length === 0;
+  $("#found-by p").textContent = balanced.map((one) => one.text).join("");
+  table($("#found-by table"), [
+    ["Address", (one) => one.address, "address"],
+    ["On the segment", (one) => lines(one.segment)],
+    ["Routers", (one) => lines(one.routers)],
+  ], balanced.flatMap((one) => one.addresses));
 }
 
 // The pod at an address with its port; without the namespace, which is the Service's.
@@ -447,6 +460,7 @@ async function lookAtService() {
   } catch (error) {
     $("#service").hidden = false;
     $("#service-title").textContent = error.message;
+    $("#found-by").hidden = true;
     for (const place of ["#picture", "#words", "#backends", "#changes"]) $(place).replaceChildren();
   }
   if (!focused) {
