@@ -42,7 +42,7 @@ class BoardMetrics(Collector):
                 routes.add_metric([*values, f"IPv{version}"], count)
         yield from (up, losses, routes)
         addresses = GaugeMetricFamily(
-            "lbctl_announced_addresses",
+            "lbctl_bgp_addresses",
             "Addresses of Services by what this node is for them.",
             labels=["standing"],
         )

@@ -303,5 +303,5 @@ def test_metrics(bench: Bench) -> None:
     assert found["lbctl_bgp_session_up", "192.168.77.1", "tor-a"] == 1
     assert found["lbctl_bgp_session_up", "192.168.77.2", "tor-b"] == 0
     assert found["lbctl_bgp_advertised_routes", "192.168.77.1", "IPv4", "tor-a"] == 1
-    assert found["lbctl_announced_addresses", "serves"] == 1
+    assert found["lbctl_bgp_addresses", "serves"] == 1
     assert found["lbctl_bgp_problems",] == 1
