@@ -206,6 +206,17 @@ def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
     traffic.goes_on()
 
 
+def turned_back(lab: Lab, traffic: Traffic) -> None:
+    """Let our programs come, and go again before anything was taken over."""
+    lab.start_agent(NODE)
+    lab.wait_agent(NODE, 120)
+    traffic.goes_on()
+    lab.stop_agent(NODE)
+    assert cutover(lab, "--back")["left"] == {}
+    assert lab.spec.instance(NODE) not in instances()
+    traffic.goes_on()
+
+
 @pytest.mark.parametrize("mode", kube_proxy.Mode)
 def test_cutover_no_open_connection_breaks(
     make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory, mode: kube_proxy.Mode
@@ -219,4 +230,6 @@ def test_cutover_no_open_connection_breaks(
         traffic = Traffic(lab, 4, stack)
         traffic.goes_on()
         there_and_back(lab, mode, traffic)
+        if mode is kube_proxy.Mode.NFTABLES:
+            turned_back(lab, traffic)
         assert traffic.lost() == 0
