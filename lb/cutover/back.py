@@ -4,11 +4,13 @@
 kube-proxy's rules are there already. What netfilter will need of each flow is put into conntrack in steps,
 each of which holds for all packets when the next begins:
 
-1. conntrack is to see neither direction of what our programs translate or will be given to translate;
-2. the entries for that go, those of connections that netfilter translates come;
-3. what begins is netfilter's from now on (CUTOVER_LEAVE): the programs translate packets of flows alone. What
-   has begun meanwhile follows. Only now does netfilter choose ports that stand for clients, and by then it
-   knows which are taken;
+1. table ``lbctl-cutover`` hides from conntrack both directions of each connection that our programs
+   translate, in the form in which conntrack has seen its packets until now;
+2. conntrack's entries for packets of that form go, and entries come by which netfilter would translate the
+   connections itself;
+3. what begins is netfilter's from now on (CUTOVER_LEAVE): the programs translate packets of flows alone.
+   Connections that have begun since the first step go through the first two now. Only from here on does
+   netfilter choose ports that stand for clients, and it knows which are taken;
 4. conntrack sees again the answers to clients that keep their address, and what processes of the node send:
    netfilter translates these, our programs the other direction;
 5. the programs go, one after the other: whatever meets none of them is translated by netfilter;

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import Cutover
+from lb.datapath.programs import features
 from lb.diagnose import kube_proxy
 from lb.errors import LbError
 
@@ -34,8 +35,8 @@ def beside_kube_proxy(maps: Maps, instance: str, *, new: bool) -> Callable[[], N
 def _spare_open_connections(maps: Maps) -> None:
     """Where kube-proxy has rules, have the programs leave to netfilter what it has begun (CUTOVER_TAKE).
 
-    It stays so until ``lbctl cutover`` has moved the connections. A kernel that does not tell is no reason
-    not to start.
+    It stays so until ``lbctl cutover`` has moved the connections. A kernel that does not tell, or whose
+    conntrack programs may not ask, is no reason not to start.
 
     Raises BpfError: the map could not be mapped into memory.
     """
@@ -44,9 +45,19 @@ def _spare_open_connections(maps: Maps) -> None:
     except LbError as error:
         _log.warning("open connections may break: whether kube-proxy serves here is not known: %s", error)
         return
-    if traces:
-        maps.array("cutover")[0] = Cutover.TAKE
+    if not traces:
+        return
+    maps.array("cutover")[0] = Cutover.TAKE
+    with features.kernel_functions() as functions:
+        may_ask = bool(functions.ids)
+    if may_ask:
         _log.info("%s: its open connections are left to netfilter until lbctl cutover", traces[0])
+    else:
+        _log.warning(
+            "%s: its open connections break, as programs may not ask conntrack about them: that takes Linux"
+            " 6.0, and CAP_SYS_ADMIN where conntrack is a module (docs/migration.md)",
+            traces[0],
+        )
 
 
 def _keep_backends(maps: Maps, instance: str) -> None:

@@ -6,11 +6,12 @@ netfilter, which goes on translating an established connection without the rule 
 connections that are to be moved only become fewer, and no packet waits. A batch of them moves in steps, each
 of which holds for all packets when the next begins:
 
-1. conntrack is not to see a client's packets as our programs will translate them, nor the answers to a
-   process of the node as they will: beside the old entry they would be taken for another connection;
+1. conntrack is no longer to see a client's packets in the form that our programs will give them, nor
+   answers to a process of the node in that form: beside the old entry it would take them for another
+   connection. Table ``lbctl-cutover`` hides them (:mod:`lb.cutover.netfilter`);
 2. the flows are written: from here on our programs translate what clients send, and netfilter the answers to
    clients that keep their address;
-3. conntrack is to see neither direction: our programs translate both;
+3. conntrack no longer sees the other direction either: our programs translate both;
 4. the old entries go, new ones come for what conntrack will see. Where it will see nothing the old entry
    stays: by it netfilter knows that the address and port that stand for the client are taken, also for what
    processes of the node send, whose ports the kernel picks without asking us;
@@ -65,7 +66,7 @@ class Report:
 
 
 def set_cutover(maps: KernelMaps, what: Cutover) -> None:
-    """Tell the programs whose what has no flow is; when this returns each packet meets them so.
+    """Tell the programs to whom they leave packets of no flow; when this returns each packet meets them so.
 
     Since when it is so, ``lbctl status`` sees by the time of the map's pin.
 

@@ -14,9 +14,10 @@ from lb.served.problems import Problem, as_note, time_text
 
 _PROBLEMS = {
     Cutover.TAKE: Problem(
-        "Services are not taken over from kube-proxy yet: connections that netfilter knows are left to it",
-        "once kube-proxy itself does not run here any more: lbctl cutover moves them, and removes its rules;"
-        " docs/migration.md",
+        "Services are not taken over from kube-proxy yet: connections that netfilter knows stay with it,"
+        " where programs may ask it",
+        "once kube-proxy itself does not run here any more: lbctl cutover moves connections and removes its"
+        " rules; docs/migration.md",
     ),
     Cutover.LEAVE: Problem(
         "lbctl cutover --back did not come to its end: new connections to Services are left to netfilter",

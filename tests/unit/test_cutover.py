@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lb.cutover import affinity, moves, netfilter
+from lb.cutover import affinity, beginning, moves, netfilter
 from lb.cutover.conntrack import Entry, Status, TcpState, Tuple
 from lb.cutover.moves import Known, Move
-from lb.datapath.maps.layouts import FLOW, FLOW_KEY, Direction, FlowPath, FlowSign, FlowState
+from lb.datapath.maps.layouts import FLOW, FLOW_KEY, Cutover, Direction, FlowPath, FlowSign, FlowState
+from lb.datapath.programs import features
+from lb.datapath.programs.features import NO_FUNCTIONS, KernelFunctions
+from lb.diagnose import kube_proxy
+from lb.diagnose.kube_proxy import Trace
 from lb.model import Protocol
+from tests.fake_maps import FakeMaps
 
 CLIENT, NODE, POD, BACKEND = map(ip_address, ("192.0.2.7", "192.0.2.1", "10.244.1.2", "10.244.2.9"))
 VIP = ip_address("10.96.0.1")
@@ -183,3 +189,29 @@ COMMIT
 
 def _set(table: str, name: str, elements: Sequence[object]) -> dict[str, object]:
     return {"table": table, "name": name, "timeout": 10_800, "elem": elements}
+
+
+@pytest.mark.parametrize(
+    ("traces", "functions", "told"),
+    [
+        ([], NO_FUNCTIONS, []),
+        (["table ip kube-proxy"], KernelFunctions({"bpf_skb_ct_lookup": 1}), ["INFO"]),
+        (["table ip kube-proxy"], NO_FUNCTIONS, ["WARNING"]),
+    ],
+)
+def test_an_agent_beside_kube_proxy_tells_what_becomes_of_open_connections(
+    traces: Sequence[str],
+    functions: KernelFunctions,
+    told: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(kube_proxy, "find", lambda: [Trace("nftables", what) for what in traces])
+    monkeypatch.setattr(features, "kernel_functions", lambda: functions)
+    maps = FakeMaps()
+    beginning.beside_kube_proxy(maps, "n1", new=False)
+    assert maps.array("cutover")[0] == Cutover.NONE
+    beginning.beside_kube_proxy(maps, "n1", new=True)
+    assert maps.array("cutover")[0] == (Cutover.TAKE if traces else Cutover.NONE)
+    assert [record.levelname for record in caplog.records] == told

@@ -255,7 +255,10 @@ def test_an_api_server_is_asked_about_a_few_nodes_at_a_time() -> None:
 
 @pytest.mark.parametrize(
     ("what", "next_step"),
-    [(Cutover.TAKE, "lbctl cutover moves them"), (Cutover.LEAVE, "call lbctl cutover --back again")],
+    [
+        (Cutover.TAKE, "lbctl cutover moves connections"),
+        (Cutover.LEAVE, "call lbctl cutover --back again"),
+    ],
 )
 def test_a_takeover_that_is_not_finished_is_named_until_it_is(
     run_dir: Agent, what: Cutover, next_step: str
