@@ -15,7 +15,7 @@ from setuptools.command.build_py import build_py
 
 MANUAL = Path("build", "man", "lbctl.1")
 SHIPPED = ("bpf", "deploy", "examples", "examples-ipv6")
-"""What :func:`lb.shipped.shipped` finds."""
+"""What :func:`lb.package_files.shipped` finds."""
 
 
 class BuildWithFolders(build_py):

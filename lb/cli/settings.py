@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from lb.cli.grammar.working import CONFIG_VARIABLE
+from lb.cli.grammar.actions import CONFIG_VARIABLE
 from lb.config import Config, Setting, settings
 from lb.errors import ConfigError
 from lb.folders import read_stream

@@ -19,8 +19,8 @@ from lb.rundir import RunDir
 if TYPE_CHECKING:
     from lb.datapath.view.lookups import Tuple
     from lb.diagnose.entries import Entries
-    from lb.diagnose.story import Evidence
     from lb.diagnose.trace import EntryPoint, Traced
+    from lb.diagnose.trace_story import Evidence
 
 _CLIENT_PORT = 50_000
 _TRANSLATED = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "FLOW_HIT"})
@@ -183,13 +183,13 @@ def _with_pods(traced: Traced, known: Mapping[str, str]) -> Traced:
 
 
 def _found(stories: list[list[Traced]]) -> dict[str, Any]:
-    from lb.diagnose.story import as_dict  # noqa: PLC0415
+    from lb.diagnose.trace_story import as_dict  # noqa: PLC0415
 
     return {"packets": [as_dict(*(one.evidence for one in story)) for story in stories]}
 
 
 def _print_text(stories: list[list[Traced]], out: TextIO) -> None:
-    from lb.diagnose.story import render  # noqa: PLC0415
+    from lb.diagnose.trace_story import render  # noqa: PLC0415
 
     for number, story in enumerate(stories, 1):
         if len(stories) > 1:

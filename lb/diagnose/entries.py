@@ -12,8 +12,8 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.lookups import Flow, Tuple
-from lb.diagnose.story import Side
 from lb.diagnose.trace import EntryPoint
+from lb.diagnose.trace_story import Side
 from lb.errors import ConfigError
 from lb.model import IPAddress
 

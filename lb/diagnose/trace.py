@@ -11,7 +11,7 @@ from lb.datapath.maps.layouts import Direction
 from lb.datapath.programs.rehearsal import Outcome, Shadow, Verdict
 from lb.datapath.view.lookups import Flow, Tuple, Witness
 from lb.diagnose import frames
-from lb.diagnose.story import Evidence, Hop, Side
+from lb.diagnose.trace_story import Evidence, Hop, Side
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from typing import Any
 import urllib3
 import yaml
 
-from lb.bare import bare_package, late_classes
 from lb.errors import ConfigError
 from lb.folders import read_file, read_stream
+from lb.lazy_imports import bare_package, late_classes
 
 bare_package("kubernetes")
 bare_package(

@@ -23,7 +23,7 @@ from lb.lab.apply import make_namespace
 from lb.lab.processes import START_SECONDS, environment, spawn, tail, wait_for
 from lb.lab.store import Store
 from lb.model import ObjectKey
-from lb.shipped import shipped
+from lb.package_files import shipped
 
 ETCD, SERVER, CONTROLLERS, FORWARDER = "etcd", "kube-apiserver", "kube-controller-manager", "forwarder"
 RBAC = shipped("deploy") / "base" / "rbac.yaml"

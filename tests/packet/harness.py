@@ -32,7 +32,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.programs.loader import load, pin_name, program_array
-from lb.datapath.sync.lingering import REST_SECONDS
+from lb.datapath.sync.gone_vips import REST_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
 from lb.model import ObjectKey

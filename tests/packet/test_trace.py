@@ -18,8 +18,8 @@ from lb.datapath.programs import build
 from lb.datapath.programs.rehearsal import PRIVATE, Shadow
 from lb.datapath.view.watch import Watch
 from lb.diagnose import frames, trace
-from lb.diagnose.story import Side, render
 from lb.diagnose.trace import EntryPoint, Traced
+from lb.diagnose.trace_story import Side, render
 from lb.errors import DatapathError
 from lb.model import Protocol, TrafficPolicy
 from lb.plan.types import VipKind

@@ -11,7 +11,7 @@ import pytest
 
 from lb import folders
 from lb.cli import settings
-from lb.cli.grammar import working
+from lb.cli.grammar import actions
 from lb.config import Config, Limits, UplinkMode, split_address
 from lb.config import settings as all_settings
 from lb.errors import ConfigError
@@ -19,7 +19,7 @@ from lb.errors import ConfigError
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    working.add_settings(parser)
+    actions.add_settings(parser)
     return parser.parse_args(argv)
 
 

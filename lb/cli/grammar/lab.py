@@ -9,7 +9,7 @@ from pathlib import Path
 from lb.cli.grammar import parts
 from lb.cli.grammar.parts import Commands, verbs
 from lb.config import Switch, UplinkMode
-from lb.shipped import shipped
+from lb.package_files import shipped
 
 DEFAULT_ID = "lab"
 EXAMPLES = shipped("examples")

@@ -17,7 +17,6 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from pathlib import Path
 from typing import Any
 
-from lb.bare import bare_package
 from lb.config import UplinkMode
 from lb.datapath.kernel import bpf, tcx
 from lb.datapath.kernel.bpf import FD
@@ -27,6 +26,7 @@ from lb.datapath.kernel.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_i
 from lb.errors import AttachError, BpfError
 from lb.folders import entries
 from lb.halt import Halt
+from lb.lazy_imports import bare_package
 from lb.model import IPAddress
 
 bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")

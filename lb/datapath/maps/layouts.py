@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from lb.model import IPAddress
+from lb.package_files import shipped
 from lb.plan.rendezvous import SMALL_SET
-from lb.shipped import shipped
 
 DType = np.dtype[Any]
 

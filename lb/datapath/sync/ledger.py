@@ -77,7 +77,7 @@ class Port:
     ranges: source ranges; False if a write failed and the kernel may or may not have it.
     vips: the row that the kernel holds of each VIP; None if a write failed and the row is not known.
     gone: VIPs that the port has lost and that stay in the kernel for their open connections
-    (:mod:`lb.datapath.sync.lingering`); none of them is in vips.
+    (:mod:`lb.datapath.sync.gone_vips`); none of them is in vips.
     """
 
     id: int

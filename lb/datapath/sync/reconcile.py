@@ -23,6 +23,7 @@ from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
 from lb.datapath.sync.differences import damaged_sets, repair
 from lb.datapath.sync.drift import Drift
+from lb.datapath.sync.gone_vips import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.ledger import (
     NodeNames,
     Port,
@@ -34,7 +35,6 @@ from lb.datapath.sync.ledger import (
     vip_keys,
     vip_values,
 )
-from lb.datapath.sync.lingering import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
 from lb.datapath.sync.resting import Resting, Unused
 from lb.datapath.sync.slots import Slots

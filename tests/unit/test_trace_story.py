@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from lb.datapath.programs.rehearsal import Outcome, Verdict
 from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
 from lb.datapath.view.words import ShownBackend
-from lb.diagnose.story import Evidence, Hop, Side, as_dict, render
+from lb.diagnose.trace_story import Evidence, Hop, Side, as_dict, render
 
 CLIENT, VIP, POD = ip_address("192.0.2.50"), ip_address("203.0.113.10"), ip_address("10.0.1.5")
 ASKED = Tuple(CLIENT, 40_000, VIP, 80, 6)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.bare import bare_package
+from lb.lazy_imports import bare_package
 
 
 def run(code: str) -> str:
