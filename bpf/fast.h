@@ -137,9 +137,6 @@ static __always_inline int fast_stack(ctx_t *ctx, const struct note *note, const
 	struct tuple to;
 
 	entry_tuple(e, &to);
-	to.protocol = t->protocol;
-	if (meets_vip_again(&to))
-		return finish(note->hook, pass(REASON_TO_TC), bytes);
 	count_traffic(e->backend, e->generation, reason == REASON_REPLY, bytes);
 	if (!fast_translate(ctx, note->l3, t, &to, 0))
 		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
@@ -160,6 +157,20 @@ static __always_inline bool settled(const struct flow_entry *e, u8 direction)
 	return !(e->fins & ~(HALF_OPEN | MET_LATE)) && e->state <= FLOW_ESTABLISHED &&
 	       (direction == DIR_FORWARD || e->state == FLOW_ESTABLISHED) &&
 	       ticks() - e->touched < FLOW_REFRESH_TICKS && likely(!(watched() & WATCH_PACKETS));
+}
+
+/* See meets_vip_again(). A VIP that is a backend of this node is an address of the node itself, so only such
+ * backends cost a look. */
+static __always_inline bool backend_is_vip(const struct flow_entry *e, u8 protocol,
+					   const struct settings *settings)
+{
+	struct tuple to;
+
+	if (ctx_decides() || likely(!is_snat_source(&e->dst, settings)))
+		return false;
+	entry_tuple(e, &to);
+	to.protocol = protocol;
+	return meets_vip_again(&to);
 }
 
 static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
@@ -205,6 +216,8 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 				 REASON_FLOW_HIT);
 	if (!keeps_client(e->path))
 		return OURS;
+	if (backend_is_vip(e, t.protocol, settings))
+		return finish(note->hook, pass(REASON_TO_TC), bytes);
 	return fast_stack(ctx, note, &t, e, REASON_FLOW_HIT, bytes);
 }
 
