@@ -20,39 +20,11 @@ from lb.lab.processes import environment
 from lb.model import socket_text
 from tests.netns.conftest import MakeLab
 from tests.netns.held import Holder, Target
+from tests.netns.host_services import POD, SERVICE
 from tests.netns.waiting import eventually
 
 NODE = "node1"
 NODE_PORT = 30451
-POD = """\
-apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {app}}}}}
-spec:
-  nodeName: {node}
-  containers:
-  - ports:
-    - {{name: http, containerPort: 8080}}
-    - {{name: echo, containerPort: 9000, protocol: UDP}}
----
-"""
-SERVICE = """\
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}}}
-spec:
-  type: LoadBalancer
-  ipFamilyPolicy: RequireDualStack
-  clusterIP: 10.66.5.{number}
-  clusterIPs: [10.66.5.{number}, "fd00:66::5:{number}"]
-  selector: {{app: {name}}}
-  ports:
-  - {{name: http, port: 80, targetPort: http, nodePort: {node_port}}}
-  - {{name: echo, port: 80, targetPort: echo, nodePort: {node_port}, protocol: UDP}}
-status:
-  loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203::{number}"}}]}}
----
-"""
 PODS = (("here", "web", "node1"), ("there", "web", "node2"), ("asker", "self", "node1"))
 STICKY = """\
 apiVersion: v1
@@ -71,8 +43,8 @@ spec:
 """
 MANIFEST = (
     "".join(POD.format(name=name, app=app, node=node) for name, app, node in PODS)
-    + SERVICE.format(name="web", number=51, node_port=NODE_PORT)
-    + SERVICE.format(name="self", number=52, node_port=NODE_PORT + 1)
+    + SERVICE.format(name="web", app="web", number=51, node_port=NODE_PORT, more="")
+    + SERVICE.format(name="self", app="self", number=52, node_port=NODE_PORT + 1, more="")
     + STICKY
 )
 CLUSTER = {4: "10.66.5.51", 6: "fd00:66::5:51"}
