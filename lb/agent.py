@@ -15,11 +15,11 @@ import queue
 import time
 from collections.abc import Callable, Collection, Sequence
 
+from lb.attachments import Surroundings
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import CapacityError, LbError
-from lb.model import IPAddress, ObjectKey
-from lb.parts import (
+from lb.inbox import (
     Announcement,
     Failed,
     Inbox,
@@ -30,15 +30,15 @@ from lb.parts import (
     SourceEvents,
     Stop,
 )
+from lb.model import IPAddress, ObjectKey
 from lb.plan import Claims, Conflict, concerned, health_check, node_ports, plan_service
 from lb.plan.types import ServicePlan, Topology
-from lb.refused import Refused
+from lb.refused_claims import Refused
 from lb.retries import Retries
 from lb.served.health import HealthChecks
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.served.problems import NEXT, Problem
 from lb.state import ClusterState
-from lb.surroundings import Surroundings
 from lb.words import some
 
 _log = logging.getLogger(__name__)

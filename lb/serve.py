@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent
+from lb.attachments import Surroundings
 from lb.config import NODE_NAME, Announce, Config, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
@@ -31,24 +32,23 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError
-from lb.halt import Halt
+from lb.inbox import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, stop_signals, threads
 from lb.model import Event, ObjectKey
-from lb.parts import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, stop_signals, threads
 from lb.rundir import RunDir
 from lb.served import servable, takeover
 from lb.served.api import OWNERS, as_json
 from lb.served.health import open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, routes
-from lb.served.known import Known
 from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem
+from lb.served.state_view import Known
 from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
-from lb.surroundings import Surroundings
+from lb.stop_event import Halt
 
 if TYPE_CHECKING:
     from lb.kube import reflector

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lb.kube import Client, from_kubeconfig
-from lb.kube.presence import Presence
+from lb.kube.availability import Presence
 from lb.kube.timing import Timing
 from lb.lab import controllers, garbage
 from lb.lab.addressing import LabSpec

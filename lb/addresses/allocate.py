@@ -26,7 +26,7 @@ from itertools import chain
 
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import Pool, Pools
-from lb.addresses.wish import EVERYWHERE
+from lb.addresses.request import EVERYWHERE
 from lb.model import IPAddress, ObjectKey, TrafficPolicy
 from lb.words import some
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lb.addresses.wish import NO_WISH, Wish
+from lb.addresses.request import NO_WISH, Wish
 from lb.model import IPAddress, Service, ServiceType
 
 

@@ -2,7 +2,7 @@
 """Addresses for the Services of a cluster: statuses are read, and written by one process of several.
 
 Who holds the Lease reads all Services, from its first moment as holder on, and only as long as it is that.
-What it decides and writes is in :mod:`lb.addresses.desk`.
+What it decides and writes is in :mod:`lb.addresses.controller`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import queue
 import threading
 from collections.abc import Sequence
 
-from lb.addresses.board import Board
 from lb.addresses.claimant import Claimant
-from lb.addresses.desk import Desk
+from lb.addresses.controller import Desk
+from lb.addresses.decode import CLAIMANTS
 from lb.addresses.pool import PoolsFile
-from lb.addresses.reading import CLAIMANTS
+from lb.addresses.report import Board
 from lb.errors import InputError
+from lb.kube.availability import Presence, Vigil
 from lb.kube.client import ApiError, Client
 from lb.kube.events import EventWriter
 from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
-from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.kube.workers import running

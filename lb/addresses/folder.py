@@ -21,10 +21,10 @@ from pathlib import Path
 import yaml
 
 from lb.addresses.allocate import Outcome, Past, Rest, allocate
-from lb.addresses.board import Board
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import PoolsFile
-from lb.addresses.wish import read_wish
+from lb.addresses.report import Board
+from lb.addresses.request import read_wish
 from lb.errors import ConfigError, InputError, LbError
 from lb.folders import read_file, replace_file
 from lb.manifests import documents

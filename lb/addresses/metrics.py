@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from lb.addresses.board import Board, Place
+from lb.addresses.report import Board, Place
 from lb.served.exposition import exposition
 from lb.served.http import Answer
 

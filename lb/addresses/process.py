@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lb import memory
-from lb.addresses.board import Board
 from lb.addresses.pool import PoolsFile
+from lb.addresses.report import Board
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
-from lb.halt import stop_on_signals
 from lb.model import ObjectKey
 from lb.served.http import HttpServer, Response, routes
+from lb.stop_event import stop_on_signals
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from lb.announce.servable import Standing
-from lb.bgp.board import Board
+from lb.bgp.report import Board
 from lb.served.exposition import exposition
 from lb.served.http import Answer
 

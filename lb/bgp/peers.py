@@ -28,7 +28,7 @@
         communities: ["64512:100", no-export]
         large_communities: ["64512:1:2"]
         local_pref: 200               # to iBGP peers
-    withdraw_seconds: 1               # these four: see lb.announce.steady; defaults
+    withdraw_seconds: 1               # these four: see lb.announce.damping; defaults
     announce_seconds: 3
     drain_seconds: 10
     silent_seconds: 60
@@ -47,7 +47,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TypeVar
 
-from lb.announce.steady import Hold
+from lb.announce.damping import Hold
 from lb.errors import ConfigError
 from lb.folders import read_file, signature
 from lb.manifests import syntax

@@ -12,17 +12,17 @@ from pathlib import Path
 
 from lb import memory
 from lb.bgp.bird import Bird, program
-from lb.bgp.board import Board
 from lb.bgp.peers import PeersFile
+from lb.bgp.report import Board
 from lb.bgp.speaker import Memory, Speaker
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import PRIVATE, make
-from lb.halt import Halt, stop_on_signals
 from lb.rundir import RunDir
 from lb.served.api import as_json
 from lb.served.http import HttpServer, Response, routes
 from lb.served.servable import SPEAKER_PATH, Asked
+from lb.stop_event import Halt, stop_on_signals
 
 _log = logging.getLogger(__name__)
 

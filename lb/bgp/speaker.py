@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from lb.announce.damping import Steady
 from lb.announce.report import Report, from_dict
 from lb.announce.servable import Standing, Verdict
-from lb.announce.steady import Steady
 from lb.bgp.bird import NO_SESSION, SessionState
-from lb.bgp.board import NETSTAT, SIGNED_WRONG_SECONDS, Board, PeerNow, signature_failures
 from lb.bgp.config import bird_conf, chosen, protocol_name, router_id, routes
 from lb.bgp.peers import Peer, PeersFile
+from lb.bgp.report import NETSTAT, SIGNED_WRONG_SECONDS, Board, PeerNow, signature_failures
 from lb.errors import LbError
 from lb.folders import read_file, replace_file
 from lb.model import IPAddress

@@ -20,7 +20,7 @@ from lb.diagnose.audit import Comparison
 from lb.errors import LbError
 from lb.plan.types import Topology
 from lb.rundir import RunDir
-from lb.served.pulse import Pulse, pulse
+from lb.served.liveness import Pulse, pulse
 from lb.words import several
 
 _LOOK_AGAIN_SECONDS = 0.5

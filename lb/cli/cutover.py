@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from lb.cli import instances, output
-from lb.cutover import back, conntrack, moves, over
+from lb.cutover import conntrack, give_back, moves, take_over
 from lb.cutover.moves import Move
 from lb.datapath.attach import hooks
 from lb.datapath.attach.netlink import Netlink
@@ -63,10 +63,10 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
         if any(trace.mode == "ipvs" for trace in kube_proxy.find()):
             warnings.append("kube-proxy's mode ipvs has connections of its own, which are not moved")
         if args.dry_run:
-            found = moves.plan(conntrack.dump(), moves.known(maps), own_addresses(), over.there(maps))
+            found = moves.plan(conntrack.dump(), moves.known(maps), own_addresses(), take_over.there(maps))
             moved = _counted(move for _, move in found.moves)
             return _report(moved, found.left, warnings=warnings)
-        done = over.take_over(maps, own_addresses(), teller(err))
+        done = take_over.take_over(maps, own_addresses(), teller(err))
     return _report(done.moved, done.left, not_moved=done.not_moved, warnings=warnings)
 
 
@@ -74,13 +74,13 @@ def _back(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     """Give back, or say what would be; return the report."""
     if args.dry_run:
         with KernelMaps(Pins(name).maps) as maps:
-            every, left = back.flows(maps)
+            every, left = give_back.flows(maps)
         return _report(_counted(every), left)
     if not kube_proxy.find():
         raise LbError("kube-proxy has no rules here: start it first, or nobody would serve Services")
     run_dir = RunDir(name)
     with run_dir.lock():
-        done = back.give_back(name, teller(err))
+        done = give_back.give_back(name, teller(err))
         run_dir.remove()
     return _report(done.moved, done.left, errors=done.errors) | {"clients": done.clients}
 

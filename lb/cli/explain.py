@@ -23,7 +23,7 @@ from lb.rundir import RunDir
 from lb.served import takeover
 from lb.served.api import OWNERS
 from lb.served.ask import ask
-from lb.served.pulse import pulse
+from lb.served.liveness import pulse
 from lb.served.servable import spoken
 
 _LEAST = 30  # columns of what was found

@@ -24,10 +24,10 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import WatchFlag
 from lb.datapath.view.watch import Watch
 from lb.errors import UsageError
-from lb.halt import on_signals
 from lb.live.events import Names, PacketEvent, What
 from lb.live.monitor import Monitor
 from lb.rundir import RunDir
+from lb.stop_event import on_signals
 
 Tell = Callable[[Any, PacketEvent], None]
 

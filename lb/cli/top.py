@@ -23,10 +23,10 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.view import figures
 from lb.datapath.view.figures import PortName, Sample
 from lb.errors import LbError
-from lb.halt import on_signals
 from lb.live import top
 from lb.live.top import Line, Row, View
 from lb.rundir import RunDir
+from lb.stop_event import on_signals
 from lb.words import in_line
 
 _ONCE_WIDTH = 132

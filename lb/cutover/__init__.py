@@ -3,6 +3,6 @@
 
 kube-proxy's connections are entries of netfilter's conntrack, ours are flows in the maps. :mod:`conntrack`
 reads and writes the former, :mod:`adopt` writes the latter beside the programs that run; :mod:`moves` says of
-one connection what it is on either side. :mod:`over` takes Services over, :mod:`back` gives them back; both
-tell in their first lines why no packet meets a gap. Nothing of this is in an agent's memory.
+one connection what it is on either side. :mod:`take_over` takes Services over, :mod:`give_back` gives them
+back; both tell in their first lines why no packet meets a gap. Nothing of this is in an agent's memory.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real connections to see who answers; ``python -m lb.diagnose.probe [CGROUP]`` makes those on its stdin.
 
-See :mod:`lb.inquiry` for why that is a process of its own.
+See :mod:`lb.cgroup_query` for why that is a process of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from lb import inquiry
+from lb import cgroup_query
 from lb.model import IPAddress, Protocol, socket_text
 
 TIMEOUT_SECONDS = 1.5
@@ -91,15 +91,15 @@ def probe_all(targets: Sequence[Target], cgroup: str = "") -> list[Outcome]:
     """
     if not targets:
         return []
-    answers = inquiry.ask("lb.diagnose.probe", targets, cgroup, "probing")
+    answers = cgroup_query.ask("lb.diagnose.probe", targets, cgroup, "probing")
     return [Outcome(Target(**each.pop("target")), **each) for each in answers]
 
 
 def main(argv: Sequence[str]) -> int:
     """Join the control group, probe what stdin says, write what came of it."""
-    targets = [Target(**each) for each in inquiry.asked(argv)]
+    targets = [Target(**each) for each in cgroup_query.asked(argv)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        inquiry.answer(list(pool.map(probe, targets)))
+        cgroup_query.answer(list(pool.map(probe, targets)))
     return 0
 
 

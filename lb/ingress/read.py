@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lb.errors import InputError
+from lb.ingress.key_pair import complaint
 from lb.ingress.objects import Backend, Certificate, Ingress, IngressClass, Path, PathType, Place, Rule, Tls
-from lb.ingress.pair import complaint
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, read_key, read_meta

@@ -23,9 +23,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from lb.kube.availability import Presence
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import ModelType
-from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Timing, micro_time, utc_now
 from lb.model import EndpointSlice, Node, ObjectKey, Service
 

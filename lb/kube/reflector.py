@@ -20,7 +20,7 @@ reflector):
   every watch. Only when the last list is younger than RELIST_SECONDS it counts as a failure. The new list is
   compared with the store, and only differences are told; a Delete is told for what a complete list lacks,
   never for a failure.
-- Each failure is followed by a wait, see :class:`lb.kube.presence.Presence`.
+- Each failure is followed by a wait, see :class:`lb.kube.availability.Presence`.
 
 An object that cannot be used is reported once; its last good version stays.
 """
@@ -37,10 +37,10 @@ from typing import Any, Generic
 import msgspec
 
 from lb.errors import InputError
+from lb.kube.availability import Presence
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
 from lb.kube.convert import Item, ModelType, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
-from lb.kube.presence import Presence
 from lb.kube.timing import Backoff, Pace, Timing
 from lb.model import Delete, Event, ObjectKey, Upsert
 

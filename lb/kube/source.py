@@ -15,16 +15,16 @@ from typing import Any
 import msgspec
 
 from lb.errors import InputError
-from lb.halt import Halt
+from lb.kube.availability import Presence, Vigil
 from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
 from lb.kube.handover import HOLD_SECONDS, Handover
-from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.kube.workers import Worker, running
 from lb.model import Event, ObjectKey, Service, Synced
+from lb.stop_event import Halt
 
 _log = logging.getLogger(__name__)
 

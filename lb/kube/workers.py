@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lb.kube.availability import Presence, Vigil
 from lb.kube.events import EventWriter
-from lb.kube.presence import Presence, Vigil
 from lb.kube.reflector import Reflector
 
 Worker = Reflector[Any] | Vigil | EventWriter

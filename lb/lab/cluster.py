@@ -23,8 +23,8 @@ import msgspec
 
 from lb.errors import InputError, LabError
 from lb.kube import convert
+from lb.kube.availability import Presence
 from lb.kube.client import ApiError
-from lb.kube.presence import Presence
 from lb.kube.timing import Timing
 from lb.lab import controllers, garbage, ingress_api
 from lb.lab.addressing import LabSpec

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
+from lb.kube.availability import Presence
 from lb.kube.convert import Item, Reader
-from lb.kube.presence import Presence
 from lb.kube.reflector import Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.lab.api import Api, Object, Resource, key_of

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from lb.config import Config
 from lb.errors import InputError
-from lb.halt import Halt
 from lb.model import Event
 from lb.names.controller import Controller, Zones
 from lb.names.feed import Feed
 from lb.names.named import KEY, TTL, reverse_zones
+from lb.stop_event import Halt
 
 if TYPE_CHECKING:
     from lb.kube.source import KubernetesSource

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ask a DNS server; ``python -m lb.names.ask [CGROUP]`` asks what its stdin says.
 
-See :mod:`lb.inquiry` for why that is a process of its own.
+See :mod:`lb.cgroup_query` for why that is a process of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 
-from lb import inquiry
+from lb import cgroup_query
 from lb.names import SILENT
 
 TIMEOUT_SECONDS = 2.0
@@ -60,13 +60,13 @@ def ask_all(questions: Sequence[Question], cgroup: str = "") -> list[Answer]:
 
     Raises LbError: the process that does it failed.
     """
-    answers = inquiry.ask("lb.names.ask", questions, cgroup, "asking DNS")
+    answers = cgroup_query.ask("lb.names.ask", questions, cgroup, "asking DNS")
     return [Answer(each["status"], tuple(each["data"])) for each in answers]
 
 
 def main(argv: Sequence[str]) -> None:
     """Join the control group, ask what stdin says, write what came of it."""
-    inquiry.answer([ask(Question(**each)) for each in inquiry.asked(argv)])
+    cgroup_query.answer([ask(Question(**each)) for each in cgroup_query.asked(argv)])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from lb.segment.beats import ETHERTYPE
+from lb.segment.heartbeats import ETHERTYPE
 
 _SIOCGIFFLAGS = 0x8913
 _IFF_RUNNING = 0x40  # netdevice(7): operational; it has a carrier

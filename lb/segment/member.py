@@ -17,8 +17,8 @@ from lb.errors import BpfError, CapacityError
 from lb.model import IPAddress
 from lb.segment import ownership
 from lb.segment.announcements import announcements
-from lb.segment.beats import Beats, frames
 from lb.segment.election import Claims, Election, Member, Step
+from lb.segment.heartbeats import Beats, frames
 from lb.segment.ownership import SECOND_NS, Entry
 
 _log = logging.getLogger(__name__)

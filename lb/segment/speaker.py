@@ -24,13 +24,13 @@ from lb.datapath.attach.netlink import Interface
 from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.maps.interface import Maps
 from lb.errors import BpfError, LbError
-from lb.halt import Halt
 from lb.model import IPAddress
 from lb.segment import ownership
 from lb.segment.link import Link
 from lb.segment.member import Counts, SegmentMember
 from lb.segment.ownership import Rival
 from lb.served.problems import Problem
+from lb.stop_event import Halt
 from lb.words import some
 
 _log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lb.halt import Halt
+from lb.stop_event import Halt
 
 _log = logging.getLogger(__name__)
 

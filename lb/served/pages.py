@@ -29,13 +29,13 @@ from lb.errors import LbError
 from lb.rundir import RunDir
 from lb.served import status
 from lb.served.api import Query, as_json, service_of
+from lb.served.failing_services import Trouble, without_backend
 from lb.served.history import History
 from lb.served.http import Answer, Request, Response
-from lb.served.journey import CLIENTS, Client, NodePrograms, journeys
-from lb.served.known import Known
+from lb.served.packet_path import CLIENTS, Client, NodePrograms, journeys
 from lb.served.problems import read_notes
 from lb.served.servable import spoken
-from lb.served.trouble import Trouble, without_backend
+from lb.served.state_view import Known
 
 MOST_SERVICES = 100
 """How many Services are listed unless more are asked for."""

@@ -117,7 +117,7 @@ class Asked:
 
 
 def spoken(run_dir: RunDir, seconds: float = _ASK_SECONDS) -> dict[str, Any] | None:
-    """Return how the process is that tells routers about an instance (:meth:`lb.bgp.board.Board.as_dict`).
+    """Return how the process is that tells routers about an instance (:meth:`lb.bgp.report.Board.as_dict`).
 
     seconds: how long it is waited for.
 

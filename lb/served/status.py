@@ -24,9 +24,9 @@ from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
 from lb.served import takeover
+from lb.served.liveness import pulse
 from lb.served.pressure import too_small
 from lb.served.problems import Problem, as_note, read_notes, time_text
-from lb.served.pulse import pulse
 
 _LIMITS = Limits().as_dict()
 NEARLY_FULL = 0.9

@@ -19,7 +19,7 @@ from lb.model import (
     Synced,
     Upsert,
 )
-from lb.state.crossings import Crossings
+from lb.state.overlaps import Crossings
 
 __all__ = ["Changes", "ClusterState"]
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from kubernetes.client import Configuration
 
 from lb.errors import InputError
-from lb.halt import Halt
 from lb.kube import Access, Client, KubernetesSource
 from lb.kube.timing import Timing
 from lb.model import (
@@ -25,6 +24,7 @@ from lb.model import (
     Synced,
     Upsert,
 )
+from lb.stop_event import Halt
 from tests.kube.double import ApiDouble
 from tests.kube.objects import (
     BACKEND_A,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lb.addresses.board import Board
 from lb.addresses.cluster import ClusterAllocator
 from lb.addresses.pool import PoolsFile
+from lb.addresses.report import Board
 from lb.kube import lease as leases
 from lb.kube.lease import Lease
 from lb.kube.timing import Timing

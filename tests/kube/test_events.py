@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import pytest
 
 from lb.kube import events
+from lb.kube.availability import Presence
 from lb.kube.events import EventWriter, Notice
-from lb.kube.presence import Presence
 from lb.kube.timing import Timing
 from lb.model import Node, ObjectKey, Service
 from tests.kube import faults

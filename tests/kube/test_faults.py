@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb.kube import reflector
-from lb.kube.presence import PROBE_SECONDS
+from lb.kube.availability import PROBE_SECONDS
 from lb.lab.certificates import issue, make_authority
 from tests.kube import faults
 from tests.kube.double import ApiDouble, Disturbance, Fault, Handler

@@ -20,14 +20,14 @@ import pytest
 
 from lb.agent import Agent
 from lb.datapath.sync.reconcile import Reconciler
-from lb.halt import Halt
+from lb.inbox import Inbox, SourceEvents, Stop
 from lb.kube import KubernetesSource
 from lb.model import Event
-from lb.parts import Inbox, SourceEvents, Stop
 from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, HttpServer
 from lb.state import ClusterState
+from lb.stop_event import Halt
 from tests.fake_maps import FakeMaps
 from tests.kube.harness import PATIENCE, Cluster
 from tests.kube.objects import BACKEND_A, BACKEND_B, NODE, OTHER_NODE, endpoint, endpoint_slice, node, service

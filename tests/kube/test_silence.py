@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from lb.kube import presence
+from lb.kube import availability
 from tests.kube import faults
 from tests.kube.double import ApiDouble
 from tests.kube.harness import ALL, Running, client_of, fill, running, settle, whole_lists
@@ -95,8 +95,8 @@ def test_a_server_that_hangs_is_noticed_and_its_return_as_well(
     double: ApiDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections stay up meanwhile, so nothing breaks."""
-    monkeypatch.setattr(presence, "QUIET_SECONDS", 0.3)
-    monkeypatch.setattr(presence, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(availability, "QUIET_SECONDS", 0.3)
+    monkeypatch.setattr(availability, "PATIENCE_SECONDS", 0.2)
     fill(double)
     with running(client_of(double)) as run:
         settle(run, double)

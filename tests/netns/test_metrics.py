@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.bgp.board import Board, PeerNow
 from lb.bgp.metrics import BoardMetrics
 from lb.bgp.peers import Peer
+from lb.bgp.report import Board, PeerNow
 from lb.datapath.maps.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lb.kube import client
-from lb.kube.presence import PROBE_SECONDS
+from lb.kube.availability import PROBE_SECONDS
 from tests.kube.double import ApiDouble
 from tests.kube.harness import client_of, running, whole_lists
 from tests.kube.objects import endpoint, endpoint_slice, node, service

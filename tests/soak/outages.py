@@ -26,10 +26,10 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from lb.halt import Halt
 from lb.kube import Client, KubernetesSource
 from lb.kube.timing import Timing
 from lb.lab.certificates import issue, make_authority
+from lb.stop_event import Halt
 from tests.kube.double import ApiDouble
 from tests.kube.envtest import ApiServer, why_not
 from tests.kube.harness import DoubleCluster, Running, client_of

@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import ip_address
 
 from lb.agent import Agent
+from lb.attachments import Surroundings
 from lb.config import Limits
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.sync_record import SyncReport
 from lb.datapath.view.dump import VipEntry, dump
+from lb.inbox import Failed, Inbox, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.model import (
     Endpoint,
     EndpointPort,
@@ -28,13 +30,11 @@ from lb.model import (
     ServiceType,
     Synced,
 )
-from lb.parts import Failed, Inbox, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.plan import HealthCheck
 from lb.plan.types import ServicePlan, Topology, VipKey
 from lb.served.health import HealthChecks
 from lb.served.history import History, Since
 from lb.state import ClusterState
-from lb.surroundings import Surroundings
 from tests.fake_maps import FakeMaps
 
 NODE = "node1"

@@ -8,9 +8,9 @@ import http.client
 import threading
 from collections.abc import Iterator
 
-from lb.halt import Halt
 from lb.served import http as lbhttp
 from lb.served.http import Address, HttpServer
+from lb.stop_event import Halt
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 20.0

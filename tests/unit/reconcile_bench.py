@@ -15,8 +15,8 @@ from lb.datapath.maps.layouts import FAMILIES, BackendStateCode, VipFlag, VipKin
 from lb.datapath.maps.map_table import MAP_SPECS
 from lb.datapath.sync.ledger import VipRow, read_ranges, read_vips, socket_of
 from lb.datapath.sync.pools import Region
+from lb.datapath.sync.quarantine import QUARANTINE_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
-from lb.datapath.sync.resting import QUARANTINE_SECONDS
 from lb.datapath.sync.sync_record import SyncReport
 from lb.datapath.sync.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy

@@ -13,7 +13,7 @@ import pytest
 from lb.addresses.allocate import Outcome, Past, Reason, Rest, allocate, may_share
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import parse
-from lb.addresses.wish import Wish
+from lb.addresses.request import Wish
 from lb.model import IPAddress, ObjectKey, Protocol, ServicePort, ServiceType, TrafficPolicy
 
 POOLS = parse(

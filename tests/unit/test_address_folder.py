@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.addresses.board import Board
 from lb.addresses.folder import FolderAllocator
 from lb.addresses.metrics import answer
 from lb.addresses.pool import PoolsFile
+from lb.addresses.report import Board
 from lb.errors import LbError
 from lb.manifests.complete import Pools as Networks
 from lb.manifests.source import ManifestSource

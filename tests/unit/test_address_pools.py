@@ -12,7 +12,7 @@ import pytest
 
 from lb.addresses import pool
 from lb.addresses.pool import PoolsFile, parse, without
-from lb.addresses.wish import read_wish
+from lb.addresses.request import read_wish
 from lb.errors import ConfigError
 
 WHOLE = """\

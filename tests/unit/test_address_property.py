@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lb.addresses.allocate import may_share
-from lb.addresses.board import Board
 from lb.addresses.claimant import Claimant
-from lb.addresses.desk import Desk
+from lb.addresses.controller import Desk
+from lb.addresses.decode import CLAIMANTS
 from lb.addresses.pool import Pools, PoolsFile, parse
-from lb.addresses.reading import CLAIMANTS
+from lb.addresses.report import Board
 from lb.kube.client import ApiError, Client
 from lb.kube.lease import LEASE_SECONDS, Lease, LostLeaseError
 from lb.kube.timing import Timing

@@ -17,6 +17,7 @@ from lb.config import Limits
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.sync_record import SyncReport
 from lb.errors import LbError
+from lb.inbox import Failed, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.model import (
     Delete,
     Event,
@@ -28,7 +29,6 @@ from lb.model import (
     TrafficPolicy,
     Upsert,
 )
-from lb.parts import Failed, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.plan import HealthCheck, plan_service
 from lb.plan.types import ServicePlan, VipKey
 from lb.retries import Retries

@@ -12,10 +12,10 @@ import pytest
 from lb.agent import AUDIT_SECONDS, LOOK_AFTER_SECONDS, LOOK_AGAIN_SECONDS
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
+from lb.inbox import Reread
 from lb.model import (
     Upsert,
 )
-from lb.parts import Reread
 from lb.retries import Retries
 from tests.unit.agent_bench import SYNCED, WEB, WEB_SERVICE, Bench, endpoints, texts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.announce.steady import Hold
+from lb.announce.damping import Hold
 from lb.bgp.peers import Advertisement, Bfd, Peer, PeersFile, parse, read
 from lb.errors import ConfigError
 

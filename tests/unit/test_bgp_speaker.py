@@ -14,9 +14,9 @@ from lb.announce.report import Report
 from lb.announce.servable import Standing, Verdict
 from lb.bgp import metrics
 from lb.bgp.bird import NO_SESSION, SessionState
-from lb.bgp.board import Board, signature_failures
 from lb.bgp.config import protocol_name
 from lb.bgp.peers import PeersFile
+from lb.bgp.report import Board, signature_failures
 from lb.bgp.speaker import Memory, Speaker
 from lb.cli.announce import render
 from lb.errors import LbError

@@ -42,12 +42,12 @@ from lb.datapath.maps import layouts, map_table
 from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.layouts import BackendStateCode, IfaceFlag
 from lb.errors import ConfigError, LbError
+from lb.inbox import Failed, Inbox, Reread, Stop, StopNow, stop_signals, threads
 from lb.lab import addressing
 from lb.lab.addressing import Announce, Family, Overlay, RouterKind
 from lb.lab.apiserver import VARIABLE
 from lb.lab.kube_proxy import Mode
 from lb.model import Protocol
-from lb.parts import Failed, Inbox, Reread, Stop, StopNow, stop_signals, threads
 from lb.rundir import RunDir
 from lb.serve import complete
 from lb.served.history import IN_ALL, OF_ONE

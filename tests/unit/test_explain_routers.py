@@ -13,9 +13,9 @@ import pytest
 from lb.announce.reach import reached
 from lb.announce.servable import Standing, Verdict
 from lb.bgp.bird import NO_SESSION, SessionState
-from lb.bgp.board import Board, PeerNow
 from lb.bgp.config import Route
 from lb.bgp.peers import Peer
+from lb.bgp.report import Board, PeerNow
 from lb.cli.service import collect, render
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, causes

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 
 from lb.datapath.kernel.grace import GracePeriods, wait_for_running_programs
-from lb.halt import Halt
+from lb.stop_event import Halt
 
 
 def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> None:

@@ -16,8 +16,8 @@ from lb.cli import history as command
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.datapath.sync.sync_record import MOST_NAMED, Part, Written
 from lb.errors import LbError
+from lb.inbox import InterfacesChanged, Reread
 from lb.model import Delete, EndpointSlice, Node, ObjectKey, Protocol, Service, Upsert
-from lb.parts import InterfacesChanged, Reread
 from lb.plan.types import VipKey
 from lb.retries import Retries
 from lb.rundir import RunDir

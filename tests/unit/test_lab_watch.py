@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lb.kube.presence import Presence
+from lb.kube.availability import Presence
 from lb.kube.timing import Timing
 from lb.lab.api import PODS, Api, Object
 from lb.lab.watch import Cache, Change, follower

@@ -34,11 +34,11 @@ from lb.model import (
     Upsert,
 )
 from lb.rundir import RunDir
+from lb.served.failing_services import WINDOW_SECONDS, Trouble, without_backend
 from lb.served.history import history_answer
 from lb.served.http import HttpServer, Request, Response, routes
-from lb.served.known import Known
 from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown
-from lb.served.trouble import WINDOW_SECONDS, Trouble, without_backend
+from lb.served.state_view import Known
 from tests.fake_maps import FakeMaps
 from tests.unit.agent_bench import SYNCED, Bench
 from tests.unit.figures_bench import Node

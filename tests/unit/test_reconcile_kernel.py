@@ -21,8 +21,8 @@ from lb.datapath.maps.layouts import FAMILIES, SERVICE_NAME
 from lb.datapath.maps.map_pins import open_maps, pin_maps
 from lb.datapath.maps.map_table import MAPS, MapType, sizes
 from lb.datapath.sync.ledger import read_names
+from lb.datapath.sync.quarantine import QUARANTINE_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
-from lb.datapath.sync.resting import QUARANTINE_SECONDS
 from lb.datapath.view import service_names
 from lb.datapath.view.dump import dump
 from lb.errors import BpfError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lb.config import Limits
 from lb.datapath.maps.layouts import FAMILIES
 from lb.datapath.sync.ledger import VipRow, read_vips
-from lb.datapath.sync.resting import QUARANTINE_SECONDS
+from lb.datapath.sync.quarantine import QUARANTINE_SECONDS
 from lb.datapath.sync.tables import table_rows
 from lb.model import TrafficPolicy
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind

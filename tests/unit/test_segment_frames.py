@@ -10,8 +10,8 @@ from scapy.layers.l2 import ARP, Ether
 
 from lb.announce.servable import Standing
 from lb.segment.announcements import announcements
-from lb.segment.beats import Beats, frames
 from lb.segment.election import Claim, Hold, Member
+from lb.segment.heartbeats import Beats, frames
 
 MAC = "02:00:00:00:00:01"
 ME = Member("node1", MAC)

@@ -15,8 +15,8 @@ from lb.announce.servable import Standing
 from lb.datapath.attach.netlink import Interface
 from lb.segment import ownership
 from lb.segment.announcements import announcements
-from lb.segment.beats import ETHERTYPE, frames
 from lb.segment.election import TIMING, Claim, Hold, Member
+from lb.segment.heartbeats import ETHERTYPE, frames
 from lb.segment.member import (
     AGAIN_SECONDS,
     FORMER_SECONDS,

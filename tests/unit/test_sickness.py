@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lb.cli.status import render
-from lb.cutover.over import set_cutover
+from lb.cutover.take_over import set_cutover
 from lb.datapath.maps.fill import MapFill, evictions
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import Cutover
@@ -26,10 +26,10 @@ from lb.model import Endpoint, EndpointSlice, Node, ObjectKey, Upsert
 from lb.rundir import RunDir
 from lb.served import status, takeover
 from lb.served.http import Request, Response
+from lb.served.liveness import SILENT_SECONDS, Pulse, pulse
 from lb.served.missing_nodes import ASKED_AT_ONCE, MissingNodes
 from lb.served.pressure import LOOK_SECONDS, Pressure
 from lb.served.problems import Problem, Since, read_notes
-from lb.served.pulse import SILENT_SECONDS, Pulse, pulse
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving

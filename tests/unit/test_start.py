@@ -13,7 +13,7 @@ import pytest
 from lb import serve
 from lb.config import Config
 from lb.errors import DatapathError, LbError
-from lb.parts import StopNow
+from lb.inbox import StopNow
 from lb.rundir import RunDir
 
 HERE = "n1"

@@ -25,9 +25,9 @@ from lb.datapath.kernel.pins import ROOT
 from lb.datapath.kernel.rtnl import TC_HANDLE, TC_PRIORITY, Direction, changed_interfaces, filters, set_xdp
 from lb.errors import AttachError, BpfError
 from lb.folders import entries
-from lb.halt import Halt
 from lb.lazy_imports import bare_package
 from lb.model import IPAddress
+from lb.stop_event import Halt
 
 bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
 from pyroute2.iproute.linux import IPRoute  # noqa: E402

@@ -10,7 +10,7 @@ import platform
 import threading
 from collections.abc import Callable
 
-from lb.halt import Halt
+from lb.stop_event import Halt
 
 _LOG = logging.getLogger(__name__)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}

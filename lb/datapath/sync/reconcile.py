@@ -35,8 +35,8 @@ from lb.datapath.sync.ledger import (
     vip_keys,
     vip_values,
 )
+from lb.datapath.sync.quarantine import Resting, Unused
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
-from lb.datapath.sync.resting import Resting, Unused
 from lb.datapath.sync.slots import Slots
 from lb.datapath.sync.sync_record import SyncReport, Written, written
 from lb.datapath.sync.tables import write_sets

@@ -23,7 +23,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs.loader import Loaded
 from lb.errors import AttachError
-from lb.halt import Halt
+from lb.stop_event import Halt
 from tests.namespaces import NetworkNamespace
 from tests.netns.attach.bench import NODE, NODE_SECOND, PEER, POD, add_pod, by_name, hooked, index_of, shape
 

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lb.halt import Halt, on_signals
 from lb.model import Event
+from lb.stop_event import Halt, on_signals
 
 _log = logging.getLogger(__name__)
 _JOIN_SECONDS = 2.0

@@ -7,9 +7,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from lb.announce.damping import FORGET_SECONDS, MOST_SECONDS, Hold, Steady
 from lb.announce.report import Report
 from lb.announce.servable import Standing, Verdict
-from lb.announce.steady import FORGET_SECONDS, MOST_SECONDS, Hold, Steady
 
 VIP = ip_address("203.0.113.5")
 HOLD = Hold(withdraw_seconds=1, announce_seconds=3, drain_seconds=10, silent_seconds=60)

@@ -29,7 +29,7 @@ from lb.cutover import affinity, moves, netfilter
 from lb.cutover.conntrack import Conntrack, TcpState
 from lb.cutover.moves import OF_HOST, SEEN_BY_STACK, Move
 from lb.cutover.netfilter import Run, Untracked
-from lb.cutover.over import set_cutover
+from lb.cutover.take_over import set_cutover
 from lb.datapath.attach import hooks, sockets
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.grace import wait_for_running_programs

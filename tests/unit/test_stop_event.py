@@ -6,7 +6,7 @@ from __future__ import annotations
 import select
 import threading
 
-from lb.halt import Halt
+from lb.stop_event import Halt
 
 
 def test_what_waits_for_a_descriptor_wakes() -> None:

@@ -28,7 +28,7 @@ from lb.model import (
 )
 from lb.rundir import RunDir
 from lb.served.http import routes
-from lb.served.known import Known
+from lb.served.state_view import Known
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lb.addresses.claimant import Claimant
-from lb.addresses.wish import NO_WISH, read_wish
+from lb.addresses.request import NO_WISH, read_wish
 from lb.kube.convert import Reader, parse_address
 from lb.kube.decode import ApiObject, Metadata
 from lb.model import (

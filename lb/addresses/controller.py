@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lb.addresses.allocate import Outcome, Past, Verdict, allocate
-from lb.addresses.board import Board
 from lb.addresses.claimant import Claimant
+from lb.addresses.decode import CLAIMANTS
 from lb.addresses.ledger import (
     MOST_PROMISES,
     Promise,
@@ -28,7 +28,7 @@ from lb.addresses.ledger import (
     to_notes,
 )
 from lb.addresses.pool import PoolsFile
-from lb.addresses.reading import CLAIMANTS
+from lb.addresses.report import Board
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import ADDRESSES_CONDITION
 from lb.kube.events import Notice

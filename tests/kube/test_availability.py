@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from lb.kube.availability import PATIENCE_SECONDS, PROBE_SECONDS, QUIET_SECONDS, Presence, Vigil
 from lb.kube.client import ApiError, Reach
-from lb.kube.presence import PATIENCE_SECONDS, PROBE_SECONDS, QUIET_SECONDS, Presence, Vigil
 from lb.kube.timing import HEALTHY_SECONDS, MOST_SECONDS, Backoff, Timing
 
 

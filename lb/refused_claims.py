@@ -6,8 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 
+from lb.inbox import Announcement
 from lb.model import ObjectKey
-from lb.parts import Announcement
 from lb.plan import Conflict
 from lb.plan.types import ServicePlan
 from lb.words import some
