@@ -12,8 +12,7 @@ import pytest
 
 from tests.deploy.conftest import ROOT
 
-PYTHON = """\
-#!/bin/sh
+PYTHON = """#!/bin/sh
 echo "call: $*" >&2
 case $* in
 "-m pip install --require"*)
