@@ -79,7 +79,7 @@ lint:
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $$(find bpf bench -name '*.[ch]' -not -path 'bpf/include/*')
-	.venv/bin/shellcheck -x scripts/setup scripts/tests scripts/lock vagrant/*.sh tests/deploy/boot.sh
+	.venv/bin/shellcheck scripts/setup scripts/tests scripts/lock vagrant/*.sh tests/deploy/boot.sh
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
