@@ -15,7 +15,7 @@ import queue
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from lb.attachments import Surroundings
+from lb.attachments import Attachments
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import CapacityError, LbError
@@ -33,7 +33,7 @@ from lb.inbox import (
 from lb.model import IPAddress, ObjectKey
 from lb.plan import Claims, Conflict, concerned, health_check, node_ports, plan_service
 from lb.plan.types import ServicePlan, Topology
-from lb.refused_claims import Refused
+from lb.refused_claims import RefusedClaims
 from lb.retries import Retries
 from lb.served.health import HealthChecks
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
@@ -92,7 +92,7 @@ class Agent:
         inbox: Inbox,
         state: ClusterState,
         node_name: str,
-        surroundings: Surroundings,
+        attachments: Attachments,
         reconciler: Reconciler,
         serving: bool,
         checks: HealthChecks,
@@ -107,7 +107,7 @@ class Agent:
         self._inbox = inbox
         self._state = state
         self._node_name = node_name
-        self._surroundings = surroundings
+        self._attachments = attachments
         self._reconciler = reconciler
         self._checks = checks
         self._history = history
@@ -116,7 +116,7 @@ class Agent:
         self._beat = beat
         self._clock = clock
         self._claims = Claims(self._plan_again, reconciler.holders())
-        self._denied = Refused(announce)
+        self._refused_claims = RefusedClaims(announce)
         self._services = Retries[ObjectKey]()
         self._hooks = Retries[str]()
         self._dirty: set[ObjectKey] = set()
@@ -207,19 +207,19 @@ class Agent:
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
-        return sorted(self._denied.conflicts, key=str)
+        return sorted(self._refused_claims.conflicts, key=str)
 
     def refusals(self) -> list[str]:
         """Return what Services ask for and cannot have on this node, a text for each of them."""
-        return [text for _, text in sorted(self._denied.refusals.items())]
+        return [text for _, text in sorted(self._refused_claims.refusals.items())]
 
     def problem_counts(self) -> dict[str, int]:
         """Return how many problems there are, by kind; may be called from any thread."""
         return {
             "service": len(self._services),
             "hook": max(len(self._hooks), len(self._lost)),
-            "conflict": len(self._denied.conflicts),
-            "refusal": len(self._denied.refusals),
+            "conflict": len(self._refused_claims.conflicts),
+            "refusal": len(self._refused_claims.refusals),
         }
 
     def service_count(self) -> int:
@@ -323,7 +323,7 @@ class Agent:
     def _attach(self, changed: frozenset[int] | None) -> None:
         """Bring hooks in step; what fails is logged once and tried again later."""
         now = self._clock()
-        problems = self._surroundings.attach(changed)
+        problems = self._attachments.attach(changed)
         for problem in problems:
             if self._hooks.failed(problem, problem, now):
                 _log.error("%s", problem)
@@ -336,16 +336,16 @@ class Agent:
         if not self._attached:
             return
         try:
-            if unpinned := self._surroundings.mend():
+            if unpinned := self._attachments.mend():
                 _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
                 self._repaired(unpinned, f"{unpinned} pins")
-            lost = self._surroundings.lost()
+            lost = self._attachments.lost()
             if lost and not len(self._hooks):  # else it is known, and tried again in time
                 for one in lost:
                     _log.error("%s: somebody detached it; attaching it again", one.place)
                 self._attach(None)
                 missing, places = len(lost), some(one.place for one in lost)
-                lost = self._surroundings.lost()
+                lost = self._attachments.lost()
                 self._repaired(missing - len(lost), places)
         except (LbError, OSError) as error:
             if str(error) != self._unseen:
@@ -372,7 +372,7 @@ class Agent:
             found = self._reconciler.drift()
             if found is None:
                 return
-            around = self._surroundings.drift()
+            around = self._attachments.drift()
         except LbError as error:
             _log.warning("the maps could not be compared with what was written: %s", error)
             return
@@ -406,7 +406,7 @@ class Agent:
         if not (self._topology_is_old or (self._dirty and self._own_claims() != self._claimed)):
             return
         self._topology_is_old = False
-        topology = self._surroundings.topology(self._state.node(self._node_name), self._state.claims)
+        topology = self._attachments.topology(self._state.node(self._node_name), self._state.claims)
         before, self._topology = self._topology, topology
         self._claimed = self._own_claims()
         if topology == before:
@@ -445,8 +445,8 @@ class Agent:
             except Exception as error:  # a bug that one Service meets must not cost the others
                 failed[key] = error
         decision = self._claims.update(plans)
-        self._denied.settle(self._claims.conflicts())
-        self._denied.planned(plans)
+        self._refused_claims.settle(self._claims.conflicts())
+        self._refused_claims.planned(plans)
         checks = {key: health_check(self._state.service(key), plan) for key, plan in plans.items()}
         taken = {key: node_ports(self._state.service(key)) for key in plans}
         plans.clear()

@@ -24,7 +24,7 @@ from lb.plan.types import Topology
 _log = logging.getLogger(__name__)
 
 
-class Surroundings:
+class Attachments:
     """The kernel around the agent: the node's interfaces and the programs on them.
 
     first: what is called each time before all programs are attached, with the maps written.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lb.model import Event
-from lb.stop_event import Halt, on_signals
+from lb.stop_event import StopEvent, on_signals
 
 _log = logging.getLogger(__name__)
 _JOIN_SECONDS = 2.0
@@ -101,11 +101,11 @@ def stop_signals(inbox: Inbox) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def threads(inbox: Inbox, bodies: dict[str, Callable[[Halt], None]]) -> Iterator[None]:
+def threads(inbox: Inbox, bodies: dict[str, Callable[[StopEvent], None]]) -> Iterator[None]:
     """Run each body in a thread until the context ends; one that raises sends :class:`Failed`."""
-    stop = Halt()
+    stop = StopEvent()
 
-    def guarded(name: str, body: Callable[[Halt], None]) -> None:
+    def guarded(name: str, body: Callable[[StopEvent], None]) -> None:
         try:
             body(stop)
         except Exception as error:

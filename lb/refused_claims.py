@@ -18,7 +18,7 @@ MOST_CONFLICTS = 20
 """How many new conflicts are logged, and announced at their Services, at a time."""
 
 
-class Refused:
+class RefusedClaims:
     """The conflicts and refusals of now.
 
     Attributes

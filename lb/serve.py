@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import lb
 from lb import memory
 from lb.agent import Agent
-from lb.attachments import Surroundings
+from lb.attachments import Attachments
 from lb.config import NODE_NAME, Announce, Config, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
@@ -45,10 +45,10 @@ from lb.served.notes import Notes
 from lb.served.pages import Views, shown
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem
-from lb.served.state_view import Known
+from lb.served.state_view import StateView
 from lb.served.supervisor import Supervisor
 from lb.state import ClusterState
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 if TYPE_CHECKING:
     from lb.kube import reflector
@@ -77,7 +77,7 @@ class Source(Protocol):
         """Tell whoever looks at the Service in the source what is wrong; never waits, never fails."""
         ...
 
-    def run(self, emit: Callable[[Sequence[Event]], None], stop: Halt) -> None:
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: StopEvent) -> None:
         """Emit events, :class:`lb.model.Synced` after the first listing, until stop is set."""
         ...
 
@@ -186,8 +186,8 @@ def startup(
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
     reconciler.recover()
-    surroundings = Surroundings(config, pins, loaded, maps, first=first)
-    stack.callback(surroundings.close)
+    attachments = Attachments(config, pins, loaded, maps, first=first)
+    stack.callback(attachments.close)
     raise_file_limit()
     health = open_health(
         config,
@@ -203,7 +203,7 @@ def startup(
         run_dir,
         config,
         programs=loaded.fingerprint,
-        hooks=surroundings.notes,
+        hooks=attachments.notes,
         source_health=source.health,
         checks=health.checks,
         healthz=health.bound,
@@ -239,7 +239,7 @@ def startup(
         inbox=inbox,
         state=state,
         node_name=config.node_name,
-        surroundings=surroundings,
+        attachments=attachments,
         reconciler=reconciler,
         serving="vips4" not in loaded.fresh,
         checks=health.checks,
@@ -261,7 +261,7 @@ def startup(
     queries = {
         "/api/history": history_answer(history, config.instance, notes.started),
         "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
-        **(known := Known(state)).answers(),
+        **(known := StateView(state)).answers(),
         servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
         OWNERS: as_json(
             lambda _query: {"announce": config.announce, "addresses": speaker.owners() if speaker else []}
@@ -290,7 +290,7 @@ def startup(
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
-    bodies: dict[str, Callable[[Halt], None]] = {
+    bodies: dict[str, Callable[[StopEvent], None]] = {
         f"source {source.name}": lambda stop: source.run(
             lambda events: inbox.put(SourceEvents(events, time.monotonic())), stop
         ),

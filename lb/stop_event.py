@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 
 
-class Halt(threading.Event):
+class StopEvent(threading.Event):
     """An event to set once. Its descriptor is readable from then on, for select() and epoll."""
 
     def __init__(self) -> None:
@@ -59,8 +59,8 @@ def on_signals(handler: Callable[[int, object], None], *numbers: int) -> Iterato
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Halt]:
+def stop_on_signals() -> Iterator[StopEvent]:
     """Give an event that SIGTERM and SIGINT set."""
-    stop = Halt()
+    stop = StopEvent()
     with on_signals(lambda *_: stop.set(), signal.SIGTERM, signal.SIGINT):
         yield stop

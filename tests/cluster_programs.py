@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lb.kube import Client, from_kubeconfig
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.timing import Timing
 from lb.lab import controllers, garbage
 from lb.lab.addressing import LabSpec
@@ -106,9 +106,9 @@ class _Controllers(ClusterKubelet):
         def tell(change: Change) -> None:
             loop.call_soon_threadsafe(self._learn, change)
 
-        presence = Presence(api.client.probe, Timing())
+        availability = Availability(api.client.probe, Timing())
         for resource in self._resources:
-            run = follower(api, resource, tell, presence).run
+            run = follower(api, resource, tell, availability).run
             threading.Thread(target=run, args=(threading.Event(),), daemon=True).start()
         await self._work()
 

@@ -8,7 +8,7 @@ The rules:
   and both stand in the Service itself: it names another address that can be had, or it has given up the
   family (ipFamilies).
 - What is promised, and not yet seen in a status, counts as if it stood there.
-- Wishes come first, then Services that come back to an address that rests, then the others; in each, the
+- Requests come first, then Services that come back to an address that rests, then the others; in each, the
   older Service comes first.
 - Pools are used in their order, addresses from the lowest up. An address that became free rests: it goes to
   another Service only when no other is left, but to a Service of the former one's name at once.
@@ -32,7 +32,7 @@ from lb.words import some
 
 
 class Reason(enum.StrEnum):
-    """What became of a Service's wish for an address; a word for machines, as in conditions and Events."""
+    """What became of a Service's request for an address; a word for machines, as in conditions and Events."""
 
     GIVEN = "AddressGiven"
     POOL_FULL = "PoolFull"
@@ -116,7 +116,7 @@ def may_share(one: Claimant, other: Claimant) -> bool:
     both; and either any node may serve both, or both are served by the same pods: with
     externalTrafficPolicy Local an address would lead to nodes that can serve one of them alone.
     """
-    if not one.wish.sharing_key or one.wish.sharing_key != other.wish.sharing_key:
+    if not one.request.sharing_key or one.request.sharing_key != other.request.sharing_key:
         return False
     if one.key.namespace != other.key.namespace and not (_opens(one, other) and _opens(other, one)):
         return False
@@ -128,7 +128,7 @@ def may_share(one: Claimant, other: Claimant) -> bool:
 
 
 def _opens(one: Claimant, other: Claimant) -> bool:
-    return bool(one.wish.sharing_namespaces & {other.key.namespace, EVERYWHERE})
+    return bool(one.request.sharing_namespaces & {other.key.namespace, EVERYWHERE})
 
 
 class _RefusedError(Exception):
@@ -169,7 +169,7 @@ class _Allocation:
         ours = [each for each in self._claimants if self._is_ours(each)]
         verdicts: dict[ObjectKey, Verdict] = {}
         came_back = {rest.last for rest in self._resting.values()}
-        for each in sorted(ours, key=lambda one: (not one.wish.addresses, one.key not in came_back)):
+        for each in sorted(ours, key=lambda one: (not one.request.addresses, one.key not in came_back)):
             verdicts[each.key] = self._decide(each)
         return Outcome(verdicts, self._leave())
 
@@ -202,16 +202,16 @@ class _Allocation:
 
     def _decide(self, each: Claimant) -> Verdict:
         refusals: list[_RefusedError] = []
-        if each.wish.error:
-            refusals.append(_RefusedError(Reason.UNREADABLE, each.wish.error))
+        if each.request.error:
+            refusals.append(_RefusedError(Reason.UNREADABLE, each.request.error))
         else:
             for version in each.families:
                 try:
                     self._provide(each, version)
                 except _RefusedError as error:
                     refusals.append(error)
-            for version in each.wish.addresses.keys() - set(each.families):
-                text = f"it names {each.wish.addresses[version]}, but is not served in IPv{version}"
+            for version in each.request.addresses.keys() - set(each.families):
+                text = f"it names {each.request.addresses[version]}, but is not served in IPv{version}"
                 refusals.append(_RefusedError(Reason.REFUSED, text))
             self._give_up(each)
         has = sorted(self._has[each.key], key=lambda one: _order(each, one.version))
@@ -243,12 +243,12 @@ class _Allocation:
     def _provide(self, each: Claimant, version: int) -> None:
         """See that a Service has an address of a family, the one that it names if it names one."""
         has = [address for address in self._has[each.key] if address.version == version]
-        wished = each.wish.addresses.get(version)
-        if wished is not None:
-            if wished not in has:
-                self._check(each, wished)
-                self._take(each, wished)
-            self._release(each, [address for address in has if address != wished])
+        requested = each.request.addresses.get(version)
+        if requested is not None:
+            if requested not in has:
+                self._check(each, requested)
+                self._take(each, requested)
+            self._release(each, [address for address in has if address != requested])
         elif not has:
             self._take(each, self._find(each, version))
 
@@ -281,7 +281,7 @@ class _Allocation:
         holding = [pool for pool in self._pools.pools if pool.holds(address)]
         if not holding:
             raise _RefusedError(Reason.OUTSIDE, f"{address}, which it names, is in no pool")
-        names = each.wish.pools
+        names = each.request.pools
         if not any(self._serves(pool, each) and (not names or pool.name in names) for pool in holding):
             pools = some(pool.name for pool in holding)
             why = "it asks for another pool" if names else "which is for other namespaces or labels"
@@ -297,7 +297,7 @@ class _Allocation:
         """
         pools = [pool for pool in self._candidates(each) if pool.size(version)]
         if not pools:
-            asked = f"pool {some(each.wish.pools)}" if each.wish.pools else "automatic pool"
+            asked = f"pool {some(each.request.pools)}" if each.request.pools else "automatic pool"
             text = f"no {asked} with IPv{version} addresses is for its namespace and labels"
             raise _RefusedError(Reason.NO_POOL, text)
         for found in (self._shared(each, version, pools), self._former(each, version, pools)):
@@ -317,7 +317,7 @@ class _Allocation:
         return min(rested, key=lambda one: (one[0], int(one[1])))[1]
 
     def _candidates(self, each: Claimant) -> list[Pool]:
-        names = each.wish.pools
+        names = each.request.pools
         return [
             pool
             for pool in self._pools.pools
@@ -333,10 +333,12 @@ class _Allocation:
 
     def _shared(self, each: Claimant, version: int, pools: list[Pool]) -> IPAddress | None:
         """Return the lowest address of Services that all share with this one."""
-        if not each.wish.sharing_key:
+        if not each.request.sharing_key:
             return None
         partners = chain.from_iterable(
-            self._has[one.key] for one in self._sharers.get(each.wish.sharing_key, ()) if one.key != each.key
+            self._has[one.key]
+            for one in self._sharers.get(each.request.sharing_key, ())
+            if one.key != each.key
         )
         found = [
             address
@@ -351,8 +353,8 @@ class _Allocation:
     def _sharers(self) -> dict[str, list[Claimant]]:
         found: defaultdict[str, list[Claimant]] = defaultdict(list)
         for each in self._claimants:
-            if each.balanced and each.wish.sharing_key:
-                found[each.wish.sharing_key].append(each)
+            if each.balanced and each.request.sharing_key:
+                found[each.request.sharing_key].append(each)
         return found
 
     def _former(self, each: Claimant, version: int, pools: list[Pool]) -> IPAddress | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lb.addresses.request import NO_WISH, Wish
+from lb.addresses.request import NO_REQUEST, AddressRequest
 from lb.model import IPAddress, Service, ServiceType
 
 
@@ -32,7 +32,7 @@ class Claimant(Service):
     families: tuple[int, ...] = (4,)
     requires_all: bool = False
     load_balancer_class: str = ""
-    wish: Wish = NO_WISH
+    request: AddressRequest = NO_REQUEST
     elsewhere: bool = False
     uid: str = ""
     version: str = ""

@@ -14,12 +14,12 @@ import threading
 from collections.abc import Sequence
 
 from lb.addresses.claimant import Claimant
-from lb.addresses.controller import Desk
+from lb.addresses.controller import AddressController
 from lb.addresses.decode import CLAIMANTS
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.errors import InputError
-from lb.kube.availability import Presence, Vigil
+from lb.kube.availability import Availability, HangDetector
 from lb.kube.client import ApiError, Client
 from lb.kube.events import EventWriter
 from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
@@ -47,7 +47,7 @@ class ClusterAllocator:
         client: Client,
         lease: Lease,
         pools: PoolsFile,
-        board: Board,
+        telemetry: Telemetry,
         *,
         identity: str,
         timing: Timing | None = None,
@@ -55,7 +55,7 @@ class ClusterAllocator:
         self._client = client
         self._lease = lease
         self._pools = pools
-        self._board = board
+        self._telemetry = telemetry
         self._identity = identity
         self._timing = timing or Timing()
         self._error = ""
@@ -64,14 +64,14 @@ class ClusterAllocator:
         """Wait for the Lease and give addresses while it is ours, again and again, until stop is set."""
         while not stop.is_set():
             self._pools.refresh()
-            self._board.pools, self._board.pools_error = self._pools.pools, self._pools.error
+            self._telemetry.pools, self._telemetry.pools_error = self._pools.pools, self._pools.error
             if self._hold():
                 _log.info("the Lease is ours: giving addresses")
                 term = Term(self, stop)
                 try:
                     term.run()
                 finally:
-                    self._board.leading = False
+                    self._telemetry.leading = False
             else:
                 self._timing.wait(stop, RENEW_SECONDS * (1.0 + self._timing.random()) / 2)
         with contextlib.suppress(ApiError):
@@ -97,11 +97,11 @@ class Term:
         self._stop = stop
         self._hold = allocator._hold
         self._client, self._lease = allocator._client, allocator._lease
-        self._pools, self._board = allocator._pools, allocator._board
+        self._pools, self._telemetry = allocator._pools, allocator._telemetry
         self._timing = allocator._timing
         self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-        self._presence = Presence(self._client.probe, self._timing)
-        self._events = EventWriter(self._client, allocator._identity, self._timing, self._presence)
+        self._availability = Availability(self._client.probe, self._timing)
+        self._events = EventWriter(self._client, allocator._identity, self._timing, self._availability)
         self._reflector: Reflector[Claimant] = Reflector(
             self._client,
             Selection(CLAIMANTS),
@@ -109,15 +109,17 @@ class Term:
             self._report,
             timing=self._timing,
             pace=Pace(self._timing.clock),
-            presence=self._presence,
+            availability=self._availability,
         )
-        self._vigil = Vigil(
+        self._hang_detector = HangDetector(
             self._client.probe,
             self._timing,
             lambda: self._reflector.health().contact,
             self._reflector.hang_up,
         )
-        self._desk = Desk(self._client, self._lease, self._pools, self._board, publish=self._events.publish)
+        self._controller = AddressController(
+            self._client, self._lease, self._pools, self._telemetry, publish=self._events.publish
+        )
         self._listed = False
         self._due: float | None = None
         """When to look at everything, in clock seconds; None: nothing has changed."""
@@ -125,8 +127,8 @@ class Term:
 
     def run(self) -> None:
         """Give addresses until the Lease is lost or stop is set."""
-        workers = (self._reflector, self._vigil, self._events)
-        with running(workers, self._presence, lambda _, error: self._inbox.put(error)):
+        workers = (self._reflector, self._hang_detector, self._events)
+        with running(workers, self._availability, lambda _, error: self._inbox.put(error)):
             while not self._stop.is_set() and self._turn():
                 pass
 
@@ -141,10 +143,10 @@ class Term:
                 return False
         if self._pools.refresh():
             self._due = now
-        self._board.pools, self._board.pools_error = self._pools.pools, self._pools.error
+        self._telemetry.pools, self._telemetry.pools_error = self._pools.pools, self._pools.error
         if self._listed and self._due is not None and now >= self._due:
             try:
-                wait = self._desk.look()
+                wait = self._controller.look()
             except LostLeaseError as error:
                 _log.warning("%s: giving no addresses", error)
                 return False
@@ -168,6 +170,6 @@ class Term:
                 raise batch
             events, listed = batch
             for event in events:
-                self._desk.learn(event)
+                self._controller.learn(event)
             self._listed |= listed
             self._due = self._timing.clock()

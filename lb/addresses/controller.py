@@ -3,7 +3,7 @@
 
 Every change goes two steps: what a Service will have is promised in the Lease (:mod:`lb.addresses.ledger`),
 then its status is written, for the version of the Service that was read. A condition in the same status says
-what became of the wish, and an Event tells of every change.
+what became of the request, and an Event tells of every change.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lb.addresses.ledger import (
     to_notes,
 )
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import ADDRESSES_CONDITION
 from lb.kube.events import Notice
@@ -42,7 +42,7 @@ AGAIN_SECONDS = 1.0
 _ACTION = "GiveAddress"
 
 
-class Desk:
+class AddressController:
     """For one thread, and for as long as the Lease is held; publish tells of a change, and never waits.
 
     Raises LbError: the promises in the Lease cannot be read.
@@ -53,7 +53,7 @@ class Desk:
         client: Client,
         lease: Lease,
         pools: PoolsFile,
-        board: Board,
+        telemetry: Telemetry,
         *,
         publish: Callable[[Notice], None],
         wall: Callable[[], float] = time.time,
@@ -61,7 +61,7 @@ class Desk:
         self._client = client
         self._lease = lease
         self._pools = pools
-        self._board = board
+        self._telemetry = telemetry
         self._publish = publish
         self._wall = wall
         self._claimants: dict[ObjectKey, Claimant] = {}
@@ -95,7 +95,7 @@ class Desk:
             promised=addresses_of(self._promises),
             past=self._past,
         )
-        self._past, self._board.outcome, self._board.leading = outcome.past, outcome, True
+        self._past, self._telemetry.outcome, self._telemetry.leading = outcome.past, outcome, True
         changes = [each for each in outcome.verdicts.values() if differs(each)]
         now, later = changes[:MOST_PROMISES], changes[MOST_PROMISES:]
         try:
@@ -160,7 +160,7 @@ class Desk:
         return True
 
     def _complain(self, error: ApiError) -> None:
-        self._board.failures += 1
+        self._telemetry.failures += 1
         if str(error) not in self._complaints:
             _log.warning("%s; trying again", error)
         self._complaints.add(str(error))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lb.addresses.claimant import Claimant
-from lb.addresses.request import NO_WISH, read_wish
+from lb.addresses.request import NO_REQUEST, read_request
 from lb.kube.convert import Reader, parse_address
 from lb.kube.decode import ApiObject, Metadata
 from lb.model import (
@@ -104,7 +104,7 @@ def claimant(item: ClaimantObject) -> Claimant:
         families=families or tuple(each.version for each in cluster_ips) or (4,),
         requires_all=spec.ip_family_policy == "RequireDualStack",
         load_balancer_class=spec.load_balancer_class or "",
-        wish=read_wish(meta.annotations or {}, spec.load_balancer_ip or "") if balanced else NO_WISH,
+        request=read_request(meta.annotations or {}, spec.load_balancer_ip or "") if balanced else NO_REQUEST,
         elsewhere=any(not each.get("ip") or each.get("ipMode") == "Proxy" for each in ingress),
         uid=meta.uid,
         version=meta.resource_version,

@@ -23,8 +23,8 @@ import yaml
 from lb.addresses.allocate import Outcome, Past, Rest, allocate
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
-from lb.addresses.request import read_wish
+from lb.addresses.request import read_request
+from lb.addresses.telemetry import Telemetry
 from lb.errors import ConfigError, InputError, LbError
 from lb.folders import read_file, replace_file
 from lb.manifests import documents
@@ -60,7 +60,7 @@ class FolderAllocator:
         directories: Sequence[Path],
         state: Path,
         pools: PoolsFile,
-        board: Board,
+        telemetry: Telemetry,
         *,
         networks: Networks,
         clock: Callable[[], float] = time.time,
@@ -72,7 +72,7 @@ class FolderAllocator:
         self._path = state
         self._pools = pools
         self._networks = networks
-        self._board = board
+        self._telemetry = telemetry
         self._clock = clock
         self._library = Library(self._directories, _ANY_PORT, clock)
         self._state: State = {}
@@ -90,7 +90,7 @@ class FolderAllocator:
             if stop.is_set():
                 return
             self.load()
-            self._board.leading = True
+            self._telemetry.leading = True
             due = 0.0
             for noticed in notices(self._directories, stop):
                 now = time.monotonic()
@@ -148,7 +148,7 @@ class FolderAllocator:
         """Look at the folders and the pools, and give what is to be given."""
         changed = self._library.refresh()
         changed |= self._pools.refresh()
-        self._board.pools, self._board.pools_error = self._pools.pools, self._pools.error
+        self._telemetry.pools, self._telemetry.pools_error = self._pools.pools, self._pools.error
         now = self._clock()
         rested = any(rest.until <= now for rest in self._past.resting.values())
         if not (changed or rested or self._again):
@@ -166,7 +166,7 @@ class FolderAllocator:
         self._again = not self._write(_state_of(outcome, claimants, self._state))
         if not self._again:
             self._past = outcome.past
-            self._board.outcome = outcome
+            self._telemetry.outcome = outcome
             self._tell(outcome)
 
     def _claimant(self, request: ServiceRequest) -> Claimant:
@@ -185,7 +185,7 @@ class FolderAllocator:
             families=ip_families(request, self._networks),
             requires_all=request.requires_dual,
             load_balancer_class=request.load_balancer_class,
-            wish=read_wish(request.annotations, request.load_balancer_ip),
+            request=read_request(request.annotations, request.load_balancer_ip),
         )
 
     def _write(self, state: State) -> bool:
@@ -197,7 +197,7 @@ class FolderAllocator:
         try:
             replace_file(self._path, text.encode())
         except OSError as error:
-            self._board.failures += 1
+            self._telemetry.failures += 1
             _log.error("%s: cannot be written: %s; trying again", self._path, error.strerror)
             return False
         self._state = state

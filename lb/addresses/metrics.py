@@ -9,45 +9,47 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from lb.addresses.report import Board, Place
+from lb.addresses.telemetry import Place, Telemetry
 from lb.served.exposition import exposition
 from lb.served.http import Answer
 
 
-class BoardMetrics(Collector):
-    """What a board says when somebody asks."""
+class TelemetryMetrics(Collector):
+    """The metrics, read from the telemetry at each scrape."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics; one that does not lead knows nothing of Services."""
-        board = self._board
+        telemetry = self._telemetry
         yield GaugeMetricFamily(
-            "lbctl_addresses_leader", "Whether this process gives addresses (1).", value=board.leading
+            "lbctl_addresses_leader", "Whether this process gives addresses (1).", value=telemetry.leading
         )
         yield GaugeMetricFamily(
             "lbctl_addresses_pools_file_ok",
             "Whether the file of pools is right.",
-            value=not board.pools_error,
+            value=not telemetry.pools_error,
         )
         yield CounterMetricFamily(
-            "lbctl_addresses_write_failures", "Writes that failed and are tried again.", value=board.failures
+            "lbctl_addresses_write_failures",
+            "Writes that failed and are tried again.",
+            value=telemetry.failures,
         )
-        sizes = board.sizes()
+        sizes = telemetry.sizes()
         yield _of_pools("lbctl_pool_addresses", "Addresses of a pool, in use or not.", sizes)
-        if not board.leading:
+        if not telemetry.leading:
             return
         zero = dict.fromkeys(sizes, 0)
-        used, resting = {**zero, **board.used()}, {**zero, **board.resting()}
+        used, resting = {**zero, **telemetry.used()}, {**zero, **telemetry.resting()}
         yield _of_pools("lbctl_pool_used_addresses", "Addresses of a pool that Services have.", used)
         yield _of_pools("lbctl_pool_resting_addresses", "Addresses that became free a moment ago.", resting)
         services = GaugeMetricFamily(
             "lbctl_balanced_services",
-            "Services of type LoadBalancer that are ours, by what became of their wish for an address.",
+            "Services of type LoadBalancer that are ours, by what became of their request for an address.",
             labels=["reason", "satisfied"],
         )
-        for (reason, satisfied), count in board.reasons().items():
+        for (reason, satisfied), count in telemetry.reasons().items():
             services.add_metric([reason, str(satisfied).lower()], count)
         yield services
 
@@ -59,6 +61,6 @@ def _of_pools(name: str, text: str, counts: Mapping[Place, int]) -> Metric:
     return found
 
 
-def answer(board: Board) -> Answer:
+def answer(telemetry: Telemetry) -> Answer:
     """Return what answers ``/metrics``."""
-    return exposition(BoardMetrics(board))
+    return exposition(TelemetryMetrics(telemetry))

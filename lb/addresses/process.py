@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lb import memory
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
@@ -28,6 +28,9 @@ KUBERNETES = "kubernetes"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 LEASE = "lbctl-addresses"
 _DEFAULT_NAMESPACE = "kube-system"
+
+Run = Callable[[threading.Event], None]
+"""Allocates until the event is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,9 @@ def run(options: Options) -> None:
     Raises LbError: the state cannot be read or written; the Lease's promises cannot be read.
     """
     memory.few_arenas()
-    board, pools = Board(), PoolsFile(options.pools)
-    board.pools = pools.pools
-    work = _work(options, pools, board)
+    telemetry, pools = Telemetry(), PoolsFile(options.pools)
+    telemetry.pools = pools.pools
+    work = _work(options, pools, telemetry)
     with stop_on_signals() as stop, ExitStack() as stack:
         if address := split_address(options.metrics_address):
             from lb.addresses import metrics  # noqa: PLC0415  (prometheus_client)
@@ -73,7 +76,7 @@ def run(options: Options) -> None:
             stack.callback(server.shut)
             alive = Response(200, b"ok\n")
             server.open(
-                address, routes({"/metrics": metrics.answer(board), "/livez": lambda _: alive}), "http"
+                address, routes({"/metrics": metrics.answer(telemetry), "/livez": lambda _: alive}), "http"
             )
             thread = threading.Thread(target=lambda: server.run(stop), name="http", daemon=True)
             thread.start()
@@ -85,20 +88,20 @@ def run(options: Options) -> None:
     _log.info("stopping; addresses stay where they are")
 
 
-def _work(options: Options, pools: PoolsFile, board: Board) -> Callable[[threading.Event], None]:
+def _work(options: Options, pools: PoolsFile, telemetry: Telemetry) -> Run:
     """Return what gives addresses until an event is set."""
     if not options.sources:
         raise ConfigError("--source: none given; say manifests:DIR or kubernetes")
     if KUBERNETES not in options.sources:
-        return _of_folders(options, pools, board)
+        return _of_folders(options, pools, telemetry)
     if len(options.sources) > 1:
         raise ConfigError(f"--source: {KUBERNETES} and another; it must be the only one")
     if options.state is not None:
         raise ConfigError(f"--state: is for manifests; with --source {KUBERNETES} the statuses are the state")
-    return _of_cluster(options, pools, board)
+    return _of_cluster(options, pools, telemetry)
 
 
-def _of_folders(options: Options, pools: PoolsFile, board: Board) -> Callable[[threading.Event], None]:
+def _of_folders(options: Options, pools: PoolsFile, telemetry: Telemetry) -> Run:
     from lb.addresses.folder import FolderAllocator  # noqa: PLC0415  (one of the two)
     from lb.manifests.complete import Pools as Networks  # noqa: PLC0415
 
@@ -108,10 +111,10 @@ def _of_folders(options: Options, pools: PoolsFile, board: Board) -> Callable[[t
         raise ConfigError(f"--kubeconfig and --context: they need --source {KUBERNETES}")
     directories = [Path(source.removeprefix("manifests:")) for source in options.sources]
     networks = Networks.parse(options.service_cidr, "30000-32767")
-    return FolderAllocator(directories, options.state, pools, board, networks=networks).run
+    return FolderAllocator(directories, options.state, pools, telemetry, networks=networks).run
 
 
-def _of_cluster(options: Options, pools: PoolsFile, board: Board) -> Callable[[threading.Event], None]:
+def _of_cluster(options: Options, pools: PoolsFile, telemetry: Telemetry) -> Run:
     from lb.addresses.cluster import ClusterAllocator  # noqa: PLC0415  (one of the two)
     from lb.kube import access, client  # noqa: PLC0415
     from lb.kube.lease import Lease  # noqa: PLC0415
@@ -126,7 +129,7 @@ def _of_cluster(options: Options, pools: PoolsFile, board: Board) -> Callable[[t
     key = ObjectKey(options.lease_namespace or _own_namespace(), LEASE)
     timing = Timing()
     lease = Lease(api, key, identity, timing)
-    return ClusterAllocator(api, lease, pools, board, identity=identity, timing=timing).run
+    return ClusterAllocator(api, lease, pools, telemetry, identity=identity, timing=timing).run
 
 
 def _own_namespace() -> str:

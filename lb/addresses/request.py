@@ -47,7 +47,7 @@ _SHARED_EVERYWHERE = SHARING_KEY[1:3]  # MetalLB knows no limit
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AddressRequest:
     """What a Service asks for.
 
     Attributes
@@ -65,10 +65,10 @@ class Wish:
     error: str = ""
 
 
-NO_WISH = Wish({})
+NO_REQUEST = AddressRequest({})
 
 
-def read_wish(annotations: Mapping[str, str], load_balancer_ip: str = "") -> Wish:
+def read_request(annotations: Mapping[str, str], load_balancer_ip: str = "") -> AddressRequest:
     """Return what annotations and spec.loadBalancerIP ask for."""
     name, text = _first(annotations, ADDRESSES)
     if not text:
@@ -86,7 +86,7 @@ def read_wish(annotations: Mapping[str, str], load_balancer_ip: str = "") -> Wis
     spaces = set(_words(_first(annotations, SHARING_NAMESPACES)[1]))
     if key_name in _SHARED_EVERYWHERE:
         spaces.add(EVERYWHERE)
-    return Wish(
+    return AddressRequest(
         addresses,
         pools=tuple(_words(_first(annotations, POOLS)[1])),
         sharing_key=key,

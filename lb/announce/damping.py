@@ -56,7 +56,7 @@ class _Track:
     withdrawn_at: float = -math.inf
 
 
-class Steady:
+class Damping:
     """Remembers what was said. told: what an earlier process had told, which holds until an agent speaks."""
 
     def __init__(self, hold: Hold, told: Iterable[Verdict] = (), now: float = 0.0) -> None:

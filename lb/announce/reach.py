@@ -10,7 +10,10 @@ from lb.words import some
 
 
 def balanced(one: Mapping[str, Any]) -> str:
-    """Say which load-balancer addresses a Service has, see :meth:`lb.served.state_view.Known.balanced`."""
+    """Say which load-balancer addresses a Service has.
+
+    one: an entry of :meth:`lb.served.state_view.StateView.balanced`.
+    """
     if one["addresses"]:
         return str(one["note"] or ", ".join(one["addresses"]))
     return f"none: {one['note'] or 'nobody has given it one'}"
@@ -30,7 +33,7 @@ def answerer(one: Mapping[str, Any]) -> str:
 
 
 def telling(entry: Mapping[str, Any], down: Collection[str]) -> str:
-    """Return which routers were told of an address, an entry of :meth:`lb.bgp.report.Board.as_dict`.
+    """Return which routers were told of an address, an entry of :meth:`lb.bgp.status.SpeakerStatus.as_dict`.
 
     down: the names of those whose session is not up.
     """
@@ -54,7 +57,7 @@ def reached(
     """Return how each address is found, ``{"address": …, "segment": [text, …], "routers": [text, …]}``.
 
     owners: as :func:`answerer` has them; None where the agent does not announce. speaker: as
-    :meth:`lb.bgp.report.Board.as_dict` gives it; None where nobody tells routers.
+    :meth:`lb.bgp.status.SpeakerStatus.as_dict` gives it; None where nobody tells routers.
     """
     return [
         {"address": one, "segment": _segment(one, owners), "routers": _routers(one, speaker)}

@@ -11,21 +11,21 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from lb.announce.servable import Standing
-from lb.bgp.report import Board
+from lb.bgp.status import SpeakerStatus
 from lb.served.exposition import exposition
 from lb.served.http import Answer
 
 
-class BoardMetrics(Collector):
-    """What a board says when somebody asks."""
+class SpeakerMetrics(Collector):
+    """The metrics, read from the status at each scrape."""
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, status: SpeakerStatus) -> None:
+        self._status = status
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
-        board = self._board
-        peers = list(board.peers.items())
+        status = self._status
+        peers = list(status.peers.items())
         labels = ["peer", "address"]
         up = GaugeMetricFamily("lbctl_bgp_session_up", "Whether a peer's session is up.", labels=labels)
         losses = CounterMetricFamily("lbctl_bgp_session_losses", "Ends of a peer's session.", labels=labels)
@@ -46,20 +46,20 @@ class BoardMetrics(Collector):
             "Addresses of Services by what this node is for them.",
             labels=["standing"],
         )
-        counts = Counter(one.standing for one in board.told)
+        counts = Counter(one.standing for one in status.told)
         for standing in Standing:
             addresses.add_metric([standing.value], counts[standing])
         yield addresses
         yield CounterMetricFamily(
-            "lbctl_bgp_engine_restarts", "How often BIRD had to be started again.", value=board.restarts
+            "lbctl_bgp_engine_restarts", "How often BIRD had to be started again.", value=status.restarts
         )
         yield GaugeMetricFamily(
             "lbctl_bgp_problems",
             "What is wrong: `lbctl announce status` names it.",
-            value=len(board.problems()),
+            value=len(status.problems()),
         )
 
 
-def answer(board: Board) -> Answer:
+def answer(status: SpeakerStatus) -> Answer:
     """Return what answers ``/metrics``."""
-    return exposition(BoardMetrics(board))
+    return exposition(SpeakerMetrics(status))

@@ -13,8 +13,8 @@ from pathlib import Path
 from lb import memory
 from lb.bgp.bird import Bird, program
 from lb.bgp.peers import PeersFile
-from lb.bgp.report import Board
 from lb.bgp.speaker import Memory, Speaker
+from lb.bgp.status import SpeakerStatus
 from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import PRIVATE, make
@@ -22,7 +22,7 @@ from lb.rundir import RunDir
 from lb.served.api import as_json
 from lb.served.http import HttpServer, Response, routes
 from lb.served.servable import SPEAKER_PATH, Asked
-from lb.stop_event import Halt, stop_on_signals
+from lb.stop_event import StopEvent, stop_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -64,19 +64,19 @@ def run(options: Options) -> None:
     with own.lock_if_room(), ExitStack() as stack, stop_on_signals() as stop:
         folder = own.folder
         make(folder, mode=PRIVATE)
-        board = Board()
+        status = SpeakerStatus()
         server = HttpServer()
         stack.callback(server.shut)
         server.open(
-            (str(own.socket_path), 0), routes({SPEAKER_PATH: as_json(lambda _: board.as_dict())}), "announce"
+            (str(own.socket_path), 0), routes({SPEAKER_PATH: as_json(lambda _: status.as_dict())}), "announce"
         )
         if address := split_address(options.metrics_address):
             from lb.bgp import metrics  # noqa: PLC0415  (prometheus_client)
 
             alive = Response(200, b"ok\n")
-            answers = {"/metrics": metrics.answer(board), "/livez": lambda _: alive}
+            answers = {"/metrics": metrics.answer(status), "/livez": lambda _: alive}
             server.open(address, routes(answers), "metrics")
-        ending = Halt()  # it answers until the last session has ended
+        ending = StopEvent()  # it answers until the last session has ended
         thread = threading.Thread(target=lambda: server.run(ending), name="http", daemon=True)
         thread.start()
         stack.callback(thread.join, 2.0)
@@ -86,7 +86,7 @@ def run(options: Options) -> None:
             Bird(folder),
             Asked(run_dir).report,
             Memory(folder / "told.json"),
-            board,
+            status,
             unloaded=lambda: not run_dir.notes_path.exists(),
             router=options.router_id,
         )

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from lb.announce.damping import Steady
+from lb.announce.damping import Damping
 from lb.announce.report import Report, from_dict
 from lb.announce.servable import Standing, Verdict
 from lb.bgp.bird import NO_SESSION, SessionState
 from lb.bgp.config import bird_conf, chosen, protocol_name, router_id, routes
 from lb.bgp.peers import Peer, PeersFile
-from lb.bgp.report import NETSTAT, SIGNED_WRONG_SECONDS, Board, PeerNow, signature_failures
+from lb.bgp.status import NETSTAT, SIGNED_WRONG_SECONDS, PeerNow, SpeakerStatus, signature_failures
 from lb.errors import LbError
 from lb.folders import read_file, replace_file
 from lb.model import IPAddress
@@ -110,7 +110,7 @@ class Speaker:
         engine: Engine,
         ask: Callable[[], Report],
         memory: Memory,
-        board: Board,
+        status: SpeakerStatus,
         *,
         unloaded: Callable[[], bool],
         router: str = "",
@@ -122,7 +122,7 @@ class Speaker:
         self._engine = engine
         self._ask = ask
         self._memory = memory
-        self._board = board
+        self._status = status
         self._unloaded = unloaded
         self._router = router
         self._clock, self._wall = clock, wall
@@ -130,7 +130,7 @@ class Speaker:
         before = memory.read()
         self._node = before or Report("", False, "")
         told = before.verdicts.values() if before else ()
-        self._steady = Steady(peers.peers.hold, told, clock())
+        self._damping = Damping(peers.peers.hold, told, clock())
         self._written = ""
         self._remembered: Report | None = before
         self._again = (0.0, AGAIN_SECONDS)
@@ -143,9 +143,9 @@ class Speaker:
         """Do what is due; nothing that fails here is anybody else's, it is told and tried again."""
         now = self._clock()
         self._peers.refresh()
-        self._steady.hold = self._peers.peers.hold
-        self._steady.hear(self._listen(now), now)
-        told = self._steady.told(now)
+        self._damping.hold = self._peers.peers.hold
+        self._damping.hear(self._listen(now), now)
+        told = self._damping.told(now)
         if self._silent_since is not None and self._unloaded():
             why = "the data plane is not on this node"
             told = {key: replace(one, standing=Standing.CANNOT, why=why) for key, one in told.items()}
@@ -161,36 +161,36 @@ class Speaker:
             if self._silent_since is None:
                 self._silent_since = now
                 _log.warning("the agent does not answer; what was told stays: %s", error)
-            self._board.agent_answers, self._board.silent_seconds = False, now - self._silent_since
+            self._status.agent_answers, self._status.silent_seconds = False, now - self._silent_since
             return None
         if self._silent_since is not None:
             _log.info("the agent answers again")
         self._silent_since = None
-        self._board.agent_answers, self._board.silent_seconds = True, 0.0
+        self._status.agent_answers, self._status.silent_seconds = True, 0.0
         if report.ready:
             self._node = report
         return report
 
     def _tell(self, told: Mapping[IPAddress, Verdict], now: float) -> None:
         """Bring BIRD in step."""
-        board, node = self._board, self._node
-        board.errors = self._peers.errors
-        board.told = tuple(told.values())
+        status, node = self._status, self._node
+        status.errors = self._peers.errors
+        status.told = tuple(told.values())
         if not node.node:
             return  # nothing is known: neither what to tell, nor who we are
         peers = chosen(self._peers.peers, node.labels)
         advertise = self._peers.peers.advertise
         wanted = [
-            (peer, routes(peer, advertise, board.told, leaving=peer.name in self._leaving)) for peer in peers
+            (peer, routes(peer, advertise, status.told, leaving=peer.name in self._leaving)) for peer in peers
         ]
-        board.node = node.node
-        board.router_id = self._router or router_id(node.node_addresses, node.node)
-        known = board.peers
-        board.peers = {peer.name: self._now(known.get(peer.name), peer) for peer, _ in wanted}
+        status.node = node.node
+        status.router_id = self._router or router_id(node.node_addresses, node.node)
+        known = status.peers
+        status.peers = {peer.name: self._now(known.get(peer.name), peer) for peer, _ in wanted}
         for peer, each in wanted:
-            board.peers[peer.name].routes = each
-        self._remember(board.told)
-        self._bring(bird_conf(board.router_id, wanted), now)
+            status.peers[peer.name].routes = each
+        self._remember(status.told)
+        self._bring(bird_conf(status.router_id, wanted), now)
 
     @staticmethod
     def _now(known: PeerNow | None, peer: Peer) -> PeerNow:
@@ -220,30 +220,30 @@ class Speaker:
             if alive:
                 self._engine.configure()
             else:
-                if self._board.running:
-                    self._board.restarts += 1
-                    for each in self._board.peers.values():
+                if self._status.running:
+                    self._status.restarts += 1
+                    for each in self._status.peers.values():
                         each.note(NO_SESSION, self._wall())
                     _log.error("bird has ended: starting it again; routers keep routes meanwhile if they can")
                 self._engine.start()
         except LbError as error:
             self._again = (now + wait, min(2 * wait, _MOST_AGAIN))
-            if str(error) != self._board.problem:
+            if str(error) != self._status.problem:
                 _log.error("%s", error)
-            self._board.problem = str(error)
+            self._status.problem = str(error)
             return
         self._again = (0.0, AGAIN_SECONDS)
-        self._written, self._board.running, self._board.problem = text, True, ""
+        self._written, self._status.running, self._status.problem = text, True, ""
 
     def _look(self, now: float) -> None:
         """See how sessions are; what has changed is told in the log."""
-        board = self._board
-        board.wrongly_signed = self._wrongly_signed(now)
+        status = self._status
+        status.wrongly_signed = self._wrongly_signed(now)
         try:
-            found = self._engine.sessions() if board.running else {}
+            found = self._engine.sessions() if status.running else {}
         except LbError:
             return  # it is started again at the next step
-        for name, each in board.peers.items():
+        for name, each in status.peers.items():
             was = each.session.up
             each.note(found.get(protocol_name(name), NO_SESSION), self._wall())
             if each.session.up and not was:
@@ -273,17 +273,17 @@ class Speaker:
         have drain_seconds to follow, and are told to forget; so are all from a node that is to be left, which
         may not come back. wait: sleeps for so many seconds.
         """
-        peers = [each.peer for each in self._board.peers.values()]
-        returns = any(one.standing is Standing.SERVES for one in self._board.told)
+        peers = [each.peer for each in self._status.peers.values()]
+        returns = any(one.standing is Standing.SERVES for one in self._status.told)
         staying = [peer for peer in peers if returns and peer.graceful_restart_seconds and not peer.bfd]
         going = [peer for peer in peers if peer not in staying]
         try:
             if not self._engine.alive():
                 return
-            if any(self._board.peers[peer.name].routes for peer in going):
+            if any(self._status.peers[peer.name].routes for peer in going):
                 self._leaving = frozenset(peer.name for peer in going)
                 self._again = (0.0, AGAIN_SECONDS)
-                self._tell({one.address: one for one in self._board.told}, self._clock())
+                self._tell({one.address: one for one in self._status.told}, self._clock())
                 wait(self._peers.peers.hold.drain_seconds)
             if not staying:
                 self._engine.end()

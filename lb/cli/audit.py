@@ -20,7 +20,7 @@ from lb.diagnose.audit import Comparison
 from lb.errors import LbError
 from lb.plan.types import Topology
 from lb.rundir import RunDir
-from lb.served.liveness import Pulse, pulse
+from lb.served.liveness import Liveness, liveness
 from lb.words import several
 
 _LOOK_AGAIN_SECONDS = 0.5
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     """Do ``lbctl audit``."""
     late = None
     with nodes.opened(args) as node:
-        alive = pulse(RunDir(node.name), node.notes)
+        alive = liveness(RunDir(node.name), node.notes)
         found = look(node)
         before = found.differences
         if args.heal and before:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, out: TextIO, err: TextIO) -> int:
     return 1 if found.differences or found.failed else 0
 
 
-def _sick(alive: Pulse) -> str:
+def _sick(alive: Liveness) -> str:
     problem = alive.problem()
     return f"{problem.text}; {problem.next}" if problem else ""
 
@@ -73,7 +73,7 @@ def look(node: NodeView) -> Comparison:
     return audit.steady(once, lambda: time.sleep(_LOOK_AGAIN_SECONDS))
 
 
-def heal(node: NodeView, alive: Pulse, tell: Callable[[str], object]) -> None:
+def heal(node: NodeView, alive: Liveness, tell: Callable[[str], object]) -> None:
     """Have the kernel brought in step; tell takes a line about who is waited for.
 
     Raises LbError: the agent does not get on, is of a version that cannot be asked, or did not do it in time.

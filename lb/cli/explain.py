@@ -23,7 +23,7 @@ from lb.rundir import RunDir
 from lb.served import takeover
 from lb.served.api import OWNERS
 from lb.served.ask import ask
-from lb.served.liveness import pulse
+from lb.served.liveness import liveness
 from lb.served.servable import spoken
 
 _LEAST = 30  # columns of what was found
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             if view.name:
                 facts.owners = ask(RunDir(view.name), OWNERS, seconds=2.0)["addresses"]
         facts.speaker = spoken(RunDir(view.name)) if view.name else None
-        if view.name and (alive := pulse(RunDir(view.name), view.notes)).silent:
+        if view.name and (alive := liveness(RunDir(view.name), view.notes)).silent:
             problem = alive.problem()
             facts.sick = (problem.text, problem.next) if problem else facts.sick
         for one in takeover.problems(view.maps) if view.maps else ():

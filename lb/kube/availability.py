@@ -14,8 +14,8 @@ threads that wait:
   connect to, the server came back just now: there is no wait.
 - The server asks for a pause (``Retry-After``; 429 is always overload): the pause is kept, whatever happens.
 
-A server that hangs breaks nothing: its machine keeps all connections up, and watches wait. :class:`Vigil`
-notices it.
+A server that hangs breaks nothing: its machine keeps all connections up, and watches wait.
+:class:`HangDetector` notices it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FRESH_SECONDS = 0.25
 """A probe's answer that is no older than this serves every thread that asks."""
 
 
-class Presence:
+class Availability:
     """Whether the API server is there; shared by all threads that send it requests.
 
     probe: asks the server, for about a second; never raises.
@@ -116,7 +116,7 @@ def _may_mean_away(error: ApiError) -> bool:
     return error.status in (0, 403) or error.status >= 500
 
 
-class Vigil:
+class HangDetector:
     """Notices that the server hangs, in a thread of its own: nothing is heard, and nothing breaks.
 
     probe: asks the server for so many seconds. contact: when the last word came, in clock seconds; None
@@ -124,7 +124,7 @@ class Vigil:
     failure.
     """
 
-    resource = "presence"
+    resource = "availability"
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.client import ApiError, Client
 from lb.kube.convert import ModelType
 from lb.kube.timing import Backoff, Timing, micro_time, utc_now
@@ -91,13 +91,13 @@ class EventWriter:
         client: Client,
         instance: str,
         timing: Timing,
-        presence: Presence,
+        availability: Availability,
         now: Callable[[], datetime.datetime] = utc_now,
     ) -> None:
         self._client = client
         self._instance = instance[:_INSTANCE_MOST]
         self._timing = timing
-        self._presence = presence
+        self._availability = availability
         self._now = now
         self._queue: queue.Queue[Notice | None] = queue.Queue(QUEUE)
         self._lock = threading.Lock()
@@ -155,7 +155,7 @@ class EventWriter:
             except ApiError as error:
                 left -= 1
                 if left and error.status in (0, 401, 429, *range(500, 600)):
-                    if self._presence.pause(stop, backoff, error):
+                    if self._availability.pause(stop, backoff, error):
                         left = TRIES
                     continue
                 _log.warning(

@@ -20,7 +20,7 @@ reflector):
   every watch. Only when the last list is younger than RELIST_SECONDS it counts as a failure. The new list is
   compared with the store, and only differences are told; a Delete is told for what a complete list lacks,
   never for a failure.
-- Each failure is followed by a wait, see :class:`lb.kube.availability.Presence`.
+- Each failure is followed by a wait, see :class:`lb.kube.availability.Availability`.
 
 An object that cannot be used is reported once; its last good version stays.
 """
@@ -37,7 +37,7 @@ from typing import Any, Generic
 import msgspec
 
 from lb.errors import InputError
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
 from lb.kube.convert import Item, ModelType, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
@@ -128,7 +128,7 @@ class Reflector(Generic[R]):
         *,
         timing: Timing,
         pace: Pace,
-        presence: Presence,
+        availability: Availability,
         silence: float = SILENCE_SECONDS,
     ) -> None:
         self._client = client
@@ -138,7 +138,7 @@ class Reflector(Generic[R]):
         self._report = report
         self._timing = timing
         self._pace = pace
-        self._presence = presence
+        self._availability = availability
         self._silence = silence
         self._backoff = Backoff(timing)
         self._store: dict[ObjectKey, tuple[R, str]] = {}
@@ -214,7 +214,7 @@ class Reflector(Generic[R]):
                 _log.info("%s; listing again", error)
                 return
             self._failed(self._silence_told or str(error))
-            away = self._presence.pause(stop, self._backoff, error)
+            away = self._availability.pause(stop, self._backoff, error)
             if away or error.status == 0:  # with no answer, the server may have gone and come unseen
                 self._in_doubt = True
             if away:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from lb.errors import InputError
-from lb.kube.availability import Presence, Vigil
+from lb.kube.availability import Availability, HangDetector
 from lb.kube.client import Client
 from lb.kube.convert import ENDPOINT_SLICES, NODES, SERVICES, R
 from lb.kube.events import EventWriter, Notice
@@ -24,7 +24,7 @@ from lb.kube.reflector import SILENCE_SECONDS, Health, Reflector, Selection
 from lb.kube.timing import Pace, Timing
 from lb.kube.workers import Worker, running
 from lb.model import Event, ObjectKey, Service, Synced
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 _log = logging.getLogger(__name__)
 
@@ -85,9 +85,9 @@ class KubernetesSource:
         self._inbox: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._pace = Pace(self._timing.clock)
         self._handover = Handover(self._timing.clock, hold_seconds)
-        self._presence = Presence(client.probe, self._timing)
-        self._vigil = Vigil(client.probe, self._timing, self._contact, self._hang_up)
-        self._events = EventWriter(client, node_name, self._timing, self._presence)
+        self._availability = Availability(client.probe, self._timing)
+        self._hang_detector = HangDetector(client.probe, self._timing, self._contact, self._hang_up)
+        self._events = EventWriter(client, node_name, self._timing, self._availability)
         services = Selection(SERVICES, labels=NOT_OURS, fields="spec.clusterIP!=None")
         slices = Selection(ENDPOINT_SLICES, labels=f"{_OF_A_SERVICE},{NOT_OURS}")
         if for_names:
@@ -102,10 +102,12 @@ class KubernetesSource:
     def _reflectors(self) -> tuple[Reflector[Any], ...]:
         return (self._services, self._slices, self._nodes)
 
-    def run(self, emit: Callable[[Sequence[Event]], None], stop: Halt) -> None:
+    def run(self, emit: Callable[[Sequence[Event]], None], stop: StopEvent) -> None:
         """Emit what is there, Synced once all three kinds were listed, then changes, until stop is set."""
         stop.then(lambda: self._inbox.put(_Batch("")))
-        with running((*self._reflectors, self._vigil, self._events), self._presence, self._failed):
+        with running(
+            (*self._reflectors, self._hang_detector, self._events), self._availability, self._failed
+        ):
             while not stop.is_set():
                 self._turn(emit)
 
@@ -149,7 +151,7 @@ class KubernetesSource:
             report,
             timing=self._timing,
             pace=self._pace,
-            presence=self._presence,
+            availability=self._availability,
             silence=self._silence,
         )
 

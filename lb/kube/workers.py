@@ -8,22 +8,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lb.kube.availability import Presence, Vigil
+from lb.kube.availability import Availability, HangDetector
 from lb.kube.events import EventWriter
 from lb.kube.reflector import Reflector
 
-Worker = Reflector[Any] | Vigil | EventWriter
+Worker = Reflector[Any] | HangDetector | EventWriter
 
 _JOIN_SECONDS = 2.0
 
 
 @contextlib.contextmanager
 def running(
-    workers: Sequence[Worker], presence: Presence, failed: Callable[[Worker, Exception], None]
+    workers: Sequence[Worker], availability: Availability, failed: Callable[[Worker, Exception], None]
 ) -> Iterator[None]:
     """Run each worker in a thread of its own until the context ends.
 
-    presence is what they wait by. failed is told, in the worker's thread, by what exception a worker ended.
+    availability: what they wait by. failed: called, in the worker's thread, with the exception that ended it.
     """
     halt = threading.Event()
 
@@ -43,7 +43,7 @@ def running(
         yield
     finally:
         halt.set()
-        presence.wake()
+        availability.wake()
         for worker in workers:
             worker.interrupt()
         # One that waits for an answer to begin ends with that, or with the process.

@@ -23,7 +23,7 @@ import msgspec
 
 from lb.errors import InputError, LabError
 from lb.kube import convert
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.client import ApiError
 from lb.kube.timing import Timing
 from lb.lab import controllers, garbage, ingress_api
@@ -166,9 +166,9 @@ class ClusterKubelet(Pods):
             with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
                 loop.call_soon_threadsafe(self._learn, change)
 
-        presence = Presence(self._api.client.probe, Timing())
+        availability = Availability(self._api.client.probe, Timing())
         for resource in self._resources:
-            run = follower(self._api, resource, tell, presence).run
+            run = follower(self._api, resource, tell, availability).run
             threading.Thread(target=run, args=(halt,), name=resource.name, daemon=True).start()
         self.in_background(self.front.run(self.pods.values))
         self.in_background(self.keep_names())
@@ -176,7 +176,7 @@ class ClusterKubelet(Pods):
         async with await self.listen():
             await asyncio.wait({work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         halt.set()
-        presence.wake()
+        availability.wake()
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work

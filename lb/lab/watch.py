@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.convert import Item, Reader
 from lb.kube.reflector import Reflector, Selection
 from lb.kube.timing import Pace, Timing
@@ -90,12 +90,12 @@ def follower(
     api: Api,
     resource: Resource,
     tell: Callable[[Change], None],
-    presence: Presence,
+    availability: Availability,
     timing: Timing | None = None,
 ) -> Reflector[Any]:
     """Return what follows one kind; tell takes what to do to the cache, from the thread that runs it.
 
-    presence is shared by all followers of one API server; timing is for tests.
+    availability is shared by all followers of one API server; timing is for tests.
     """
     timing = timing or Timing()
 
@@ -111,6 +111,6 @@ def follower(
         lambda *_: None,
         timing=timing,
         pace=pace,
-        presence=presence,
+        availability=availability,
     )
     return made

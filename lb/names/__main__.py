@@ -22,7 +22,7 @@ from lb.model import Event
 from lb.names.controller import Controller, Zones
 from lb.names.feed import Feed
 from lb.names.named import KEY, TTL, reverse_zones
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 if TYPE_CHECKING:
     from lb.kube.source import KubernetesSource
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return Feed(address, port, name=KEY, secret=secret, last=zones.version, ttl=TTL)
 
     inbox: queue.SimpleQueue[Sequence[Event] | None] = queue.SimpleQueue()
-    stop = Halt()
+    stop = StopEvent()
     signal.signal(signal.SIGTERM, lambda *_: inbox.put(None))
     source = _source(args)
 

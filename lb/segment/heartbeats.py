@@ -81,7 +81,7 @@ class _Pending:
     parts: dict[int, Part] = field(default_factory=dict)
 
 
-class Beats:
+class Heartbeats:
     """Puts the parts of others' beats together. refused: how many frames were none that we understand."""
 
     _MOST_MEMBERS = 1024

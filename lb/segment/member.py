@@ -18,7 +18,7 @@ from lb.model import IPAddress
 from lb.segment import ownership
 from lb.segment.announcements import announcements
 from lb.segment.election import Claims, Election, Member, Step
-from lb.segment.heartbeats import Beats, frames
+from lb.segment.heartbeats import Heartbeats, frames
 from lb.segment.ownership import SECOND_NS, Entry
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class SegmentMember:
         self._mac = bytes.fromhex(interface.mac.replace(":", ""))
         self._port, self._maps, self._counts = port, maps, counts
         self._clock, self._clock_ns = clock, clock_ns
-        self._beats = Beats()
+        self._beats = Heartbeats()
         self._number = 0
         self._told: Claims = {}
         self.beat_due = 0.0

@@ -30,7 +30,7 @@ from lb.segment.link import Link
 from lb.segment.member import Counts, SegmentMember
 from lb.segment.ownership import Rival
 from lb.served.problems import Problem
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 from lb.words import some
 
 _log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Speaker:
 
     # --- the thread -----------------------------------------------------------------------------------------
 
-    def run(self, stop: Halt) -> None:
+    def run(self, stop: StopEvent) -> None:
         """Work until stop is set, then hand over what others serve."""
         with self._opened() as maps:
             try:
@@ -188,7 +188,7 @@ class Speaker:
             _log.error("%s", text)
         self._failure = text
 
-    def _wait(self, stop: Halt | None) -> None:
+    def _wait(self, stop: StopEvent | None) -> None:
         wake = [link.fileno() for _, _, link in self._segments.values()] + ([stop.fileno()] if stop else [])
         due = min((member.beat_due for _, member, _ in self._segments.values()), default=math.inf)
         select.select(wake, [], [], min(max(0.0, due - self._clock()), TURN_SECONDS))

@@ -18,7 +18,7 @@ MEANT = frozenset({"SOURCE_NOT_ALLOWED", "NO_LOCAL_ENDPOINT"})
 _COUNTED = [at for at, (name, _) in enumerate(REASONS) if name not in MEANT]
 
 
-class Trouble:
+class FailingServices:
     """Remembers what had gone wrong at earlier looks: of each Service that had any, one number."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class HttpServer:
             site = self._sites.get(address)
             return "" if site is None or site.socket is not None else site.error
 
-    def run(self, stop: Halt) -> None:
+    def run(self, stop: StopEvent) -> None:
         """Answer until stop is set; then nothing is listened to any more."""
         self._poll.register(stop, select.EPOLLIN)
         try:

@@ -24,7 +24,7 @@ _PROC = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class Liveness:
     """How an agent gets on.
 
     pid: None when none runs, 0 when it is unknown. silent_seconds: since it last came round its loop; 0 while
@@ -64,13 +64,13 @@ class Pulse:
         )
 
 
-def pulse(
+def liveness(
     run_dir: RunDir,
     notes: Mapping[str, Any],
     *,
     clock: Callable[[], float] = time.monotonic,
     proc: Path = _PROC,
-) -> Pulse:
+) -> Liveness:
     """Look at the agent; notes: what it left in the run directory.
 
     Young notes are believed. Old ones may be due to a full file system: then the agent is asked, unless this
@@ -80,11 +80,11 @@ def pulse(
     """
     pid = run_dir.holder()
     if pid is None:
-        return Pulse(None)
+        return Liveness(None)
     stopped = _stopped(pid, proc)
     beat = notes.get("beat")
     if not isinstance(beat, int | float) or notes.get("pid") != pid:  # it starts, or is an older version
-        return Pulse(pid, stopped=stopped, answers=not stopped)
+        return Liveness(pid, stopped=stopped, answers=not stopped)
     answers = not stopped
     if answers and pid != os.getpid() and clock() - beat > SILENT_SECONDS:
         try:
@@ -92,7 +92,7 @@ def pulse(
         except (LbError, KeyError):
             answers = False
     silent = clock() - beat
-    return Pulse(pid, silent if stopped or silent > SILENT_SECONDS else 0.0, stopped, answers)
+    return Liveness(pid, silent if stopped or silent > SILENT_SECONDS else 0.0, stopped, answers)
 
 
 def _stopped(pid: int, proc: Path) -> bool:

@@ -43,7 +43,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Journey:
+class PacketPath:
     """The boxes of the picture, for one VIP and one kind of client.
 
     refused: what becomes of a new connection when no backend is offered, ``""`` when one is. resting:
@@ -111,12 +111,12 @@ class NodePrograms:
         return ways[client]
 
 
-def journeys(port: PortRow, hooks: NodePrograms) -> list[list[Journey]]:
-    """Return a journey for each VIP of a port and, within it, each kind of client."""
-    return [[_journey(port, vip, client, hooks) for client in Client] for vip in port.vips]
+def paths(port: PortRow, hooks: NodePrograms) -> list[list[PacketPath]]:
+    """Return a path for each VIP of a port and, within it, each kind of client."""
+    return [[_path(port, vip, client, hooks) for client in Client] for vip in port.vips]
 
 
-def _journey(port: PortRow, vip: PortVip, client: Client, hooks: NodePrograms) -> Journey:
+def _path(port: PortRow, vip: PortVip, client: Client, hooks: NodePrograms) -> PacketPath:
     side = "outside" if client is Client.OUTSIDE else "inside"
     shares = vip.outside if client is Client.OUTSIDE else vip.inside
     socket = hooks.socket(client, port, vip)
@@ -132,7 +132,7 @@ def _journey(port: PortRow, vip: PortVip, client: Client, hooks: NodePrograms) -
         else:
             why = "terminating" if backend.state == "terminating" else "not offered to this side"
             resting.append(f"{backend.address}: {why}; connections that it has go on")
-    return Journey(
+    return PacketPath(
         client,
         socket or hooks.first(client, vip) or ("no program of ours is there",),
         f"{vip.kind} {vip.address}/{port.protocol}",

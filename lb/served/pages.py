@@ -29,13 +29,13 @@ from lb.errors import LbError
 from lb.rundir import RunDir
 from lb.served import status
 from lb.served.api import Query, as_json, service_of
-from lb.served.failing_services import Trouble, without_backend
+from lb.served.failing_services import FailingServices, without_backend
 from lb.served.history import History
 from lb.served.http import Answer, Request, Response
-from lb.served.packet_path import CLIENTS, Client, NodePrograms, journeys
+from lb.served.packet_path import CLIENTS, Client, NodePrograms, paths
 from lb.served.problems import read_notes
 from lb.served.servable import spoken
-from lb.served.state_view import Known
+from lb.served.state_view import StateView
 
 MOST_SERVICES = 100
 """How many Services are listed unless more are asked for."""
@@ -152,7 +152,7 @@ class Views:
         config: Config,
         opened: Opened,
         history: History,
-        known: Known,
+        known: StateView,
         *,
         owners: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
         collect: Callable[[str, RunDir], dict[str, Any]] = status.collect,
@@ -162,7 +162,7 @@ class Views:
         self._history = history
         self._known = known
         self._owners = owners
-        self._trouble = Trouble()
+        self._trouble = FailingServices()
         self._redirect = config.redirect is Switch.ON
         served = {SocketMode.HOST: (Client.HOST,), SocketMode.ALL: (Client.HOST, Client.POD)}
         self._sockets = served.get(config.socket_lb, ())
@@ -274,7 +274,7 @@ class Views:
                     **asdict(port),
                     **counted.of_port(port),
                     "of_backends": counted.of_backends(port),
-                    "journeys": [[asdict(one) for one in each] for each in journeys(port, hooks)],
+                    "paths": [[asdict(one) for one in each] for each in paths(port, hooks)],
                 }
                 for port in ports
             ],

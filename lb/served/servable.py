@@ -117,9 +117,9 @@ class Asked:
 
 
 def spoken(run_dir: RunDir, seconds: float = _ASK_SECONDS) -> dict[str, Any] | None:
-    """Return how the process is that tells routers about an instance (:meth:`lb.bgp.report.Board.as_dict`).
+    """Return the status of the process that tells routers about an instance.
 
-    seconds: how long it is waited for.
+    See :meth:`lb.bgp.status.SpeakerStatus.as_dict`; seconds: how long it is waited for.
 
     None where none runs, or it does not answer.
 

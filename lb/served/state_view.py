@@ -15,7 +15,7 @@ from lb.served.http import Answer
 from lb.state import ClusterState
 
 
-class Known:
+class StateView:
     """Tells of a state; may be asked from any thread."""
 
     def __init__(self, state: ClusterState) -> None:

@@ -24,7 +24,7 @@ from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
 from lb.served import takeover
-from lb.served.liveness import pulse
+from lb.served.liveness import liveness
 from lb.served.pressure import too_small
 from lb.served.problems import Problem, as_note, read_notes, time_text
 
@@ -42,7 +42,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
     """
     pins = Pins(name)
     notes = run_dir.notes()
-    alive = pulse(run_dir, notes)
+    alive = liveness(run_dir, notes)
     running = alive.pid is not None
     programs = _programs(pins)
     with KernelMaps(pins.maps) as maps:

@@ -19,7 +19,7 @@ from lb.model import (
     Synced,
     Upsert,
 )
-from lb.state.overlaps import Crossings
+from lb.state.overlaps import AddressOverlaps
 
 __all__ = ["Changes", "ClusterState"]
 
@@ -61,7 +61,7 @@ class ClusterState:
         self._slices: dict[ObjectKey, EndpointSlice] = {}
         self._by_service: dict[ObjectKey, tuple[ObjectKey, ...]] = {}  # sorted; most have one
         self._nodes: dict[str, Node] = {}
-        self._crossings = Crossings()
+        self._overlaps = AddressOverlaps()
         self.slice_changes = 0
         self.changes = 0
 
@@ -81,11 +81,11 @@ class ClusterState:
     def overlaps(self, key: ObjectKey) -> Overlaps:
         """Return which addresses of a Service are something else, too; as of the last :meth:`settle`."""
         service = self._services.get(key)
-        return self._crossings.of(service, self.slices(key)) if service else Overlaps()
+        return self._overlaps.of(service, self.slices(key)) if service else Overlaps()
 
     def claims(self, address: IPAddress) -> bool:
         """Tell whether a Service has this address as an external or load-balancer address."""
-        return self._crossings.claims(address)
+        return self._overlaps.claims(address)
 
     def settle(self) -> set[ObjectKey]:
         """Look where addresses that Services have claimed since are endpoints; return whose these are.
@@ -93,7 +93,7 @@ class ClusterState:
         To be called before anything is planned. It takes a look at every endpoint, and only when a Service
         has claimed a new address since.
         """
-        return {self._slices[key].service for key in self._crossings.look(self._slices.values())}
+        return {self._slices[key].service for key in self._overlaps.look(self._slices.values())}
 
     def node(self, name: str) -> Node | None:
         """Return a node, None when it is unknown."""
@@ -146,7 +146,7 @@ class ClusterState:
                 if known != resource:
                     self.slice_changes += 1
                     changes.services.add(resource.service)
-                    changes.services |= self._crossings.replace_slice(known, resource)
+                    changes.services |= self._overlaps.replace_slice(known, resource)
                 self._slices[resource.key] = resource
                 keys = self._by_service.get(resource.service, ())
                 if resource.key not in keys:
@@ -165,13 +165,13 @@ class ClusterState:
         elif kind is EndpointSlice:
             known = self._slices.get(key)
             if known is not None:
-                changes.services |= self._crossings.replace_slice(known, None)
+                changes.services |= self._overlaps.replace_slice(known, None)
                 self._drop_slice(known, changes)
         elif self._nodes.pop(key.name, None) is not None:
             changes.nodes.add(key.name)
 
     def _cross(self, key: ObjectKey, before: Service | None, after: Service | None, changes: Changes) -> None:
-        touched = self._crossings.replace_service(key, before, after)
+        touched = self._overlaps.replace_service(key, before, after)
         changes.services |= {self._slices[each].service for each in touched if each in self._slices}
 
     def _drop_slice(self, known: EndpointSlice, changes: Changes) -> None:

@@ -87,7 +87,7 @@ class _Kind:
         }
 
 
-class Crossings:
+class AddressOverlaps:
     """Follows the addresses of Services and, as far as they are the same, of endpoints."""
 
     def __init__(self) -> None:

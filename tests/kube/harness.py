@@ -24,7 +24,7 @@ from lb.model import (
     Synced,
     Upsert,
 )
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 from tests.kube.double import ApiDouble
 from tests.kube.objects import (
     BACKEND_A,
@@ -204,7 +204,7 @@ def running(client: Client, **more: Any) -> Iterator[Running]:
     """Run a source for node1 until the context ends; it must then stop by itself, without an error."""
     run = Running()
     run.source = KubernetesSource(client, node_name=NODE, report=run.report, timing=run.timing, **more)
-    stop = Halt()
+    stop = StopEvent()
     failures: list[BaseException] = []
 
     def body() -> None:

@@ -16,7 +16,7 @@ import yaml
 
 from lb.addresses.cluster import ClusterAllocator
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.kube import lease as leases
 from lb.kube.lease import Lease
 from lb.kube.timing import Timing
@@ -51,16 +51,16 @@ def pools(tmp_path: Path) -> Path:
 class Allocator:
     """One that runs in a thread."""
 
-    board: Board
+    telemetry: Telemetry
     stop: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
 def running(server: ClusterDouble, pools: Path, identity: str = "one") -> Iterator[Allocator]:
-    client, timing, board = client_of(server), Timing(), Board()
+    client, timing, telemetry = client_of(server), Timing(), Telemetry()
     lease = Lease(client, LEASE, identity, timing)
-    allocator = ClusterAllocator(client, lease, PoolsFile(pools), board, identity=identity, timing=timing)
-    found = Allocator(board)
+    allocator = ClusterAllocator(client, lease, PoolsFile(pools), telemetry, identity=identity, timing=timing)
+    found = Allocator(telemetry)
     thread = threading.Thread(target=allocator.run, args=(found.stop,))
     thread.start()
     try:
@@ -162,15 +162,15 @@ def test_the_next_one_takes_over_and_moves_nothing(
     monkeypatch.setattr("lb.addresses.cluster.RENEW_SECONDS", 0.2)
     make(server, "web")
     with running(server, pools) as one:
-        until(lambda: addresses(server, "web") and one.board.leading)
+        until(lambda: addresses(server, "web") and one.telemetry.leading)
         with running(server, pools, "two") as two:
             make(server, "a-second")
             until(lambda: addresses(server, "a-second"))
-            assert not two.board.leading
+            assert not two.telemetry.leading
             one.stop.set()
-            until(lambda: not one.board.leading)
+            until(lambda: not one.telemetry.leading)
             make(server, "third")
-            until(lambda: addresses(server, "third") and two.board.leading)
+            until(lambda: addresses(server, "third") and two.telemetry.leading)
     found = {name: addresses(server, name) for name in ("web", "a-second", "third")}
     assert found == {"web": ["192.0.2.1"], "a-second": ["192.0.2.2"], "third": ["192.0.2.3"]}
 
@@ -203,7 +203,7 @@ def test_a_status_that_is_refused_once_is_written_later(server: ClusterDouble, p
     make(server, "web")
     with running(server, pools) as one:
         until(lambda: addresses(server, "web"))
-        assert one.board.failures == 1
+        assert one.telemetry.failures == 1
 
 
 def test_the_roles_allow_exactly_the_requests_that_are_made(

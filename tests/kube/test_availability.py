@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lb.kube.availability import PATIENCE_SECONDS, PROBE_SECONDS, QUIET_SECONDS, Presence, Vigil
+from lb.kube.availability import PATIENCE_SECONDS, PROBE_SECONDS, QUIET_SECONDS, Availability, HangDetector
 from lb.kube.client import ApiError, Reach
 from lb.kube.timing import HEALTHY_SECONDS, MOST_SECONDS, Backoff, Timing
 
@@ -33,7 +33,7 @@ class Bench:
         self.waits: list[float] = []
         self.stop = threading.Event()
         timing = Timing(clock=lambda: self.now, random=lambda: chance, wait=self._wait)
-        self.presence = Presence(self._probe, timing)
+        self.availability = Availability(self._probe, timing)
         self.backoff = Backoff(timing)
         self.during: Callable[[], None] = lambda: None
 
@@ -52,7 +52,7 @@ class Bench:
         return reach
 
     def fail(self, error: ApiError) -> bool:
-        return self.presence.pause(self.stop, self.backoff, error)
+        return self.availability.pause(self.stop, self.backoff, error)
 
 
 NO_ANSWER = ApiError("connection refused")
@@ -129,7 +129,7 @@ def test_who_sleeps_beside_a_server_that_returns_is_woken() -> None:
     bench = Bench()
     for _ in range(6):
         bench.backoff.next()
-    bench.during = bench.presence.wake
+    bench.during = bench.availability.wake
     assert bench.fail(ApiError("500", status=500))
     assert bench.waits == [45.0]
     assert bench.now == 0.0
@@ -147,9 +147,10 @@ def test_threads_that_wait_share_the_probes() -> None:
         event.wait(seconds / 10)
 
     timing = Timing(wait=wait)
-    presence, stop = Presence(probe, timing), threading.Event()
+    availability, stop = Availability(probe, timing), threading.Event()
     threads = [
-        threading.Thread(target=presence.pause, args=(stop, Backoff(timing), NO_ANSWER)) for _ in range(20)
+        threading.Thread(target=availability.pause, args=(stop, Backoff(timing), NO_ANSWER))
+        for _ in range(20)
     ]
     for thread in threads:
         thread.start()
@@ -165,7 +166,7 @@ def test_a_stop_ends_the_wait() -> None:
 
     def halt() -> None:
         bench.stop.set()
-        bench.presence.wake()
+        bench.availability.wake()
 
     bench.during = halt
     bench.fail(NO_ANSWER)
@@ -182,7 +183,7 @@ def test_healthy_seconds_still_count() -> None:
 
 
 class Quiet:
-    """A vigil over a server that hangs or not."""
+    """A detector over a server that hangs or not."""
 
     def __init__(self, reach: Reach) -> None:
         self.now = 100.0
@@ -191,8 +192,8 @@ class Quiet:
         self.probes: list[float] = []
         self.hung_up: list[str] = []
         timing = Timing(clock=lambda: self.now)
-        self.vigil = Vigil(self._probe, timing, lambda: self.contact, self.hung_up.append)
-        self.vigil.interrupt()  # it does not sleep
+        self.hang_detector = HangDetector(self._probe, timing, lambda: self.contact, self.hung_up.append)
+        self.hang_detector.interrupt()  # it does not sleep
 
     def _probe(self, patience: float) -> Reach:
         self.probes.append(self.now)
@@ -205,7 +206,7 @@ class Quiet:
         while self.now < end:
             if word_every and self.now - (self.contact or 0.0) >= word_every:
                 self.contact = self.now
-            self.vigil.step()
+            self.hang_detector.step()
             self.now += 0.5
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from lb.kube import events
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.events import EventWriter, Notice
 from lb.kube.timing import Timing
 from lb.model import Node, ObjectKey, Service
@@ -39,7 +39,7 @@ class Bench:
             client,
             instance,
             timing,
-            Presence(client.probe, timing),
+            Availability(client.probe, timing),
             now=lambda: begun + datetime.timedelta(seconds=self.now),
         )
         self.stop = threading.Event()

@@ -27,11 +27,11 @@ from lb.served.health import HealthChecks, NodeHealth
 from lb.served.history import History
 from lb.served.http import Address, HttpServer
 from lb.state import ClusterState
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 from tests.fake_maps import FakeMaps
 from tests.kube.harness import PATIENCE, Cluster
 from tests.kube.objects import BACKEND_A, BACKEND_B, NODE, OTHER_NODE, endpoint, endpoint_slice, node, service
-from tests.unit.agent_bench import FakeSurroundings
+from tests.unit.agent_bench import FakeAttachments
 from tests.unit.http_bench import LOOPBACK, ask, bound, serving
 
 HEALTHZ: Address = (LOOPBACK, 0)
@@ -54,13 +54,13 @@ class World:
         self.synced = threading.Semaphore(0)
         self.inbox: Inbox = queue.SimpleQueue()
         health = NodeHealth()
-        surroundings = FakeSurroundings()
-        surroundings.addresses = (ip_address(LOOPBACK),)
+        attachments = FakeAttachments()
+        attachments.addresses = (ip_address(LOOPBACK),)
         self.agent = Agent(
             inbox=self.inbox,
             state=ClusterState([KubernetesSource.name]),
             node_name=NODE,
-            surroundings=surroundings,
+            attachments=attachments,
             reconciler=Reconciler(FakeMaps(), time.monotonic, settle=lambda: None),
             serving=True,
             checks=HealthChecks(server, fresh=health.fresh, failed=lambda _key, text: pytest.fail(text)),
@@ -101,7 +101,7 @@ class World:
 def world(cluster: Cluster) -> Iterator[World]:
     cluster.put(node())
     source = KubernetesSource(cluster.client(), node_name=NODE, report=lambda error: pytest.fail(str(error)))
-    stop = Halt()
+    stop = StopEvent()
     with serving() as server:
         world = World(server)
         threads = [

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lb.bgp.metrics import BoardMetrics
+from lb.bgp.metrics import SpeakerMetrics
 from lb.bgp.peers import Peer
-from lb.bgp.report import Board, PeerNow
+from lb.bgp.status import PeerNow, SpeakerStatus
 from lb.datapath.maps.layouts import REASONS
 from lb.lab.addressing import node_address
 from lb.lab.lab import Lab
@@ -68,7 +68,7 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(lab: Lab) -> N
     families += metrics.audit_metrics({"vips4": 0})  # nor these, before it has looked
     families += metrics.announce_metrics(Figures(owned=1, taken=1, ended=0, members=2, rivals=0))
     peer = Peer("tor", ip_address("192.168.77.1"), 64500, 64512)
-    families += BoardMetrics(Board(peers={"tor": PeerNow(peer)})).collect()
+    families += SpeakerMetrics(SpeakerStatus(peers={"tor": PeerNow(peer)})).collect()
     counted = Node()
     counted.busy()  # and what has not been dropped yet is not there
     families += service_metrics(lambda: contextlib.nullcontext(counted.maps), 9, 9)
@@ -122,7 +122,7 @@ def test_the_page_of_an_agent_has_its_hooks_services_and_ways(lab: Lab) -> None:
     assert {hook["program"] for hook in state["hooks"]} >= {"lb_tc_uplink_in", "lb_tc_pod_in"}
     assert state["agent"]["running"] is True
     service = asked(lab, "/api/service?service=default/kubia")
-    outside, pod, host = service["ports"][0]["journeys"][0]
+    outside, pod, host = service["ports"][0]["paths"][0]
     assert outside["hooks"] == ["lb_tc_uplink_in at eth0, tc ingress"]
     assert pod["hooks"][0].startswith("lb_tc_pod_in at ")
     assert host["hooks"] == ["lb_sock_connect at the socket"]

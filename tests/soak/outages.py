@@ -29,7 +29,7 @@ from pathlib import Path
 from lb.kube import Client, KubernetesSource
 from lb.kube.timing import Timing
 from lb.lab.certificates import issue, make_authority
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 from tests.kube.double import ApiDouble
 from tests.kube.envtest import ApiServer, why_not
 from tests.kube.harness import DoubleCluster, Running, client_of
@@ -57,7 +57,7 @@ class Result:
 @contextlib.contextmanager
 def following(client: Client) -> Iterator[Running]:
     """Run a source with its real waits, synced."""
-    run, stop = Running(), Halt()
+    run, stop = Running(), StopEvent()
     run.source = KubernetesSource(client, node_name=NODE, report=run.report, timing=Timing())
     thread = threading.Thread(target=run.source.run, args=(run.emit, stop))
     thread.start()

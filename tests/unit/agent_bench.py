@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from ipaddress import ip_address
 
 from lb.agent import Agent
-from lb.attachments import Surroundings
+from lb.attachments import Attachments
 from lb.config import Limits
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips
@@ -69,7 +69,7 @@ WEB_SERVICE = service(WEB, "10.96.0.1")
 DNS_SERVICE = service(DNS, "10.96.0.2")
 
 
-class FakeSurroundings(Surroundings):
+class FakeAttachments(Attachments):
     """A node whose topology and whose attach failures the test sets; notes what it was asked."""
 
     def __init__(self) -> None:
@@ -145,7 +145,7 @@ class Bench:
     def __init__(self, maps: FakeMaps | None = None, *, serving: bool = True) -> None:
         self.now = 1000.0
         self.maps = maps or FakeMaps(Limits(backends=64, table_rows=65536, vips=64, services=64))
-        self.surroundings = FakeSurroundings()
+        self.attachments = FakeAttachments()
         self.checks = FakeChecks()
         self.inbox: Inbox = queue.SimpleQueue()
         self.history = History(self.clock, lambda: self.now + EPOCH)
@@ -164,7 +164,7 @@ class Bench:
             inbox=self.inbox,
             state=self.state,
             node_name=NODE,
-            surroundings=self.surroundings,
+            attachments=self.attachments,
             reconciler=self.reconciler,
             serving=serving,
             checks=self.checks,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from lb.served import http as lbhttp
 from lb.served.http import Address, HttpServer
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = 20.0
@@ -20,7 +20,7 @@ PATIENCE = 20.0
 @contextlib.contextmanager
 def serving(retry_seconds: float = 0.01) -> Iterator[HttpServer]:
     """Run a server until the context ends; it must then end by itself."""
-    server, stop = HttpServer(retry_seconds=retry_seconds), Halt()
+    server, stop = HttpServer(retry_seconds=retry_seconds), StopEvent()
     thread = threading.Thread(target=server.run, args=(stop,))
     thread.start()
     try:

@@ -13,7 +13,7 @@ import pytest
 from lb.addresses.allocate import Outcome, Past, Reason, Rest, allocate, may_share
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import parse
-from lb.addresses.request import Wish
+from lb.addresses.request import AddressRequest
 from lb.model import IPAddress, ObjectKey, Protocol, ServicePort, ServiceType, TrafficPolicy
 
 POOLS = parse(
@@ -34,7 +34,7 @@ NOW = 1_000_000.0
 def service(name: str, *has: IPAddress, port: int = 80, key: str = "", **more: Any) -> Claimant:
     """Return a Service in the namespace default, unless its name says another; key: that of sharing."""
     namespace, _, name = f"default/{name}".split("/", 1)[-1].rpartition("/")
-    fields: dict[str, Any] = {"wish": Wish({}, sharing_key=key)} if key else {}
+    fields: dict[str, Any] = {"request": AddressRequest({}, sharing_key=key)} if key else {}
     return Claimant(
         ObjectKey(namespace or "default", name),
         ServiceType.LOAD_BALANCER,
@@ -44,8 +44,8 @@ def service(name: str, *has: IPAddress, port: int = 80, key: str = "", **more: A
     )
 
 
-def wishing(*addresses: IPAddress, pools: tuple[str, ...] = (), **more: Any) -> Wish:
-    return Wish({each.version: each for each in addresses}, pools, **more)
+def requesting(*addresses: IPAddress, pools: tuple[str, ...] = (), **more: Any) -> AddressRequest:
+    return AddressRequest({each.version: each for each in addresses}, pools, **more)
 
 
 def given(outcome: Outcome) -> dict[str, tuple[IPAddress, ...]]:
@@ -93,38 +93,38 @@ def test_a_full_pool_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected", "why"),
+    ("asked", "expected", "why"),
     [
-        (wishing(B), (B,), Reason.GIVEN),
-        (wishing(ASKED), (ASKED,), Reason.GIVEN),
-        (wishing(pools=("asked",)), (ip_address("198.51.100.0"),), Reason.GIVEN),
-        (wishing(ASKED, pools=("asked",)), (ASKED,), Reason.GIVEN),
-        (wishing(A), (), Reason.TAKEN),
-        (wishing(ELSEWHERE), (), Reason.OUTSIDE),
-        (wishing(SHOP), (), Reason.REFUSED),
-        (wishing(B, pools=("asked",)), (), Reason.REFUSED),
-        (wishing(pools=("shop",)), (), Reason.NO_POOL),
-        (wishing(pools=("none",)), (), Reason.NO_POOL),
-        (wishing(error="lbctl/addresses: no"), (), Reason.UNREADABLE),
-        (wishing(B, V6), (B,), Reason.REFUSED),
+        (requesting(B), (B,), Reason.GIVEN),
+        (requesting(ASKED), (ASKED,), Reason.GIVEN),
+        (requesting(pools=("asked",)), (ip_address("198.51.100.0"),), Reason.GIVEN),
+        (requesting(ASKED, pools=("asked",)), (ASKED,), Reason.GIVEN),
+        (requesting(A), (), Reason.TAKEN),
+        (requesting(ELSEWHERE), (), Reason.OUTSIDE),
+        (requesting(SHOP), (), Reason.REFUSED),
+        (requesting(B, pools=("asked",)), (), Reason.REFUSED),
+        (requesting(pools=("shop",)), (), Reason.NO_POOL),
+        (requesting(pools=("none",)), (), Reason.NO_POOL),
+        (requesting(error="lbctl/addresses: no"), (), Reason.UNREADABLE),
+        (requesting(B, V6), (B,), Reason.REFUSED),
     ],
 )
-def test_wishes(wish: Wish, expected: tuple[IPAddress, ...], why: Reason) -> None:
-    outcome = run(service("holder", A), service("web", wish=wish))
+def test_requests(asked: AddressRequest, expected: tuple[IPAddress, ...], why: Reason) -> None:
+    outcome = run(service("holder", A), service("web", request=asked))
     assert given(outcome)["web"] == expected
     assert reason(outcome, "web") is why
     assert outcome.verdicts[ObjectKey("default", "web")].fault is (why is not Reason.GIVEN)
 
 
 def test_a_wish_that_can_be_had_moves_an_address_and_one_that_cannot_does_not() -> None:
-    outcome = run(service("web", A, wish=wishing(B)), service("other", created="2020"))
+    outcome = run(service("web", A, request=requesting(B)), service("other", created="2020"))
     assert given(outcome) == {"web": (B,), "other": ()}, "what is left rests, and is not given at once"
-    for wish in (wishing(ELSEWHERE), wishing(ASKED, pools=("small",)), wishing(error="no")):
-        assert given(run(service("web", A, wish=wish)))["web"] == (A,)
+    for request in (requesting(ELSEWHERE), requesting(ASKED, pools=("small",)), requesting(error="no")):
+        assert given(run(service("web", A, request=request)))["web"] == (A,)
 
 
 def test_wishes_come_before_what_is_given_freely() -> None:
-    outcome = run(service("old", created="2020"), service("new", created="2021", wish=wishing(A)))
+    outcome = run(service("old", created="2020"), service("new", created="2021", request=requesting(A)))
     assert given(outcome) == {"old": (B,), "new": (A,)}
 
 
@@ -146,8 +146,8 @@ def test_families(
 
 @pytest.mark.parametrize("requires_all", [False, True])
 def test_a_family_that_no_pool_has_is_missed_by_who_requires_it(requires_all: bool) -> None:
-    wish = wishing(pools=("asked",))
-    outcome = run(service("web", families=(4, 6), requires_all=requires_all, wish=wish))
+    request = requesting(pools=("asked",))
+    outcome = run(service("web", families=(4, 6), requires_all=requires_all, request=request))
     verdict = outcome.verdicts[ObjectKey("default", "web")]
     assert verdict.addresses == (ip_address("198.51.100.0"),)
     assert verdict.reason is Reason.NO_POOL
@@ -224,13 +224,13 @@ def test_sharing(one: dict[str, Any], other: dict[str, Any], together: bool) -> 
 
 
 def test_sharing_across_namespaces_is_for_who_opens_itself() -> None:
-    open_to_all = Wish({}, sharing_key="k", sharing_namespaces=frozenset("*"))
-    open_to_shop = Wish({}, sharing_key="k", sharing_namespaces=frozenset(("shop",)))
-    other = service("shop/two", wish=open_to_all, port=443)
+    open_to_all = AddressRequest({}, sharing_key="k", sharing_namespaces=frozenset("*"))
+    open_to_shop = AddressRequest({}, sharing_key="k", sharing_namespaces=frozenset(("shop",)))
+    other = service("shop/two", request=open_to_all, port=443)
     assert not may_share(service("one", A, key="k"), other)
-    assert may_share(service("one", A, wish=open_to_shop), other)
+    assert may_share(service("one", A, request=open_to_shop), other)
     assert not may_share(
-        service("one", A, wish=open_to_shop), service("blog/two", wish=open_to_all, port=443)
+        service("one", A, request=open_to_shop), service("blog/two", request=open_to_all, port=443)
     )
 
 
@@ -247,6 +247,6 @@ def test_a_third_shares_only_with_all() -> None:
 
 
 def test_a_wish_for_an_address_that_may_be_shared_is_granted() -> None:
-    wish = Wish({4: A}, sharing_key="k")
-    outcome = run(service("one", A, key="k"), service("two", wish=wish, port=443))
+    request = AddressRequest({4: A}, sharing_key="k")
+    outcome = run(service("one", A, key="k"), service("two", request=request, port=443))
     assert given(outcome)["two"] == (A,)

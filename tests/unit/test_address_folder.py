@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lb.addresses.folder import FolderAllocator
 from lb.addresses.metrics import answer
 from lb.addresses.pool import PoolsFile
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.errors import LbError
 from lb.manifests.complete import Pools as Networks
 from lb.manifests.source import ManifestSource
@@ -43,12 +43,12 @@ class Bench:
         self.start()
 
     def start(self) -> None:
-        self.board = Board()
+        self.telemetry = Telemetry()
         self.allocator = FolderAllocator(
             [self.manifests],
             self.state,
             PoolsFile(self.pools),
-            self.board,
+            self.telemetry,
             networks=NETWORKS,
             clock=lambda: self.now,
         )
@@ -192,18 +192,18 @@ def test_a_service_of_another_type_gives_its_address_back(bench: Bench) -> None:
     bench.service("web", kind="ClusterIP")
     bench.step()
     assert bench.addresses() == {"web": []}
-    assert ip_address("192.0.2.1") in bench.board.outcome.past.resting
+    assert ip_address("192.0.2.1") in bench.telemetry.outcome.past.resting
 
 
 def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
-    bench.board.leading = True
+    bench.telemetry.leading = True
     bench.service("web", ", ipFamilyPolicy: PreferDualStack")
     bench.service("refused", annotations='lbctl/addresses: "198.51.100.9"')
     bench.service("gone")
     bench.step()
     (bench.manifests / "gone.yaml").unlink()
     bench.step()
-    told = answer(bench.board)(Request("GET", "/metrics", "", {})).body.decode()
+    told = answer(bench.telemetry)(Request("GET", "/metrics", "", {})).body.decode()
     found = {
         (one.name, *(text for _, text in sorted(one.labels.items()))): one.value
         for family in text_string_to_metric_families(told)
@@ -225,7 +225,7 @@ def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
     }
     bench.pools.write_text("pools: []")
     bench.step()
-    assert b"lbctl_addresses_pools_file_ok 0.0" in answer(bench.board)(Request("GET", "/", "", {})).body
+    assert b"lbctl_addresses_pools_file_ok 0.0" in answer(bench.telemetry)(Request("GET", "/", "", {})).body
 
 
 def test_one_process_at_a_time_writes_the_state(bench: Bench) -> None:
@@ -233,18 +233,18 @@ def test_one_process_at_a_time_writes_the_state(bench: Bench) -> None:
     stop, waiting = threading.Event(), threading.Event()
     threads = [threading.Thread(target=bench.allocator.run, args=(stop,))]
     other = FolderAllocator(
-        [bench.manifests], bench.state, PoolsFile(bench.pools), Board(), networks=NETWORKS
+        [bench.manifests], bench.state, PoolsFile(bench.pools), Telemetry(), networks=NETWORKS
     )
     threads.append(threading.Thread(target=other.run, args=(waiting,)))
     try:
         threads[0].start()
-        _until(lambda: bench.board.leading and bench.state.exists())
+        _until(lambda: bench.telemetry.leading and bench.state.exists())
         threads[1].start()
         waiting.wait(1.0)
-        assert not other._board.leading
+        assert not other._telemetry.leading
         stop.set()
         threads[0].join(20)
-        _until(lambda: other._board.leading)
+        _until(lambda: other._telemetry.leading)
     finally:
         stop.set()
         waiting.set()

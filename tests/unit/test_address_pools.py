@@ -12,7 +12,7 @@ import pytest
 
 from lb.addresses import pool
 from lb.addresses.pool import PoolsFile, parse, without
-from lb.addresses.request import read_wish
+from lb.addresses.request import read_request
 from lb.errors import ConfigError
 
 WHOLE = """\
@@ -126,23 +126,25 @@ def _rewrite(path: Path, text: str) -> None:
 
 
 def test_wishes_are_read_from_whoever_s_annotations() -> None:
-    ours = read_wish({"lbctl/addresses": "192.0.2.1, 2001:db8::1", "metallb.io/loadBalancerIPs": "192.0.2.9"})
+    ours = read_request(
+        {"lbctl/addresses": "192.0.2.1, 2001:db8::1", "metallb.io/loadBalancerIPs": "192.0.2.9"}
+    )
     assert ours.addresses == {4: ip_address("192.0.2.1"), 6: ip_address("2001:db8::1")}
     for name in ("metallb.universe.tf/loadBalancerIPs", "lbipam.cilium.io/ips", "io.cilium/lb-ipam-ips"):
-        assert read_wish({name: "192.0.2.9"}, "192.0.2.1").addresses == {4: ip_address("192.0.2.9")}
-    assert read_wish({}, "192.0.2.1").addresses == {4: ip_address("192.0.2.1")}
-    assert read_wish({"metallb.io/address-pool": "edge"}).pools == ("edge",)
-    assert read_wish({"lbctl/pools": "edge, rest"}).pools == ("edge", "rest")
-    cilium = read_wish(
+        assert read_request({name: "192.0.2.9"}, "192.0.2.1").addresses == {4: ip_address("192.0.2.9")}
+    assert read_request({}, "192.0.2.1").addresses == {4: ip_address("192.0.2.1")}
+    assert read_request({"metallb.io/address-pool": "edge"}).pools == ("edge",)
+    assert read_request({"lbctl/pools": "edge, rest"}).pools == ("edge", "rest")
+    cilium = read_request(
         {"lbipam.cilium.io/sharing-key": "k", "lbipam.cilium.io/sharing-cross-namespace": "a,b"}
     )
     assert (cilium.sharing_key, cilium.sharing_namespaces) == ("k", frozenset(("a", "b")))
-    metallb = read_wish({"metallb.universe.tf/allow-shared-ip": "k"})
+    metallb = read_request({"metallb.universe.tf/allow-shared-ip": "k"})
     assert (metallb.sharing_key, metallb.sharing_namespaces) == ("k", frozenset("*"))
-    assert read_wish({}).addresses == {}
+    assert read_request({}).addresses == {}
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1,192.0.2.2", "web", "192.0.2.0/24"])
 def test_a_wish_that_cannot_be_read_says_where(text: str) -> None:
-    assert read_wish({"lbctl/addresses": text}).error.startswith("lbctl/addresses: ")
-    assert read_wish({}, "web").error.startswith("spec.loadBalancerIP: ")
+    assert read_request({"lbctl/addresses": text}).error.startswith("lbctl/addresses: ")
+    assert read_request({}, "web").error.startswith("spec.loadBalancerIP: ")

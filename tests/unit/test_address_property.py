@@ -23,10 +23,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lb.addresses.allocate import may_share
 from lb.addresses.claimant import Claimant
-from lb.addresses.controller import Desk
+from lb.addresses.controller import AddressController
 from lb.addresses.decode import CLAIMANTS
 from lb.addresses.pool import Pools, PoolsFile, parse
-from lb.addresses.report import Board
+from lb.addresses.telemetry import Telemetry
 from lb.kube.client import ApiError, Client
 from lb.kube.lease import LEASE_SECONDS, Lease, LostLeaseError
 from lb.kube.timing import Timing
@@ -136,7 +136,7 @@ class Process:
         self.lease = Lease(
             self.client, ObjectKey("kube-system", "l"), f"p{number}", Timing(clock=clock), now=now
         )
-        self.desk: Desk | None = None
+        self.controller: AddressController | None = None
         self.heard = 0
 
     def hold(self) -> None:
@@ -146,33 +146,33 @@ class Process:
         except ApiError:
             return
         if not held:
-            self.desk = None
-        elif self.desk is None:
-            self.desk = Desk(
+            self.controller = None
+        elif self.controller is None:
+            self.controller = AddressController(
                 self.client,
                 self.lease,
                 self.pools,
-                Board(),
+                Telemetry(),
                 publish=lambda _notice: None,
                 wall=self.clock,
             )
             for item in self.server.services.values():
-                self.desk.learn(Upsert(claimant_of(item)))
+                self.controller.learn(Upsert(claimant_of(item)))
             self.heard = len(self.server.history)
 
     def hear(self, most: int) -> None:
         """Take in some of what the watch has to tell."""
-        assert self.desk is not None
+        assert self.controller is not None
         for event in self.server.history[self.heard : self.heard + most]:
-            self.desk.learn(event)
+            self.controller.learn(event)
             self.heard += 1
 
     def look(self) -> None:
-        assert self.desk is not None
+        assert self.controller is not None
         try:
-            self.desk.look()
+            self.controller.look()
         except LostLeaseError:
-            self.desk = None
+            self.controller = None
 
 
 class FixedPools:
@@ -214,7 +214,7 @@ class World(RuleBasedStateMachine):
     @rule(
         key=st.sampled_from(NAMES),
         kind=st.sampled_from(["LoadBalancer", "LoadBalancer", "ClusterIP"]),
-        wish=st.sampled_from(["", "", *ADDRESSES, "192.0.2.77", "no address"]),
+        request=st.sampled_from(["", "", *ADDRESSES, "192.0.2.77", "no address"]),
         pool=st.sampled_from(["", "", "a", "b"]),
         sharing=st.sampled_from(["", "", "k"]),
         port=st.sampled_from([80, 443]),
@@ -228,7 +228,7 @@ class World(RuleBasedStateMachine):
         key: tuple[str, str],
         *,
         kind: str = "LoadBalancer",
-        wish: str = "",
+        request: str = "",
         pool: str = "",
         sharing: str = "",
         port: int = 80,
@@ -240,7 +240,7 @@ class World(RuleBasedStateMachine):
         meta = (
             known["metadata"] if known else {"uid": f"u{self.made}", "creationTimestamp": f"{self.made:09}"}
         )
-        notes = {"lbctl/addresses": wish, "lbctl/pools": pool, "lbctl/sharing-key": sharing}
+        notes = {"lbctl/addresses": request, "lbctl/pools": pool, "lbctl/sharing-key": sharing}
         stays = known["status"] if known and kind == "LoadBalancer" == known["spec"]["type"] else {}
         self.server.put(
             {
@@ -288,44 +288,46 @@ class World(RuleBasedStateMachine):
     def hold(self, number: int) -> None:
         self.processes[number].hold()
 
-    @precondition(lambda self: any(each.desk is not None for each in self.processes))
+    @precondition(lambda self: any(each.controller is not None for each in self.processes))
     @rule(data=st.data(), most=st.sampled_from([1, 3, 1000]))
     def work(self, data: st.DataObject, most: int) -> None:
-        process = data.draw(st.sampled_from([each for each in self.processes if each.desk is not None]))
+        process = data.draw(st.sampled_from([each for each in self.processes if each.controller is not None]))
         process.hear(most)
         process.look()
 
-    @precondition(lambda self: {each.desk is None for each in self.processes} == {True, False})
-    @rule(keys=st.permutations(NAMES), wish=st.sampled_from(["", *ADDRESSES]), carried_out=st.booleans())
-    def lose_a_write_and_the_lease(self, keys: list[tuple[str, str]], wish: str, carried_out: bool) -> None:
+    @precondition(lambda self: {each.controller is None for each in self.processes} == {True, False})
+    @rule(keys=st.permutations(NAMES), request=st.sampled_from(["", *ADDRESSES]), carried_out=st.booleans())
+    def lose_a_write_and_the_lease(
+        self, keys: list[tuple[str, str]], request: str, carried_out: bool
+    ) -> None:
         """Let a status get on its way to a Service, and another process see to others before it arrives."""
-        leader = next(each for each in self.processes if each.desk is not None)
+        leader = next(each for each in self.processes if each.controller is not None)
         leader.hear(1000)
         leader.look()
         self.apply_service(keys[0])
-        if leader.desk is None:
+        if leader.controller is None:
             return
         leader.hear(1000)
         self.server.lose_next = "PATCH"
         leader.look()
         for key in keys[1:]:
-            self.apply_service(key, wish=wish)
-        if leader.desk is not None:
+            self.apply_service(key, request=request)
+        if leader.controller is not None:
             self.take_over()
         if carried_out and self.server.under_way:
             with contextlib.suppress(ApiError):
                 self.server.under_way.pop()()
 
-    @precondition(lambda self: self.processes and not all(each.desk for each in self.processes))
+    @precondition(lambda self: self.processes and not all(each.controller for each in self.processes))
     @rule()
     def take_over(self) -> None:
         """Let one that does not give addresses take the place of who does, and begin at once."""
         self.time += LEASE_SECONDS + 1.0
-        process = next(each for each in self.processes if each.desk is None)
+        process = next(each for each in self.processes if each.controller is None)
         process.hold()
         self.time += LEASE_SECONDS + 1.0
         process.hold()
-        if process.desk is not None:
+        if process.controller is not None:
             process.look()
 
     # what has to hold
@@ -355,9 +357,11 @@ class World(RuleBasedStateMachine):
             if known is None or not each.balanced or not known.balanced:
                 continue
             for address in set(known.standing) - set(each.standing):
-                wished = each.wish.addresses.get(address.version)
+                requested = each.request.addresses.get(address.version)
                 given_up = address.version not in each.families
-                assert given_up or (wished is not None and wished in each.standing), f"{each.key}: {address}"
+                assert given_up or (requested is not None and requested in each.standing), (
+                    f"{each.key}: {address}"
+                )
         self.before = now
 
     def teardown(self) -> None:
@@ -371,7 +375,7 @@ class World(RuleBasedStateMachine):
         process.hold()
         self.time += LEASE_SECONDS + 1.0
         process.hold()
-        assert process.desk is not None
+        assert process.controller is not None
         for _ in range(3):
             process.hear(1000)
             process.look()
@@ -401,7 +405,7 @@ def test_a_write_that_arrives_after_the_lease_was_lost_doubles_nothing() -> None
     world.apply_service(old, kind="ClusterIP")
     world.apply_service(new)
     first = world.processes[0]
-    assert first.desk is not None
+    assert first.controller is not None
     first.hear(2)
     world.server.lose_next = "PATCH"
     first.look()
@@ -424,5 +428,5 @@ def test_a_process_that_lost_the_lease_writes_nothing() -> None:
     world.take_over()
     version = world.server.version
     first.look()
-    assert world.processes[0].desk is None
+    assert world.processes[0].controller is None
     assert world.server.version == version

@@ -83,7 +83,7 @@ def test_gathering_ends_although_messages_keep_coming() -> None:
 
 def test_what_waited_for_packets_on_their_way_is_freed_when_told(bench: Bench) -> None:
     passed = False
-    bench.reconciler._resting._begin = lambda: lambda: passed
+    bench.reconciler._quarantine._begin = lambda: lambda: passed
     bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2")), SYNCED)
     bench.tell(Upsert(endpoints(WEB, "10.0.0.1")))
     slots = bench.maps.array("backends4")
@@ -216,19 +216,19 @@ def test_others_are_told_how_it_goes_before_and_after_the_first_sync(bench: Benc
 def test_new_addresses_of_the_node_reach_every_service(bench: Bench) -> None:
     bench.tell(Upsert(service(WEB, "10.96.0.1", node_port=30080)), Upsert(DNS_SERVICE), SYNCED)
     assert bench.vips() == {"10.96.0.1", "10.96.0.2", str(NODE_ADDRESS)}
-    bench.surroundings.addresses = (ip_address("192.0.2.12"),)
+    bench.attachments.addresses = (ip_address("192.0.2.12"),)
     bench.tell(InterfacesChanged(frozenset({2})))
     assert bench.vips() == {"10.96.0.1", "10.96.0.2", "192.0.2.12"}
-    assert bench.surroundings.attached == [None, frozenset({2})]
+    assert bench.attachments.attached == [None, frozenset({2})]
 
 
 def test_addresses_of_the_node_object_reach_the_interfaces_and_no_service(bench: Bench) -> None:
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
     for times, address in enumerate(("192.0.2.12", "192.0.2.13"), 1):
         bench.tell(Upsert(Node(NODE, (ip_address(address),))))
-        assert bench.surroundings.attached == [None, *[frozenset()] * times]
+        assert bench.attachments.attached == [None, *[frozenset()] * times]
     bench.tell(Upsert(Node("node2", (ip_address("192.0.2.14"),))))
-    assert len(bench.surroundings.attached) == 3
+    assert len(bench.attachments.attached) == 3
     assert [keys for keys in bench.reconciler.syncs[1:] if keys] == []
 
 
@@ -239,7 +239,7 @@ def test_ping_addresses_of_the_node_concern_only_who_claims_them(
     with caplog.at_level(logging.INFO):
         bench.tell(Upsert(replace(WEB_SERVICE, external_ips=(external,))), Upsert(DNS_SERVICE), SYNCED)
         assert bench.whole_addresses() == {"10.96.0.1", "10.96.0.2", str(external)}
-        bench.surroundings.own |= {external, ip_address("192.0.2.77")}
+        bench.attachments.own |= {external, ip_address("192.0.2.77")}
         bench.tell(InterfacesChanged(frozenset({2})))
     assert bench.whole_addresses() == {"10.96.0.1", "10.96.0.2"}
     assert bench.reconciler.syncs[1:] == [{WEB}]
@@ -250,7 +250,7 @@ def test_interface_events_that_change_no_address_plan_nothing(bench: Bench) -> N
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
     bench.tell(InterfacesChanged(frozenset({7})), InterfacesChanged(frozenset({8})))
     assert len(bench.reconciler.syncs) == 1
-    assert bench.surroundings.attached[-1] == frozenset({7, 8})
+    assert bench.attachments.attached[-1] == frozenset({7, 8})
 
 
 def test_another_zone_of_this_node_plans_everything_and_of_another_node_nothing(bench: Bench) -> None:
@@ -263,9 +263,9 @@ def test_another_zone_of_this_node_plans_everything_and_of_another_node_nothing(
 def test_empty_maps_serve_nobody_so_programs_wait_for_the_first_sync() -> None:
     bench = Bench(serving=False)
     bench.tell(Upsert(WEB_SERVICE), InterfacesChanged(frozenset({2})))
-    assert bench.surroundings.attached == []
+    assert bench.attachments.attached == []
     bench.tell(SYNCED)
-    assert bench.surroundings.attached == [None]
+    assert bench.attachments.attached == [None]
     assert bench.vips() == {"10.96.0.1"}
 
 
@@ -276,7 +276,7 @@ def test_the_first_sync_is_told_even_without_any_service(bench: Bench) -> None:
 
 def test_problems_and_services_are_counted() -> None:
     bench = Bench()
-    bench.surroundings.problems = ["eth0: xdp-native: Device or resource busy"]
+    bench.attachments.problems = ["eth0: xdp-native: Device or resource busy"]
     bench.maps.fail("vips4", times=1000)
     bench.tell(
         InterfacesChanged(frozenset({2})), Upsert(WEB_SERVICE), Upsert(service(DNS, "10.96.0.1")), SYNCED
@@ -299,20 +299,20 @@ def test_the_time_of_a_sync_is_measured(bench: Bench, monkeypatch: pytest.Monkey
 
 def test_a_hook_that_fails_is_logged_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
-    bench.surroundings.problems = ["eth0: xdp-native: Device or resource busy"]
+    bench.attachments.problems = ["eth0: xdp-native: Device or resource busy"]
     bench.tell(InterfacesChanged(frozenset({2})), SYNCED)
     bench.now += Retries.FIRST_SECONDS
     bench.agent.step()
     assert caplog.text.count("eth0: xdp-native") == 1
     bench.tell(Upsert(WEB_SERVICE))
     assert bench.synced[-1] == ["eth0: xdp-native: Device or resource busy"]
-    bench.surroundings.problems = []
+    bench.attachments.problems = []
     bench.now += Retries.MOST_SECONDS
     bench.agent.step()
     assert texts(bench) == []
-    tries = len(bench.surroundings.attached)
+    tries = len(bench.attachments.attached)
     bench.tell(Upsert(DNS_SERVICE))
-    assert len(bench.surroundings.attached) == tries
+    assert len(bench.attachments.attached) == tries
 
 
 def test_stop_ends_the_loop_and_writes_nothing(bench: Bench) -> None:
@@ -364,9 +364,9 @@ def test_health_check_node_port_is_told_of_services_that_were_not_written(bench:
 
 def test_health_check_node_port_moves_with_the_node_port_addresses(bench: Bench) -> None:
     bench.tell(SYNCED)
-    bench.surroundings.addresses = (NODE_ADDRESS, ip_address("2001:db8::11"))
+    bench.attachments.addresses = (NODE_ADDRESS, ip_address("2001:db8::11"))
     bench.tell(InterfacesChanged(frozenset({2})))
-    assert bench.checks.addresses == [(NODE_ADDRESS,), bench.surroundings.addresses]
+    assert bench.checks.addresses == [(NODE_ADDRESS,), bench.attachments.addresses]
 
 
 def test_node_health_the_node_is_eligible_until_it_leaves(bench: Bench) -> None:
@@ -437,10 +437,10 @@ def test_what_a_service_cannot_have_is_told_once_and_when_it_is_over(
 
 
 def test_a_process_that_listens_on_the_node_keeps_its_port(bench: Bench) -> None:
-    bench.surroundings.own = frozenset({NODE_ADDRESS})
+    bench.attachments.own = frozenset({NODE_ADDRESS})
     bench.tell(Upsert(evil(str(NODE_ADDRESS))), SYNCED)
     assert bench.vips() == {"10.96.0.66", str(NODE_ADDRESS)}
-    bench.surroundings.sockets = frozenset({VipKey(NODE_ADDRESS, 80, Protocol.TCP)})
+    bench.attachments.sockets = frozenset({VipKey(NODE_ADDRESS, 80, Protocol.TCP)})
     bench.now += BEAT_SECONDS
     bench.agent.step()
     bench.agent.step()

@@ -28,7 +28,7 @@ def bench() -> Bench:
 def test_what_others_write_to_the_maps_is_told_and_healed_on_demand(bench: Bench) -> None:
     bench.tell(Upsert(WEB_SERVICE), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
     bench.maps.delete("vips4", vip_keys(4, read_vips(bench.maps)))
-    bench.surroundings.changed = {"ifaces4": 1}
+    bench.attachments.changed = {"ifaces4": 1}
     bench.now += AUDIT_SECONDS
     bench.agent.step()
     assert bench.agent.drift["vips4"] > 0
@@ -51,7 +51,7 @@ def test_a_second_look_at_what_others_wrote_is_waited_for(
 ) -> None:
     """The agent sleeps no longer than until the second look, also when nothing else is due sooner."""
     bench.tell(SYNCED)
-    bench.surroundings.changed = {"ifaces4": 1}
+    bench.attachments.changed = {"ifaces4": 1}
     bench.now += AUDIT_SECONDS
     bench.agent.step()
     waits: list[float] = []
@@ -79,10 +79,10 @@ def test_self_repair_a_detached_hook_is_told_and_attached_again(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.attached.clear()
-    bench.surroundings.missing = [[UPLINK_HOOK], []]
+    bench.attachments.attached.clear()
+    bench.attachments.missing = [[UPLINK_HOOK], []]
     look_after(bench)
-    assert bench.surroundings.attached == [None]
+    assert bench.attachments.attached == [None]
     assert f"{UPLINK_HOOK.place}: somebody detached it" in caplog.text
     assert (bench.agent.in_service, texts(bench), bench.agent.repairs) == (True, [], 1)
 
@@ -93,15 +93,15 @@ def test_self_repair_that_fails_is_a_problem_until_it_succeeds(
 ) -> None:
     """Without a program on an uplink nothing from outside is served: /healthz says so."""
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.missing = [[hook]] * 3
-    bench.surroundings.problems = ["eth0: tc ingress: Operation not permitted"]
+    bench.attachments.missing = [[hook]] * 3
+    bench.attachments.problems = ["eth0: tc ingress: Operation not permitted"]
     look_after(bench)
     assert bench.agent.in_service is in_service
-    assert texts(bench) == [*bench.surroundings.problems, f"{hook.place}: detached"]
-    tries = len(bench.surroundings.attached)
+    assert texts(bench) == [*bench.attachments.problems, f"{hook.place}: detached"]
+    tries = len(bench.attachments.attached)
     look_after(bench)
-    assert len(bench.surroundings.attached) <= tries + 1, "tried as all that failed, not at every look"
-    bench.surroundings.problems, bench.surroundings.missing = [], []
+    assert len(bench.attachments.attached) <= tries + 1, "tried as all that failed, not at every look"
+    bench.attachments.problems, bench.attachments.missing = [], []
     bench.now += Retries.MOST_SECONDS
     look_after(bench)
     assert (bench.agent.in_service, texts(bench)) == (True, [])
@@ -109,7 +109,7 @@ def test_self_repair_that_fails_is_a_problem_until_it_succeeds(
 
 def test_self_repair_removed_pins_are_pinned_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.unpinned = [110]
+    bench.attachments.unpinned = [110]
     look_after(bench)
     assert "somebody removed 110 pins of this instance: pinned again" in caplog.text
     assert bench.agent.repairs == 110
@@ -117,7 +117,7 @@ def test_self_repair_removed_pins_are_pinned_again(bench: Bench, caplog: pytest.
 
 def test_self_repair_that_cannot_look_says_so_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
-    bench.surroundings.unpinned = [
+    bench.attachments.unpinned = [
         PermissionError(1, "not permitted"),
         PermissionError(1, "not permitted"),
         0,
@@ -132,9 +132,9 @@ def test_self_repair_that_cannot_look_says_so_once(bench: Bench, caplog: pytest.
 
 def test_self_repair_waits_for_the_first_sync() -> None:
     bench = Bench(serving=False)
-    bench.surroundings.missing = [[UPLINK_HOOK]]
+    bench.attachments.missing = [[UPLINK_HOOK]]
     look_after(bench)
-    assert bench.surroundings.missing == [[UPLINK_HOOK]]
+    assert bench.attachments.missing == [[UPLINK_HOOK]]
 
 
 def test_self_repair_is_looked_for_in_time(bench: Bench) -> None:

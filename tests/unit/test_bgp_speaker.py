@@ -16,8 +16,8 @@ from lb.bgp import metrics
 from lb.bgp.bird import NO_SESSION, SessionState
 from lb.bgp.config import protocol_name
 from lb.bgp.peers import PeersFile
-from lb.bgp.report import Board, signature_failures
 from lb.bgp.speaker import Memory, Speaker
+from lb.bgp.status import SpeakerStatus, signature_failures
 from lb.cli.announce import render
 from lb.errors import LbError
 from lb.model import ObjectKey
@@ -100,13 +100,13 @@ class Bench:
 
     def begin(self) -> None:
         """Let a new process speak, after whatever was before."""
-        self.board = Board()
+        self.status = SpeakerStatus()
         self.speaker = Speaker(
             PeersFile(self.file),
             self.bird,
             self.ask,
             Memory(self.folder / "told.json"),
-            self.board,
+            self.status,
             unloaded=lambda: self.unloaded,
             clock=lambda: self.now,
             wall=lambda: self.now,
@@ -162,7 +162,7 @@ def test_a_silent_agent_changes_nothing_and_a_new_process_goes_on(bench: Bench) 
     bench.run(5)
     bench.report = None
     assert bench.run(30) == []
-    assert any("the agent has not answered for" in each for each in bench.board.problems())
+    assert any("the agent has not answered for" in each for each in bench.status.problems())
     bench.begin()
     assert bench.run(30) == ["write", "configure"]  # BIRD has lived on, and has it all
     assert bench.told()
@@ -184,7 +184,7 @@ def test_without_a_data_plane_nothing_is_told(bench: Bench) -> None:
     bench.report, bench.unloaded = None, True
     bench.run(1)
     assert not bench.told()
-    assert "the data plane is not on this node" in str(bench.board.as_dict()["addresses"])
+    assert "the data plane is not on this node" in str(bench.status.as_dict()["addresses"])
 
 
 def test_a_bird_that_ends_is_started_again(bench: Bench) -> None:
@@ -193,15 +193,15 @@ def test_a_bird_that_ends_is_started_again(bench: Bench) -> None:
     bench.run(5)
     bench.bird.running = False
     assert bench.run(1) == ["start"]
-    assert bench.board.restarts == 1
-    assert [each["losses"] for each in bench.board.as_dict()["peers"]] == [1, 0]
+    assert bench.status.restarts == 1
+    assert [each["losses"] for each in bench.status.as_dict()["peers"]] == [1, 0]
     bench.bird.states = {}
     bench.bird.running, bench.bird.refuses = False, "bird ended at once"
     assert bench.run(15).count("start") == 4  # after 0, 2, 6 and 14 seconds
-    assert bench.board.problems() == ["bird ended at once", *peers_down()]
+    assert bench.status.problems() == ["bird ended at once", *peers_down()]
     bench.bird.refuses = ""
     bench.run(60)
-    assert bench.board.problem == ""
+    assert bench.status.problem == ""
 
 
 def peers_down() -> list[str]:
@@ -218,21 +218,21 @@ def test_a_configuration_that_is_refused_leaves_the_one_before(bench: Bench) -> 
     bench.say()
     bench.run(10)
     assert bench.bird.text == before
-    assert "bird refuses its configuration" in bench.board.problems()
+    assert "bird refuses its configuration" in bench.status.problems()
 
 
 def test_sessions_are_followed(bench: Bench) -> None:
     bench.run(5)
     bench.bird.states = {"tor-a": UP, "tor-b": replace(NO_SESSION, state="Connect")}
     bench.run(5)
-    first, second = bench.board.as_dict()["peers"]
+    first, second = bench.status.as_dict()["peers"]
     assert (first["up"], first["told"], first["losses"]) == (True, {"ipv4": 1, "ipv6": 0}, 0)
     assert "is 192.168.77.2 a router that knows this node" in second["why"]
     bench.bird.states = {"tor-a": replace(NO_SESSION, state="Idle", error="Received: Cease")}
     bench.run(5)
-    first, _ = bench.board.as_dict()["peers"]
+    first, _ = bench.status.as_dict()["peers"]
     assert (first["up"], first["losses"], first["why"]) == (False, 1, "Idle: Received: Cease")
-    told = bench.board.as_dict()
+    told = bench.status.as_dict()
     assert "tor-a" in render(told, bench.now)
     assert told["problems"][0] in render(told, bench.now)
 
@@ -241,13 +241,13 @@ def test_a_wrong_signature_is_named(bench: Bench) -> None:
     bench.run(5)
     bench.netstat.write_text(NETSTAT.format(3))
     bench.run(5)
-    assert "the router wants a password" in bench.board.problems()[0]
+    assert "the router wants a password" in bench.status.problems()[0]
     (bench.folder / "key").write_text("secret")
     bench.file.write_text(PEERS.replace("asn: 64500}", "asn: 64500, password_file: key}", 1))
     bench.run(5)
-    assert "does password_file hold the router's password?" in bench.board.problems()[0]
+    assert "does password_file hold the router's password?" in bench.status.problems()[0]
     bench.run(120)
-    assert "MD5" not in str(bench.board.problems())
+    assert "MD5" not in str(bench.status.problems())
     assert 'password "secret";' in bench.bird.text
 
 
@@ -294,7 +294,7 @@ def test_metrics(bench: Bench) -> None:
     bench.run(5)
     bench.bird.states = {"tor-a": UP}
     bench.run(5)
-    text = metrics.answer(bench.board)(Request("GET", "/metrics", "", {})).body.decode()
+    text = metrics.answer(bench.status)(Request("GET", "/metrics", "", {})).body.decode()
     found = {
         (one.name, *one.labels.values()): one.value
         for family in text_string_to_metric_families(text)

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.announce.damping import FORGET_SECONDS, MOST_SECONDS, Hold, Steady
+from lb.announce.damping import FORGET_SECONDS, MOST_SECONDS, Damping, Hold
 from lb.announce.report import Report
 from lb.announce.servable import Standing, Verdict
 
@@ -22,7 +22,7 @@ class Bench:
     def __init__(self, told: Standing | None = None) -> None:
         self.now = 1000.0
         before = [] if told is None else [Verdict(VIP, told)]
-        self.steady = Steady(HOLD, before, self.now)
+        self.damping = Damping(HOLD, before, self.now)
         self.says: Standing | None = SERVES
         self.speaks = True
         self.ready = True
@@ -43,8 +43,8 @@ class Bench:
             {} if self.says is None else {VIP: Verdict(VIP, self.says, "" if self.says is SERVES else "so")}
         )
         report = Report("1", self.ready, "node1", verdicts=verdicts) if self.speaks else None
-        self.steady.hear(report, self.now)
-        told = self.steady.told(self.now)
+        self.damping.hear(report, self.now)
+        told = self.damping.told(self.now)
         return told[VIP].standing if VIP in told else CANNOT
 
 

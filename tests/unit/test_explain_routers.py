@@ -15,7 +15,7 @@ from lb.announce.servable import Standing, Verdict
 from lb.bgp.bird import NO_SESSION, SessionState
 from lb.bgp.config import Route
 from lb.bgp.peers import Peer
-from lb.bgp.report import Board, PeerNow
+from lb.bgp.status import PeerNow, SpeakerStatus
 from lb.cli.service import collect, render
 from lb.diagnose.explain import explain
 from lb.diagnose.facts import Finding, causes
@@ -29,10 +29,10 @@ TOR_B = Peer("tor-b", ip_address("192.168.77.2"), 64500, 64512)
 UP = SessionState(up=True, state="Established", exported=((4, 1),))
 
 
-def board(verdict: Verdict, **sessions: SessionState) -> dict[str, Any]:
+def status(verdict: Verdict, **sessions: SessionState) -> dict[str, Any]:
     told = [] if verdict.standing is Standing.CANNOT else [Route(VIP)]
     peers = {"a": TOR_A, "b": TOR_B}
-    return Board(
+    return SpeakerStatus(
         told=[verdict],
         peers={peers[name].name: PeerNow(peers[name], told, session) for name, session in sessions.items()},
         agent_answers=True,
@@ -59,29 +59,29 @@ def test_nothing_is_said_where_nobody_speaks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("speaker", "words", "cause"),
     [
-        (board(verdict(Standing.SERVES), a=UP, b=UP), ["203.0.113.5: told to tor-a, tor-b"], []),
+        (status(verdict(Standing.SERVES), a=UP, b=UP), ["203.0.113.5: told to tor-a, tor-b"], []),
         (
-            board(verdict(Standing.LAST, "cordoned"), a=UP),
+            status(verdict(Standing.LAST, "cordoned"), a=UP),
             ["told to tor-a, as the last resort: cordoned"],
             [],
         ),
         (
-            board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP),
+            status(verdict(Standing.CANNOT, "no ready endpoint"), a=UP),
             ["203.0.113.5: not told from this node: no ready endpoint"],
             [],
         ),
         (
-            board(verdict(Standing.SERVES), a=UP, b=NO_SESSION),
+            status(verdict(Standing.SERVES), a=UP, b=NO_SESSION),
             ["203.0.113.5: told to tor-a", "tor-b (192.168.77.2) is told nothing"],
             [],
         ),
         (
-            board(verdict(Standing.SERVES), a=NO_SESSION),
+            status(verdict(Standing.SERVES), a=NO_SESSION),
             ["203.0.113.5: would be told to tor-a", "tor-a (192.168.77.1) is told nothing"],
             ["no-router-told"],
         ),
-        (board(replace(verdict(Standing.SERVES), services=()), a=UP), ["203.0.113.5: not known"], []),
-        (board(verdict(Standing.SERVES)), ["203.0.113.5: not told from this node: no entry"], []),
+        (status(replace(verdict(Standing.SERVES), services=()), a=UP), ["203.0.113.5: not known"], []),
+        (status(verdict(Standing.SERVES)), ["203.0.113.5: not told from this node: no entry"], []),
     ],
 )
 def test_the_way_from_outside(
@@ -97,10 +97,10 @@ def test_the_way_from_outside(
 def test_a_list_of_services_ends_with_what_routers_were_told() -> None:
     found = collect(FakeMaps(), {}, running=True)
     assert "routers" not in render(found, wide=True)
-    found["announced"] = board(verdict(Standing.SERVES), a=UP)["addresses"]
+    found["announced"] = status(verdict(Standing.SERVES), a=UP)["addresses"]
     assert "routers" not in render(found)
     assert "\ntold to routers by this node:\n  203.0.113.5  tor-a\n" in render(found, wide=True)
-    found["announced"] = board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)["addresses"]
+    found["announced"] = status(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)["addresses"]
     assert "  203.0.113.5  nobody: no ready endpoint\n" in render(found)
 
 
@@ -131,10 +131,10 @@ def test_the_page_says_who_answers_on_the_segment(
 
 
 def test_the_page_says_which_routers_were_told_and_why_not() -> None:
-    speaker = board(verdict(Standing.SERVES), a=UP, b=NO_SESSION)
+    speaker = status(verdict(Standing.SERVES), a=UP, b=NO_SESSION)
     known, unknown = reached([str(VIP), "203.0.113.6"], None, speaker)
     assert known["routers"][0] == "told to tor-a"
     assert known["routers"][1].startswith("tor-b (192.168.77.2) is told nothing, its session is not up: ")
     assert unknown["routers"] == ["not known yet to who tells routers"]
-    cannot = board(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)
+    cannot = status(verdict(Standing.CANNOT, "no ready endpoint"), a=UP)
     assert reached([str(VIP)], None, cannot)[0]["routers"] == ["not told from this node: no ready endpoint"]

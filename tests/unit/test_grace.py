@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 
 from lb.datapath.kernel.grace import GracePeriods, wait_for_running_programs
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 
 def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> None:
@@ -28,7 +28,7 @@ def test_one_wait_counts_for_all_that_asked_before_it_and_for_none_after() -> No
 
 
 def test_a_real_wait_in_its_thread() -> None:
-    ended, stop = threading.Event(), Halt()
+    ended, stop = threading.Event(), StopEvent()
     periods = GracePeriods(ended.set, wait_for_running_programs)
     over = periods.begin()
     thread = threading.Thread(target=periods.run, args=(stop,))

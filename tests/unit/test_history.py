@@ -117,12 +117,12 @@ def test_a_change_of_affinity_is_a_change_of_vips(bench: Bench) -> None:
 
 def test_a_node_that_moves_and_interfaces_that_change_are_causes(bench: Bench) -> None:
     bench.tell(Upsert(service(DNS, "10.96.0.2", node_port=30053)))
-    bench.surroundings.addresses = (ip_address("192.0.2.12"),)
+    bench.attachments.addresses = (ip_address("192.0.2.12"),)
     bench.tell(InterfacesChanged(frozenset({3})))
     causes, changes = told(bench, DNS)[-1]
     assert causes == ["interfaces"]
     assert changes == ["+ 1 VIP 192.0.2.12:30053/TCP", "- 1 VIP 192.0.2.11:30053/TCP"]
-    bench.surroundings.addresses = (ip_address("192.0.2.13"),)
+    bench.attachments.addresses = (ip_address("192.0.2.13"),)
     bench.tell(Upsert(Node("node1", zone="east")))
     assert told(bench, DNS)[-1][0] == ["Node node1"]
 

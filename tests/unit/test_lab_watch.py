@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lb.kube.availability import Presence
+from lb.kube.availability import Availability
 from lb.kube.timing import Timing
 from lb.lab.api import PODS, Api, Object
 from lb.lab.watch import Cache, Change, follower
@@ -115,8 +115,8 @@ def following(double: ClusterDouble) -> Iterator[Following]:
     run = Following()
     timing = Timing(random=lambda: 0.0, wait=Waits())
     client = client_of(double)
-    presence = Presence(client.probe, timing)
-    follows = follower(Api(client), PODS, run.tell, presence, timing)
+    availability = Availability(client.probe, timing)
+    follows = follower(Api(client), PODS, run.tell, availability, timing)
     stop = threading.Event()
     thread = threading.Thread(target=follows.run, args=(stop,))
     thread.start()
@@ -124,7 +124,7 @@ def following(double: ClusterDouble) -> Iterator[Following]:
         yield run
     finally:
         stop.set()
-        presence.wake()
+        availability.wake()
         double.stop()
         thread.join(PATIENCE)
         assert not thread.is_alive()

@@ -34,11 +34,11 @@ from lb.model import (
     Upsert,
 )
 from lb.rundir import RunDir
-from lb.served.failing_services import WINDOW_SECONDS, Trouble, without_backend
+from lb.served.failing_services import WINDOW_SECONDS, FailingServices, without_backend
 from lb.served.history import history_answer
 from lb.served.http import HttpServer, Request, Response, routes
 from lb.served.pages import FRESH_SECONDS, Views, by_own_name, page, shown
-from lb.served.state_view import Known
+from lb.served.state_view import StateView
 from tests.fake_maps import FakeMaps
 from tests.unit.agent_bench import SYNCED, Bench
 from tests.unit.figures_bench import Node
@@ -167,7 +167,7 @@ def serving_page(bench: Bench, run_dir: RunDir) -> Iterator[HttpServer]:
         Config(),
         lambda: contextlib.nullcontext(bench.maps),
         bench.history,
-        Known(bench.state),
+        StateView(bench.state),
         owners=lambda: [OWNER],
         collect=lambda _instance, _run_dir: json.loads(json.dumps(STATUS)),
     )
@@ -207,7 +207,7 @@ def test_services_with_trouble_come_first_then_those_without_a_backend() -> None
     bench, now = filled(), [0.0]
     names = {port: name for port, name in read_names(bench.maps).items() if name[0] == str(SHOP)}
     port = next(one for one in catalogue.ports(bench.maps, names) if one.version == 4)
-    counting, trouble = Counting(bench.maps), Trouble()
+    counting, trouble = Counting(bench.maps), FailingServices()
 
     def look(seconds: float) -> list[str]:
         now[0] += seconds
@@ -256,12 +256,12 @@ def test_one_service_has_its_ways_by_vip_and_client(server: HttpServer) -> None:
     found = told(server, "/api/service?service=shop/checkout")
     v4 = found["ports"][0]
     ways = {
-        (journey["vip"], journey["client"]): {
+        (path["vip"], path["client"]): {
             way["backend"]["address"]: (round(way["share"], 2), way["there"], way["back"])
-            for way in journey["ways"]
+            for way in path["ways"]
         }
-        for of_vip in v4["journeys"]
-        for journey in of_vip
+        for of_vip in v4["paths"]
+        for path in of_vip
     }
     outside = ways["loadBalancer 203.0.113.10:80/TCP", "outside"]
     back = "translated back by lb_tc_uplink_out at eth0, tc egress"
@@ -275,7 +275,7 @@ def test_one_service_has_its_ways_by_vip_and_client(server: HttpServer) -> None:
     )
     host = ways["clusterIP 10.96.0.10:80/TCP", "host"]
     assert host["10.244.2.7:8080"][1] == "node node2: connected straight to it, no NAT"
-    (from_outside,) = [one for one in v4["journeys"][2] if one["client"] == "outside"]
+    (from_outside,) = [one for one in v4["paths"][2] if one["client"] == "outside"]
     assert from_outside["policy"] == [
         "Local: endpoints of this node alone", "a client keeps its backend for 600 s",
     ]  # fmt: skip
@@ -285,7 +285,7 @@ def test_one_service_has_its_ways_by_vip_and_client(server: HttpServer) -> None:
 
 def test_a_service_without_endpoints_says_what_clients_get(server: HttpServer) -> None:
     port = told(server, "/api/service?service=default/empty")["ports"][0]
-    assert {one["refused"] for one in port["journeys"][0]} == {
+    assert {one["refused"] for one in port["paths"][0]} == {
         "rejected with an ICMP port unreachable: there is no endpoint"
     }
 

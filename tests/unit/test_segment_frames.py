@@ -11,7 +11,7 @@ from scapy.layers.l2 import ARP, Ether
 from lb.announce.servable import Standing
 from lb.segment.announcements import announcements
 from lb.segment.election import Claim, Hold, Member
-from lb.segment.heartbeats import Beats, frames
+from lb.segment.heartbeats import Heartbeats, frames
 
 MAC = "02:00:00:00:00:01"
 ME = Member("node1", MAC)
@@ -25,9 +25,9 @@ CLAIMS = {
 def test_beats_are_read_as_they_were_sent() -> None:
     [frame] = frames(ME, 7, CLAIMS)
     assert frame[:14].hex(":") == "ff:ff:ff:ff:ff:ff:" + MAC + ":88:b5"
-    assert Beats().read(frame + bytes(20)) == (ME, CLAIMS)  # a short frame is padded on its way
+    assert Heartbeats().read(frame + bytes(20)) == (ME, CLAIMS)  # a short frame is padded on its way
     [empty] = frames(ME, 8, {})
-    assert Beats().read(empty) == (ME, {})
+    assert Heartbeats().read(empty) == (ME, {})
 
 
 def test_beats_of_many_addresses_come_in_parts() -> None:
@@ -35,7 +35,7 @@ def test_beats_of_many_addresses_come_in_parts() -> None:
     parts = frames(ME, 1, claims)
     assert len(parts) > 5
     assert max(map(len, parts)) <= 1514
-    beats = Beats()
+    beats = Heartbeats()
     lost = [beats.read(part) for part in parts[:-1]]  # the last one of the first beat is lost
     assert not any(lost)
     again = [beats.read(part) for part in reversed(frames(ME, 2, claims))]
@@ -44,7 +44,7 @@ def test_beats_of_many_addresses_come_in_parts() -> None:
 
 def test_beats_of_strangers_are_refused() -> None:
     [good] = frames(ME, 1, CLAIMS)
-    beats = Beats()
+    beats = Heartbeats()
     bad = [
         b"",
         good[:20],

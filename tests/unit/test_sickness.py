@@ -26,7 +26,7 @@ from lb.model import Endpoint, EndpointSlice, Node, ObjectKey, Upsert
 from lb.rundir import RunDir
 from lb.served import status, takeover
 from lb.served.http import Request, Response
-from lb.served.liveness import SILENT_SECONDS, Pulse, pulse
+from lb.served.liveness import SILENT_SECONDS, Liveness, liveness
 from lb.served.missing_nodes import ASKED_AT_ONCE, MissingNodes
 from lb.served.pressure import LOOK_SECONDS, Pressure
 from lb.served.problems import Problem, Since, read_notes
@@ -60,8 +60,8 @@ def state(folder: Path, letter: str) -> None:
     (folder / "proc" / str(PID) / "stat").write_text(f"{PID} (lbctl) T (x) {letter} 1 77 77 0 -1\n")
 
 
-def look(run_dir: RunDir, now: float, notes: dict[str, object] | None = None) -> Pulse:
-    return pulse(run_dir, WELL if notes is None else notes, clock=lambda: now, proc=run_dir.root / "proc")
+def look(run_dir: RunDir, now: float, notes: dict[str, object] | None = None) -> Liveness:
+    return liveness(run_dir, WELL if notes is None else notes, clock=lambda: now, proc=run_dir.root / "proc")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from lb.model import (
 )
 from lb.rundir import RunDir
 from lb.served.http import routes
-from lb.served.state_view import Known
+from lb.served.state_view import StateView
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving
@@ -61,13 +61,13 @@ SERVICES = (
 
 
 @pytest.fixture
-def known() -> Known:
+def known() -> StateView:
     state = ClusterState()
     state.apply(Upsert(one) for one in (*SERVICES, SLICE, OTHER))
-    return Known(state)
+    return StateView(state)
 
 
-def test_services_without_a_vip_are_listed_with_the_reason(known: Known) -> None:
+def test_services_without_a_vip_are_listed_with_the_reason(known: StateView) -> None:
     assert known.unserved() == [
         {"service": "default/alias", "why": "ExternalName: DNS answers with db.example.org"},
         {"service": "default/db", "why": "headless: DNS answers with the pods' addresses"},
@@ -75,7 +75,7 @@ def test_services_without_a_vip_are_listed_with_the_reason(known: Known) -> None
     ]
 
 
-def test_a_list_of_services_ends_with_those_that_have_no_vip(known: Known) -> None:
+def test_a_list_of_services_ends_with_those_that_have_no_vip(known: StateView) -> None:
     found = collect(FakeMaps(), {}, running=True)
     assert "without a VIP" not in render(found)
     text = render({**found, "unserved": known.unserved()})
@@ -89,7 +89,7 @@ def test_what_an_agent_of_the_api_does_not_read_is_said() -> None:
     assert "--field-selector spec.clusterIP=None" in render(collect(FakeMaps(), notes, running=True))
 
 
-def test_pods_are_known_by_socket_and_by_address_where_it_is_theirs_alone(known: Known) -> None:
+def test_pods_are_known_by_socket_and_by_address_where_it_is_theirs_alone(known: StateView) -> None:
     every = known.pods({})
     assert every["10.244.1.2:8080"] == every["10.244.1.2:53"] == every["10.244.1.2"] == "default/one"
     assert every["[fd00:244::2]:8080"] == "default/one"
@@ -131,10 +131,10 @@ def test_load_balancer_addresses_are_told_with_their_pool_and_why_there_is_none(
         balanced("z", "192.0.2.2"),
     )
     state.apply([Upsert(each) for each in (told, refused, waiting, by_hand, Service(WEB))])
-    found = Known(state).balanced({})
+    found = StateView(state).balanced({})
     assert found[0] == {"service": "shop/refused", "addresses": [], "note": "no"}
     assert [each["service"] for each in found] == ["shop/refused", "shop/told", "shop/waiting", "shop/z"]
-    assert Known(state).balanced({"service": "shop/told"}) == [found[1]]
+    assert StateView(state).balanced({"service": "shop/told"}) == [found[1]]
     empty = {"services": [], "unserved": [], "headless_unread": False, "conflicts": [], "refusals": []}
     assert render({**empty, "balanced": found}) == (
         render({**empty, "balanced": []})
@@ -143,7 +143,7 @@ def test_load_balancer_addresses_are_told_with_their_pool_and_why_there_is_none(
     )
 
 
-def test_a_command_asks_the_agent_for_pods(known: Known, tmp_path: Path) -> None:
+def test_a_command_asks_the_agent_for_pods(known: StateView, tmp_path: Path) -> None:
     run_dir = RunDir("n1", tmp_path)
     assert pods.known(run_dir) == {}  # no agent runs
     with serving() as server, run_dir.lock():

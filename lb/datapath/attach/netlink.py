@@ -27,7 +27,7 @@ from lb.errors import AttachError, BpfError
 from lb.folders import entries
 from lb.lazy_imports import bare_package
 from lb.model import IPAddress
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 bare_package("pyroute2", IPRoute="pyroute2.iproute.linux")
 from pyroute2.iproute.linux import IPRoute  # noqa: E402
@@ -426,7 +426,7 @@ class InterfaceWatcher:
         """Stop listening."""
         self._socket.close()
 
-    def run(self, stop: Halt) -> None:
+    def run(self, stop: StopEvent) -> None:
         """Watch until stop is set."""
         while not stop.is_set():
             select.select([self._socket.fileno(), stop.fileno()], [], [])

@@ -10,7 +10,7 @@ import platform
 import threading
 from collections.abc import Callable
 
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 
 _LOG = logging.getLogger(__name__)
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365, "s390x": 356}
@@ -53,7 +53,7 @@ class GracePeriods:
         self._wake.set()
         return lambda: self._over >= number
 
-    def run(self, stop: Halt) -> None:
+    def run(self, stop: StopEvent) -> None:
         """Wait, whenever that is asked for, until stop is set."""
         stop.then(self._wake.set)
         while not stop.is_set():

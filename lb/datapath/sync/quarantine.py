@@ -40,7 +40,7 @@ class Unused:
             ledger.rows.release(region)
 
 
-class Resting:
+class Quarantine:
     """What is unused and waits: first for packets on their way, then for its quarantine to end.
 
     clock: seconds, monotonic. begin: returns what tells whether every program that runs now has ended.

@@ -35,7 +35,7 @@ from lb.datapath.sync.ledger import (
     vip_keys,
     vip_values,
 )
-from lb.datapath.sync.quarantine import Resting, Unused
+from lb.datapath.sync.quarantine import Quarantine, Unused
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
 from lb.datapath.sync.slots import Slots
 from lb.datapath.sync.sync_record import SyncReport, Written, written
@@ -75,7 +75,7 @@ class Reconciler:
         self._slots = Slots(maps)
         self._clock = clock
         self._settle = settle
-        self._resting = Resting(self._slots, clock, begin or self._settle_now)
+        self._quarantine = Quarantine(self._slots, clock, begin or self._settle_now)
         self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
         self._networks = ClusterNetworks(maps)
         self._pending: dict[ObjectKey, ServicePlan | None] = {}
@@ -106,8 +106,8 @@ class Reconciler:
         Raises BpfError: the maps could not be read, or written.
         """
         self.free()
-        self._resting.end(self._ledger)
-        if not self._resting.empty:
+        self._quarantine.end(self._ledger)
+        if not self._quarantine.empty:
             return False
         self.recover()
         repair(self._maps, damaged_sets(self._ledger, self._maps, self._maps))
@@ -119,7 +119,7 @@ class Reconciler:
         Raises BpfError: a map could not be read.
         """
         self.free()
-        return None if self._resting.settling or self._pending else self._drift.look(self._ledger)
+        return None if self._quarantine.settling or self._pending else self._drift.look(self._ledger)
 
     def known(self) -> set[ObjectKey]:
         """Return the Services that have something in the maps."""
@@ -146,7 +146,7 @@ class Reconciler:
         self._report = SyncReport()
         self._drift.forget()
         self.free()
-        self._resting.end(self._ledger)
+        self._quarantine.end(self._ledger)
         if self._ledger.nodes.full:
             self._ledger.nodes.forget_unused(nodes_in_use(self._maps))
         for key, plan in self._pending.items():
@@ -274,7 +274,7 @@ class Reconciler:
 
     def free(self) -> None:
         """Free the backends that no packet on its way can choose any more."""
-        self._resting.free()
+        self._quarantine.free()
 
     @staticmethod
     def _each(
@@ -439,7 +439,7 @@ class Reconciler:
         for change in changes:
             self._detach(change, unused)
         self._report.backends_freed += sum(map(len, unused.backends.values()))
-        self._resting.take(unused)
+        self._quarantine.take(unused)
         for change in changes:
             try:
                 self._delete_names(change)

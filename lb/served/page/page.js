@@ -169,9 +169,9 @@ function choose(name) {
 let service = null;
 let picked = { vip: "", client: "outside" };
 
-// Every VIP of every port, with its journeys.
+// Every VIP of every port, with its paths.
 const vips = () => service.ports.flatMap((port) =>
-  port.vips.map((vip, at) => ({ port, vip, id: `${vip.kind} ${vip.address}/${port.protocol}`, journeys: port.journeys[at] })));
+  port.vips.map((vip, at) => ({ port, vip, id: `${vip.kind} ${vip.address}/${port.protocol}`, paths: port.paths[at] })));
 
 function showService(found) {
   service = found;
@@ -185,7 +185,7 @@ function showService(found) {
       el("label", {}, el("input", { type: "radio", name: "client", value }), ` ${text}`)));
   for (const input of document.querySelectorAll("#client input")) input.checked = input.value === picked.client;
   showJourney();
-  const shares = new Map((journey()?.ways ?? []).map((way) => [way.backend.id, way.share]));
+  const shares = new Map((path()?.ways ?? []).map((way) => [way.backend.id, way.share]));
   const one = all.find((each) => each.id === picked.vip);
   const key = (row) => `${found.service} ${row.address} ${row.id}`;
   const figures = Object.assign({}, ...found.ports.map((port) => Object.fromEntries(
@@ -258,10 +258,10 @@ function change(one) {
       el("li", {}, `${WHAT[part.what]} ${part.verb}: ${count(part.count)} `, el("span", { class: "address" }, names(part))))));
 }
 
-const journey = () => vips().find((one) => one.id === picked.vip)?.journeys.find((one) => one.client === picked.client);
+const path = () => vips().find((one) => one.id === picked.vip)?.paths.find((one) => one.client === picked.client);
 
 function showJourney() {
-  const one = journey();
+  const one = path();
   if (!one) return;
   const words = [
     `${service.clients[one.client]} sends to ${one.vip}`,

@@ -23,7 +23,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs.loader import Loaded
 from lb.errors import AttachError
-from lb.stop_event import Halt
+from lb.stop_event import StopEvent
 from tests.namespaces import NetworkNamespace
 from tests.netns.attach.bench import NODE, NODE_SECOND, PEER, POD, add_pod, by_name, hooked, index_of, shape
 
@@ -250,7 +250,7 @@ def test_a_new_interface_gets_its_programs_by_its_event(
 
 def test_watcher_thread_stops(route: IPRoute, pods: NetworkNamespace) -> None:
     seen: set[int] = set()
-    stop, told = Halt(), threading.Event()
+    stop, told = StopEvent(), threading.Event()
 
     def changed(indexes: set[int]) -> None:
         seen.update(indexes)

@@ -16,7 +16,7 @@ Place = tuple[str, int]
 
 
 @dataclass(slots=True)
-class Board:
+class Telemetry:
     """The last outcome, and whether this process is the one that writes. Single attributes are replaced."""
 
     pools: Pools = field(default_factory=Pools)

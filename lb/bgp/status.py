@@ -69,7 +69,7 @@ class PeerNow:
 
 
 @dataclass(slots=True)
-class Board:
+class SpeakerStatus:
     """How everything is now. Single attributes are replaced, by one thread; any may read.
 
     told: what the network is told of each address. errors: what is wrong with the file. problem: why the
