@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
+from typing import Self
 
 import msgspec
 
@@ -71,6 +72,40 @@ def socket_text(address: IPAddress, port: int) -> str:
 
 # There is one of these for each endpoint of a cluster, or several: as structs they are small, and made,
 # compared and hashed in C. gc=False: they never form a cycle, and the collector need not look at them.
+
+
+@dataclass(frozen=True, slots=True)
+class FiveTuple:
+    """The addresses, ports and protocol of the packets of one direction of a connection.
+
+    protocol: IANA's number. Ports are 0 where the protocol has none.
+    """
+
+    src: IPAddress
+    sport: int
+    dst: IPAddress
+    dport: int
+    protocol: int
+
+    @property
+    def reverse(self) -> Self:
+        """Those of the packets the other way."""
+        return type(self)(self.dst, self.dport, self.src, self.sport, self.protocol)
+
+    @property
+    def version(self) -> int:
+        """The IP version."""
+        return self.src.version
+
+    @property
+    def client(self) -> str:
+        """Where the packets come from, as text."""
+        return socket_text(self.src, self.sport)
+
+    @property
+    def target(self) -> str:
+        """Where the packets go, as text."""
+        return socket_text(self.dst, self.dport)
 
 
 class ObjectKey(msgspec.Struct, frozen=True, order=True, gc=False):

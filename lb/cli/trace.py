@@ -13,11 +13,10 @@ from lb.cli import instances, nodes, output, pods
 from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
-from lb.model import IPAddress, Protocol
+from lb.model import FiveTuple, IPAddress, Protocol
 from lb.rundir import RunDir
 
 if TYPE_CHECKING:
-    from lb.datapath.view.lookups import Tuple
     from lb.diagnose.entries import Entries
     from lb.diagnose.trace import EntryPoint, Traced
     from lb.diagnose.trace_story import Evidence
@@ -49,12 +48,11 @@ def run(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     return 0
 
 
-def _packet(args: argparse.Namespace) -> Tuple | None:
+def _packet(args: argparse.Namespace) -> FiveTuple | None:
     """Return the packet of the command line; None with --read.
 
     Raises UsageError: an address, a port or the flags are wrong, or two ways of saying are mixed.
     """
-    from lb.datapath.view.lookups import Tuple  # noqa: PLC0415 - Scapy and numpy are for this command alone
     from lb.diagnose import frames  # noqa: PLC0415
 
     if args.read:
@@ -70,12 +68,12 @@ def _packet(args: argparse.Namespace) -> Tuple | None:
     if args.proto == "icmp":
         if sport or dport:
             raise UsageError("trace: --proto icmp has no ports")
-        return Tuple(src, 0, dst, 0, frames.ECHO[src.version])
+        return FiveTuple(src, 0, dst, 0, frames.ECHO[src.version])
     if not dport:
         raise UsageError(f"DST {args.dst}: give a port, as {_example(dst)}, or --proto icmp")
     if not args.flags or set(args.flags) - set(frames.TCP_FLAGS):
         raise UsageError(f"--flags {args.flags}: some of {', '.join(frames.TCP_FLAGS)}")
-    return Tuple(src, sport or _CLIENT_PORT, dst, dport, Protocol[args.proto.upper()])
+    return FiveTuple(src, sport or _CLIENT_PORT, dst, dport, Protocol[args.proto.upper()])
 
 
 def _example(address: IPAddress) -> str:
@@ -102,7 +100,7 @@ def _socket(what: str, text: str) -> tuple[IPAddress, int]:
         raise UsageError(f"{what} {text}: must be ADDRESS or ADDRESS:PORT, IPv6 as [ADDRESS]:PORT") from None
 
 
-def _stories(args: argparse.Namespace, instance: str, packet: Tuple | None) -> Iterator[list[Traced]]:
+def _stories(args: argparse.Namespace, instance: str, packet: FiveTuple | None) -> Iterator[list[Traced]]:
     """Yield what became of each packet, and of its answer if there is one."""
     from lb.datapath.maps.layouts import FAMILIES  # noqa: PLC0415
     from lb.datapath.programs.rehearsal import Shadow  # noqa: PLC0415
@@ -139,7 +137,7 @@ def _answer(entries: Entries, entry: EntryPoint, traced: Traced) -> tuple[EntryP
     flow, sent = traced.evidence.made, traced.evidence.sent
     if flow is None or sent is None or traced.evidence.outcome.reason not in _TRANSLATED:
         return None
-    there = entries.facing(entry, flow, sent.reversed())
+    there = entries.facing(entry, flow, sent.reverse)
     frame = frames.answer(traced.after, there.mac)
     return None if frame is None else (there, frame)
 

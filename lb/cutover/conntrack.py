@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from lb.datapath.kernel import rtnl
 from lb.datapath.kernel.closing import Closing
 from lb.errors import LbError
-from lb.model import IPAddress, Protocol, socket_text
+from lb.model import FiveTuple, IPAddress, Protocol
 
 _NETLINK_NETFILTER = 12
 _NEW, _GET, _DELETE = 0x0100, 0x0101, 0x0102  # nfnetlink's subsystem conntrack, and its messages
@@ -71,28 +71,13 @@ DEAD = frozenset({TcpState.TIME_WAIT, TcpState.CLOSE})
 
 
 @dataclass(frozen=True, slots=True)
-class Tuple:
-    """The addresses and ports of the packets of one direction."""
+class Tuple(FiveTuple):
+    """The packets of one direction of a Service's connection."""
 
-    src: IPAddress
-    sport: int
-    dst: IPAddress
-    dport: int
     protocol: Protocol
 
-    @property
-    def reverse(self) -> Tuple:
-        """That of the packets the other way."""
-        return Tuple(self.dst, self.dport, self.src, self.sport, self.protocol)
-
-    @property
-    def version(self) -> int:
-        """The IP version."""
-        return self.src.version
-
     def __str__(self) -> str:
-        ends = (socket_text(self.src, self.sport), socket_text(self.dst, self.dport))
-        return f"{self.protocol.name} {' > '.join(ends)}"
+        return f"{self.protocol.name} {self.client} > {self.target}"
 
 
 @dataclass(frozen=True, slots=True)

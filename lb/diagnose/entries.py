@@ -6,16 +6,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from lb.datapath.attach import hooks
+from lb.datapath.attach.hooks import Role
 from lb.datapath.attach.netlink import Netlink
+from lb.datapath.attach.roles import written_roles
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.datapath.programs.loader import pinned_programs
-from lb.datapath.view.lookups import Flow, Tuple
+from lb.datapath.view.lookups import Flow
 from lb.diagnose.trace import EntryPoint
 from lb.diagnose.trace_story import Side
 from lb.errors import ConfigError
-from lb.model import IPAddress
+from lb.model import FiveTuple, IPAddress
 
 _INGRESS, _EGRESS = "tc ingress", "tc egress"
 _POD_IN = "lb_tc_pod_in"
@@ -42,14 +43,16 @@ class Entries:
         self.directory: Path = programs[found[0].program_id].parent
         with Netlink() as net:
             self._interfaces = {one.index: one for one in net.interfaces()}
-        self._uplinks = _uplinks(pins)
+        with KernelMaps(pins.maps) as maps:
+            roles = written_roles(maps)
+        self._uplinks = sorted(index for index, role in roles.items() if role is Role.UPLINK)
 
     @property
     def programs(self) -> set[str]:
         """The names of all programs that are attached."""
         return {one.program for each in self._at.values() for one in each}
 
-    def find(self, where: str, packet: Tuple | None) -> EntryPoint:
+    def find(self, where: str, packet: FiveTuple | None) -> EntryPoint:
         """Return where a packet comes in.
 
         where: an interface, ``outside``, ``host``, or ``""``: the packet's source says it: it is an address
@@ -82,7 +85,7 @@ class Entries:
             f"--in {name}: no pod's interface of this node leads to {pod}: is it on another node?"
         )
 
-    def facing(self, entry: EntryPoint, flow: Flow, answer: Tuple) -> EntryPoint:
+    def facing(self, entry: EntryPoint, flow: Flow, answer: FiveTuple) -> EntryPoint:
         """Return where the answer to a packet of a flow is translated back: at what faces the client.
 
         answer: from the backend to what it takes for the client.
@@ -105,7 +108,7 @@ class Entries:
         at_pod = any(one.program == _POD_IN for one in self._at.get(index, ()))
         return self._interfaces[index].name if at_pod else "outside"
 
-    def _outside(self, packet: Tuple | None) -> int:
+    def _outside(self, packet: FiveTuple | None) -> int:
         route = self._route(packet.src) if packet else None
         if route and route[0] in self._uplinks and route[0] in self._at:
             return route[0]
@@ -114,7 +117,7 @@ class Entries:
                 return index
         raise ConfigError(f"--in outside: no uplink has a program of ours; programs are at {self._names()}")
 
-    def _from_host(self, packet: Tuple | None) -> EntryPoint:
+    def _from_host(self, packet: FiveTuple | None) -> EntryPoint:
         route = self._route(packet.dst) if packet else None
         if route is None:
             raise ConfigError(f"--in host: there is no route to {packet.dst if packet else 'the packet'}")
@@ -146,13 +149,3 @@ class Entries:
     def _route(address: IPAddress) -> tuple[int, bool] | None:
         with Netlink() as net:
             return net.route_to(address)
-
-
-def _uplinks(pins: Pins) -> list[int]:
-    """Return the ifindexes of the uplinks."""
-    with KernelMaps(pins.maps) as maps:
-        found = set()
-        for version in FAMILIES:
-            keys, values = maps.read(f"ifaces{version}")
-            found.update(keys[values["flags"] & int(IfaceFlag.UPLINK) != 0].tolist())
-        return sorted(found)

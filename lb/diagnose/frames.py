@@ -21,11 +21,10 @@ from scapy.layers.sctp import SCTP, SCTPChunkInit, SCTPChunkInitAck
 from scapy.packet import NoPayload, Packet
 from scapy.utils import PcapReader, PcapWriter
 
-from lb.datapath.view.lookups import Tuple
 from lb.datapath.view.words import protocol_name
 from lb.errors import ConfigError
 from lb.folders import create_file, read_stream
-from lb.model import Protocol, socket_text
+from lb.model import FiveTuple, Protocol, socket_text
 
 ECHO = {4: 1, 6: 58}
 """The protocol of an echo request by IP version: ICMP, ICMPv6."""
@@ -40,7 +39,7 @@ _SOMEBODY = "02:00:00:00:00:01"
 _SCTP_CHUNKS = {"S": SCTPChunkInit, "SA": SCTPChunkInitAck}
 
 
-def build(packet: Tuple, *, mac: str, flags: str = "S") -> bytes:
+def build(packet: FiveTuple, *, mac: str, flags: str = "S") -> bytes:
     """Return the frame of a packet without payload, addressed to an interface's mac.
 
     The protocol is TCP (with these flags), UDP, SCTP (an INIT) or an echo request (no ports).
@@ -69,10 +68,10 @@ def answer(frame: bytes, mac: str) -> bytes | None:
         return None
     layer = Ether(frame)
     starts = TCP not in layer or layer[TCP].flags == "S"
-    return build(packet.reversed(), mac=mac, flags="SA" if starts else "A")
+    return build(packet.reverse, mac=mac, flags="SA" if starts else "A")
 
 
-def read(frame: bytes) -> Tuple | None:
+def read(frame: bytes) -> FiveTuple | None:
     """Return where a frame is from and for; None when that cannot be told, as of ARP, of an ICMP error.
 
     Ports are 0 where there are none: in an echo request, and in a fragment other than the first.
@@ -83,15 +82,15 @@ def read(frame: bytes) -> Tuple | None:
     number = int(head.proto if isinstance(head, IP) else head.nh)
     src, dst, body = ip_address(head.src), ip_address(head.dst), head.payload
     if isinstance(body, (TCP, UDP, SCTP)):
-        return Tuple(src, int(body.sport), dst, int(body.dport), number)
+        return FiveTuple(src, int(body.sport), dst, int(body.dport), number)
     if (isinstance(body, ICMP) and body.type in (0, 8)) or isinstance(
         body, (ICMPv6EchoRequest, ICMPv6EchoReply)
     ):
-        return Tuple(src, 0, dst, 0, number)
+        return FiveTuple(src, 0, dst, 0, number)
     return None
 
 
-def is_echo(packet: Tuple) -> bool:
+def is_echo(packet: FiveTuple) -> bool:
     """Tell whether it is a ping."""
     return packet.protocol == ECHO[packet.version]
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from lb.datapath.maps.layouts import Direction
 from lb.datapath.programs.rehearsal import Outcome, Shadow, Verdict
-from lb.datapath.view.lookups import Flow, Tuple, Witness
+from lb.datapath.view.lookups import Flow, Witness
 from lb.diagnose import frames
 from lb.diagnose.trace_story import Evidence, Hop, Side
+from lb.model import FiveTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +82,5 @@ def run(shadow: Shadow, entry: EntryPoint, frame: bytes, notes: Sequence[str] = 
     return Traced(evidence, frame, after)
 
 
-def _flow(witness: Witness, packet: Tuple | None, direction: Direction, now: int) -> Flow | None:
+def _flow(witness: Witness, packet: FiveTuple | None, direction: Direction, now: int) -> Flow | None:
     return witness.flow(packet, direction, now) if packet and packet.dport else None

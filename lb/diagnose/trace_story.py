@@ -9,9 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
-from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
+from lb.datapath.view.lookups import Affinity, Flow, Vip
 from lb.datapath.view.words import ShownBackend, protocol_name
-from lb.model import socket_text
+from lb.model import FiveTuple, socket_text
 
 
 class Side(StrEnum):
@@ -56,8 +56,8 @@ class Evidence:
     changed: tuple[tuple[str, str, str], ...]
     side: Side
     hops: tuple[Hop, ...]
-    packet: Tuple | None = None
-    sent: Tuple | None = None
+    packet: FiveTuple | None = None
+    sent: FiveTuple | None = None
     vip: Vip | None = None
     address: Vip | None = None
     flow: Flow | None = None
@@ -120,7 +120,7 @@ def _tell(e: Evidence) -> Iterator[tuple[str, str]]:
     yield "verdict", f"{_verdict(e)}: {e.outcome.reason} ({e.outcome.meaning})"
 
 
-def _reply(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
+def _reply(e: Evidence, packet: FiveTuple) -> Iterator[tuple[str, str]]:
     if e.reply is None:
         yield "flow", f"none that has {packet.client} answering {packet.target}"
         return
@@ -130,7 +130,7 @@ def _reply(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
         yield "NAT", _nat(e, packet)
 
 
-def _request(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
+def _request(e: Evidence, packet: FiveTuple) -> Iterator[tuple[str, str]]:
     reason = e.outcome.reason
     if e.vip is None:
         yield "VIP", _no_vip(e, packet)
@@ -159,7 +159,7 @@ def _request(e: Evidence, packet: Tuple) -> Iterator[tuple[str, str]]:
         yield "NAT", _nat(e, packet)
 
 
-def _no_vip(e: Evidence, packet: Tuple) -> str:
+def _no_vip(e: Evidence, packet: FiveTuple) -> str:
     name = protocol_name(packet.protocol)
     if e.address is None:
         what = str(packet.dst) if packet.dport == 0 else f"{packet.target}/{name}"
@@ -184,7 +184,7 @@ def _why_new(e: Evidence) -> str:
     return f"the one of before {why} ({_state(flow)}, {flow.backend.address}): selected afresh"
 
 
-def _policy(e: Evidence, packet: Tuple, vip: Vip) -> Iterator[tuple[str, str]]:
+def _policy(e: Evidence, packet: FiveTuple, vip: Vip) -> Iterator[tuple[str, str]]:
     if vip.ranges:
         verb = "is not among" if e.outcome.reason == "SOURCE_NOT_ALLOWED" else "is among"
         yield "source", f"{packet.src} {verb} loadBalancerSourceRanges {', '.join(vip.ranges)}"
@@ -210,7 +210,7 @@ def _count(backends: int) -> str:
     return "1 backend is" if backends == 1 else f"{backends} backends are"
 
 
-def _selection(e: Evidence, packet: Tuple, vip: Vip) -> Iterator[tuple[str, str]]:
+def _selection(e: Evidence, packet: FiveTuple, vip: Vip) -> Iterator[tuple[str, str]]:
     of = "of addresses, ports and protocol"
     if vip.affinity_seconds:
         kept = e.affinity
@@ -247,7 +247,7 @@ def _backend(e: Evidence, backend: ShownBackend) -> str:
     return f"{backend.address}{f' ({pod})' if pod else ''} on {node}, {backend.state}"
 
 
-def _nat(e: Evidence, packet: Tuple) -> str:
+def _nat(e: Evidence, packet: FiveTuple) -> str:
     if e.sent is None:
         return "none: the packet did not come out"
     parts = []
@@ -326,7 +326,7 @@ def as_dict(e: Evidence, reply: Evidence | None = None) -> dict[str, Any]:
     return fields
 
 
-def _tuple(found: Tuple | None) -> Mapping[str, Any] | None:
+def _tuple(found: FiveTuple | None) -> Mapping[str, Any] | None:
     if found is None:
         return None
     return {

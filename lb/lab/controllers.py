@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lb.errors import InputError
 from lb.kube import convert
 from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Object, Resource, key_of
 from lb.lab.scheduling import Placed
-from lb.lab.watch import Cache, version
+from lb.lab.watch import Cache, Converted
 from lb.lab.workloads import Workload, read_workload
 from lb.manifests import documents
 from lb.manifests.endpoints import endpoint_slices
@@ -189,7 +189,7 @@ class SlicePlanner:
     """Plans EndpointSlices; remembers what objects became, since most stay as they are."""
 
     def __init__(self) -> None:
-        self._read: dict[tuple[Resource, ObjectKey], tuple[int, Any]] = {}
+        self._converted = Converted(_model)
 
     def plan(self, cache: Cache, errors: list[InputError]) -> dict[ObjectKey, Object]:
         """Return the slices that there should be; errors takes what is wrong with objects."""
@@ -197,9 +197,11 @@ class SlicePlanner:
             key.name: str((item["metadata"].get("labels") or {}).get(ZONE_LABEL, ""))
             for key, item in cache.of(NODES).items()
         }
-        services = [each for each in self._all(cache, SERVICES, errors) if isinstance(each, Service)]
-        pods = [each for each in self._all(cache, PODS, errors) if isinstance(each, Pod)]
-        endpoints = [each for each in self._all(cache, ENDPOINTS, errors) if isinstance(each, Endpoints)]
+        became = [each for kind in (SERVICES, PODS, ENDPOINTS) for each in self._converted.of(cache, kind)]
+        errors += [each for each in became if isinstance(each, InputError)]
+        services = [each for each in became if isinstance(each, Service)]
+        pods = [each for each in became if isinstance(each, Pod)]
+        endpoints = [each for each in became if isinstance(each, Endpoints)]
         families = {
             key: [int(str(name).removeprefix("IPv")) for name in item["spec"].get("ipFamilies") or ()]
             for key, item in cache.of(SERVICES).items()
@@ -211,28 +213,15 @@ class SlicePlanner:
             if service.key == piece.service
         }
 
-    def _all(self, cache: Cache, resource: Resource, errors: list[InputError]) -> Iterator[Any]:
-        known = cache.of(resource)
-        for gone in [place for place in self._read if place[0] is resource and place[1] not in known]:
-            del self._read[gone]
-        for key, item in known.items():
-            seen = self._read.get((resource, key))
-            if seen is None or seen[0] != version(item):
-                seen = (version(item), _model(resource, key, item))
-                self._read[resource, key] = seen
-            if isinstance(seen[1], InputError):
-                errors.append(seen[1])
-            yield seen[1]
 
-
-def _model(resource: Resource, key: ObjectKey, item: Object) -> Any:
+def _model(resource: Resource, item: Object) -> Any:
     """Return the model's object, or what is wrong."""
     if resource is SERVICES:
         read = convert.SERVICES.read(msgspec.json.encode(item))
         return read.resource or read.error
     kind = "Pod" if resource is PODS else "Endpoints"
     text = json.dumps({**item, "apiVersion": "v1", "kind": kind})
-    content = documents.read(resource.object(key), text, _ANY_PORT)
+    content = documents.read(resource.object(key_of(item)), text, _ANY_PORT)
     for error in content.errors:
         return replace(error, line=0)
     [parsed] = content.objects.values()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +32,7 @@ from lb.lab.api import (
 )
 from lb.lab.apply import make_namespace
 from lb.lab.ingress import Front
-from lb.lab.watch import Cache, version
-from lb.model import ObjectKey
+from lb.lab.watch import Cache, Converted
 
 FOLLOWED = (INGRESSES, INGRESS_CLASSES, SECRETS, SERVICES, ENDPOINT_SLICES, PODS)
 _KINDS = {
@@ -53,7 +51,7 @@ class IngressApi:
 
     def __init__(self, api: Api, front: Front) -> None:
         self._api, self._front = api, front
-        self._read: dict[tuple[Resource, ObjectKey], tuple[int, Any]] = {}
+        self._converted = Converted(_model)
         self._errors: list[InputError] = []
 
     async def reconcile(self, cache: Cache) -> None:
@@ -63,7 +61,7 @@ class IngressApi:
         """
         content = Content()
         for resource in _KINDS:
-            for part in self._all(cache, resource, _content):
+            for part in self._converted.of(cache, resource):
                 content.add(part)
         served, wrong = ours(content.ingresses.values(), content.classes)
         self._errors = [*content.errors, *wrong]
@@ -73,26 +71,13 @@ class IngressApi:
             served = []
         await self._make(cache, served)
         if served:
-            services, slices = (self._all(cache, each, _model) for each in (SERVICES, ENDPOINT_SLICES))
+            services, slices = (self._converted.of(cache, each) for each in (SERVICES, ENDPOINT_SLICES))
             self._front.plan(served, filter(None, services), filter(None, slices), content.certificates)
             self._errors += (replace(each, line=0) for each in self._front.errors())
 
     def errors(self) -> list[InputError]:
         """Return what is wrong."""
         return self._errors
-
-    def _all(
-        self, cache: Cache, resource: Resource, become: Callable[[Resource, Object], Any]
-    ) -> Iterator[Any]:
-        known = cache.of(resource)
-        for place in [each for each in self._read if each[0] is resource and each[1] not in known]:
-            del self._read[place]
-        for key, item in known.items():
-            seen = self._read.get((resource, key))
-            if seen is None or seen[0] != version(item):
-                seen = (version(item), become(resource, item))
-                self._read[resource, key] = seen
-            yield seen[1]
 
     async def _make(self, cache: Cache, served: list[Ingress]) -> None:
         """Make what there has to be while there is an Ingress, and remove it when there is none."""
@@ -146,5 +131,7 @@ def _content(resource: Resource, item: Object) -> Content:
 
 
 def _model(resource: Resource, item: Object) -> Any:
-    """Return the model's object; None for what cannot be read, which others say."""
+    """Return what an Ingress needs of an object; None for a Service that cannot be read, which others say."""
+    if resource in _KINDS:
+        return _content(resource, item)
     return _READERS[resource].read(msgspec.json.encode(item)).resource

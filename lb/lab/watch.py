@@ -72,6 +72,25 @@ def version(item: Object) -> int:
     return int(item["metadata"].get("resourceVersion", "0"))
 
 
+class Converted:
+    """What the objects of a cache become. Each version of an object is converted once: most objects stay."""
+
+    def __init__(self, convert: Callable[[Resource, Object], Any]) -> None:
+        self._convert = convert
+        self._known: dict[Resource, dict[ObjectKey, tuple[int, Any]]] = {}
+
+    def of(self, cache: Cache, resource: Resource) -> list[Any]:
+        """Return what every object of a kind becomes."""
+        before, now = self._known.get(resource, {}), dict[ObjectKey, tuple[int, Any]]()
+        for key, item in cache.of(resource).items():
+            known = before.get(key)
+            if known is None or known[0] != version(item):
+                known = (version(item), self._convert(resource, item))
+            now[key] = known
+        self._known[resource] = now
+        return [became for _, became in now.values()]
+
+
 Change = Callable[[Cache], None]
 
 

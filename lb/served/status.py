@@ -11,14 +11,14 @@ from typing import Any
 
 from lb.config import Limits
 from lb.datapath.attach import hooks, sockets
-from lb.datapath.attach.hooks import LOOPBACK_PROGRAM, XDP_PROGRAM
+from lb.datapath.attach.hooks import LOOPBACK_PROGRAM, XDP_PROGRAM, Role
+from lb.datapath.attach.roles import written_roles
 from lb.datapath.attach.snat import snat_range
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import map_table
 from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.datapath.maps.map_table import MapType
 from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
@@ -49,7 +49,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
         fills = map_fill(maps)
         snat = _snat(maps)
         between = [*takeover.noted(maps)]
-        hook_rows = _hooks(programs, roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
+        hook_rows = _hooks(programs, written_roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
     sick = [one for one in (alive.problem(), *full(fills, notes)) if one]
     return {
         "instance": name,
@@ -131,19 +131,8 @@ def _since_boot(nanoseconds: int) -> str:
     return time_text(time.time() - ago)
 
 
-def roles(maps: Maps) -> dict[int, str]:
-    """Return the role of each uplink and tunnel, by ifindex, as the programs see it; all others are pods'."""
-    found = {}
-    for version in FAMILIES:
-        keys, values = maps.read(f"ifaces{version}")
-        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True):
-            if flags & (IfaceFlag.UPLINK | IfaceFlag.TUNNEL):
-                found[index] = "uplink" if flags & IfaceFlag.UPLINK else "tunnel"
-    return found
-
-
 def _hooks(
-    programs: Sequence[dict[str, Any]], by_index: Mapping[int, str], modes: Mapping[str, Any]
+    programs: Sequence[dict[str, Any]], by_index: Mapping[int, Role], modes: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     ours = {program["id"] for program in programs}
     rows = []
@@ -155,7 +144,9 @@ def _hooks(
         rows.append(
             {
                 "interface": one.interface,
-                "role": "loopback" if one.program == LOOPBACK_PROGRAM else by_index.get(one.ifindex, "pod"),
+                "role": str(
+                    Role.LOOPBACK if one.program == LOOPBACK_PROGRAM else by_index.get(one.ifindex, Role.POD)
+                ),
                 "hook": one.hook,
                 "program": one.program,
                 "program_id": one.program_id,

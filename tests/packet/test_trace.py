@@ -211,7 +211,7 @@ def test_trace_of_hairpin_and_its_answer(datapath: Datapath, make_shadow: Shadow
     assert steps(back)["verdict"].startswith("back out of pod0, to the pod itself: REPLY")
     packet = frames.read(frame)
     assert back.evidence.sent is not None
-    assert back.evidence.sent.reversed() == packet
+    assert back.evidence.sent.reverse == packet
 
 
 @pytest.mark.parametrize("uplink_program", OUTSIDE_INGRESS)
@@ -253,7 +253,7 @@ def test_trace_of_the_answer_of_a_local_backend(datapath: Datapath, make_shadow:
         back = trace.run(shadow, leaving, answer)
     assert steps(back)["verdict"].startswith("leaves by up0: REPLY")
     assert back.evidence.sent is not None
-    assert back.evidence.sent.reversed() == frames.read(frame)
+    assert back.evidence.sent.reverse == frames.read(frame)
     assert datapath.counters() == {}
 
 

@@ -36,7 +36,7 @@ from lb.cli.tables import table
 from lb.config import Config, SnatPorts, Timeouts
 from lb.datapath.attach.hooks import HookReport
 from lb.datapath.attach.netlink import Interface
-from lb.datapath.attach.roles import node_port_addresses
+from lb.datapath.attach.roles import node_port_addresses, written_roles
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.maps import layouts, map_table
 from lb.datapath.maps.fill import map_fill
@@ -51,7 +51,6 @@ from lb.model import Protocol
 from lb.rundir import RunDir
 from lb.serve import complete
 from lb.served.history import IN_ALL, OF_ONE
-from lb.served.status import roles
 from tests.fake_maps import FakeMaps
 
 
@@ -549,7 +548,7 @@ def test_roles_are_those_that_the_programs_see() -> None:
     six = np.zeros(2, layouts.IFACE[6])
     six["flags"] = [IfaceFlag.UPLINK, IfaceFlag.TUNNEL]
     maps.update("ifaces6", np.array([3, 5], layouts.ID), six)
-    assert roles(maps) == {2: "uplink", 3: "uplink", 5: "tunnel"}
+    assert written_roles(maps) == {2: "uplink", 3: "uplink", 5: "tunnel"}
 
 
 def a_status() -> dict[str, Any]:

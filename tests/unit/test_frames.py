@@ -17,9 +17,9 @@ from scapy.packet import Packet
 from scapy.utils import wrpcap, wrpcapng
 
 from lb.cli import main
-from lb.datapath.view.lookups import Tuple
 from lb.diagnose import frames
 from lb.errors import ConfigError
+from lb.model import FiveTuple
 from tests.sctp import with_checksum
 
 MAC = "02:00:00:00:00:aa"
@@ -38,14 +38,14 @@ LINES = {
 @pytest.mark.parametrize(("version", "protocol"), LINES)
 def test_what_is_built_is_what_is_read(version: int, protocol: int) -> None:
     src, dst = FOUR if version == 4 else SIX
-    packet = Tuple(src, 1000, dst, 80, protocol)
+    packet = FiveTuple(src, 1000, dst, 80, protocol)
     frame = frames.build(packet, mac=MAC)
     assert frames.read(frame) == packet
     assert frames.summary(frame) == LINES[version, protocol]
     assert Ether(frame).dst == MAC
     answer = frames.answer(frame, MAC)
     assert answer is not None
-    assert frames.read(answer) == packet.reversed()
+    assert frames.read(answer) == packet.reverse
     if protocol == 132:
         body = frame[34 if version == 4 else 54 :]
         assert with_checksum(body) == body
@@ -54,7 +54,7 @@ def test_what_is_built_is_what_is_read(version: int, protocol: int) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_ping(version: int) -> None:
     src, dst = FOUR if version == 4 else SIX
-    packet = Tuple(src, 0, dst, 0, frames.ECHO[version])
+    packet = FiveTuple(src, 0, dst, 0, frames.ECHO[version])
     frame = frames.build(packet, mac=MAC)
     assert frames.read(frame) == packet
     assert f"{src} > {dst} echo request" in frames.summary(frame)
@@ -68,8 +68,8 @@ def test_changes_name_fields_and_do_not_compare_different_packets() -> None:
     assert frames.changes(one, frames.build(_to(80), mac=MAC)) == []
 
 
-def _to(port: int, protocol: int = 6) -> Tuple:
-    return Tuple(FOUR[0], 1000, FOUR[1], port, protocol)
+def _to(port: int, protocol: int = 6) -> FiveTuple:
+    return FiveTuple(FOUR[0], 1000, FOUR[1], port, protocol)
 
 
 @pytest.mark.parametrize("write", [wrpcap, wrpcapng])
@@ -88,7 +88,7 @@ def test_a_capture_without_link_header_gets_one(tmp_path: Path) -> None:
     wrpcap(str(file), [IP(src="192.0.2.7", dst="192.0.2.8") / ICMP()], linktype=101)
     (frame,) = frames.read_capture(file, MAC)
     assert Ether(frame).dst == MAC
-    assert frames.read(frame) == Tuple(FOUR[0], 0, ip_address("192.0.2.8"), 0, 1)
+    assert frames.read(frame) == FiveTuple(FOUR[0], 0, ip_address("192.0.2.8"), 0, 1)
 
 
 def test_what_is_no_capture_is_one_error(tmp_path: Path) -> None:

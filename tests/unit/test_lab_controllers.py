@@ -10,7 +10,17 @@ from lb.errors import InputError
 from lb.kube import convert
 from lb.lab import controllers
 from lb.lab.addressing import LabSpec
-from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Object, Resource
+from lb.lab.api import (
+    DEPLOYMENTS,
+    ENDPOINTS,
+    NODES,
+    PODS,
+    REPLICA_SETS,
+    SERVICES,
+    Object,
+    Resource,
+    key_of,
+)
 from lb.lab.controllers import Owner, SlicePlanner
 from lb.lab.objects import node_object
 from lb.lab.watch import Cache
@@ -242,15 +252,15 @@ def test_endpoints_are_mirrored_and_headless_services_marked() -> None:
 
 
 def test_an_object_is_read_again_only_when_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    planner = SlicePlanner()
     read: list[ObjectKey] = []
     original = controllers._model
 
-    def counted(resource: Resource, key: ObjectKey, item: Object) -> Any:
-        read.append(key)
-        return original(resource, key, item)
+    def counted(resource: Resource, item: Object) -> Any:
+        read.append(key_of(item))
+        return original(resource, item)
 
     monkeypatch.setattr(controllers, "_model", counted)
+    planner = SlicePlanner()
     known = cache(services=[service(selector={"app": "web"})], pods=[pod("a"), pod("b")])
     planner.plan(known, [])
     assert len(read) == 3

@@ -8,12 +8,13 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
-from lb.datapath.view.lookups import Affinity, Flow, Tuple, Vip
+from lb.datapath.view.lookups import Affinity, Flow, Vip
 from lb.datapath.view.words import ShownBackend
 from lb.diagnose.trace_story import Evidence, Hop, Side, as_dict, render
+from lb.model import FiveTuple
 
 CLIENT, VIP, POD = ip_address("192.0.2.50"), ip_address("203.0.113.10"), ip_address("10.0.1.5")
-ASKED = Tuple(CLIENT, 40_000, VIP, 80, 6)
+ASKED = FiveTuple(CLIENT, 40_000, VIP, 80, 6)
 BACKEND = ShownBackend(7, "10.0.1.5:8080", "node1", True, "active")
 ENTRY = Vip(3, "loadBalancer", "default/web", "http", 0, 2, 2, False, True)
 NEW = Flow("192.0.2.50:40000", "203.0.113.10:80", BACKEND, "192.0.2.50:40000", "new", "stack", 0.0, False)
@@ -37,7 +38,7 @@ CONNECTION = Evidence(
     Side.OUTSIDE,
     (TRANSLATED,),
     packet=ASKED,
-    sent=Tuple(CLIENT, 40_000, POD, 8080, 6),
+    sent=FiveTuple(CLIENT, 40_000, POD, 8080, 6),
     vip=ENTRY,
     made=NEW,
 )

@@ -11,7 +11,8 @@ from lb.config import ALL, NONE, PRIMARY, Config
 from lb.datapath.attach.hooks import Role, Selection, primary_address
 from lb.datapath.attach.netlink import Interface, Netlink
 from lb.datapath.attach.netns import Listener, listening
-from lb.datapath.maps.layouts import FAMILIES
+from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.model import IPAddress, IPNetwork, Node
 from lb.plan.types import Topology, VipKey
 
@@ -32,6 +33,20 @@ def interfaces_and_roles(config: Config) -> tuple[list[Interface], dict[int, Rol
     with Netlink() as net:
         interfaces = net.interfaces()
         return interfaces, selection(config).roles(interfaces, net.default_route_interfaces())
+
+
+def written_roles(maps: Maps) -> dict[int, Role]:
+    """Return the role of each uplink and tunnel, by ifindex, as the programs see it; all others are pods'.
+
+    Raises BpfError: the kernel refused to show a map.
+    """
+    found = {}
+    for version in FAMILIES:
+        keys, values = maps.read(f"ifaces{version}")
+        for index, flags in zip(keys.tolist(), values["flags"].tolist(), strict=True):
+            if flags & (IfaceFlag.UPLINK | IfaceFlag.TUNNEL):
+                found[index] = Role.UPLINK if flags & IfaceFlag.UPLINK else Role.TUNNEL
+    return found
 
 
 def standing(

@@ -29,38 +29,8 @@ from lb.datapath.sync.ledger import KIND_WORDS, read_ranges
 from lb.datapath.sync.tables import table_rows
 from lb.datapath.view import words
 from lb.datapath.view.words import ShownBackend
-from lb.model import IPAddress, socket_text
+from lb.model import FiveTuple, IPAddress
 from lb.plan import SMALL_SET
-
-
-@dataclass(frozen=True, slots=True)
-class Tuple:
-    """What tells a packet from those of other connections; protocol is IANA's number, ports may be 0."""
-
-    src: IPAddress
-    sport: int
-    dst: IPAddress
-    dport: int
-    protocol: int
-
-    @property
-    def version(self) -> int:
-        """The IP version."""
-        return self.src.version
-
-    @property
-    def client(self) -> str:
-        """Where it is from, as text."""
-        return socket_text(self.src, self.sport)
-
-    @property
-    def target(self) -> str:
-        """Where it goes, as text."""
-        return socket_text(self.dst, self.dport)
-
-    def reversed(self) -> Tuple:
-        """Return the tuple of the answers."""
-        return Tuple(self.dst, self.dport, self.src, self.sport, self.protocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +91,11 @@ class Witness:
     def __init__(self, maps: KernelMaps) -> None:
         self._maps = maps
 
-    def vip(self, packet: Tuple, *, outside: bool) -> Vip | None:
+    def vip(self, packet: FiveTuple, *, outside: bool) -> Vip | None:
         """Return the VIP that a packet is for, as it is for clients outside of the node or on it."""
         return self._vip(packet.dst, packet.dport, packet.protocol, outside)
 
-    def address(self, packet: Tuple, *, outside: bool) -> Vip | None:
+    def address(self, packet: FiveTuple, *, outside: bool) -> Vip | None:
         """Return the entry of a Service address as a whole."""
         return self._vip(packet.dst, 0, 0, outside)
 
@@ -160,7 +130,7 @@ class Witness:
         namespace, name, port_name = row[0].item()
         return f"{namespace.decode()}/{name.decode()}", port_name.decode()
 
-    def flow(self, packet: Tuple, direction: Direction, now: int) -> Flow | None:
+    def flow(self, packet: FiveTuple, direction: Direction, now: int) -> Flow | None:
         """Return the flow that has an entry for the packet, in this direction."""
         version = packet.version
         key = np.array(
@@ -181,12 +151,10 @@ class Witness:
         if row is None:
             return None
         src, dst, sport, dport, service, backend, generation, state, _, path, *_ = row[0].item()
-        made = Tuple(unpack_address(src), sport, unpack_address(dst), dport, packet.protocol)
+        made = FiveTuple(unpack_address(src), sport, unpack_address(dst), dport, packet.protocol)
         idle = max(0, now - int(row["last_seen"][0]))
         limit = int(idle_limits(self._maps.array(f"settings{version}")[0], key, row)[0])
-        request, seen = (
-            (packet, made) if direction is Direction.FORWARD else (made.reversed(), packet.reversed())
-        )
+        request, seen = (packet, made) if direction is Direction.FORWARD else (made.reverse, packet.reverse)
         return Flow(
             request.client,
             request.target,
