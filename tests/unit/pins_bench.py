@@ -11,13 +11,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lb.config import Limits
+from lb.datapath.kernel import bpf
 from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.kernel.pins import Pins, ensure_bpffs, unload
+from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import BPF_DIR
 from lb.datapath.maps.map_pins import open_maps, pin_maps
 from lb.datapath.maps.map_table import sizes
-from lb.datapath.programs.loader import Program
+from lb.datapath.programs import loader
+from lb.datapath.programs.loader import Loaded, Program
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 LIMITS = Limits(vips=64, backends=64, table_rows=1024, flows=256, affinity=64, services=64)
 
 TINY: Mapping[str, Program] = {
@@ -71,3 +75,26 @@ def tiny_tree(directory: Path) -> Path:
     (tree / "xdp_tiny.c").write_text(XDP_SOURCE)
     (tree / "tc_tiny.c").write_text(TC_SOURCE)
     return tree
+
+
+def load(pins: Pins, tree: Path, limits: Limits = LIMITS) -> Loaded:
+    return loader.load(pins, limits, bpf_dir=tree, programs=TINY)
+
+
+def map_ids(pins: Pins) -> dict[str, int]:
+    found = {}
+    for path in pins.maps.iterdir():
+        with bpf.obj_get(path) as fd:
+            found[path.name] = bpf.map_info(fd).id
+    return found
+
+
+def verdict(loaded: Loaded) -> int:
+    with bpf.obj_get(loaded.programs["lb_xdp_tiny"]) as fd:
+        return bpf.prog_test_run(fd, bytes(64)).retval
+
+
+def set_udp_ns(pins: Pins, value: int) -> None:
+    maps = KernelMaps(pins.maps)
+    maps.array("settings4")["udp_ns"] = value
+    maps.close()

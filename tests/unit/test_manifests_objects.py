@@ -3,23 +3,12 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import logging
-import sys
-import textwrap
-from collections.abc import Callable, Iterable
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
-import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lb.manifests.documents import Content, read
-from lb.manifests.fields import MOST_PROBLEMS
-from lb.manifests.objects import Endpoints, HandAddress, Parsed, Subset
+from lb.manifests.objects import Endpoints, HandAddress, Subset
 from lb.model import (
     ContainerPort,
     Endpoint,
@@ -31,64 +20,15 @@ from lb.model import (
     Pod,
     Protocol,
 )
-
-PATH = "folder/all.yaml"
-
-
-def read_text(text: str) -> Content:
-    return read(PATH, textwrap.dedent(text).lstrip("\n"), range(30000, 32768))
-
-
-def objects(text: str) -> list[Parsed]:
-    content = read_text(text)
-    assert [str(error) for error in content.errors] == []
-    return list(content.objects.values())
-
-
-def one(text: str) -> Parsed:
-    (parsed,) = objects(text)
-    return parsed
-
-
-POD = """
-apiVersion: v1
-kind: Pod
-metadata:
-  creationTimestamp: 2021-03-26T03:15:18Z
-  generateName: search-
-  name: search-4pdsl
-  namespace: shop
-  labels:
-    app: search
-    pod-template-hash: 67847b4fb4
-  ownerReferences:
-  - {apiVersion: apps/v1, kind: ReplicaSet, name: search, uid: "1"}
-spec:
-  anything: [goes, {here: 1}]
-  nodeName: node-7
-  initContainers:
-  - name: setup
-    ports: [{name: ignored, containerPort: 1}]
-  - name: sidecar
-    restartPolicy: Always
-    ports: [{name: metrics, containerPort: 9090}]
-  containers:
-  - name: main
-    env: [{name: X, value: "1"}]
-    ports:
-    - {name: http, containerPort: 8080}
-    - {name: dns, containerPort: 5353, protocol: UDP, hostPort: 53}
-    - containerPort: 7
-  - name: second
-status:
-  phase: Running
-  conditions:
-  - {type: Initialized, status: "True", lastProbeTime: null}
-  - {type: Ready, status: "True"}
-  hostIP: 192.0.2.7
-  podIP: 10.0.7.1
-  podIPs: [{ip: 10.0.7.1}, {ip: "fd00:7::1"}]
-"""
+from tests.unit.manifest_bench import (
+    ENDPOINTS,
+    PATH,
+    POD,
+    SLICE,
+    objects,
+    one,
+    read_text,
+)
 
 
 def test_pod() -> None:
@@ -163,32 +103,6 @@ def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(key: str, *, t
     assert found == Node("a", terminating=terminating)
 
 
-SLICE = """
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata:
-  name: web-1
-  labels: {kubernetes.io/service-name: web}
-addressType: IPv4
-ports:
-- {name: http, port: 8080}
-- {name: dns, port: 53, protocol: UDP, appProtocol: x}
-- {name: every}
-endpoints:
-- addresses: [10.0.1.1, 10.0.1.2]
-- addresses: [10.0.2.1]
-  conditions: {ready: false, serving: true, terminating: true}
-  hostname: a
-  nodeName: node2
-  zone: z2
-  targetRef: {kind: Pod, namespace: default, name: web-2, uid: "5"}
-  hints: {forZones: [{name: z1}, {name: z2}], forNodes: [{name: node2}]}
-- addresses: [10.0.3.1]
-  conditions: {ready: null}
-  targetRef: {kind: Other, name: x}
-"""
-
-
 def test_endpoint_slice() -> None:
     assert one(SLICE) == EndpointSlice(
         key=ObjectKey("default", "web-1"),
@@ -227,24 +141,6 @@ def test_a_slice_of_host_names_says_why_it_has_no_endpoints() -> None:
         f"{PATH}:4: EndpointSlice default/a: addressType:"
         " is FQDN: no Service proxy resolves host names, so none of these endpoints is served"
     ]
-
-
-ENDPOINTS = """
-apiVersion: v1
-kind: Endpoints
-metadata:
-  name: outside
-subsets:
-  - addresses:
-    - ip: 198.51.100.10
-    - ip: 198.51.100.11
-      nodeName: node1
-      targetRef: {kind: Pod, namespace: default, name: p}
-    notReadyAddresses:
-    - ip: 198.51.100.12
-    ports:
-      - port: 80
-"""
 
 
 def test_endpoints() -> None:
@@ -547,140 +443,3 @@ def test_json() -> None:
     assert len(objects(text % "80")) == 1
     (error,) = read_text(text % '"80"').errors
     assert (error.line, error.field) == (5, "spec.ports[0].port")
-
-
-SERVICE = """
-apiVersion: v1
-kind: Service
-metadata: {name: edge, namespace: shop, creationTimestamp: "2020-01-15T10:20:58Z", labels: {app: edge}}
-spec:
-  type: LoadBalancer
-  clusterIP: 10.96.7.7
-  clusterIPs: [10.96.7.7, "fd00:96::7"]
-  ipFamilies: [IPv4, IPv6]
-  ipFamilyPolicy: RequireDualStack
-  externalIPs: [192.0.2.9]
-  loadBalancerSourceRanges: [10.0.0.0/8]
-  externalTrafficPolicy: Local
-  healthCheckNodePort: 30999
-  trafficDistribution: PreferClose
-  sessionAffinity: ClientIP
-  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
-  selector: {app: edge}
-  ports: [{name: a, port: 53, protocol: UDP, targetPort: dns, nodePort: 30053}, {name: b, port: 80}]
-status: {loadBalancer: {ingress: [{ip: 203.0.113.5, ipMode: VIP}, {hostname: edge.example.net}]}}
-"""
-WHOLE = [
-    yaml.safe_load(text.replace("2021-03-26T03:15:18Z", "null")) for text in (POD, SLICE, ENDPOINTS, SERVICE)
-]
-ANYTHING: st.SearchStrategy[Any] = st.sampled_from(
-    [
-        None,
-        True,
-        False,
-        0,
-        -1,
-        65536,
-        10**30,
-        1.5,
-        "",
-        "x",
-        "80",
-        "None",
-        "10.0.0.1",
-        "::1",
-        "A_b",
-        [],
-        {},
-        [[]],
-        [{}],
-    ]
-) | st.recursive(
-    st.text(max_size=3), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner)
-)
-
-
-def places(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    found = [path]
-    entries = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for name, inner in entries:
-        found += places(inner, (*path, name))
-    return found
-
-
-@given(st.data())
-def test_whatever_is_in_a_field_it_is_an_error_or_it_is_right(data: st.DataObject) -> None:
-    document = copy.deepcopy(data.draw(st.sampled_from(WHOLE)))
-    for _ in range(data.draw(st.integers(1, 3))):
-        *path, last = data.draw(st.sampled_from(places(document)[1:]))
-        holder = document
-        for name in path:
-            holder = holder[name]
-        holder[last] = copy.deepcopy(data.draw(ANYTHING))
-    content = read(PATH, json.dumps(document), range(30000, 32768))
-    assert all(error.line == 1 and error.message for error in content.errors)
-    assert not (content.objects and content.errors)
-
-
-def test_those_documents_are_right_before_they_are_changed() -> None:
-    for document in WHOLE:
-        assert len(objects(json.dumps(document))) == 1
-
-
-def service_with(lines: Iterable[str]) -> str:
-    return "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n" + "".join(lines)
-
-
-HOSTILE: dict[str, Callable[[int], str]] = {
-    "unknown fields": lambda n: service_with(f"  f{i}: 1\n" for i in range(n)),
-    "fields twice": lambda n: service_with(["  ports: []\n"] * n),
-    "ports out of range": lambda n: service_with(
-        ["  ports:\n", *(f"  - port: {70_000 + i}\n" for i in range(n))]
-    ),
-    "ports": lambda n: service_with(
-        ["  ports:\n", *(f"  - {{name: p{i}, port: {i + 1}}}\n" for i in range(n))]
-    ),
-    "faults in a list": lambda n: (
-        "apiVersion: v1\nkind: List\nitems:\n"
-        + "".join(
-            f"- {{apiVersion: v1, kind: Service, metadata: {{name: a{i}}}, spec: 1, spec: 2}}\n"
-            for i in range(n)
-        )
-    ),
-    "labels": lambda n: (
-        "apiVersion: v1\nkind: Service\nmetadata: {name: web, labels: {"
-        + ", ".join(f"k{i}: '!'" for i in range(n))
-        + "}}\n"
-    ),
-}
-
-
-def calls(text: str) -> int:
-    """Return how many times a function or generator was entered to read a text."""
-    entered = 0
-
-    def count(_frame: object, event: str, _argument: object) -> None:
-        nonlocal entered
-        entered += event == "call"
-
-    sys.setprofile(count)
-    try:
-        read(PATH, text, range(30000, 32768))
-    finally:
-        sys.setprofile(None)
-    return entered
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_reading_takes_work_in_proportion_to_the_text(kind: str) -> None:
-    assert calls(HOSTILE[kind](1200)) < 6 * calls(HOSTILE[kind](300))
-
-
-def test_the_errors_of_one_object_are_told_up_to_a_number() -> None:
-    content = read(PATH, HOSTILE["unknown fields"](100), range(30000, 32768))
-    told = [str(error) for error in content.errors]
-    assert len(told) == MOST_PROBLEMS + 1
-    assert told[0] == f"{PATH}:5: Service default/web: spec.f0: unknown field"
-    assert told[-1] == f"{PATH}:24: Service default/web: has 81 more errors, which are not listed"

@@ -17,9 +17,9 @@ from lb.datapath.attach import sockets
 from lb.datapath.attach.sockets import SocketHooks, attached, cgroup_root, detach
 from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.kernel.pins import Pins, unload
-from lb.datapath.programs import build, loader
+from lb.datapath.programs import loader
 from lb.datapath.programs.loader import Loaded, Program
-from tests.unit.pins_bench import LIMITS, own_pins, tiny_tree
+from tests.unit.pins_bench import LIMITS, own_pins
 
 CONNECT4, CONNECT6 = 10, 11
 PROGRAMS = {
@@ -57,18 +57,6 @@ while not select.select([sys.stdin], [], [], 0)[0]:
             done[False] += 1
 print(done[True], done[False])
 """
-
-
-@pytest.fixture
-def pins() -> Iterator[Pins]:
-    with own_pins() as own:
-        yield own
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(build, "CACHE", tmp_path / "cache")
-    return tiny_tree(tmp_path)
 
 
 @pytest.fixture
