@@ -52,6 +52,10 @@ class Standing(enum.StrEnum):
         return list(Standing).index(self)
 
 
+THE_NODES_OWN = "it is an address of the node itself"
+"""Why an address is not served that the node's stack answers for anyway."""
+
+
 class AddressKind(enum.StrEnum):
     """Which field of a Service an address is from; of two, the first."""
 
@@ -186,7 +190,7 @@ def _reason(here: NodeNow, address: IPAddress, offers: Iterable[_Offer]) -> str:
     if special := special_address(address):
         return f"it is {special}"
     if address in here.own:
-        return "it is an address of the node itself"
+        return THE_NODES_OWN
     alive = [one for one in offers if one.anywhere]
     if not alive:
         return f"no ready endpoint on any node: {some(str(one.service.key) for one in offers)}"

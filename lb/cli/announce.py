@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from lb.cli import instances, output
 from lb.cli.logs import logged
 from lb.cli.tables import table
+from lb.cli.width import terminal_width
 from lb.errors import LbError
 from lb.rundir import RunDir
 from lb.served.servable import spoken
@@ -40,12 +41,12 @@ def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             f"instance {name}: nothing tells routers about it, or it does not answer;"
             f" lbctl announce bgp --instance {name} --peers FILE does"
         )
-    output.write(args, out, found, lambda: render(found, time.time()))
+    output.write(args, out, found, lambda: render(found, time.time(), terminal_width(out)))
     return 1 if found["problems"] else 0
 
 
-def render(found: Mapping[str, Any], now: float) -> str:
-    """Return the text form; now: seconds since the epoch."""
+def render(found: Mapping[str, Any], now: float, width: int | None = None) -> str:
+    """Return the text form; now: seconds since the epoch. width: the terminal's."""
     engine = found["engine"]
     text = f"node {found['node'] or 'unknown yet'}, router id {found['router_id'] or 'unknown yet'}, BIRD "
     text += "runs" if engine["running"] else "does not run"
@@ -63,7 +64,8 @@ def render(found: Mapping[str, Any], now: float) -> str:
         ]
         for one in found["peers"]
     ]
-    text += "\n" + table(("peer", "address", "asn", "session", "since", "losses", "ipv4", "ipv6"), rows)
+    columns = ("peer", "address", "asn", "session", "since", "losses", "ipv4", "ipv6")
+    text += "\n" + table(columns, rows, width=width)
     rows = [
         [
             one["address"],
@@ -74,4 +76,4 @@ def render(found: Mapping[str, Any], now: float) -> str:
         ]
         for one in found["addresses"]
     ]
-    return text + "\n" + table(("address", "here", "told_to", "services", "why"), rows)
+    return text + "\n" + table(("address", "here", "told_to", "services", "why"), rows, width=width)

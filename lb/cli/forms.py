@@ -38,12 +38,18 @@ def as_objects(dump: Dump) -> dict[str, list[dict[str, Any]]]:
     return {name: [entry.as_dict() for entry in entries] for name, entries in dump.items()}
 
 
-def as_table(dump: Dump) -> str:
-    """Return a headed table for each section; a VIP has a line for each backend, so that grep finds them."""
+_NUMBERS = frozenset({"ID", "GENERATION", "PACKETS", "BYTES", "IFINDEX", "IDLE", "FOR"})
+
+
+def as_table(dump: Dump, width: int | None = None) -> str:
+    """Return a headed table for each section; a VIP has a line for each backend, so that grep finds them.
+
+    width: the terminal's columns, None: a row has one line.
+    """
     texts = []
     for name, entries in dump.items():
         rows = [[cell or "-" for cell in row] for entry in entries for row in _rows(entry)]
-        texts.append(f"{name}\n{table(_COLUMNS[name], rows)}")
+        texts.append(f"{name}\n{table(_COLUMNS[name], rows, _NUMBERS, width)}")
     return "\n".join(texts)
 
 

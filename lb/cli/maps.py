@@ -10,6 +10,7 @@ from typing import TextIO
 from lb.cli import forms, instances, output
 from lb.cli.nodes import selected
 from lb.cli.tables import table
+from lb.cli.width import terminal_width
 from lb.config import Limits
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import layouts, map_table
@@ -28,8 +29,10 @@ def run_dump(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     service = selected(args)
     with KernelMaps(Pins(instances.choose(args)).maps) as maps:
         found = dump.dump(maps, time.monotonic_ns(), args.sections or known, service)
-    as_text = forms.as_ipvsadm if args.output == "ipvsadm" else forms.as_table
-    output.write(args, out, forms.as_objects(found), lambda: as_text(found))
+    if args.output == "ipvsadm":
+        out.write(forms.as_ipvsadm(found))
+    else:
+        output.write(args, out, forms.as_objects(found), lambda: forms.as_table(found, terminal_width(out)))
     return 0
 
 
@@ -53,5 +56,5 @@ def run_list(_args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
         )
         for spec in map_table.MAPS
     ]
-    out.write(table(columns, rows))
+    out.write(table(columns, rows, width=terminal_width(out)))
     return 0

@@ -10,10 +10,15 @@ from typing import Any, TextIO
 
 import yaml
 
+from lb.cli.width import folded, terminal_width
+
 
 def write(args: argparse.Namespace, out: TextIO, found: Any, render: Callable[[], str]) -> None:
-    """Write found as JSON or YAML, or what render returns, as ``-o`` says."""
-    out.write(formatted(args.output, found) if args.output in ("json", "yaml") else render())
+    """Write found as JSON or YAML, or what render returns, in the terminal's columns, as ``-o`` says."""
+    if args.output in ("json", "yaml"):
+        out.write(formatted(args.output, found))
+    else:
+        out.write(folded(render(), terminal_width(out)))
 
 
 def formatted(form: str, found: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from lb.announce.reach import answerer, balanced
+from lb.announce.reach import answerer, balanced, reached
 from lb.cli import instances, output, pods
 from lb.cli.nodes import service_key
 from lb.cli.tables import table
@@ -68,11 +68,24 @@ def run_show(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
             backend["pod"] = pod
     if not found["ports"]:
         raise LbError(f"Service {key} has nothing in the maps; lbctl explain {key} says why")
-    found["balanced"] = []
-    with contextlib.suppress(LbError):
-        found["balanced"] = ask(RunDir(name), "/api/balanced", seconds=2.0, service=str(key))["services"]
+    found |= _balanced(RunDir(name), key)
     output.write(args, out, found, lambda: render_one(found))
     return 0
+
+
+def _balanced(run_dir: RunDir, key: ObjectKey) -> dict[str, Any]:
+    """Return what a Service's load-balancer addresses are, and how the network finds each."""
+    found: dict[str, Any] = {"balanced": [], "found_by": []}
+    with contextlib.suppress(LbError):  # of an agent that does not run, or is older, nothing more is told
+        found["balanced"] = ask(run_dir, "/api/balanced", seconds=2.0, service=str(key))["services"]
+        addresses = [address for one in found["balanced"] for address in one["addresses"]]
+        if addresses:
+            told = ask(run_dir, OWNERS, seconds=2.0)
+            owners = None if told["announce"] == "off" else told["addresses"]
+            speaker = spoken(run_dir)
+            if owners is not None or speaker is not None:  # else the network finds them by other means
+                found["found_by"] = reached(addresses, owners, speaker)
+    return found
 
 
 def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
@@ -137,6 +150,8 @@ def render_one(found: Mapping[str, Any]) -> str:
     )
     for one in found.get("balanced", ()):
         text += f"load balancer: {balanced(one)}\n"
+    for one in found.get("found_by", ()):
+        text += "".join(f"  {one['address']}: {way}\n" for way in (*one["segment"], *one["routers"]))
     for port in found["ports"]:
         name = f"port {port['port_name']}, " if port["port_name"] else ""
         affinity = f", affinity {port['affinity_seconds']} s" if port["affinity_seconds"] else ""

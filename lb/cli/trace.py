@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lb.cli import instances, nodes, output, pods
+from lb.cli.width import folded, terminal_width
 from lb.datapath.kernel.pins import Pins
 from lb.errors import ConfigError, UsageError
 from lb.folders import entries
@@ -193,4 +194,5 @@ def _print_text(stories: list[list[Traced]], out: TextIO) -> None:
         if len(stories) > 1:
             out.write(f"{'' if number == 1 else chr(10)}packet {number}: ")
         for at, one in enumerate(story):
-            out.write(f"\nanswer: {render(one.evidence)}" if at else render(one.evidence))
+            text = f"\nanswer: {render(one.evidence)}" if at else render(one.evidence)
+            out.write(folded(text, terminal_width(out)))

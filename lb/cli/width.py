@@ -11,6 +11,7 @@ from typing import Any
 MOST = 100
 """Columns of text that is written to a file or a pipe, or to a wide terminal."""
 _LEAST = 40
+_BELOW = "    "
 
 
 def terminal_width(out: Any) -> int | None:
@@ -26,6 +27,21 @@ def terminal_width(out: Any) -> int | None:
 def text_width(out: Any) -> int:
     """Return the columns that a text may take."""
     return min(terminal_width(out) or MOST, MOST)
+
+
+def folded(text: str, width: int | None) -> str:
+    """Return a text whose lines fit: what is too long goes on below, indented by more than its beginning.
+
+    width: the terminal's columns; None: the text stays as it is.
+    """
+    if width is None:
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        fits = len(line) <= width
+        lines += [line] if fits else wrapped(line[len(indent) :], width, indent, indent + _BELOW)
+    return "\n".join(lines)
 
 
 def wrapped(text: str, width: int, first: str = "", below: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lb.errors import LabError
 from lb.lab import balancer, cgroups, dns, namespaces, pod, resolver, router, topology
 from lb.lab.addressing import (
+    BALANCED,
     POD_INTERFACES,
     UPLINK,
     Announce,
@@ -200,6 +201,8 @@ class Lab:
             folders = [spec.manifests, store.cluster, *([store.addons] if store.addons.is_dir() else [])]
             sources = [f"--source=manifests:{folder}" for folder in folders]
         rest = [f"{flag}={value}" for flag, value in flags.items()]
+        if spec.announce is Announce.ARP:  # the client's routes lead to a node: nobody has to ask
+            rest += [f"--announce-network={BALANCED[version]}" for version in spec.versions]
         return [sys.executable, "-m", "lb", "run", *sources, *rest]
 
     def start_agent(self, node: str) -> None:

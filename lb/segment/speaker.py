@@ -25,10 +25,12 @@ from lb.datapath.attach.roles import interfaces_and_roles
 from lb.datapath.maps.interface import Maps
 from lb.errors import BpfError, LbError
 from lb.model import IPAddress
+from lb.rundir import RunDir
 from lb.segment import ownership
 from lb.segment.link import Link
 from lb.segment.member import Counts, SegmentMember
 from lb.segment.ownership import Rival
+from lb.segment.unanswered import Unanswered
 from lb.served.problems import Problem
 from lb.stop_event import StopEvent
 from lb.words import some
@@ -78,13 +80,17 @@ def _behind(verdict: Verdict, seconds: float) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What metrics tell. owned: addresses, over all interfaces. taken, ended: since the agent began."""
+    """What metrics tell. owned: addresses, over all interfaces. taken, ended: since the agent began.
+
+    unanswered: addresses that no node owns.
+    """
 
     owned: int
     taken: int
     ended: int
     members: int
     rivals: int
+    unanswered: int
 
 
 class Speaker:
@@ -122,6 +128,7 @@ class Speaker:
         self._failure = ""
         self._rivals: Sequence[Rival] = ()
         self._owners: Sequence[Mapping[str, Any]] = ()
+        self._unanswered = Unanswered()
 
     # --- from any thread ------------------------------------------------------------------------------------
 
@@ -152,7 +159,8 @@ class Speaker:
             )
             for one in self._rivals
         ]
-        return found
+        routed = self._unanswered.count() > 0 and RunDir(self._config.instance).speaker.holder() is not None
+        return found + self._unanswered.problems(routed=routed)
 
     def figures(self) -> Figures:
         """Return what metrics tell."""
@@ -163,6 +171,7 @@ class Speaker:
             ended=self._counts.ended,
             members=sum(len(one.election.peers()) for one in members),
             rivals=len(self._rivals),
+            unanswered=self._unanswered.count(),
         )
 
     # --- the thread -----------------------------------------------------------------------------------------
@@ -206,6 +215,9 @@ class Speaker:
             member.turn({address: one.standing for address, one in verdicts.items()})
             told += [self._told(one, interface, member, now) for one in verdicts.values()]
         self._owners = told + self._nowhere(report, told)
+        services = {str(address): one.services for address, one in report.verdicts.items()}
+        for problem in self._unanswered.note(self._owners, services, now) if report.ready else ():
+            _log.warning("%s; %s", problem.text, problem.next)
         if now >= self._rivals_due:
             self._rivals_due = now + RIVALS_EVERY
             self._look_for_rivals(maps)

@@ -214,6 +214,11 @@ class AnnounceFigures(Protocol):
         """Addresses that strangers claim as well."""
         ...
 
+    @property
+    def unanswered(self) -> int:
+        """Addresses that no node owns."""
+        ...
+
 
 def announce_metrics(figures: AnnounceFigures) -> Iterator[Metric]:
     """Yield what the node owns on its segments; what it answers is in ``lbctl_hook_packets``."""
@@ -238,6 +243,11 @@ def announce_metrics(figures: AnnounceFigures) -> Iterator[Metric]:
         "lbctl_address_rivals",
         "Owned addresses that a host which is no such node has claimed within the last minute.",
         value=figures.rivals,
+    )
+    yield GaugeMetricFamily(
+        "lbctl_unanswered_addresses",
+        "Load-balancer addresses that no node answers for, by what this node hears on its segments.",
+        value=figures.unanswered,
     )
 
 

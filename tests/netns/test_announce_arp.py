@@ -41,6 +41,20 @@ FRESH = 2
 EVERY = (NEAR, WEB, WEB6)
 MERGE = "application/merge-patch+json"
 RIVAL_MAC = "02:00:00:00:00:66"
+NOBODYS = """\
+---
+apiVersion: v1
+kind: Service
+metadata: {name: empty, annotations: {lbctl/addresses: 192.168.77.227}}
+spec: {type: LoadBalancer, selector: {app: none}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec: {type: LoadBalancer, loadBalancerClass: other, selector: {app: web}, ports: [{port: 80}]}
+status: {loadBalancer: {ingress: [{ip: 198.51.100.9}]}}
+"""
+"""Services whose addresses nobody answers for: without an endpoint, and outside of the segment's networks."""
 AFTER_SECONDS = 1.5
 """For how long it is looked after a change whether what came of it stays so: announcements are repeated."""
 
@@ -49,7 +63,7 @@ AFTER_SECONDS = 1.5
 def segment(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """Three nodes with an agent and a pod each; leave cables, agents and pods as they are."""
     manifests = tmp_path_factory.mktemp("announced")
-    (manifests / "web.yaml").write_text(MANIFESTS)
+    (manifests / "web.yaml").write_text(MANIFESTS + NOBODYS)
     return make_lab(manifests=manifests, nodes=3, announce=Announce.ARP)
 
 
@@ -145,6 +159,8 @@ def test_announce_arp_it_is_said_who_owns_what(segment: Lab, owner: str) -> None
     page = ask(RunDir(segment.spec.instance(owner)), "/api/service", service="default/web")
     [of_web] = [one for one in page["balanced"][0]["addresses"] if one["address"] == str(WEB)]
     assert of_web["segment"] == [f"on {UPLINK}: this node answers"]
+    main(["service", "show", "web", "--instance", segment.spec.instance(owner)], out=out, err=out)
+    assert f"  {WEB}: on {UPLINK}: this node answers\n" in out.getvalue()
     findings = listed(segment, owner, "explain", "web", "--no-probes")["findings"]
     assert [one["found"] for one in findings if one["step"] == "announced"] == [
         f"{address}: node {asked['owner']} answers for it on {UPLINK}"
@@ -152,6 +168,29 @@ def test_announce_arp_it_is_said_who_owns_what(segment: Lab, owner: str) -> None
         for asked in owners(segment, owner)
         if asked["address"] == str(address)
     ]
+
+
+def test_announce_arp_an_address_that_nobody_answers_for_is_told(segment: Lab, owner: str) -> None:
+    """Each reason is a problem with its address and its Service, in the log and the metrics as well."""
+    reasons = {
+        ", 192.168.77.227 of default/empty: no ready endpoint on any node": "lbctl explain",
+        f", 198.51.100.9 of default/far: it is in no network of {UPLINK}": "announce_networks",
+    }
+
+    def told() -> dict[str, str]:
+        problems = listed(segment, owner, "status")["problems"]
+        return {one["text"]: one["next"] for one in problems if "answered for by nobody" in one["text"]}
+
+    eventually(lambda: len(told()) == len(reasons), "the problems", 60)
+    log = segment.store.log(owner).read_text()
+    for reason, step in reasons.items():
+        [(text, after)] = [one for one in told().items() if reason in one[0]]
+        assert text.startswith("1 load-balancer address is answered for by nobody on the segment")
+        assert step in after
+        assert f"WARNING {text}" in log
+    figures = scrape(segment, owner)
+    assert figures[("lbctl_unanswered_addresses",)] == 2
+    assert figures[("lbctl_problems", "announce")] >= 2
 
 
 def test_announce_arp_another_host_that_claims_an_address_is_told(
@@ -269,7 +308,8 @@ def test_announce_arp_a_node_whose_cable_is_pulled_is_replaced(
         assert asking.owner(WEB) in others(segment, owner)
         eventually(lambda: served(segment, WEB), "the address is served")
         eventually(lambda: not any(one["here"] for one in owners(segment, owner)), "it owns nothing")
-        assert {one["why"] for one in owners(segment, owner)} == {f"{UPLINK} has no carrier"}
+        told = {one["why"] for one in owners(segment, owner) if one["interface"]}
+        assert told == {f"{UPLINK} has no carrier"}
     finally:
         set_port(segment, owner, up=True)
     eventually(lambda: asking.owners(WEB) == {owner}, "it comes back")
