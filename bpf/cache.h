@@ -208,7 +208,7 @@ struct seat {
 static __always_inline void take_seat(struct bucket_head *head, u64 slot, u16 tag, u16 spared,
 				      bool provisional, u64 now, struct seat *seat)
 {
-	bool known = slot < SLOTS;
+	bool known = IS_BELOW(slot, SLOTS);
 	u64 gone = find_room(head, known ? 0 : tag, known ? tag : spared, now);
 	u64 stands, own;
 

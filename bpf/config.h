@@ -36,6 +36,16 @@
 
 #define AT_LEAST(number, limit) asm volatile("if %0 >= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
 
+/* Is a number below a limit, a constant? Asked once and in this order. Of a limit that the compiler has put
+ * in a register to compare it with the number ("7 > slot"), 5.10's verifier does not see that the answer is
+ * known. It goes on where the number is both, above and below, and there it refuses any pointer with it. */
+#define IS_BELOW(number, limit)                                                                              \
+	({                                                                                                   \
+		u64 is_below = true;                                                                         \
+		asm volatile("if %1 < %2 goto +1; %0 = 0" : "+r"(is_below) : "r"(number), "i"(limit));       \
+		is_below;                                                                                    \
+	})
+
 /* Fields of 32 bits of a program's context, by instructions of our own. The compiler likes to keep the sum of
  * the context and an offset, which the verifier refuses. And what it reads of `data` and `data_end` it
  * compares once: clang 19 leaves out a check of bounds that another one implies, which the verifier does not
