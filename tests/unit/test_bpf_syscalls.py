@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from lb.datapath.kernel import batch, bpf
+from lb.datapath.kernel.bpf import ProgType
 from lb.datapath.kernel.pins import Pins, ensure_bpffs
 from lb.datapath.maps.map_table import MapType
+from lb.datapath.programs.loops import INSN
 from lb.errors import BpfError
 from tests.unit.pins_bench import own_pins
 
@@ -196,3 +198,16 @@ def test_program_that_is_gone() -> None:
 def test_array_that_is_not_contiguous(numbers: bpf.FD) -> None:
     with pytest.raises(ValueError, match="contiguous"):
         batch.update_all(numbers, np.arange(8, dtype=U4)[::2], np.zeros(4, dtype=U8))
+
+
+def test_a_refusal_ends_with_its_reason() -> None:
+    """What the verifier has said of a good way it takes back, and leaves it behind what it says then."""
+    load, leave = (0x61, 0x12, 0, 0), (0x95, 0, 0, 0)
+    good = [(0xB7, 0, 0, number) for number in range(100)]
+    to_bad = (0x15, 0x02, len(good) + 1, 0)
+    bad = (0xBF, 0x90, 0, 0)  # r0 = r9, which nobody has set
+    code = np.array([load, to_bad, *good, leave, bad, leave], INSN).tobytes()
+    program, log, error = bpf.prog_load(ProgType.SCHED_CLS, code, "refused", log_size=1 << 16)
+    assert program is None
+    assert error == errno.EACCES
+    assert log.splitlines()[-2] == "R9 !read_ok"

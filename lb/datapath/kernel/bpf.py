@@ -289,7 +289,10 @@ def prog_load(
     try:
         fd = FD(syscall(Command.PROG_LOAD, attr, f"program {name}"), f"program {name}")
     except BpfError as error:
-        return None, log.tobytes().rstrip(b"\0").decode(errors="replace"), error.errno
+        # What the verifier has said of a way that turned out well it takes back: it goes on where that began.
+        # Behind the NUL that ends its words older ones are left.
+        words = log.tobytes().partition(b"\0")[0]
+        return None, words.decode(errors="replace"), error.errno
     return fd, "", 0
 
 
