@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m tests.mutants [SECONDS [SEED [FILE…]]]``: a sample of mutants, for so long.
 
-Of the C: headers of ``bpf/``. Of the Python: modules of ``lb/plan`` and ``lb/datapath/sync``. Each mutant is
-given to the tests that should see it, likely ones first, until one fails. The sample goes round the files, so
-that each gets the same number. The score by file is written into docs/mutants.md; mutants that nobody noticed
-are printed, and end it with 1 unless they are in EQUIVALENT.
+Of the C: headers of ``bpf/``, and ``adopt.c``. Of the Python: modules of the folders in OF_PYTHON. Each
+mutant is given to the tests that should see it, likely ones first, until one fails. The sample goes round the
+files, so that each gets the same number. The score by file is written into docs/mutants.md; mutants that
+nobody noticed are printed, and end it with 1 unless they are in EQUIVALENT.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 from lb.datapath.maps import layouts
-from tests.mutants import programs, python, sockets
+from tests.mutants import programs, python, trees
 from tests.mutants.making import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,10 +66,20 @@ KILLERS: dict[str, tuple[str, ...]] = {
 """By header the packet tests that are about it."""
 OF_IPV6 = ("fragment.h", "ip6.h", "ndp.h")
 """Headers whose mutants are tried in IPv6, for which they have code of its own; the others' are in IPv4."""
-AT_SOCKETS = ("ctx_sock.h", "peer.h", "sock.h")
-"""Headers about sockets, which tests in a lab alone see."""
-OF_SOCKETS = ("host_processes", "service_metrics")
-"""These tests, likely ones first."""
+_OF_SOCKETS = ("netns/test_host_processes", "netns/test_service_metrics")
+_OF_CUTOVER = ("unit/test_cutover", "packet/test_cutover", "netns/test_cutover")
+IN_A_TREE: dict[str, tuple[str, ...]] = {
+    "adopt.c": ("packet/test_cutover", "netns/test_cutover"),
+    "ctx_sock.h": _OF_SOCKETS,
+    "peer.h": _OF_SOCKETS,
+    "sock.h": _OF_SOCKETS,
+    **{
+        f"lb/cutover/{name}.py": _OF_CUTOVER
+        for name in ("affinity", "back", "conntrack", "netfilter", "over")
+    },
+}
+"""Files of which agents or commands of a lab have to have the change, and the tests that see it, likely ones
+first: a tree of its own holds the change (:mod:`tests.mutants.trees`)."""
 LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "solicitation.h", "tuple.h", "types.h")
 """Headers without a row: they declare."""
 GENERAL = ("paths", "property", "connections", "node_port", "policies")
@@ -77,6 +87,11 @@ GENERAL = ("paths", "property", "connections", "node_port", "policies")
 SLOW = ("untouched", "property", "fail_open", "eviction", "affinity", "icmp_errors", "source_address")
 """Those of them that take longest: they come last."""
 OF_PYTHON: dict[str, tuple[str, ...]] = {
+    "lb/addresses": (
+        *("unit/test_address_allocation", "unit/test_address_pools", "unit/test_address_folder"),
+        *("unit/test_addresses_process", "unit/test_address_property"),
+    ),
+    "lb/cutover": ("unit/test_cutover", "packet/test_cutover"),
     "lb/plan": (
         *("unit/test_plan_services", "unit/test_plan_vips", "unit/test_plan_endpoint_choice"),
         *("unit/test_plan_claims", "unit/test_plan_rights", "unit/test_maglev", "unit/test_rendezvous"),
@@ -120,8 +135,8 @@ def every(files: Sequence[str]) -> dict[str, list[Mutant]]:
     """Return all mutants by file; no files: of all."""
     modules = python.sources()
     found = {file: list(python.mutants(file, text)) for file, text in modules.items()}
-    headers = (*KILLERS, *AT_SOCKETS)
-    found |= {file: list(mutants(file, (layouts.BPF_DIR / file).read_text())) for file in headers}
+    of_c = (*KILLERS, *(file for file in IN_A_TREE if not file.endswith(".py")))
+    found |= {file: list(mutants(file, (layouts.BPF_DIR / file).read_text())) for file in of_c}
     return {file: found[file] for file in files or found}
 
 
@@ -146,9 +161,9 @@ def fates(drawn: Iterator[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
             if len(waiting) == 2 * TOGETHER:
                 yield from _of_c(waiting)
                 waiting = []
-        elif mutant.file in AT_SOCKETS:
-            tests = [f"tests/netns/test_{name}.py" for name in OF_SOCKETS]
-            yield mutant, *sockets.fate(mutant, tests, 2 * PATIENCE)
+        elif mutant.file in IN_A_TREE:
+            tests = [_test(name) for name in IN_A_TREE[mutant.file]]
+            yield mutant, *trees.fate(mutant, tests, 2 * PATIENCE)
         else:
             folder = mutant.file.rpartition("/")[0]
             tests = [_test(name) for name in OF_PYTHON[folder]]

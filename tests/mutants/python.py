@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of the Python that decides and writes: lb/plan and lb/datapath/sync, against the tests about them.
+"""Mutants of the Python that decides and writes (FOLDERS), against the tests about it.
 
 The changed text takes the module's place in a child.
 """
@@ -19,7 +19,7 @@ from tests.mutants.children import tested
 from tests.mutants.making import Mutant, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("lb/plan", "lb/datapath/sync")
+FOLDERS = ("lb/addresses", "lb/cutover", "lb/datapath/sync", "lb/plan")
 SWAPS = (
     (" == ", " != "),
     (" != ", " == "),

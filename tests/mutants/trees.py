@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of what the socket hooks do: tests in a lab, by a copy of the tree whose agents load the changed C.
+"""Mutants of what agents and commands of a lab run: tests by a copy of the tree, in which the change is.
 
-The copy has a cache of compiled programs of its own, in which the programs for packets are there already.
+The copy has a cache of compiled programs of its own, in which those that the change is not in are there
+already.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.mutants.making import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 _PARTS = ("lb", "bpf", "tests")
-_FILE = "sock_lb.c"
+_FILES = ("tc_lb.c", "xdp_lb.c", "sock_lb.c", "adopt.c")
 _CACHE_LINE = f'CACHE = Path("{build.CACHE}")'
 
 
@@ -33,9 +34,10 @@ def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, st
         for part in _PARTS:
             shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
-        path = tree / "bpf" / mutant.file
+        python = mutant.file.endswith(".py")
+        path = tree / mutant.file if python else tree / "bpf" / mutant.file
         path.write_text(mutant.of(path.read_text()))
-        refused = _fill(tree)
+        refused = _fill(tree, None if python else compiled(mutant.file))
         if refused is not None:
             return refused, ""
         with tempfile.TemporaryFile("w+") as said:
@@ -49,8 +51,16 @@ def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, st
     return ("noticed" if code else "survived"), words
 
 
-def _fill(tree: Path) -> str | None:
-    """Give the tree a cache with all that is compiled; return "same" or "refused" where no test is needed."""
+def compiled(file: str) -> str:
+    """Return the C file that a mutant's file is compiled in; the headers here are those of the sockets."""
+    return file if file.endswith(".c") else "sock_lb.c"
+
+
+def _fill(tree: Path, changed_file: str | None) -> str | None:
+    """Give the tree a cache with all that is compiled; return "same" or "refused" where no test is needed.
+
+    changed_file: the one that has the mutant; None: it is in Python.
+    """
     module = tree / "lb/datapath/programs/build.py"
     text = module.read_text()
     assert _CACHE_LINE in text
@@ -58,17 +68,20 @@ def _fill(tree: Path) -> str | None:
     cache.mkdir(0o700)
     module.write_text(text.replace(_CACHE_LINE, f'CACHE = Path("{cache}")'))
     clean, changed = build.fingerprint(layouts.BPF_DIR), build.fingerprint(tree / "bpf")
-    build.instructions(layouts.BPF_DIR, ["tc_lb.c", "xdp_lb.c", _FILE])
-    same = True
+    build.instructions(layouts.BPF_DIR, _FILES)
+    same = changed_file is not None
     for version in layouts.FAMILIES:
-        for stem in ("tc_lb", "xdp_lb"):
-            rest = f"{stem}-{version}.json"
-            shutil.copy(build.CACHE / f"{clean}-{rest}", cache / f"{changed}-{rest}")
+        for file in _FILES:
+            if file != changed_file:
+                rest = f"{Path(file).stem}-{version}.json"
+                shutil.copy(build.CACHE / f"{clean}-{rest}", cache / f"{changed}-{rest}")
+        if changed_file is None:
+            continue
         try:
-            made = build._compile_family(tree / "bpf", version, [_FILE], build._Children())[_FILE]
+            made = build._compile_family(tree / "bpf", version, [changed_file], build._Children())
         except CompileError:
             return "refused"
-        same = same and made == build._read(clean, version, _FILE)
+        same = same and made[changed_file] == build._read(clean, version, changed_file)
     return "same" if same else None
 
 

@@ -115,6 +115,19 @@ def test_fragments_any_order_not_for_a_vip(datapath: Datapath, program: str, ord
     goes_through(datapath, program, pieces, pieces, order)
 
 
+@each_side
+@pytest.mark.parametrize("elsewhere", ["NODE2", "BACKEND_REMOTE", "BACKEND_UNROUTED"])
+def test_fragments_any_order_to_others_never_wait(datapath: Datapath, program: str, elsewhere: str) -> None:
+    """What the kernel sends on, or has no route for, can be for no node port."""
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.UDP))
+    link, client = CLIENTS[program]
+    for piece in reversed(p.pieces(p.udp(link, client, (getattr(p, elsewhere), PORT), LONG), *CUTS)):
+        result = datapath.run(program, piece)
+        assert result.verdict == PASS
+        assert result.reason in ("FRAGMENT", "NOT_VIP")
+        p.assert_same(result.packet, piece)
+
+
 def test_fragments_any_order_of_a_ping_are_answered_one_by_one(datapath: Datapath) -> None:
     datapath.apply(service(p.BACKEND_LOCAL))
     for program, (link, client) in CLIENTS.items():

@@ -384,6 +384,18 @@ def test_a_full_map_costs_one_service_and_leaves_no_trace_of_it(limits: Limits, 
     assert bench.reconciler.known() == {second.key}
 
 
+def test_what_a_service_without_room_had_taken_the_next_one_gets_at_once() -> None:
+    """Nothing was written of it, so nothing has to rest."""
+    bench = Bench(replace(SMALL, backends=3))  # slot 0 is nobody's
+    wide = service_plan("a-wide", port_plan([VIP], [A, B, C]))
+    report = bench.sync(
+        {wide.key: wide, (small := service_plan("small", port_plan([OTHER_VIP], [A, B]))).key: small}
+    )
+    assert report.errors.keys() == {wide.key}
+    assert bench.reconciler.known() == {small.key}
+    bench.check(exact=[small])
+
+
 def test_a_full_vip_map_takes_back_the_vips_that_fitted() -> None:
     bench = Bench(replace(SMALL, vips=3))
     bench.apply(web(A))

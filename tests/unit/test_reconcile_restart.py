@@ -28,7 +28,7 @@ from tests.unit.plan_builders import (
     service_plan,
     vip_key,
 )
-from tests.unit.reconcile_bench import OTHER_VIP, VIP, A, B, Bench, C, Plans, check, web
+from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, Plans, check, web
 
 
 @pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
@@ -51,6 +51,23 @@ def test_recovered_the_same_plans_write_nothing(bench: Bench) -> None:
     assert (bench.row().service, int(bench.slot(A)["generation"])) == ids
     bench.apply(web(A, C))
     assert bench.row().service == ids[0]
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_recovered_a_service_without_endpoints_has_no_rows_to_give_back(version: int) -> None:
+    """The first row is another Service's, which goes, too: each row is handed out once."""
+    bench = Bench(SMALL, version)
+    first, empty = web(A), service_plan("empty", port_plan([OTHER_VIP], []))
+    bench.apply(first, empty)
+    assert bench.row().inside.offset == 0
+    bench.start()
+    bench.apply(service_plan("empty", port_plan([OTHER_VIP], [B])))
+    bench.wait()
+    bench.sync({first.key: None})
+    bench.wait()
+    later = [service_plan(f"later{n}", port_plan([f"10.96.1.{n}:80"], [A])) for n in range(3)]
+    bench.apply(*later)
+    bench.check(exact=[service_plan("empty", port_plan([OTHER_VIP], [B])), *later])
 
 
 WRITES_OF_THAT_SYNC = 14
