@@ -4,9 +4,11 @@
 The rules:
 
 - What stands in a status is the truth. An address stays where it is, also when its pool shrinks or goes, when
-  two Services turn out to have it, and whoever gives addresses next. There are two reasons to take one back,
-  and both stand in the Service itself: it names another address that can be had, or it has given up the
-  family (ipFamilies).
+  two Services turn out to have it, and whoever gives addresses next. There are three reasons to take one
+  back, and all stand in the Services themselves: it names another address that can be had; it has given up
+  the family (ipFamilies); or it shares the address with an older Service, and both have come to want one
+  port. No writer of a status can exclude the latter, since users change ports meanwhile. Nodes serve the port
+  for the older one; the other moves, unless it names the address or there is no other.
 - What is promised, and not yet seen in a status, counts as if it stood there.
 - Requests come first, then Services that come back to an address that rests, then the others; in each, the
   older Service comes first.
@@ -26,8 +28,8 @@ from itertools import chain
 
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import Pool, Pools
-from lb.addresses.request import EVERYWHERE
-from lb.model import IPAddress, ObjectKey, TrafficPolicy
+from lb.addresses.sharing import age, gives_way, may_share
+from lb.model import IPAddress, ObjectKey
 from lb.words import some
 
 
@@ -109,28 +111,6 @@ def allocate(
     return _Allocation(pools, list(claimants), now, promised or {}, past).run()
 
 
-def may_share(one: Claimant, other: Claimant) -> bool:
-    """Tell whether two Services may have one address together.
-
-    They say so with the same key, in one namespace unless both open themselves; no port and protocol is of
-    both; and either any node may serve both, or both are served by the same pods: with
-    externalTrafficPolicy Local an address would lead to nodes that can serve one of them alone.
-    """
-    if not one.request.sharing_key or one.request.sharing_key != other.request.sharing_key:
-        return False
-    if one.key.namespace != other.key.namespace and not (_opens(one, other) and _opens(other, one)):
-        return False
-    if {(p.protocol, p.port) for p in one.ports} & {(p.protocol, p.port) for p in other.ports}:
-        return False
-    local = TrafficPolicy.LOCAL in (one.external_policy, other.external_policy)
-    same_pods = one.key.namespace == other.key.namespace and one.selector and one.selector == other.selector
-    return not local or bool(same_pods)
-
-
-def _opens(one: Claimant, other: Claimant) -> bool:
-    return bool(one.request.sharing_namespaces & {other.key.namespace, EVERYWHERE})
-
-
 class _RefusedError(Exception):
     """A Service is not given an address of a family; text says why."""
 
@@ -151,12 +131,13 @@ class _Allocation:
         past: Past,
     ) -> None:
         self._pools = pools
-        self._claimants = sorted(claimants, key=lambda each: (each.created or "~", each.key))
+        self._claimants = sorted(claimants, key=age)
         self._now = now
         self._past = past
         self._has: dict[ObjectKey, list[IPAddress]] = {}
         self._occupants: defaultdict[IPAddress, dict[ObjectKey, Claimant]] = defaultdict(dict)
         self._freed: set[IPAddress] = set()
+        self._parted: dict[tuple[ObjectKey, int], IPAddress] = {}
         self._next: dict[tuple[str, int], Iterator[IPAddress]] = {}
         for each in self._claimants:
             has = [*each.standing, *(promised.get(each.key, ()) if each.balanced else ())]
@@ -168,6 +149,8 @@ class _Allocation:
     def run(self) -> Outcome:
         ours = [each for each in self._claimants if self._is_ours(each)]
         verdicts: dict[ObjectKey, Verdict] = {}
+        for each in reversed(ours):
+            self._part(each)
         came_back = {rest.last for rest in self._resting.values()}
         for each in sorted(ours, key=lambda one: (not one.request.addresses, one.key not in came_back)):
             verdicts[each.key] = self._decide(each)
@@ -199,6 +182,17 @@ class _Allocation:
         }
 
     # one Service
+
+    def _part(self, each: Claimant) -> None:
+        """Take back what a Service shares with an older one that has come to want the same port."""
+        if each.request.error:
+            return
+        for address in list(self._has[each.key]):
+            if each.request.addresses.get(address.version) != address and any(
+                one.balanced and gives_way(each, one) for one in self._others(each, address)
+            ):
+                self._release(each, [address])
+                self._parted[each.key, address.version] = address
 
     def _decide(self, each: Claimant) -> Verdict:
         refusals: list[_RefusedError] = []
@@ -250,7 +244,12 @@ class _Allocation:
                 self._take(each, requested)
             self._release(each, [address for address in has if address != requested])
         elif not has:
-            self._take(each, self._find(each, version))
+            try:
+                self._take(each, self._find(each, version))
+            except _RefusedError:
+                if (parted := self._parted.get((each.key, version))) is not None:
+                    self._take(each, parted)
+                raise
 
     def _give_up(self, each: Claimant) -> None:
         """Take back what is of a family that a Service is no longer served in."""

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from lb.addresses.allocate import Outcome, Past, Reason, Rest, allocate, may_share
+from lb.addresses.allocate import Outcome, Past, Reason, Rest, allocate
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import parse
 from lb.addresses.request import AddressRequest
+from lb.addresses.sharing import may_share
 from lb.model import IPAddress, ObjectKey, Protocol, ServicePort, ServiceType, TrafficPolicy
 
 POOLS = parse(
@@ -244,6 +245,30 @@ def test_a_third_shares_only_with_all() -> None:
         service("one", A, key="k"), service("two", A, key="k", port=443), service("three", key="k", port=443)
     )
     assert given(outcome)["three"] == (B,)
+
+
+COLLISIONS: Iterable[tuple[dict[str, Any], tuple[IPAddress, ...], Reason, Reason]] = [
+    ({"key": "k"}, (B,), Reason.GIVEN, Reason.GIVEN),
+    ({"key": "other"}, (A,), Reason.TAKEN, Reason.TAKEN),  # they never agreed to share
+    ({"request": AddressRequest({4: A}, sharing_key="k")}, (A,), Reason.TAKEN, Reason.TAKEN),
+    ({"request": AddressRequest({}, ("none",), sharing_key="k")}, (A,), Reason.NO_POOL, Reason.GIVEN),
+]
+
+
+@pytest.mark.parametrize(("younger", "has", "why", "older"), COLLISIONS)
+def test_of_two_sharing_services_that_come_to_want_one_port_the_younger_moves_if_it_can(
+    younger: dict[str, Any], has: tuple[IPAddress, ...], why: Reason, older: Reason
+) -> None:
+    outcome = run(service("b", A, key="k", created="2020"), service("a", A, created="2021", **younger))
+    assert given(outcome) == {"b": (A,), "a": has}
+    assert (reason(outcome, "a"), reason(outcome, "b")) == (why, older)
+
+
+def test_what_a_service_shares_otherwise_than_agreed_stays() -> None:
+    """Only a port that two want cannot be served for both."""
+    local: dict[str, Any] = {"external_policy": TrafficPolicy.LOCAL, "port": 443}
+    outcome = run(service("a", A, key="k"), service("b", A, key="k", **local))
+    assert given(outcome) == {"a": (A,), "b": (A,)}
 
 
 def test_a_wish_for_an_address_that_may_be_shared_is_granted() -> None:

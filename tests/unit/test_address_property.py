@@ -21,11 +21,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lb.addresses.allocate import may_share
+from lb.addresses.allocate import Reason
 from lb.addresses.claimant import Claimant
 from lb.addresses.controller import AddressController
 from lb.addresses.decode import CLAIMANTS
 from lb.addresses.pool import Pools, PoolsFile, parse
+from lb.addresses.sharing import collide, may_share
 from lb.addresses.telemetry import Telemetry
 from lb.kube.client import ApiError, Client
 from lb.kube.lease import LEASE_SECONDS, Lease, LostLeaseError
@@ -122,6 +123,12 @@ def claimant_of(item: Object) -> Claimant:
     read = CLAIMANTS.read(msgspec.json.encode(item))
     assert read.resource is not None, read.error
     return read.resource
+
+
+def shared_and_collided(one: Claimant, other: Claimant) -> bool:
+    """Tell whether two Services have agreed to share, and have come to want the same port."""
+    agreed = one.request.sharing_key and one.request.sharing_key == other.request.sharing_key
+    return bool(agreed and not one.request.error and not other.request.error and collide(one, other))
 
 
 class Process:
@@ -356,13 +363,33 @@ class World(RuleBasedStateMachine):
             known = self.before.get(uid)
             if known is None or not each.balanced or not known.balanced:
                 continue
+            since = [one for one in self._versions(each) if int(one.version) >= int(known.version)]
             for address in set(known.standing) - set(each.standing):
-                requested = each.request.addresses.get(address.version)
-                given_up = address.version not in each.families
-                assert given_up or (requested is not None and requested in each.standing), (
-                    f"{each.key}: {address}"
-                )
+                requested = {one.request.addresses.get(address.version) for one in since}
+                given_up = any(address.version not in one.families for one in since)
+                moved = requested & set(each.standing)
+                assert given_up or moved or self._has_collided(each, address), f"{each.key}: {address}"
         self.before = now
+
+    def _has_collided(self, each: Claimant, address: IPAddress) -> bool:
+        """Tell whether a Service has ever shared an address with one that wanted the same port."""
+        others = [
+            one
+            for item in self.server.services.values()
+            for one in self._versions(claimant_of(item))
+            if one.uid != each.uid and address in one.standing
+        ]
+        return any(shared_and_collided(one, other) for one in self._versions(each) for other in others)
+
+    def no_port_is_twice(self) -> None:
+        """Of two that share an address one has moved, unless it names the address or there is no other."""
+        services = [claimant_of(item) for item in self.server.services.values()]
+        for one, other in itertools.combinations(services, 2):
+            if shared_and_collided(one, other):
+                younger = max((one, other), key=lambda each: each.created)
+                for address in set(one.standing) & set(other.standing):
+                    no_other = younger.conditions[0]["reason"] in (Reason.POOL_FULL, Reason.NO_POOL)
+                    assert younger.request.addresses.get(address.version) == address or no_other, younger.key
 
     def teardown(self) -> None:
         """See that all comes to rest: one process with an answering server gives all that can be had."""
@@ -390,6 +417,7 @@ class World(RuleBasedStateMachine):
             if each.balanced:
                 assert each.conditions, each.key
                 assert bool(each.standing) is (each.conditions[0]["status"] == "True")
+        self.no_port_is_twice()
 
 
 World.TestCase.settings = settings(
@@ -417,6 +445,30 @@ def test_a_write_that_arrives_after_the_lease_was_lost_doubles_nothing() -> None
     found = {key: claimant_of(item).standing for key, item in world.server.services.items()}
     assert {str(one) for one in found[new]} == {"192.0.2.1"}, "what was promised to it"
     assert {str(one) for one in found[old]} == {"192.0.2.2"}
+
+
+def test_a_port_that_two_sharing_services_come_to_want_at_once_is_one_s_alone() -> None:
+    """The one is given the address of the other, whose ports a user changes before that is written."""
+    world = World()
+    world.start()
+    old, new = NAMES[0], NAMES[1]
+    world.apply_service(old, sharing="k")
+    process = world.processes[0]
+    assert process.controller is not None
+    process.hear(1000)
+    process.look()
+    world.apply_service(new, sharing="k", port=443)
+    process.hear(1000)
+    world.apply_service(old, sharing="k", port=443)  # not heard of yet
+    process.look()
+    found = {key: claimant_of(item).standing for key, item in world.server.services.items()}
+    assert {str(one) for one in (*found[old], *found[new])} == {"192.0.2.1"}
+    process.hear(1000)
+    process.look()
+    found = {key: claimant_of(item).standing for key, item in world.server.services.items()}
+    assert [str(one) for one in (*found[old], *found[new])] == ["192.0.2.1", "192.0.2.2"]
+    world.no_port_is_twice()
+    world.teardown()
 
 
 def test_a_process_that_lost_the_lease_writes_nothing() -> None:
