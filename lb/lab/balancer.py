@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from lb.lab.store import Store
 from lb.model import IPNetwork, Service, ServiceType
 
 NAME = "addresses"
+_STARTING = threading.Lock()
+"""A change of manifests and a look whether the process has ended may both start it."""
 
 
 def pools(spec: LabSpec) -> str:
@@ -40,8 +43,12 @@ def wanted(spec: LabSpec, services: Iterable[Service]) -> bool:
 
 def ensure(store: Store, spec: LabSpec) -> None:
     """Start the process unless it runs; it ends with the lab."""
-    if store.running(NAME):
-        return
+    with _STARTING:
+        if not store.running(NAME):
+            _start(store, spec)
+
+
+def _start(store: Store, spec: LabSpec) -> None:
     store.pools.write_text(pools(spec))
     argv = [sys.executable, "-m", "lb", "addresses", "run", f"--pools={store.pools}", "--metrics-address=off"]
     if spec.kubernetes:
@@ -51,3 +58,11 @@ def ensure(store: Store, spec: LabSpec) -> None:
         argv += [f"--source=manifests:{spec.manifests}", f"--state={store.addresses}"]
         argv += [f"--service-cidr={spec.service_cidr}"]
     store.write_process(NAME, spawn(argv, store.log(NAME), environment()))
+
+
+def mend(store: Store, spec: LabSpec) -> list[str]:
+    """Start the process anew if it was started once and has ended; return its name then."""
+    if store.process(NAME) is None or store.running(NAME):
+        return []
+    ensure(store, spec)
+    return [NAME]

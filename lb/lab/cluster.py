@@ -171,7 +171,7 @@ class ClusterKubelet(Pods):
             run = follower(self._api, resource, tell, availability).run
             threading.Thread(target=run, args=(halt,), name=resource.name, daemon=True).start()
         self.in_background(self.front.run(self.pods.values))
-        self.in_background(self.keep_names())
+        self.in_background(self.keep_servers())
         work = asyncio.create_task(self._work())
         async with await self.listen():
             await asyncio.wait({work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -81,7 +81,7 @@ class Kubelet(Pods):
         self.read_manifests()
         self.reconcile()
         self.in_background(self.front.run(self.pods.values))
-        self.in_background(self.keep_names())
+        self.in_background(self.keep_servers())
         self.in_background(self._follow_pods())
         async with await self.listen():
             with contextlib.suppress(FileNotFoundError):  # the directory went away: nothing more to follow

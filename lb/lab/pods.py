@@ -26,7 +26,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from lb.errors import LabError
-from lb.lab import dns, ingress
+from lb.lab import balancer, dns, ingress
 from lb.lab.addressing import AddressPool, LabSpec, pod_interface
 from lb.lab.hints import requests
 from lb.lab.ingress import Front
@@ -150,15 +150,16 @@ class Pods(abc.ABC):
         self._changed.set()
         self.front.wake()
 
-    async def keep_names(self) -> None:
-        """Start anew what ends of the lab's DNS beside its pods, for ever, at most once a second."""
+    async def keep_servers(self) -> None:
+        """Start anew what ends beside the pods of DNS and of who gives addresses, for ever."""
         while True:
             await asyncio.sleep(_MEND_SECONDS)
-            try:
-                for name in await asyncio.to_thread(dns.mend, self.store, self.spec):
-                    _log.warning("DNS: %s had ended and was started anew; see %s", name, self.store.log(name))
-            except (LabError, OSError) as error:
-                _log.error("DNS: %s", error)
+            for mend in (dns.mend, balancer.mend):
+                try:
+                    for name in await asyncio.to_thread(mend, self.store, self.spec):
+                        _log.warning("%s had ended and was started anew; see %s", name, self.store.log(name))
+                except (LabError, OSError) as error:
+                    _log.error("starting anew: %s", error)
 
     # --- answering ----------------------------------------------------------------------------------------
 

@@ -84,7 +84,10 @@ def test_address_pool_answers_in_both_families(make_lab: MakeLab) -> None:
     process = lab.store.process(balancer.NAME)
     assert process is not None
     assert not kill([process], signal.SIGKILL)
-    assert any("no load-balancer addresses are given" in error for error in lab.status()["errors"])
+    eventually(
+        lambda: lab.store.running(balancer.NAME) not in (None, process), "it is started anew by itself"
+    )
+    eventually(lambda: not lab.status()["errors"], "and status is content")
     (manifests / "a-new-one.yaml").write_text(SERVICE.format(name="a-new-one"))
     eventually(lambda: len(given(lab).get("a-new-one", ())) == 2, "the new one has two addresses")
     assert {name: given(lab)[name] for name in before} == before
