@@ -49,7 +49,10 @@ class Standing(enum.StrEnum):
     @property
     def rank(self) -> int:
         """0 for the best."""
-        return list(Standing).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {standing: rank for rank, standing in enumerate(Standing)}
 
 
 THE_NODES_OWN = "it is an address of the node itself"

@@ -31,6 +31,7 @@ import xxhash
 from lb.announce.servable import Standing
 from lb.model import IPAddress
 
+_MOST_WEIGHTS = 1024
 _SEED = 0x6C62_6172_7031  # part of the protocol: nodes with another one would disagree
 
 
@@ -102,11 +103,15 @@ class _Peer:
 
 @dataclass(slots=True)
 class _Own:
-    """An address that this node serves or owns. since: when it began to serve it."""
+    """An address that this node serves or owns.
+
+    since: when it began to serve it. weights: those of nodes that were candidates, by their names.
+    """
 
     standing: Standing
     since: float
     hold: Hold = Hold.FREE
+    weights: dict[str, int] = field(default_factory=dict)
 
 
 def weight(node: str, address: IPAddress) -> int:
@@ -116,11 +121,18 @@ def weight(node: str, address: IPAddress) -> int:
 
 def rank(member: Member, standing: Standing, address: IPAddress) -> tuple[int, int, str, str]:
     """Return what orders candidates for an address: the least is the best."""
-    return (standing.rank, -weight(member.node, address), member.node, member.mac)
+    return _rank(member, standing, weight(member.node, address))
+
+
+def _rank(member: Member, standing: Standing, weight: int) -> tuple[int, int, str, str]:
+    return (standing.rank, -weight, member.node, member.mac)
 
 
 class Election:
     """What one node knows of a segment.
+
+    While nothing changes a step costs nothing, however many addresses there are: so the same object, given to
+    :meth:`hear` or :meth:`serve` again, has to say the same.
 
     adopted: what an earlier agent of the node owned, whose entries in the map have not ended: so nobody else
     can have taken it.
@@ -136,16 +148,32 @@ class Election:
         self._own = {one: _Own(Standing.SERVES, now, Hold.HELD) for one in adopted}
         self._known: dict[IPAddress, Member] = {}
         self._leaving = False
+        self._served: Mapping[IPAddress, Standing] | None = None
+        self._changed = True
+        """Something is known that was not when everything was last decided."""
+        self._waits = False
+        """An address is to be taken when some time has passed."""
+        self.decisions = 0
+        """Goes up whenever who owns what may have become another."""
+        self._owned: list[IPAddress] | None = None
+        self._claims: tuple[bool, Claims] | None = None
 
     # --- what comes in --------------------------------------------------------------------------------------
 
     def hear(self, member: Member, claims: Claims, now: float) -> None:
         """Take in a beat of another node."""
-        if member != self.me:
-            self._peers[member] = _Peer(now, claims)
+        if member == self.me:
+            return
+        known = self._peers.get(member)
+        self._changed |= known is None or known.claims is not claims
+        self._peers[member] = _Peer(now, claims)
 
     def serve(self, standings: Mapping[IPAddress, Standing], now: float) -> None:
         """Say how well this node serves each address; CANNOT, or no entry: not at all."""
+        if standings is self._served:
+            return
+        self._served = standings
+        self._changed = True
         able = {one: standing for one, standing in standings.items() if standing is not Standing.CANNOT}
         for address, standing in able.items():
             if address in self._own:
@@ -162,6 +190,7 @@ class Election:
     def leave(self) -> None:
         """Hand over whatever another node serves: the agent ends."""
         self._leaving = True
+        self._changed = True
 
     # --- what comes out -------------------------------------------------------------------------------------
 
@@ -170,10 +199,18 @@ class Election:
         step = Step()
         if now - self._sent > self.lasts(now):
             self._join_anew(now, step)
-        timing = self.timing
-        self._peers = {m: peer for m, peer in self._peers.items() if now - peer.heard < timing.dead}
+        before = len(self._peers)
+        self._peers = {m: peer for m, peer in self._peers.items() if now - peer.heard < self.timing.dead}
         if self._peers:
             self._alone_since = now
+        if self._changed or self._waits or len(self._peers) < before:
+            self._decide_all(now, step)
+        return step
+
+    def _decide_all(self, now: float, step: Step) -> None:
+        self._changed = self._waits = False
+        self._owned = self._claims = None
+        self.decisions += 1
         for address, own in list(self._own.items()):
             before = own.hold
             own.hold = self._decide(address, own, now, step)
@@ -189,20 +226,24 @@ class Election:
             for address, claim in peer.claims.items()
             if claim.hold
         }
-        return step
 
     def claims(self, now: float) -> Claims:
         """Return what is to be told; who has just come tells of nothing but what it owns."""
         joining = self.joining(now)
-        return {
-            address: Claim(self._standing(own), own.hold)
-            for address, own in self._own.items()
-            if own.standing is not Standing.CANNOT and (own.hold or not joining)
-        }
+        if self._claims is None or self._claims[0] is not joining:
+            found = {
+                address: Claim(self._standing(own), own.hold)
+                for address, own in self._own.items()
+                if own.standing is not Standing.CANNOT and (own.hold or not joining)
+            }
+            self._claims = joining, found
+        return self._claims[1]
 
     def owned(self) -> list[IPAddress]:
         """Return the addresses to answer for."""
-        return [address for address, own in self._own.items() if own.hold]
+        if self._owned is None:
+            self._owned = [address for address, own in self._own.items() if own.hold]
+        return self._owned
 
     def lasts(self, now: float) -> float:
         """Return for how many seconds from a beat on what is owned stays owned."""
@@ -230,6 +271,7 @@ class Election:
         """Nothing of the node was heard for so long that others may have taken what it owned."""
         self._joined = now
         self._sent = now
+        self._changed = True
         for address, own in self._own.items():
             if own.hold:
                 own.hold = Hold.FREE
@@ -240,18 +282,33 @@ class Election:
             if (claim := peer.claims.get(address)) is not None:
                 yield member, claim
 
+    def _ranked(
+        self, address: IPAddress, own: _Own, member: Member, standing: Standing
+    ) -> tuple[int, int, str, str]:
+        """Return the rank of a member for an address; the hash is not worked out again each time."""
+        found = own.weights.get(member.node)
+        if found is None:
+            if len(own.weights) >= _MOST_WEIGHTS:  # of nodes that are gone
+                own.weights.clear()
+            found = own.weights[member.node] = weight(member.node, address)
+        return _rank(member, standing, found)
+
     def _standing(self, own: _Own) -> Standing:
-        return max(own.standing, Standing.LEAVING, key=_rank) if self._leaving else own.standing
+        worse = self._leaving and own.standing.rank < Standing.LEAVING.rank
+        return Standing.LEAVING if worse else own.standing
 
     def _decide(self, address: IPAddress, own: _Own, now: float, step: Step) -> Hold:
         """Return what the node has of an address from now on."""
         if own.standing is Standing.CANNOT:
             return Hold.FREE
         others = list(self._others(address))
-        mine = rank(self.me, self._standing(own), address)
-        best = all(mine < rank(member, claim.standing, address) for member, claim in others)
+        mine = self._ranked(address, own, self.me, self._standing(own))
+        best = all(mine < self._ranked(address, own, member, claim.standing) for member, claim in others)
         if own.hold is Hold.FREE:
-            if not best or not self._may_take(address, own, others, now):
+            if not best:
+                return Hold.FREE
+            if not self._may_take(address, own, others, now):
+                self._waits = True
                 return Hold.FREE
             for member, claim in others:
                 if claim.hold:
@@ -264,10 +321,12 @@ class Election:
             if not claim.hold:
                 continue
             taken = own.hold is Hold.OFFERED and claim.hold is Hold.HELD
-            if taken or (claim.hold is own.hold and rank(member, claim.standing, address) < mine):
+            better = self._ranked(address, own, member, claim.standing) < mine
+            if taken or (claim.hold is own.hold and better):
                 return Hold.FREE
             if claim.hold is Hold.HELD:
                 step.former[address] = member
+                self._waits = True  # for its end: until then the address is announced again and again
         return Hold.HELD if best else Hold.OFFERED
 
     def _may_take(
@@ -281,7 +340,3 @@ class Election:
         begun = max(own.since, self._joined + self.timing.dead)
         freed = address in self._known  # a moment ago somebody owned it
         return not self.joining(now) and (freed or now - begun >= self.timing.settle)
-
-
-def _rank(standing: Standing) -> int:
-    return standing.rank

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import socket
 import struct
@@ -13,6 +14,9 @@ from lb.segment.heartbeats import ETHERTYPE
 _SIOCGIFFLAGS = 0x8913
 _IFF_RUNNING = 0x40  # netdevice(7): operational; it has a carrier
 _MOST_BYTES = 65536
+_RECEIVE_BYTES = 4 << 20
+"""Room for whole beats of a hundred nodes at once, 1,000 addresses in each."""
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h; as SO_RCVBUF, beyond net.core.rmem_max, with CAP_NET_ADMIN
 
 
 class Link:
@@ -25,6 +29,8 @@ class Link:
         self.interface = interface
         # Protocol 0: nothing is received before it is bound to the one interface.
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BYTES)
         try:
             self._socket.bind((interface, ETHERTYPE))
         except OSError:

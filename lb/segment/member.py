@@ -6,19 +6,20 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from lb.announce.servable import Standing
 from lb.datapath.attach.netlink import Interface
 from lb.datapath.maps.interface import Maps
+from lb.datapath.maps.layouts import FAMILIES
 from lb.errors import BpfError, CapacityError
 from lb.model import IPAddress
 from lb.segment import ownership
 from lb.segment.announcements import announcements
 from lb.segment.election import Claims, Election, Member, Step
-from lb.segment.heartbeats import Heartbeats, frames
+from lb.segment.heartbeats import MOST_ADDRESSES, Heartbeats, Teller
 from lb.segment.ownership import SECOND_NS, Entry
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class SegmentMember:
     Attributes
     ----------
     failure: why what is owned cannot be told or written, ``""`` while all is well.
+    left_out: addresses that are served and not announced, since there are more than beats have room for.
     beat_due: when the others are to be told again.
     """
 
@@ -88,20 +90,23 @@ class SegmentMember:
     ) -> None:
         self.ifindex, self.interface, self.mac = interface.index, interface.name, interface.mac
         self.failure = ""
+        self.left_out = 0
         self._mac = bytes.fromhex(interface.mac.replace(":", ""))
         self._port, self._maps, self._counts = port, maps, counts
         self._clock, self._clock_ns = clock, clock_ns
-        self._beats = Heartbeats()
-        self._number = 0
+        me = Member(name, interface.mac)
+        self._beats, self._teller = Heartbeats(me), Teller(me)
         self._told: Claims = {}
         self.beat_due = 0.0
         self._announce: list[tuple[float, int, IPAddress]] = []
         self._order = itertools.count()
         self._refused_until = 0.0
+        self._settled: Sequence[IPAddress] | None = None
+        """What was owned when the map was last found to hold no more."""
         self._defended: dict[IPAddress, float] = {}
         self._former = self._former_owners()
         self._mine = self._living()
-        self.election = Election(Member(name, interface.mac), clock(), self._mine)
+        self.election = Election(me, clock(), self._mine)
 
     def _living(self) -> set[IPAddress]:
         """Return what an earlier agent of this node owned a moment ago."""
@@ -134,11 +139,12 @@ class SegmentMember:
         """Read what has come, decide, tell the others, tell the programs, tell the segment."""
         now = self._clock()
         self._hear(now)
-        self.election.serve({} if now < self._refused_until else standings, now)
+        self.election.serve({} if now < self._refused_until else self._tellable(standings), now)
         step = self.election.step(now)
         self._note(step, now)
         claims = self.election.claims(now)
-        if now >= self.beat_due or claims != self._told:
+        changed = claims is not self._told and claims != self._told
+        if now >= self.beat_due or changed or self._beats.asked:
             self._beat(claims)
         self._withdraw()
         self._announce_due(now)
@@ -163,6 +169,18 @@ class SegmentMember:
     def close(self) -> None:
         """Tell that the node is gone; what nobody has taken is answered for until its time is over."""
         self._beat({}, last=True)
+
+    def _tellable(self, standings: Mapping[IPAddress, Standing]) -> Mapping[IPAddress, Standing]:
+        """Return what the node serves, as far as it can be told; of what all serve all leave out the same."""
+        self.left_out = 0
+        if len(standings) <= MOST_ADDRESSES:
+            return standings
+        found: dict[IPAddress, Standing] = {}
+        for version in FAMILIES:
+            family = sorted((each for each in standings if each.version == version), key=int)
+            found |= {each: standings[each] for each in family[:MOST_ADDRESSES]}
+        self.left_out = len(standings) - len(found)
+        return found
 
     def _hear(self, now: float) -> None:
         try:
@@ -203,11 +221,12 @@ class SegmentMember:
     def _beat(self, claims: Claims, *, last: bool = False) -> None:
         """Tell the others; only then what is owned is owned for another while."""
         at, at_ns = self._clock(), self._clock_ns()
-        self._number += 1
         self.beat_due = at + self.election.timing.beat
         self._told = claims
+        asked, self._beats.asked = self._beats.asked, False
+        missing, self._beats.missing = self._beats.missing, set()
         try:
-            for frame in frames(self.election.me, self._number, claims):
+            for frame in self._teller.beat(claims, missing, whole=asked):
                 self._port.send(frame)
         except OSError as error:
             self._failed(f"{self.interface}: other nodes cannot be told: {error.strerror}")
@@ -241,19 +260,23 @@ class SegmentMember:
 
     def _withdraw(self) -> None:
         """Let the programs answer no more for what is another's; what they send on, they send on."""
-        gone = self._mine.difference(self.election.owned())
-        if not gone:
+        owned = self.election.owned()
+        if owned is self._settled:
             return
+        gone = self._mine.difference(owned)
         now, now_ns = self._clock(), self._clock_ns()
         kept = {address: self._entry(address, 0, now, now_ns) for address in gone & self._former.keys()}
         try:
             ownership.end(self._maps, self.ifindex, gone - kept.keys())
             ownership.write(self._maps, self.ifindex, self._mac, kept)
             self._mine -= gone
+            self._settled = owned
         except BpfError as error:
             self._failed(f"{self.interface}: addresses cannot be withdrawn: {error}")
 
     def _announce_due(self, now: float) -> None:
+        if not self._announce or self._announce[0][0] > now:
+            return
         owned = set(self.election.owned())
         while self._announce and self._announce[0][0] <= now:
             _, _, address = heapq.heappop(self._announce)

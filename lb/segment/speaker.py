@@ -27,6 +27,7 @@ from lb.errors import BpfError, LbError
 from lb.model import IPAddress
 from lb.rundir import RunDir
 from lb.segment import ownership
+from lb.segment.heartbeats import MOST_ADDRESSES
 from lb.segment.link import Link
 from lb.segment.member import Counts, SegmentMember
 from lb.segment.ownership import Rival
@@ -49,6 +50,8 @@ LAG_SECONDS = 30.0
 old. Where all are like that, nothing changes."""
 _SEVERAL = "what two hosts claim, clients reach now here, now there: give one of them another address"
 
+_TOO_MANY = f"a node announces {MOST_ADDRESSES} of each family, the lowest; tell routers of the others (BGP)"
+
 
 class Heard(Protocol):
     """How far a kind of object is in step with the source: see :class:`lb.kube.reflector.Health`."""
@@ -70,12 +73,21 @@ def lag(health: Sequence[Heard]) -> float:
     return time.monotonic() - min(contacts) if contacts else 0.0
 
 
-def _behind(verdict: Verdict, seconds: float) -> Verdict:
+def _behind(verdict: Verdict, seconds: int) -> Verdict:
     """Return the verdict of a node that others are better than."""
     if verdict.standing is not Standing.SERVES:
         return verdict
-    why = f"the API server has not been heard for {seconds:.0f} s"
+    why = f"the API server has not been heard for {seconds} s"
     return replace(verdict, standing=Standing.LAST, why=why)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What the node is for the addresses of one segment; made_of: what that follows from."""
+
+    made_of: tuple[object, ...]
+    verdicts: Mapping[IPAddress, Verdict]
+    standings: Mapping[IPAddress, Standing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,8 @@ class Speaker:
         self._look_due = 0.0
         self._rivals_due = 0.0
         self._segments: dict[int, tuple[Interface, SegmentMember, Link]] = {}
+        self._views: dict[int, View] = {}
+        self._told_of: tuple[object, ...] = ()
         self._counts = Counts()
         self._failure = ""
         self._rivals: Sequence[Rival] = ()
@@ -149,6 +163,11 @@ class Speaker:
         failures = [self._failure, *(member.failure for _, member, _ in list(self._segments.values()))]
         found = [
             Problem(text, "tried again all the time; other nodes take over") for text in failures if text
+        ]
+        found += [
+            Problem(f"{member.interface}: {member.left_out} addresses are not announced", _TOO_MANY)
+            for _, member, _ in list(self._segments.values())
+            if member.left_out
         ]
         names = {index: interface.name for index, (interface, _, _) in list(self._segments.items())}
         found += [
@@ -209,22 +228,46 @@ class Speaker:
             self._look_due = now + LOOK_SECONDS
             self._look(maps)
         report = self._report()
-        told: list[Mapping[str, Any]] = []
-        for interface, member, _ in self._segments.values():
-            verdicts = self._verdicts(report, interface, member)
-            member.turn({address: one.standing for address, one in verdicts.items()})
-            told += [self._told(one, interface, member, now) for one in verdicts.values()]
-        self._owners = told + self._nowhere(report, told)
-        services = {str(address): one.services for address, one in report.verdicts.items()}
-        for problem in self._unanswered.note(self._owners, services, now) if report.ready else ():
-            _log.warning("%s; %s", problem.text, problem.next)
+        for index, (interface, member, _) in self._segments.items():
+            self._views[index] = view = self._view(self._views.get(index), report, interface, member)
+            member.turn(view.standings)
+        self._tell(report, now)
         if now >= self._rivals_due:
             self._rivals_due = now + RIVALS_EVERY
             self._look_for_rivals(maps)
             self._end_strangers(maps)
 
+    def _tell(self, report: Report, now: float) -> None:
+        """Note who owns what, if that may have changed: it costs as much as there are addresses."""
+        made_of = (
+            *((each[1].election.decisions, self._views[index]) for index, each in self._segments.items()),
+            report,
+        )
+        if now < self._rivals_due and made_of == self._told_of:
+            return
+        self._told_of = made_of
+        told = [
+            self._told(one, interface, member, now)
+            for index, (interface, member, _) in self._segments.items()
+            for one in self._views[index].verdicts.values()
+        ]
+        self._owners = told + self._nowhere(report, told)
+        services = {str(address): one.services for address, one in report.verdicts.items()}
+        for problem in self._unanswered.note(self._owners, services, now) if report.ready else ():
+            _log.warning("%s; %s", problem.text, problem.next)
+
+    def _view(self, known: View | None, report: Report, interface: Interface, member: SegmentMember) -> View:
+        """Return what the node is for addresses of a segment; the one that is known, if nothing changed."""
+        lag = self._lagging()
+        behind = int(lag) if lag > LAG_SECONDS else 0
+        made_of = (report, interface, None if report.ready else member.adopted, member.plugged(), behind)
+        if known and known.made_of == made_of:
+            return known
+        verdicts = self._verdicts(report, interface, member, behind)
+        return View(made_of, verdicts, {address: one.standing for address, one in verdicts.items()})
+
     def _verdicts(
-        self, report: Report, interface: Interface, member: SegmentMember
+        self, report: Report, interface: Interface, member: SegmentMember, lag: int
     ) -> dict[IPAddress, Verdict]:
         """Return what the node is for each address that belongs to a segment."""
         if not report.ready:  # what the maps have from before is served
@@ -235,10 +278,7 @@ class Speaker:
             if verdict.kind is AddressKind.LOAD_BALANCER and self._belongs(address, interface)
         }
         if member.plugged():
-            lag = self._lagging()
-            return (
-                {address: _behind(one, lag) for address, one in found.items()} if lag > LAG_SECONDS else found
-            )
+            return {address: _behind(one, lag) for address, one in found.items()} if lag else found
         why = f"{interface.name} has no carrier"
         return {
             address: Verdict(address, Standing.CANNOT, why, one.kind, one.services)
@@ -323,6 +363,7 @@ class Speaker:
             if new is None or (new.name, new.mac) != (member.interface, member.mac):
                 link.close()
                 del self._segments[index]
+                self._views.pop(index, None)
                 self._end(maps, index)
         for index, one in wanted.items():
             if index in self._segments:

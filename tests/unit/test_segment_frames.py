@@ -9,9 +9,10 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from lb.announce.servable import Standing
+from lb.model import IPAddress
 from lb.segment.announcements import announcements
 from lb.segment.election import Claim, Hold, Member
-from lb.segment.heartbeats import Heartbeats, frames
+from lb.segment.heartbeats import MOST_ADDRESSES, Heartbeats, Teller
 
 MAC = "02:00:00:00:00:01"
 ME = Member("node1", MAC)
@@ -22,41 +23,91 @@ CLAIMS = {
 }
 
 
+OTHER = Member("node2", "02:00:00:00:00:02")
+
+
+def all_of(family: str, many: int = MOST_ADDRESSES) -> dict[IPAddress, Claim]:
+    """Return so many addresses, every second of which is owned."""
+    first = int(ip_address(family))
+    make = type(ip_address(family))
+    holds = (Hold.FREE, Hold.HELD)
+    return {make(first + at): Claim(Standing.SERVES, holds[at % 2]) for at in range(many)}
+
+
 def test_beats_are_read_as_they_were_sent() -> None:
-    [frame] = frames(ME, 7, CLAIMS)
-    assert frame[:14].hex(":") == "ff:ff:ff:ff:ff:ff:" + MAC + ":88:b5"
-    assert Heartbeats().read(frame + bytes(20)) == (ME, CLAIMS)  # a short frame is padded on its way
-    [empty] = frames(ME, 8, {})
-    assert Heartbeats().read(empty) == (ME, {})
+    teller, beats = Teller(ME), Heartbeats(OTHER)
+    for claims in (CLAIMS, {}, CLAIMS):
+        whole, short = teller.beat(claims)
+        assert whole[:14].hex(":") == "ff:ff:ff:ff:ff:ff:" + MAC + ":88:b5"
+        assert beats.read(whole + bytes(20)) == (ME, claims)  # a short frame is padded on its way
+        assert beats.read(short + bytes(20)) == (ME, claims)
+    assert not beats.missing
 
 
-def test_beats_of_many_addresses_come_in_parts() -> None:
-    claims = {ip_address(f"2001:db8::{number:x}"): Claim(Standing.SERVES) for number in range(1, 301)}
-    parts = frames(ME, 1, claims)
-    assert len(parts) > 5
-    assert max(map(len, parts)) <= 1514
-    beats = Heartbeats()
-    lost = [beats.read(part) for part in parts[:-1]]  # the last one of the first beat is lost
-    assert not any(lost)
-    again = [beats.read(part) for part in reversed(frames(ME, 2, claims))]
-    assert [one for one in again if one] == [(ME, claims)]
+def test_while_nothing_changes_a_beat_is_one_short_frame_whatever_there_is_to_tell() -> None:
+    teller, beats = Teller(ME), Heartbeats(OTHER)
+    claims = {**all_of("192.0.2.0"), **all_of("2001:db8::")}
+    whole = teller.beat(claims)
+    assert max(map(len, whole)) <= 1514
+    assert [beats.read(frame) for frame in whole][-2:] == [(ME, claims)] * 2
+    [short] = teller.beat(claims)
+    assert len(short) < 100
+    assert beats.read(short) == (ME, claims)
+    changed = {**claims, ip_address("192.0.2.0"): Claim(Standing.LAST)}
+    assert [beats.read(frame) for frame in teller.beat(changed)][-1] == (ME, changed)
+
+
+def test_2000_addresses_take_nine_frames_in_ipv4_and_thirty_in_ipv6() -> None:
+    assert [len(Teller(ME).beat(all_of(each, 2000))) for each in ("192.0.2.0", "2001:db8::")] == [9, 30]
+
+
+def test_the_longest_name_leaves_room_for_a_part_and_for_what_is_missing() -> None:
+    missing = [Member("x", f"02:00:00:00:{at >> 8:02x}:{at & 255:02x}") for at in range(1000)]
+    sent = Teller(Member("n" * 253, MAC)).beat(all_of("2001:db8::", 200), missing)
+    assert max(map(len, sent)) <= 1514
+
+
+def test_who_has_lost_a_frame_asks_and_is_told_again() -> None:
+    """Until then it does not hear the other: what that says may be another thing than before."""
+    teller, beats = Teller(ME), Heartbeats(OTHER)
+    claims = all_of("2001:db8::", 300)
+    *whole, short = teller.beat(claims)
+    assert not any(map(beats.read, [*whole[1:], short]))  # the first part is lost
+    assert beats.missing == {ME}
+    mine = Heartbeats(ME)
+    [*_, asking] = Teller(OTHER).beat({}, beats.missing)
+    mine.read(asking)
+    assert mine.asked
+    assert not Heartbeats(Member("node3", "02:00:00:00:00:03")).asked
+    again = [beats.read(frame) for frame in teller.beat(claims, whole=mine.asked)]
+    assert again[-1] == (ME, claims)
+    assert not beats.missing
+
+
+def test_parts_of_two_beats_are_not_put_together() -> None:
+    teller, beats = Teller(ME), Heartbeats(OTHER)
+    *first, _ = teller.beat(all_of("2001:db8::", 100))
+    *second, _ = teller.beat(all_of("2001:db8::1:0", 100))
+    assert len(first) == len(second) == 2
+    assert not any(map(beats.read, (first[0], second[1])))
 
 
 def test_beats_of_strangers_are_refused() -> None:
-    [good] = frames(ME, 1, CLAIMS)
-    beats = Heartbeats()
+    good, _ = Teller(ME).beat(CLAIMS)
+    beats = Heartbeats(OTHER)
     bad = [
         b"",
         good[:20],
         good[:-4],
         good[:12] + b"\x08\x06" + good[14:],
         good.replace(b"LBA1", b"LBA2"),
-        good.replace(b"[", b"{", 1),
-        good.replace(b"192.0.2.10", b"192.0.2.x0"),
-        good.replace(b'"sh"', b'"zz"'),
-        good.replace(b",1,0,1,", b",1,3,1,"),
-        good.replace(b'"node1"', b'""     '),
+        good[:20] + b"\x81" + good[21:],  # a map in the place of an array
+        good.replace(b"\xc4\x04", b"\xc4\x03").replace(b"\xa2sh", b"\xa2sh", 1),
+        good.replace(b"\xa2sh", b"\xa2zz"),
+        good.replace(b"\x01\x00\x01\xc4\x00", b"\x01\x03\x01\xc4\x00"),  # the fourth part of one
+        good.replace(b"\xa5node1", b"\xa0"),
     ]
+    assert good not in bad
     assert not any(beats.read(frame) for frame in bad)
     assert beats.refused == len(bad)
 

@@ -16,7 +16,7 @@ from lb.datapath.attach.netlink import Interface
 from lb.segment import ownership
 from lb.segment.announcements import announcements
 from lb.segment.election import TIMING, Claim, Hold, Member
-from lb.segment.heartbeats import ETHERTYPE, frames
+from lb.segment.heartbeats import ETHERTYPE, Heartbeats, Teller
 from lb.segment.member import (
     AGAIN_SECONDS,
     FORMER_SECONDS,
@@ -85,7 +85,7 @@ class Bench:
         return {address for (_, address), one in ownership.read(self.maps).items() if one.until_ns > now}
 
     def hear(self, hold: Hold = Hold.FREE, standing: Standing = Standing.SERVES) -> None:
-        self.port.coming += frames(PEER, int(self.now * 10), {VIP: Claim(standing, hold)})
+        self.port.coming += Teller(PEER).beat({VIP: Claim(standing, hold)})
 
     def announced(self) -> list[bytes]:
         return [frame for frame in self.port.sent if frame[12:14] != ETHERTYPE.to_bytes(2, "big")]
@@ -199,3 +199,54 @@ def test_entries_of_a_map_are_those_that_were_written(bench: Bench) -> None:
     assert ownership.read(bench.maps) == {(7, VIP): entries[VIP], (7, VIP6): entries[VIP6]}
     ownership.end(bench.maps, 7, [VIP, VIP6])
     assert ownership.read(bench.maps) == {}
+
+
+def test_a_member_tells_everything_again_when_somebody_has_missed_it(bench: Bench) -> None:
+    bench.run(ALL)
+    heard = Heartbeats(PEER)
+    sent, bench.port.sent = bench.port.sent, []
+    bench.run(2 * TIMING.beat)
+    assert not any(heard.read(frame) for frame in bench.port.sent), "nothing has changed"
+    assert heard.missing == {bench.member.election.me}
+    bench.port.coming += Teller(PEER).beat({}, heard.missing)
+    bench.port.sent = []
+    bench.run(0.1)
+    told = [heard.read(frame) for frame in bench.port.sent]
+    claims = {address: Claim(Standing.SERVES, Hold.HELD) for address in (VIP, VIP6)}
+    assert told[-1] == (bench.member.election.me, claims)
+    bench.port.sent = []
+    bench.run(4 * TIMING.beat)
+    assert max(map(len, bench.port.sent)) < 100, "once is enough"
+    assert sent
+
+
+def test_a_member_that_lacks_what_another_says_asks_for_it(bench: Bench) -> None:
+    bench.run(ALL)
+    peer = Teller(PEER)
+    *_, short = peer.beat({VIP: Claim(Standing.SERVES)})
+    bench.port.coming.append(short)
+    heard = Heartbeats(PEER)
+    bench.port.sent = []
+    bench.run(2 * TIMING.beat)
+    for frame in bench.port.sent:
+        heard.read(frame)
+    assert heard.asked
+    assert not bench.member.election.peers(), "it is not heard before"
+    bench.port.coming += peer.beat({VIP: Claim(Standing.SERVES)}, whole=True)
+    bench.run(0.1)
+    assert PEER in bench.member.election.peers()
+
+
+def test_of_more_addresses_than_can_be_told_the_lowest_are_announced(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lb.segment.member.MOST_ADDRESSES", 3)
+    bench.standings = {**{VIP + at: Standing.SERVES for at in (4, 1, 3, 0, 2)}, VIP6: Standing.SERVES}
+    bench.run(ALL)
+    assert bench.answered() == {VIP, VIP + 1, VIP + 2, VIP6}
+    assert bench.member.left_out == 2
+    del bench.standings[VIP + 4]
+    del bench.standings[VIP]
+    bench.run(1.0)
+    assert bench.answered() == {VIP + 1, VIP + 2, VIP + 3, VIP6}
+    assert bench.member.left_out == 0
