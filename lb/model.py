@@ -330,8 +330,19 @@ class Node:
     origin: Origin = field(default=NOWHERE, compare=False)
 
 
-Resource = Service | EndpointSlice | Node
-"""What a source hands on; pods and Endpoints objects have become EndpointSlices by then."""
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """A core/v1 Namespace: its labels, by which pools of load-balancer addresses may choose Services."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=_no_labels)
+    origin: Origin = field(default=NOWHERE, compare=False)
+
+
+Resource = Service | EndpointSlice | Node | Namespace
+"""What a source hands on; pods and Endpoints objects have become EndpointSlices by then. Namespaces are for
+who gives addresses alone."""
+ResourceKind = type[Service] | type[EndpointSlice] | type[Node] | type[Namespace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,9 +354,9 @@ class Upsert:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A resource is gone; a Node's key has the namespace ``""``."""
+    """A resource is gone; a Node's key and a Namespace's have the namespace ``""``."""
 
-    kind: type[Service] | type[EndpointSlice] | type[Node]
+    kind: ResourceKind
     key: ObjectKey
 
 

@@ -29,7 +29,7 @@ from itertools import chain
 from lb.addresses.claimant import Claimant
 from lb.addresses.pool import Pool, Pools
 from lb.addresses.sharing import age, gives_way, may_share
-from lb.model import IPAddress, ObjectKey
+from lb.model import IPAddress, Namespace, ObjectKey
 from lb.words import some
 
 
@@ -102,13 +102,17 @@ def allocate(
     *,
     promised: Mapping[ObjectKey, tuple[IPAddress, ...]] | None = None,
     past: Past = Past(),
+    namespaces: Mapping[str, Namespace] | None = None,
 ) -> Outcome:
     """Return what every Service that is ours should have.
 
     claimants: all Services, of whatever type. now: seconds since the epoch. promised: addresses that are on
-    their way into a status.
+    their way into a status. namespaces: by name; one that is missing has no labels.
     """
-    return _Allocation(pools, list(claimants), now, promised or {}, past).run()
+    allocation = _Allocation(
+        pools, list(claimants), now, promised=promised or {}, past=past, namespaces=namespaces or {}
+    )
+    return allocation.run()
 
 
 class _RefusedError(Exception):
@@ -127,10 +131,13 @@ class _Allocation:
         pools: Pools,
         claimants: list[Claimant],
         now: float,
+        *,
         promised: Mapping[ObjectKey, tuple[IPAddress, ...]],
         past: Past,
+        namespaces: Mapping[str, Namespace],
     ) -> None:
         self._pools = pools
+        self._namespaces = namespaces
         self._claimants = sorted(claimants, key=age)
         self._now = now
         self._past = past
@@ -323,9 +330,9 @@ class _Allocation:
             if self._serves(pool, each) and (pool.name in names if names else pool.automatic)
         ]
 
-    @staticmethod
-    def _serves(pool: Pool, each: Claimant) -> bool:
-        return pool.serves(each.key.namespace, each.labels)
+    def _serves(self, pool: Pool, each: Claimant) -> bool:
+        name = each.key.namespace
+        return pool.serves(self._namespaces.get(name) or Namespace(name), each.labels)
 
     def _is_free(self, address: IPAddress) -> bool:
         return not self._occupants.get(address)

@@ -12,28 +12,29 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
+from typing import Any
 
-from lb.addresses.claimant import Claimant
 from lb.addresses.controller import AddressController
-from lb.addresses.decode import CLAIMANTS
+from lb.addresses.decode import CLAIMANTS, NAMESPACES
 from lb.addresses.pool import PoolsFile
 from lb.addresses.telemetry import Telemetry
 from lb.errors import InputError
 from lb.kube.availability import Availability, HangDetector
 from lb.kube.client import ApiError, Client
+from lb.kube.convert import R, Reader
 from lb.kube.events import EventWriter
 from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
 from lb.kube.reflector import Reflector, Selection
 from lb.kube.timing import Pace, Timing
-from lb.kube.workers import running
+from lb.kube.workers import Worker, running
 from lb.model import Event, ObjectKey
 
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
 
-Batch = tuple[Sequence[Event], bool]
-"""What a reflector found, and whether a list is complete with it."""
+Batch = tuple[str, Sequence[Event], bool]
+"""Of which kind, what a reflector found, and whether a list is complete with it."""
 
 
 class ClusterAllocator:
@@ -102,35 +103,45 @@ class Term:
         self._inbox: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
         self._availability = Availability(self._client.probe, self._timing)
         self._events = EventWriter(self._client, allocator._identity, self._timing, self._availability)
-        self._reflector: Reflector[Claimant] = Reflector(
-            self._client,
-            Selection(CLAIMANTS),
-            lambda events, listed: self._inbox.put((events, listed)),
-            self._report,
-            timing=self._timing,
-            pace=Pace(self._timing.clock),
-            availability=self._availability,
-        )
-        self._hang_detector = HangDetector(
-            self._client.probe,
-            self._timing,
-            lambda: self._reflector.health().contact,
-            self._reflector.hang_up,
-        )
+        self._labelled = self._pools.pools.need_namespaces
+        self._reflectors: list[Reflector[Any]] = [self._reflector(CLAIMANTS)]
+        if self._labelled:
+            self._reflectors.append(self._reflector(NAMESPACES))
+        self._unlisted = {each.path for each in (CLAIMANTS, *((NAMESPACES,) if self._labelled else ()))}
+        self._hang_detector = HangDetector(self._client.probe, self._timing, self._contact, self._hang_up)
         self._controller = AddressController(
             self._client, self._lease, self._pools, self._telemetry, publish=self._events.publish
         )
-        self._listed = False
         self._due: float | None = None
         """When to look at everything, in clock seconds; None: nothing has changed."""
         self._renewal = self._timing.clock() + RENEW_SECONDS
 
     def run(self) -> None:
         """Give addresses until the Lease is lost or stop is set."""
-        workers = (self._reflector, self._hang_detector, self._events)
+        workers: tuple[Worker, ...] = (*self._reflectors, self._hang_detector, self._events)
         with running(workers, self._availability, lambda _, error: self._inbox.put(error)):
             while not self._stop.is_set() and self._turn():
                 pass
+
+    def _reflector(self, reader: Reader[Any, R]) -> Reflector[R]:
+        return Reflector(
+            self._client,
+            Selection(reader),
+            lambda events, listed: self._inbox.put((reader.path, events, listed)),
+            self._report,
+            timing=self._timing,
+            pace=Pace(self._timing.clock),
+            availability=self._availability,
+        )
+
+    def _contact(self) -> float | None:
+        """Return when the API server was last heard by the one that has heard it least lately."""
+        found = [each.health().contact for each in self._reflectors]
+        return min((one for one in found if one is not None), default=None) if None not in found else None
+
+    def _hang_up(self, why: str) -> None:
+        for each in self._reflectors:
+            each.hang_up(why)
 
     def _turn(self) -> bool:
         """Take in what has come, renew the Lease, look at everything if due; return whether to go on."""
@@ -144,7 +155,10 @@ class Term:
         if self._pools.refresh():
             self._due = now
         self._telemetry.pools, self._telemetry.pools_error = self._pools.pools, self._pools.error
-        if self._listed and self._due is not None and now >= self._due:
+        if self._pools.pools.need_namespaces is not self._labelled:
+            _log.info("the pools go by labels of Namespaces %s", "no more" if self._labelled else "now")
+            return False  # the next term reads them, or does not
+        if not self._unlisted and self._due is not None and now >= self._due:
             try:
                 wait = self._controller.look()
             except LostLeaseError as error:
@@ -168,8 +182,9 @@ class Term:
         for batch in batches:
             if isinstance(batch, BaseException):
                 raise batch
-            events, listed = batch
+            path, events, listed = batch
             for event in events:
                 self._controller.learn(event)
-            self._listed |= listed
+            if listed:
+                self._unlisted.discard(path)
             self._due = self._timing.clock()

@@ -33,7 +33,7 @@ from lb.kube.client import ApiError, Client
 from lb.kube.convert import ADDRESSES_CONDITION
 from lb.kube.events import Notice
 from lb.kube.lease import Lease, LostLeaseError
-from lb.model import Delete, Event, ObjectKey, Service, Upsert
+from lb.model import Delete, Event, Namespace, ObjectKey, Service, Upsert
 
 _log = logging.getLogger(__name__)
 
@@ -65,13 +65,18 @@ class AddressController:
         self._publish = publish
         self._wall = wall
         self._claimants: dict[ObjectKey, Claimant] = {}
+        self._namespaces: dict[str, Namespace] = {}
         self._promises = promises_of(lease.notes)
         self._past = Past(resting=resting_of(lease.notes))
         self._complaints: set[str] = set()
 
     def learn(self, event: Event) -> None:
-        """Take in what the API tells of a Service."""
+        """Take in what the API tells of a Service or a Namespace."""
         match event:
+            case Upsert(resource=Namespace() as found):
+                self._namespaces[found.name] = found
+            case Delete(kind=kind, key=key) if kind is Namespace:
+                self._namespaces.pop(key.name, None)
             case Delete(key=key):
                 self._claimants.pop(key, None)
             case Upsert(resource=Claimant() as found):
@@ -94,6 +99,7 @@ class AddressController:
             self._wall(),
             promised=addresses_of(self._promises),
             past=self._past,
+            namespaces=self._namespaces,
         )
         self._past, self._telemetry.outcome, self._telemetry.leading = outcome.past, outcome, True
         changes = [each for each in outcome.verdicts.values() if differs(each)]

@@ -16,6 +16,7 @@ from lb.kube.convert import Reader, parse_address
 from lb.kube.decode import ApiObject, Metadata
 from lb.model import (
     IPAddress,
+    Namespace,
     ObjectKey,
     Protocol,
     Service,
@@ -131,4 +132,16 @@ def _addresses(texts: Iterable[str]) -> tuple[IPAddress, ...]:
     return tuple(found)
 
 
+class NamespaceObject(ApiObject):
+    """A core/v1 Namespace."""
+
+    metadata: ClaimantMetadata
+
+
+def namespace(item: NamespaceObject) -> Namespace:
+    """Return what is read of a Namespace."""
+    return Namespace(sys.intern(item.metadata.name), item.metadata.labels or {})
+
+
+NAMESPACES = Reader(Namespace, "/api/v1/namespaces", NamespaceObject, namespace)
 CLAIMANTS = Reader(Service, "/api/v1/services", ClaimantObject, claimant)

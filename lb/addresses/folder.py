@@ -34,7 +34,7 @@ from lb.manifests.complete import ip_families
 from lb.manifests.library import MOST_BYTES, Library
 from lb.manifests.notices import RESCAN_SECONDS, notices
 from lb.manifests.objects import ServiceAddresses, ServiceRequest
-from lb.model import IPAddress, ObjectKey, ServiceType
+from lb.model import IPAddress, Namespace, ObjectKey, ServiceType
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +162,14 @@ class FolderAllocator:
                 if key not in claimants and given.addresses:
                     claimants[key] = _unseen(given)
         promised = {key: each.addresses for key, each in self._state.items()}
-        outcome = allocate(self._pools.pools, claimants.values(), now, promised=promised, past=self._past)
+        outcome = allocate(
+            self._pools.pools,
+            claimants.values(),
+            now,
+            promised=promised,
+            past=self._past,
+            namespaces={each.name: each for each in objects if isinstance(each, Namespace)},
+        )
         self._again = not self._write(_state_of(outcome, claimants, self._state))
         if not self._again:
             self._past = outcome.past

@@ -9,6 +9,7 @@
         avoid: [first, last, 203.0.113.7]
         automatic: true           # default; false: only Services that ask for the pool or the address
         namespaces: [shop, blog]  # default: all
+        namespace_labels: {tier: front}  # besides these, namespaces with all of these labels; default: none
         labels: {exposed: "yes"}  # labels that a Service must have; default: none
     load_balancer_class: lbctl    # default; of Services with a loadBalancerClass, these are ours
     without_class: true           # default; Services without loadBalancerClass are ours as well
@@ -31,7 +32,7 @@ from lb.folders import signature
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields, Problems
 from lb.manifests.own_file import one_document, read_text
-from lb.model import IPAddress
+from lb.model import IPAddress, Namespace
 from lb.words import some
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ REST_SECONDS = 600
 _MOST_REST = 30 * 86_400
 _FIRST, _LAST = "first", "last"
 _TOP = frozenset(("pools", "load_balancer_class", "without_class", "rest_seconds"))
-_POOL = frozenset(("name", "addresses", "avoid", "automatic", "namespaces", "labels"))
+_POOL = frozenset(("name", "addresses", "avoid", "automatic", "namespaces", "namespace_labels", "labels"))
 
 Span = tuple[int, range]
 """IP version, and addresses as numbers."""
@@ -55,24 +56,30 @@ class Pool:
     ----------
     ranges: by IP version (4, 6), disjoint ranges of addresses as numbers, in ascending order.
     automatic: Services that do not ask for it are given its addresses, too.
-    namespaces: of which Services; empty: of all. labels: that a Service must have.
+    namespaces, namespace_labels: of which Services, by the name of their namespace or by all of these labels
+        of it; both empty: of all. labels: that a Service must have.
     """
 
     name: str
     ranges: Mapping[int, tuple[range, ...]]
     automatic: bool = True
     namespaces: frozenset[str] = frozenset()
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, address: IPAddress) -> bool:
         """Tell whether the address is one to give."""
         return any(int(address) in each for each in self.ranges.get(address.version, ()))
 
-    def serves(self, namespace: str, labels: Mapping[str, str]) -> bool:
+    def serves(self, namespace: Namespace, labels: Mapping[str, str]) -> bool:
         """Tell whether a Service of that namespace, with those labels, may have its addresses."""
-        if self.namespaces and namespace not in self.namespaces:
-            return False
-        return self.labels.items() <= labels.items()
+        return self._chooses(namespace) and self.labels.items() <= labels.items()
+
+    def _chooses(self, namespace: Namespace) -> bool:
+        if not self.namespaces and not self.namespace_labels:
+            return True
+        labelled = self.namespace_labels.items() <= namespace.labels.items()
+        return namespace.name in self.namespaces or (bool(self.namespace_labels) and labelled)
 
     def addresses(self, version: int) -> Iterator[IPAddress]:
         """Yield its addresses of a family in ascending order; there may be 2**128."""
@@ -104,6 +111,11 @@ class Pools:
     def of(self, address: IPAddress) -> Pool | None:
         """Return the first pool that has the address."""
         return next((each for each in self.pools if each.holds(address)), None)
+
+    @property
+    def need_namespaces(self) -> bool:
+        """Whether labels of namespaces count."""
+        return any(each.namespace_labels for each in self.pools)
 
     def ours(self, load_balancer_class: str) -> bool:
         """Tell whether a Service of this loadBalancerClass, ``""`` for none, is for us to serve."""
@@ -248,6 +260,7 @@ def _pool(fields: Fields) -> Pool:
         ranges,
         automatic=automatic.flag() or not automatic.present,
         namespaces=frozenset(namespaces),
+        namespace_labels=fields["namespace_labels"].string_map(syntax.label_key, syntax.label_value),
         labels=fields["labels"].string_map(syntax.label_key, syntax.label_value),
     )
 

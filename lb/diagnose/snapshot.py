@@ -22,7 +22,7 @@ from lb.manifests.complete import Pools
 from lb.manifests.documents import Content, read
 from lb.manifests.library import MOST_BYTES, SUFFIXES, Library, walk
 from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceAddresses, ServiceRequest
-from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
+from lb.model import EndpointSlice, Namespace, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
 
 if TYPE_CHECKING:
@@ -134,8 +134,8 @@ def identity(parsed: Parsed) -> ObjectId:
     match parsed:
         case ServiceRequest():
             return "Service", parsed.service.key
-        case Node():
-            return "Node", ObjectKey("", parsed.name)
+        case Node() | Namespace():
+            return type(parsed).__name__, ObjectKey("", parsed.name)
         case Pod() | EndpointSlice() | Endpoints() | ServiceAddresses():
             return type(parsed).__name__, parsed.key
 

@@ -46,6 +46,7 @@ from lb.model import (
     ObjectKey,
     Protocol,
     Resource,
+    ResourceKind,
     Service,
     ServicePort,
     ServiceType,
@@ -299,7 +300,7 @@ def _network(field: str, text: str) -> IPNetwork:
 
 S = TypeVar("S", bound=ApiObject)
 R = TypeVar("R", bound=Resource)
-ModelType = type[Service] | type[EndpointSlice] | type[Node]
+ModelType = ResourceKind
 
 
 @dataclass(frozen=True, slots=True)

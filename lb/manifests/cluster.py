@@ -10,9 +10,9 @@ from lb.manifests.addresses import with_addresses
 from lb.manifests.complete import Pools, complete, ip_families
 from lb.manifests.endpoints import endpoint_slices
 from lb.manifests.objects import Endpoints, Parsed, ServiceAddresses, ServiceRequest
-from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, Service
+from lb.model import EndpointSlice, Node, ObjectKey, Pod, Resource, ResourceKind, Service
 
-ResourceId = tuple[type[Service] | type[EndpointSlice] | type[Node], ObjectKey]
+ResourceId = tuple[ResourceKind, ObjectKey]
 
 
 def assemble(

@@ -6,18 +6,18 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from lb.errors import InputError
 from lb.manifests import addresses
 from lb.manifests.fields import Field, Fields, Problems
-from lb.manifests.objects import ObjectId, Parsed, origin_of, read_key, read_meta
+from lb.manifests.objects import Meta, ObjectId, Parsed, origin_of, read_key, read_meta
 from lb.manifests.service import read_service
 from lb.manifests.slices import read_endpoints, read_slice
 from lb.manifests.workloads import read_node, read_pod
 from lb.manifests.yamldoc import Document, Fault, YamlNode, load
-from lb.model import ObjectKey
+from lb.model import Namespace, ObjectKey
 from lb.words import some
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _API_VERSIONS = {
 KINDS = tuple(_API_VERSIONS)
 """What is read of Kubernetes' kinds; all else is passed over."""
 _API_VERSIONS[addresses.KIND] = addresses.API_VERSION
+_API_VERSIONS["Namespace"] = "v1"  # for who gives addresses alone
+_CLUSTER_WIDE = ("Node", "Namespace")
 _TYPE = ("apiVersion", "kind", "metadata")
 _TOP = {
     "Service": frozenset((*_TYPE, "spec", "status")),
@@ -40,6 +42,7 @@ _TOP = {
     "Endpoints": frozenset((*_TYPE, "subsets")),
     "EndpointSlice": frozenset((*_TYPE, "addressType", "endpoints", "ports")),
     addresses.KIND: addresses.FIELDS | {*_TYPE},
+    "Namespace": frozenset((*_TYPE, "spec", "status")),
 }
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in _API_VERSIONS}}
 _LIST_TOP = frozenset((*_TYPE, "items"))
@@ -79,6 +82,16 @@ class _Item:
     node: YamlNode
     faults: tuple[Fault, ...]
     kind: str = ""
+
+
+_READERS: Mapping[str, Callable[[Fields, Meta], Parsed]] = {
+    "Pod": read_pod,
+    "Node": read_node,
+    "Namespace": lambda _, meta: Namespace(meta.key.name, meta.labels, meta.origin),
+    "EndpointSlice": read_slice,
+    "Endpoints": read_endpoints,
+    addresses.KIND: addresses.read_addresses,
+}
 
 
 def passed_over_text(passed_over: Mapping[str, int]) -> str:
@@ -172,7 +185,7 @@ def _read_item(path: str, item: _Item, node_ports: range, content: Content) -> N
         _unusable(content, problems)
         return
     metadata = top["metadata"].fields()
-    key = read_key(metadata, namespaced=kind != "Node")
+    key = read_key(metadata, namespaced=kind not in _CLUSTER_WIDE)
     problems.object = f"{kind} {key}" if key.name else kind
     identity = (kind, key)
     _note_lost_indentation(top, _TOP[kind])
@@ -229,18 +242,8 @@ def _is_ours(top: Fields, kind: str, version: str) -> bool:
 
 
 def _convert(kind: str, key: ObjectKey, top: Fields, node_ports: range) -> Parsed:
-    of_service = kind in ("Service", addresses.KIND)
-    meta = read_meta(top["metadata"].fields(), key, top.place.line, dns_label=of_service)
-    match kind:
-        case "Service":
-            return read_service(top, meta, node_ports)
-        case "Pod":
-            return read_pod(top, meta)
-        case "Node":
-            return read_node(top, meta)
-        case "EndpointSlice":
-            return read_slice(top, meta)
-        case addresses.KIND:
-            return addresses.read_addresses(top, meta)
-        case _:
-            return read_endpoints(top, meta)
+    dns_label = kind in ("Service", "Namespace", addresses.KIND)
+    meta = read_meta(top["metadata"].fields(), key, top.place.line, dns_label=dns_label)
+    if kind == "Service":
+        return read_service(top, meta, node_ports)
+    return _READERS[kind](top, meta)

@@ -9,7 +9,17 @@ from datetime import UTC, datetime
 
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
-from lb.model import EndpointPort, EndpointSlice, IPAddress, Node, ObjectKey, Origin, Pod, Service
+from lb.model import (
+    EndpointPort,
+    EndpointSlice,
+    IPAddress,
+    Namespace,
+    Node,
+    ObjectKey,
+    Origin,
+    Pod,
+    Service,
+)
 
 PORT_MIN, PORT_MAX = 1, 65535
 
@@ -80,7 +90,7 @@ class ServiceAddresses:
     origin: Origin = field(default=Origin(""), compare=False)
 
 
-Parsed = ServiceRequest | Pod | Node | EndpointSlice | Endpoints | ServiceAddresses
+Parsed = ServiceRequest | Pod | Node | Namespace | EndpointSlice | Endpoints | ServiceAddresses
 ObjectId = tuple[str, ObjectKey]
 """Kind and key."""
 

@@ -167,7 +167,7 @@ class ClusterState:
             if known is not None:
                 changes.services |= self._overlaps.replace_slice(known, None)
                 self._drop_slice(known, changes)
-        elif self._nodes.pop(key.name, None) is not None:
+        elif kind is Node and self._nodes.pop(key.name, None) is not None:
             changes.nodes.add(key.name)
 
     def _cross(self, key: ObjectKey, before: Service | None, after: Service | None, changes: Changes) -> None:

@@ -51,6 +51,7 @@ def _closed(description: str = "", /, **properties: Schema) -> Schema:
 
 
 def _pool() -> Schema:
+    labels: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
     texts: Schema = {"type": "array", "items": {"type": "string"}}
     pool = _closed(
         "",
@@ -59,7 +60,8 @@ def _pool() -> Schema:
         avoid=texts,
         automatic={"type": "boolean"},
         namespaces=texts,
-        labels={"type": "object", "additionalProperties": {"type": "string"}},
+        namespace_labels=labels,
+        labels=labels,
     )
     return pool | {"required": ["name", "addresses"]}
 

@@ -17,6 +17,7 @@ from lb.model import (
     Delete,
     EndpointSlice,
     Event,
+    Namespace,
     Node,
     ObjectKey,
     Resource,
@@ -138,7 +139,11 @@ class Running:
                 self.events.append(event)
                 if isinstance(event, Upsert):
                     resource = event.resource
-                    key = ObjectKey("", resource.name) if isinstance(resource, Node) else resource.key
+                    key = (
+                        ObjectKey("", resource.name)
+                        if isinstance(resource, Node | Namespace)
+                        else resource.key
+                    )
                     self.resources[type(resource), key] = resource
                 elif isinstance(event, Delete):
                     del self.resources[event.kind, event.key]  # a Delete of the unknown is an error

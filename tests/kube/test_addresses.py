@@ -206,13 +206,62 @@ def test_a_status_that_is_refused_once_is_written_later(server: ClusterDouble, p
         assert one.telemetry.failures == 1
 
 
+def test_pools_go_by_labels_of_namespaces_which_are_watched_while_one_does(
+    server: ClusterDouble, pools: Path
+) -> None:
+    """No pool is chosen before the labels are known."""
+    labelled = "{name: front, addresses: [198.51.100.0/29], namespace_labels: {tier: front}}"
+    plain = pools.read_text()
+    make(server, "first")
+    with running(server, pools):
+        until(lambda: addresses(server, "first"))
+        assert not server.asked("list", "namespaces")
+        rewrite(pools, plain.replace("pools: [", f"pools: [{labelled}, "))
+        until(lambda: server.watching("namespaces"))
+        make(server, "second")
+        until(lambda: addresses(server, "second"))
+        named = {"name": NAMESPACE, "labels": {"tier": "front"}}
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": named}
+        server.put(namespace)
+        until(lambda: next_of(server).startswith("198.51.100."))
+        rewrite(pools, plain)
+        # The server sees that nobody watches any more when it has something to tell.
+        until(lambda: server.put(namespace) and not server.watching("namespaces"))
+    assert (addresses(server, "first"), addresses(server, "second")) == (["192.0.2.1"], ["192.0.2.2"])
+    rewrite(pools, plain.replace("pools: [", f"pools: [{labelled}, "))
+    with running(server, pools, "two"):
+        make(server, "last")
+        until(lambda: addresses(server, "last"))
+    assert addresses(server, "last")[0].startswith("198.51.100."), "the labels were listed first"
+
+
+def rewrite(path: Path, text: str) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.rename(path)
+
+
+def next_of(server: ClusterDouble) -> str:
+    """Return the address that a Service is given that is made now, and delete it again."""
+    name = f"probe-{server.version}"  # one of the same name would get the address back
+    probe = make(server, name)
+    until(lambda: addresses(server, name))
+    found = addresses(server, name)[0]
+    server.remove(probe)
+    return found
+
+
 def test_the_roles_allow_exactly_the_requests_that_are_made(
     server: ClusterDouble, pools: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lb.kube.events.SERIES_SECONDS", -1.0)
     monkeypatch.setattr("lb.addresses.cluster.RENEW_SECONDS", 0.2)
+    pools.write_text(
+        "pools: [{name: edge, addresses: [192.0.2.0/29], namespace_labels: {tier: front}},"
+        "{name: all, addresses: [192.0.2.8/29]}]"
+    )
     with running(server, pools):
-        until(lambda: server.watching("services"))
+        until(lambda: server.watching("services") and server.watching("namespaces"))
         make(server, "web")
         until(lambda: addresses(server, "web") and events(server) and server.asked("update", "leases"))
         # The Event of now is said again when a Service loses and regains its address.

@@ -261,3 +261,23 @@ def _until(done: object) -> None:
             return
         threading.Event().wait(0.05)
     pytest.fail("not within 30 s")
+
+
+def test_a_pool_goes_by_labels_of_namespace_objects_in_the_folder(bench: Bench) -> None:
+    bench.pools.write_text(
+        "pools: [{name: front, addresses: [198.51.100.1], namespace_labels: {tier: front}},"
+        "{name: all, addresses: [192.0.2.1]}]"
+    )
+    bench.start()
+    bench.service("web")
+    (bench.manifests / "namespace.yaml").write_text(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {tier: front}}\n"
+    )
+    bench.step()
+    assert [str(one) for one in bench.agents()["web"].load_balancer_ips] == ["198.51.100.1"]
+    (bench.manifests / "namespace.yaml").unlink()
+    bench.service("other")
+    bench.step()
+    found = bench.agents()
+    assert [str(one) for one in found["web"].load_balancer_ips] == ["198.51.100.1"], "it stays"
+    assert [str(one) for one in found["other"].load_balancer_ips] == ["192.0.2.1"]

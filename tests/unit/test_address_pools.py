@@ -14,6 +14,7 @@ from lb.addresses import pool
 from lb.addresses.pool import PoolsFile, parse, without
 from lb.addresses.request import read_request
 from lb.errors import ConfigError
+from lb.model import Namespace
 
 WHOLE = """\
 pools:
@@ -22,6 +23,7 @@ pools:
     avoid: [first, last, 203.0.113.9]
     automatic: false
     namespaces: [shop, blog]
+    namespace_labels: {tier: front, team: a}
     labels: {exposed: "yes"}
   - name: rest
     addresses: [198.51.100.7, 198.51.100.8/31]
@@ -44,10 +46,16 @@ def test_a_whole_file() -> None:
     assert (edge.size(4), edge.size(6), rest.size(6)) == (2, 2, 0)
     assert [str(one) for one in rest.addresses(4)] == ["198.51.100.7", "198.51.100.8", "198.51.100.9"]
     assert (edge.automatic, rest.automatic) == (False, True)
-    assert edge.serves("shop", {"exposed": "yes", "more": ""})
-    assert not edge.serves("shop", {"exposed": "no"})
-    assert not edge.serves("other", {"exposed": "yes"})
-    assert rest.serves("other", {})
+    assert edge.serves(Namespace("shop"), {"exposed": "yes", "more": ""})
+    assert not edge.serves(Namespace("shop"), {"exposed": "no"})
+    assert not edge.serves(Namespace("other"), {"exposed": "yes"})
+    labelled = Namespace("other", {"tier": "front", "team": "a", "more": ""})
+    assert edge.serves(labelled, {"exposed": "yes"})
+    assert not edge.serves(labelled, {})
+    assert not edge.serves(Namespace("other", {"tier": "front"}), {"exposed": "yes"})
+    assert rest.serves(Namespace("other"), {})
+    assert pools.need_namespaces
+    assert not parse("pools: [{name: a, addresses: [192.0.2.1]}]", "f").need_namespaces
     assert edge.holds(ip_address("203.0.113.2"))
     assert not edge.holds(ip_address("203.0.113.8"))
     assert pools.of(ip_address("198.51.100.8")) is rest
