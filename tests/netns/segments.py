@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 
@@ -57,13 +57,17 @@ spec:
 NEAR, WEB, WEB6 = (ip_address(text) for text in ("192.168.77.225", "192.168.77.226", "fd00:77::e001"))
 
 
-class Asker:
-    """Asks, from the lab's client, who has an address, as hosts do that have not noted it yet."""
+_SECOND = "br1"
+_UP, _PROMISCUOUS = 0x1, 0x100  # IFF_UP; IFF_PROMISC: the switch itself hears what its ports do
 
-    def __init__(self, lab: Lab) -> None:
-        with namespaces.inside(lab.spec.client):
+
+class Asker:
+    """Asks who has an address, as hosts do that have not noted it yet. By default it is the lab's client."""
+
+    def __init__(self, lab: Lab, namespace: str = "", interface: str = UPLINK) -> None:
+        with namespaces.inside(namespace or lab.spec.client):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
-            self._socket.bind((UPLINK, 3))
+            self._socket.bind((interface, 3))
         self._nodes = {node_mac(node): node for node in lab.spec.node_names}
 
     def close(self) -> None:
@@ -212,6 +216,34 @@ def asker(lab: Lab) -> Iterator[Asker]:
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def halves(lab: Lab, far: Collection[str]) -> Iterator[Asker]:
+    """Part the segment: some nodes are at a switch of their own meanwhile. Give an asker on their side."""
+    with namespaces.netlink(lab.spec.switch) as switch:
+        switch.link("add", ifname=_SECOND, kind="bridge", br_mcast_snooping=0)
+        bridge = switch.link_lookup(ifname=_SECOND)[0]
+        switch.link("set", index=bridge, state="up")
+        switch.link("set", index=bridge, flags=_UP | _PROMISCUOUS, change=_PROMISCUOUS)
+    try:
+        _move(lab, far, _SECOND)
+        found = Asker(lab, lab.spec.switch, _SECOND)
+        try:
+            yield found
+        finally:
+            found.close()
+    finally:
+        _move(lab, far, "br0")
+        with namespaces.netlink(lab.spec.switch) as switch:
+            switch.link("del", index=switch.link_lookup(ifname=_SECOND)[0])
+
+
+def _move(lab: Lab, nodes: Collection[str], bridge: str) -> None:
+    with namespaces.netlink(lab.spec.switch) as switch:
+        index = switch.link_lookup(ifname=bridge)[0]
+        for node in nodes:
+            switch.link("set", index=switch.link_lookup(ifname=node)[0], master=index)
 
 
 def watch_two(asking: Asker, address: IPAddress, seconds: float) -> int:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lb.lab.addressing import UPLINK, Announce, node_mac
 from lb.lab.api import NODES
 from lb.lab.lab import Lab
 from lb.lab.objects import node_object, to_yaml
-from lb.model import ObjectKey
+from lb.model import IPAddress, ObjectKey
 from lb.rundir import RunDir
 from lb.served.ask import ask
 from tests.cluster_programs import make_assets
@@ -31,6 +31,7 @@ from tests.netns.segments import (
     Asker,
     Load,
     asker,
+    halves,
     set_bridged,
     set_port,
     watch_two,
@@ -226,13 +227,13 @@ def test_announce_arp_policy_local_has_an_owner_with_a_ready_endpoint(
     eventually(lambda: asking.owners(NEAR) == {node}, "it comes back")
 
 
-def check_one(asking: Asker) -> None:
+def check_one(asking: Asker, address: IPAddress = WEB) -> None:
     """Look for a while whether two nodes answer at once: at most in the moment of a hand-over.
 
     On a machine without time for its agents the address may change hands meanwhile; that is no fault.
     """
     __tracebackhide__ = True
-    assert watch_two(asking, WEB, AFTER_SECONDS) <= 2
+    assert watch_two(asking, address, AFTER_SECONDS) <= 2
 
 
 def write_node(lab: Lab, node: str, *, cordoned: bool) -> None:
@@ -329,6 +330,33 @@ def test_announce_arp_a_partition_heals_to_one_owner(segment: Lab, asking: Asker
     check_one(asking)
     eventually(lambda: served(segment, WEB), "the address is served")
     assert Path(segment.store.log(owner)).read_text().count("Traceback") == 0
+
+
+def believed(lab: Lab, names: Iterable[str], address: Any) -> set[str]:
+    """Return which nodes say that they own an address."""
+    text = str(address)
+    return {name for name in names for one in owners(lab, name) if one["here"] and one["address"] == text}
+
+
+def test_announce_arp_two_halves_have_an_owner_each_and_heal_to_one(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """On each side one node answers, and believes that it does; and when the wall has fallen, one in all."""
+
+    def agreed(asker: Asker, names: Iterable[str]) -> bool:
+        sides = [(asker.owners(each), believed(segment, names, each)) for each in EVERY]
+        return all(answering == believing and len(answering) == 1 for answering, believing in sides)
+
+    near, *rest = sorted(others(segment, owner))
+    with halves(segment, [owner, *rest]) as there:
+        eventually(lambda: agreed(asking, [near]), "an owner on the client's side", 30)
+        eventually(lambda: agreed(there, [owner, *rest]), "an owner on the other side", 30)
+        assert (asking.owners(WEB), there.owners(WEB)) == ({near}, {owner})
+    eventually(lambda: asking.owners(WEB) == {owner}, "one owner")
+    for address in EVERY:
+        check_one(asking, address)
+    eventually(lambda: agreed(asking, segment.spec.node_names), "who believes that it owns one answers")
+    eventually(lambda: served(segment, WEB), "the address is served")
 
 
 def test_announce_arp_goes_on_without_the_api_server(

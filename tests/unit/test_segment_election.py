@@ -14,6 +14,7 @@ import pytest
 from lb.announce.servable import Standing
 from lb.model import IPAddress
 from lb.segment.election import TIMING, Claims, Election, Hold, Member, rank, weight
+from lb.segment.heartbeats import Heartbeats, Teller
 
 ADDRESSES = [ip_address(text) for text in ("192.0.2.10", "192.0.2.11", "192.0.2.12", "2001:db8::10")]
 VIP = ADDRESSES[0]
@@ -29,6 +30,8 @@ class Node:
 
     election: Election
     standings: Mapping[IPAddress, Standing]
+    teller: Teller
+    heartbeats: Heartbeats
     alive: bool = True
     told: Claims = field(default_factory=dict)
     beat_due: float = 0.0
@@ -36,7 +39,7 @@ class Node:
 
 
 class Segment:
-    """Nodes that hear each other's beats at once, unless a frame is lost or a wall is between them."""
+    """Nodes that hear each other's frames at once, unless one is lost or a wall is between them."""
 
     def __init__(self, count: int, loss: float = 0.0, seed: int = 1) -> None:
         self.now = 1000.0
@@ -49,7 +52,8 @@ class Segment:
 
     def join(self, name: str, adopted: Iterable[IPAddress] = ()) -> None:
         member = Member(name, f"02:00:00:00:00:{len(name)}{name[-1]}")
-        self.nodes[name] = Node(Election(member, self.now, adopted), dict(SERVES))
+        election = Election(member, self.now, adopted)
+        self.nodes[name] = Node(election, dict(SERVES), Teller(member), Heartbeats(member))
 
     def run(self, seconds: float, *, one: bool = False) -> None:
         """Let time pass; one: look all the time whether more than one node answers for an address."""
@@ -70,18 +74,28 @@ class Segment:
         election.serve(node.standings, self.now)
         election.step(self.now)
         claims = election.claims(self.now)
-        if claims != node.told or self.now >= node.beat_due:
+        heartbeats = node.heartbeats
+        if claims != node.told or self.now >= node.beat_due or heartbeats.asked:
             node.told, node.beat_due = claims, self.now + TIMING.beat
+            frames = node.teller.beat(claims, heartbeats.missing, whole=heartbeats.asked)
+            heartbeats.asked, heartbeats.missing = False, set()
             for other in self.nodes.values():
                 pair = frozenset({name, other.election.me.node})
-                if other.alive and pair not in self.apart and self.random.random() >= self.loss:
-                    other.election.hear(election.me, claims, self.now)
-                    woken.append(other.election.me.node)
+                if other.alive and other is not node and pair not in self.apart:
+                    woken += self._hears(other, frames)
             election.sent(self.now)
             until = self.now + election.lasts(self.now)
             node.until = dict.fromkeys(election.owned(), until)
         node.until = {one: until for one, until in node.until.items() if one in election.owned()}
         return woken
+
+    def _hears(self, node: Node, frames: Iterable[bytes]) -> list[str]:
+        """Let a node hear frames of another, if they are not lost; return its name if that wakes it."""
+        heard = [frame for frame in frames if self.random.random() >= self.loss]
+        for frame in heard:
+            if (found := node.heartbeats.read(frame)) is not None:
+                node.election.hear(*found, self.now)
+        return [node.election.me.node] if heard else []
 
     def answers(self, address: IPAddress) -> list[str]:
         """Return which nodes answer for an address: the programs do, whether or not the agent lives."""
