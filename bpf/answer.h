@@ -32,10 +32,16 @@ static __always_inline bool within_rate(u32 kind)
 	return true;
 }
 
-/* Back to whoever has sent the packet, whose place in the link header he has got. */
-static __always_inline int send_answer(ctx_t *ctx, const struct note *note)
+/* Back to whoever has sent the packet, whose place in the link header he has got. A process of this node that
+ * is told something in the node's own name is told by lo: the kernel takes no such packet from elsewhere. */
+static __always_inline struct outcome send_answer(ctx_t *ctx, const struct packet *pkt,
+						  const struct note *note)
 {
-	return ctx_at_loopback(ctx) ? ctx_send_inward(ctx) : ctx_send_back(ctx, note->egress);
+	bool own_name = note->answer == ANSWER_TOO_BIG || note->answer == ANSWER_TTL_EXPIRED;
+
+	if (ctx_at_loopback(ctx) || (note->egress && own_name))
+		return send_inward(ctx, pkt, note->reason);
+	return outcome(ctx_send_back(ctx, note->egress), note->reason);
 }
 
 struct reset {
@@ -91,7 +97,7 @@ static __always_inline struct outcome answer_reset(ctx_t *ctx, const struct pack
 	if (!ctx_resize(ctx, pkt->l3 + sizeof(frame)) || !store_link(ctx, pkt, &eth) ||
 	    !ctx_store(ctx, pkt->l3, &frame, sizeof(frame)))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(send_answer(ctx, note), note->reason);
+	return send_answer(ctx, pkt, note);
 }
 
 /* How much of the L4 header an ICMP error quotes: at least 8 bytes (RFC 792), and so much that a checksum
@@ -195,7 +201,7 @@ static __always_inline struct outcome answer_error(ctx_t *ctx, const struct pack
 	if (!ctx_insert_l3(ctx, sizeof(frame)) || !store_link(ctx, pkt, &eth) ||
 	    !ctx_store(ctx, pkt->l3, &frame, sizeof(frame)))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(send_answer(ctx, note), note->reason);
+	return send_answer(ctx, pkt, note);
 }
 
 /* RFC 1122, section 3.2.2.6; RFC 4443, section 4.2: the request with its ends exchanged, or a piece of it. */
@@ -220,7 +226,7 @@ static __always_inline struct outcome answer_echo(ctx_t *ctx, const struct packe
 	if (!store_ip(ctx, pkt, ICMP_PROTOCOL, REPLY_TTL, 0, &pkt->tuple.dst, &pkt->tuple.src) ||
 	    !store_link(ctx, pkt, &eth))
 		return drop(REASON_REWRITE_FAILED);
-	return outcome(send_answer(ctx, note), note->reason);
+	return send_answer(ctx, pkt, note);
 }
 
 /* Where a router's errors come from: its address on the side that the packet came from (RFC 1812, section

@@ -20,6 +20,7 @@ static __always_inline u32 events_for(u32 reason, bool dropped, bool closes)
 		return WATCH_PACKETS;
 	case REASON_REJECT_NO_ENDPOINT:
 	case REASON_REJECT_UNKNOWN_PORT:
+	case REASON_REJECT_NO_LISTENER:
 	case REASON_TTL_EXPIRED:
 	case REASON_TOO_BIG:
 		return WATCH_DROPS | WATCH_PACKETS;

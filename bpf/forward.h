@@ -7,6 +7,7 @@
 #include "nat.h"
 #include "route.h"
 #include "service.h"
+#include "socket.h"
 #include "stranded.h"
 #include "watch.h"
 
@@ -152,7 +153,8 @@ static __always_inline bool trim_piece(ctx_t *ctx, const struct packet *pkt)
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
 						struct note *note)
 {
-	bool by_us = d->action >= ACTION_HAIRPIN;
+	/* As a router does: what a process of this node sends has not come any way yet. */
+	u8 hops = d->action >= ACTION_HAIRPIN && note->side != HOST;
 
 	if (d->action == ACTION_PASS)
 		return pass(d->reason);
@@ -160,7 +162,7 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		count_dropped(d->flow.service, d->reason);
 		return drop(d->reason);
 	}
-	if (by_us && pkt->ttl <= 1) {
+	if (hops && pkt->ttl <= 1) {
 		d->action = ACTION_ANSWER;
 		d->answer = ANSWER_TTL_EXPIRED;
 		d->reason = REASON_TTL_EXPIRED;
@@ -178,7 +180,7 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		return drop(REASON_REWRITE_FAILED);
 	if (FAMILY == 6)
 		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
-	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - by_us))
+	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - hops))
 		return drop(REASON_REWRITE_FAILED);
 	count_traffic(d->flow.backend, d->flow.generation, d->reason == REASON_REPLY, ctx_len(ctx));
 	if (d->action >= ACTION_FORWARD)
@@ -230,6 +232,16 @@ static __always_inline void decide_first_piece(struct packet *pkt, struct decisi
 	}
 }
 
+/* A request that is sent to lo for a backend that is a process of this node. Is it not there, or not any
+ * more? IPv4 resets by a route of type local alone (tcp_v4_send_reset()), which what we send there has not.
+ * So we do it in the kernel's place. */
+static __always_inline void decide_absent(ctx_t *ctx, const struct packet *pkt, struct decision *d)
+{
+	if (d->direction == DIR_FORWARD && pkt->tuple.protocol == IPPROTO_TCP && !pkt->piece &&
+	    find_socket(ctx, &d->flow.to) == SOCKET_NONE)
+		decide_answer(d, ANSWER_REJECT, REASON_REJECT_NO_LISTENER);
+}
+
 /* The end of every program that decides: note or count pieces, then carry the decision out. */
 static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, struct decision *d,
 					       struct note *note)
@@ -238,6 +250,8 @@ static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, s
 		decide(d, ACTION_PIECES, REASON_FRAGMENTED);
 	if (d->action == ACTION_STACK && meets_vip_again(&d->flow.to))
 		decide(d, ACTION_PASS, REASON_TO_TC);
+	if (FAMILY == 4 && ctx_can_redirect() && unlikely(d->action == ACTION_INWARD))
+		decide_absent(ctx, pkt, d);
 	if (unlikely(pkt->piece == PIECE_FIRST))
 		decide_first_piece(pkt, d, note);
 	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))

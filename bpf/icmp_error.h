@@ -112,6 +112,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 {
 	struct flow *flow = &d->flow;
 	bool along, back, into; /* sent by us, or else the stack's */
+	u8 hops;
 	u8 direction;
 
 	if (!find_flow(ctx, &e->tuple, note, &direction, flow))
@@ -133,9 +134,10 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	}
 	if (into && !ctx_can_redirect())
 		return pass(REASON_TO_TC);
-	if ((along || back) && pkt->ttl <= 1)
+	hops = (along || back) && note->side != HOST;
+	if (hops && pkt->ttl <= 1)
 		return drop(REASON_REJECT_UNANSWERED);
-	if (!translate_error(ctx, pkt, e, pkt->ttl - (along || back)))
+	if (!translate_error(ctx, pkt, e, pkt->ttl - hops))
 		return drop(REASON_REWRITE_FAILED);
 	flow->to.src = e->src; /* for whoever watches: what the error has become */
 	flow->to.sport = 0;

@@ -59,6 +59,19 @@ static __always_inline bool is_of_another_time(ctx_t *ctx, const struct packet *
 	       is_former_owner_s(ctx, pkt, &eth);
 }
 
+/* The node may have opened a connection to the very address and port that a client of a Service came from,
+ * and from the node port that it came to. Then the client's flow is over, or that packet would not come. */
+static __always_inline bool is_of_later_connection(ctx_t *ctx, const struct packet *pkt, u8 side,
+						   const struct vip *vip, const struct flow *flow, u64 now,
+						   const struct settings *settings)
+{
+	if (likely(flow->state != FLOW_CLOSED) &&
+	    likely(!expired(flow->to.protocol, flow->state, flow->last_seen, now, settings)))
+		return false;
+	return (side != HOST || ctx_at_loopback(ctx)) && is_nodes_own(vip, &pkt->tuple.dst) &&
+	       node_owns(ctx, pkt);
+}
+
 /* Towards a VIP, from any side. True: a packet of the known flow d->flow; else the decision is taken. */
 static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt, u8 side,
 					   const struct settings *settings, u64 *now, struct decision *d)
@@ -78,8 +91,13 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 		*now = bpf_ktime_get_ns();
 		if (pkt->piece == PIECE_LATER ||
 		    (flow_usable(pkt, &d->flow, *now, settings) &&
-		     !is_of_another_time(ctx, pkt, side, &d->flow, *now, settings)))
-			return true;
+		     !is_of_another_time(ctx, pkt, side, &d->flow, *now, settings))) {
+			if (likely(pkt->piece == PIECE_LATER ||
+				   !is_of_later_connection(ctx, pkt, side, vip, &d->flow, *now, settings)))
+				return true;
+			decide(d, ACTION_PASS, REASON_OWN_CONNECTION);
+			return false;
+		}
 		d->stale = true;
 	}
 	if (likely(pkt->piece != PIECE_LATER))

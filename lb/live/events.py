@@ -28,6 +28,7 @@ _ANSWERS = {
     "PING": "answered",
     "REJECT_NO_ENDPOINT": "refused",
     "REJECT_UNKNOWN_PORT": "refused",
+    "REJECT_NO_LISTENER": "refused",
     "TTL_EXPIRED": "refused",
     "TOO_BIG": "refused",
 }

@@ -32,6 +32,7 @@ from tests.netns.host_services import (
     NODE,
     POD,
     PODS,
+    PORT,
     SERVICE,
     SERVICES,
     address,
@@ -151,6 +152,62 @@ def test_packets_as_large_as_lo_takes(lab: Lab, service: str, family: str) -> No
     bare = namespaces.command(lab.spec.namespace(NODE), argv)
     done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["received", "2000000", "bytes", "2000000"]
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_icmp_errors_reach_a_process_whose_packets_are_too_big(lab: Lab, family: str) -> None:
+    """calico#2026: the way to the pod takes smaller packets than that to the VIP, which the kernel knows.
+
+    It is told in the node's own name, which the kernel takes by lo alone.
+    """
+    (pod,) = (pod for pod in lab.pods() if pod["name"] == "there")
+    own = next(str(a) for a in pod["addresses"] if (":" in str(a)) == (family == "ipv6"))
+    way = [own, "via", str(node_address("node2", 6 if family == "ipv6" else 4)), "mtu", "lock", "1300"]
+    argv = [sys.executable, "-I", "-S", "-c", MANY_BYTES, *map(str, address("alone", "clusterIP", family))]
+    bare = namespaces.command(lab.spec.namespace(NODE), argv)
+    assert lab.run(NODE, ["ip", f"-{family[-1]}", "route", "replace", *way]).returncode == 0
+    try:
+        done = subprocess.run(bare, capture_output=True, text=True, timeout=60, check=True)
+    finally:
+        assert lab.run(NODE, ["ip", f"-{family[-1]}", "route", "delete", own]).returncode == 0
+    assert done.stdout.split() == ["received", "2000000", "bytes", "2000000"]
+
+
+DEAF = """\
+apiVersion: v1
+kind: Service
+metadata: {name: deaf}
+spec:
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.66.5.60
+  clusterIPs: [10.66.5.60, "fd00:66::5:60"]
+  ports: [{name: http, port: 80, targetPort: 7}]
+"""
+DEAF_SLICE = """\
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: deaf-{version}, labels: {{kubernetes.io/service-name: deaf}}}}
+addressType: IPv{version}
+ports: [{{name: http, port: 7}}]
+endpoints: [{{addresses: ["{address}"], nodeName: node1}}]
+"""
+
+
+def test_reject_by_an_endpoint_of_the_own_node_that_does_not_listen(lab: Lab, client: Client) -> None:
+    """The kernel's reset does not come for what is sent to lo; who waits for it, waits for long."""
+    manifest = Path(lab.spec.manifests) / "deaf.yaml"
+    slices = (DEAF_SLICE.format(version=each, address=node_address(NODE, each)) for each in (4, 6))
+    manifest.write_text(DEAF + "".join(slices))
+    try:
+        eventually(lambda: offered(lab, "deaf", 1), "the Service is there")
+        with ExitStack() as stack:
+            bare = Client(namespaces.command(lab.spec.namespace(NODE), ARGV), stack)
+            for host in ("10.66.5.60", "fd00:66::5:60"):
+                for one in (bare, client):
+                    assert one.ask("tcp", host, PORT) == {"error": "ECONNREFUSED"}, host
+    finally:
+        manifest.unlink()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -269,7 +269,7 @@ def test_fragments_of_a_host_process(datapath: Datapath) -> None:
     datapath.apply(service(p.BACKEND_REMOTE, protocol=Protocol.UDP))
     frame = p.udp(p.TO_NODE2, (p.NODE1, 50_000), VIP, LONG)
     seen = (p.NODE1, ONE_SNAT_PORT.first)
-    wanted = p.rebuilt(frame, src=seen, dst=(p.BACKEND_REMOTE, TARGET_PORT), ttl=63)
+    wanted = p.rebuilt(frame, src=seen, dst=(p.BACKEND_REMOTE, TARGET_PORT))
     for piece, want in zip(p.pieces(frame, *CUTS), p.pieces(wanted, *CUTS), strict=True):
         result = datapath.run(TC_UPLINK_OUT, piece, from_host=True)
         assert result.verdict == SEND

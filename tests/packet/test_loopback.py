@@ -14,12 +14,15 @@ from ipaddress import ip_address
 
 import pytest
 from msgspec import structs
+from scapy.packet import Packet
 
 from lb.config import SnatPorts
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, Vip, VipKey, VipKind
 from tests import packets as p
+from tests.packet.conftest import Open
 from tests.packet.harness import (
+    DROP,
     OUTSIDE_INGRESS,
     PASS,
     SEND,
@@ -64,7 +67,7 @@ def test_loopback_node_port_to_a_pod(node: Datapath, backend: str, protocol: Pro
     for reason in ("NEW_LOCAL" if backend == p.BACKEND_LOCAL else "NEW_REMOTE", "FLOW_HIT"):
         result = node.run(TC_LOOPBACK, request)
         assert (result.verdict, result.reason) == (SEND, reason)
-        assert p.l3(result.packet) == p.l3(p.rebuilt(request, src=SEEN, dst=to, ttl=63))
+        assert p.l3(result.packet) == p.l3(p.rebuilt(request, src=SEEN, dst=to))
     link = p.FROM_POD if backend == p.BACKEND_LOCAL else p.FROM_NODE2
     reply = build(link, to, SEEN, **({"flags": "SA"} if protocol is Protocol.TCP else {}))
     result = node.run(TC_POD_IN if backend == p.BACKEND_LOCAL else TC_UPLINK_IN, reply)
@@ -99,10 +102,11 @@ def test_loopback_a_backend_with_the_nodes_network(node: Datapath, protocol: Pro
 
 @each_protocol
 def test_loopback_from_the_uplink_to_a_backend_with_the_nodes_network(
-    node: Datapath, protocol: Protocol
+    node: Datapath, opened: Open, protocol: Protocol
 ) -> None:
     """A request to another VIP leaves by the uplink, and is turned back into the node there."""
     build, to, vip = BUILD[protocol], (p.NODE1, TARGET_PORT), VIPS[VipKind.CLUSTER_IP]
+    opened(socket.SOCK_STREAM, TARGET_PORT, listens=True)
     node.apply(on_this_node(protocol))
     request = build(p.TO_NODE2, CLIENT, vip)
     for reason in ("NEW_LOCAL", "FLOW_HIT"):
@@ -113,6 +117,38 @@ def test_loopback_from_the_uplink_to_a_backend_with_the_nodes_network(
     result = node.run(TC_LOOPBACK, reply)
     assert (result.verdict, result.reason) == (PASS, "REPLY")
     p.assert_same(result.packet, p.rebuilt(reply, src=vip, dst=CLIENT))
+
+
+@pytest.mark.parametrize("family", [4], indirect=True, ids=["ipv4"])
+@pytest.mark.parametrize("flags", ["S", "PA", "FA", "R"])
+def test_loopback_from_the_uplink_to_a_backend_that_is_gone(node: Datapath, flags: str) -> None:
+    """The kernel's own reset does not come for what is sent to lo in this way."""
+    node.apply(on_this_node(Protocol.TCP))
+    request = p.tcp(p.TO_NODE2, CLIENT, VIPS[VipKind.CLUSTER_IP], flags)
+    for _ in range(2):
+        result = node.run(TC_UPLINK_OUT, request, from_host=True)
+        if flags == "R":
+            assert (result.verdict, result.reason) == (DROP, "REJECT_UNANSWERED")
+        else:
+            assert (result.verdict, result.reason) == (SEND, "REJECT_NO_LISTENER")
+            p.assert_same(result.packet, p.reset_for(request))
+
+
+@each_protocol
+@pytest.mark.parametrize("ttl", [1, 64])
+@pytest.mark.parametrize(
+    ("program", "link", "kind"),
+    [(TC_LOOPBACK, LO, VipKind.NODE_PORT), (TC_UPLINK_OUT, p.TO_NODE2, VipKind.CLUSTER_IP)],
+)
+def test_loopback_what_a_process_sends_has_not_come_any_way(
+    node: Datapath, program: str, link: Packet, kind: VipKind, protocol: Protocol, ttl: int
+) -> None:
+    """It is no router's hop to its own pods: what is sent with a TTL of 1 reaches them."""
+    node.apply(service(p.BACKEND_LOCAL, protocol=protocol))
+    request = BUILD[protocol](link, CLIENT, VIPS[kind], ttl=ttl)
+    result = node.run(program, request, from_host=True)
+    assert (result.verdict, result.reason) == (SEND, "NEW_LOCAL")
+    assert p.l3(result.packet) == p.l3(p.rebuilt(request, src=SEEN, dst=(p.BACKEND_LOCAL, TARGET_PORT)))
 
 
 @each_protocol

@@ -6,19 +6,20 @@ The sockets are real: they are bound to the NodePort in the namespace that the p
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
+import numpy as np
 import pytest
 from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
+from lb.datapath.maps.layouts import FlowSign, FlowState
 from lb.datapath.programs import features
 from lb.model import Protocol
 from lb.plan.types import Vip, VipKey, VipKind
 from tests import packets as p
+from tests.packet.conftest import Open
 from tests.packet.harness import DROP, OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_OUT, Datapath
 from tests.packet.plans import BUILD, NODE_PORT, TARGET_PORT, VIPS, service
 
@@ -26,31 +27,6 @@ NODE_VIP = VIPS[VipKind.NODE_PORT]
 SERVER = (p.CLIENT, 443)
 SEEN_REPLY_AND_ASSURED = 2 | 4 | 8  # enum ip_conntrack_status; 8: confirmed
 both_uplinks = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
-Open = Callable[..., socket.socket]
-
-
-@pytest.fixture
-def opened(datapath: Datapath) -> Iterator[Open]:
-    """Return what opens a socket of the node: bound to a port, and connected to a peer where there is one."""
-    with contextlib.ExitStack() as stack:
-
-        def open_socket(
-            kind: socket.SocketKind, port: int, peer: tuple[str, int] | None = None, *, listens: bool = False
-        ) -> socket.socket:
-            family = socket.AF_INET if p.version() == 4 else socket.AF_INET6
-            with datapath.namespace.entered():
-                one = stack.enter_context(socket.socket(family, kind))
-                one.setblocking(False)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                one.bind((p.here(p.NODE1), port))
-                if listens:
-                    one.listen()
-                if peer is not None:
-                    with contextlib.suppress(BlockingIOError):
-                        one.connect((p.here(peer[0]), peer[1]))
-            return one
-
-        yield open_socket
 
 
 def untouched(datapath: Datapath, program: str, frame: bytes, *, from_host: bool = False) -> None:
@@ -93,6 +69,29 @@ def test_own_connections_come_after_flows(datapath: Datapath, opened: Open, prog
     datapath.apply(service(p.BACKEND_LOCAL))
     assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "S")).reason == "NEW_LOCAL"
     opened(socket.SOCK_STREAM, NODE_PORT, SERVER)
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "A")).reason == "FLOW_HIT"
+
+
+@both_uplinks
+@pytest.mark.parametrize("over", ["closed", "forgotten"])
+def test_own_connections_come_before_flows_that_are_over(
+    datapath: Datapath, opened: Open, program: str, over: str
+) -> None:
+    """The twin's seed 2000360: from its NodePort the node connects to the port that a client came from."""
+    datapath.apply(service(p.BACKEND_LOCAL))
+    assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "S")).reason == "NEW_LOCAL"
+    keys, values = datapath.read("flows")
+    if over == "closed":
+        values["state"] = FlowState.CLOSED
+        values["fins"] = FlowSign.FIN_CLIENT | FlowSign.FIN_BACKEND
+    else:
+        values["last_seen"] -= np.uint64(3600 * 10**9)
+        values["touched"] = 0
+    datapath.update("flows", keys, values)
+    one = opened(socket.SOCK_STREAM, NODE_PORT, SERVER)
+    for flags in ("SA", "RA", "A"):
+        untouched(datapath, program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, flags))
+    one.close()
     assert datapath.run(program, p.tcp(p.FROM_CLIENT, SERVER, NODE_VIP, "A")).reason == "FLOW_HIT"
 
 
