@@ -39,7 +39,7 @@ from lb.served import servable, takeover
 from lb.served.api import OWNERS, as_json
 from lb.served.health import open_health
 from lb.served.history import History, history_answer
-from lb.served.http import Answer, HttpServer, routes
+from lb.served.http import Answer, HttpServer, Request, Response, routes
 from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
@@ -289,7 +289,11 @@ def startup(
             speaker=speaker,
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
-        answers.open(address, routes(shown({"/metrics": metrics_answer, **queries}, names)), "metrics")
+        answers.open(
+            address,
+            routes(shown({"/metrics": metrics_answer, "/proxyMode": _proxy_mode, **queries}, names)),
+            "metrics",
+        )
     bodies: dict[str, Callable[[StopEvent], None]] = {
         f"source {source.name}": lambda stop: source.run(
             lambda events: inbox.put(SourceEvents(events, time.monotonic())), stop
@@ -368,6 +372,11 @@ def measure(
         "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
     }
     return exposition(metrics.Metrics(parts))
+
+
+def _proxy_mode(_request: Request) -> Response:
+    """Answer ``/proxyMode``, where kube-proxy names its mode, and where tools ask for it."""
+    return Response(200, b"ebpf")
 
 
 def raise_file_limit() -> None:

@@ -48,6 +48,13 @@ def test_metrics_of_an_agent(lab: Lab) -> None:
             assert after[name] >= value, name
 
 
+def test_the_mode_is_told_where_kube_proxy_tells_its_own(lab: Lab) -> None:
+    """Kubernetes' end-to-end test "should check kube-proxy urls" asks for it."""
+    asked = lab.run("node1", ["curl", "-sS", "-m", "5", "-i", "http://localhost:10249/proxyMode"])
+    assert asked.stdout.startswith("HTTP/1.1 200 OK")
+    assert asked.stdout.endswith("ebpf")
+
+
 def test_every_node_has_its_own(lab: Lab) -> None:
     starts = [scrape(lab, node)["process_start_time_seconds",] for node in ("node1", "node2")]
     rooms = [scrape(lab, node)["lbctl_map_capacity", "vips4"] for node in ("node1", "node2")]

@@ -150,3 +150,15 @@ def test_reject_sctp(datapath: Datapath, uplink_program: str, side: str, chunk: 
     frame = p.sctp(link, (client, 1), VIPS[VipKind.CLUSTER_IP], chunk, p.PAYLOAD)
     step = sent(side, frame, p.port_unreachable_for(frame), "REJECT_NO_ENDPOINT")
     play(datapath, Row("SCTP", (service(protocol=Protocol.SCTP),), (step,)), uplink_program)
+
+
+@each_path
+def test_cluster_ip_sctp_an_end_may_begin_while_the_other_does(datapath: Datapath, path: Path) -> None:
+    """kubernetes#102128: the server's own INIT beside the client's comes from the VIP as well."""
+    conversation = talk(datapath, path)
+    conversation.send()
+    for _ in range(2):
+        assert conversation.answer("S") == "REPLY"
+        assert conversation.send("S") == "FLOW_HIT"
+    assert conversation.answer("SA") == "REPLY"
+    assert conversation.send("A") == "FLOW_HIT"

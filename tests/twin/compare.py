@@ -155,6 +155,8 @@ class Comparison:
         if step["do"] == "request" and step["path"] == "/clientip" and not step["size"]:
             itself = body == source(side, step["who"], step["version"], self._pods)
             said["body"] = "itself" if itself else names.get(body, body)
+            if opened and len(opened.ready) > 1 and step["who"] in opened.ready:
+                said["body"] = "itself or the node"  # as which a pod reaches itself: it is one of several
             return said
         who, *rest = body.split(" ", 1)
         said["body"] = " ".join([self._answering(side, step, to, who, world, past, opened), *rest])
