@@ -49,7 +49,7 @@
 	X(SERVICE_LOOP, "Services whose endpoints are each other's addresses, led on too often: dropped")    \
 	X(NEIGHBOUR, "ARP request or neighbour solicitation for an address announced here: answered")        \
 	X(RIVAL, "another host claims an address that is announced here: untouched")                         \
-	X(TO_FORMER_OWNER, "of a connection begun at the address's former owner: sent on to it")                  \
+	X(TO_FORMER_OWNER, "of a connection begun at the address's former owner: sent on to it")             \
 	X(REJECT_NO_LISTENER, "the backend, a process of this node, is gone: answered with RST")
 
 enum reason {
