@@ -37,7 +37,7 @@ from lb.model import Event, ObjectKey
 from lb.rundir import RunDir
 from lb.served import servable, takeover
 from lb.served.api import OWNERS, as_json
-from lb.served.health import open_health
+from lb.served.health import Health, open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, Request, Response, routes
 from lb.served.missing_nodes import MissingNodes
@@ -174,12 +174,7 @@ def startup(
     Raises LbError: see :func:`serve`.
     """
     pins = Pins(config.instance)
-    loaded = loader.load(pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON)
-    _log.info(
-        "programs %s: %s",
-        loaded.fingerprint,
-        "compiled" if loaded.compiled else "as pinned, nothing to compile",
-    )
+    loaded = load_programs(config, pins)
     maps = stack.enter_context(KernelMaps(pins.maps))
     first = beside_kube_proxy(maps, config.instance, new="vips4" in loaded.fresh)
     grace = GracePeriods(lambda: inbox.put(Settled()))
@@ -214,27 +209,7 @@ def startup(
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(functools.partial(tell_of_interfaces, inbox, looks))
     stack.callback(watcher.close)
-    spare_once = functools.cache(memory.spare)
-    after_sync: list[Callable[[Agent], None]] = [
-        lambda _agent: health.node.synced(),
-        notes.synced,
-        tell.synced,
-        lambda _agent: spare_once(),
-    ]
-
-    def synced(agent: Agent) -> None:
-        for each in after_sync:
-            each(agent)
-
-    def beat(agent: Agent) -> None:
-        try:
-            write_time(maps)
-        except BpfError as error:
-            _log.warning("the programs keep the time of day that they have: %s", error)
-        pressure.look()
-        notes.write(agent)
-        tell.beat(agent)
-
+    upkeep = Upkeep(maps, health, notes, pressure, tell)
     agent = Agent(
         inbox=inbox,
         state=state,
@@ -247,8 +222,8 @@ def startup(
         announce=lambda key, note: source.announce(
             key, reason=note.reason, action=note.action, note=note.text
         ),
-        synced=synced,
-        beat=beat,
+        synced=upkeep.synced,
+        beat=upkeep.beat,
     )
     health.node.watch(agent)
     opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
@@ -258,18 +233,16 @@ def startup(
     # A server of its own: its answers take longer than a health check may wait.
     answers = HttpServer()
     stack.callback(answers.shut)
-    queries = {
-        "/api/history": history_answer(history, config.instance, notes.started),
-        "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
-        **(known := StateView(state)).answers(),
-        servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
-        OWNERS: as_json(
-            lambda _query: {"announce": config.announce, "addresses": speaker.owners() if speaker else []}
-        ),
-        **Views(
-            run_dir, config, opened, history, known, owners=speaker.owners if speaker else None
-        ).answers(),
-    }
+    queries = answers_of(
+        config,
+        run_dir,
+        state,
+        agent,
+        history=history,
+        started=notes.started,
+        opened=opened,
+        speaker=speaker,
+    )
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
     if address := split_address(config.metrics_address):
         metrics_answer = measure(
@@ -279,7 +252,7 @@ def startup(
             history=history,
             opened=opened,
             programs=loaded.fingerprint,
-            after_sync=after_sync,
+            after_sync=upkeep.after_sync,
             more_problems={
                 "pressure": pressure.problems,
                 "node": missing_nodes.problems,
@@ -307,6 +280,76 @@ def startup(
     }
     stack.enter_context(threads(inbox, bodies))
     return agent
+
+
+def load_programs(config: Config, pins: Pins) -> loader.Loaded:
+    """Load and pin programs and maps, or take those that are pinned.
+
+    Raises CompileError, BpfError: clang or the kernel refused.
+    """
+    loaded = loader.load(pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON)
+    how = "compiled" if loaded.compiled else "as pinned, nothing to compile"
+    _log.info("programs %s: %s", loaded.fingerprint, how)
+    return loaded
+
+
+class Upkeep:
+    """What is done beside the agent's own work: after each sync, and every BEAT_SECONDS.
+
+    after_sync: called after each sync, in this order; others may add to it.
+    """
+
+    def __init__(
+        self, maps: Maps, health: Health, notes: Notes, pressure: Pressure, tell: Supervisor
+    ) -> None:
+        self._maps, self._notes, self._pressure, self._tell = maps, notes, pressure, tell
+        spare_once = functools.cache(memory.spare)
+        self.after_sync: list[Callable[[Agent], None]] = [
+            lambda _agent: health.node.synced(),
+            notes.synced,
+            tell.synced,
+            lambda _agent: spare_once(),
+        ]
+
+    def synced(self, agent: Agent) -> None:
+        """Call everybody who waits for a sync."""
+        for each in self.after_sync:
+            each(agent)
+
+    def beat(self, agent: Agent) -> None:
+        """Write the time for the programs, look at full tables, write the notes, tell the supervisor."""
+        try:
+            write_time(self._maps)
+        except BpfError as error:
+            _log.warning("the programs keep the time of day that they have: %s", error)
+        self._pressure.look()
+        self._notes.write(agent)
+        self._tell.beat(agent)
+
+
+def answers_of(
+    config: Config,
+    run_dir: RunDir,
+    state: ClusterState,
+    agent: Agent,
+    *,
+    history: History,
+    started: str,
+    opened: Callable[[], contextlib.AbstractContextManager[Maps]],
+    speaker: Speaker | None,
+) -> dict[str, Answer]:
+    """Return what the agent answers over HTTP, by path, but for health checks and metrics."""
+    view, owners = StateView(state), speaker.owners if speaker else None
+    return {
+        "/api/history": history_answer(history, config.instance, started),
+        "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
+        **view.answers(),
+        servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
+        OWNERS: as_json(
+            lambda _query: {"announce": config.announce, "addresses": owners() if owners else []}
+        ),
+        **Views(run_dir, config, opened, history, view, owners=owners).answers(),
+    }
 
 
 def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexes: set[int]) -> None:
