@@ -176,7 +176,9 @@ class RunDir:
 
         Raises OSError: there is no room for them, or the folder is gone; those of before stay.
         """
-        replace_file(self.notes_path, json.dumps(notes, indent=1).encode() + b"\n")
+        from msgspec import json as fast  # noqa: PLC0415 - commands read notes, and do without
+
+        replace_file(self.notes_path, fast.format(fast.encode(notes), indent=1) + b"\n")
 
     def notes(self) -> dict[str, Any]:
         """Return the notes; empty when there are none that can be read.

@@ -97,6 +97,7 @@ class Notes:
     ) -> None:
         self._run_dir = run_dir
         self._config = config
+        self._settings = _settings(config)
         self._programs = programs
         self._hooks = hooks
         self._source_health = source_health
@@ -153,7 +154,7 @@ class Notes:
             "node": self._config.node_name,
             "pid": os.getpid(),
             "network_namespace": network_namespace(),
-            "settings": _settings(self._config),
+            "settings": self._settings,
             "rereads": True,  # on SIGHUP; one of an older version would end
             "started": self.started,
             "beat": time.monotonic(),

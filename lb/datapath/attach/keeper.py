@@ -8,6 +8,7 @@ removal of the pins harms nothing.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lb.datapath.kernel import bpf
@@ -25,12 +26,16 @@ class Keeper:
     def __init__(self, pins: Pins, programs: Path) -> None:
         self._shapes = entries(pins.shapes)
         pinned = (pins.handover, *entries(pins.maps), *entries(programs))
-        self._held: dict[Path, FD] = {path: bpf.obj_get(path) for path in pinned if "~" not in path.name}
+        self._held: dict[Path, dict[str, FD]] = {}
+        for path in pinned:
+            if "~" not in path.name:
+                self._held.setdefault(path.parent, {})[path.name] = bpf.obj_get(path)
 
     def close(self) -> None:
         """Let go; what is pinned stays pinned."""
-        for fd in self._held.values():
-            fd.close()
+        for held in self._held.values():
+            for fd in held.values():
+                fd.close()
         self._held.clear()
 
     def mend(self) -> list[Path]:
@@ -39,10 +44,22 @@ class Keeper:
         Raises BpfError: the kernel refused a pin.
         Raises OSError: a folder cannot be made.
         """
-        missing = [path for path in self._held if not path.exists()]
-        for path in missing:
+        missing = [
+            (folder / name, held[name])
+            for folder, held in self._held.items()
+            for name in held.keys() - _names(folder)
+        ]
+        for path, fd in missing:
             make(path.parent)
-            bpf.obj_pin(self._held[path], path)
+            bpf.obj_pin(fd, path)
         for shape in self._shapes if missing else ():
             make(shape)
-        return missing
+        return [path for path, _ in missing]
+
+
+def _names(folder: Path) -> list[str]:
+    """Return what is in a folder; nothing where there is none."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

@@ -90,6 +90,7 @@ class SocketHooks:
         self.failed = ""
         self._pins, self._programs, self._refused = pins, programs, refused
         self._cgroup, self._mode = cgroup, mode
+        self._group: Path | None = None  # where the programs were attached last
 
     def sync(self) -> HookReport:
         """Bring the kernel in step; a failure is in the report, and what is attached then stays so."""
@@ -112,7 +113,8 @@ class SocketHooks:
         """
         if self._mode is SocketMode.OFF or self._refused or self.failed:
             return []
-        there = {one.program for one in attached(self._pins) if one.cgroup is not None}
+        group = _inode(self._group) if self._group else 0
+        there = {name for name, info in _links(self._pins) if group and info.cgroup == group}
         return [
             LostHook(f"control group, {_HOOKS[attach_type]}: {name}", outward=False)
             for name, (_, attach_type) in self._programs.items()
@@ -127,6 +129,7 @@ class SocketHooks:
         group = Path(self._cgroup) if self._cgroup else cgroup_root(MOUNTS.read_text())
         if group is None:
             raise AttachError("cgroup v2 is not mounted: mount -t cgroup2 none DIRECTORY")
+        self._group = group
         self._pins.links.mkdir(exist_ok=True)
         with _directory(group) as target:
             for name, (path, attach_type) in self._programs.items():
@@ -185,15 +188,30 @@ def attached(pins: Pins) -> list[AttachedSocket]:
     """
     found = []
     groups: dict[int, Path | None] = {0: None}
+    for name, info in _links(pins):
+        if info.cgroup not in groups:
+            groups[info.cgroup] = _group(info.cgroup)
+        found.append(AttachedSocket(groups[info.cgroup], _HOOKS[info.attach_type], name, info.program_id))
+    return found
+
+
+def _links(pins: Pins) -> Iterator[tuple[str, bpf.LinkInfo]]:
+    """Yield an instance's links by name; the id of the control group is 0 once the group is gone.
+
+    Raises BpfError: the kernel refused.
+    """
     for path in entries(pins.links):
         with bpf.obj_get(path) as link:
             info = bpf.link_info(link)
-        if info.cgroup not in groups:
-            groups[info.cgroup] = _group(info.cgroup)
-        found.append(
-            AttachedSocket(groups[info.cgroup], _HOOKS[info.attach_type], path.name, info.program_id)
-        )
-    return found
+        yield path.name, info
+
+
+def _inode(directory: Path) -> int:
+    """Return the id of a control group, the inode of its directory; 0 where there is none."""
+    try:
+        return os.stat(directory).st_ino
+    except OSError:
+        return 0
 
 
 def _group(ident: int) -> Path | None:
@@ -202,7 +220,6 @@ def _group(ident: int) -> Path | None:
     if root is None:
         return None
     for directory, _, _ in os.walk(root):
-        with contextlib.suppress(OSError):
-            if os.stat(directory).st_ino == ident:
-                return Path(directory)
+        if _inode(Path(directory)) == ident:
+            return Path(directory)
     return None
