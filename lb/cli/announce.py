@@ -7,12 +7,14 @@ import argparse
 import socket
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
-from lb.cli import instances, output
+from lb.cli import instances, output, settings
 from lb.cli.logs import logged
 from lb.cli.tables import table
 from lb.cli.width import terminal_width
+from lb.config import Config
 from lb.errors import LbError
 from lb.rundir import RunDir
 from lb.served.servable import spoken
@@ -24,12 +26,21 @@ def run_bgp(args: argparse.Namespace, _out: TextIO, err: TextIO) -> int:
     from lb.bgp import process  # noqa: PLC0415  (a status does without most of it)
 
     options = process.Options(
-        instance=args.instance or socket.gethostname().lower(),
+        instance=args.instance or of_agent(args.config) or socket.gethostname().lower(),
         peers=args.peers,
         router_id=args.router_id or "",
         metrics_address=args.metrics_address,
     )
     return logged(args, err, lambda: process.run(options))
+
+
+def of_agent(path: Path | None) -> str:
+    """Return the instance that an agent with this file of settings has; ``""``: they do not say.
+
+    Raises ConfigError: the file cannot be read, or says something wrong.
+    """
+    config = settings.build(settings.from_file(path)) if path else Config()
+    return config.instance or config.node_name
 
 
 def run_status(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:

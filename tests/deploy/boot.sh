@@ -13,7 +13,7 @@ cp -a "$units" /mnt/units
 cp -a /etc/passwd /etc/group /etc/nsswitch.conf /etc/ld.so.cache "$etc/." /mnt/etc
 mount -t tmpfs tmpfs /run
 cp -a /mnt/. /run
-for place in /mnt /tmp /var/tmp /var/log /opt /home /root; do
+for place in /mnt /tmp /var/tmp /var/log /var/lib /opt /home /root; do
 	mount -t tmpfs tmpfs "$place"
 done
 mount --bind /run/etc /etc

@@ -17,6 +17,7 @@ from tests.deploy.conftest import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
 SPEAKER = UNIT.with_name("lbctl-bgp.service")
+ALLOCATOR = UNIT.with_name("lbctl-addresses.service")
 MOST = 20
 """Tenths of the exposure level that it may have with any version of systemd; lower is less exposed."""
 
@@ -25,7 +26,7 @@ def analyze(*argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *argv], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("path", [UNIT, SPEAKER], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [UNIT, SPEAKER, ALLOCATOR], ids=lambda path: path.name)
 def test_systemd_finds_no_mistake(path: Path, tmp_path: Path) -> None:
     unit = tmp_path / path.name
     unit.write_text(path.read_text().replace("/opt/lbctl/bin/lbctl", "/bin/true"))
@@ -36,8 +37,9 @@ def test_systemd_finds_no_mistake(path: Path, tmp_path: Path) -> None:
 def test_its_exposure_is_as_documented() -> None:
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(UNIT))
     assert done.returncode == 0, done.stdout
-    other = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(SPEAKER))
-    assert other.returncode == 0, other.stdout
+    for path in (SPEAKER, ALLOCATOR):
+        other = analyze("security", "--offline=true", "--no-pager", f"--threshold={MOST}", str(path))
+        assert other.returncode == 0, other.stdout
     found = re.search(r"exposure level for lbctl\.service: ([0-9.]+)", done.stdout)
     stated = re.search(r"`systemd-analyze security` gives it ([0-9.]+)", operations())
     assert found is not None

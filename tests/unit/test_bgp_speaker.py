@@ -18,7 +18,7 @@ from lb.bgp.config import protocol_name
 from lb.bgp.peers import PeersFile
 from lb.bgp.speaker import Memory, Speaker
 from lb.bgp.status import SpeakerStatus, signature_failures
-from lb.cli.announce import render
+from lb.cli.announce import of_agent, render
 from lb.errors import LbError
 from lb.model import ObjectKey
 from lb.served.http import Request
@@ -305,3 +305,13 @@ def test_metrics(bench: Bench) -> None:
     assert found["lbctl_bgp_advertised_routes", "192.168.77.1", "IPv4", "tor-a"] == 1
     assert found["lbctl_bgp_addresses", "serves"] == 1
     assert found["lbctl_bgp_problems",] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "instance"),
+    [("node_name: node1", "node1"), ("{node_name: node1, instance: blue}", "blue"), ("announce: arp", "")],
+)
+def test_the_agent_is_found_by_its_settings(tmp_path: Path, text: str, instance: str) -> None:
+    path = tmp_path / "lbctl.yaml"
+    path.write_text(text)
+    assert of_agent(path) == instance

@@ -52,7 +52,10 @@ docs/announce.md has all that it may say.
         "--instance",
         type=formed(INSTANCE),
         metavar="NAME",
-        help="the agent's setting of that name; default: the host name",
+        help="the agent's setting of that name; default: as --config says, else the host name",
+    )
+    running.add_argument(
+        "--config", type=Path, metavar="FILE", help="the agent's settings: its instance, or node_name"
     )
     running.add_argument(
         "--router-id",
