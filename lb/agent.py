@@ -13,10 +13,10 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from lb.attachments import Attachments
-from lb.datapath.attach.hooks import LostHook
+from lb.datapath.attach.hooks import NO_UPLINK, LostHook
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import CapacityError, LbError
 from lb.inbox import (
@@ -38,6 +38,7 @@ from lb.retries import Retries
 from lb.served.health import HealthChecks
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.served.problems import NEXT, Problem
+from lb.served.repairs import Repairs
 from lb.state import ClusterState
 from lb.words import some
 
@@ -80,8 +81,7 @@ class Agent:
     ----------
     stopping: it was told to stop.
     drift: by map, how many entries were not as written when that was last looked at; empty before.
-    repairs: how many hooks and pins that somebody else had taken away were put back.
-    repaired: which of them the last time.
+    repairs: the hooks and pins that somebody else had taken away and that were put back.
     last_beat: when it last told others how it is doing, by clock.
     sync_seconds: how long the last sync took, from planning to the last write; 0 before the first.
     """
@@ -137,8 +137,7 @@ class Agent:
         self._look_after_due = clock() + LOOK_AFTER_SECONDS
         self._lost: Sequence[LostHook] = ()
         self._unseen = ""
-        self.repairs = 0
-        self.repaired = ""
+        self.repairs = Repairs(clock)
         self.last_beat = clock()
         if serving:
             self._attach(None)
@@ -194,16 +193,20 @@ class Agent:
 
     def problems(self) -> list[Problem]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
-        by_kind: tuple[tuple[Sequence[object], str], ...] = (
+        hooks = dict.fromkeys(self._hooks.messages()).keys()
+        absent = {one for one in hooks if one.endswith(NO_UPLINK)}
+        by_kind: tuple[tuple[Iterable[object], str], ...] = (
             (self._services.messages(), NEXT["service"]),
-            (self._hooks.messages(), NEXT["hook"]),
+            (hooks - absent, NEXT["hook"]),
+            (absent, NEXT["uplink"]),
             ([f"{one.place}: detached" for one in self._lost], NEXT["lost"]),
             ([f"cannot look after hooks and pins: {self._unseen}"] if self._unseen else [], NEXT["unseen"]),
             ([self._drift_text()] if any(self.drift.values()) else [], NEXT["drift"]),
             (self.conflicts(), NEXT["conflict"]),
             (self.refusals(), NEXT["refusal"]),
         )
-        return [Problem(str(text), then) for texts, then in by_kind for text in texts]
+        found = [Problem(str(text), then) for texts, then in by_kind for text in texts]
+        return found + self.repairs.problems()
 
     def conflicts(self) -> list[Conflict]:
         """Return the VIPs that several Services claim at present, in the order of their texts."""
@@ -218,6 +221,7 @@ class Agent:
         return {
             "service": len(self._services),
             "hook": max(len(self._hooks), len(self._lost)),
+            "repairs": len(self.repairs.problems()),
             "conflict": len(self._refused_claims.conflicts),
             "refusal": len(self._refused_claims.refusals),
         }
@@ -230,9 +234,12 @@ class Agent:
     def in_service(self) -> bool:
         """Whether programs are attached and the maps were written once; may be read from any thread.
 
-        Not so while an uplink or a tunnel has lost a program and the agent cannot attach it again.
+        Not so while an uplink or a tunnel has lost a program and the agent cannot attach it again, or while
+        there is no uplink.
         """
-        return self._attached and not any(one.outward for one in self._lost)
+        if not self._attached or not self._attachments.faces_outside():
+            return False
+        return not any(one.outward for one in self._lost)
 
     @property
     def in_step(self) -> bool:
@@ -298,8 +305,8 @@ class Agent:
                 self._apply(message)
         if interfaces:
             self._topology_is_old, self._moved = True, (INTERFACES, self._clock())
-            if self._attached:
-                self._attach(interfaces)
+            if self._attached:  # what has failed may be right now, whatever it was
+                self._attach(None if len(self._hooks) else interfaces)
 
     def _apply(self, told: SourceEvents) -> None:
         """Take in what a source has told; before the first sync nothing is late, the start is the cause."""
@@ -330,6 +337,7 @@ class Agent:
         if changed is None:  # only then everything was tried
             for problem in set(self._hooks.messages()) - set(problems):
                 self._hooks.succeeded(problem)
+                _log.info("no longer so: %s", problem)
 
     def _look_after(self) -> None:
         """Put back what somebody else detached or unpinned, and tell."""
@@ -338,7 +346,7 @@ class Agent:
         try:
             if unpinned := self._attachments.mend():
                 _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
-                self._repaired(unpinned, f"{unpinned} pins")
+                self.repairs.note(unpinned, f"{unpinned} pins")
             lost = self._attachments.lost()
             if lost and not len(self._hooks):  # else it is known, and tried again in time
                 for one in lost:
@@ -346,17 +354,13 @@ class Agent:
                 self._attach(None)
                 missing, places = len(lost), some(one.place for one in lost)
                 lost = self._attachments.lost()
-                self._repaired(missing - len(lost), places)
+                self.repairs.note(missing - len(lost), places)
         except (LbError, OSError) as error:
             if str(error) != self._unseen:
                 _log.error("cannot look after hooks and pins: %s", error)
             self._unseen = str(error)
             return
         self._lost, self._unseen = lost, ""
-
-    def _repaired(self, count: int, what: str) -> None:
-        if count > 0:
-            self.repairs, self.repaired = self.repairs + count, what
 
     def _linger(self, now: float) -> None:
         """Look for VIPs that linger without need; a failure is one warning, and it is tried again."""

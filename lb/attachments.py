@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lb.config import Config, Switch
-from lb.datapath.attach.hooks import Hooks, LostHook
+from lb.datapath.attach.hooks import Hooks, LostHook, Role
 from lb.datapath.attach.keeper import Keeper
 from lb.datapath.attach.roles import selection, standing
 from lb.datapath.attach.settings import write_settings
@@ -17,7 +17,8 @@ from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps.interface import Maps
 from lb.datapath.programs import loader
 from lb.datapath.programs.loader import Loaded
-from lb.diagnose import attachment
+from lb.diagnose import attachment, host
+from lb.diagnose.findings import Check
 from lb.model import IPAddress, Node
 from lb.plan.types import Topology
 
@@ -55,6 +56,7 @@ class Attachments:
         self._keeper = Keeper(pins, pins.programs(loaded.fingerprint))
         self._pruned = False
         self._own: tuple[IPAddress, ...] = ()
+        self._node_addresses: frozenset[IPAddress] = frozenset()
 
     def close(self) -> None:
         """Close the programs and what is held; what is attached and pinned stays so."""
@@ -68,6 +70,7 @@ class Attachments:
         :func:`lb.datapath.attach.roles.standing`.
         """
         topology = standing(self._config, node, claims)
+        self._node_addresses = topology.node_addresses
         before, self._own = self._own, topology.internal_addresses
         elsewhere = [str(address) for address in self._own if address not in topology.node_addresses]
         if elsewhere and before != self._own:
@@ -100,6 +103,20 @@ class Attachments:
             loader.prune(self._pins, self._loaded)
             self._pruned = True
         return [str(error) for error in report.errors]
+
+    def faces_outside(self) -> bool:
+        """Tell whether there is an uplink; may be called from any thread."""
+        return self._hooks.outward
+
+    def host_checks(self) -> list[Check]:
+        """Look at the kernel's settings that packets of Services depend on; any tool may change them."""
+        names = [name for name, role in self._hooks.places.items() if role is not Role.LOOPBACK]
+        versions = sorted({address.version for address in self._node_addresses})
+        return host.settings(names, versions, self._config.snat_ports)
+
+    def uplinks(self) -> list[str]:
+        """Return the names of the uplinks."""
+        return [name for name, role in self._hooks.places.items() if role is Role.UPLINK]
 
     def lost(self) -> Sequence[LostHook]:
         """Return the hooks that should have a program of ours and have none.

@@ -193,6 +193,19 @@ class RunDir:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def neighbour(self) -> str:
+        """Return the instance of another agent that runs in this network namespace, ``""`` for none.
+
+        Raises PermissionError: not root.
+        """
+        for path in self.root.glob("*.json"):
+            other = RunDir(path.stem, self.root)
+            if other.instance == self.instance or not other.holder():
+                continue
+            if other.notes().get("network_namespace") == network_namespace():
+                return other.instance
+        return ""
+
     def elsewhere(self) -> str:
         """Return how to get to the agent's network namespace; ``""`` when this is it, or nothing is known."""
         notes = self.notes()

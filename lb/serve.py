@@ -22,6 +22,7 @@ from lb.attachments import Attachments
 from lb.config import NODE_NAME, Announce, Config, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
+from lb.datapath.attach.netns import packets_in
 from lb.datapath.attach.roles import without_effect
 from lb.datapath.attach.settings import write_time
 from lb.datapath.kernel.grace import GracePeriods
@@ -31,7 +32,8 @@ from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.reconcile import Reconciler
-from lb.errors import BpfError, ConfigError, InputError
+from lb.errors import BpfError, ConfigError, InputError, LbError
+from lb.host_watch import HostWatch
 from lb.inbox import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, stop_signals, threads
 from lb.model import Event, ObjectKey
 from lb.rundir import RunDir
@@ -40,6 +42,7 @@ from lb.served.api import OWNERS, as_json
 from lb.served.health import Health, open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, Request, Response, routes
+from lb.served.losses import Losses
 from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
@@ -82,6 +85,18 @@ class Source(Protocol):
         ...
 
 
+class Watch(Protocol):
+    """Something that is looked at with each beat, from the agent's thread."""
+
+    def look(self) -> None:
+        """Look, if it is time; never fails."""
+        ...
+
+    def problems(self) -> Sequence[Problem]:
+        """Return what is wrong; may be called from any thread."""
+        ...
+
+
 def serve(config: Config) -> None:
     """Run the agent until SIGTERM or SIGINT; the data plane goes on without it.
 
@@ -96,6 +111,11 @@ def serve(config: Config) -> None:
         inbox: Inbox = queue.SimpleQueue()
         runs = stack.enter_context(stop_signals(inbox))
         stack.enter_context(run_dir.lock_if_room())
+        if other := run_dir.neighbour():
+            raise LbError(
+                f"the agent of instance {other} runs in this network namespace: two would take each other's"
+                f" hooks; stop it first, or start this one as --instance {other} when that has ended"
+            )
         if config.ready_file:
             ready = Path(config.ready_file)
             _remove(ready)
@@ -193,6 +213,7 @@ def startup(
     )
     state = ClusterState([source.name])
     pressure = Pressure(functools.partial(evictions, maps))
+    watches = build_watches(maps, attachments)
     missing_nodes = MissingNodes(state, source.lacks_node)
     notes = Notes(
         run_dir,
@@ -204,12 +225,13 @@ def startup(
         healthz=health.bound,
         pressure=pressure,
         missing_nodes=missing_nodes,
+        also=[one.problems for one in watches.values()],
     )
     looks: list[Callable[[], None]] = []
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(functools.partial(tell_of_interfaces, inbox, looks))
     stack.callback(watcher.close)
-    upkeep = Upkeep(maps, health, notes, pressure, tell)
+    upkeep = Upkeep(maps, health, notes, (pressure, *watches.values()), tell)
     agent = Agent(
         inbox=inbox,
         state=state,
@@ -255,6 +277,7 @@ def startup(
             after_sync=upkeep.after_sync,
             more_problems={
                 "pressure": pressure.problems,
+                **{kind: one.problems for kind, one in watches.items()},
                 "node": missing_nodes.problems,
                 "cutover": functools.partial(takeover.look, opened),
                 **({"announce": speaker.problems} if speaker else {}),
@@ -300,9 +323,9 @@ class Upkeep:
     """
 
     def __init__(
-        self, maps: Maps, health: Health, notes: Notes, pressure: Pressure, tell: Supervisor
+        self, maps: Maps, health: Health, notes: Notes, watches: Sequence[Watch], tell: Supervisor
     ) -> None:
-        self._maps, self._notes, self._pressure, self._tell = maps, notes, pressure, tell
+        self._maps, self._notes, self._watches, self._tell = maps, notes, watches, tell
         spare_once = functools.cache(memory.spare)
         self.after_sync: list[Callable[[Agent], None]] = [
             lambda _agent: health.node.synced(),
@@ -317,12 +340,13 @@ class Upkeep:
             each(agent)
 
     def beat(self, agent: Agent) -> None:
-        """Write the time for the programs, look at full tables, write the notes, tell the supervisor."""
+        """Write the programs' time, look at what may be wrong, write the notes, tell the supervisor."""
         try:
             write_time(self._maps)
         except BpfError as error:
             _log.warning("the programs keep the time of day that they have: %s", error)
-        self._pressure.look()
+        for one in self._watches:
+            one.look()
         self._notes.write(agent)
         self._tell.beat(agent)
 
@@ -357,6 +381,14 @@ def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexe
     inbox.put(InterfacesChanged(frozenset(indexes)))
     for look in looks:
         look()
+
+
+def build_watches(maps: Maps, attachments: Attachments) -> dict[str, Watch]:
+    """Return what is looked at with each beat, by the kind of its problems."""
+    return {
+        "loss": Losses(maps, lambda: packets_in(attachments.uplinks())),
+        "host": HostWatch(attachments.host_checks),
+    }
 
 
 def build_speaker(
@@ -405,7 +437,7 @@ def measure(
             {**agent.problem_counts(), **{kind: len(each()) for kind, each in more_problems.items()}},
             agent.busy_seconds(),
         ),
-        "repairs": lambda: metrics.repair_metrics(agent.repairs),
+        "repairs": lambda: metrics.repair_metrics(agent.repairs.count),
         "audit": lambda: metrics.audit_metrics(agent.drift),
         "syncs": syncs.metrics,
         "programming": programming.metrics,

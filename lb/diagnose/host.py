@@ -18,6 +18,7 @@ from lb.diagnose import kube_proxy
 from lb.diagnose.findings import Check, Grade
 from lb.diagnose.kube_proxy import Trace
 from lb.errors import LbError
+from lb.words import some
 
 _SYSCTL = Path("/proc/sys/net")
 _STRICT = 1
@@ -63,7 +64,7 @@ def examine(ask: HostProbes, config: Config | None = None) -> list[Check]:
     found = [*uplinks(chosen, roles, config.uplink_mode, ask.driver)]
     found += mtu(chosen, roles)
     found += forwarding(ask.sysctl)
-    found += rp_filter(chosen, ask.sysctl)
+    found += rp_filter([one.name for one in chosen], ask.sysctl)
     found += snat_ports(config.snat_ports, ask.sysctl)
     found.append(other_proxy(ask.kube_proxy))
     return found
@@ -119,6 +120,48 @@ def mtu(interfaces: Sequence[Interface], roles: Mapping[int, Role]) -> Iterator[
         yield Check("MTU", Grade.OK, ", ".join(f"{one.name} {one.mtu}" for one in outward))
 
 
+def settings(
+    names: Sequence[str],
+    versions: Sequence[int],
+    ports: SnatPorts,
+    sysctl: Callable[[str], str | None] = _sysctl,
+) -> list[Check]:
+    """Look at the settings that another tool may change while packets pass.
+
+    names: interfaces by which packets of Services come in. versions: IP versions that the node has.
+    """
+    return [
+        forwarding_at(names, versions, sysctl),
+        *rp_filter(names, sysctl),
+        *snat_ports(ports, sysctl),
+    ]
+
+
+def forwarding_at(
+    names: Sequence[str], versions: Sequence[int], sysctl: Callable[[str], str | None]
+) -> Check:
+    """Look whether the kernel forwards what comes in by these interfaces; writing to "all" changes each."""
+    off: dict[str, list[str]] = {}
+    for version in versions:
+        if sysctl(f"ipv{version}/conf/all/forwarding") == "0":
+            off[f"net.ipv{version}.conf.all.forwarding"] = []
+            continue
+        for name in names:
+            if sysctl(f"ipv{version}/conf/{name}/forwarding") == "0":
+                off.setdefault(f"net.ipv{version}.conf.*.forwarding", []).append(name)
+    if not off:
+        return Check("forwarding", Grade.OK, "wherever packets come in")
+    said = [f"{setting}{f' on {some(at)}' if at else ''}" for setting, at in off.items()]
+    return Check(
+        "forwarding",
+        Grade.LIMITED,
+        f"{' and '.join(said)} off",
+        "packets for backends are dropped by the host's stack",
+        "; ".join(f"sysctl -w {setting.replace('*', 'INTERFACE')}=1" for setting in off)
+        + ", and find what switched it off",
+    )
+
+
 def forwarding(sysctl: Callable[[str], str | None]) -> Iterator[Check]:
     """Look whether the kernel forwards: packets for pods go through its stack."""
     names = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
@@ -136,16 +179,14 @@ def forwarding(sysctl: Callable[[str], str | None]) -> Iterator[Check]:
     )
 
 
-def rp_filter(interfaces: Sequence[Interface], sysctl: Callable[[str], str | None]) -> Iterator[Check]:
+def rp_filter(names: Sequence[str], sysctl: Callable[[str], str | None]) -> Iterator[Check]:
     """Look for strict reverse-path filters: the kernel takes the larger of "all" and the interface's own.
 
     (Linux: Documentation/networking/ip-sysctl.rst, RFC 3704.)
     """
     everywhere = int(sysctl("ipv4/conf/all/rp_filter") or 0)
     strict = [
-        one.name
-        for one in interfaces
-        if max(everywhere, int(sysctl(f"ipv4/conf/{one.name}/rp_filter") or 0)) == _STRICT
+        name for name in names if max(everywhere, int(sysctl(f"ipv4/conf/{name}/rp_filter") or 0)) == _STRICT
     ]
     if not strict:
         yield Check("rp_filter", Grade.OK, "not strict where traffic passes")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +30,8 @@ REPEATS = (0.0, 0.3, 1.0, 3.0)
 no second change of a neighbour within a second of the first."""
 DEFEND_SECONDS = 1.0
 """How often one that another node or host claims as well is announced again, at most."""
+KNOWN_SECONDS = 120.0
+"""For how long a node that has ended is known by its link address: longer than claims are looked back at."""
 FORMER_SECONDS = 60.0
 """For how long a former owner gets what is of its connections after it was heard for the last time."""
 ORPHAN_SECONDS = 10.0
@@ -75,6 +78,7 @@ class SegmentMember:
     failure: why what is owned cannot be told or written, ``""`` while all is well.
     left_out: addresses that are served and not announced, since there are more than beats have room for.
     beat_due: when the others are to be told again.
+    began_ns: since when others are listened to.
     """
 
     def __init__(
@@ -104,6 +108,8 @@ class SegmentMember:
         self._settled: Sequence[IPAddress] | None = None
         """What was owned when the map was last found to hold no more."""
         self._defended: dict[IPAddress, float] = {}
+        self._heard: dict[str, float] = {}
+        self.began_ns = clock_ns()
         self._former = self._former_owners()
         self._mine = self._living()
         self.election = Election(me, clock(), self._mine)
@@ -162,9 +168,12 @@ class SegmentMember:
                 heapq.heappush(self._announce, (now, next(self._order), address))
 
     def knows(self, mac: bytes) -> bool:
-        """Tell whether a link address is that of this node or of another member."""
+        """Tell whether a link address is this node's, or that of a member which was heard lately.
+
+        One that has ended was a member when it claimed what it had.
+        """
         text = mac.hex(":")
-        return text == self.mac or any(member.mac == text for member in self.election.peers())
+        return text == self.mac or self._heard.get(text, -math.inf) > self._clock() - KNOWN_SECONDS
 
     def close(self) -> None:
         """Tell that the node is gone; what nobody has taken is answered for until its time is over."""
@@ -186,6 +195,9 @@ class SegmentMember:
         try:
             for frame in self._port.received():
                 if found := self._beats.read(frame):
+                    if found[0].mac not in self._heard:
+                        self._heard = {m: at for m, at in self._heard.items() if at > now - KNOWN_SECONDS}
+                    self._heard[found[0].mac] = now
                     self.election.hear(*found, now)
         except OSError as error:
             _log.debug("%s: %s", self.interface, error)

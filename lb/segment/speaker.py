@@ -337,6 +337,8 @@ class Speaker:
             segment = self._segments.get(one.ifindex)
             if segment is None or segment[1].knows(one.mac):
                 continue  # an interface that is gone; a node that has handed over, or is about to
+            if one.ago * ownership.SECOND_NS > self._clock_ns() - segment[1].began_ns:
+                continue  # from before this agent began, which has yet to hear whose node it is
             strangers.append(one)
             if one.ago <= 2 * RIVALS_EVERY:
                 segment[1].defend((one.address,))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from lb.served.http import Address, show
 from lb.served.missing_nodes import MissingNodes
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem, Since, time_text
+from lb.served.repairs import Repairs
 from lb.words import several
 
 if TYPE_CHECKING:
@@ -42,13 +43,8 @@ class AgentReport(Protocol):
         ...
 
     @property
-    def repairs(self) -> int:
-        """How many hooks and pins it has put back."""
-        ...
-
-    @property
-    def repaired(self) -> str:
-        """What it put back last, in words."""
+    def repairs(self) -> Repairs:
+        """What others took away, and was put back."""
         ...
 
     def problems(self) -> list[Problem]:
@@ -94,6 +90,7 @@ class Notes:
         healthz: Callable[[], Address | None],
         pressure: Pressure,
         missing_nodes: MissingNodes,
+        also: Iterable[Callable[[], Sequence[Problem]]] = (),
     ) -> None:
         self._run_dir = run_dir
         self._config = config
@@ -107,9 +104,8 @@ class Notes:
         self._pressure = pressure
         self._missing_nodes = missing_nodes
         self._since = Since()
-        self._repairs: tuple[int, str | None] = (0, None)
         self.started = time_text(time.time())
-        self.also: list[Callable[[], Sequence[Problem]]] = []
+        self.also = [*also]
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
@@ -146,8 +142,6 @@ class Notes:
         every = [*(one for each in told for one in each.problems()), *self._sources()]
         every += [one for problems in self.also for one in problems()]
         conflicts = agent.conflicts()
-        if agent.repairs != self._repairs[0]:
-            self._repairs = agent.repairs, time_text(time.time())
         return {
             "version": lb.__version__,
             "instance": self._config.instance,
@@ -162,7 +156,7 @@ class Notes:
             "services": agent.service_count(),
             "problems": self._since.noted(every[:MOST]),
             "problems_left_out": len(every[MOST:]),
-            "repairs": {"count": agent.repairs, "last": self._repairs[1], "what": agent.repaired},
+            "repairs": agent.repairs.as_dict(),
             "evicted": dict(self._pressure.seen),
             "conflicts": [one.as_dict() for one in conflicts[:MOST]],
             "conflicts_left_out": len(conflicts[MOST:]),
@@ -177,7 +171,9 @@ class Notes:
     def _sources(self) -> list[Problem]:
         return [
             Problem(
-                f"source, {one.resource}: failed {several(one.failures, 'time')}: {one.error}", _SOURCE_NEXT
+                f"source, {one.resource}: failed {several(one.failures, 'time')}: {one.error}",
+                _SOURCE_NEXT,
+                f"source {one.resource}",
             )
             for one in self._source_health()
             if one.error

@@ -12,6 +12,7 @@ from typing import Any
 NEXT = {
     "service": "tried again within a minute; lbctl explain names the cause; raise the limit of a full map",
     "hook": "tried again within a minute; lbctl doctor says what this kernel and this driver lack",
+    "uplink": "ip -brief link shows the names that there are; name the one towards clients with --uplink",
     "lost": "attached again every few seconds, in vain: bpftool net shows what else is attached there",
     "unseen": "give the agent its rights: docs/operations.md, What the agent must be allowed",
     "drift": "lbctl audit names each entry, lbctl audit --heal writes it",
@@ -23,10 +24,14 @@ NEXT = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """text: what is wrong. next: what to do, ``""`` where text says it."""
+    """text: what is wrong. next: what to do, ``""`` where text says it.
+
+    key: by what it is known again while its text changes, with a number that grows; ``""``: by its text.
+    """
 
     text: str
     next: str = ""
+    key: str = ""
 
 
 class Since:
@@ -42,9 +47,9 @@ class Since:
         A problem that was not among those of the last call begins now.
         """
         now = time_text(self._wall())
-        present = {one.text: one for one in problems}
-        self._first = {text: self._first.get(text, now) for text in present}
-        return [as_note(one, self._first[one.text]) for one in present.values()]
+        present = {one.key or one.text: one for one in problems}
+        self._first = {key: self._first.get(key, now) for key in present}
+        return [as_note(one, self._first[key]) for key, one in present.items()]
 
 
 def as_note(problem: Problem, since: str | None = None) -> dict[str, Any]:

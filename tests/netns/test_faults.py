@@ -38,7 +38,7 @@ from lb.lab.lab import Lab
 from lb.lab.processes import environment
 from lb.rundir import RunDir
 from tests.netns.conftest import MakeLab, remove
-from tests.netns.waiting import eventually, held_agent
+from tests.netns.waiting import eventually, held_agent, scrape
 
 NODE = "node1"
 WEB = "10.66.8.1"
@@ -113,6 +113,22 @@ metadata: {name: closed}
 """
 
 
+MUTE = "10.77.0.201"
+MUTE_RULES = f"""\
+table ip mute {{
+  chain input {{ type filter hook input priority 0; ip daddr {MUTE} tcp dport {CROWD_PORT} drop; }}
+}}
+"""
+"""A firewall's rule on the way to a backend."""
+KNOCK = """\
+import socket
+while True:
+    with socket.socket() as one:
+        one.settimeout(3)
+        one.connect_ex(("10.66.8.5", 80))
+"""
+
+
 def by_hand(name: str, number: int, node: str, addresses: list[str]) -> str:
     """Return a Service whose endpoints are given by hand, all on one node."""
     endpoints = ", ".join(f"{{addresses: [{one}], nodeName: {node}}}" for one in addresses)
@@ -124,6 +140,7 @@ MANIFESTS = {
     "taken": PORT_TAKEN,
     "crowd": by_hand("crowd", 3, NODE, [f"10.77.0.{at}" for at in range(1, CROWD + 1)]),
     "stray": by_hand("stray", 4, "gone", ["10.77.0.200"]),
+    "mute": by_hand("mute", 5, NODE, [MUTE]),
     "no-vip": NO_VIP,
     "not-carried": NOT_CARRIED,
 }
@@ -142,8 +159,12 @@ def lab(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     made.run(NODE, ["ip", "route", "add", "local", CROWDED, "dev", "lo"])
     with namespaces.inside(made.spec.namespace(NODE)):
         crowd = socket.create_server(("0.0.0.0", CROWD_PORT), backlog=200)
+    made.run(NODE, ["nft", "-f", "-"], input=MUTE_RULES)
+    knocking = subprocess.Popen(made.command("here", [sys.executable, "-c", KNOCK]))
     with crowd:
         yield made
+    knocking.kill()
+    knocking.wait()
     remove(made.spec.id)
 
 
@@ -318,11 +339,68 @@ def test_a_start_that_fails_leaves_no_instance(lab: Lab) -> None:
     """It has no file descriptor left for a map, after it has pinned some."""
     instance = f"{lab.spec.instance(NODE)}-more"
     argv = [*lab.agent_command(NODE), f"--instance={instance}", "--metrics-address=off"]
-    done = lab.run(NODE, ["prlimit", "--nofile=30:30", *argv], env=environment())
+    done = lab.run(NODE, ["prlimit", "--nofile=30:30", "unshare", "--net", *argv], env=environment())
     assert done.returncode == 1
     assert "Too many open files" in done.stderr
     assert not Pins(instance).base.exists()
     assert not list(RunDir(instance).notes_path.parent.glob(f"{instance}*"))
+
+
+def test_a_second_agent_on_the_node_is_refused(lab: Lab) -> None:
+    """Of another instance, so that no lock stands between them: each would take the other's hooks."""
+    instance = f"{lab.spec.instance(NODE)}-more"
+    done = lab.run(NODE, [*lab.agent_command(NODE), f"--instance={instance}"], env=environment())
+    assert done.returncode == 1
+    assert f"the agent of instance {lab.spec.instance(NODE)} runs in this network namespace" in done.stderr
+    assert not Pins(instance).base.exists()
+    assert lab.run("client", ["curl", "-s", "-m", "5", f"http://192.168.77.11:{NODE_PORT}/"]).returncode == 0
+
+
+def test_forwarding_that_another_tool_switches_off(lab: Lab) -> None:
+    told = (
+        "forwarding: net.ipv4.conf.all.forwarding off: packets for backends are dropped by the host's stack"
+    )
+    lab.run(NODE, ["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    try:
+        eventually(lambda: told in problems(lab), "the status tells", 40)
+        assert problems(lab)[told]["next"].startswith("sysctl -w net.ipv4.conf.all.forwarding=1")
+        assert f"ERROR   {told}" in lab.store.log(NODE).read_text()
+        assert scrape(lab, NODE)["lbctl_problems", "host"] == 1
+    finally:
+        lab.run(NODE, ["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    eventually(lambda: told not in problems(lab), "nothing is told of it any more", 40)
+
+
+def test_an_uplink_of_another_name(lab: Lab) -> None:
+    """Nothing from outside is served meanwhile."""
+    told = f"uplink {UPLINK}: there is no such interface"
+
+    def rename(before: str, after: str) -> None:
+        for argv in (["down"], ["name", after], ["up"]):
+            name = after if argv == ["up"] else before
+            done = lab.run(NODE, ["ip", "link", "set", name, *argv])
+            assert done.returncode == 0, done.stderr
+
+    rename(UPLINK, "other0")
+    try:
+        eventually(lambda: told in problems(lab), "the status tells")
+        assert "--uplink" in problems(lab)[told]["next"]
+        assert healthz(lab) == "503"
+        assert told in lab.store.log(NODE).read_text()
+    finally:
+        rename("other0", UPLINK)
+    eventually(lambda: healthz(lab) == "200", "it is served again")
+    eventually(lambda: told not in problems(lab), "nothing is told of it any more")
+
+
+def test_a_backend_whose_connections_a_firewall_drops(lab: Lab) -> None:
+    """A pod has tried it since the lab is there."""
+    told = f"connections to Service default/mute are refused or unanswered: {MUTE}:{CROWD_PORT}"
+    eventually(lambda: any(one.startswith(told) for one in problems(lab)), "the status tells", 150)
+    (found,) = [one for text, one in problems(lab).items() if text.startswith(told)]
+    assert found["next"].startswith("lbctl explain default/mute")
+    assert f"WARNING {told}" in lab.store.log(NODE).read_text()
+    assert scrape(lab, NODE)["lbctl_problems", "loss"] >= 1
 
 
 def healthz(lab: Lab) -> str:

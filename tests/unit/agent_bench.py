@@ -80,7 +80,11 @@ class FakeAttachments(Attachments):
         self.attached: list[frozenset[int] | None] = []
         self.changed: dict[str, int] = {}
         self.missing: list[list[LostHook]] = []
+        self.uplink = True
         self.unpinned: list[int | Exception] = []
+
+    def faces_outside(self) -> bool:
+        return self.uplink
 
     def lost(self) -> Sequence[LostHook]:
         return self.missing.pop(0) if self.missing else []

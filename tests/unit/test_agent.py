@@ -282,7 +282,13 @@ def test_problems_and_services_are_counted() -> None:
         InterfacesChanged(frozenset({2})), Upsert(WEB_SERVICE), Upsert(service(DNS, "10.96.0.1")), SYNCED
     )
     assert bench.agent.service_count() == 2
-    assert bench.agent.problem_counts() == {"service": 1, "hook": 1, "conflict": 1, "refusal": 0}
+    assert bench.agent.problem_counts() == {
+        "service": 1,
+        "hook": 1,
+        "repairs": 0,
+        "conflict": 1,
+        "refusal": 0,
+    }
     assert len(texts(bench)) == 3
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 from types import SimpleNamespace
 from typing import NoReturn
@@ -12,11 +13,12 @@ import pytest
 from lb.agent import AUDIT_SECONDS, LOOK_AFTER_SECONDS, LOOK_AGAIN_SECONDS
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
-from lb.inbox import Reread
+from lb.inbox import InterfacesChanged, Reread
 from lb.model import (
     Upsert,
 )
 from lb.retries import Retries
+from lb.served.repairs import OFTEN, WINDOW_SECONDS
 from tests.unit.agent_bench import SYNCED, WEB, WEB_SERVICE, Bench, endpoints, texts
 
 
@@ -84,7 +86,7 @@ def test_self_repair_a_detached_hook_is_told_and_attached_again(
     look_after(bench)
     assert bench.attachments.attached == [None]
     assert f"{UPLINK_HOOK.place}: somebody detached it" in caplog.text
-    assert (bench.agent.in_service, texts(bench), bench.agent.repairs) == (True, [], 1)
+    assert (bench.agent.in_service, texts(bench), bench.agent.repairs.count) == (True, [], 1)
 
 
 @pytest.mark.parametrize(("hook", "in_service"), [(UPLINK_HOOK, False), (POD_HOOK, True)])
@@ -107,12 +109,52 @@ def test_self_repair_that_fails_is_a_problem_until_it_succeeds(
     assert (bench.agent.in_service, texts(bench)) == (True, [])
 
 
+def test_self_repair_again_and_again_is_a_problem(bench: Bench) -> None:
+    """Two that take each other's hooks go on for ever, and each repair by itself goes well."""
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    for number in range(OFTEN):
+        assert texts(bench) == [], number
+        bench.attachments.missing = [[UPLINK_HOOK], []]
+        look_after(bench)
+    assert texts(bench) == [
+        f"something on this node takes hooks or pins away again and again, the last time {UPLINK_HOOK.place}:"
+        " each time packets go past the programs for up to three seconds"
+    ]
+    assert bench.agent.problem_counts()["repairs"] == 1
+    bench.now += WINDOW_SECONDS
+    assert texts(bench) == []
+
+
+def test_a_node_without_an_uplink_is_not_in_service(bench: Bench) -> None:
+    """Nothing from outside is served: /healthz says so."""
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    assert bench.agent.in_service
+    bench.attachments.uplink = False
+    assert not bench.agent.in_service
+
+
+def test_a_change_of_interfaces_mends_what_failed_at_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An uplink that is back is served, and no problem any more, without waiting for the next try."""
+    caplog.set_level(logging.INFO)
+    bench.tell(Upsert(WEB_SERVICE), SYNCED)
+    bench.attachments.problems = ["uplink eth0: there is no such interface"]
+    bench.tell(InterfacesChanged(frozenset({7})))
+    assert texts(bench) == bench.attachments.problems
+    bench.attachments.problems = []
+    bench.tell(InterfacesChanged(frozenset({8})))
+    assert bench.attachments.attached[-1] is None
+    assert texts(bench) == []
+    assert "no longer so: uplink eth0: there is no such interface" in caplog.text
+
+
 def test_self_repair_removed_pins_are_pinned_again(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.tell(Upsert(WEB_SERVICE), SYNCED)
     bench.attachments.unpinned = [110]
     look_after(bench)
     assert "somebody removed 110 pins of this instance: pinned again" in caplog.text
-    assert bench.agent.repairs == 110
+    assert bench.agent.repairs.count == 110
 
 
 def test_self_repair_that_cannot_look_says_so_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,7 +67,7 @@ def test_an_uplink_that_is_not_there_is_an_error() -> None:
     assert errors([2], "eth1") == []
     assert errors([2], "eth*") == []
     assert errors([2], "eth1", "eth7") == ["uplink eth7: there is no such interface"]
-    assert errors([]) == ["no uplink: there is no default route; name the interface with --uplink"]
+    assert errors([]) == ["no uplink is named, and by the default routes there is no such interface"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import MOST, Notes
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem
+from lb.served.repairs import Repairs
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS
@@ -63,7 +64,7 @@ class Told:
     def service_count(self) -> int:
         return 3
 
-    repairs, repaired = 0, ""
+    repairs = Repairs()
 
     def problems(self) -> list[Problem]:
         return [Problem(str(one), "give one another") for one in self._conflicts]

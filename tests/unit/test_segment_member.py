@@ -20,6 +20,7 @@ from lb.segment.heartbeats import ETHERTYPE, Heartbeats, Teller
 from lb.segment.member import (
     AGAIN_SECONDS,
     FORMER_SECONDS,
+    KNOWN_SECONDS,
     ORPHAN_SECONDS,
     Counts,
     SegmentMember,
@@ -104,6 +105,18 @@ def test_a_member_that_is_alone_owns_everything_and_tells_the_segment(bench: Ben
     expected = announcements(VIP, MAC_BYTES) + announcements(VIP6, MAC_BYTES)
     assert {frame: bench.announced().count(frame) for frame in expected} == dict.fromkeys(expected, 4)
     assert (bench.counts.taken, bench.counts.ended) == (2, 0)
+
+
+def test_a_member_that_has_ended_is_no_stranger_for_a_while(bench: Bench) -> None:
+    """What it claimed a moment ago was its own."""
+    mac = bytes.fromhex(PEER.mac.replace(":", ""))
+    assert not bench.member.knows(mac)
+    bench.hear()
+    bench.run(TIMING.dead + 1)
+    assert not bench.member.election.peers()
+    assert bench.member.knows(mac)
+    bench.run(KNOWN_SECONDS)
+    assert not bench.member.knows(mac)
 
 
 def test_a_member_whose_thread_stops_is_silent_in_time(bench: Bench) -> None:

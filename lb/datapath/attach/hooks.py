@@ -36,6 +36,8 @@ from lb.model import IPAddress
 _LOG = logging.getLogger(__name__)
 _OVERLAYS = frozenset({"vxlan", "geneve"})
 _IP_OVERLAYS = frozenset({"ipip", "ip6tnl"})
+NO_UPLINK = "there is no such interface"
+"""How the error ends that an uplink is not there."""
 XDP_PROGRAM = "lb_xdp_uplink"
 LOOPBACK_PROGRAM = "lb_tc_loopback"
 
@@ -118,8 +120,8 @@ class Selection:
         """Return an error for each uplink that is named and not there, or for want of any."""
         absent = [name for name in self.uplinks if not any(_named(one, (name,)) for one in interfaces)]
         if not self.uplinks and Role.UPLINK not in roles.values():
-            return [AttachError("no uplink: there is no default route; name the interface with --uplink")]
-        return [AttachError(f"uplink {name}: there is no such interface") for name in absent]
+            return [AttachError(f"no uplink is named, and by the default routes {NO_UPLINK}")]
+        return [AttachError(f"uplink {name}: {NO_UPLINK}") for name in absent]
 
 
 def _leads_to_pod(interface: Interface) -> bool:
@@ -213,6 +215,16 @@ class Hooks:
         self._default_routes: list[int] = []
         self._done: dict[int, tuple[str, Role | None]] = {}
         self._wanted: dict[int, tuple[str, Role, Mapping[Direction, str]]] = {}
+
+    @property
+    def outward(self) -> bool:
+        """Whether there was an uplink at the last sync; may be read from any thread."""
+        return any(role is Role.UPLINK for _, role, _ in self._wanted.values())
+
+    @property
+    def places(self) -> dict[str, Role]:
+        """The interfaces of the last sync that have a role, by name."""
+        return {name: role for name, role, _ in self._wanted.values()}
 
     def close(self) -> None:
         """Close the programs; what is attached stays attached."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -37,6 +38,13 @@ class Listener:
         """Whether only its own network namespace reaches it."""
         mapped = getattr(self.address, "ipv4_mapped", None)
         return (mapped or self.address).is_loopback
+
+
+def packets_in(names: Collection[str]) -> int:
+    """Return how many packets have come in by these interfaces of the calling thread's network namespace."""
+    lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]  # two lines of headings
+    rows = (line.partition(":") for line in lines)
+    return sum(int(counts.split()[1]) for name, _, counts in rows if name.strip() in names)
 
 
 def listeners(address: IPAddress) -> list[Listener] | None:
