@@ -112,3 +112,23 @@ def test_files_that_contributors_are_sent_to_are_there() -> None:
     named = re.findall(r"`((?:bpf|lb|tests|docs|deploy|examples|requirements|scripts)/[\w./*-]*)`", text)
     assert len(named) > 40
     assert not [path for path in named if not list(ROOT.glob(path))]
+
+
+def test_the_architecture_names_every_package_and_no_module_that_is_gone() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    modules = {path.with_suffix("") for path in ROOT.glob("lb/**/*.py")}
+    for path in {each.parent if each.name == "__init__" else each for each in modules}:
+        place = path.relative_to(ROOT)
+        if len(place.parts) == 2 and place.name != "__main__":
+            assert f"`lb.{place.name}" in text, f"{place} has no row among the layers"
+    for name in re.findall(r"`(lb(?:\.[a-z_]+)+)`", text):
+        place = ROOT / name.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").exists(), name
+    for name in re.findall(r"`((?:bpf|lb|tests|docs)/[\w./*-]*)`", text):
+        assert list(ROOT.glob(name)), name
+
+
+def test_the_first_page_of_the_programs_names_every_file() -> None:
+    text = (ROOT / "bpf" / "README.md").read_text()
+    for path in (*ROOT.glob("bpf/*.h"), *ROOT.glob("bpf/*.c")):
+        assert f"`{path.name}`" in text, path.name
