@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is around the agent's loop on a real node: its interfaces, and the programs on them."""
+"""The node's interfaces as the agent's loop sees them, and the programs attached there."""
 
 from __future__ import annotations
 

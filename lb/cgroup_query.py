@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions that a process of another control group answers, in JSON on its stdin and stdout.
+"""Questions to a process in another control group, and its answers: JSON on its stdin and stdout.
 
 Only a process of its own can join the control group whose sockets the data plane serves, as the node's own
 processes do; it is in the network namespace of whoever starts it.

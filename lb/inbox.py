@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes into the agent's inbox, the signals and threads that put it there, and what it announces."""
+"""Messages to the agent's loop, the signals and threads that send them, and notes about Services."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ Inbox = queue.SimpleQueue[Message]
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What whoever looks at a Service should know: reason and action are CamelCase words for machines."""
+    """A note about a Service, which a source may publish as an Event.
+
+    reason and action are CamelCase words for machines, text is for people.
+    """
 
     reason: str
     action: str

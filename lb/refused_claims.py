@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Services claim and do not get. Each is logged once, and announced at its Service."""
+"""What Services claim and do not get. Each refusal is logged once, and announced at its Service."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lbctl run``: complete the settings, build the agent's parts, let it work, leave the data plane be."""
+"""``lbctl run``: complete the settings, build the agent's parts, run the loop; the data plane stays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An event that ends threads, and wakes those that wait for something else; handlers of signals.
+"""An event that ends threads, also threads that wait for something else; and handlers of signals.
 
-So a thread that has nothing to do sleeps until there is something, and does not look, twice a second, whether
-it is to end: that was a third of what an agent without work costs.
+A thread without work sleeps until there is some. It need not wake twice a second to look whether it is to
+end, which was a third of what an agent without work cost.
 """
 
 from __future__ import annotations

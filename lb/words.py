@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words for people: lists kept short, and what strangers have written made fit to be shown."""
+"""Texts for people: lists of a few names, and text from elsewhere without its control characters."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what an agent says from moment to moment to what the network is told: no flap of a probe gets through.
+"""Flap damping: what the network is told follows what the agent says, but not each flap of a probe.
 
 - An address that is new is told at once; so is one that serves better or worse than before, short of not at
   all.

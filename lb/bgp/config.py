@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From peers and addresses to what each router is told, and to the configuration of BIRD 2: pure.
+"""Which routes each router gets, and the configuration of BIRD 2 that says so: pure.
 
 Each peer has a table of its own for each family, filled by a static protocol: so peers may be told different
 addresses with different attributes, and BIRD, which compares an old configuration with a new one, touches

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to wait after a failed request: while the API server is away, until it is back, and not longer.
+"""How long to wait after a failed request: while the API server is away, until it is back, no longer.
 
 Waits that double (:class:`lb.kube.timing.Backoff`) protect a server that is there and overloaded. They are
 wrong for a server that was away: after an outage of minutes an agent would sleep on for up to a minute beside

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody could try in a lab that has just come up: requests to Services that it really has. Pure."""
+"""Requests to try in a lab that has just come up: to Services that it really has. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every object of some kinds, as the lab's own controllers need them: whole, and at hand.
+"""A cache of all objects of some kinds, for the lab's own controllers, and what they become.
 
 :mod:`lb.kube.reflector` lists and watches, for the lab as for an agent; here is what it hands on to.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of ``lbctl monitor``: events as they come, told to whoever wants them."""
+"""The loop of ``lbctl monitor``: reads events from the programs and hands them to their reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lb.errors import ConfigError
 from lb.live.events import Names, PacketEvent, clock_offset, describe
 
 RENEW_SECONDS = 1.0
-"""How often the programs are told that somebody is there, and names are looked up anew."""
+"""How often the programs are told that a watcher is there, and names are read again."""
 
 
 class Monitor:

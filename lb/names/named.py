@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What BIND's named is told before it starts: pure.
+"""The configuration and zone files with which BIND's named starts: pure.
 
 BIND, and not a server that is authoritative alone, because of Services of type ExternalName: the resolvers of
 pods (glibc's, musl's) do not follow a CNAME record by themselves, so whoever answers has to follow it into

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking the agent of an instance for what is in its memory alone, at the socket in its run directory."""
+"""Asks the agent of an instance, at the socket in its run directory, for what only its memory holds."""
 
 from __future__ import annotations
 

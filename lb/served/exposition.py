@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``GET /metrics``: the answer, in the form that the one who asks prefers."""
+"""``GET /metrics``: the answer, in the format that the request prefers."""
 
 from __future__ import annotations
 

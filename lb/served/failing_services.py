@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Services have trouble: connections that failed and packets that went nowhere, lately."""
+"""Which Services fail: their connections that failed and their dropped packets of the last minute."""
 
 from __future__ import annotations
 

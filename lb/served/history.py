@@ -32,7 +32,7 @@ OF_ONE = 40
 IN_ALL = 2000
 """How many changes are remembered in all: at most 4 MB."""
 MOST_CHANGES = 200
-"""How many changes of all Services are told at a time."""
+"""How many changes of all Services one answer holds at most."""
 _MOST_CAUSES = 4
 _MOST_BEGINNINGS = 64
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the agent of an instance get on? One that is stopped, or hangs, holds its lock all the same."""
+"""Whether the agent of an instance works: one that is stopped, or hangs, still holds its lock."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def family(
 
 
 Part = Callable[[], Iterable[Metric]]
-"""Reads some metrics; called from the threads of those who ask, one at a time."""
+"""Reads some metrics; called from the threads that answer requests, one at a time."""
 
 
 class Metrics(Collector):

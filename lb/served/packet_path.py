@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How packets to a VIP go through this node, as a picture's boxes: pure, from what the maps and hooks say.
+"""The path of packets to a VIP through this node, as boxes of a picture: pure, from the maps and hooks.
 
 The way is that of bpf/README.md: client → hook and program → VIP → policy → backends → the way to them, and
 where the answer is translated back.

@@ -40,7 +40,7 @@ from lb.served.state_view import StateView
 MOST_SERVICES = 100
 """How many Services are listed unless more are asked for."""
 FRESH_SECONDS = 2.0
-"""What was read is told again for so long, to however many who ask."""
+"""For how long the same reading of the maps is given to everybody who asks."""
 STEADY_SECONDS = 20.0
 """The same of hooks and of how full maps are: neither changes fast, and to count flows takes 0.1 s of CPU."""
 
@@ -136,7 +136,7 @@ def by_own_name(answer: Answer, names: Collection[str] = ()) -> Answer:
 
 
 def shown(asked: Mapping[str, Answer], names: Collection[str]) -> dict[str, Answer]:
-    """Return the page and all else that is asked, for whoever calls the node by a name of its own."""
+    """Return the page and the other answers; only for requests whose Host is one of the node's names."""
     return {path: by_own_name(answer, names) for path, answer in {"/": page(), **asked}.items()}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent knows and no map holds: Services without a VIP, pods behind addresses, addresses from pools.
+"""What the cluster's state holds and no map does: Services without a VIP, pods' names, pools' addresses.
 
 Both are worked out when somebody asks, from what the state holds at that moment, in the asker's thread.
 """

@@ -88,7 +88,7 @@ class ClusterState:
         return self._overlaps.claims(address)
 
     def settle(self) -> set[ObjectKey]:
-        """Look where addresses that Services have claimed since are endpoints; return whose these are.
+        """Find endpoints at addresses that Services have newly claimed; return their Services.
 
         To be called before anything is planned. It takes a look at every endpoint, and only when a Service
         has claimed a new address since.

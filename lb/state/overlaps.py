@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an address is two things at once: a Service's and an endpoint's.
+"""Addresses that are both a Service's and an endpoint's.
 
 An external address that is a pod's, too, would take the pod's connections; an endpoint that is some Service's
 clusterIP would send a packet from one Service to the next. Both are rare, so what is kept of endpoints is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an instance has pinned, held open while its agent runs, and pinned again where somebody removed it.
+"""The pinned maps and programs of an instance, held open by its agent and pinned again when a pin is removed.
 
 The kernel empties an array of programs when nobody in user space refers to it any more, by a pin or by a
 descriptor: programs that are attached then find no step to go on in. While an agent holds the arrays, the

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds something of the kernel until it is closed."""
+"""The base class of objects that hold something of the kernel until they are closed."""
 
 from __future__ import annotations
 

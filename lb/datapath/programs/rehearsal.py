@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data plane once more, to try packets on: the very programs that run, on maps that nothing depends on.
+"""A second data plane to try packets on: the programs that run, with copies of the maps that they write.
 
 What Python writes (VIPs, backends, tables, settings, …) is read from the live maps. What the programs write
 (flows, affinity, fragments, counters, …) is a copy, pinned nowhere and gone with this process: a packet that

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep what the programs count with the one whose it is, while ids change hands.
+"""Counters stay with the backend or Service port that they count, while ids change hands.
 
 A backend's figures are those of its slot: what the programs count carries the slot's generation, so that a
 new owner begins at 0. A Service port's figures are the sum over the slots that name it, also those whose

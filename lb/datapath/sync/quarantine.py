@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no Service uses any more, on its way to whoever needs it next.
+"""Ids and rows that no Service uses any more, before another Service may get them.
 
 A packet that read a VIP a moment ago may still follow it to a backend or to rows of a table. So a backend
 that a packet could choose is freed only when every program that ran at that moment has ended; and what is
