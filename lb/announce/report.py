@@ -45,6 +45,7 @@ class Report:
                     "standing": one.standing.value,
                     "why": one.why,
                     "services": [str(key) for key in one.services],
+                    "labels": [dict(each) for each in one.labels],
                 }
                 for one in self.verdicts.values()
             ],
@@ -80,4 +81,5 @@ def _verdict(told: Mapping[str, Any]) -> Verdict:
         str(told["why"]),
         AddressKind(told["kind"]),
         tuple(ObjectKey(namespace, name) for namespace, _, name in keys),
+        tuple({str(name): str(value) for name, value in each.items()} for each in told.get("labels", ())),
     )

@@ -24,7 +24,7 @@ as before, but others are better. Whoever announces makes of it what the protoco
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lb.model import Endpoint, EndpointSlice, IPAddress, Node, ObjectKey, Service, ServiceType, TrafficPolicy
@@ -86,13 +86,22 @@ class NodeNow:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What this node is for an address; why is ``""`` if it serves without reserve."""
+    """What this node is for an address; why is ``""`` if it serves without reserve.
+
+    services, labels: whose address it is, and the labels of each.
+    """
 
     address: IPAddress
     standing: Standing
     why: str = ""
     kind: AddressKind = AddressKind.LOAD_BALANCER
     services: tuple[ObjectKey, ...] = ()
+    labels: tuple[Mapping[str, str], ...] = ()
+
+    def labelled(self) -> Iterator[tuple[ObjectKey, Mapping[str, str]]]:
+        """Yield its Services with their labels, as far as these are known."""
+        for at, key in enumerate(self.services):
+            yield key, self.labels[at] if at < len(self.labels) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +148,7 @@ def servable(
             reason or why,
             min((kind for kind, _ in of_address), key=list(AddressKind).index),
             tuple(service.key for _, service in of_address),
+            tuple(service.labels for _, service in of_address),
         )
     return found
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lb.announce.servable import AddressKind, Standing, Verdict
-from lb.bgp.peers import Advertisement, Peer, Peers
-from lb.model import IPAddress
+from lb.bgp.advertisement import Advertisement
+from lb.bgp.peers import Peer, Peers
+from lb.model import IPAddress, IPNetwork, ObjectKey
 
 GRACEFUL_SHUTDOWN = (65535, 0)
 """The community of RFC 8326."""
@@ -29,12 +30,20 @@ RECOVERY_SECONDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """An address as a peer is told it; sorted communities, preference None where none is said."""
+    """A network as a peer is told it, of one address or of several.
 
-    address: IPAddress
+    communities: sorted. preference: None where none is said.
+    """
+
+    network: IPNetwork
     communities: tuple[tuple[int, int], ...] = ()
     large_communities: tuple[tuple[int, int, int], ...] = ()
     preference: int | None = None
+
+
+def shown(network: IPNetwork) -> str:
+    """Return a route's network as people write it: without a length if it is one address."""
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
 
 
 def chosen(peers: Peers, labels: Mapping[str, str]) -> list[Peer]:
@@ -46,24 +55,43 @@ def chosen(peers: Peers, labels: Mapping[str, str]) -> list[Peer]:
 def routes(
     peer: Peer, advertise: Sequence[Advertisement], told: Iterable[Verdict], *, leaving: bool = False
 ) -> list[Route]:
-    """Return what a peer is told, in the order of told; leaving: of all of it, that it is left soon."""
-    found = []
+    """Return what a peer is told, in the order of told; leaving: of all of it, that it is left soon.
+
+    Entries of one length add up; those of another length are told beside. A route of several addresses is a
+    last resort when that is said of all of them.
+    """
+    found: dict[IPNetwork, _Told] = {}
     for verdict in told:
-        fitting = [each for each in advertise if _fits(each, peer, verdict)]
-        if verdict.standing is Standing.CANNOT or verdict.address.version not in peer.versions or not fitting:
+        if verdict.standing is Standing.CANNOT or verdict.address.version not in peer.versions:
             continue
-        last = leaving or verdict.standing is not Standing.SERVES
-        communities = {one for each in fitting for one in each.communities}
-        preference = next((each.local_pref for each in fitting if each.local_pref is not None), None)
-        found.append(
-            Route(
-                verdict.address,
-                tuple(sorted(communities | ({GRACEFUL_SHUTDOWN} if last else set()))),
-                tuple(sorted({one for each in fitting for one in each.large_communities})),
-                LAST_PREFERENCE if last and peer.asn == peer.local_asn else preference,
-            )
-        )
-    return found
+        for entry in advertise:
+            if _fits(entry, peer, verdict):
+                one = found.setdefault(entry.route(verdict.address), _Told())
+                if entry not in one.entries:
+                    one.entries.append(entry)
+                one.serves |= verdict.standing is Standing.SERVES
+    return [
+        _route(network, one.entries, peer, last=leaving or not one.serves) for network, one in found.items()
+    ]
+
+
+@dataclass(slots=True)
+class _Told:
+    """Of a network: what it is told by. serves: an address in it is served without reserve."""
+
+    entries: list[Advertisement] = field(default_factory=list)
+    serves: bool = False
+
+
+def _route(network: IPNetwork, entries: Sequence[Advertisement], peer: Peer, *, last: bool) -> Route:
+    communities = {one for each in entries for one in each.communities}
+    preference = next((each.local_pref for each in entries if each.local_pref is not None), None)
+    return Route(
+        network,
+        tuple(sorted(communities | ({GRACEFUL_SHUTDOWN} if last else set()))),
+        tuple(sorted({one for each in entries for one in each.large_communities})),
+        LAST_PREFERENCE if last and peer.asn == peer.local_asn else preference,
+    )
 
 
 def _fits(entry: Advertisement, peer: Peer, verdict: Verdict) -> bool:
@@ -72,9 +100,16 @@ def _fits(entry: Advertisement, peer: Peer, verdict: Verdict) -> bool:
         return False
     if verdict.kind is AddressKind.EXTERNAL_IP and not entry.external_ips:
         return False
-    if entry.namespaces and not any(key.namespace in entry.namespaces for key in verdict.services):
+    if not any(_chooses(entry, key, labels) for key, labels in verdict.labelled()):
         return False
     return any(verdict.address in network for network in entry.networks)
+
+
+def _chooses(entry: Advertisement, service: ObjectKey, labels: Mapping[str, str]) -> bool:
+    """Tell whether an entry is about a Service."""
+    if entry.namespaces and service.namespace not in entry.namespaces:
+        return False
+    return entry.labels.items() <= labels.items()
 
 
 def router_id(addresses: Iterable[IPAddress], node: str) -> str:
@@ -116,17 +151,16 @@ def _table(peer: Peer, version: int, wanted: Iterable[Route]) -> str:
     name = f"{protocol_name(peer.name)}_{version}"
     lines = [f"ipv{version} table t_{name};", f"protocol static routes_{name} {{"]
     lines.append(f"  ipv{version} {{ table t_{name}; }};")
-    lines += [_route(each) for each in wanted if each.address.version == version]
+    lines += [_line(each) for each in wanted if each.network.version == version]
     return "\n".join([*lines, "}\n"])
 
 
-def _route(route: Route) -> str:
-    length = 32 if route.address.version == 4 else 128
+def _line(route: Route) -> str:
     sets = [f"bgp_community.add(({a},{b}));" for a, b in route.communities]
     sets += [f"bgp_large_community.add(({a},{b},{c}));" for a, b, c in route.large_communities]
     sets += [f"bgp_local_pref = {route.preference};"] if route.preference is not None else []
     attributes = f" {{ {' '.join(sets)} }}" if sets else ""
-    return f"  route {route.address}/{length} blackhole{attributes};"
+    return f"  route {route.network} blackhole{attributes};"
 
 
 def _session(peer: Peer) -> str:

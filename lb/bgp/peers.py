@@ -24,10 +24,14 @@
       - addresses: [203.0.113.0/24, 2001:db8:203::/112]
         external_ips: true            # default false: load-balancer addresses alone
         namespaces: [shop]            # of Services; default: all
+        labels: {exposed: "yes"}      # labels that a Service must have; default: none
+        nodes: {rack: a}              # labels that a Node must have; default: none
         peers: [tor-a]                # default: all
         communities: ["64512:100", no-export]
         large_communities: ["64512:1:2"]
         local_pref: 200               # to iBGP peers
+        aggregate: 24                 # one route of this length for all IPv4 addresses in it; default: 32
+        aggregate_ipv6: 112           # the same of IPv6; default: 128
     withdraw_seconds: 1               # these four: see lb.announce.damping; defaults
     announce_seconds: 3
     drain_seconds: 10
@@ -41,26 +45,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TypeVar
 
 from lb.announce.damping import Hold
+from lb.bgp.advertisement import MOST_ASN, Advertisement, advertisement
 from lb.errors import ConfigError
 from lb.folders import read_file, signature
 from lb.manifests import syntax
-from lb.manifests.fields import Field, Fields, Problems
+from lb.manifests.fields import Field, Problems
 from lb.manifests.own_file import one_document, read_text
-from lb.model import IPAddress, IPNetwork
+from lb.model import IPAddress
 from lb.words import some
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _MOST_PASSWORD = 80  # TCP_MD5SIG_MAXKEYLEN of linux/tcp.h
-_MOST_ASN = 2**32 - 1
 _MOST_SECONDS = 3600
 _TOP = frozenset(
     (
@@ -92,23 +94,7 @@ _PEER = frozenset(
         "nodes",
     )
 )
-_ADVERTISE = frozenset(
-    (
-        "addresses",
-        "external_ips",
-        "namespaces",
-        "peers",
-        "communities",
-        "large_communities",
-        "local_pref",
-    )
-)
 _FAMILIES = {"ipv4": 4, "ipv6": 6}
-_WELL_KNOWN = {  # IANA, "BGP Well-known Communities"
-    "no-export": (65535, 65281),
-    "no-advertise": (65535, 65282),
-    "no-export-subconfed": (65535, 65283),
-}
 _PASSWORD = re.compile(r"[\x20\x21\x23-\x7e]+")  # printable ASCII but ", which BIRD cannot take
 
 
@@ -140,19 +126,6 @@ class Peer:
     graceful_restart_seconds: int = 30
     versions: tuple[int, ...] = (4, 6)
     nodes: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Advertisement:
-    """Addresses, to whom they are told, and with which attributes; empty namespaces and peers mean all."""
-
-    networks: tuple[IPNetwork, ...]
-    external_ips: bool = False
-    namespaces: frozenset[str] = frozenset()
-    peers: frozenset[str] = frozenset()
-    communities: tuple[tuple[int, int], ...] = ()
-    large_communities: tuple[tuple[int, int, int], ...] = ()
-    local_pref: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +227,7 @@ def parse(text: str, path: str) -> Reading:
             broken.add(name)
         else:
             peers[name] = peer
-    advertise = tuple(
-        _advertisement(place.fields(_ADVERTISE), peers.keys() | broken) for place in top["advertise"].items()
-    )
+    advertise = tuple(advertisement(place, peers.keys() | broken) for place in top["advertise"].items())
     if not advertise:
         top["advertise"].error("must say which addresses may be told: an entry with addresses, at least")
     usual = Hold()
@@ -274,9 +245,9 @@ def parse(text: str, path: str) -> Reading:
 
 def _asn(place: Field) -> int:
     if not place.present:
-        place.error(f"must be an AS number from 1 to {_MOST_ASN}, is missing")
+        place.error(f"must be an AS number from 1 to {MOST_ASN}, is missing")
         return 1
-    return place.number(1, _MOST_ASN, 1)
+    return place.number(1, MOST_ASN, 1)
 
 
 def _peer(place: Field, asn: int, folder: Path, taken: set[str]) -> tuple[str, Peer | None]:
@@ -303,7 +274,7 @@ def _peer(place: Field, asn: int, folder: Path, taken: set[str]) -> tuple[str, P
         name,
         address or _NOWHERE,
         _asn(fields["asn"]),
-        fields["local_asn"].number(1, _MOST_ASN, asn),
+        fields["local_asn"].number(1, MOST_ASN, asn),
         fields["port"].number(1, 65535, 179),
         source,
         _password(fields["password_file"], folder),
@@ -351,63 +322,3 @@ def _versions(place: Field) -> tuple[int, ...]:
     if not place.items():
         place.error("must name ipv4, ipv6, or both")
     return tuple(sorted(found))
-
-
-def _advertisement(fields: Fields, peers: set[str]) -> Advertisement:
-    networks = list(_parsed(fields["addresses"], ip_network, "a network or an address, without host bits"))
-    if not fields["addresses"].items():
-        fields["addresses"].error("must name a network or an address")
-    chosen = set()
-    for place in fields["peers"].items():
-        chosen.add(place.text())
-        if place.text() not in peers:
-            place.error(f"{place.text()!r} is no peer of this file")
-    namespaces = set()
-    for place in fields["namespaces"].items():
-        namespaces.add(place.text())
-        place.check(syntax.dns_label(place.text()))
-    local_pref = fields["local_pref"]
-    return Advertisement(
-        tuple(networks),
-        external_ips=fields["external_ips"].flag(),
-        namespaces=frozenset(namespaces),
-        peers=frozenset(chosen),
-        communities=tuple(
-            _parsed(fields["communities"], _community, 'of the form "64512:100", or no-export')
-        ),
-        large_communities=tuple(
-            _parsed(fields["large_communities"], _large_community, 'of the form "64512:1:2"')
-        ),
-        local_pref=local_pref.number(0, _MOST_ASN) if local_pref.present else None,
-    )
-
-
-def _parsed(place: Field, parse: Callable[[str], T], right: str) -> Iterator[T]:
-    for item in place.items():
-        text = item.text()
-        try:
-            yield parse(text)
-        except ValueError:
-            item.error(f"must be {right}, is {text!r}")
-
-
-def _community(text: str) -> tuple[int, int]:
-    if text in _WELL_KNOWN:
-        return _WELL_KNOWN[text]
-    first, second = _numbers(text, 2, 0xFFFF)
-    return first, second
-
-
-def _large_community(text: str) -> tuple[int, int, int]:
-    first, second, third = _numbers(text, 3, 2**32 - 1)
-    return first, second, third
-
-
-def _numbers(text: str, count: int, most: int) -> list[int]:
-    parts = text.split(":")
-    if len(parts) != count or not all(part.isdecimal() and part.isascii() for part in parts):
-        raise ValueError(text)
-    found = [int(part) for part in parts]
-    if max(found) > most:
-        raise ValueError(text)
-    return found

@@ -179,7 +179,9 @@ class Speaker:
         if not node.node:
             return  # nothing is known: neither what to tell, nor who we are
         peers = chosen(self._peers.peers, node.labels)
-        advertise = self._peers.peers.advertise
+        advertise = [
+            each for each in self._peers.peers.advertise if each.nodes.items() <= node.labels.items()
+        ]
         wanted = [
             (peer, routes(peer, advertise, status.told, leaving=peer.name in self._leaving)) for peer in peers
         ]

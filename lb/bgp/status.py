@@ -10,7 +10,7 @@ from typing import Any
 
 from lb.announce.servable import Standing, Verdict
 from lb.bgp.bird import NO_SESSION, SessionState
-from lb.bgp.config import Route, protocol_name
+from lb.bgp.config import Route, protocol_name, shown
 from lb.bgp.peers import Peer
 
 NETSTAT = Path("/proc/net/netstat")
@@ -90,10 +90,7 @@ class SpeakerStatus:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
-        by_address: dict[str, list[str]] = {}
-        for name, each in self.peers.items():
-            for route in each.routes:
-                by_address.setdefault(str(route.address), []).append(name)
+        by_address = {str(one.address): self._told_to(one) for one in self.told}
         return {
             "node": self.node,
             "router_id": self.router_id,
@@ -108,11 +105,21 @@ class SpeakerStatus:
                     "standing": one.standing.value,
                     "why": one.why or self._untold(one, by_address),
                     "services": [str(key) for key in one.services],
-                    "peers": by_address.get(str(one.address), []),
+                    "peers": by_address[str(one.address)],
                 }
                 for one in self.told
             ],
         }
+
+    def _told_to(self, verdict: Verdict) -> list[str]:
+        """Return the peers that have a route from this node to an address that it serves."""
+        if verdict.standing is Standing.CANNOT:
+            return []
+        return [
+            name
+            for name, each in self.peers.items()
+            if any(verdict.address in route.network for route in each.routes)
+        ]
 
     def _peer(self, each: PeerNow) -> dict[str, Any]:
         exported = dict(each.session.exported)
@@ -128,11 +135,11 @@ class SpeakerStatus:
             "losses": each.losses,
             "bfd": each.peer.bfd is not None,
             "told": {f"ipv{version}": exported.get(version, 0) for version in each.peer.versions},
-            "addresses": [str(route.address) for route in each.routes],
+            "addresses": [shown(route.network) for route in each.routes],
         }
 
     def _untold(self, verdict: Verdict, by_address: Mapping[str, list[str]]) -> str:
-        if verdict.standing is Standing.CANNOT or str(verdict.address) in by_address:
+        if verdict.standing is Standing.CANNOT or by_address[str(verdict.address)]:
             return ""
         return "no entry of advertise, with a peer of this node, fits it"
 

@@ -78,9 +78,10 @@ class FieldError(ValueError):
 def service(item: ServiceObject) -> Service:
     """Return the model's Service.
 
-    The labels that give a Service to another proxy are the list's selector, so proxied is always True here;
-    labels stay empty, since nothing reads them. A trafficDistribution that is not known counts as none: the
-    API makes it a preference that a proxy need not follow.
+    The labels that give a Service to another proxy are the list's selector, so proxied is always True here.
+    Labels are kept of Services with external addresses: routers may be told of these by labels. A
+    trafficDistribution that is not known counts as none: the API makes it a preference that a proxy need not
+    follow.
 
     Raises FieldError: an address or network is not valid.
     """
@@ -89,8 +90,10 @@ def service(item: ServiceObject) -> Service:
     claimed = spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
     headless = claimed[:1] == ("None",)
     addressed = not headless and kind is not ServiceType.EXTERNAL_NAME
+    external = kind is ServiceType.LOAD_BALANCER or spec.external_ips
     return Service(
         key=_key(meta),
+        labels=(meta.labels or {}) if external else {},
         type=kind,
         ports=tuple(map(_service_port, spec.ports or ())),
         cluster_ips=_addresses("spec.clusterIPs", claimed) if addressed else (),

@@ -112,9 +112,16 @@ class ServiceStatus(_Object):
     conditions: tuple[Condition, ...] | None = None
 
 
+class ServiceMetadata(Metadata):
+    """``metadata`` of a Service."""
+
+    labels: dict[str, str] | None = None
+
+
 class ServiceObject(ApiObject):
     """A core/v1 Service."""
 
+    metadata: ServiceMetadata
     spec: ServiceSpec
     status: ServiceStatus | None = None
 

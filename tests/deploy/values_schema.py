@@ -70,6 +70,7 @@ def _bgp() -> Schema:
     """Return the schema of the file of peers."""
     texts: Schema = {"type": "array", "items": {"type": "string"}}
     text: Schema = {"type": "string", "minLength": 1}
+    labels: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
     asn = _whole(1, 2**32 - 1)
     peer = _closed(
         "",
@@ -87,7 +88,7 @@ def _bgp() -> Schema:
         bfd_multiplier=_whole(2, 50),
         graceful_restart_seconds=_whole(0, 4095),
         families={"type": "array", "minItems": 1, "items": {"enum": ["ipv4", "ipv6"]}},
-        nodes={"type": "object", "additionalProperties": {"type": "string"}},
+        nodes=labels,
     )
     entry = _closed(
         "",
@@ -98,6 +99,10 @@ def _bgp() -> Schema:
         communities=texts,
         large_communities=texts,
         local_pref=_whole(0, 2**32 - 1),
+        labels=labels,
+        nodes=labels,
+        aggregate=_whole(0, 32),
+        aggregate_ipv6=_whole(0, 128),
     )
     return _closed(
         "Routers that `lbctl announce bgp` tells which addresses a node serves",

@@ -293,3 +293,15 @@ def test_a_map_is_refused_by_its_key() -> None:
     read = SERVICES.read(body(service(selector={"app": "web", "tier": 1})))
     assert read.error is not None
     assert read.error.field == "spec.selector[tier]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [({"type": "LoadBalancer"}, True), ({"externalIPs": ["203.0.113.1"]}, True), ({}, False)],
+)
+def test_labels_are_kept_of_services_that_the_network_is_told_of(spec: Object, *, kept: bool) -> None:
+    item = service(**spec)
+    item["metadata"]["labels"] = {"tier": "front"}
+    read = SERVICES.read(body(item)).resource
+    assert read is not None
+    assert read.labels == ({"tier": "front"} if kept else {})

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from lb.announce.servable import AddressKind, Standing, Verdict
+from lb.bgp.advertisement import Advertisement
 from lb.bgp.bird import SessionState, parse_protocols, program
 from lb.bgp.config import GRACEFUL_SHUTDOWN, Route, bird_conf, chosen, router_id, routes
-from lb.bgp.peers import Advertisement, Bfd, Peer, Peers
+from lb.bgp.peers import Bfd, Peer, Peers
 from lb.lab import router
 from lb.lab.addressing import Announce, Family, LabSpec, RouterKind
 from lb.model import ObjectKey
@@ -78,9 +79,9 @@ def test_a_node_has_the_peers_that_its_labels_fit() -> None:
 def test_a_last_resort_is_told_as_such() -> None:
     told = routes(TOR, [EVERYTHING], TOLD)
     assert told == [
-        Route(FOUR),
-        Route(ip_address("203.0.113.6"), (GRACEFUL_SHUTDOWN,)),
-        Route(SIX, (GRACEFUL_SHUTDOWN,)),
+        Route(ip_network(FOUR)),
+        Route(ip_network("203.0.113.6"), (GRACEFUL_SHUTDOWN,)),
+        Route(ip_network(SIX), (GRACEFUL_SHUTDOWN,)),
     ]
     inner = replace(CORE, versions=(4, 6))
     assert [each.preference for each in routes(inner, [COLOURED], TOLD)] == [200, 0, 0]
@@ -98,6 +99,9 @@ def test_a_last_resort_is_told_as_such() -> None:
         (replace(EVERYTHING, peers=frozenset(("core", "tor-a"))), TOLD[0], True),
         (replace(EVERYTHING, namespaces=frozenset(("blog",))), TOLD[0], False),
         (replace(EVERYTHING, namespaces=frozenset(("blog", "shop"))), TOLD[0], True),
+        (replace(EVERYTHING, labels={"tier": "front"}), TOLD[0], False),
+        (replace(EVERYTHING, labels={"tier": "front"}), replace(TOLD[0], labels=({"tier": "front"},)), True),
+        (replace(EVERYTHING, labels={"tier": "front"}), replace(TOLD[0], labels=({"tier": "back"},)), False),
         (EVERYTHING, replace(TOLD[0], kind=AddressKind.EXTERNAL_IP), False),
         (replace(EVERYTHING, external_ips=True), replace(TOLD[0], kind=AddressKind.EXTERNAL_IP), True),
     ],
@@ -109,7 +113,32 @@ def test_what_an_entry_is_about(entry: Advertisement, verdict: Verdict, *, fits:
 def test_entries_add_up() -> None:
     second = replace(EVERYTHING, communities=((64512, 7),), local_pref=300)
     [route] = routes(TOR, [COLOURED, second], TOLD[:1])
-    assert route == Route(FOUR, ((64512, 7), (64512, 100)), ((64512, 1, 2),), 200)
+    assert route == Route(ip_network(FOUR), ((64512, 7), (64512, 100)), ((64512, 1, 2),), 200)
+
+
+def test_of_services_that_share_an_address_one_must_fit_an_entry_by_itself() -> None:
+    entry = replace(EVERYTHING, namespaces=frozenset(("shop",)), labels={"tier": "front"})
+    other = ObjectKey("blog", "web")
+    shared = replace(TOLD[0], services=(other, WEB), labels=({"tier": "front"}, {"tier": "back"}))
+    assert not routes(TOR, [entry], [shared])
+    assert routes(TOR, [entry], [replace(shared, labels=({}, {"tier": "front"}))])
+
+
+def test_a_route_of_several_addresses_is_there_while_one_is_and_a_last_resort_when_all_are(
+    tmp_path: Path,
+) -> None:
+    wide = replace(EVERYTHING, lengths={4: 24, 6: 112}, communities=((64512, 1),))
+    no_export = replace(EVERYTHING, communities=((65535, 65281),))
+    network = ip_network("203.0.113.0/24")
+    told = routes(TOR, [wide, no_export], TOLD[:3])
+    assert told == [
+        Route(network, ((64512, 1),)),
+        Route(ip_network(FOUR), ((65535, 65281),)),
+        Route(ip_network("203.0.113.6"), ((65535, 0), (65535, 65281))),
+    ]
+    assert routes(TOR, [wide], TOLD[1:3]) == [Route(network, ((64512, 1), GRACEFUL_SHUTDOWN))]
+    assert routes(TOR, [wide], TOLD[2:3]) == []
+    checked(bird_conf("192.168.77.11", [(TOR, told)]), tmp_path)
 
 
 def test_router_ids() -> None:

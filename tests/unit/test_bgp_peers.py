@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lb.announce.damping import Hold
-from lb.bgp.peers import Advertisement, Bfd, Peer, PeersFile, parse, read
+from lb.bgp.advertisement import Advertisement
+from lb.bgp.peers import Bfd, Peer, PeersFile, parse, read
 from lb.errors import ConfigError
 
 FULL = """\
@@ -42,6 +43,9 @@ advertise:
     communities: ["64512:100", no-export]
     large_communities: ["64512:1:4294967295"]
     local_pref: 200
+    labels: {exposed: "yes"}
+    nodes: {rack: a}
+    aggregate: 24
   - addresses: [198.51.100.0/24]
 withdraw_seconds: 2
 announce_seconds: 4
@@ -93,6 +97,9 @@ def test_all_that_it_may_say(write: Write) -> None:
             communities=((64512, 100), (65535, 65281)),
             large_communities=((64512, 1, 4294967295),),
             local_pref=200,
+            labels={"exposed": "yes"},
+            nodes={"rack": "a"},
+            lengths={4: 24, 6: 128},
         ),
         Advertisement((ip_network("198.51.100.0/24"),)),
     )
@@ -142,6 +149,12 @@ def test_passwords_that_cannot_be(write: Write, secret: str) -> None:
         ("peers: [core]", "peers: [cor]", "advertise[0].peers[0]: 'cor' is no peer of this file"),
         ('"64512:100"', '"64512:65536"', "advertise[0].communities[0]"),
         ('"64512:1:4294967295"', '"64512:1"', "advertise[0].large_communities[0]"),
+        ("aggregate: 24", "aggregate: 23", "advertise[0].aggregate: must be 24 at least"),
+        (
+            "aggregate: 24",
+            "aggregate_ipv6: 129",
+            "advertise[0].aggregate_ipv6: must be from 0 to 128, is 129",
+        ),
         ("withdraw_seconds: 2", "withdraw_secs: 2", "withdraw_secs: unknown field"),
         (FULL[FULL.index("advertise") :], "", "advertise: must say which addresses may be told"),
         (FULL, "# nothing\n", "must hold one YAML document, holds 0"),

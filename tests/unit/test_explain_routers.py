@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ UP = SessionState(up=True, state="Established", exported=((4, 1),))
 
 
 def status(verdict: Verdict, **sessions: SessionState) -> dict[str, Any]:
-    told = [] if verdict.standing is Standing.CANNOT else [Route(VIP)]
+    told = [] if verdict.standing is Standing.CANNOT else [Route(ip_network(VIP))]
     peers = {"a": TOR_A, "b": TOR_B}
     return SpeakerStatus(
         told=[verdict],

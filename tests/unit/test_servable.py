@@ -198,14 +198,16 @@ def ask(served: Servables, query: str = "") -> dict[str, object]:
 def test_the_agent_answers_shortly_while_nothing_changes() -> None:
     state, agent = ClusterState(), FakeAgent()
     node = Node(HERE, (ip_address("192.0.2.11"),), labels={"rack": "a"})
-    state.apply([Upsert(service()), Upsert(piece(ready(HERE))), Upsert(node)])
+    state.apply([Upsert(service(labels={"tier": "front"})), Upsert(piece(ready(HERE))), Upsert(node)])
     served = Servables(state, agent, HERE)
     first = ask(served)
     report = from_dict(first)
     assert report == served.report()
     assert report.ready
     assert (report.node_addresses, report.labels) == (node.addresses, {"rack": "a"})
-    assert report.verdicts[VIP] == Verdict(VIP, Standing.SERVES, services=(ObjectKey("shop", "web"),))
+    verdict = report.verdicts[VIP]
+    services = (ObjectKey("shop", "web"),)
+    assert verdict == Verdict(VIP, Standing.SERVES, services=services, labels=({"tier": "front"},))
     known = f"known={first['version']}"
     assert ask(served, known) == {"version": first["version"]}
     state.apply([Upsert(service("another", load_balancer_ips=()))])  # concerns no address
