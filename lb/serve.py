@@ -302,6 +302,7 @@ def startup(
         **({"announce": speaker.run} if speaker else {}),
     }
     stack.enter_context(threads(inbox, bodies))
+    stack.callback(notes.ended, agent)
     return agent
 
 

@@ -84,7 +84,8 @@ def _balanced(run_dir: RunDir, key: ObjectKey) -> dict[str, Any]:
             owners = None if told["announce"] == "off" else told["addresses"]
             speaker = spoken(run_dir)
             if owners is not None or speaker is not None:  # else the network finds them by other means
-                found["found_by"] = reached(addresses, owners, speaker)
+                ways = reached(addresses, owners, speaker)
+                found["found_by"] = [one if speaker else {**one, "routers": []} for one in ways]
     return found
 
 

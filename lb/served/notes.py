@@ -21,6 +21,7 @@ from lb.served.missing_nodes import MissingNodes
 from lb.served.pressure import Pressure
 from lb.served.problems import Problem, Since, time_text
 from lb.served.repairs import Repairs
+from lb.served.starts import Starts
 from lb.words import several
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class AgentReport(Protocol):
 
     def service_count(self) -> int:
         """Return how many Services the sources have told of."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
         ...
 
     @property
@@ -105,7 +111,8 @@ class Notes:
         self._missing_nodes = missing_nodes
         self._since = Since()
         self.started = time_text(time.time())
-        self.also = [*also]
+        self._starts = Starts(run_dir.notes())
+        self.also = [self._starts.problems, *also]
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
@@ -136,6 +143,11 @@ class Notes:
             "notes", self._run_dir.notes_path, lambda _path: self._run_dir.write_notes(self._notes(agent))
         )
 
+    def ended(self, agent: AgentReport) -> None:
+        """Note that the agent ends, and whether it was told to."""
+        self._starts.ended = agent.stopping
+        self.write(agent)
+
     def _notes(self, agent: AgentReport) -> dict[str, Any]:
         healthz = self._healthz()
         told = (agent, self._checks, self._pressure, self._missing_nodes)
@@ -149,6 +161,7 @@ class Notes:
             "pid": os.getpid(),
             "network_namespace": network_namespace(),
             "settings": self._settings,
+            **self._starts.as_notes(),
             "rereads": True,  # on SIGHUP; one of an older version would end
             "started": self.started,
             "beat": time.monotonic(),

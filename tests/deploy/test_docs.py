@@ -80,7 +80,7 @@ def test_alerts_are_those_of_the_table() -> None:
 
 
 def test_alerts_ask_for_metrics_and_reasons_that_there_are() -> None:
-    files = ("served/metrics.py", "served/service_metrics.py", "bgp/metrics.py")
+    files = ("served/metrics.py", "served/service_metrics.py", "bgp/metrics.py", "addresses/metrics.py")
     source = "".join((ROOT / "lb" / name).read_text() for name in files)
     families = set(re.findall(r'"(lbctl_\w+)"', source))
     reasons = {name for name, _ in REASONS}

@@ -64,7 +64,7 @@ class Told:
     def service_count(self) -> int:
         return 3
 
-    repairs = Repairs()
+    repairs, stopping = Repairs(), False
 
     def problems(self) -> list[Problem]:
         return [Problem(str(one), "give one another") for one in self._conflicts]

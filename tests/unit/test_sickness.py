@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,7 @@ from lb.served.liveness import SILENT_SECONDS, Liveness, liveness
 from lb.served.missing_nodes import ASKED_AT_ONCE, MissingNodes
 from lb.served.pressure import LOOK_SECONDS, Pressure
 from lb.served.problems import Problem, Since, read_notes
+from lb.served.starts import OFTEN, WINDOW_SECONDS, Starts
 from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.http_bench import serving
@@ -281,3 +283,27 @@ def test_a_takeover_that_is_not_finished_is_named_until_it_is(
             assert [one["since"] for one in takeover.noted(maps)] == ["1970-01-01T00:16:40+00:00"]
             set_cutover(maps, Cutover.NONE)
         assert takeover.look(lambda: KernelMaps(pins.maps)) == []
+
+
+def test_an_agent_that_ends_again_and_again_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Each start by itself goes well; the notes of the agent before tell how it ended."""
+    now, notes = [1000.0], dict[str, Any]()
+    for _ in range(OFTEN + 1):
+        starts = Starts(notes, lambda: now[0])
+        notes = {"pid": 7, **starts.as_notes()}
+        now[0] += 20
+    how = "ended without being told to: killed, out of memory, or by an error in its log"
+    (problem,) = starts.problems()
+    assert problem.text == f"3 times within 10 min the agent {how}"
+    assert "oom" in problem.next
+    assert caplog.text.count(f"the agent before this one, process 7, {how}") == OFTEN
+    caplog.clear()
+    now[0] += WINDOW_SECONDS
+    starts.ended = True
+    after = Starts({"pid": 7, **starts.as_notes()}, lambda: now[0])
+    assert (after.problems(), caplog.text) == ([], "")
+
+
+def test_notes_of_a_version_that_counts_no_ends_tell_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert Starts({"pid": 7, "failures": "x"}).problems() == []
+    assert caplog.text == ""
