@@ -22,7 +22,7 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.map_table import BPF_F_MMAPABLE, MapType
 from lb.datapath.programs import features
 from lb.datapath.programs.build import PROGRAM_ARRAY, instructions, relocate
-from lb.datapath.programs.loader import load
+from lb.datapath.programs.loader import PROGRAMS, Program, load
 from lb.plan.types import ServicePlan
 from tests import packets as p
 from tests.packet.harness import HOOK_OF, TC_POD_IN, TC_POD_OUT, TC_UPLINK_OUT, XDP, Datapath
@@ -70,11 +70,11 @@ class Feeder:
     CompileError, BpfError: clang or the kernel refused something.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, programs: Mapping[str, Program] = PROGRAMS) -> None:
         with contextlib.ExitStack() as stack:
-            self.datapath = Datapath(limits)
+            self.datapath = Datapath(limits, programs)
             stack.callback(self.datapath.close)
-            loaded = load(self.datapath.pins, limits)
+            loaded = load(self.datapath.pins, limits, programs=programs)
             self._programs = {
                 name: stack.enter_context(bpf.obj_get(path)) for name, path in loaded.programs.items()
             }

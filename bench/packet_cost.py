@@ -17,7 +17,9 @@ from ipaddress import IPv4Address, ip_address
 from bench.feeder import Feeder, Traffic
 from bench.results import Result
 from lb.config import Limits
+from lb.datapath.kernel.ringbuf import RingBuffer
 from lb.datapath.maps import layouts
+from lb.datapath.programs.loader import SHADOW_PROGRAMS
 from lb.model import Protocol
 from lb.plan.types import ServicePlan, VipKind
 from tests import packets as p
@@ -36,6 +38,7 @@ _CLUSTER_NET = "10.96.0.0"
 _HERE, _AFFINITY, _AWAY = VipKind.LOAD_BALANCER, VipKind.EXTERNAL_IP, VipKind.CLUSTER_IP
 _PAYLOAD = b"x" * 32
 _CROWD = 65_536
+_IN_RING = 8192 // 2  # records of shadow mode that the ring has room for, by far
 
 
 @dataclass(slots=True)
@@ -117,6 +120,18 @@ def cases(hook: str) -> Iterator[Case]:
     yield Case(f"{hook}: first packet, flow table full", first, "NEW_LOCAL", newcomers=True, full=True)
 
 
+def shadow_cases() -> Iterator[Case]:
+    """Yield what shadow mode's programs do: what they decide is written down while the ring has room."""
+    here, many = VIPS[_HERE], 1 << (32 - _NEWCOMERS_PREFIX)
+    program = TC_UPLINK_IN
+    yield Case("shadow: not a VIP", _request(program, (_ELSEWHERE, _ELSEWHERE_PORT)), "NOT_VIP")
+    yield Case("shadow: established TCP", _request(program, here, 1024), "NOT_VIP")
+    yield Case("shadow: UDP, existing flow", _request(program, here, udp=True), "NOT_VIP")
+    yield Case("shadow: reply", _reply(p.BACKEND_LOCAL, 1024), "NOT_VIP")
+    first = _request(program, here, many, syn=True)
+    yield Case("shadow: first packet", first, "NEW_LOCAL", newcomers=True)
+
+
 def _plans() -> Iterator[ServicePlan]:
     """Yield Services with one backend each: which one is chosen does not matter, that one is does."""
     for version in layouts.FAMILIES:
@@ -188,6 +203,7 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
     rounds = rounds or (5 if quick else 21)
     repeat = repeat or (1 << 15 if quick else 1 << 17)
     chosen = [case for hook in _HOOKS for case in cases(hook) if only in case.name]
+    beside = [case for case in shadow_cases() if only in case.name]
     fixed: dict[str, list[float]] = {}
     with Feeder(LIMITS) as feeder:
         for _ in range(rounds):
@@ -201,7 +217,14 @@ def measure(quick: bool = False, *, rounds: int = 0, repeat: int = 0, only: str 
                 fixed.setdefault(f"{hook}: floor, measured as the paths are", []).append(empty + fed)
             for case in chosen:
                 measure_case(feeder, case, repeat)
-    return _results(fixed, chosen)
+    if beside:
+        with Feeder(LIMITS, SHADOW_PROGRAMS) as feeder:
+            for _ in range(rounds):
+                set_up(feeder)
+                for case in beside:
+                    RingBuffer(feeder.datapath.maps.fd("events")).close()  # nobody has read it: there is room
+                    measure_case(feeder, case, min(repeat, _IN_RING) if case.newcomers else repeat)
+    return _results(fixed, [*chosen, *beside])
 
 
 def _results(fixed: dict[str, list[float]], cases: list[Case]) -> list[Result]:

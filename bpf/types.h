@@ -329,9 +329,10 @@ enum iface_flags {
 
 /* Who serves what this node's programs have no flow of, while Services change hands: see lb/cutover. */
 enum cutover {
-	CUTOVER_NONE = 0,  /* the programs serve all */
-	CUTOVER_TAKE = 1,  /* connections that netfilter's conntrack knows are netfilter's */
-	CUTOVER_LEAVE = 2, /* what has no flow is netfilter's: no connection begins here */
+	CUTOVER_NONE = 0,   /* the programs serve all */
+	CUTOVER_TAKE = 1,   /* connections that netfilter's conntrack knows are netfilter's */
+	CUTOVER_LEAVE = 2,  /* what has no flow is netfilter's: no connection begins here */
+	CUTOVER_SHADOW = 3, /* the programs are those of shadow mode (shadow.h), which serve nobody */
 };
 
 #define SNAT_SOURCES 4 /* a node with more of them is served all the same, at some cost */
@@ -515,4 +516,41 @@ struct event {
 	u8 pad[6];
 	u8 before[EVENT_BYTES]; /* before and after: with WATCH_BYTES alone */
 	u8 after[EVENT_BYTES];
+};
+
+/* What a record of shadow mode is about: see shadow.h. */
+enum shadow_kind {
+	SHADOW_DECIDED = 1,  /* the first packet of a connection, and what would have become of it */
+	SHADOW_CALLED = 2,   /* the same of a call of a process of this node: its port is not known yet */
+	SHADOW_SENT = 3,     /* the first packet after such a call, as netfilter made it */
+	SHADOW_ANSWERED = 4, /* somebody refuses a packet of this tuple, in a VIP's name */
+};
+
+enum shadow_outcome {
+	SHADOW_UNTOUCHED = 0,
+	SHADOW_SERVED = 1, /* led to a backend */
+	SHADOW_REFUSED = 2,
+	SHADOW_DROPPED = 3,
+};
+
+/* A record of shadow mode, in `events`. Addresses of IPv4 are in the first word, the others 0. */
+struct shadowed {
+	u64 time_ns;   /* CLOCK_MONOTONIC */
+	u64 cookie;    /* of the sender's socket; CALLED, SENT */
+	__be32 src[4]; /* src..dport: as it came */
+	__be32 dst[4];
+	__be32 to_dst[4]; /* to_dst, to_dport: the backend, of SERVED */
+	__be16 sport;
+	__be16 dport;
+	__be16 to_dport;
+	u8 family; /* 4 or 6 */
+	u8 protocol;
+	u32 kind;    /* enum shadow_kind */
+	u32 outcome; /* enum shadow_outcome; DECIDED, CALLED */
+	u32 reason;  /* enum reason */
+	u32 service; /* id of the Service port; 0: none is known */
+	u32 backend; /* id, of SERVED */
+	u8 side;     /* enum side */
+	u8 connects; /* CALLED: the call connects; with UDP nothing need be sent then */
+	u8 pad[2];
 };

@@ -314,6 +314,12 @@ class Config:
         "whose sockets are led to backends by socket hooks: host, the processes of the node's own network"
         " namespace; all, pods as well; off, nobody's: tc translates the packets",
     )
+    shadow: Switch = setting(
+        Switch.OFF,
+        SWITCH,
+        "beside kube-proxy: the programs decide about each connection and touch no packet; lbctl shadow tells"
+        " where they would have done otherwise than netfilter did",
+    )
     redirect: Switch = setting(
         Switch.OFF,
         SWITCH,

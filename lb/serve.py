@@ -38,7 +38,7 @@ from lb.inbox import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, s
 from lb.model import Event, ObjectKey
 from lb.rundir import RunDir
 from lb.served import servable, takeover
-from lb.served.api import OWNERS, as_json
+from lb.served.api import OWNERS, SHADOW, as_json
 from lb.served.health import Health, open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, Request, Response, routes
@@ -50,12 +50,14 @@ from lb.served.pressure import Pressure
 from lb.served.problems import Problem
 from lb.served.state_view import StateView
 from lb.served.supervisor import Supervisor
+from lb.shadow import mode
 from lb.state import ClusterState
 from lb.stop_event import StopEvent
 
 if TYPE_CHECKING:
     from lb.kube import reflector
     from lb.segment.speaker import Speaker
+    from lb.shadow.watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +107,8 @@ def serve(config: Config) -> None:
     """
     memory.few_arenas()
     config = complete(config)
+    if config.shadow is Switch.ON:
+        config = mode.as_shadow(config)
     source = build_source(config)
     run_dir = RunDir(config.instance)
     with contextlib.suppress(StopNow), contextlib.ExitStack() as stack:
@@ -120,6 +124,7 @@ def serve(config: Config) -> None:
             ready = Path(config.ready_file)
             _remove(ready)
             stack.callback(_remove, ready)
+        mode.prepare(config)
         supervisor = Supervisor()
         supervisor.starting()
         with nothing_left(Pins(config.instance), run_dir):
@@ -196,7 +201,8 @@ def startup(
     pins = Pins(config.instance)
     loaded = load_programs(config, pins)
     maps = stack.enter_context(KernelMaps(pins.maps))
-    first = beside_kube_proxy(maps, config.instance, new="vips4" in loaded.fresh)
+    first = beginning(config, maps, new="vips4" in loaded.fresh)
+    announce = _to_nobody if config.shadow is Switch.ON else source.announce
     grace = GracePeriods(lambda: inbox.put(Settled()))
     history = History()
     reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
@@ -207,7 +213,7 @@ def startup(
     health = open_health(
         config,
         stack,
-        failed=lambda key, text: source.announce(
+        failed=lambda key, text: announce(
             key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
         ),
     )
@@ -241,9 +247,7 @@ def startup(
         serving="vips4" not in loaded.fresh,
         checks=health.checks,
         history=history,
-        announce=lambda key, note: source.announce(
-            key, reason=note.reason, action=note.action, note=note.text
-        ),
+        announce=lambda key, note: announce(key, reason=note.reason, action=note.action, note=note.text),
         synced=upkeep.synced,
         beat=upkeep.beat,
     )
@@ -252,6 +256,7 @@ def startup(
     if speaker := build_speaker(config, source, state, agent, opened):
         looks.append(speaker.look)
         notes.also.append(speaker.problems)
+    compared = build_shadow(config, opened, history)
     # A server of its own: its answers take longer than a health check may wait.
     answers = HttpServer()
     stack.callback(answers.shut)
@@ -264,6 +269,7 @@ def startup(
         started=notes.started,
         opened=opened,
         speaker=speaker,
+        compared=compared,
     )
     answers.open((str(run_dir.socket_path), 0), routes(queries), "lbctl")
     if address := split_address(config.metrics_address):
@@ -283,6 +289,7 @@ def startup(
                 **({"announce": speaker.problems} if speaker else {}),
             },
             speaker=speaker,
+            compared=compared,
         )
         names = {config.node_name.lower(), socket.gethostname().lower()}
         answers.open(
@@ -300,6 +307,7 @@ def startup(
         "http": answers.run,
         "missing nodes": missing_nodes.run,
         **({"announce": speaker.run} if speaker else {}),
+        **({"shadow": compared.run} if compared else {}),
     }
     stack.enter_context(threads(inbox, bodies))
     stack.callback(notes.ended, agent)
@@ -307,14 +315,29 @@ def startup(
 
 
 def load_programs(config: Config, pins: Pins) -> loader.Loaded:
-    """Load and pin programs and maps, or take those that are pinned.
+    """Load and pin programs and maps, or take those that are pinned: those of shadow mode, if asked for.
 
     Raises CompileError, BpfError: clang or the kernel refused.
     """
-    loaded = loader.load(pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON)
+    loaded = loader.load(
+        pins,
+        config.limits,
+        traffic_counters=config.traffic_counters is Switch.ON,
+        programs=loader.SHADOW_PROGRAMS if config.shadow is Switch.ON else loader.PROGRAMS,
+    )
     how = "compiled" if loaded.compiled else "as pinned, nothing to compile"
     _log.info("programs %s: %s", loaded.fingerprint, how)
     return loaded
+
+
+def beginning(config: Config, maps: KernelMaps, *, new: bool) -> Callable[[], None]:
+    """Prepare the first attaching; return what is to be called before each. new: the maps are.
+
+    Raises BpfError: a map could not be mapped into memory.
+    """
+    if config.shadow is Switch.ON:
+        mode.enter(maps)
+    return beside_kube_proxy(maps, config.instance, new=new and config.shadow is Switch.OFF)
 
 
 class Upkeep:
@@ -362,6 +385,7 @@ def answers_of(
     started: str,
     opened: Callable[[], contextlib.AbstractContextManager[Maps]],
     speaker: Speaker | None,
+    compared: Watcher | None,
 ) -> dict[str, Answer]:
     """Return what the agent answers over HTTP, by path, but for health checks and metrics."""
     view, owners = StateView(state), speaker.owners if speaker else None
@@ -369,11 +393,12 @@ def answers_of(
         "/api/history": history_answer(history, config.instance, started),
         "/api/agent": as_json(lambda _query: {"beat": agent.last_beat}),
         **view.answers(),
-        servable.PATH: servable.Servables(state, agent, config.node_name).answer(),
+        servable.PATH: servable.Servables(state, agent, config.node_name, quiet=bool(compared)).answer(),
         OWNERS: as_json(
             lambda _query: {"announce": config.announce, "addresses": owners() if owners else []}
         ),
         **Views(run_dir, config, opened, history, view, owners=owners).answers(),
+        **({SHADOW: as_json(lambda _query: compared.report())} if compared else {}),
     }
 
 
@@ -408,6 +433,21 @@ def build_speaker(
     return Speaker(config, able.report, opened, lambda: lag(source.health()))
 
 
+def build_shadow(
+    config: Config, opened: Callable[[], contextlib.AbstractContextManager[KernelMaps]], history: History
+) -> Watcher | None:
+    """Return what compares decisions with what netfilter did; None unless in shadow mode."""
+    if config.shadow is Switch.OFF:
+        return None
+    from lb.shadow.watcher import Watcher  # noqa: PLC0415  (an agent that serves does without)
+
+    return Watcher(opened, history.seconds_since)
+
+
+def _to_nobody(_service: ObjectKey, *, reason: str, action: str, note: str) -> None:
+    """Tell nobody what is wrong with a Service: in shadow mode it is kube-proxy's to serve it."""
+
+
 def measure(
     config: Config,
     source: Source,
@@ -419,6 +459,7 @@ def measure(
     after_sync: list[Callable[[Agent], None]],
     more_problems: Mapping[str, Callable[[], Sequence[Problem]]],
     speaker: Speaker | None,
+    compared: Watcher | None = None,
 ) -> Answer:
     """Return what answers ``/metrics``; durations are noted after each sync and each programmed change.
 
@@ -445,6 +486,7 @@ def measure(
         "source": lambda: metrics.source_metrics(source.health()),
         "maps": lambda: metrics.map_metrics(opened),
         **({"announce": lambda: metrics.announce_metrics(speaker.figures())} if speaker else {}),
+        **({"shadow": lambda: metrics.shadow_metrics(compared.report())} if compared else {}),
         "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
     }
     return exposition(metrics.Metrics(parts))

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from lb.cli import instances, output
@@ -21,6 +22,7 @@ from lb.diagnose import kube_proxy
 from lb.errors import LbError
 from lb.model import IPAddress
 from lb.rundir import RunDir
+from lb.served import takeover
 from lb.words import several
 
 _PATHS = {
@@ -49,13 +51,22 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     if not hooks.attached():
         raise LbError(f"instance {name} has attached no program yet: start its agent, and wait until it has")
     with KernelMaps(Pins(name).maps) as maps:
-        warnings = []
+        shadow = takeover.is_shadow(maps)
+        if shadow and not args.dry_run:
+            raise LbError(
+                f"instance {name} is in shadow mode: its programs touch no packet, so kube-proxy's rules must"
+                " stay; start its agent without --shadow, wait until it is ready, then call this again"
+            )
+        warnings = [*_missing_commands()]
         if not features.optional()["CONNTRACK"]:
             warnings.append(
-                "this kernel's conntrack cannot be asked by programs: what came since they were attached was"
-                " taken from open connections"
+                "programs may not ask conntrack (Linux 6.0; CAP_SYS_ADMIN where it is a module): connections"
+                " that are open break when an agent without shadow mode attaches its programs"
+                if shadow
+                else "this kernel's conntrack cannot be asked by programs: what came since they were attached"
+                " was taken from open connections"
             )
-        elif int(maps.array("cutover")[0]) != Cutover.TAKE:
+        elif not shadow and int(maps.array("cutover")[0]) != Cutover.TAKE:
             warnings.append(
                 "the programs have not left open connections to netfilter: kube-proxy's rules were not there"
                 " when they were attached first, or a cutover is done already"
@@ -70,8 +81,23 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     return _report(done.moved, done.left, not_moved=done.not_moved, warnings=warnings)
 
 
+def _missing_commands() -> Iterator[str]:
+    """Yield which commands a cutover takes that are not here."""
+    wanted = ["nft"]
+    if any(trace.mode == "iptables" for trace in kube_proxy.find()):
+        wanted += ["iptables-save", "iptables-restore"]
+    for command in wanted:
+        if not shutil.which(command):
+            yield f"{command} is not installed: a cutover takes the Debian packages nftables and iptables"
+
+
 def _back(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     """Give back, or say what would be; return the report."""
+    with KernelMaps(Pins(name).maps) as maps:
+        if takeover.is_shadow(maps):
+            raise LbError(
+                f"instance {name} is in shadow mode and has nothing to give back: lbctl unload removes it"
+            )
     if args.dry_run:
         with KernelMaps(Pins(name).maps) as maps:
             every, left = give_back.flows(maps)

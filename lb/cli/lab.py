@@ -234,7 +234,7 @@ def run_agent(args: argparse.Namespace, out: TextIO, _err: TextIO) -> int:
     """Do ``lbctl lab agent``."""
     lab = Lab.open(args.id)
     if args.action == "start":
-        lab.start_agent(args.node)
+        lab.start_agent(args.node, shadow=args.shadow)
         lab.wait_agent(args.node)
         print(f"the agent of {args.node} runs and has synced", file=out)
     else:

@@ -102,6 +102,12 @@ def _problem_lines(one: Mapping[str, Any], width: int) -> list[str]:
 def _summary(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield a label and a text for each part of the node."""
     agent = status["agent"]
+    if status.get("shadow"):
+        yield (
+            "mode",
+            "shadow: the programs decide and touch no packet, kube-proxy serves; lbctl shadow tells what"
+            " differs, counters and flows are of decisions alone",
+        )
     version = f", version {agent['version']}" if agent.get("version") else ""
     if agent["running"]:
         quiet = agent["silent_seconds"]

@@ -160,7 +160,7 @@ def _number(raw: bytes) -> int:
 
 
 class Conntrack(Closing):
-    """A socket to write by, one connection after the other."""
+    """A socket to ask and to write by, one connection after the other."""
 
     def __init__(self) -> None:
         self._link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
@@ -169,6 +169,21 @@ class Conntrack(Closing):
     def close(self) -> None:
         """Close the socket."""
         self._link.close()
+
+    def find(self, one: Tuple) -> Entry | None:
+        """Return the connection of which packets of these addresses and ports are, in either direction.
+
+        Raises LbError: the kernel has no conntrack with netlink, or refused to tell.
+        """
+        self._send(_GET, one, _pack_tuple(_ORIGINAL, one), _REQUEST)
+        for kind, payload in rtnl.messages(self._link.recv(1 << 16)):
+            if kind != _ERROR:
+                return _entry(payload[4:], one.version)
+            code = -struct.unpack_from("=i", payload)[0]
+            if code == errno.ENOENT:
+                return None
+            raise LbError(f"netfilter did not tell about {one}: {os.strerror(code)}")
+        raise LbError(f"netfilter did not answer about {one}")
 
     def delete(self, original: Tuple, ident: int = 0) -> bool:
         """Forget a connection; ident: only if it is the very entry of that number. False: it is not there.
@@ -214,13 +229,8 @@ class Conntrack(Closing):
 
     def _do(self, message: int, original: Tuple, body: bytes, but: int) -> bool:
         """Send a request and await its answer; False: the kernel refused it with the errno `but`."""
-        self._sequence += 1
         flags, verb = (_CREATE | _EXCLUSIVE, "add") if message == _NEW else (0, "forget")
-        body = bytes((_AF[original.version], 0, 0, 0)) + body
-        head = _HEADER.pack(
-            _HEADER.size + len(body), message, _REQUEST | _ACK | flags, self._sequence & 0xFFFFFFFF, 0
-        )
-        self._link.send(head + body)
+        self._send(message, original, body, _REQUEST | _ACK | flags)
         for kind, payload in rtnl.messages(self._link.recv(1 << 16)):
             if kind != _ERROR:
                 continue
@@ -229,6 +239,12 @@ class Conntrack(Closing):
                 raise LbError(f"netfilter did not {verb} {original}: {os.strerror(code)}")
             return not code
         raise LbError(f"netfilter did not answer about {original}")
+
+    def _send(self, message: int, about: Tuple, body: bytes, flags: int) -> None:
+        self._sequence += 1
+        body = bytes((_AF[about.version], 0, 0, 0)) + body
+        head = _HEADER.pack(_HEADER.size + len(body), message, flags, self._sequence & 0xFFFFFFFF, 0)
+        self._link.send(head + body)
 
 
 def _attr(kind: int, value: bytes) -> bytes:

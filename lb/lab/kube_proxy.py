@@ -3,8 +3,8 @@
 
 For the lab, to go over from them and back, for the bench, to measure beside them, and for tests/twin, to
 compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses over TCP, UDP and
-SCTP, with affinity; in nftables mode also traffic policies, and the rejection of a port without endpoints.
-Not there: source ranges. In iptables mode a port without endpoints has no rules.
+SCTP, with affinity, and the rejection of a port without endpoints; in nftables mode also traffic policies.
+Not there: source ranges.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import enum
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +127,7 @@ def write(mode: Mode, ports: Sequence[NamedPort], pod_networks: dict[int, str], 
         if mode is Mode.NFTABLES:
             run(["nft", "-f", "-"], "\n".join(nftables(mine, network, version)) + "\n")
         else:
-            offered = [port for port in mine if port.plan.cluster]
-            run([_restore(version), "--noflush"], "\n".join(iptables(offered, network)) + "\n")
+            run([_restore(version), "--noflush"], "\n".join(iptables(mine, network)) + "\n")
 
 
 def remove(run: Run) -> None:
@@ -297,9 +296,11 @@ def _nft_external(port: NamedPort, pod_network: str, family: str) -> Iterator[st
     yield " }"
 
 
-def iptables(ports: Iterable[NamedPort], pod_network: str) -> Iterator[str]:
+def iptables(every: Sequence[NamedPort], pod_network: str) -> Iterator[str]:
     """Yield the chains of kube-proxy's iptables mode: rule after rule, endpoints by `statistic`."""
+    ports = [port for port in every if port.plan.cluster]
     yield "*filter"
+    yield from _iptables_rejects([port for port in every if not port.plan.cluster])
     yield ":KUBE-FORWARD - [0:0]"
     yield "-A FORWARD -j KUBE-FORWARD"
     yield "-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP"
@@ -324,6 +325,21 @@ def iptables(ports: Iterable[NamedPort], pod_network: str) -> Iterator[str]:
     yield from (f":{name} - [0:0]" for name in chains)
     yield from rules
     yield "COMMIT"
+
+
+def _iptables_rejects(ports: Sequence[NamedPort]) -> Iterator[str]:
+    """Yield what refuses ports without endpoints, in table filter; nothing without any."""
+    if not ports:
+        return
+    yield ":KUBE-SERVICES - [0:0]"
+    for chain in ("INPUT", "FORWARD", "OUTPUT"):
+        yield f"-A {chain} -m conntrack --ctstate NEW -j KUBE-SERVICES"
+    for port in ports:
+        to = f"-m {port.protocol} -p {port.protocol} --dport"
+        for vip in port.vips(VipKind.CLUSTER_IP, *_EXTERNAL):
+            yield f"-A KUBE-SERVICES -d {vip.key.address} {to} {vip.key.port} -j REJECT"
+        for number in sorted({vip.key.port for vip in port.vips(VipKind.NODE_PORT)}):
+            yield f"-A KUBE-SERVICES -m addrtype --dst-type LOCAL {to} {number} -j REJECT"
 
 
 def _iptables_chains(port: NamedPort) -> Iterator[str]:

@@ -205,8 +205,8 @@ class Lab:
             rest += [f"--announce-network={BALANCED[version]}" for version in spec.versions]
         return [sys.executable, "-m", "lb", "run", *sources, *rest]
 
-    def start_agent(self, node: str) -> None:
-        """Start a node's agent without waiting for it.
+    def start_agent(self, node: str, *, shadow: bool = False) -> None:
+        """Start a node's agent without waiting for it; shadow: in shadow mode.
 
         Raises LabError: there is no such node, or its agent runs already.
         """
@@ -214,7 +214,8 @@ class Lab:
         if running := self.store.running(node):
             raise LabError(f"the agent of {node} runs already, process {running.pid}")
         self.store.ready_file(node).unlink(missing_ok=True)
-        argv = self._on_node(node, self.agent_command(node))
+        more = ["--shadow"] if shadow else []
+        argv = self._on_node(node, [*self.agent_command(node), *more])
         self.store.write_process(node, spawn(argv, self.store.log(node), environment()))
 
     def wait_agent(self, node: str, seconds: float = COMPILE_SECONDS) -> None:

@@ -15,6 +15,9 @@ from lb.served.http import Answer, Request, Response
 OWNERS = "/api/owners"
 """Who owns each load-balancer address on the node's segments: :meth:`lb.segment.speaker.Speaker.owners`."""
 
+SHADOW = "/api/shadow"
+"""What an agent in shadow mode has compared: :meth:`lb.shadow.watcher.Watcher.report`."""
+
 _HEADERS = (
     ("Content-Type", "application/json; charset=utf-8"),
     ("Cache-Control", "no-store"),

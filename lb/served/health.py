@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from lb.config import Config, split_address
+from lb.config import Config, Switch, split_address
 from lb.model import IPAddress, ObjectKey
 from lb.plan import HealthCheck
 from lb.served.http import Address, Answer, HttpServer, Request, Response, routes, show
@@ -144,12 +144,19 @@ class HealthChecks:
 
     fresh: see :meth:`NodeHealth.fresh`.
     failed: called with a Service and what is wrong with its port, each time that this is news.
+    quiet: nothing is listened to, for somebody else is.
     """
 
     def __init__(
-        self, server: HttpServer, *, fresh: Callable[[], bool], failed: Callable[[ObjectKey, str], None]
+        self,
+        server: HttpServer,
+        *,
+        fresh: Callable[[], bool],
+        failed: Callable[[ObjectKey, str], None],
+        quiet: bool = False,
     ) -> None:
         self._server = server
+        self._quiet = quiet
         self._fresh = fresh
         self._failed = failed
         self._checks: dict[ObjectKey, HealthCheck] = {}
@@ -219,7 +226,7 @@ class HealthChecks:
 
     def move(self, addresses: Sequence[IPAddress]) -> None:
         """Listen on these addresses, and on no other."""
-        before, self._addresses = self._addresses, tuple(map(str, addresses))
+        before, self._addresses = self._addresses, () if self._quiet else tuple(map(str, addresses))
         gone = set(before) - set(self._addresses)
         for port in list(self._owners):
             for address in gone:
@@ -328,7 +335,8 @@ def open_health(
     server = HttpServer()
     stack.callback(server.shut)
     node = NodeHealth()
-    checks = HealthChecks(server, fresh=node.fresh, failed=failed)
+    quiet = config.shadow is Switch.ON
+    checks = HealthChecks(server, fresh=node.fresh, failed=failed, quiet=quiet)
     address = split_address(config.healthz_address)
     if address:
         server.open(address, node.answer(), "healthz")

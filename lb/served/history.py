@@ -209,6 +209,11 @@ class History:
         with self._lock:
             return [self._entries[number] for number in self._of_service.get(key, ())]
 
+    def seconds_since(self, key: ObjectKey) -> float | None:
+        """Return how long ago a Service was changed last; None: nothing is remembered. From any thread."""
+        entries = self.of(key)
+        return self._wall() - entries[-1].time if entries else None
+
     def last(self, count: int) -> list[Entry]:
         """Return the last changes of all Services, the oldest first; may be called from any thread."""
         with self._lock:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -325,3 +325,29 @@ def map_metrics(opened: Callable[[], contextlib.AbstractContextManager[Maps]]) -
     ):  # fmt: skip
         rows = [([one.hook, one.reason], getattr(one, field)) for one in counters]
         yield family(counter, name, text, ["hook", "reason"], rows)
+
+
+def shadow_metrics(report: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yield what shadow mode has compared: see :meth:`lb.shadow.tally.Tally.report`."""
+    rows = []
+    for one in report["services"]:
+        name, _, port_name = one["service"].partition(":")
+        namespace, _, service = name.rpartition("/")
+        labels = (namespace, service, port_name)
+        rows.append(((*labels, "agreed", ""), one["agreed"]))
+        for result in ("meant", "different"):
+            rows += [((*labels, result, kind), count) for kind, count in one[result].items()]
+    yield family(
+        CounterMetricFamily,
+        "lbctl_shadow_connections",
+        "Connections of which netfilter's doing was compared with what would have been done here.",
+        ("namespace", "service", "port", "result", "kind"),
+        rows,
+    )
+    yield family(
+        CounterMetricFamily,
+        "lbctl_shadow_not_compared",
+        "Connections that could not be compared, by why.",
+        ("why",),
+        [((why,), count) for why, count in report["not_compared"].items()],
+    )

@@ -44,9 +44,15 @@ class ServingAgent(Vitals, Protocol):
 
 
 class Servables:
-    """Tells of a state, and of an agent; may be asked from any one thread."""
+    """Tells of a state, and of an agent; may be asked from any one thread.
 
-    def __init__(self, state: ClusterState, agent: ServingAgent, node_name: str) -> None:
+    quiet: the agent serves nothing (shadow mode), so no network is to be told of any address.
+    """
+
+    def __init__(
+        self, state: ClusterState, agent: ServingAgent, node_name: str, *, quiet: bool = False
+    ) -> None:
+        self._quiet = quiet
         self._state = state
         self._agent = agent
         self._name = node_name
@@ -76,7 +82,7 @@ class Servables:
             fresh=self._agent.busy_seconds() < STALE_SECONDS,
             own=self._agent.own_addresses,
         )
-        ready = self._agent.in_step
+        ready = self._agent.in_step and not self._quiet
         seen = (changes, here, ready)
         if seen != self._seen:
             verdicts = servable(here, self._state.services(), self._state.all_slices())

@@ -49,11 +49,13 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
         fills = map_fill(maps)
         snat = _snat(maps)
         between = [*takeover.noted(maps)]
+        shadow = takeover.is_shadow(maps)
         hook_rows = _hooks(programs, written_roles(maps), notes.get("uplink_modes", {})) + _socket_hooks(pins)
     sick = [one for one in (alive.problem(), *full(fills, notes)) if one]
     return {
         "instance": name,
         "node": notes.get("node"),
+        "shadow": shadow,
         "problems": [*map(as_note, sick), *between, *read_notes(notes.get("problems", []))],
         "problems_left_out": notes.get("problems_left_out", 0),
         "agent": {

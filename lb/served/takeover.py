@@ -35,6 +35,14 @@ def problems(maps: Maps) -> list[Problem]:
     return [_PROBLEMS[Cutover(what)]] if what in _PROBLEMS else []
 
 
+def is_shadow(maps: Maps) -> bool:
+    """Tell whether the programs are those of shadow mode, which serve nobody.
+
+    Raises BpfError: the map could not be read.
+    """
+    return int(maps.array("cutover")[0]) == Cutover.SHADOW
+
+
 def look(opened: Callable[[], AbstractContextManager[Maps]]) -> list[Problem]:
     """Open the maps and return what is wrong; may be called from any thread.
 

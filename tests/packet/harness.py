@@ -31,7 +31,7 @@ from lb.datapath.kernel.rtnl import Direction
 from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
-from lb.datapath.programs.loader import load, pin_name, program_array
+from lb.datapath.programs.loader import PROGRAMS, Program, load, pin_name, program_array
 from lb.datapath.sync.gone_vips import REST_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
@@ -93,18 +93,18 @@ class Datapath:
     behind it. All of it in both families; the maps are those of the family under test, :func:`p.version`.
     """
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    def __init__(self, limits: Limits = LIMITS, programs: Mapping[str, Program] = PROGRAMS) -> None:
         self._stack = contextlib.ExitStack()
         try:
-            self._set_up(limits)
+            self._set_up(limits, programs)
         except BaseException:
             self._stack.close()
             raise
 
-    def _set_up(self, limits: Limits) -> None:
+    def _set_up(self, limits: Limits, programs: Mapping[str, Program]) -> None:
         self.pins = Pins(f"test.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self._stack.callback(unload, self.pins)
-        loaded = load(self.pins, limits)
+        loaded = load(self.pins, limits, programs=programs)
         self._build = self.pins.programs(loaded.fingerprint)
         self._programs = {
             name: self._stack.enter_context(bpf.obj_get(path)) for name, path in loaded.programs.items()

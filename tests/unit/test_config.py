@@ -12,7 +12,7 @@ import pytest
 from lb import folders
 from lb.cli import settings
 from lb.cli.grammar import actions
-from lb.config import Config, Limits, UplinkMode, split_address
+from lb.config import SWITCH, Config, Limits, UplinkMode, split_address
 from lb.config import settings as all_settings
 from lb.errors import ConfigError
 
@@ -185,7 +185,8 @@ def test_every_setting_has_help_a_unit_and_its_variable(capsys: pytest.CaptureFi
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
     for item in all_settings():
-        assert f"{item.flag} {item.kind.metavar}" in text
+        value = f"[{item.kind.metavar}]" if item.kind is SWITCH else item.kind.metavar
+        assert f"{item.flag} {value}" in text
         assert item.help.replace("-", "") in text.replace("- ", "-").replace("-", "")  # lines end at hyphens
         assert f"env {item.variable}" in text
         if item.default not in ("", ()):

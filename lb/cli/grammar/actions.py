@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that do something (run, addresses, cutover, unload), and those of the command line."""
+"""Commands that do something (run, addresses, shadow, cutover, unload), and those of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from lb.cli.grammar import parts
 from lb.cli.grammar.parts import Commands, command, formed, process, verbs
-from lb.config import LISTEN_ADDRESS, NETWORKS, Config, Setting, settings
+from lb.config import LISTEN_ADDRESS, NETWORKS, SWITCH, Config, Setting, Switch, settings
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
 
@@ -29,8 +29,9 @@ A setting may stand in a YAML file (--config), in the environment, or be a flag;
         examples="""\
 lbctl run --source kubernetes --node-name node1 --uplink eth0
 lbctl run --source manifests:/etc/lbctl/manifests --node-name node1 --uplink eth0
+lbctl run --source kubernetes --shadow
 
-the latter as a file, for lbctl run --config FILE; nested settings are indented, lists may be lists:
+the second as a file, for lbctl run --config FILE; nested settings are indented, lists may be lists:
   sources: [manifests:/etc/lbctl/manifests]
   node_name: node1
   uplinks: [eth0]
@@ -56,9 +57,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         section = ".".join(item.path[:-1])
         if section not in groups:
             groups[section] = parser.add_argument_group(titles.get(section, section), _section_help(section))
+        switch = {"nargs": "?", "const": Switch.ON.value} if item.kind is SWITCH else {}
         groups[section].add_argument(
             item.flag,
             action="append" if item.many else "store",
+            **switch,
             dest=item.name,
             metavar=item.kind.metavar,
             help=_help(item),
@@ -153,6 +156,26 @@ lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state 
         help="with manifests: the agents' setting of that name, for the families of Services",
     )
     process(running, LISTEN_ADDRESS, "127.0.0.1:10251")
+
+
+def shadow(commands: Commands) -> None:
+    """Add ``lbctl shadow``."""
+    parser = command(
+        commands,
+        "shadow",
+        about="""\
+Tell where this node's programs would have done otherwise than kube-proxy's rules did, as an agent in shadow
+mode (lbctl run --shadow) has seen it since it started: for each connection that began, the same Service, a
+backend of the same set, the client's address kept or not, refused or dropped alike? What differs is told by
+Service and kind, with the last example; what differs because it is meant to stands apart, under the name that
+docs/differences.md has for it. What could not be compared is counted.
+""",
+        examples="lbctl shadow\nlbctl shadow -o json --node node1",
+        codes="0 nothing differs but as meant; 1 something does, or it could not be told; 2 wrong usage",
+        handler="shadow.run",
+    )
+    parts.instance(parser)
+    parts.output(parser, "text")
 
 
 def cutover(commands: Commands) -> None:

@@ -92,6 +92,7 @@ Outside of its namespaces a lab has /run/lbctl/lab/ID, its pins in /sys/fs/bpf/l
         "action", choices=("start", "stop", "kill"), help="start returns when the agent has synced"
     )
     agent.add_argument("node", metavar="NODE", help="node1 …")
+    agent.add_argument("--shadow", action="store_true", help="with start: in shadow mode, beside kube-proxy")
     api = _command(
         actions,
         "api",

@@ -170,6 +170,7 @@ ENDED = _both("ended")
 NOTE = _both("note")
 WATCH = _both("watch")
 EVENT = _both("event")
+SHADOWED = _both("shadowed")
 RATE = _both("rate")
 NOTHING: DType = np.dtype([])
 ID: DType = np.dtype("u4")
@@ -256,6 +257,33 @@ class Cutover(IntEnum):
     NONE = 0
     TAKE = 1
     LEAVE = 2
+    SHADOW = 3
+
+
+class ShadowKind(IntEnum):
+    """enum shadow_kind."""
+
+    DECIDED = 1
+    CALLED = 2
+    SENT = 3
+    ANSWERED = 4
+
+
+class ShadowOutcome(IntEnum):
+    """enum shadow_outcome."""
+
+    UNTOUCHED = 0
+    SERVED = 1
+    REFUSED = 2
+    DROPPED = 3
+
+
+class Side(IntEnum):
+    """enum side."""
+
+    INSIDE = 0
+    OUTSIDE = 1
+    HOST = 2
 
 
 class IfaceFlag(IntFlag):
@@ -285,6 +313,9 @@ ENUMS: Mapping[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "flow_path": ("PATH_", FlowPath),
     "flow_signs": ("", FlowSign),
     "cutover": ("CUTOVER_", Cutover),
+    "shadow_kind": ("SHADOW_", ShadowKind),
+    "shadow_outcome": ("SHADOW_", ShadowOutcome),
+    "side": ("", Side),
     "iface_flags": ("IFACE_", IfaceFlag),
     "watch_flags": ("WATCH_", WatchFlag),
 }

@@ -19,7 +19,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -108,6 +108,24 @@ PROGRAMS: Mapping[str, Program] = dict(_programs())
 :mod:`lb.datapath.attach.sockets` attach, and those of the steps, which the others enter."""
 
 
+_SHADOW_STEPS = ("INGRESS", "EGRESS", "CONNECT", "OWNER")
+_SHADOW_CALLS = ("lb_sock_connect", "lb_sock_sendmsg", "lb_sock_connect_mapped")
+
+
+def _shadow_programs() -> Iterator[tuple[str, Program]]:
+    for name, program in PROGRAMS.items():
+        if program.source == "tc_lb.c" and (
+            program.number < len(layouts.HOOKS) or name.removeprefix("lb_tc_").upper() in _SHADOW_STEPS
+        ):
+            yield name, replace(program, source="shadow_lb.c")
+        elif name in _SHADOW_CALLS:
+            yield name, replace(program, source="shadow_sock.c")
+
+
+SHADOW_PROGRAMS: Mapping[str, Program] = dict(_shadow_programs())
+"""Those of shadow mode (bpf/shadow.h), by the names of the programs that serve, in whose place they are."""
+
+
 def twin(name: str) -> str:
     """Return the name under which the IPv6 instance of a program is pinned."""
     return f"{name}_6"
@@ -128,7 +146,7 @@ def pinned_programs(pins: Pins) -> Iterator[tuple[Path, bpf.ProgInfo]]:
 
     Raises BpfError: the kernel refused.
     """
-    arrays = {program_array(program.source) for program in PROGRAMS.values()}
+    arrays = {program_array(file) for file in sources(PROGRAMS) | sources(SHADOW_PROGRAMS)}
     for path in (path for folder in pins.builds() for path in entries(folder) if path.name not in arrays):
         try:
             with bpf.obj_get(path) as program:
@@ -186,7 +204,7 @@ def load(
     ensure_bpffs()
     bpf.unlimit_memory()
     sizes = map_table.sizes(limits, traffic_counters=traffic_counters)
-    own_build = fingerprint(sizes, bpf_dir)
+    own_build = fingerprint(sizes, bpf_dir, programs)
     refused = ""
     with pins.lock(), contextlib.ExitStack() as stack:
         slots = open_maps(pins, sizes, stack)
@@ -265,9 +283,19 @@ def prune(pins: Pins, loaded: Loaded) -> None:
                 remove_tree(path)
 
 
-def fingerprint(sizes: Mapping[str, int], bpf_dir: Path = layouts.BPF_DIR) -> str:
+def fingerprint(
+    sizes: Mapping[str, int],
+    bpf_dir: Path = layouts.BPF_DIR,
+    programs: Mapping[str, Program] = PROGRAMS,
+) -> str:
     """Return 16 hex digits over everything that loaded programs depend on."""
-    parts = [build.fingerprint(bpf_dir), sorted(sizes.items()), platform.release(), features.may_ask_module()]
+    parts = [
+        build.fingerprint(bpf_dir),
+        sorted(sizes.items()),
+        sorted(sources(programs)),
+        platform.release(),
+        features.may_ask_module(),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -383,7 +411,7 @@ def compile_ahead() -> None:
 
     Raises CompileError: clang refused a file; carries its words.
     """
-    build.instructions(layouts.BPF_DIR, sources(PROGRAMS))
+    build.instructions(layouts.BPF_DIR, sources(PROGRAMS) | sources(SHADOW_PROGRAMS))
 
 
 _PASS_ON = bytes.fromhex("b7000000ffffffff9500000000000000")
