@@ -156,16 +156,18 @@ static __always_inline bool decide_redirect(ctx_t *ctx, const struct packet *pkt
 }
 
 /* The same for what a process of this node sends. Its source is an address of the node already; but where the
- * VIP is one as well, the source may be one that the backend cannot answer, or whose answers are not looked
- * at: only those that SNAT uses are. */
-static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pkt, struct decision *d)
+ * VIP is one as well, the source may be one that the backend cannot answer. And the process may have another
+ * address than those that SNAT uses, whose answers alone are looked at. */
+static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pkt,
+					     const struct settings *settings, struct decision *d)
 {
 	bool to_itself = ctx_at_loopback(ctx);
+	bool keeps = !to_itself && is_snat_source(&pkt->tuple.src, settings);
 
 	d->flow.path = to_itself ? PATH_LOOPBACK : PATH_HOST;
 	if (!decide_route(ctx, pkt, &pkt->tuple.src, WAY_OF_PATH, d))
 		return false;
-	if (d->action == ACTION_FORWARD && (!to_itself || own_address(d->route.ifindex, &d->flow.to.src)))
+	if (d->action == ACTION_FORWARD && (keeps || own_address(d->route.ifindex, &d->flow.to.src)))
 		return true;
 	if (!own_address(0, &d->flow.to.src))
 		decide(d, ACTION_DROP, REASON_NO_ROUTE);
@@ -191,7 +193,7 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 	if (side == OUTSIDE && backend->local)
 		return decide_redirect(ctx, pkt, settings, d);
 	if (side == HOST)
-		return decide_host_path(ctx, pkt, d);
+		return decide_host_path(ctx, pkt, settings, d);
 	if (!decide_route(ctx, pkt, &pkt->tuple.src, WAY_OF_PATH, d))
 		return false;
 	if (d->action == ACTION_FORWARD && own_address(d->route.ifindex, &d->flow.to.src))

@@ -415,6 +415,47 @@ def test_many_vips_one_socket_and_one_port(lab: Lab, first: int, family: str) ->
     assert answer.split() == [*sorted(host for host, _, _ in asked), "there", "there", "there"]
 
 
+FROM = """\
+import socket, sys
+source, to = sys.argv[1], (sys.argv[2], int(sys.argv[3]))
+family = socket.AF_INET6 if ":" in source else socket.AF_INET
+request = b"GET /hostname HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n"
+for kind, question in ((socket.SOCK_DGRAM, b"who?"), (socket.SOCK_STREAM, request)):
+    with socket.socket(family, kind) as one:
+        one.settimeout(5)
+        one.bind((source, 0))
+        one.connect(to)
+        one.send(question)
+        print(one.recv(1000).replace(b" echo", b"").split()[-1 if kind == socket.SOCK_STREAM else 0].decode())
+"""
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_processes_with_another_address_of_the_node(lab: Lab, family: str) -> None:
+    """As keepalived or a router's protocol give it one: nobody else has to know the way to it."""
+    source = {"ipv4": "10.99.0.1", "ipv6": "fd00:99::1"}[family]
+    there = [source, "dev", "lo"]
+    assert lab.run(NODE, ["ip", "address", "add", *there]).returncode == 0
+    try:
+        for service, names in (("alone", {"there"}), ("host", pods(lab, "host")), ("web", pods(lab, "web"))):
+            argv = [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                FROM,
+                source,
+                *map(str, address(service, "clusterIP", family)),
+            ]
+            done = subprocess.run(
+                lab.command(NODE, argv), capture_output=True, text=True, timeout=30, check=True
+            )
+            assert len(done.stdout.split()) == 2
+            assert set(done.stdout.split()) <= names
+    finally:
+        assert lab.run(NODE, ["ip", "address", "delete", *there]).returncode == 0
+
+
 LOAD = """\
 import socket, sys
 addresses = [("10.66.5.51", 80), ("fd00:66::5:51", 80), ("::ffff:10.66.5.51", 80)]

@@ -277,3 +277,22 @@ def test_loopback_a_socket_at_the_number_of_a_node_port_asks_that_very_node_port
         one.connect((p.here(p.NODE1), NODE_PORT))
         result = node.run(TC_LOOPBACK, BUILD[protocol](LO, VIP, VIP))
     assert (result.verdict, result.reason) == (SEND, "NEW_LOCAL")
+
+
+@each_protocol
+def test_loopback_what_a_process_sends_from_another_address_of_the_node(
+    node: Datapath, protocol: Protocol
+) -> None:
+    """Answers to that address are not looked at: the one that SNAT uses stands for it meanwhile."""
+    build, to, vip = BUILD[protocol], (p.BACKEND_REMOTE, TARGET_PORT), VIPS[VipKind.CLUSTER_IP]
+    client = ("192.0.2.99", 50_000)
+    node.apply(service(p.BACKEND_REMOTE, protocol=protocol))
+    request = build(p.TO_NODE2, client, vip)
+    for reason in ("NEW_REMOTE", "FLOW_HIT"):
+        result = node.run(TC_UPLINK_OUT, request, from_host=True)
+        assert (result.verdict, result.reason) == (SEND, reason)
+        assert p.l3(result.packet) == p.l3(p.rebuilt(request, src=SEEN, dst=to))
+    reply = build(p.FROM_NODE2, to, SEEN, **({"flags": "SA"} if protocol is Protocol.TCP else {}))
+    result = node.run(TC_UPLINK_IN, reply)
+    assert result.reason == "REPLY"
+    assert p.l3(result.packet) == p.l3(p.rebuilt(reply, src=vip, dst=client))
