@@ -75,7 +75,7 @@ IN_A_TREE: dict[str, tuple[str, ...]] = {
     "sock.h": _OF_SOCKETS,
     **{
         f"lb/cutover/{name}.py": _OF_CUTOVER
-        for name in ("affinity", "back", "conntrack", "netfilter", "over")
+        for name in ("affinity", "conntrack", "give_back", "netfilter", "take_over")
     },
 }
 """Files of which agents or commands of a lab have to have the change, and the tests that see it, likely ones
