@@ -26,8 +26,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Policy:
     """What is left to a command.
 
-    capabilities: numbers. writable: directories; everything else is read-only, but for /proc. hidden: at
-    /proc no processes but those of the same user, at /dev nothing but what needs no driver.
+    capabilities: numbers. writable: directories; everything else is read-only, but for /proc. mounts: pairs
+    of a directory and where it is mounted, read-only; that has to exist. user: number, also of the group.
+    hidden: at /proc no processes but those of the same user, at /dev nothing but what needs no driver.
     syscalls, families: names and numbers of what may be called and be given to socket(); empty: all.
     """
 
@@ -37,6 +38,8 @@ class Policy:
     deny_write_execute: bool = False
     syscalls: list[str] = field(default_factory=list)
     families: list[int] = field(default_factory=list)
+    mounts: list[tuple[str, str]] = field(default_factory=list)
+    user: int = 0
 
     def command(self, argv: list[str]) -> list[str]:
         """Return the command line that runs argv under this policy."""
@@ -73,6 +76,8 @@ def _restrict_mounts(policy: Policy) -> None:
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
     for path in policy.writable:
         _mount(path, path, "", _MS_BIND)
+    for source, target in policy.mounts:
+        _mount(source, target, "", _MS_BIND)
     if policy.hidden:
         _mount("none", "/proc", "proc", 0, "hidepid=invisible")
         kept = {name: os.open(f"/dev/{name}", os.O_PATH) for name in _DEVICES}
@@ -119,6 +124,10 @@ def main(text: str, argv: list[str]) -> None:
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     for number in set(range(last + 1)) - set(policy.capabilities):
         _prctl(_PR_CAPBSET_DROP, number)
+    if policy.user:
+        os.setgroups([])
+        os.setresgid(policy.user, policy.user, policy.user)
+        os.setresuid(policy.user, policy.user, policy.user)
     if policy.deny_write_execute:
         _prctl(_PR_SET_MDWE, 1)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
