@@ -95,7 +95,12 @@ OF_PYTHON: dict[str, tuple[str, ...]] = {
     ),
     "lb/cutover": ("unit/test_cutover", "packet/test_cutover"),
     "lb/plan": (
-        *("unit/test_plan_services", "unit/test_plan_vips", "unit/test_plan_endpoint_choice"),
+        *(
+            "unit/test_plan_services",
+            "unit/test_plan_policies",
+            "unit/test_plan_vips",
+            "unit/test_plan_endpoint_choice",
+        ),
         *("unit/test_plan_claims", "unit/test_plan_rights", "unit/test_maglev", "unit/test_rendezvous"),
         *("unit/test_health", "golden", "unit/test_reconcile", "unit/test_conformance"),
     ),
