@@ -108,20 +108,27 @@ static __always_inline u32 hash_client(const struct vip *vip, const struct addr 
 	return hash_words(hash, (now + settings->wall_ns + begins) / length, 0);
 }
 
-/* The backend of a new connection; hash: of what tells it from the client's others. set->size is not 0.
- * provisional: of the client's affinity, as in remember_affinity(). */
+/* What a new connection's backend is chosen by; hash: of what tells it from the client's others. */
+static __always_inline u32 hash_choice(const struct vip *vip, const struct addr *client, u32 hash, u64 now)
+{
+	return vip->affinity_seconds ? hash_client(vip, client, now) : hash;
+}
+
+/* The backend of a new connection; hash: of what tells it from the client's others;
+ * weighed: as for select_backend(), by hash_choice(). set->size is not 0. provisional: of the client's
+ * affinity, as in remember_affinity(). */
 static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
-					 const struct addr *client, u32 hash, u64 now, bool provisional,
-					 struct backend *out)
+					 const struct addr *client, u32 hash, u32 weighed, u64 now,
+					 bool provisional, struct backend *out)
 {
 	u8 local = side == OUTSIDE ? VIP_OUTSIDE_LOCAL : VIP_INSIDE_LOCAL;
 	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
 
 	if (!vip->affinity_seconds)
-		return select_backend(set, vip->service, hash, out);
+		return select_backend(set, vip->service, hash, weighed, out);
 	if (lookup_affinity(vip, client, member, now, out))
 		return true;
-	if (!select_backend(set, vip->service, hash_client(vip, client, now), out))
+	if (!select_backend(set, vip->service, hash_client(vip, client, now), weighed, out))
 		return false;
 	remember_affinity(vip, client, now, out->id, out->generation, provisional);
 	return true;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Backend selection: consistent hashing, by rendezvous among few backends, by a Maglev table among many. */
+/* Backend selection: consistent hashing, by rendezvous among few backends, by a Maglev table among many.
+ * lb/plan/rendezvous.py and lb/plan/maglev.py are its halves in Python. */
 #pragma once
 #include "service.h"
 
@@ -89,7 +90,15 @@ static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
 	       slot->service == service;
 }
 
-/* The row of the backend whose weight, mixed with the hash, is the greatest; size is not above SMALL_SET. */
+/* A connection's number for a backend: the greatest leads. The upper half is as good as chance. */
+static __always_inline u64 mix(u32 seed, u32 hash)
+{
+	u64 mixed = (u64)(seed ^ hash) * 0x9e3779b97f4a7c15ULL;
+
+	return (mixed ^ mixed >> 32) * 0xd6e8feb86659fd93ULL;
+}
+
+/* The row of the backend with the greatest number; size is not above SMALL_SET. */
 static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u32 hash)
 {
 	u64 best = 0;
@@ -102,8 +111,7 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 		asm volatile("" : "+r"(row));
 		if (row >= size)
 			break;
-		mixed = (u64)(line->rows[SMALL_SET + row] ^ hash) * 0x9e3779b97f4a7c15ULL;
-		mixed = (mixed ^ mixed >> 32) * 0xd6e8feb86659fd93ULL;
+		mixed = mix(line->rows[SMALL_SET + row], hash);
 		mixed = (mixed & ~(u64)(SMALL_SET - 1)) | row;
 		if (mixed > best)
 			best = mixed;
@@ -111,17 +119,88 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 	return best & (SMALL_SET - 1);
 }
 
-/* Select a backend of a set that is not empty. */
-static __always_inline bool select_backend(const struct backend_set *set, u32 service, u32 hash,
+/* How far a power of two below 2^32 is above the word: bits, or 0. Without a branch, as all that is done for
+ * each backend: a branch in a loop is many ways for the verifier. */
+static __always_inline u32 shift_below(u64 word, u32 power, u32 bits)
+{
+	return ((word - (1ULL << power)) >> 63) * bits;
+}
+
+/* -log2(word / 2^32), in units of 2^-32, to less than a part in 2,000 of it; the word is not 0. What is left
+ * of the word behind its leading zeros is 1 - x with x up to a half: then it is x times a cubic of x, fitted
+ * for the least relative error, and 1 at a half, so that the pieces meet. */
+static __always_inline u64 minus_log2(u32 word)
+{
+	u64 left = word, x, cubic;
+	u32 zeros = 0, bits;
+
+#define HALVE(power, count)                                                                                  \
+	bits = shift_below(left, power, count);                                                              \
+	left <<= bits;                                                                                       \
+	zeros += bits;
+	HALVE(16, 16)
+	HALVE(24, 8)
+	HALVE(28, 4)
+	HALVE(30, 2)
+	HALVE(31, 1)
+#undef HALVE
+	x = (1ULL << 32) - left;
+	cubic = 220704563 + (1115207865 * x >> 32);
+	cubic = 808837336 + (cubic * x >> 32);
+	cubic = 1548487856 + (cubic * x >> 32);
+	return ((u64)zeros << 32) + (cubic * x >> 30);
+}
+
+/* The same with unequal weights (Schindelhauer, Schomaker, "Weighted Distributed Hash Tables", 2005): the
+ * least -log(number) / weight leads. Where weights are equal, that is the greatest number; and a connection
+ * changes hands only from a backend that has become lighter, or to one that has become heavier. */
+static __always_inline u32 weighted_rendezvous(const struct table_line *line,
+					       const struct table_line *divisors, u32 size, u32 hash)
+{
+	u64 best = 0;
+
+#pragma clang loop unroll(disable)
+	for (u32 row = 0; row < SMALL_SET; row++) {
+		u64 near;
+
+		asm volatile("" : "+r"(row));
+		if (row >= size)
+			break;
+		near = ~(minus_log2(mix(line->rows[SMALL_SET + row], hash) >> 32 | 1) * divisors->rows[row]);
+		near = (near & ~(u64)(SMALL_SET - 1)) | row;
+		if (near > best)
+			best = near;
+	}
+	return best & (SMALL_SET - 1);
+}
+
+static __always_inline bool is_weighted(const struct backend_set *set)
+{
+	return set->size > LINE_ROWS && set->size <= WEIGHTED_SET;
+}
+
+/* The row of a backend of a list of unequal weights, for select_backend(). */
+static __always_inline u32 weigh(const struct backend_set *set, u32 hash)
+{
+	u32 first = set->offset / LINE_ROWS, second = first + 1;
+	const struct table_line *line = bpf_map_lookup_elem(tables, &first);
+	const struct table_line *divisors = bpf_map_lookup_elem(tables, &second);
+
+	return line && divisors ? weighted_rendezvous(line, divisors, set->size - LINE_ROWS, hash) : 0;
+}
+
+/* Select a backend of a set that is not empty. weighed: see weigh(), where the set is_weighted(). */
+static __always_inline bool select_backend(const struct backend_set *set, u32 service, u32 hash, u32 weighed,
 					   struct backend *out)
 {
-	bool small = set->size <= SMALL_SET;
+	bool small = set->size <= WEIGHTED_SET;
 	u32 row = set->offset + (small ? 0 : (u32)(((u64)hash * set->size) >> 32));
 	u32 at = row / LINE_ROWS;
 	const struct table_line *line = bpf_map_lookup_elem(tables, &at);
 
 	if (!line)
 		return false;
-	row = small ? rendezvous(line, set->size, hash) : row % LINE_ROWS;
+	if (small)
+		row = is_weighted(set) ? weighed : rendezvous(line, set->size, hash);
 	return read_backend(line->rows[row & (LINE_ROWS - 1)], service, out);
 }

@@ -218,8 +218,9 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		return;
 	if (note->attempt)
 		hash = hash_words(hash, note->attempt, 0);
-	if (note->attempt ? !select_backend(&set, vip->service, hash, &backend)
-			  : !pick_backend(vip, side, &set, &pkt->tuple.src, hash, now, true, &backend)) {
+	if (note->attempt
+		? !select_backend(&set, vip->service, hash, note->row, &backend)
+		: !pick_backend(vip, side, &set, &pkt->tuple.src, hash, note->row, now, true, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
@@ -250,6 +251,7 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 {
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
+	struct backend_set set;
 	const struct vip *vip;
 	struct ethhdr eth;
 
@@ -271,9 +273,15 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
+	set = offered_set(vip, note->side);
+	if (unlikely(is_weighted(&set)) && !note->weighed) {
+		next_step(ctx, STEP_WEIGH);
+		return strand(ctx, true);
+	}
 	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
 	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
 		note->attempt++;
+		note->weighed = false;
 		note->stale = false;
 		next_step(ctx, STEP_CONNECT);
 	}
@@ -291,4 +299,34 @@ static __always_inline int connect(ctx_t *ctx)
 	if (!note || !settings || !work)
 		return VERDICT_DROP;
 	return finish_and_report(ctx, note, connect_packet(ctx, work, settings, note), bytes);
+}
+
+/* The step that chooses among backends of unequal weights: beside all that follows, the verifier has no room
+ * for it. It goes on in the step above. */
+static __always_inline int weigh_backends(ctx_t *ctx)
+{
+	u32 bytes = ctx_len(ctx), hash;
+	struct work *work = get_work();
+	struct note *note = get_note();
+	struct backend_set set;
+	const struct vip *vip;
+	struct packet *pkt;
+
+	if (!note || !work)
+		return VERDICT_DROP;
+	pkt = &work->pkt;
+	pkt->l3 = note->l3;
+	if (parse(ctx, pkt) != PARSED)
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+	vip = lookup_vip(&pkt->tuple);
+	note->weighed = true;
+	if (vip) {
+		set = offered_set(vip, note->side);
+		hash = hash_tuple(&pkt->tuple);
+		hash = note->attempt ? hash_words(hash, note->attempt, 0)
+				     : hash_choice(vip, &pkt->tuple.src, hash, bpf_ktime_get_ns());
+		note->row = weigh(&set, hash);
+	}
+	next_step(ctx, STEP_CONNECT);
+	return finish(note->hook, strand(ctx, true), bytes);
 }

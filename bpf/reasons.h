@@ -92,7 +92,8 @@ enum hook {
 	X(PIECES, "holds fragments until their first comes, and fragments what is too large")                \
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
 	X(REPORT, "tells whoever watches what became of a packet")                                           \
-	X(NEIGHBOUR, "answers ARP and neighbour solicitations for announced addresses")
+	X(NEIGHBOUR, "answers ARP and neighbour solicitations for announced addresses")                      \
+	X(WEIGH, "chooses among backends of unequal weights")
 
 enum step {
 	BEFORE_STEPS = HOOK_COUNT - 1, /* hooks and steps are numbered through */

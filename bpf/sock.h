@@ -119,9 +119,12 @@ static __always_inline struct outcome lead_to(ctx_t *ctx, u8 place, const struct
 					      const struct vip *vip, const struct backend_set *set,
 					      struct backend *to)
 {
-	u64 cookie = ctx_cookie(ctx);
+	u64 cookie = ctx_cookie(ctx), now = bpf_ktime_get_ns();
+	u32 hash = hash_socket(cookie, t), weighed = 0;
 
-	if (!pick_backend(vip, HOST, set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), false, to))
+	if (unlikely(is_weighted(set)))
+		weighed = weigh(set, hash_choice(vip, &t->src, hash, now));
+	if (!pick_backend(vip, HOST, set, &t->src, hash, weighed, now, false, to))
 		return no_backend(to, vip->service);
 	if (!remember_peer(cookie, t, to))
 		return refuse(to, vip->service, REASON_FLOWS_FULL);

@@ -95,3 +95,8 @@ int lb_tc_neighbour(struct __sk_buff *ctx)
 {
 	return neighbour(ctx);
 }
+
+int lb_tc_weigh(struct __sk_buff *ctx)
+{
+	return weigh_backends(ctx);
+}

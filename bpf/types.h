@@ -32,17 +32,22 @@ struct vip_key {
 };
 
 /* A region of `tables`; size 0: no backend to offer, the connection is rejected or, with VIP_USABLE, dropped.
- * Up to SMALL_SET it is the number of backends, above that the number of rows of their Maglev table. */
+ * Up to SMALL_SET it is the number of backends; from LINE_ROWS + 1 to WEIGHTED_SET it is LINE_ROWS and the
+ * number of backends, of unequal weights; above that the number of rows of their Maglev table. */
 struct backend_set {
 	u32 offset; /* first row, at the beginning of a line */
 	u32 size;
 };
 
-#define SMALL_SET 16
-#define LINE_ROWS (2 * SMALL_SET)
+#define SMALL_SET    16
+#define LINE_ROWS    (2 * SMALL_SET)
+#define WEIGHTED_SET (LINE_ROWS + SMALL_SET)
 
 /* What an array map has to give in one look. A small set is one line: its backends' ids and, SMALL_SET rows
- * behind each, its weight for rendezvous hashing. A Maglev table is as many lines as it takes, of ids. */
+ * behind each, its seed for rendezvous hashing. With unequal weights there is a second line: FULL_WEIGHT
+ * divided by each weight. A Maglev table is as many lines as it takes, of ids. */
+#define FULL_WEIGHT (1 << 26)
+
 struct table_line {
 	u32 rows[LINE_ROWS];
 };
@@ -386,6 +391,9 @@ struct note {
 	u8 watch;   /* enum watch_flags, as they were when the packet came */
 	u8 asked;   /* nobody else owns the packet: see owner.h */
 	u8 attempt; /* so many times there was no SNAT port towards the backend selected */
+	u8 weighed; /* row is set: see weigh() */
+	u8 row;
+	u8 pad[2];
 };
 
 /* What the data plane says itself. */

@@ -54,3 +54,8 @@ int lb_xdp_neighbour(struct xdp_md *ctx)
 {
 	return neighbour(ctx);
 }
+
+int lb_xdp_weigh(struct xdp_md *ctx)
+{
+	return weigh_backends(ctx);
+}

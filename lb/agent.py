@@ -32,6 +32,7 @@ from lb.inbox import (
 )
 from lb.model import IPAddress, ObjectKey
 from lb.plan import Claims, Conflict, concerned, health_check, node_ports, plan_service
+from lb.plan.slow_start import SlowStart
 from lb.plan.types import ServicePlan, Topology
 from lb.refused_claims import RefusedClaims
 from lb.retries import Retries
@@ -118,6 +119,7 @@ class Agent:
         self._claims = Claims(self._plan_again, reconciler.holders())
         self._refused_claims = RefusedClaims(announce)
         self._services = Retries[ObjectKey]()
+        self._slow = SlowStart()
         self._hooks = Retries[str]()
         self._dirty: set[ObjectKey] = set()
         self._topology: Topology | None = None
@@ -172,6 +174,7 @@ class Agent:
                 self._dirty |= self._state.settle()
             self._look_around()
             self._dirty |= self._services.due(now)
+            self._dirty |= self._slow.due(now)
             if self._reread_due <= now:
                 self._reread(now)
             if self._first_sync:
@@ -276,6 +279,7 @@ class Agent:
             self._beat_due,
             self._look_after_due,
             self._services.next_due(),
+            self._slow.next_due(),
             self._hooks.next_due(),
             self._reread_due,
             math.inf if self._first_sync else self._audit_due,
@@ -477,9 +481,12 @@ class Agent:
     def _plan(self, key: ObjectKey) -> ServicePlan | None:
         service = self._state.service(key)
         if service is None:
+            self._slow.forget(key)
             return None
         assert self._topology is not None
-        return plan_service(service, self._state.slices(key), self._topology, self._state.overlaps(key))
+        slices = self._state.slices(key)
+        percents = self._slow.percents(service, slices, self._clock(), begun=not self._first_sync)
+        return plan_service(service, slices, self._topology, self._state.overlaps(key), percents)
 
     def _plan_again(self, key: ObjectKey) -> ServicePlan | None:
         """Return what :meth:`_plan` does; None where that fails: it is told when the Service is due."""

@@ -65,6 +65,14 @@ class TrafficDistribution(enum.StrEnum):
     PREFER_SAME_NODE = "PreferSameNode"
 
 
+DEFAULT_WEIGHT, MAX_WEIGHT = 100, 1000
+"""The weight of an endpoint that nobody gives one, and the greatest: the share of new connections is in
+proportion to it. With 0 it takes none."""
+
+MAX_SLOW_START = 3600
+"""The longest slow start, in seconds."""
+
+
 def socket_text(address: IPAddress, port: int) -> str:
     """Return address and port as people write them: ``10.96.0.1:80``, ``[fd00::1]:80``."""
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
@@ -162,7 +170,8 @@ class Service:
     ``metadata.creationTimestamp`` as ISO 8601 text (sorts by age), ``""`` when unknown.
     proxied is False when a skip label gives the Service to another proxy. balancer_note is what whoever
     gives load-balancer addresses (``lbctl addresses run``) says of it: the pools that they are from, or why
-    it has none; ``""`` when nobody says anything.
+    it has none; ``""`` when nobody says anything. slow_start: over how many seconds a new endpoint comes to
+    its whole share of connections; 0: at once.
     """
 
     key: ObjectKey
@@ -184,6 +193,7 @@ class Service:
     proxied: bool = True
     created: str = ""
     balancer_note: str = ""
+    slow_start: int = 0
     labels: Mapping[str, str] = field(default_factory=_no_labels)
     origin: Origin = field(default=NOWHERE, compare=False)
 
@@ -203,7 +213,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     ready, serving and terminating are the conditions with the API's defaults applied (ready and
     serving are true when absent, terminating false). target is ``namespace/name`` of the pod, ``""`` for an
     endpoint given by hand, or read from the API: there the slice has all names in one text. hint_zones and
-    hint_nodes are the topology hints.
+    hint_nodes are the topology hints. weight: see :data:`DEFAULT_WEIGHT`.
     """
 
     address: IPAddress
@@ -215,6 +225,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     target: str = ""
     hint_zones: frozenset[str] = frozenset()
     hint_nodes: frozenset[str] = frozenset()
+    weight: int = DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +281,8 @@ class Pod:
     ready is the pod's Ready condition; terminating is true once deletionTimestamp is set;
     finished is true in the phases Succeeded and Failed. hostname and subdomain are those of its spec: with
     both, it has a name of its own in the headless Service that the subdomain names. trouble says why it is
-    not ready, in the words of its status, for people alone; ``""`` when it is, or nothing is said.
+    not ready, in the words of its status, for people alone; ``""`` when it is, or nothing is said. weight:
+    that of its endpoints.
     """
 
     key: ObjectKey
@@ -283,6 +295,7 @@ class Pod:
     finished: bool = False
     hostname: str = ""
     subdomain: str = ""
+    weight: int = DEFAULT_WEIGHT
     trouble: str = field(default="", compare=False)
     origin: Origin = field(default=NOWHERE, compare=False)
 

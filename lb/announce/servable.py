@@ -7,9 +7,9 @@ this node, or it does not.
 
 A Service of traffic policy Cluster is served wherever it has an endpoint anywhere; one of policy Local where
 an endpoint is on the node itself. Endpoints are those that take new connections: the ready ones, or, when
-the Service has no ready one on any node, those that are serving and terminating (KEP-1669). So a node whose
-last endpoint of a Local Service terminates is left at once, while its data plane serves what still comes; and
-the last endpoint of all is not cut off.
+the Service has no ready one on any node, those that are serving and terminating (KEP-1669); none of
+weight 0. So a node whose last endpoint of a Local Service terminates is left at once, while its data plane
+serves what still comes; and the last endpoint of all is not cut off.
 
 Several Services may share an address. Those without any endpoint do not count, for no node could serve them.
 Of the others that are Local, a node must have an endpoint of each, as far as there is such a node at all;
@@ -190,6 +190,7 @@ def _offer(service: Service, pieces: Iterable[EndpointSlice], version: int) -> _
         for endpoint in piece.endpoints
         if endpoint.address.version == version
     ]
+    endpoints = [one for one in endpoints if one.weight]
     usable = [one for one in endpoints if one.ready] or [one for one in endpoints if _lingers(one)]
     return _Offer(service, frozenset(one.node for one in usable if one.node), anywhere=bool(usable))
 

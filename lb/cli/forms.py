@@ -57,7 +57,7 @@ def as_ipvsadm(dump: Dump) -> str:
     """Return the VIPs as ``ipvsadm -Sn`` prints virtual services; other sections have no such form.
 
     The scheduler is mh: IPVS' name for Maglev hashing. A backend that takes no new connections has weight 0,
-    as kube-proxy's IPVS mode has it.
+    as kube-proxy's IPVS mode has it; unequal shares are in thousandths.
     """
     return "".join(line + "\n" for vip in dump["vips"] if isinstance(vip, VipEntry) for line in _ipvsadm(vip))
 
@@ -67,7 +67,8 @@ def _ipvsadm(vip: VipEntry) -> Iterator[str]:
     persistence = f" -p {vip.affinity_seconds}" if vip.affinity_seconds else ""
     yield f"-A {service} -s mh{persistence}"
     for backend in vip.backends:
-        yield f"-a {service} -r {_socket(backend.address, backend.port)} -m -w {int(backend.takes_new)}"
+        weight = int(backend.takes_new) if backend.share is None else round(1000 * backend.share)
+        yield f"-a {service} -r {_socket(backend.address, backend.port)} -m -w {weight}"
 
 
 def _socket(address: str, port: int) -> str:
@@ -88,7 +89,8 @@ def _rows(entry: MapEntry) -> Iterator[Cells]:
                 affinity,
             )
             for backend in entry.backends:
-                yield (*head, _socket(backend.address, backend.port), backend.node, backend.state)
+                share = "" if backend.share is None else f" {backend.share:.1%}"
+                yield (*head, _socket(backend.address, backend.port), backend.node, backend.state + share)
             if not entry.backends:
                 yield (*head, "", "", "lingering" if entry.lingering else "")
         case AddressEntry():

@@ -96,6 +96,7 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
     """
     read = dump.dump(maps, now_ns, ("vips", "backends", "flows", "affinity"), key)
     ports: dict[tuple[str, int], dict[str, Any]] = {}
+    parts: dict[tuple[str, str, int], float] = {}
     for vip in read["vips"]:
         assert isinstance(vip, dump.VipEntry)
         version = ip_address(vip.address).version
@@ -108,6 +109,9 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
             "backends": [],
         }
         one = ports.setdefault((vip.port_name, version), empty)
+        for each in vip.backends:
+            if each.share is not None:
+                parts[(vip.port_name, each.address, each.port)] = each.share
         one["vips"].append(
             {
                 "kind": vip.kind,
@@ -123,7 +127,9 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
         if port := ports.get((backend.port_name, ip_address(backend.address).version)):
             fields = backend.as_dict()
             one = {n: fields[n] for n in ("id", "address", "port", "node", "local", "state")}
-            port["backends"].append(one | _counted(maps, backend))
+            part = parts.get((backend.port_name, backend.address, backend.port))
+            share = {} if part is None else {"share": part}
+            port["backends"].append(one | share | _counted(maps, backend))
     live, closed = dump.live_and_closed(read["flows"])
     return {
         "service": str(key),
@@ -169,7 +175,8 @@ def render_one(found: Mapping[str, Any]) -> str:
             where = "this node" if one["local"] else one["node"] or "unknown node"
             failed = [f"{one[name]} {name}" for name in ("refused", "unanswered") if one[name]]
             counted = ", ".join([f"{one['opened']} connections", *failed])
-            text += f"    → {place}{pod} on {where}, {one['state']}; so far {counted}\n"
+            part = f", {one['share']:.1%} of new connections" if "share" in one else ""
+            text += f"    → {place}{pod} on {where}, {one['state']}{part}; so far {counted}\n"
         if not port["backends"]:
             text += "    → no backend: connections are rejected\n"
     return text

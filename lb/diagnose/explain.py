@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from lb.annotations import WEIGHT, WEIGHTS
 from lb.diagnose.endpoints import examine
 from lb.diagnose.facts import Facts, Finding, Result, causes
 from lb.diagnose.names import resolves
 from lb.diagnose.outside import routers
 from lb.diagnose.probe import text
 from lb.model import Pod, Service, ServiceType, TrafficPolicy
-from lb.plan.types import VipKind
+from lb.plan.types import PortPlan, VipKind
 from lb.words import several, some
 
 NO_LOCAL_ENDPOINT = "no-local-endpoint"
@@ -226,7 +227,7 @@ def endpoints(facts: Facts, known: bool) -> Iterator[Finding]:
             here = f", {len(port.local)} on this node" if port.local else ", none on this node"
             far = f"; {len(port.backends) - len(port.cluster)} others get no new connections"
             rest = far if len(port.backends) > len(port.cluster) else ""
-            yield Finding(step, Result.OK, f"{name}: {len(port.cluster)}{here}{rest}")
+            yield Finding(step, Result.OK, f"{name}: {len(port.cluster)}{here}{rest}{_weights(port)}")
             continue
         offered = {(p.name, p.protocol.name) for piece in facts.slices for p in piece.ports}
         ready = [one for one in facts.endpoints() if one.ready and one.address.version == port.version]
@@ -235,11 +236,23 @@ def endpoints(facts: Facts, known: bool) -> Iterator[Finding]:
             found = f"{name}: endpoints are there, but their ports are {names}: the names must be equal"
             then = "give the ports of Service and EndpointSlice (or Endpoints) the same name and protocol"
             result, cause = Result.CAUSE, "endpoint-port-mismatch"
+        elif ready and not any(one.weight for one in ready):
+            found = f"{name}: {several(len(ready), 'endpoint')}, all of weight 0; connections are rejected"
+            then = f"give one a weight: the annotation {WEIGHT} of a Pod's manifest, {WEIGHTS} of a slice"
+            result, cause = (Result.NOTE if known else Result.CAUSE), "weight-zero"
         else:
             found = f"{name}: none; connections are rejected"
             then = "compare selector, readiness and target port above; kubectl get endpointslices"
             result, cause = (Result.NOTE if known else Result.CAUSE), "no-endpoints"
         yield Finding(step, result, found, cause, "" if result is Result.NOTE else then)
+
+
+def _weights(port: PortPlan) -> str:
+    """Return the weights of a port's backends in words, ``""`` if all are equal."""
+    weights = [one.weight for one in port.cluster]
+    words = f"; weights from {min(weights)} to {max(weights)}" if min(weights) < max(weights) else ""
+    without = [str(one.address) for one in port.backends if not one.weight]
+    return words + (f"; {some(without)} of weight 0" if without else "")
 
 
 def nodes(facts: Facts, _known: bool) -> Iterator[Finding]:

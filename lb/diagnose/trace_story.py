@@ -231,7 +231,8 @@ def _selection(e: Evidence, packet: FiveTuple, vip: Vip) -> Iterator[tuple[str, 
     if vip.table:
         yield "hash", f"{of}: a row of a Maglev table of {vip.rows} for {vip.offered} backends"
     else:
-        yield "hash", f"{of}: rendezvous among {vip.offered}"
+        weighted = ", by weight" if vip.weighted else ""
+        yield "hash", f"{of}: rendezvous among {vip.offered}{weighted}"
 
 
 def _state(flow: Flow) -> str:

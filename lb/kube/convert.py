@@ -12,13 +12,15 @@ import datetime
 import functools
 import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_network
 from typing import Generic, TypeVar, cast
 
 import msgspec
+from msgspec import structs
 
+from lb.annotations import SLOW_START, WEIGHTS, read_slow_start, read_weights, weight_in
 from lb.errors import InputError
 from lb.kube.decode import (
     UNREADABLE,
@@ -34,6 +36,7 @@ from lb.kube.decode import (
 )
 from lb.kube.refusal import refusal
 from lb.model import (
+    DEFAULT_WEIGHT,
     DELETION_TAINT,
     HOST_NAMES,
     ZONE_LABEL,
@@ -83,7 +86,8 @@ def service(item: ServiceObject) -> Service:
     trafficDistribution that is not known counts as none: the API makes it a preference that a proxy need not
     follow.
 
-    Raises FieldError: an address or network is not valid.
+    Raises FieldError: an address or network is not valid; or an annotation of ours: then it counts
+    without.
     """
     meta, spec = item.metadata, item.spec
     kind = spec.type or ServiceType.CLUSTER_IP
@@ -91,7 +95,7 @@ def service(item: ServiceObject) -> Service:
     headless = claimed[:1] == ("None",)
     addressed = not headless and kind is not ServiceType.EXTERNAL_NAME
     external = kind is ServiceType.LOAD_BALANCER or spec.external_ips
-    return Service(
+    result = Service(
         key=_key(meta),
         labels=(meta.labels or {}) if external else {},
         type=kind,
@@ -115,6 +119,13 @@ def service(item: ServiceObject) -> Service:
         created=meta.creation_timestamp or "",
         balancer_note=_balancer_note(item) if kind is ServiceType.LOAD_BALANCER else "",
     )
+    slow_start = meta.annotations.slow_start if meta.annotations else None
+    if slow_start is None:
+        return result
+    try:
+        return replace(result, slow_start=read_slow_start(slow_start))
+    except ValueError as error:
+        raise FieldError(f"metadata.annotations[{SLOW_START}]", str(error), instead=result) from error
 
 
 def _balancer_note(item: ServiceObject) -> str:
@@ -165,7 +176,8 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
     serving, not terminating.
 
     Raises FieldError: an address is not valid, the slice names no Service, or its endpoints are host names
-    (addressType FQDN), which no proxy resolves; it counts as a slice without endpoints then.
+    (addressType FQDN), which no proxy resolves; it counts as a slice without endpoints then. Or its weights
+    cannot be read; all are equal then.
     """
     label = item.metadata.labels and item.metadata.labels.service
     if not label:
@@ -185,7 +197,24 @@ def endpoint_slice(item: SliceObject) -> EndpointSlice:
     )
     if named:
         raise FieldError("addressType", HOST_NAMES, instead=result)
-    return result
+    notes = item.metadata.annotations
+    if notes is None or notes.weights is None:
+        return result
+    try:
+        return _weighted(result, read_weights(notes.weights))
+    except ValueError as error:
+        raise FieldError(f"metadata.annotations[{WEIGHTS}]", str(error), instead=result) from error
+
+
+def _weighted(piece: EndpointSlice, weights: Mapping[str, int]) -> EndpointSlice:
+    """Return a slice whose endpoints have the weights that its annotation gives them."""
+    endpoints = [
+        structs.replace(
+            one, weight=weight_in(weights, pod.rpartition("/")[2], str(one.address), DEFAULT_WEIGHT)
+        )
+        for one, pod in piece.named()
+    ]
+    return replace(piece, endpoints=tuple(endpoints))
 
 
 def _pods(entries: Sequence[EndpointEntry]) -> str:

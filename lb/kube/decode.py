@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from lb.annotations import SLOW_START, WEIGHTS
 from lb.model import ServiceType, TrafficPolicy
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -112,10 +113,17 @@ class ServiceStatus(_Object):
     conditions: tuple[Condition, ...] | None = None
 
 
+class ServiceAnnotations(_Object):
+    """Those annotations of a Service that are about how connections are shared out."""
+
+    slow_start: str | None = msgspec.field(name=SLOW_START, default=None)
+
+
 class ServiceMetadata(Metadata):
     """``metadata`` of a Service."""
 
     labels: dict[str, str] | None = None
+    annotations: ServiceAnnotations | None = None
 
 
 class ServiceObject(ApiObject):
@@ -133,11 +141,12 @@ class SliceLabels(_Object):
 
 
 class SliceAnnotations(_Object):
-    """The annotation of an EndpointSlice that says what its controller has followed, and when that was."""
+    """Annotations of an EndpointSlice: when what its controller has followed was, and weights."""
 
     triggered: str | None = msgspec.field(
         name="endpoints.kubernetes.io/last-change-trigger-time", default=None
     )
+    weights: str | None = msgspec.field(name=WEIGHTS, default=None)
 
 
 class SliceMetadata(Metadata):

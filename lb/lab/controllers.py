@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from lb.annotations import WEIGHTS
 from lb.errors import InputError
 from lb.kube import convert
 from lb.lab.api import DEPLOYMENTS, ENDPOINTS, NODES, PODS, REPLICA_SETS, SERVICES, Object, Resource, key_of
@@ -27,7 +28,7 @@ from lb.manifests.fields import Problems
 from lb.manifests.objects import Endpoints
 from lb.manifests.slices import SERVICE_LABEL
 from lb.manifests.yamldoc import load
-from lb.model import ZONE_LABEL, Endpoint, EndpointSlice, ObjectKey, Pod, Service
+from lb.model import DEFAULT_WEIGHT, ZONE_LABEL, Endpoint, EndpointSlice, ObjectKey, Pod, Service
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 US = "lab.lbctl"
@@ -229,7 +230,10 @@ def _model(resource: Resource, item: Object) -> Any:
 
 
 def slice_object(piece: EndpointSlice, service: Service, item: Object) -> Object:
-    """Return the API's EndpointSlice, with the labels of its Service as the controller copies them."""
+    """Return the API's EndpointSlice, with the labels of its Service as the controller copies them.
+
+    What the controller of a cluster would not do: the slice says which weights its endpoints' pods have.
+    """
     meta = item["metadata"]
     labels = {
         **(meta.get("labels") or {}),
@@ -239,6 +243,11 @@ def slice_object(piece: EndpointSlice, service: Service, item: Object) -> Object
     }
     family = piece.endpoints[0].address.version if piece.endpoints else 4
     owner = {"apiVersion": "v1", "kind": "Service", "name": meta["name"], "uid": meta["uid"]}
+    weights = [
+        f"{each.target.partition('/')[2] or each.address}={each.weight}"
+        for each in piece.endpoints
+        if each.weight != DEFAULT_WEIGHT
+    ]
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -246,6 +255,7 @@ def slice_object(piece: EndpointSlice, service: Service, item: Object) -> Object
             "name": piece.key.name,
             "namespace": piece.key.namespace,
             "labels": labels,
+            **({"annotations": {WEIGHTS: ", ".join(weights)}} if weights else {}),
             "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
         },
         "addressType": f"IPv{family}",

@@ -135,6 +135,7 @@ def _endpoint(service: Service, pod: Pod, address: IPAddress, zones: Mapping[str
         target=str(pod.key),
         hint_zones=frozenset({zone} if hinted and zone else ()),
         hint_nodes=frozenset({pod.node} if by_node and pod.node else ()),
+        weight=pod.weight,
     )
 
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
@@ -22,6 +23,7 @@ from lb.model import (
 )
 
 PORT_MIN, PORT_MAX = 1, 65535
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,18 @@ class Meta:
     annotations: Mapping[str, str]
     created: str
     deleting: bool
+
+
+def read_annotation(root: Fields, name: str, read: Callable[[str], T], otherwise: T) -> T:
+    """Read one of our annotations; what it cannot be is an error at its place."""
+    place = root["metadata"].fields()["annotations"].fields()[name]
+    if not place.present:
+        return otherwise
+    try:
+        return read(place.text())
+    except ValueError as error:
+        place.error(str(error))
+        return otherwise
 
 
 def read_key(metadata: Fields, *, namespaced: bool) -> ObjectKey:

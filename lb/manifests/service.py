@@ -11,9 +11,10 @@ from __future__ import annotations
 import enum
 import ipaddress
 
+from lb.annotations import SLOW_START, read_slow_start
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
-from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, ServiceRequest
+from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, ServiceRequest, read_annotation
 from lb.model import (
     IPAddress,
     IPNetwork,
@@ -107,6 +108,7 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
         distribution=spec["trafficDistribution"].choice(TrafficDistribution, TrafficDistribution.NONE),
         proxied=not any(label in meta.labels for label in SKIP_LABELS),
         created=meta.created,
+        slow_start=read_annotation(root, SLOW_START, read_slow_start, 0),
         labels=meta.labels,
         origin=meta.origin,
     )

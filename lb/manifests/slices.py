@@ -4,13 +4,23 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from lb.annotations import WEIGHTS, read_weights, weight_in
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
-from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset
+from lb.manifests.objects import Endpoints, HandAddress, Meta, Subset, read_annotation
 from lb.manifests.service import read_address, read_protocol, required_port
-from lb.model import HOST_NAMES, Endpoint, EndpointPort, EndpointSlice, IPAddress, ObjectKey, name_lines
+from lb.model import (
+    DEFAULT_WEIGHT,
+    HOST_NAMES,
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    IPAddress,
+    ObjectKey,
+    name_lines,
+)
 
 SERVICE_LABEL = "kubernetes.io/service-name"
 SKIP_MIRROR_LABEL = "endpointslice.kubernetes.io/skip-mirror"
@@ -22,6 +32,9 @@ _ENDPOINT = frozenset(
     ["addresses", "conditions", "deprecatedTopology", "hints", "hostname", "nodeName", "targetRef", "zone"]
 )
 _HINT = frozenset(("name",))
+
+
+_EVEN: Mapping[str, int] = {}
 
 
 class _AddressType(enum.StrEnum):
@@ -48,8 +61,11 @@ def read_slice(root: Fields, meta: Meta) -> EndpointSlice:
         root["addressType"].error("is missing; it must be IPv4, IPv6 or FQDN")
     elif kind is _AddressType.FQDN:
         root["addressType"].error(HOST_NAMES)
+    weights = read_annotation(root, WEIGHTS, read_weights, _EVEN)
     entries = (place.fields(_ENDPOINT) for place in root["endpoints"].items())
-    read = ((_endpoint(entry, kind), _checked(entry["hostname"], syntax.dns_label)) for entry in entries)
+    read = (
+        (_endpoint(entry, kind, weights), _checked(entry["hostname"], syntax.dns_label)) for entry in entries
+    )
     endpoints = [(endpoint, hostname) for endpoint, hostname in read if endpoint is not None]
     return EndpointSlice(
         key=meta.key,
@@ -86,12 +102,13 @@ def _distinct_name(place: Field, names: set[str]) -> str:
     return name
 
 
-def _endpoint(entry: Fields, kind: _AddressType) -> Endpoint | None:
+def _endpoint(entry: Fields, kind: _AddressType, weights: Mapping[str, int]) -> Endpoint | None:
     conditions = entry["conditions"].fields(frozenset(("ready", "serving", "terminating")))
     hints = entry["hints"].fields(frozenset(("forNodes", "forZones")))
     addresses = _endpoint_addresses(entry["addresses"], kind)
     if not addresses:
         return None
+    target = _target(entry)
     return Endpoint(
         address=addresses[0],
         ready=conditions["ready"].flag() or not conditions["ready"].present,
@@ -99,9 +116,10 @@ def _endpoint(entry: Fields, kind: _AddressType) -> Endpoint | None:
         terminating=conditions["terminating"].flag(),
         node=_checked(entry["nodeName"], syntax.dns_subdomain),
         zone=_checked(entry["zone"], syntax.label_value),
-        target=_target(entry),
+        target=target,
         hint_zones=_hint_names(hints["forZones"], syntax.label_value),
         hint_nodes=_hint_names(hints["forNodes"], syntax.dns_subdomain),
+        weight=weight_in(weights, target.rpartition("/")[2], str(addresses[0]), DEFAULT_WEIGHT),
     )
 
 

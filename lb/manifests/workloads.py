@@ -7,11 +7,12 @@ of our business.
 
 from __future__ import annotations
 
+from lb.annotations import WEIGHT, read_weight
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
-from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta
+from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, read_annotation
 from lb.manifests.service import read_protocol
-from lb.model import DELETION_TAINT, ZONE_LABEL, ContainerPort, IPAddress, Node, Pod
+from lb.model import DEFAULT_WEIGHT, DELETION_TAINT, ZONE_LABEL, ContainerPort, IPAddress, Node, Pod
 
 _CONDITIONS = ("PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady")
 
@@ -34,6 +35,7 @@ def read_pod(root: Fields, meta: Meta) -> Pod:
         finished=status["phase"].text() in ("Succeeded", "Failed"),
         hostname=spec["hostname"].text(),
         subdomain=spec["subdomain"].text(),
+        weight=read_annotation(root, WEIGHT, read_weight, DEFAULT_WEIGHT),
         trouble=_trouble(status),
         origin=meta.origin,
     )

@@ -12,15 +12,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from itertools import repeat
 from operator import attrgetter
+from types import MappingProxyType
 
 import msgspec
 
-from lb.model import Endpoint, EndpointPort, EndpointSlice, ServicePort
+from lb.model import Endpoint, EndpointPort, EndpointSlice, IPAddress, ServicePort
 from lb.plan.types import Backend, BackendState, Topology
 
 _HINT_NODES, _HINT_ZONES = attrgetter("hint_nodes"), attrgetter("hint_zones")
 _KINDS: Mapping[int, type] = {4: IPv4Address, 6: IPv6Address}
 _ACTIVE, _TERMINATING = BackendState.ACTIVE, BackendState.TERMINATING
+Percents = Mapping[IPAddress, int]
+"""How much of its weight each endpoint counts with, from 1 to 99, while its start is slow; others: all."""
+
+WHOLE: Percents = MappingProxyType({})
 _Socket = int
 """An address as a number, times 65536, plus a port."""
 
@@ -52,8 +57,11 @@ class _Choice(msgspec.Struct, frozen=True, gc=False):
 class Chooser:
     """Chooses the backends of one Service's ports on the node that the topology describes."""
 
-    def __init__(self, slices: Sequence[EndpointSlice], topology: Topology) -> None:
+    def __init__(
+        self, slices: Sequence[EndpointSlice], topology: Topology, percents: Percents = WHOLE
+    ) -> None:
         self._slices = slices
+        self._percents = percents
         self._ports = [_by_name(piece.ports) for piece in slices]
         self._topology = topology
         self._choices: dict[tuple[int, tuple[object, ...]], _Choice] = {}
@@ -84,6 +92,7 @@ class Chooser:
                     one.node,
                     one.node == here != "",
                     _ACTIVE if one.ready else _TERMINATING,
+                    one.weight if not self._percents else self._slow(one),
                 )
                 for one, number in zip(
                     choice.endpoints, choice.numbers if same is None else repeat(same), strict=False
@@ -95,6 +104,10 @@ class Chooser:
             backends if choice.cluster is None else tuple([backends[at] for at in choice.cluster]),
             tuple([backends[at] for at in choice.local]),
         )
+
+    def _slow(self, endpoint: Endpoint) -> int:
+        percent = self._percents.get(endpoint.address, 100)
+        return min(endpoint.weight, max(1, endpoint.weight * percent // 100))
 
     def _choose(self, places: Iterable[tuple[int, int]], version: int) -> _Choice:
         """Return the choice of endpoints in these slices, given by place, with these ports."""
@@ -133,9 +146,14 @@ def offered(endpoints: Sequence[Endpoint], topology: Topology) -> tuple[Sequence
 
 
 def usable(endpoints: Sequence[Endpoint], among: Sequence[int]) -> Sequence[int]:
-    """Return who takes new connections: the ready ones, else those that are serving and terminating."""
-    ready = [at for at in among if endpoints[at].ready]
-    return ready or [at for at in among if endpoints[at].serving and endpoints[at].terminating]
+    """Return who takes new connections: the ready ones, else those that are serving and terminating.
+
+    One of weight 0 takes none.
+    """
+    ready = [at for at in among if endpoints[at].ready and endpoints[at].weight]
+    return ready or [
+        at for at in among if endpoints[at].serving and endpoints[at].terminating and endpoints[at].weight
+    ]
 
 
 def close(endpoints: Sequence[Endpoint], ready: Sequence[int], topology: Topology) -> Sequence[int]:

@@ -64,7 +64,7 @@ def health_check(service: Service | None, plan: ServicePlan | None) -> HealthChe
 
     Only type LoadBalancer with externalTrafficPolicy Local has one. As with kube-proxy, an endpoint is an
     address, however many ports it has, and only ready ones count: a terminating one may still serve, but a
-    load balancer is to send its new connections elsewhere (KEP-1669).
+    load balancer is to send its new connections elsewhere (KEP-1669). So it is with one of weight 0.
     """
     if service is None or plan is None or not service.proxied or not service.health_check_node_port:
         return None
@@ -74,6 +74,6 @@ def health_check(service: Service | None, plan: ServicePlan | None) -> HealthChe
         backend.address
         for port in plan.ports
         for backend in port.backends
-        if backend.local and backend.state is BackendState.ACTIVE
+        if backend.local and backend.state is BackendState.ACTIVE and backend.weight
     )
     return HealthCheck(service.health_check_node_port, frozenset(ready))

@@ -6,12 +6,16 @@ NSDI 2016, section 3.4): every backend has its own permutation of the rows, made
 identity, and the backends take turns at claiming the next row of theirs that is still free. The backends'
 shares then differ by one row at most, and when a backend goes hardly any rows but its own change hands.
 
-Nothing but the identities goes in, so every node computes the same table.
+Weights: each round, a backend gets as much of a turn as its weight is of the greatest one, and claims a row
+when that makes a whole one. Everybody has a turn in the first round, so nobody is left out; the size of the
+table depends on the number of backends alone, so that a change of weights moves few rows.
+
+Nothing but identities and weights goes in, so every node computes the same table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -46,16 +50,20 @@ def table_size(backends: int) -> int:
     return next((size for size in _SIZES if size >= backends * ROWS_PER_BACKEND), _SIZES[-1])
 
 
-def lookup_table(identities: Iterable[Identity]) -> NDArray[np.uint32]:
-    """Return the table for a set of backends, in any order.
+def lookup_table(identities: Iterable[Identity], weights: Sequence[int] = ()) -> NDArray[np.uint32]:
+    """Return the table for a set of backends.
 
     Row i holds an index into the sorted identities. Its length is :func:`table_size` of their number.
+    weights: one for each of the sorted identities, at least 1; none: all are equal, and the identities may
+    come in any order and more than once.
     """
     ordered = sorted(set(identities))
     size = table_size(len(ordered))
     if size <= 1:
         return np.zeros(size, np.uint32)
-    return np.array(_populate(size, [_hashes(identity) for identity in ordered]), np.uint32)
+    hashes = [_hashes(identity) for identity in ordered]
+    rows = _weighted(size, hashes, weights) if weights else _populate(size, hashes)
+    return np.array(rows, np.uint32)
 
 
 @lru_cache(maxsize=1 << 17)
@@ -84,6 +92,30 @@ def _populate(size: int, hashes: list[tuple[int, int]]) -> list[int]:
                 row += skip
                 if row >= size:
                     row -= size
+            table[row] = backend
+            rows[backend] = row
+            free -= 1
+            if not free:
+                return table
+
+
+def _weighted(size: int, hashes: list[tuple[int, int]], weights: Sequence[int]) -> list[int]:
+    """Do the same with turns by weight."""
+    table = [-1] * size
+    skips = [second % (size - 1) + 1 for _, second in hashes]
+    rows = [first % size for first, _ in hashes]
+    whole = max(weights)
+    earned = [whole - weight for weight in weights]
+    free = size
+    while True:
+        for backend, weight in enumerate(weights):
+            earned[backend] += weight
+            if earned[backend] < whole:
+                continue
+            earned[backend] -= whole
+            row = rows[backend]
+            while table[row] >= 0:
+                row = (row + skips[backend]) % size
             table[row] = backend
             rows[backend] = row
             free -= 1

@@ -19,7 +19,7 @@ from lb.model import (
     ServiceType,
     TrafficPolicy,
 )
-from lb.plan.choice import Chooser, Offer
+from lb.plan.choice import WHOLE, Chooser, Offer, Percents
 from lb.plan.rights import Fields, Rights
 from lb.plan.types import (
     PortPlan,
@@ -39,6 +39,7 @@ def plan_service(
     slices: Iterable[EndpointSlice],
     topology: Topology,
     overlaps: Overlaps = NO_OVERLAPS,
+    percents: Percents = WHOLE,
 ) -> ServicePlan:
     """Return the desired state of a Service on the node that the topology describes.
 
@@ -59,8 +60,10 @@ def plan_service(
     endpoints. An endpoint that two slices list (as happens while it moves) counts once: as the readier.
 
     New connections go to the ready endpoints. When there is none they go to those that are serving and
-    terminating (KEP-1669, "Proxy Terminating Endpoints"). :func:`lb.plan.choice.offered` says which of them
-    each traffic policy offers, and :func:`policies` which policy holds for whom.
+    terminating (KEP-1669, "Proxy Terminating Endpoints"); an endpoint of weight 0 gets none.
+    :func:`lb.plan.choice.offered` says which of them each traffic policy offers, and :func:`policies` which
+    policy holds for whom. percents: how much of their weights endpoints count with at present
+    (:mod:`lb.plan.slow_start`).
 
     Source ranges. loadBalancerSourceRanges limit who may open connections to the load-balancer addresses,
     from wherever; those of one family say nothing about the other, as with kube-proxy.
@@ -75,7 +78,7 @@ def plan_service(
     whole = tuple(slices)
     slices = rights.endpoints(whole)
     vips = _vips(service, fields, topology, lambda kind, key: rights.admits_port(kind, key, whole))
-    chooser = Chooser(slices, topology)
+    chooser = Chooser(slices, topology, percents)
     ports = []
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):

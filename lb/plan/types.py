@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from lb.model import IPAddress, IPNetwork, ObjectKey, Protocol, TrafficPolicy, socket_text
+from lb.model import (
+    DEFAULT_WEIGHT,
+    IPAddress,
+    IPNetwork,
+    ObjectKey,
+    Protocol,
+    TrafficPolicy,
+    socket_text,
+)
 
 
 class VipKind(enum.StrEnum):
@@ -89,13 +97,17 @@ class Vip(msgspec.Struct, frozen=True, gc=False):
 
 
 class Backend(msgspec.Struct, frozen=True, gc=False):
-    """One endpoint of a Service port. node is ``""`` when the endpoint names none."""
+    """One endpoint of a Service port. node is ``""`` when the endpoint names none.
+
+    weight: new connections are shared out by it; with 0 it takes none, and is in no set.
+    """
 
     address: IPAddress
     port: int
     node: str
     local: bool
     state: BackendState = BackendState.ACTIVE
+    weight: int = DEFAULT_WEIGHT
 
     @property
     def identity(self) -> tuple[int, int, int]:

@@ -218,6 +218,46 @@ def test_a_slice_of_host_names_is_empty_and_says_why() -> None:
     )
 
 
+def test_weights_of_a_slice() -> None:
+    item = endpoint_slice("web-1", endpoint(BACKEND_A), endpoint("10.0.0.9"), endpoint("10.0.0.10"))
+    item["endpoints"][1]["targetRef"] = {"kind": "Pod", "name": "web-0"}
+    item["metadata"]["annotations"] = {"lbctl/weights": f"{BACKEND_A}=50, web-0=0,*=1000"}
+    assert [one.weight for one in read_slice(item).endpoints] == [50, 0, 1000]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("web-0", "must be a list such as web-0=50, *=100; 'web-0' is no NAME=WEIGHT"),
+        ("a=1001", "a: must be a whole number from 0 to 1000, is '1001'"),
+        ("a=1, a=2", "names a twice"),
+        ("a=-1", "a: must be a whole number from 0 to 1000, is '-1'"),
+        ("a=\u0663", "a: must be a whole number from 0 to 1000, is '\u0663'"),
+    ],
+)
+def test_weights_that_cannot_be_read_count_for_nothing_and_are_named(text: str, why: str) -> None:
+    item = endpoint_slice("web-1", endpoint(BACKEND_A))
+    plain = read_slice(item)
+    item["metadata"]["annotations"] = {"lbctl/weights": text}
+    read = ENDPOINT_SLICES.read(body(item))
+    assert read.resource == plain
+    assert str(read.error) == (
+        f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/web-1:"
+        f" EndpointSlice {NAMESPACE}/web-1: metadata.annotations[lbctl/weights]: {why}"
+    )
+
+
+def test_slow_start_of_a_service() -> None:
+    item = service()
+    item["metadata"]["annotations"] = {"lbctl/slow-start": "30"}
+    assert SERVICES.read(body(item)).resource.slow_start == 30  # type: ignore[union-attr]
+    item["metadata"]["annotations"] = {"lbctl/slow-start": "30s"}
+    read = SERVICES.read(body(item))
+    assert read.resource == read_service()
+    assert read.error is not None
+    assert read.error.field == "metadata.annotations[lbctl/slow-start]"
+
+
 def test_a_node_that_is_being_deleted() -> None:
     item = node()
     item["metadata"]["deletionTimestamp"] = "2020-01-15T10:20:58Z"

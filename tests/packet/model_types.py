@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, ip_address
 
 from lb.model import Protocol
-from lb.plan import SMALL_SET, weights
+from lb.plan import SMALL_SET, seeds
+from lb.plan.rendezvous import FULL_WEIGHT
 from tests import packets as p
 
 SEED = 0x4C426374
@@ -87,15 +88,38 @@ class ModelVip:
     cluster_ip: bool = False
 
 
-def chosen(rows: tuple[ModelBackend, ...], flow: int) -> ModelBackend:
-    """Return where the hash of a flow leads: select_backend() of bpf/backend.h."""
+def minus_log2(word: int) -> int:
+    """The programs' -log2(word / 2^32), in units of 2^-32: minus_log2() of bpf/backend.h."""
+    zeros = 32 - word.bit_length()
+    x = 2**32 - (word << zeros)
+    cubic = 220704563 + (1115207865 * x >> 32)
+    cubic = 808837336 + (cubic * x >> 32)
+    cubic = 1548487856 + (cubic * x >> 32)
+    return (zeros << 32) + (cubic * x >> 30)
+
+
+def weighted_row(seeds_of_rows: Sequence[int], weights: Sequence[int], flow: int) -> int:
+    """Return which of a list of unequal weights a hash leads to: weighted_rendezvous() of bpf/backend.h."""
+    near = []
+    for row, (seed, weight) in enumerate(zip(seeds_of_rows, weights, strict=True)):
+        mixed = (seed ^ flow) * 0x9E3779B97F4A7C15 % 2**64
+        mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
+        far = minus_log2(mixed >> 32 | 1) * (FULL_WEIGHT // weight)
+        near.append((2**64 - 1 - far) // SMALL_SET * SMALL_SET + row)
+    return max(near) % SMALL_SET
+
+
+def chosen(rows: tuple[ModelBackend, ...], flow: int, weights: Sequence[int] = ()) -> ModelBackend:
+    """Return where the hash of a flow leads: select_backend() of bpf/backend.h. weights: of a list."""
     if len(rows) > SMALL_SET:
         return rows[flow * len(rows) >> 32]
     scores = []
     addresses = [ip_address(p.here(str(one.address))) for one in rows]
     sockets = [int(at) << 16 | one.port for at, one in zip(addresses, rows, strict=True)]
-    for row, weight in enumerate(weights(addresses[0].version, sockets)):
-        mixed = (weight ^ flow) * 0x9E3779B97F4A7C15 % 2**64
+    if weights:
+        return rows[weighted_row(seeds(addresses[0].version, sockets), weights, flow)]
+    for row, seed in enumerate(seeds(addresses[0].version, sockets)):
+        mixed = (seed ^ flow) * 0x9E3779B97F4A7C15 % 2**64
         mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 % 2**64
         scores.append(mixed // SMALL_SET * SMALL_SET + row)
     return rows[max(scores) % SMALL_SET]

@@ -3,18 +3,35 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+from math import gcd
 
 import pytest
+from msgspec import structs
 
 from lb.model import Protocol
 from lb.plan import SMALL_SET, lookup_table
+from lb.plan.types import PortPlan, ServicePlan
 from tests import packets as p
 from tests.packet import plans
 from tests.packet.harness import TC_UPLINK_IN, Datapath
 from tests.packet.model_types import ModelBackend, Tuple5, chosen
 
 PORTS = range(20_000, 20_032)
+
+
+def weighted(plan: ServicePlan, weights: tuple[int, ...]) -> ServicePlan:
+    """Return the plan with these weights, in the order of addresses; a backend of weight 0 is in no set."""
+
+    def with_weights(port: PortPlan) -> PortPlan:
+        backends = tuple(
+            structs.replace(one, weight=weight) for one, weight in zip(port.backends, weights, strict=True)
+        )
+        offered = tuple(one for one in backends if one.weight)
+        return replace(port, backends=backends, cluster=offered, local=tuple(o for o in offered if o.local))
+
+    return replace(plan, ports=tuple(map(with_weights, plan.ports)))
 
 
 def backends_hit(datapath: Datapath, ports: range) -> list[bytes]:
@@ -46,6 +63,54 @@ def test_the_backend_is_the_one_that_the_hash_says(datapath: Datapath, count: in
     ]
     assert backends_hit(datapath, PORTS) == expected
     assert len(set(expected)) > min(count, 10) // 2
+
+
+@pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"], indirect=True)
+@pytest.mark.parametrize("weights", [(1, 3), (100, 100, 50), tuple(range(1, SMALL_SET + 1)), (1000, 1)])
+def test_weights_of_a_list_count(datapath: Datapath, family: int, weights: tuple[int, ...]) -> None:
+    """The programs agree with the rule in Python for each connection; its shares are another test's."""
+    addresses = [f"10.0.1.{100 + number}" for number in range(len(weights))]
+    datapath.apply(weighted(plans.service(*addresses, protocol=Protocol.UDP), weights))
+    backends = tuple(ModelBackend(IPv4Address(one), plans.TARGET_PORT, local=True) for one in addresses)
+    common = gcd(*weights)
+    for port in PORTS:
+        flow = Tuple5(
+            IPv4Address(p.CLIENT), IPv4Address(p.CLUSTER_VIP), port, plans.PORT, Protocol.UDP
+        ).hash()
+        packet = p.udp(p.FROM_CLIENT, (p.CLIENT, port), (p.CLUSTER_VIP, plans.PORT))
+        wanted = chosen(backends, flow, [one // common for one in weights])
+        assert (
+            ip_address(p.here(str(wanted.address))).packed in datapath.run(TC_UPLINK_IN, packet).packet[14:60]
+        )
+
+
+def test_weights_of_a_table_count(datapath: Datapath) -> None:
+    weights = tuple(100 if number else 1000 for number in range(SMALL_SET + 1))
+    addresses = [f"10.0.1.{100 + number}" for number in range(len(weights))]
+    datapath.apply(weighted(plans.service(*addresses, protocol=Protocol.UDP), weights))
+    for port in range(20_000, 20_400):
+        packet = p.udp(p.FROM_CLIENT, (p.CLIENT, port), (p.CLUSTER_VIP, plans.PORT))
+        assert datapath.run(TC_UPLINK_IN, packet).reason == "NEW_LOCAL"
+    keys, flows = datapath.read("flows")
+    hit = flows["backend"][keys["direction"] == 0].tolist()
+    heaviest = max(hit.count(each) for each in set(hit))
+    assert 0.3 < heaviest / len(hit) < 0.47  # 10 of 26 parts
+
+
+def test_an_endpoint_of_weight_zero_keeps_its_connections_and_gets_no_new_one(datapath: Datapath) -> None:
+    addresses = ["10.0.1.100", "10.0.1.101"]
+    datapath.apply(plans.service(*addresses, protocol=Protocol.UDP))
+
+    def backend_of(port: int) -> bytes:
+        packet = p.udp(p.FROM_CLIENT, (p.CLIENT, port), (p.CLUSTER_VIP, plans.PORT))
+        return datapath.run(TC_UPLINK_IN, packet).packet
+
+    before = {port: backend_of(port) for port in PORTS}
+    datapath.apply(weighted(plans.service(*addresses, protocol=Protocol.UDP), (0, 100)))
+    assert {port: backend_of(port) for port in PORTS} == before
+    out = ip_address(p.here(addresses[0])).packed
+    assert any(out in packet[14:60] for packet in before.values())
+    assert not any(out in backend_of(port)[14:60] for port in range(21_000, 21_064))
 
 
 @pytest.mark.parametrize("count", [SMALL_SET, SMALL_SET + 1])

@@ -20,7 +20,7 @@ from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.sync_record import SyncReport
 from lb.datapath.sync.tables import table_rows
 from lb.model import ObjectKey, TrafficPolicy
-from lb.plan import SMALL_SET, lookup_table, weights
+from lb.plan import SMALL_SET, lookup_table, seeds
 from lb.plan.types import Backend, ServicePlan, VipKey, VipKind
 from tests.fake_maps import FakeMaps
 from tests.unit.plan_builders import address_in, backend, plan_in, port_plan, service_plan, vip_key
@@ -181,7 +181,7 @@ def check(maps: FakeMaps, exact: list[ServicePlan] | None = None) -> None:
                 assert _places(slots[port.version][ids]) == [_place(wanted[i]) for i in set_table(wanted)]
                 if 0 < len(wanted) <= SMALL_SET:
                     found = table_rows(maps)[region.offset + SMALL_SET :][: region.size]
-                    assert found.tolist() == weights(port.version, map(socket_of, wanted))
+                    assert found.tolist() == seeds(port.version, map(socket_of, wanted))
     for family, of_family in slots.items():
         used = of_family[of_family["state"] != BackendStateCode.FREE]
         assert sorted(_places(used)) == sorted(

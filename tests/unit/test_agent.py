@@ -14,8 +14,10 @@ import pytest
 
 from lb.agent import BEAT_SECONDS
 from lb.config import Limits
+from lb.datapath.sync.ledger import read_vips
 from lb.datapath.sync.reconcile import Reconciler
 from lb.datapath.sync.sync_record import SyncReport
+from lb.datapath.sync.tables import shares, table_rows
 from lb.errors import LbError
 from lb.inbox import Failed, InterfacesChanged, Settled, SourceEvents, Stop
 from lb.model import (
@@ -92,6 +94,31 @@ def test_what_waited_for_packets_on_their_way_is_freed_when_told(bench: Bench) -
     passed = True
     bench.tell(Settled())
     assert np.count_nonzero(slots["state"]) == 1
+
+
+def shares_now(bench: Bench) -> list[float]:
+    """Return the share of each backend of the Service web, in the order of addresses."""
+    return sorted(
+        shares(
+            table_rows(bench.maps),
+            *read_vips(bench.maps)[VipKey(ip_address("10.96.0.1"), 80, Protocol.TCP)].inside,
+        ).values()
+    )
+
+
+def test_a_new_endpoint_of_a_service_with_slow_start_is_planned_until_it_has_its_share(bench: Bench) -> None:
+    slow = replace(WEB_SERVICE, slow_start=10)
+    bench.tell(Upsert(slow), Upsert(endpoints(WEB, "10.0.0.1")), SYNCED)
+    bench.tell(Upsert(endpoints(WEB, "10.0.0.1", "10.0.0.2")))
+    found = [shares_now(bench)]
+    for _ in range(12):
+        bench.now += 1.0
+        bench.tell()
+        found.append(shares_now(bench))
+    assert found[0] == pytest.approx([1 / 11, 10 / 11])
+    assert found[4] == pytest.approx([1 / 3, 2 / 3])
+    assert found[9:] == [[0.5, 0.5]] * 4
+    assert bench.reconciler.syncs[2:] == [{WEB}] * 9
 
 
 def test_only_what_changed_is_planned_again(bench: Bench) -> None:

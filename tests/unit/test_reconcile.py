@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from lb.config import Limits
 from lb.datapath.maps.layouts import (
     FAMILIES,
+    LINE_ROWS,
     NODE_NONE,
     NODE_SELF,
     BackendFlag,
@@ -18,6 +20,7 @@ from lb.datapath.maps.layouts import (
     VipFlag,
     unpack_address,
 )
+from lb.datapath.sync.tables import shares, table_rows
 from lb.errors import BpfError, CapacityError
 from lb.model import TrafficPolicy
 from lb.plan.types import ServicePlan, VipKind
@@ -130,6 +133,36 @@ def test_a_set_that_grows_large_gets_a_lookup_table() -> None:
     bench.check(exact=plans)
     bench.start()
     assert bench.sync({plan.key: plan for plan in plans}).writes == 0
+
+
+def test_unequal_weights_make_a_set_of_their_own_that_a_restart_knows() -> None:
+    bench = Bench(SMALL)
+    heavy = structs.replace(backend(A), weight=300)
+    plan = service_plan("web", port_plan((VIP,), (heavy, backend(B))))
+    bench.apply(plan)
+    region = bench.row().inside
+    assert region.size == LINE_ROWS + 2
+    assert shares(table_rows(bench.maps), *region) == {1: 0.75, 2: 0.25}
+    bench.start()
+    assert bench.sync({plan.key: plan}).writes == 0
+    equal = service_plan("web", port_plan((VIP,), (heavy, structs.replace(backend(B), weight=300))))
+    bench.apply(equal)
+    assert bench.row().inside.size == 2
+    bench.check(exact=[equal])
+
+
+def test_a_large_set_of_unequal_weights_is_made_anew_by_a_restart() -> None:
+    """Its weights cannot be read from it; what its VIPs lead to is the same before and after."""
+    bench = Bench(Limits(vips=64, backends=512, table_rows=1 << 17, flows=16, affinity=16, services=64))
+    ends = [structs.replace(backend(f"10.0.0.{n}:80"), weight=50 + n) for n in range(1, 20)]
+    plan = service_plan("web", port_plan((VIP,), ends))
+    bench.apply(plan)
+    before = bench.row().inside
+    found = shares(table_rows(bench.maps), *before)
+    assert max(found.values()) > 1.3 * min(found.values())
+    bench.start()
+    assert bench.sync({plan.key: plan}).table_rows == before.size
+    assert shares(table_rows(bench.maps), *bench.row().inside) == found
 
 
 def test_freed_rows_rest_before_they_are_used_again() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from lb.model import IPAddress
 from lb.package_files import shipped
-from lb.plan.rendezvous import SMALL_SET
+from lb.plan.rendezvous import FULL_WEIGHT, SMALL_SET
 
 DType = np.dtype[Any]
 
@@ -44,6 +44,7 @@ SLOTS = 7
 CACHE_TIME_SHIFT = 24
 SEEDS = 10
 LINE_ROWS = 2 * SMALL_SET
+WEIGHTED_SET = LINE_ROWS + SMALL_SET
 HELD_BYTES = 2032
 LINKS = 8
 SNAT_SOURCES = 4
@@ -62,6 +63,8 @@ NODE_NONE = 1
 CONSTANTS: Mapping[str, int] = {
     "SMALL_SET": SMALL_SET,
     "LINE_ROWS": LINE_ROWS,
+    "WEIGHTED_SET": WEIGHTED_SET,
+    "FULL_WEIGHT": FULL_WEIGHT,
     "SLOTS": SLOTS,
     "SEEDS": SEEDS,
     "CACHE_TIME_SHIFT": CACHE_TIME_SHIFT,

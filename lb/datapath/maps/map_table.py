@@ -250,7 +250,8 @@ def _of_family(ip: int) -> Iterator[MapSpec]:
 def _of_both() -> Iterator[MapSpec]:
     """Yield the maps that the IP versions share."""
     yield _array("tables", TABLE_LINE, limit="table_rows", per_entry=LINE_ROWS, when_full=_REFUSED,
-        purpose="pool of backend sets: a line of ids and weights, or the lines of a Maglev table of ids")
+        purpose="pool of backend sets: a line of ids and seeds, for unequal weights one more; or the"
+        " lines of a Maglev table of ids")
     yield _array("crc32c_shifts", ID, "powers of x for the checksum of SCTP", fixed=512)
     yield _per_cpu("notes", NOTE, "what a program tells the one that it goes on in", fixed=1)
     yield _per_cpu("scratch", SCRATCH, "room for what does not fit on a program's stack", fixed=1)

@@ -10,7 +10,17 @@ import numpy as np
 
 from lb.datapath.maps.interface import Rows
 from lb.datapath.maps.layouts import ID, BackendFlag, BackendStateCode, VipFlag, pack_address
-from lb.datapath.sync.ledger import KIND_CODES, Ledger, Port, PortKey, Socket, VipRow, socket_of
+from lb.datapath.sync.ledger import (
+    KIND_CODES,
+    Ledger,
+    Port,
+    PortKey,
+    Socket,
+    VipRow,
+    set_key,
+    set_of,
+    socket_of,
+)
 from lb.datapath.sync.pools import NO_ROWS, Region
 from lb.datapath.sync.tables import SetRows, set_rows, set_size
 from lb.errors import LbError
@@ -153,8 +163,9 @@ def _prepare_port(ledger: Ledger, change: Change, port: Port, plan: PortPlan) ->
     for vip in plan.vips:
         for policy in (vip.inside, vip.outside):
             if policy not in regions:
-                offered = cluster if policy is TrafficPolicy.CLUSTER else local
-                regions[policy] = _table(ledger, change, port, offered)
+                of_cluster = policy is TrafficPolicy.CLUSTER
+                weights = [one.weight for one in (plan.cluster if of_cluster else plan.local)]
+                regions[policy] = _table(ledger, change, port, cluster if of_cluster else local, weights)
         row = VipRow(
             port.id,
             plan.affinity_seconds,
@@ -205,12 +216,15 @@ def compare(slots: Rows, changes: Sequence[Change]) -> None:
             owners[at].edits.append((slot, shall_be >> 8 & 0xFF, shall_be >> 16))
 
 
-def _table(ledger: Ledger, change: Change, port: Port, sockets: Sequence[Socket]) -> Region:
+def _table(
+    ledger: Ledger, change: Change, port: Port, sockets: Sequence[Socket], weights: Sequence[int]
+) -> Region:
     """Return the region with the set of these backends, a new one if the port has none yet."""
     if not sockets:
         return NO_ROWS
-    ids = tuple([port.backends[socket] for socket in sockets])
-    if ids not in port.regions:
-        region = port.regions[ids] = ledger.rows.allocate(set_size(len(ids)))
-        change.tables.append((region, set_rows(ids, change.version, sockets)))
-    return port.regions[ids]
+    key = set_key([port.backends[socket] for socket in sockets], weights)
+    if key not in port.regions:
+        ids, unequal = set_of(key)
+        region = port.regions[key] = ledger.rows.allocate(set_size(len(ids), weighted=bool(unequal)))
+        change.tables.append((region, set_rows(ids, change.version, sockets, unequal)))
+    return port.regions[key]

@@ -30,9 +30,10 @@ from lb.datapath.sync.ledger import (
     read_nodes,
     read_ranges,
     read_vips,
+    set_of,
 )
 from lb.datapath.sync.pools import Region
-from lb.datapath.sync.tables import set_rows, table_rows, write_sets
+from lb.datapath.sync.tables import listed, set_rows, table_rows, write_sets
 from lb.model import IPAddress, socket_text
 from lb.words import by_number
 
@@ -221,8 +222,7 @@ class _State:
         return table_rows(self._maps)
 
     def _ids(self, region: Region) -> tuple[int, ...]:
-        rows: Rows = self._tables[region.offset : region.offset + region.size]
-        return tuple(np.unique(rows).tolist())
+        return tuple(np.unique(listed(self._tables, *region)).tolist())
 
     def _vip(self, row: VipRow) -> _Entry:
         service, port = self._name(row.service)
@@ -255,7 +255,7 @@ class DamagedSet:
 
 
 def damaged_sets(ledger: Ledger, live: Maps, wanted: Maps) -> list[DamagedSet]:
-    """Return the sets in a ledger whose rows or weights in the live maps are not as they were made.
+    """Return the sets in a ledger whose rows in the live maps are not as they were made.
 
     wanted: the maps that the ledger is about: live ones, or a :class:`lb.datapath.maps.overlay.Overlay` of
     them; rows that were written anew there are left out.
@@ -269,10 +269,11 @@ def damaged_sets(ledger: Ledger, live: Maps, wanted: Maps) -> list[DamagedSet]:
         for key, ports in services.items():
             for port in ports.values():
                 sockets = {slot: socket for socket, slot in port.backends.items()}
-                for ids, region in port.regions.items():
+                for key_of_set, region in port.regions.items():
+                    ids, weights = set_of(key_of_set)
                     if any(ident < 0 for ident in ids) or not ids:
                         continue
-                    right = np.asarray(set_rows(ids, version, [sockets[i] for i in ids]), ID)
+                    right = np.asarray(set_rows(ids, version, [sockets[i] for i in ids], weights), ID)
                     part = slice(region.offset, region.offset + len(right))
                     as_live = np.array_equal(touched[part], rows[part])
                     if as_live and not np.array_equal(rows[part], right):

@@ -8,6 +8,7 @@ from the maps (:mod:`lb.datapath.sync.recover`), since they carry the names.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -54,6 +55,27 @@ KIND_WORDS = {int(code): kind.value for kind, code in KIND_CODES.items()}
 """What Kubernetes calls the kinds of VIPs, by their codes in the maps."""
 
 
+SetKey = tuple[int, ...]
+"""What tells a port's sets of backends apart: the ids, in the order of sockets; where weights are unequal,
+then 0, and the weights in the same order, divided by what they have in common."""
+
+
+def set_key(ids: Sequence[int], weights: Sequence[int]) -> SetKey:
+    """Return the key of a set; weights: one for each id, at least 1; none: all are equal."""
+    if not weights or min(weights) == max(weights):
+        return tuple(ids)
+    common = math.gcd(*weights)
+    return (*ids, 0, *[weight // common for weight in weights])
+
+
+def set_of(key: SetKey) -> tuple[SetKey, SetKey]:
+    """Return the ids of a set, and their weights: none if they are equal."""
+    if 0 not in key:
+        return key, ()
+    at = key.index(0)
+    return key[:at], key[at + 1 :]
+
+
 class VipRow(NamedTuple):
     """The value of a VIP in ``vips4`` or ``vips6``."""
 
@@ -71,9 +93,8 @@ class Port:
 
     id: in ``services``; named: whether it is written there.
     backends: backend id by socket.
-    regions: the rows of each set of backends, by the ids in it, in the order of sockets. A set whose rows are
-    not as they would be made today has a negative number among its ids, so that it is not taken for the set
-    of those ids.
+    regions: the rows of each set of backends, by its key. A set whose rows are not as they would be made
+    today has a negative number among its ids, so that it is not taken for the set of those ids.
     ranges: source ranges; False if a write failed and the kernel may or may not have it.
     vips: the row that the kernel holds of each VIP; None if a write failed and the row is not known.
     gone: VIPs that the port has lost and that stay in the kernel for their open connections
@@ -83,24 +104,24 @@ class Port:
     id: int
     named: bool = False
     backends: dict[Socket, int] = field(default_factory=dict)
-    regions: dict[tuple[int, ...], Region] = field(default_factory=dict)
+    regions: dict[SetKey, Region] = field(default_factory=dict)
     ranges: dict[IPNetwork, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
     gone: dict[VipKey, VipRow] = field(default_factory=dict)
 
-    def unreferenced(self) -> Iterator[tuple[tuple[int, ...], Region]]:
+    def unreferenced(self) -> Iterator[tuple[SetKey, Region]]:
         """Yield the sets that no VIP uses; none while the row of a VIP is not known."""
         rows = list(self.vips.values())
         if None in rows:
             return
         offsets = {r.offset for row in rows if row for r in (row.inside, row.outside) if r.size}
-        for ids, region in self.regions.items():
+        for key, region in self.regions.items():
             if region.offset not in offsets:
-                yield ids, region
+                yield key, region
 
     def listed(self) -> set[int]:
         """Return the backend ids in sets."""
-        return set().union(*self.regions)
+        return set().union(*(set_of(key)[0] for key in self.regions))
 
     def row(self, vip: VipKey) -> VipRow | None:
         """Return what the kernel holds of a VIP that the port has, or had; None: that is not known."""

@@ -32,6 +32,7 @@ from lb.datapath.sync.ledger import (
     new_ledger,
     no_services,
     range_keys,
+    set_of,
     vip_keys,
     vip_values,
 )
@@ -452,10 +453,10 @@ class Reconciler:
         backends = []
         dropped: set[int] = set()
         for port_key, port in self._ledger.services[change.version].get(change.key, {}).items():
-            for ids, region in list(port.unreferenced()):
-                del port.regions[ids]
+            for key, region in list(port.unreferenced()):
+                del port.regions[key]
                 unused.regions.append(region)
-                dropped.update(ids)
+                dropped.update(set_of(key)[0])
             keep = wanted.get(port_key, set())
             listed = port.listed()
             if port.gone and not port.vips:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from lb.datapath.sync.ledger import (
     read_nodes,
     read_ranges,
     read_vips,
+    set_key,
 )
-from lb.datapath.sync.tables import set_size, table_rows
+from lb.datapath.sync.tables import list_weights, listed, set_size, table_rows
 from lb.model import ObjectKey
 from lb.plan import SMALL_SET
 from lb.plan.types import VipKey
@@ -133,13 +135,22 @@ def _read_regions(tables: Rows, port: Port) -> None:
     for region in sorted(regions):
         if not region.size:
             continue
-        found = tables[region.offset : region.offset + region.size].tolist()
+        found = listed(tables, *region).tolist()
+        weights = list_weights(tables, *region)
         ids = tuple(sorted(sockets.keys() & set(found), key=sockets.__getitem__))
-        as_made = list(ids) == found if region.size <= SMALL_SET else len(ids) == len(set(found))
-        good = as_made and region.size == set_size(len(ids)) and ids not in port.regions
+        as_made = list(ids) == found if len(found) <= SMALL_SET else _is_even(ids, found)
+        good = as_made and region.size == set_size(len(ids), weighted=bool(weights)) and 0 not in weights
+        key = set_key(ids, weights if good else ())
         # A set that is not as it would be made today keeps its rows until its VIPs have a new one; the
-        # negative number keeps it from being taken for the set of its backends.
-        port.regions[ids if good else (*ids, -1 - region.offset)] = region
+        # negative number keeps it from being taken for the set of its backends. So does a table of unequal
+        # weights, which cannot be read from it.
+        port.regions[key if good and key not in port.regions else (*ids, -1 - region.offset)] = region
+
+
+def _is_even(ids: tuple[int, ...], found: list[int]) -> bool:
+    """Tell whether the rows of a table have just these ids, and each as often as a table of equal weights."""
+    counts = Counter(found)
+    return counts.keys() == set(ids) and max(counts.values()) - min(counts.values()) <= 1
 
 
 def _read_nodes(maps: Maps) -> NodeNames:

@@ -18,11 +18,10 @@ from lb.datapath.maps.layouts import (
     unpack_address,
 )
 from lb.datapath.sync.ledger import KIND_WORDS, read_names, read_nodes, read_ranges
-from lb.datapath.sync.tables import table_rows
+from lb.datapath.sync.tables import shares, table_rows
 from lb.datapath.view import words
 from lb.datapath.view.words import ShownBackend
 from lb.model import IPAddress, Protocol, socket_text
-from lb.plan import SMALL_SET
 
 Names = Mapping[int, tuple[str, str]]
 """By Service port id: NAMESPACE/NAME, and the port's name."""
@@ -149,8 +148,8 @@ def ports(maps: Maps, wanted: Names) -> list[PortRow]:
             one = PortVip(
                 socket_text(ip, port),
                 KIND_WORDS[kind],
-                _shares(tables, *inside),
-                _shares(tables, *outside),
+                shares(tables, *inside),
+                shares(tables, *outside),
                 tuple(side for flag, side in local_only if flags & flag),
                 tuple(ranges.get(service, ())) if flags & VipFlag.SOURCE_RANGES else (),
                 bool(flags & VipFlag.USABLE),
@@ -189,12 +188,3 @@ def _backends(
 
 def _place(row: tuple[int, int, ShownBackend]) -> tuple[int, int]:
     return row[0], row[1]
-
-
-def _shares(tables: Rows, offset: int, size: int) -> Shares:
-    """Return the shares of a set: equal ones in a list, those of the rows in a Maglev table."""
-    rows = tables[offset : offset + size]
-    if size <= SMALL_SET:
-        return dict.fromkeys(rows.tolist(), 1 / size) if size else {}
-    slots, counts = np.unique(rows, return_counts=True)
-    return dict(zip(slots.tolist(), (counts / size).tolist(), strict=True))

@@ -27,7 +27,7 @@ from lb.datapath.maps.layouts import (
     unpack_address,
 )
 from lb.datapath.sync.ledger import KIND_WORDS, VipRow, read_names, read_nodes, read_ranges, read_vips
-from lb.datapath.sync.tables import table_rows
+from lb.datapath.sync.tables import shares, table_rows, unequal_shares
 from lb.datapath.view.words import mac_text, node_name
 from lb.model import IPNetwork, ObjectKey, Protocol, socket_text
 from lb.plan.types import VipKey
@@ -45,13 +45,18 @@ _FLOW_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class VipBackend:
-    """A backend of a VIP. state: active or terminating. takes_new: some lookup table of the VIP lists it."""
+    """A backend of a VIP. state: active or terminating. takes_new: some lookup table of the VIP lists it.
+
+    share: which part of new connections it gets, where these parts are unequal; of a VIP with a set for each
+    side, of those from outside. None (and absent in JSON): all get the same.
+    """
 
     address: str
     port: int
     node: str
     state: str
     takes_new: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,8 @@ class VipEntry(MapEntry):
         fields = MapEntry.as_dict(self)
         for backend in fields["backends"]:
             del backend["takes_new"]
+            if backend["share"] is None:
+                del backend["share"]
         return fields
 
 
@@ -311,16 +318,18 @@ class _Reader:
 
     def _vip_backends(self, version: int, row: VipRow) -> tuple[VipBackend, ...]:
         listed: set[int] = set()
-        for offset, size in {row.inside, row.outside}:
-            listed.update(np.unique(self._tables[offset : offset + size]).tolist())
+        for region in {row.inside, row.outside}:
+            listed.update(shares(self._tables, *region))
+        parts = unequal_shares(self._tables, *(row.outside if row.outside.size else row.inside))
         found = []
         for slot in self._slots_by_service.get((version, row.service), ()):
             address, port, state, _, _, _, node = self._slots[version][slot].item()
             if slot in listed or state == BackendStateCode.TERMINATING:
-                found.append((address, port, node, state, slot in listed))
+                part = round(parts.get(slot, 0.0), 4) if parts else None
+                found.append(((address, port), node, state, slot in listed, part))
         return tuple(
-            VipBackend(_ip(address), port, self._node(node), BackendStateCode(state).name.lower(), takes_new)
-            for address, port, node, state, takes_new in sorted(found)
+            VipBackend(_ip(at[0]), at[1], self._node(node), BackendStateCode(state).name.lower(), new, part)
+            for at, node, state, new, part in sorted(found, key=lambda each: each[0])
         )
 
     def backends(self) -> list[BackendEntry]:

@@ -16,7 +16,9 @@ from lb.datapath.maps.layouts import (
     AFFINITY_KEY,
     FLOW_KEY,
     ID,
+    LINE_ROWS,
     VIP_KEY,
+    WEIGHTED_SET,
     BackendFlag,
     Direction,
     FlowPath,
@@ -26,20 +28,19 @@ from lb.datapath.maps.layouts import (
     unpack_address,
 )
 from lb.datapath.sync.ledger import KIND_WORDS, read_ranges
-from lb.datapath.sync.tables import table_rows
+from lb.datapath.sync.tables import listed, table_rows
 from lb.datapath.view import words
 from lb.datapath.view.words import ShownBackend
 from lb.model import FiveTuple, IPAddress
-from lb.plan import SMALL_SET
 
 
 @dataclass(frozen=True, slots=True)
 class Vip:
     """A VIP as it offers backends to one side.
 
-    offered: how many backends that are. rows: out of how many the hash draws one: as many, or those of a
-    Maglev table. local: the side's traffic policy is Local. usable: some node has an endpoint. ranges: the
-    networks that may open connections, empty when all may.
+    offered: how many backends that are. rows: the set's size, see struct backend_set of bpf/types.h. local:
+    the side's traffic policy is Local. usable: some node has an endpoint. ranges: the networks that may open
+    connections, empty when all may.
     """
 
     id: int
@@ -56,7 +57,12 @@ class Vip:
     @property
     def table(self) -> bool:
         """True when the backend is drawn from a Maglev table, False when by rendezvous."""
-        return self.rows > SMALL_SET
+        return self.rows > WEIGHTED_SET
+
+    @property
+    def weighted(self) -> bool:
+        """True for a list of backends whose weights are unequal."""
+        return LINE_ROWS < self.rows <= WEIGHTED_SET
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Witness:
             return None
         service, affinity_seconds, inside, out, kind, flags, _ = row[0].item()
         offset, size = out if outside else inside
-        listed = np.unique(table_rows(self._maps)[offset : offset + size])
+        offered = len(np.unique(listed(table_rows(self._maps), offset, size)))
         ranges: tuple[str, ...] = ()
         if flags & VipFlag.SOURCE_RANGES:
             found = (str(network) for owner, network in read_ranges(self._maps) if owner == service)
@@ -116,7 +122,7 @@ class Witness:
             KIND_WORDS.get(kind, "unknown"),
             *self._service(service),
             affinity_seconds,
-            len(listed),
+            offered,
             size,
             bool(flags & (VipFlag.OUTSIDE_LOCAL if outside else VipFlag.INSIDE_LOCAL)),
             bool(flags & VipFlag.USABLE),
