@@ -58,6 +58,7 @@ COMMANDS = {
     "doctor": ("diagnosis", "what will and will not work on this machine, and what to do"),
     "addresses": ("actions", "give Services of type LoadBalancer addresses out of pools"),
     "announce": ("announcing", "tell routers by BGP which addresses this node serves"),
+    "upgrade": ("actions", "what another version's maps would become, connections included"),
     "shadow": ("actions", "where this node would do otherwise than kube-proxy's rules"),
     "cutover": ("actions", "take Services over from kube-proxy with open connections, or give them back"),
     "unload": ("actions", "remove every trace of the data plane"),

@@ -2,9 +2,10 @@
 """``make test-upgrades``: to every version and back, under traffic, with nothing lost.
 
 ``python -m tests.soak.upgrades [REVISION …]``: git revisions, oldest first; without any, the newest tags, or
-where there is none :data:`MILESTONES`. The working tree is always the last one. Each revision is unpacked in
-a folder of its own, and its agent runs on one node of a lab of this tree. The way goes from the
-working tree to each revision and back: ten seconds a change when everything is compiled.
+where there is none :data:`MILESTONES`, and ``layout``, the working tree with another struct. The working tree
+is always the last one. Each revision is unpacked in a folder of its own, and its agent runs on one node of a
+lab of this tree. The way goes from the working tree to each revision and back: ten seconds a change when
+everything is compiled.
 
 During each change: new connections one after another, one connection that is kept, and what is the node's own
 (ARP, neighbour discovery, pings, a server that no Service leads to). Ends with 1 when anything was lost.
@@ -66,7 +67,7 @@ def revisions(given: Sequence[str]) -> list[str]:
     if given:
         return list(given)
     tags = git("tag", "--sort=-creatordate").split()[:NEWEST_TAGS]
-    return tags[::-1] or list(MILESTONES)
+    return [*(tags[::-1] or MILESTONES), LAYOUT]
 
 
 def unpacked(revision: str, folder: Path) -> Version:
@@ -76,6 +77,29 @@ def unpacked(revision: str, folder: Path) -> Version:
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", revision], check=True, capture_output=True)
     subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
     return Version(revision, tree)
+
+
+LAYOUT = "layout"
+"""In a revision's place: the working tree with other structs."""
+_PATCHES = (
+    ("\tu32 generation; /* of the backend slot when the flow was made */\n", "\tu64 extra;\n", True),
+    ("[FAMILY == 6 ? 24 : 8]; /* to whole cache lines */", "[FAMILY == 6 ? 16 : 0];", False),
+)
+"""A flow with a field more: where in bpf/types.h, what, and whether behind it or in its place."""
+
+
+def with_other_layout(folder: Path) -> Version:
+    """Copy the working tree, and add a field to flows."""
+    tree = folder / LAYOUT
+    for part in ("lb", "bpf", "deploy"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    types = tree / "bpf" / "types.h"
+    text = types.read_text()
+    for old, new, behind in _PATCHES:
+        assert old in text, old
+        text = text.replace(old, f"{old}{new}" if behind else new, 1)
+    types.write_text(text)
+    return Version("the same with a field more in flows", tree)
 
 
 def tour(count: int) -> Iterator[int]:
@@ -118,7 +142,10 @@ def campaign(given: Sequence[str]) -> int:
     """Run all changes; return how many lost something."""
     bad = 0
     with tempfile.TemporaryDirectory(prefix="lbctl-upgrades-") as folder:
-        versions = [unpacked(revision, Path(folder)) for revision in revisions(given)]
+        versions = [
+            with_other_layout(Path(folder)) if revision == LAYOUT else unpacked(revision, Path(folder))
+            for revision in revisions(given)
+        ]
         versions.append(Version("working tree", ROOT))
         for version in versions:
             version.check()

@@ -60,7 +60,7 @@ def test_an_error_is_exit_code_1_and_one_line() -> None:
     assert err == "lbctl: flag --source: setting sources: 'nowhere' is not manifests:DIR or kubernetes\n"
 
 
-ALONE = {"status", "flows", "monitor", "top", "audit", "shadow", "cutover", "unload"}
+ALONE = {"status", "flows", "monitor", "top", "audit", "shadow", "upgrade", "cutover", "unload"}
 """Commands that need no word but the instance."""
 EXIT_CODES: list[tuple[list[str], int]] = [
     (["version"], 0),

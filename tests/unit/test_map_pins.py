@@ -110,7 +110,7 @@ def test_entries_that_do_not_fit(pins: Pins, limits: Limits, caplog: pytest.LogC
     by_id = {f"{name}{version}" for name in of_families for version in FAMILIES}
     assert fresh == {"nodes", "services", "tables", "service_counters", "ended"} | by_id
     assert (count(pins, "flows4"), count(pins, "vips4")) == (0, 0)
-    assert {record.args for record in caplog.records} == {(name,) for name in fresh}
+    assert {record.args[0] for record in caplog.records if isinstance(record.args, tuple)} == fresh
     assert "its old contents are lost" in caplog.text
 
 

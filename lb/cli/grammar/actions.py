@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that do something (run, addresses, shadow, cutover, unload), and those of the command line."""
+"""Commands that do something (run, addresses, upgrade, cutover, …), and those of the command line."""
 
 from __future__ import annotations
 
@@ -156,6 +156,29 @@ lbctl addresses run --source manifests:/srv/services --pools pools.yaml --state 
         help="with manifests: the agents' setting of that name, for the families of Services",
     )
     process(running, LISTEN_ADDRESS, "127.0.0.1:10251")
+
+
+def upgrade(commands: Commands) -> None:
+    """Add ``lbctl upgrade``."""
+    parser = command(
+        commands,
+        "upgrade",
+        about="""\
+Say what a start of this version would make of the maps that the agent of another version has left: which it
+takes as they are, which it converts since a struct has changed, and which would start empty, and why. Nothing
+is changed. Call the lbctl of the new version, while the old one's agent runs.
+""",
+        notes="""\
+A map is converted by the names of its fields. Of flows that start empty the connections go on where the
+consistent hash names the same backend, and the node's own address did not stand for the client.
+""",
+        examples="lbctl upgrade --check\nlbctl upgrade --check -o json",
+        codes="0 nothing would be lost; 1 a map would start empty, or it could not be told; 2 wrong usage",
+        handler="upgrade.run",
+    )
+    parts.instance(parser)
+    parser.add_argument("--check", action="store_true", help="only say it, which is all that this does")
+    parts.output(parser, "text")
 
 
 def shadow(commands: Commands) -> None:

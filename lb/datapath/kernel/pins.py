@@ -6,6 +6,7 @@
     /sys/fs/bpf/lbctl/<instance>/maps/<map>
                                 /handover                    see strand() in bpf/stranded.h
                                 /links/<program>             what attaches a program to the cgroup
+                                /layouts                     the layouts of the maps, field by field
                                 /shapes/<map>-<hash>         empty directories: the layout a map was made with
                                 /progs-<fingerprint>/<program>
 
@@ -69,6 +70,11 @@ class Pins:
     def handover(self) -> Path:
         """The array that tells programs without steps that another version serves behind them."""
         return self.base / "handover"
+
+    @property
+    def layouts(self) -> Path:
+        """The map that describes the layouts of the pinned maps, field by field."""
+        return self.base / "layouts"
 
     @property
     def shapes(self) -> Path:

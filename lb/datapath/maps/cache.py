@@ -96,7 +96,7 @@ def read(fd: FD, spec: MapSpec) -> Entries:
 
     Raises BpfError: the kernel refused to read.
     """
-    return _join(list(parts(fd, spec)))
+    return join(list(parts(fd, spec)))
 
 
 def find(fd: FD, spec: MapSpec, hashing: Rows, key: Rows) -> Rows | None:
@@ -159,7 +159,7 @@ def change(fd: FD, spec: MapSpec, hashing: Rows, keys: Rows, values: Rows | None
         if (again := number.get(key.tobytes())) is not None:
             stay[row], until[again] = False, old.until[row]
     rest = Entries(*(column[stay] for column in old))
-    new = rest if values is None else _join([rest, Entries(keys, values, until)])
+    new = rest if values is None else join([rest, Entries(keys, values, until)])
     at, tag = places(hashing, new.keys, len(whole))
     buckets = np.zeros(len(touched), spec.kernel_value)
     buckets["head"]["evicted"] = whole[touched]["head"]["evicted"]
@@ -178,7 +178,8 @@ def copy(source: FD, target: FD, spec: MapSpec, hashing: Rows) -> None:
     batch.update_all(target, np.arange(len(buckets), dtype=layouts.ID), buckets)
 
 
-def _join(parts: Sequence[Entries]) -> Entries:
+def join(parts: Sequence[Entries]) -> Entries:
+    """Return the entries of several parts as one."""
     return Entries(*(_rows(column) for column in zip(*parts, strict=True)))
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lb.datapath.kernel import batch, bpf
 from lb.datapath.kernel.bpf import FD, MapInfo, Rows
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps import cache, layouts, map_table
+from lb.datapath.maps import cache, conversion, layouts, map_table
 from lb.datapath.maps.map_table import MapSpec, MapType
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class MapSlot:
     """One map that a build uses.
 
     pinned: fd is already at its place. source: the pinned map whose entries fd takes over, if any. filled: it
-    has taken them over already.
+    has taken them over already. layout: key and value of the source where they are others than fd's.
     """
 
     spec: MapSpec
@@ -49,13 +51,35 @@ class MapSlot:
     pinned: bool
     source: FD | None
     filled: bool = False
+    layout: Layout | None = None
+
+
+Layout = tuple[np.dtype[Any], np.dtype[Any]]
+"""Key and value as the kernel holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Old:
+    """A pinned map. layout: as in MapSlot. lost: why its entries cannot be taken over, ``""`` if they can."""
+
     fd: FD
     info: MapInfo
-    usable: bool
+    lost: str
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """What becomes of a pinned map when this version is started.
+
+    converted: it has another layout, and is converted. lost: why it starts empty, ``""`` when it does not.
+    entries: how many it holds; None: nobody can tell.
+    """
+
+    name: str
+    converted: bool
+    lost: str
+    entries: int | None
 
 
 def row_bytes(info: MapInfo) -> int:
@@ -76,26 +100,25 @@ def open_maps(pins: Pins, sizes: Mapping[str, int], stack: contextlib.ExitStack)
 
     Raises BpfError: a map could not be opened or created.
     """
-    old = {spec.name: _open_old(pins, spec, spec.max_entries(sizes), stack) for spec in map_table.MAPS}
-    keep = {name for name, one in old.items() if one is not None and one.usable}
-    if not keep >= _BY_ID:
-        keep -= _BY_ID | _NAMING_IDS
-    for version in layouts.FAMILIES:
-        if f"hashing{version}" not in keep:
-            keep -= {f"flows{version}", f"affinity{version}"}
+    described = _described(pins)
+    old = {
+        spec.name: _open_old(pins, spec, spec.max_entries(sizes), described, stack) for spec in map_table.MAPS
+    }
+    lost = _lost(old)
     slots = {}
     for spec in map_table.MAPS:
         entries = spec.max_entries(sizes)
         before = old[spec.name]
-        source = before.fd if before is not None and spec.name in keep else None
-        if before is not None and source is not None and before.info.max_entries == entries:
+        source = before.fd if before is not None and spec.name not in lost else None
+        layout = before.layout if before is not None and source is not None else None
+        if before is not None and source is not None and not layout and before.info.max_entries == entries:
             slots[spec.name] = MapSlot(spec, source, pinned=True, source=None)
             continue
         slots[spec.name] = MapSlot(
-            spec, stack.enter_context(create_map(spec, entries)), pinned=False, source=source
+            spec, stack.enter_context(create_map(spec, entries)), pinned=False, source=source, layout=layout
         )
         if before is not None and source is None:
-            _LOG.warning("map %s has another shape or room than before: its old contents are lost", spec.name)
+            _LOG.warning("map %s: its old contents are lost: %s", spec.name, lost[spec.name])
     for version in layouts.FAMILIES:
         _set_hashing(slots, version, stack)
     return list(slots.values())
@@ -139,19 +162,108 @@ def _set_hashing(slots: dict[str, MapSlot], version: int, stack: contextlib.Exit
     batch.update_all(slot.fd, np.zeros(1, layouts.ID), row)
 
 
-def _open_old(pins: Pins, spec: MapSpec, entries: int, stack: contextlib.ExitStack) -> _Old | None:
+def _lost(old: Mapping[str, _Old | None]) -> dict[str, str]:
+    """Return which maps start empty, and why."""
+    lost = {name: "there is none" if one is None else one.lost for name, one in old.items()}
+    lost = {name: why for name, why in lost.items() if why}
+    if by_id := lost.keys() & _BY_ID:
+        why = f"entries name each other by ids, which begin anew with {', '.join(sorted(by_id))}"
+        lost = dict.fromkeys(sorted(_BY_ID | _NAMING_IDS), why) | lost
+    for version in layouts.FAMILIES:
+        if f"hashing{version}" in lost:
+            for name in (f"flows{version}", f"affinity{version}"):
+                lost.setdefault(name, f"where its entries are is lost with hashing{version}")
+    return lost
+
+
+def prospects(pins: Pins, sizes: Mapping[str, int]) -> Iterator[Prospect]:
+    """Yield what would become of each pinned map that would not stay as it is; nothing is changed.
+
+    Raises BpfError: the kernel refused.
+    """
+    with contextlib.ExitStack() as stack:
+        described = _described(pins)
+        old = {
+            spec.name: _open_old(pins, spec, spec.max_entries(sizes), described, stack)
+            for spec in map_table.MAPS
+        }
+        lost = _lost(old)
+        for spec in map_table.MAPS:
+            one = old[spec.name]
+            if one is not None and (spec.name in lost or one.layout):
+                converted = spec.name not in lost
+                yield Prospect(spec.name, converted, lost.get(spec.name, ""), _count(one, spec, described))
+
+
+def _count(one: _Old, spec: MapSpec, described: Mapping[str, Any]) -> int | None:
+    """Return how many entries of a pinned map are in use; None for one that has no such number."""
+    if spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
+        return batch.count_all(one.fd, one.info, one.info.value_size)
+    if spec.type is not MapType.CACHE:
+        return None
+    layout = one.layout or _layout_of(described, spec.name)
+    bucket = layout[1] if layout else spec.kernel_value
+    if bucket.itemsize != one.info.value_size:
+        return None
+    return len(conversion.read_cache(one.fd, bucket).keys)
+
+
+def _described(pins: Pins) -> dict[str, Any]:
+    """Return what the instance's map ``layouts`` holds; a version without one has left nothing."""
+    if not pins.layouts.exists():
+        return {}
+    with bpf.obj_get(pins.layouts) as fd:
+        return conversion.read_layouts(fd)
+
+
+def _layout_of(described: Mapping[str, Any], name: str) -> Layout | None:
+    if name not in described:
+        return None
+    _, key, value = described[name]
+    return conversion.described(key), conversion.described(value)
+
+
+def _open_old(
+    pins: Pins, spec: MapSpec, entries: int, described: Mapping[str, Any], stack: contextlib.ExitStack
+) -> _Old | None:
     path = pins.maps / spec.name
     if not path.exists():
         return None
     fd = stack.enter_context(bpf.obj_get(path))
     info = bpf.map_info(fd)
-    usable = (
-        (pins.shapes / _shape(spec)).is_dir()
-        and (info.type, info.key_size, info.value_size, info.flags)
-        == (spec.kernel_type, spec.kernel_key.itemsize, spec.kernel_value.itemsize, spec.flags)
-        and (info.max_entries <= entries or _fits(fd, spec, entries))
+    same_shape = (pins.shapes / _shape(spec)).is_dir() and _kernel_shape(info) == (
+        spec.kernel_type,
+        spec.kernel_key.itemsize,
+        spec.kernel_value.itemsize,
+        spec.flags,
     )
-    return _Old(fd, info, usable)
+    if same_shape:
+        fits = info.max_entries <= entries or _fits(fd, spec, entries)
+        return _Old(fd, info, "" if fits else "there is no room for it")
+    layout = _layout_of(described, spec.name)
+    if layout is None or not (pins.shapes / described[spec.name][0]).is_dir():
+        return _Old(fd, info, "it has another layout, which is not described")
+    if why := _obstacle(info, spec, entries, layout):
+        return _Old(fd, info, f"it has another layout: {why}", layout)
+    return _Old(fd, info, "", layout)
+
+
+def _kernel_shape(info: MapInfo) -> tuple[int, int, int, int]:
+    return info.type, info.key_size, info.value_size, info.flags
+
+
+def _obstacle(info: MapInfo, spec: MapSpec, entries: int, layout: Layout) -> str:
+    """Return why a map of another layout cannot be converted, ``""`` if it can."""
+    key, value = layout
+    if _kernel_shape(info) != (spec.kernel_type, key.itemsize, value.itemsize, spec.flags):
+        return "it is another kind of map"
+    if spec.name in conversion.NEVER or spec.type in (MapType.RINGBUF, MapType.PERCPU_ARRAY):
+        return "what it holds begins anew"
+    if info.max_entries > entries:
+        return "it is larger than what there is room for"
+    if spec.type is MapType.CACHE:
+        return conversion.bucket_obstacle(value, spec)
+    return conversion.obstacle(key, spec.kernel_key) or conversion.obstacle(value, spec.kernel_value)
 
 
 def _fits(fd: FD, spec: MapSpec, entries: int) -> bool:
@@ -180,7 +292,9 @@ def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
         if slot.spec.name.startswith("hashing")
     }
     for slot in slots:
-        if slot.spec.type is MapType.CACHE and slot.source is not None:
+        if slot.layout and slot.source is not None:
+            _convert(slot, slot.source, slot.layout, hashing)
+        elif slot.spec.type is MapType.CACHE and slot.source is not None:
             cache.copy(slot.source, slot.fd, slot.spec, hashing[slot.spec.version])
         elif slot.source is not None and not slot.filled:
             _copy(slot.source, slot.fd, slot.spec)
@@ -195,7 +309,40 @@ def pin_maps(pins: Pins, slots: Sequence[MapSlot]) -> frozenset[str]:
         bpf.obj_pin(slot.fd, aside)
         aside.rename(pins.maps / name)
         (pins.shapes / _shape(slot.spec)).mkdir()
+    _write_layouts(pins, slots)
     return frozenset(slot.spec.name for slot in slots if not slot.pinned and slot.source is None)
+
+
+def _convert(slot: MapSlot, source: FD, layout: Layout, hashing: Mapping[int, Rows]) -> None:
+    spec = slot.spec
+    if spec.type is MapType.CACHE:
+        kept, left = conversion.copy_cache(source, layout, slot.fd, spec, hashing[spec.version])
+    else:
+        kept, left = conversion.copy(source, layout, slot.fd, spec)
+    _LOG.info("map %s has another layout: %d entries converted", spec.name, kept)
+    if left:
+        _LOG.warning("map %s: %d entries do not fit its layout and are lost", spec.name, left)
+
+
+def _write_layouts(pins: Pins, slots: Sequence[MapSlot]) -> None:
+    """Describe the maps for a version with other layouts."""
+    found = {
+        slot.spec.name: [
+            _shape(slot.spec),
+            conversion.describe(slot.spec.kernel_key),
+            conversion.describe(slot.spec.kernel_value),
+        ]
+        for slot in slots
+        if slot.spec.type is not MapType.RINGBUF
+    }
+    if pins.layouts.exists():
+        with bpf.obj_get(pins.layouts) as fd:
+            if conversion.read_layouts(fd) != json.loads(json.dumps(found)):
+                conversion.write_layouts(fd, found)
+        return
+    with conversion.make_layouts() as fd:
+        conversion.write_layouts(fd, found)
+        bpf.obj_pin(fd, pins.layouts)
 
 
 def _copy(source: FD, target: FD, spec: MapSpec) -> None:
