@@ -19,6 +19,8 @@ $venv/bin/pip install --require-hashes -r /vagrant/requirements/build.txt -r /va
 $venv/bin/pip install --no-deps --no-build-isolation "$sources" # a directory is installed anew, whatever its version
 $venv/bin/lbctl doctor
 
+mkdir -p /etc/systemd/system/lbctl.service.d
+cp /vagrant/deploy/systemd/announce.conf /etc/systemd/system/lbctl.service.d # needed where lbctl.yaml says announce: arp
 unit lbctl <"/vagrant/deploy/systemd/lbctl.service"
 say "waiting for the agent; its first start compiles the programs"
 for _ in $(seq 300); do

@@ -35,12 +35,19 @@ if [ "$name" = client ]; then
 		address "$last" preferred_lft 0
 	done
 	# All that it knows of the cluster is that node1 is the way there.
-	for network in 10.66.0.0/16 10.244.0.0/16 203.0.113.0/24 198.51.100.0/24; do
+	for network in 10.66.0.0/16 10.244.0.0/16 198.51.100.0/24; do
 		ip route replace "$network" via 192.168.77.11
 	done
-	for network in fd00:66::/112 fd00:244::/48 2001:db8:203::/112; do
+	for network in fd00:66::/112 fd00:244::/48; do
 		ip -6 route replace "$network" via fd00:77::11
 	done
+	# Load-balancer addresses: without Kubernetes the nodes announce them, so the client asks the segment who has one.
+	way4="via 192.168.77.11" way6="via fd00:77::11"
+	[ "$lab" != standalone ] || way4="" way6=""
+	# shellcheck disable=SC2086  # two words or none
+	ip route replace 203.0.113.0/24 $way4 dev "$interface"
+	# shellcheck disable=SC2086
+	ip -6 route replace 2001:db8:203::/112 $way6 dev "$interface"
 	exit
 fi
 

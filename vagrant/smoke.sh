@@ -129,6 +129,14 @@ if [ "$lab" != kubernetes ]; then # there CoreDNS answers, and nobody serves Ing
 	check "Ingress tells who asks" 192.168.77.100 "$(tr -d '\r' <<<"$text" | awk '$1 == "X-Forwarded-For:" {print $2}')"
 fi
 
+# Who has the address, says one of the nodes: they announce it on the segment.
+if [ "$lab" = standalone ]; then
+	for address in 203.0.113.22 2001:db8:203::80; do
+		text=$(at client ip neigh show to "$address" || true)
+		check "a node answers for $address" 1 "$(grep -c ' lladdr 02:77:00:00:00:0[1-9]' <<<"$text" || true)"
+	done
+fi
+
 text=$(at "$pod" python3 -I -S -c "$udp_client" "$requests" || true)
 check "UDP echo from a pod" "$requests" "$(grep -c ' echo hello$' <<<"$text" || true)"
 

@@ -122,4 +122,6 @@ sources: [manifests:/vagrant/examples, manifests:/etc/lbctl/system, manifests:/e
 service_cidr: 10.66.0.0/16,fd00:66::/112
 node_name: $name
 uplinks: [$(segment_interface "$name")]
+announce: arp
+announce_networks: [203.0.113.0/24, "2001:db8:203::/112"]
 END

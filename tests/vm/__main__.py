@@ -32,6 +32,10 @@ _MACHINES = (
 T = TypeVar("T")
 
 _BOOT_SECONDS = 1200
+_HAND_OVER_SECONDS = 60
+_INGRESS = "--resolve kubia.example.com:80:[2001:db8:203::80] http://kubia.example.com/"
+_ANNOUNCED = ((4, "203.0.113.22", "http://203.0.113.22/"), (6, "2001:db8:203::80", _INGRESS))
+"""Family and address of which nodes tell the segment, and what the client asks there."""
 _PROVIDERS = ("libvirt",)
 """Those whose part of the Vagrantfile can be validated here; Debian has no package of the others."""
 
@@ -63,6 +67,7 @@ def steps(machines: Machines) -> None:
     for node in NODES:
         assert answered_by_xdp(machines, node), f"no packet of a Service passed XDP on {node}"
     print(machines.run("node1", "systemd-analyze security --no-pager lbctl | tail -n 1"))
+    step("owner of an address killed", lambda: hand_over(machines))
     step("agents killed", lambda: survive(machines))
     step("provision again", lambda: provision(machines))
     step("smoke again", lambda: smoke(machines))
@@ -109,12 +114,41 @@ def smoke(machines: Machines) -> None:
     subprocess.run([TREE / "vagrant" / "smoke.sh"], env=variables, check=True)
 
 
+def hand_over(machines: Machines) -> None:
+    """Kill the agent that answers for load-balancer addresses: the client finds the other node by itself."""
+    for family, address, url in _ANNOUNCED:
+        first = owner(machines, family, address, url)
+        stop(machines, first)
+        until = time.monotonic() + _HAND_OVER_SECONDS
+        while (second := owner(machines, family, address, url)) == first:
+            assert time.monotonic() < until, f"{first} is dead, and its address {address} still leads there"
+            time.sleep(1)
+        print(f"{address}: {first} answered, then {second}")
+        machines.run(first, "systemctl start lbctl")
+
+
+def owner(machines: Machines, family: int, address: str, url: str) -> str:
+    """Ask a load-balancer address from the client; return the node that its frames go to."""
+    said = machines.run("client", f"curl -sg -m 60 {url}")
+    assert said.startswith("You've hit kubia-"), (url, said)
+    noted = machines.run("client", f"ip -{family} neigh show to {address}")
+    return next(name for name in NODES if machines.machines[name].mac in noted)
+
+
+def stop(machines: Machines, node: str) -> None:
+    """Kill a node's agent and keep it from starting."""
+    machines.run(node, "systemctl kill --signal KILL lbctl")
+    machines.run(node, "systemctl stop lbctl")
+
+
 def survive(machines: Machines) -> None:
-    """Kill the agents and keep them from starting: the data plane goes on; then start them."""
+    """Kill the agents and keep them from starting: the data plane goes on; then start them.
+
+    Load-balancer addresses are not asked: with no agent left, nobody answers for them on the segment.
+    """
     for node in NODES:
-        machines.run(node, "systemctl kill --signal KILL lbctl")
-        machines.run(node, "systemctl stop lbctl")
-    for address in ("192.168.77.11:30123", "192.168.77.12:30123", "203.0.113.22"):
+        stop(machines, node)
+    for address in ("192.168.77.11:30123", "192.168.77.12:30123"):
         said = machines.run("client", f"curl -s -m 20 http://{address}/")
         assert said.startswith("You've hit kubia-"), said
     for node in NODES:
