@@ -24,7 +24,7 @@ __all__ = ["lab", "make_lab"]
 _LOADED_WITHIN = 1200  # s: an emulated CPU takes minutes for what takes a second
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def make_patient_lab(make_lab: MakeLab) -> MakeLab:
     """Bring labs up as make_lab does, and wait for their agents longer."""
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ def test_what_is_selected_exists(test: str) -> None:
         if function
         else (kernels.TREE / file).exists()
     )
+
+
+def test_the_lab_there_has_its_fixtures() -> None:
+    """No other test on this kernel has them."""
+    argv = [sys.executable, "-m", "pytest", "--setup-plan", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(
+        [*argv, "tests/kernels/lab.py"], cwd=kernels.TREE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_report_is_counted() -> None:
