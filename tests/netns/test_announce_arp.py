@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,12 @@ def served(lab: Lab, address: Any) -> bool:
     return done.returncode == 0
 
 
+def noted_as_answered(lab: Lab, asking: Asker, address: Any) -> bool:
+    """Tell whether the client has noted who answers; after a hand-over it is told for three seconds."""
+    [node] = asking.owners(address)
+    return node_mac(node) in lab.run("client", ["ip", "neigh", "show", str(address)]).stdout
+
+
 def others(lab: Lab, node: str) -> set[str]:
     return set(lab.spec.node_names) - {node}
 
@@ -133,9 +140,7 @@ def test_announce_arp_a_client_finds_addresses_on_its_segment(
         way = segment.run("client", ["ip", "route", "get", str(address)]).stdout
         assert " via " not in way
         assert f" dev {UPLINK} " in way
-        [node] = asking.owners(address)
-        noted = segment.run("client", ["ip", "neigh", "show", str(address)]).stdout
-        assert node_mac(node) in noted
+        eventually(partial(noted_as_answered, segment, asking, address), "the client notes who answers")
 
 
 def test_announce_arp_the_owner_s_own_processes_find_them(segment: Lab, owner: str) -> None:
