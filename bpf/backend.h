@@ -12,6 +12,7 @@ struct backend {
 	u32 id;
 	u32 service;
 	u32 generation;
+	u32 node;
 };
 
 static __always_inline u32 rotate_left(u32 word, u32 bits)
@@ -76,6 +77,7 @@ static __always_inline bool read_backend(u32 id, u32 service, struct backend *ou
 	out->id = id;
 	out->service = service;
 	out->generation = slot->generation;
+	out->node = slot->node;
 	if (FAMILY == 6)
 		IN_MEMORY(*out);
 	return true;

@@ -5,6 +5,7 @@
 #include "affinity.h"
 #include "announced.h"
 #include "flow_state.h"
+#include "former.h"
 #include "forward.h"
 #include "owner.h"
 #include "snat.h"
@@ -104,7 +105,7 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
 		if (!in_the_way(holder, &pkt->tuple, now, settings, kept, tries) &&
-		    !is_netfilters_port(ctx, &flow->to) && (kept || !is_nodes_port(ctx, &flow->to)))
+		    !is_netfilters_port(ctx, &flow->to) && (kept || !is_nodes_port(ctx, &flow->to, settings)))
 			break;
 		if (!kept && holder && half_open_for(holder, now) > entries->longest) {
 			entries->longest = half_open_for(holder, now);
@@ -174,8 +175,29 @@ static __always_inline bool decide_host_path(ctx_t *ctx, const struct packet *pk
 	return translates(d);
 }
 
+/* Does a packet from outside go encapsulated to the backend's node? Not if nobody knows that node's address,
+ * or the VIP is an address of this node by which other nodes do not know it: then by SNAT. */
+static __always_inline bool goes_direct(const struct packet *pkt, const struct vip *vip,
+					const struct backend *backend, const struct settings *settings,
+					struct flow *flow)
+{
+	const struct addr *host;
+	u32 node = backend->node;
+	struct addr own;
+
+	if (likely(!(vip->flags & VIP_DIRECT)) || !settings->direct_port || !own_address(0, &own) ||
+	    (vip->kind == VIP_NODE_PORT && !same_addr(&pkt->tuple.dst, &own)))
+		return false;
+	host = bpf_map_lookup_elem(hosts, &node);
+	if (!host)
+		return false;
+	flow->to.src = *host;
+	flow->path = PATH_DIRECT;
+	return true;
+}
+
 /* The way to a backend that was just selected. False: there is no way, and the decision is taken. */
-static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8 side,
+static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8 side, const struct vip *vip,
 					const struct backend *backend, const struct settings *settings,
 					struct decision *d)
 {
@@ -194,6 +216,10 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 		return decide_redirect(ctx, pkt, settings, d);
 	if (side == HOST)
 		return decide_host_path(ctx, pkt, settings, d);
+	if (goes_direct(pkt, vip, backend, settings, &d->flow)) {
+		d->reason = REASON_NEW_DIRECT;
+		return decide_direct(ctx, pkt, d);
+	}
 	if (!decide_route(ctx, pkt, &pkt->tuple.src, WAY_OF_PATH, d))
 		return false;
 	if (d->action == ACTION_FORWARD && own_address(d->route.ifindex, &d->flow.to.src))
@@ -224,18 +250,25 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
+	if (unlikely(note->former) && backend.local)
+		read_backend(note->former, vip->service, &backend);
 	d->flow.to = pkt->tuple;
 	d->flow.to.dst = backend.address;
 	d->flow.to.dport = backend.port;
 	d->flow.backend = backend.id;
-	if (!decide_path(ctx, pkt, side, &backend, settings, d))
+	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
+		d->flow.fins = MET_LATE;
+	if (!decide_path(ctx, pkt, side, vip, &backend, settings, d))
 		return;
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
-	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
-		d->flow.fins = MET_LATE;
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
-	created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
+	if (d->flow.path == PATH_DIRECT) {
+		put_direct(pkt, &d->flow, now, settings, entries);
+		created = PARSED;
+	} else {
+		created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
+	}
 	if (created != PARSED) {
 		decide(d, ACTION_DROP, created);
 		return;
@@ -269,6 +302,8 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	}
 	if (note->side == OUTSIDE && unlikely(is_former_owner_s(ctx, pkt, &eth)))
 		return send_to_former_owner(ctx, pkt, &eth);
+	if (note->side == OUTSIDE && vip->flags & VIP_DIRECT && in_mid_connection(pkt))
+		look_for_former(ctx, note, STEP_CONNECT);
 	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));

@@ -117,6 +117,24 @@ static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 	return bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0;
 }
 
+/* Put head, of len bytes, before the IP header at offset at. The kernel is told that it is an encapsulation
+ * in UDP, so that what awaits segmentation gets it before each segment. */
+static __always_inline bool ctx_wrap(ctx_t *ctx, u32 at, const void *head, u32 len)
+{
+	u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+		    (FAMILY == 6 ? BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 : BPF_F_ADJ_ROOM_ENCAP_L3_IPV4);
+
+	return !bpf_skb_adjust_room(ctx, len, BPF_ADJ_ROOM_MAC, flags) &&
+	       !bpf_skb_store_bytes(ctx, at, (void *)head, len, BPF_F_RECOMPUTE_CSUM);
+}
+
+/* Take off len bytes behind the link header. Segments that the packet is yet to be made of keep their size.
+ */
+static __always_inline bool ctx_unwrap(ctx_t *ctx, u32 len)
+{
+	return !bpf_skb_adjust_room(ctx, -(s32)len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+}
+
 /* Where the device has summed the whole packet (CHECKSUM_COMPLETE), the kernel takes the pseudo header's
  * delta out of that sum, since IPv4 compensates it in the header's own checksum. IPv6 has none: put it back.
  * On any other packet bpf_csum_update does nothing. */

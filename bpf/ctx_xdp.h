@@ -119,6 +119,25 @@ static __always_inline bool ctx_insert_l3(ctx_t *ctx, u32 len)
 	return bpf_xdp_adjust_head(ctx, -(int)len) == 0;
 }
 
+/* Put head, of len bytes (a constant), before the IP header at offset at, which has a link header before it.
+ */
+static __always_inline bool ctx_wrap(ctx_t *ctx, u32 at, const void *head, u32 len)
+{
+	struct ethhdr eth;
+
+	return ctx_load(ctx, 0, &eth, sizeof(eth)) && !bpf_xdp_adjust_head(ctx, -(int)len) &&
+	       ctx_store(ctx, 0, &eth, sizeof(eth)) && ctx_store(ctx, sizeof(eth), head, len);
+}
+
+/* Take off len bytes behind the link header. */
+static __always_inline bool ctx_unwrap(ctx_t *ctx, u32 len)
+{
+	struct ethhdr eth;
+
+	return ctx_load(ctx, 0, &eth, sizeof(eth)) && !bpf_xdp_adjust_head(ctx, len) &&
+	       ctx_store(ctx, 0, &eth, sizeof(eth));
+}
+
 /* Update the L4 checksum at csum_off by the deltas of the pseudo header and of the rest. */
 static __always_inline bool ctx_update_l4_csum(ctx_t *ctx, u32 csum_off, bool udp, u64 pseudo, u64 rest)
 {

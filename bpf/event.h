@@ -11,6 +11,7 @@ static __always_inline u32 events_for(u32 reason, bool dropped, bool closes)
 	case REASON_NEW_LOCAL:
 	case REASON_NEW_REMOTE:
 	case REASON_NEW_HAIRPIN:
+	case REASON_NEW_DIRECT:
 		return WATCH_FLOWS | WATCH_PACKETS;
 	case REASON_FLOW_HIT:
 	case REASON_REPLY:

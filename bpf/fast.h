@@ -14,9 +14,10 @@
 #include "watch.h"
 
 /* No verdicts of any hook: */
-#define SLOW  (-2) /* to be looked at on the long way */
-#define OURS  (-3) /* the same, of a packet to a VIP or of a flow */
-#define FIRST (-4) /* the first packet of a connection */
+#define SLOW	     (-2) /* to be looked at on the long way */
+#define OURS	     (-3) /* the same, of a packet to a VIP or of a flow */
+#define FIRST	     (-4) /* the first packet of a connection */
+#define ENCAPSULATED (-5) /* another node has sent it so: direct.h */
 
 #define LATER_FLAGS (TCP_FIN | TCP_SYN | TCP_RST)
 
@@ -188,7 +189,9 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 		return SLOW;
 	if (unlikely(to_snat_port(&t, settings))) {
 		e = fast_lookup(&t, DIR_REPLY);
-		if (!e || note->side != OUTSIDE || e->path != PATH_FORWARD)
+		if (!e)
+			return is_direct_port(&t, note->side, settings) ? ENCAPSULATED : SLOW;
+		if (note->side != OUTSIDE || e->path != PATH_FORWARD)
 			return SLOW;
 		if (later || !settled(e, DIR_REPLY))
 			return OURS;

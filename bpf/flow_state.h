@@ -187,6 +187,47 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	}
 }
 
+/* A packet of a PATH_DIRECT flow: its answers go another way. It has one half, and stays HALF_OPEN, for
+ * nothing shows that the client gets an answer: so it makes room before flows that are known to live. But
+ * once the client goes on, it is kept for as long as any other. */
+static __always_inline void advance_direct(const struct packet *pkt, struct flow *flow)
+{
+	if (pkt->tcp_flags & TCP_RST)
+		flow->fins |= RST_CLIENT;
+	else
+		flow->fins &= ~RST_CLIENT;
+	if (pkt->tcp_flags & TCP_FIN)
+		flow->fins |= FIN_CLIENT;
+	if (flow->fins & RST_CLIENT)
+		flow->state = FLOW_CLOSED;
+	else if (flow->fins & FIN_CLIENT)
+		flow->state = FLOW_CLOSING;
+	else if (!(pkt->tcp_flags & TCP_SYN))
+		flow->state = FLOW_ESTABLISHED;
+}
+
+/* Write the one half of such a flow. */
+static __always_inline void put_direct(const struct packet *pkt, struct flow *flow, u64 now,
+				       const struct settings *settings, struct entries *entries)
+{
+	flow->fins |= HALF_OPEN;
+	flow->last_seen = now;
+	entries->half.tag = 0;
+	flow_key(&entries->made.key, &pkt->tuple, DIR_FORWARD);
+	flow_value(&entries->made.value, flow);
+	put_flow(entries, idle_limit(pkt->tuple.protocol, flow->state, settings), true);
+}
+
+static __always_inline void touch_direct(const struct packet *pkt, struct flow *flow, u64 now,
+					 const struct settings *settings, struct entries *entries)
+{
+	const struct flow before = {.state = flow->state, .fins = flow->fins};
+
+	advance_direct(pkt, flow);
+	if (!unchanged(flow, &before, DIR_FORWARD))
+		put_direct(pkt, flow, now, settings, entries);
+}
+
 /* A backend's SYN-ACK when the flow of its tuple is closed accepts another connection: one that the client,
  * from the same port, opened to the backend itself. Through the VIP it would have made a new flow. */
 static __always_inline bool accepts_another(const struct packet *pkt, const struct flow *reply)

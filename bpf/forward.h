@@ -22,6 +22,7 @@ enum action {
 	ACTION_HAIRPIN,	 /* translate it, and send it back out of the interface that it came from */
 	ACTION_FORWARD,	 /* translate it, and send it along the route, as a router does */
 	ACTION_REDIRECT, /* the same in place of the stack: to a pod of this node, or from it */
+	ACTION_DIRECT,	 /* send it as it came along the route, to its backend's node, in STEP_DIRECT_OUT */
 };
 
 struct decision {
@@ -66,14 +67,9 @@ static __always_inline bool comes_by_lo(ctx_t *ctx, const struct packet *pkt, co
 	return flow->path == PATH_LOOPBACK || (flow->path == PATH_HOST && !enters_here(ctx, pkt, src));
 }
 
-/* Find the route to d->flow.to.dst for a packet that we forward, or that goes past the stack, and note it in
- * d->route. True: the packet is translated, and sent along the route or by the stack. False: the decision is
- * another one: an answer, a drop, or to leave the packet to tc. */
-static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-					 enum way way, struct decision *d)
+/* What becomes of a packet for which find_route() has found d->route. */
+static __always_inline void take_route(ctx_t *ctx, u32 result, enum way way, struct decision *d)
 {
-	u32 result = find_route(ctx, pkt, src, &d->flow.to.dst, way, &d->route);
-
 	if (way == WAY_PAST_STACK)
 		d->action = result == ROUTE_FOUND && !d->route.mtu ? ACTION_REDIRECT : ACTION_STACK;
 	else if (result == ROUTE_STACK)
@@ -90,6 +86,35 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 		decide(d, ACTION_PASS, REASON_TO_TC);
 	else
 		decide(d, ACTION_FORWARD, d->reason);
+}
+
+/* Find the route to d->flow.to.dst for a packet that we forward, or that goes past the stack, and note it in
+ * d->route. True: the packet is translated, and sent along the route or by the stack. False: the decision is
+ * another one: an answer, a drop, or to leave the packet to tc. */
+static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
+					 enum way way, struct decision *d)
+{
+	take_route(ctx, find_route(ctx, pkt, src, &d->flow.to.dst, way, &d->route), way, d);
+	return translates(d);
+}
+
+/* The route of a packet that goes encapsulated to its backend's node, d->flow.to.src. What is too big is told
+ * of how much may be inside. */
+static __always_inline bool decide_direct(ctx_t *ctx, const struct packet *pkt, struct decision *d)
+{
+	const struct settings *settings = get_settings();
+	struct addr from;
+	u32 result;
+
+	if (!settings || !settings->direct_port || !own_address(0, &from)) {
+		decide(d, ACTION_DROP, REASON_NO_ROUTE);
+		return false;
+	}
+	result = find_longer_route(ctx, pkt, &from, &d->flow.to.src, WAY_OF_PATH,
+				   d->flow.fins & MET_LATE ? GUE_MOST_OVERHEAD : GUE_OVERHEAD, &d->route);
+	take_route(ctx, result == ROUTE_STACK ? ROUTE_NONE : result, WAY_OF_PATH, d);
+	if (d->action == ACTION_FORWARD)
+		d->action = ACTION_DIRECT;
 	return translates(d);
 }
 
@@ -176,6 +201,8 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 		return go_on(ctx, STEP_CONNECT, d, true, note);
 	if (d->action == ACTION_PIECES)
 		return go_on(ctx, STEP_PIECES, d, is_our_piece(pkt, d), note);
+	if (d->action == ACTION_DIRECT)
+		return go_on(ctx, STEP_DIRECT_OUT, d, true, note);
 	if (FAMILY == 4 && unlikely(pkt->piece) && !trim_piece(ctx, pkt))
 		return drop(REASON_REWRITE_FAILED);
 	if (FAMILY == 6)
@@ -242,11 +269,11 @@ static __always_inline void decide_absent(ctx_t *ctx, const struct packet *pkt, 
 		decide_answer(d, ANSWER_REJECT, REASON_REJECT_NO_LISTENER);
 }
 
-/* The end of every program that decides: note or count pieces, then carry the decision out. */
-static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, struct decision *d,
-					       struct note *note)
+/* Note or count pieces, and see whether another step or hook comes first. */
+static __always_inline void arrange(ctx_t *ctx, struct packet *pkt, struct decision *d,
+				    const struct note *note)
 {
-	if (unlikely(d->action == ACTION_FORWARD && d->route.mtu))
+	if (unlikely((d->action == ACTION_FORWARD || d->action == ACTION_DIRECT) && d->route.mtu))
 		decide(d, ACTION_PIECES, REASON_FRAGMENTED);
 	if (d->action == ACTION_STACK && meets_vip_again(&d->flow.to))
 		decide(d, ACTION_PASS, REASON_TO_TC);
@@ -256,6 +283,13 @@ static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, s
 		decide_first_piece(pkt, d, note);
 	else if (unlikely(pkt->piece == PIECE_LATER) && (translates(d) || d->reason == REASON_NOT_VIP))
 		count_piece(pkt, note->hook);
+}
+
+/* The end of every program that decides. */
+static __always_inline struct outcome conclude(ctx_t *ctx, struct packet *pkt, struct decision *d,
+					       struct note *note)
+{
+	arrange(ctx, pkt, d, note);
 	return carry_out(ctx, pkt, d, note);
 }
 

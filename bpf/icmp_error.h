@@ -106,9 +106,21 @@ static __always_inline struct addr error_source(const struct packet *pkt, const 
 	return pkt->tuple.src;
 }
 
+/* An error about answers that another node has sent: it goes there as it came, like the client's packets. */
+static __always_inline struct outcome send_error_on(ctx_t *ctx, const struct packet *pkt, struct decision *d,
+						    struct note *note)
+{
+	if (note->direct || pkt->ttl <= 1)
+		return drop(REASON_REJECT_UNANSWERED);
+	d->reason = REASON_ICMP_ERROR;
+	if (decide_direct(ctx, pkt, d))
+		return go_on(ctx, STEP_DIRECT_OUT, d, true, note);
+	return d->action == ACTION_PASS ? pass(d->reason) : drop(REASON_NO_ROUTE);
+}
+
 static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct packet *pkt,
 						    struct icmp_error *e, struct decision *d,
-						    const struct note *note)
+						    struct note *note)
 {
 	struct flow *flow = &d->flow;
 	bool along, back, into; /* sent by us, or else the stack's */
@@ -116,7 +128,9 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 	u8 direction;
 
 	if (!find_flow(ctx, &e->tuple, note, &direction, flow))
-		return pass(REASON_NOT_VIP);
+		return note->direct ? drop(REASON_DIRECT_REFUSED) : pass(REASON_NOT_VIP);
+	if (unlikely(flow->path == PATH_DIRECT))
+		return send_error_on(ctx, pkt, d, note);
 	back = flow->path == PATH_HAIRPIN;
 	e->to = flow->to;
 	e->src = error_source(pkt, e, flow, direction);
@@ -154,7 +168,7 @@ static __always_inline struct outcome pass_on_error(ctx_t *ctx, const struct pac
 /* The step. What is known of the packet so far, the long way has left in `scratch`. */
 static __always_inline int icmp_error(ctx_t *ctx)
 {
-	const struct note *note = get_note();
+	struct note *note = get_note();
 	u32 bytes = ctx_len(ctx), parsed;
 	struct work *work = peek_work();
 	struct icmp_error *e;

@@ -294,6 +294,30 @@ static __always_inline ip_header_t ip_header(const struct addr *src, const struc
 	return ip;
 }
 
+/* What ip_header() is told where the length does not fit: the header then says 0. */
+static __always_inline u16 no_ip_len(void)
+{
+	return 0;
+}
+
+/* Give a header of our own the packet's DSCP. Its congestion bits stay 0, as RFC 6040, section 4.1, has it
+ * where the other end does not copy them back. */
+static __always_inline bool copy_class(ctx_t *ctx, const struct packet *pkt, struct iphdr *ip)
+{
+	u8 class = pkt->tos & 0xfc;
+
+	ip->tos = class;
+	ip->check = csum_update(ip->check, delta16(0, 0, bpf_htons(class)));
+	return true;
+}
+
+/* Is it the header of a whole UDP datagram, and without options? */
+static __always_inline bool is_whole_udp(const struct iphdr *ip)
+{
+	return *(u8 *)ip == 0x45 && !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) &&
+	       ip->protocol == IPPROTO_UDP;
+}
+
 static __always_inline void fib_addresses(struct bpf_fib_lookup *fib, const struct packet *pkt,
 					  const struct addr *src, const struct addr *dst)
 {

@@ -333,6 +333,29 @@ static __always_inline ip_header_t ip_header(const struct addr *src, const struc
 	return ip;
 }
 
+/* What ip_header() is told where the length does not fit: the header then says 0. */
+static __always_inline u16 no_ip_len(void)
+{
+	return sizeof(struct ipv6hdr);
+}
+
+/* As in ip4.h. */
+static __always_inline bool copy_class(ctx_t *ctx, const struct packet *pkt, struct ipv6hdr *ip)
+{
+	__be16 first;
+
+	if (!ctx_load(ctx, pkt->l3, &first, sizeof(first)))
+		return false;
+	*(__be16 *)ip = first & bpf_htons(0xffc0);
+	return true;
+}
+
+/* Is it the header of a whole UDP datagram? */
+static __always_inline bool is_whole_udp(const struct ipv6hdr *ip)
+{
+	return ip->version == 6 && ip->nexthdr == IPPROTO_UDP;
+}
+
 static __always_inline void fib_addresses(struct bpf_fib_lookup *fib, const struct packet *pkt,
 					  const struct addr *src, const struct addr *dst)
 {

@@ -131,6 +131,12 @@ static __always_inline void decide_flow(ctx_t *ctx, u8 direction, enum way way, 
 	d->direction = direction;
 	decide(d, d->flow.path == PATH_HAIRPIN ? ACTION_HAIRPIN : ACTION_STACK,
 	       direction == DIR_REPLY ? REASON_REPLY : REASON_FLOW_HIT);
+	if (unlikely(d->flow.path == PATH_DIRECT)) {
+		if (decide_direct(ctx, pkt, d) && pkt->piece != PIECE_LATER)
+			touch_direct(pkt, &d->flow, now, settings, &work->entries);
+		d->closes = d->flow.state == FLOW_CLOSED && state != FLOW_CLOSED;
+		return;
+	}
 	if (past && !ctx_can_redirect()) {
 		decide(d, ACTION_PASS, REASON_TO_TC);
 		return;
@@ -316,6 +322,8 @@ static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *no
 	}
 	if (found == FIRST)
 		take_step(ctx, STEP_CONNECT, note);
+	if (found == ENCAPSULATED)
+		take_step(ctx, STEP_DIRECT_IN, note);
 	take_step(ctx, long_step(note), note);
 }
 
@@ -347,6 +355,10 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 	parsed = parse_all(ctx, &work->pkt);
 	if (unlikely(parsed != PARSED))
 		return not_parsed(ctx, &work->pkt, parsed, note, bytes);
+	if (!egress && is_encapsulated(&work->pkt.tuple, note->side)) {
+		next_step(ctx, STEP_DIRECT_IN);
+		return finish(note->hook, strand(ctx, false), bytes);
+	}
 	if (egress)
 		decide_egress(ctx, work);
 	else

@@ -50,7 +50,11 @@
 	X(NEIGHBOUR, "ARP request or neighbour solicitation for an address announced here: answered")        \
 	X(RIVAL, "another host claims an address that is announced here: untouched")                         \
 	X(TO_FORMER_OWNER, "of a connection begun at the address's former owner: sent on to it")             \
-	X(REJECT_NO_LISTENER, "the backend, a process of this node, is gone: answered with RST")
+	X(REJECT_NO_LISTENER, "the backend, a process of this node, is gone: answered with RST")             \
+	X(NEW_DIRECT, "first packet of a flow, backend elsewhere: encapsulated to its node")                 \
+	X(DIRECT_STRANGER, "encapsulated, from somebody who is no node of the cluster: dropped")             \
+	X(DIRECT_REFUSED, "encapsulated by a node, for no VIP of ours, or not as nodes do it: dropped")      \
+	X(SECOND_CHANCE, "encapsulated, of no flow here: on to the node that a former set names")
 
 enum reason {
 #define X(name, meaning) REASON_##name,
@@ -93,7 +97,10 @@ enum hook {
 	X(CAPTURE, "keeps the first bytes of a packet as it came, for whoever watches")                      \
 	X(REPORT, "tells whoever watches what became of a packet")                                           \
 	X(NEIGHBOUR, "answers ARP and neighbour solicitations for announced addresses")                      \
-	X(WEIGH, "chooses among backends of unequal weights")
+	X(WEIGH, "chooses among backends of unequal weights")                                                \
+	X(DIRECT_OUT, "encapsulates a packet to the node of its backend")                                    \
+	X(DIRECT_IN, "takes a packet of another node out of its encapsulation")                              \
+	X(FORMER, "asks which backend an older set names")
 
 enum step {
 	BEFORE_STEPS = HOOK_COUNT - 1, /* hooks and steps are numbered through */
@@ -102,6 +109,6 @@ enum step {
 #undef X
 };
 
-#define PROGRAMS_PER_FAMILY 24 /* in the array of programs, first those of IPv4 */
+#define PROGRAMS_PER_FAMILY 32 /* in the array of programs, first those of IPv4 */
 
 #define REASONS_PER_HOOK 64 /* stride of a hook's row in `reasons` */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Where to, for what does not go to the stack: along the kernel's FIB, or back. */
 #pragma once
+#include "gue.h"
 #include "ip.h"
 #include "maps.h"
 #include "service.h"
@@ -65,12 +66,13 @@ static __always_inline bool may_cut(const struct packet *pkt)
 /* Ask the kernel's FIB for the way from src to dst. Past the stack, a packet may go straight to the other end
  * of a veth, which takes only what is for this host; all others the kernel sends, which asks neighbours from
  * time to time whether they are still there. A packet that is too big for the way and may be cut gets the way
- * of its pieces: the FIB is asked again for a packet of one byte. */
-static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
-				      const struct addr *dst, enum way way, struct route *out)
+ * of its pieces: the FIB is asked again for a packet of one byte. extra: so many bytes longer it will be. */
+static __always_inline u32 find_longer_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
+					     const struct addr *dst, enum way way, u32 extra,
+					     struct route *out)
 {
 	const bool past = way == WAY_PAST_STACK;
-	u32 len = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len, pkt->payload_len);
+	u32 len = ctx_wire_len(ctx, pkt->ip_len - pkt->payload_len + extra, pkt->payload_len);
 	struct bpf_fib_lookup fib = {
 	    .family = IP_AF,
 	    .l4_protocol = pkt->tuple.protocol,
@@ -83,7 +85,7 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	out->mtu = 0;
 	if (unlikely(result == BPF_FIB_LKUP_RET_FRAG_NEEDED)) {
-		out->mtu = mtu_below(len, fib.tot_len);
+		out->mtu = mtu_below(len, fib.tot_len) - extra;
 		fib.tot_len = 1;
 		if (may_cut(pkt))
 			result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
@@ -109,6 +111,12 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	default:
 		return ROUTE_NONE;
 	}
+}
+
+static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
+				      const struct addr *dst, enum way way, struct route *out)
+{
+	return find_longer_route(ctx, pkt, src, dst, way, 0, out);
 }
 
 /* Would the hook behind this one take the translated packet for one to a VIP? So it is where an external

@@ -96,3 +96,17 @@ static __always_inline bool to_snat_port(const struct tuple *t, const struct set
 		in_range(port, settings->former_port_min, settings->former_port_max)) &&
 	       is_snat_source(&t->dst, settings);
 }
+
+/* Is a packet for one of the node's SNAT ports one that another node sends encapsulated? That port is one of
+ * them, which no client gets, so that only such packets are looked at for it. Without the option it is 0. */
+static __always_inline bool is_direct_port(const struct tuple *t, u8 side, const struct settings *settings)
+{
+	return side == OUTSIDE && t->protocol == IPPROTO_UDP && t->dport == settings->direct_port;
+}
+
+static __always_inline bool is_encapsulated(const struct tuple *t, u8 side)
+{
+	const struct settings *settings = get_settings();
+
+	return settings && to_snat_port(t, settings) && is_direct_port(t, side, settings);
+}

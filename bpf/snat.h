@@ -7,11 +7,12 @@
 /* Is the source port of `to` in use at the node: by a socket that would get the backend's answers, one that
  * listens or one that is connected to that very backend, or by a Service? About SCTP the kernel cannot be
  * asked. */
-static __always_inline bool is_nodes_port(ctx_t *ctx, const struct tuple *to)
+static __always_inline bool is_nodes_port(ctx_t *ctx, const struct tuple *to, const struct settings *settings)
 {
 	struct tuple answers = reverse(to);
 
-	return lookup_vip(&answers) || find_socket(ctx, &answers) != SOCKET_NONE;
+	return is_direct_port(&answers, OUTSIDE, settings) || lookup_vip(&answers) ||
+	       find_socket(ctx, &answers) != SOCKET_NONE;
 }
 
 /* While connections of netfilter's go on beside ours: has one of them the source port of `to`, towards that

@@ -9,6 +9,7 @@
 #include "icmp_error.h"
 #include "pieces.h"
 #include "neighbour.h"
+#include "direct.h"
 #include "report.h"
 
 int lb_tc_uplink_in(struct __sk_buff *ctx)
@@ -99,4 +100,19 @@ int lb_tc_neighbour(struct __sk_buff *ctx)
 int lb_tc_weigh(struct __sk_buff *ctx)
 {
 	return weigh_backends(ctx);
+}
+
+int lb_tc_direct_out(struct __sk_buff *ctx)
+{
+	return direct_out(ctx);
+}
+
+int lb_tc_direct_in(struct __sk_buff *ctx)
+{
+	return direct_in(ctx);
+}
+
+int lb_tc_former(struct __sk_buff *ctx)
+{
+	return former(ctx);
 }

@@ -43,6 +43,13 @@ struct backend_set {
 #define LINE_ROWS    (2 * SMALL_SET)
 #define WEIGHTED_SET (LINE_ROWS + SMALL_SET)
 
+/* The sets that a Service port's outside has had before, for packets in mid-connection: former.h. */
+#define FORMER_SETS 4
+
+struct former {
+	struct backend_set sets[FORMER_SETS]; /* the newest first; size 0: none, and none behind it */
+};
+
 /* What an array map has to give in one look. A small set is one line: its backends' ids and, SMALL_SET rows
  * behind each, its seed for rendezvous hashing. With unequal weights there is a second line: FULL_WEIGHT
  * divided by each weight. A Maglev table is as many lines as it takes, of ids. */
@@ -66,6 +73,7 @@ enum vip_flags {
 	VIP_USABLE = 4,	       /* some node has an endpoint: an empty set is one of policy Local */
 	VIP_SOURCE_RANGES = 8, /* only clients in `source_ranges` may open connections */
 	VIP_GONE = 32,	       /* no Service has it any more: open connections go on, none begins */
+	VIP_DIRECT = 64, /* to a backend on another node: encapsulated, which answers by itself: direct.h */
 };
 
 struct vip {
@@ -118,6 +126,14 @@ struct flow_key {
 	u8 pad[2];
 };
 
+/* A backend of this node, as another node names it: see direct.h. */
+struct socket_address {
+	struct addr address;
+	u32 service; /* id of the Service port */
+	__be16 port;
+	u8 pad[2];
+};
+
 enum flow_state {
 	FLOW_NEW = 0,	      /* the client has sent; nothing shows that it gets what the backend answers */
 	FLOW_ESTABLISHED = 1, /* both sides get what the other one sends */
@@ -132,6 +148,8 @@ enum flow_path {
 	PATH_HOST = 3, /* forwarded by us: the client is a process of this node, which no interface faces */
 	PATH_REDIRECT = 4, /* past the stack to a pod of this node, and back; without the option PATH_STACK */
 	PATH_LOOPBACK = 5, /* as PATH_HOST, of a VIP at an address of the node: replies enter by lo */
+	PATH_DIRECT = 6,   /* encapsulated to the backend's node, which answers. The flow has a forward half
+			    * alone, whose `src` is that node's address */
 };
 
 /* What the packets of a connection have shown so far. */
@@ -364,7 +382,9 @@ struct settings {
 	u8 all_sockets; /* the socket hooks serve those of other network namespaces, too */
 	u8 redirect;	/* past the stack, where the backend is a pod of this node */
 	u8 sources;	/* how many of snat_sources there are; 0, or more than fit: any address may be one */
-	u8 pad[5];
+	u8 pad;
+	__be16 direct_port; /* UDP: where nodes of the cluster send what is encapsulated; 0: nowhere */
+	u16 direct_mss;	    /* TCP: the most that a segment to a backend behind another node may hold */
 };
 
 /* Names, so that a dump needs nothing but the maps. NUL-terminated, NUL-padded. */
@@ -393,7 +413,11 @@ struct note {
 	u8 attempt; /* so many times there was no SNAT port towards the backend selected */
 	u8 weighed; /* row is set: see weigh() */
 	u8 row;
-	u8 pad[2];
+	u8 direct; /* another node has sent the packet, encapsulated */
+	u8 looked; /* `former` was looked for */
+	u8 after;  /* enum step: where to go on when it was */
+	u8 pad[3];
+	u32 former; /* id of the backend that an older set names; 0: none other than today's */
 };
 
 /* What the data plane says itself. */
@@ -453,7 +477,7 @@ struct connections {
 #define HANDSHAKE_FIRST	  4
 #define HANDSHAKE_BUCKETS 21
 
-#define DROP_REASONS 48 /* not less than there are */
+#define DROP_REASONS 64 /* not less than there are */
 
 /* What is counted of a Service port, whose entry Python makes and deletes; all CPUs add to it. */
 struct service_counters {

@@ -8,6 +8,7 @@
 #include "answer.h"
 #include "icmp_error.h"
 #include "neighbour.h"
+#include "direct.h"
 #include "report.h"
 
 int lb_xdp_uplink(struct xdp_md *ctx)
@@ -58,4 +59,19 @@ int lb_xdp_neighbour(struct xdp_md *ctx)
 int lb_xdp_weigh(struct xdp_md *ctx)
 {
 	return weigh_backends(ctx);
+}
+
+int lb_xdp_direct_out(struct xdp_md *ctx)
+{
+	return direct_out(ctx);
+}
+
+int lb_xdp_direct_in(struct xdp_md *ctx)
+{
+	return direct_in(ctx);
+}
+
+int lb_xdp_former(struct xdp_md *ctx)
+{
+	return former(ctx);
 }

@@ -129,6 +129,7 @@ class Agent:
         self._first_sync = True
         self._attached = serving
         self._node_known = False
+        self._nodes_moved = False
         self._reread_due = math.inf
         self._audit_due = clock() + AUDIT_SECONDS
         self._linger_due = math.inf
@@ -181,6 +182,9 @@ class Agent:
                 self._dirty |= self._reconciler.known()
             if self._dirty or self._first_sync:
                 self._sync()
+            elif self._nodes_moved:
+                self._reconciler.place_nodes()
+            self._nodes_moved = False
         if now >= self._linger_due and not self._first_sync:
             self._linger(now)
         if now >= self._audit_due and not self._first_sync:
@@ -327,6 +331,7 @@ class Agent:
             self._note_nodes(changes.nodes, told.arrived)
 
     def _note_nodes(self, changed: Collection[str], arrived: float) -> None:
+        self._nodes_moved |= bool(changed)
         if self._node_name in changed:
             self._topology_is_old, self._moved = True, (Cause("Node", self._node_name), arrived)
             self._node_known |= self._state.node(self._node_name) is not None

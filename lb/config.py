@@ -32,6 +32,18 @@ class Switch(enum.StrEnum):
     OFF = "off"
 
 
+class Forward(enum.StrEnum):
+    """How packets from outside reach a backend on another node.
+
+    SNAT: in this node's name, and back through it. DSR: encapsulated, and the other node answers. ANNOTATED:
+    as DSR for Services that ask for it by annotation, as SNAT for all others.
+    """
+
+    SNAT = "snat"
+    DSR = "dsr"
+    ANNOTATED = "annotated"
+
+
 class Announce(enum.StrEnum):
     """How the node's segment finds load-balancer addresses: not by us, or by ARP and neighbour discovery."""
 
@@ -185,6 +197,7 @@ MODE = Form("MODE", "one of " + ", ".join(UplinkMode), UplinkMode)
 SOCKETS = Form("MODE", "one of " + ", ".join(SocketMode), SocketMode)
 SWITCH = Form("on|off", "on or off", Switch)
 ANNOUNCE = Form("MODE", "one of " + ", ".join(Announce), Announce)
+FORWARD = Form("MODE", "one of " + ", ".join(Forward), Forward)
 NETWORK = Form("CIDR", "a network such as 203.0.113.0/24, without host bits", _network)
 LEVEL = Form("LEVEL", "one of debug, info, warning, error", _one_of("debug", "info", "warning", "error"))
 LOG_FORMAT = Form("FORMAT", "text or json", _one_of("text", "json"))
@@ -325,6 +338,19 @@ class Config:
         SWITCH,
         "send packets for pods of this node, and their replies, past the host's stack: faster, but netfilter,"
         " with what NetworkPolicies it enforces, and all else on the interfaces between do not see them",
+    )
+    forward: Forward = setting(
+        Forward.SNAT,
+        FORWARD,
+        "how packets from outside reach backends on other nodes: snat, in the node's own name; dsr,"
+        " encapsulated with the client's address, and the other node answers the client; annotated: dsr for"
+        " Services with the annotation lbctl/forward: dsr alone. The same on every node",
+    )
+    direct_port: int = setting(
+        6080,
+        PORT,
+        "UDP port at which nodes take encapsulated packets of each other (forward: dsr), within snat_ports;"
+        " the same on every node",
     )
     cgroup: str = setting(
         "",

@@ -19,7 +19,7 @@ import lb
 from lb import memory
 from lb.agent import Agent
 from lb.attachments import Attachments
-from lb.config import NODE_NAME, Announce, Config, Switch, split_address
+from lb.config import NODE_NAME, Announce, Config, Forward, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.netns import packets_in
@@ -31,6 +31,7 @@ from lb.datapath.maps.fill import evictions
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
+from lb.datapath.sync.direct_return import DirectReturn, clear_direct_return
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError, ConfigError, InputError, LbError
 from lb.host_watch import HostWatch
@@ -205,7 +206,9 @@ def startup(
     announce = _to_nobody if config.shadow is Switch.ON else source.announce
     grace = GracePeriods(lambda: inbox.put(Settled()))
     history = History()
-    reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote)
+    state = ClusterState([source.name])
+    direct = direct_return(config, maps, state)
+    reconciler = Reconciler(maps, time.monotonic, begin=grace.begin, tell=history.wrote, direct=direct)
     reconciler.recover()
     attachments = Attachments(config, pins, loaded, maps, first=first)
     stack.callback(attachments.close)
@@ -217,7 +220,6 @@ def startup(
             key, reason="FailedToStartServiceHealthcheck", action="Listen", note=text
         ),
     )
-    state = ClusterState([source.name])
     pressure = Pressure(functools.partial(evictions, maps))
     watches = build_watches(maps, attachments)
     missing_nodes = MissingNodes(state, source.lacks_node)
@@ -402,6 +404,17 @@ def answers_of(
     }
 
 
+def direct_return(config: Config, maps: Maps, state: ClusterState) -> DirectReturn | None:
+    """Return what writes where the other nodes are; None without direct return.
+
+    Raises BpfError: the kernel refused to forget what an agent with direct return has written.
+    """
+    if config.forward is Forward.SNAT:
+        clear_direct_return(maps)
+        return None
+    return DirectReturn(maps, lambda: [node for node in state.nodes() if node.name != config.node_name])
+
+
 def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexes: set[int]) -> None:
     """Tell the agent, and whoever else looks at them, which interfaces have changed."""
     inbox.put(InterfacesChanged(frozenset(indexes)))
@@ -537,7 +550,10 @@ def _kubernetes(config: Config) -> Source:
         api = client.Client(lambda: access.from_kubeconfig(config.kubeconfig, config.context))
     else:
         api = client.Client(access.in_cluster)
-    return source.KubernetesSource(api, node_name=config.node_name, report=_report_input)
+    every_node = config.forward is not Forward.SNAT
+    return source.KubernetesSource(
+        api, node_name=config.node_name, report=_report_input, every_node=every_node
+    )
 
 
 def _report_input(error: InputError) -> None:

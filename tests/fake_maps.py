@@ -85,21 +85,21 @@ class FakeMaps:
             np.asarray(self._arrays[name])[keys] = values
             return
         entries = self._hashes[name]
-        for key, value in zip(keys, values, strict=True):
-            if key.tobytes() not in entries and len(entries) == self.capacity(name):
+        for key, value in zip(_raw(keys), _raw(values), strict=True):
+            if key not in entries and len(entries) == self.capacity(name):
                 if spec.type not in (MapType.LRU_HASH, MapType.CACHE):
-                    wanted = len(entries.keys() | {each.tobytes() for each in keys})
+                    wanted = len(entries.keys() | set(_raw(keys)))
                     raise CapacityError(name, self.capacity(name), wanted, f"limits.{spec.limit}")
                 del entries[next(iter(entries))]
-            entries[key.tobytes()] = value.tobytes()
+            entries[key] = value
 
     def delete(self, name: str, keys: Rows) -> None:
         """See :meth:`Maps.delete`."""
         keys, _ = _checked(MAP_SPECS[name], keys, keys)
         self._fail_if_told("delete", name)
         self._note("delete", name, len(keys))
-        for key in keys:
-            self._hashes[name].pop(key.tobytes(), None)
+        for key in _raw(keys):
+            self._hashes[name].pop(key, None)
 
     def array(self, name: str) -> Rows:
         """See :meth:`Maps.array`."""
@@ -133,6 +133,11 @@ class _RecordedArray(np.ndarray[Any, Any]):
         if self.record is not None and self.base is not None:
             self.record(int(np.size(self[key])))
         super().__setitem__(key, value)
+
+
+def _raw(rows: Rows) -> list[bytes]:
+    """Return each row's bytes; a number alone would be one of this machine's byte order."""
+    return [rows[at : at + 1].tobytes() for at in range(len(rows))]
 
 
 def _checked(spec: MapSpec, keys: Rows, values: Rows) -> tuple[Rows, Rows]:

@@ -59,6 +59,7 @@ def _spec(args: argparse.Namespace) -> LabSpec:
         zones=args.zones,
         uplink_mode=args.uplink_mode,
         redirect=args.redirect,
+        forward=args.forward,
         agents=args.agents,
         pools=args.pools,
         kubernetes=str(find()) if args.kubernetes else "",

@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from lb.cli.grammar.actions import CONFIG_VARIABLE
-from lb.config import Config, Setting, settings
+from lb.config import Config, Forward, Setting, settings
 from lb.errors import ConfigError
 from lb.folders import read_stream
 
@@ -197,6 +197,11 @@ def build(given: Layer) -> Config:
         raise ConfigError(
             f"settings snat_ports.first and snat_ports.last: {ports.first}-{ports.last} is no range"
             f" ({', '.join(said)}); first must not be above last"
+        )
+    if config.forward is not Forward.SNAT and not ports.first <= config.direct_port <= ports.last:
+        raise ConfigError(
+            f"setting direct_port: {config.direct_port} is not within snat_ports, {ports.first}-{ports.last}:"
+            " only ports of that range are looked at for what other nodes send"
         )
     return config
 

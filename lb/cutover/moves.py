@@ -212,6 +212,8 @@ def moves_back(keys: Rows, values: Rows) -> Iterable[Move]:
     for key, value in zip(keys, values, strict=True):
         if key["direction"] != Direction.FORWARD or value["state"] == FlowState.CLOSED:
             continue
+        if value["path"] == FlowPath.DIRECT:  # its answers come from another node
+            continue
         protocol = Protocol(int(key["protocol"]))
         client, backend = (
             Tuple(

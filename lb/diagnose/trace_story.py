@@ -95,7 +95,7 @@ _NO_TUPLE = frozenset(
 )
 _UNREAD = _NO_TUPLE | {"MARTIAN", "NOT_FOR_US", "ICMP_ERROR"}
 """Reasons of packets whose tuple was not gone by."""
-_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN"})
+_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "NEW_DIRECT"})
 _BEFORE_SELECTION = frozenset(
     {"SOURCE_NOT_ALLOWED", "REJECT_NO_ENDPOINT", "REJECT_UNANSWERED", "NO_LOCAL_ENDPOINT"}
 )
@@ -251,6 +251,11 @@ def _backend(e: Evidence, backend: ShownBackend) -> str:
 def _nat(e: Evidence, packet: FiveTuple) -> str:
     if e.sent is None:
         return "none: the packet did not come out"
+    flow = e.made or e.flow
+    if flow is not None and flow.path == "direct" and e.sent.target != packet.target:
+        return (
+            f"none here: as it came, encapsulated from {e.sent.client} to {e.sent.target}, whose node does it"
+        )
     parts = []
     for name, old, new in (
         ("destination", packet.target, e.sent.target),

@@ -118,6 +118,7 @@ def service(item: ServiceObject) -> Service:
         distribution=_distribution(spec.traffic_distribution or ""),
         created=meta.creation_timestamp or "",
         balancer_note=_balancer_note(item) if kind is ServiceType.LOAD_BALANCER else "",
+        forward=((meta.annotations and meta.annotations.forward) or "").strip(),
     )
     slow_start = meta.annotations.slow_start if meta.annotations else None
     if slow_start is None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from lb.annotations import SLOW_START, WEIGHTS
-from lb.model import ServiceType, TrafficPolicy
+from lb.model import FORWARD_ANNOTATION, ServiceType, TrafficPolicy
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises: wrong JSON or a wrong type, bytes that are no UTF-8, a depth that nobody needs."""
@@ -114,9 +114,10 @@ class ServiceStatus(_Object):
 
 
 class ServiceAnnotations(_Object):
-    """Those annotations of a Service that are about how connections are shared out."""
+    """Those annotations of a Service that are about connections."""
 
     slow_start: str | None = msgspec.field(name=SLOW_START, default=None)
+    forward: str | None = msgspec.field(name=FORWARD_ANNOTATION, default=None)
 
 
 class ServiceMetadata(Metadata):

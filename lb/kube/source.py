@@ -62,6 +62,7 @@ class KubernetesSource:
     node_name: the Node that is about us.
     report: called with every object that cannot be used, once for as long as it stands; from several threads.
     for_names: whether all Services are read, with all of their slices, for DNS; then nothing is announced.
+    every_node: whether all Nodes are read, for direct return.
     timing, hold_seconds, silence: for tests.
     """
 
@@ -74,6 +75,7 @@ class KubernetesSource:
         node_name: str,
         report: Callable[[InputError], None],
         for_names: bool = False,
+        every_node: bool = False,
         timing: Timing | None = None,
         hold_seconds: float = HOLD_SECONDS,
         silence: float = SILENCE_SECONDS,
@@ -95,7 +97,8 @@ class KubernetesSource:
         self._announces = not for_names
         self._services = self._reflector(services)
         self._slices = self._reflector(slices)
-        self._nodes = self._reflector(Selection(NODES, fields=f"metadata.name={node_name}"))
+        own = Selection(NODES, fields=f"metadata.name={node_name}")
+        self._nodes = self._reflector(Selection(NODES) if every_node else own)
         self._waiting_for = {each.resource for each in self._reflectors}
 
     @property

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from lb.config import Switch, UplinkMode
+from lb.config import Forward, Switch, UplinkMode
 from lb.errors import LabError
 from lb.model import IPAddress, IPNetwork
 
@@ -199,6 +199,7 @@ class LabSpec:
     overlay: Overlay = Overlay.NONE
     uplink_mode: UplinkMode = UplinkMode.AUTO
     redirect: Switch = Switch.OFF
+    forward: Forward = Forward.SNAT
     agents: bool = True
     kubernetes: str = ""
     family: Family = Family.DUAL

@@ -185,6 +185,7 @@ class Lab:
             "--uplink": UPLINK,
             "--uplink-mode": str(spec.uplink_mode),
             "--redirect": str(spec.redirect),
+            "--forward": str(spec.forward),
             "--pod-interface": POD_INTERFACES,
             "--service-cidr": spec.service_cidr,
             "--cgroup": str(self.cgroup(node)),

@@ -23,7 +23,7 @@ from lb.errors import ConfigError
 from lb.model import IPAddress, ObjectKey, Protocol, socket_text
 from lb.words import short
 
-_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN"})
+_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "NEW_DIRECT"})
 _ANSWERS = {
     "PING": "answered",
     "REJECT_NO_ENDPOINT": "refused",

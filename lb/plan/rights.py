@@ -22,7 +22,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from lb.model import EndpointSlice, IPAddress, Overlaps, Service
+from lb.config import Forward
+from lb.model import FORWARD_ANNOTATION, EndpointSlice, IPAddress, Overlaps, Service
 from lb.plan.types import Refusal, Topology, VipKey, VipKind
 
 Fields = tuple[tuple[VipKind, tuple[IPAddress, ...]], ...]
@@ -108,6 +109,19 @@ class Rights:
         why = "a process of this node listens there, which is no endpoint of the Service"
         self.refusals.append(Refusal(f"{kind} {key}", why))
         return False
+
+    def direct(self) -> bool:
+        """Tell whether packets from outside go to backends on other nodes by direct return."""
+        asked, by_default = self.service.forward, self.topology.forward
+        why = ""
+        if asked and asked not in (Forward.SNAT, Forward.DSR):
+            why = f"it is neither {Forward.SNAT} nor {Forward.DSR}"
+        elif asked == Forward.DSR and by_default is Forward.SNAT:
+            why = f"the agent's setting forward is {Forward.SNAT}, so they go by SNAT"
+        if why:
+            self.refusals.append(Refusal(f"annotation {FORWARD_ANNOTATION}: {asked}", why))
+            return by_default is Forward.DSR
+        return asked == Forward.DSR or (not asked and by_default is Forward.DSR)
 
     def endpoints(self, slices: Iterable[EndpointSlice]) -> tuple[EndpointSlice, ...]:
         """Return the slices without endpoints that a packet cannot be led to."""

@@ -79,11 +79,13 @@ def plan_service(
     slices = rights.endpoints(whole)
     vips = _vips(service, fields, topology, lambda kind, key: rights.admits_port(kind, key, whole))
     chooser = Chooser(slices, topology, percents)
+    direct = rights.direct()
     ports = []
     for port, port_vips in zip(service.ports, vips, strict=True):
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
-            ports.append(_plan_port(service, port, family_vips, chooser.offer(port, version)))
+            plan = _plan_port(service, port, family_vips, chooser.offer(port, version))
+            ports.append(replace(plan, direct=True) if direct else plan)
     for vips_of_family in _addresses(service, fields, topology):
         _give_addresses(ports, vips_of_family)
     if ports and not any(port.backends for port in ports):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from lb.config import Forward
 from lb.model import (
     DEFAULT_WEIGHT,
     IPAddress,
@@ -45,7 +46,7 @@ class Topology:
     that the node's own stack answers for, whatever a Service claims. internal_addresses are those of type
     InternalIP of the Node object, in its order. sockets are those of node_addresses, with a port,
     on which processes of the node listen; only of such addresses as some Service claims. external_networks
-    are the only ones that externalIPs may come from; None: all.
+    are the only ones that externalIPs may come from; None: all. forward: the setting of that name.
     """
 
     node_name: str
@@ -55,6 +56,7 @@ class Topology:
     internal_addresses: tuple[IPAddress, ...] = ()
     sockets: frozenset[VipKey] = frozenset()
     external_networks: tuple[IPNetwork, ...] | None = None
+    forward: Forward = Forward.SNAT
 
     def same_place(self, other: Topology) -> bool:
         """Tell whether they differ in nothing but the node's own addresses and sockets."""
@@ -123,7 +125,8 @@ class PortPlan:
     the backends offered to new connections under the traffic policies Cluster and Local: subsets of
     backends, sorted by identity. A backend in neither keeps its established connections only. local is
     empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
-    source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all.
+    source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all. direct:
+    packets from outside go encapsulated to backends on other nodes, which answer by themselves.
 
     The Service's addresses as a whole (port 0) are among the vips of one of its ports: of a port that has
     endpoints, if any has.
@@ -138,6 +141,7 @@ class PortPlan:
     cluster: tuple[Backend, ...]
     local: tuple[Backend, ...]
     source_ranges: tuple[IPNetwork, ...] = ()
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,10 @@ class ClusterState:
         """Return a node, None when it is unknown."""
         return self._nodes.get(name)
 
+    def nodes(self) -> list[Node]:
+        """Return all Nodes as they are now."""
+        return list(self._nodes.values())
+
     def lacks_node(self, name: str) -> bool:
         """Tell whether there are Nodes, and none of this name; may be called from any thread."""
         return bool(self._nodes) and name not in self._nodes

@@ -62,7 +62,7 @@ def test_the_formula_gives_what_the_default_limits_take() -> None:
     taken = sum(memory(spec, spec.max_entries(LIMITS)) for spec in MAPS) / 1e6
     limits = {spec.c_name: LIMITS[spec.limit] for spec in MAPS if spec.limit}
     formula = sum(limits[name] * sum(each.values()) for name, each in SIZES.items()) / 1e6
-    assert formula == pytest.approx(taken, rel=0.02)
+    assert formula == pytest.approx(taken, rel=0.025)
     stated = re.search(r"all maps together take (\d+) MB, and ([\d.]+) MB more for each CPU", OPERATIONS)
     assert stated is not None
     assert float(stated[1]) + float(stated[2]) * possible_cpus() == pytest.approx(taken, abs=1)

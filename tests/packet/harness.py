@@ -32,10 +32,11 @@ from lb.datapath.maps import layouts
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.programs.loader import PROGRAMS, Program, load, pin_name, program_array
+from lb.datapath.sync.direct_return import DirectReturn
 from lb.datapath.sync.gone_vips import REST_SECONDS
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import BpfError
-from lb.model import ObjectKey
+from lb.model import Node, ObjectKey
 from lb.plan.types import ServicePlan
 from tests import packets as p
 from tests.namespaces import NetworkNamespace
@@ -117,7 +118,11 @@ class Datapath:
             self.uplink, self.uplink_2, self.pod = _node1()
         self._plans: set[ObjectKey] = set()
         self.skew = 0.0  # seconds by which the reconciler's clock is ahead: a test may let its quarantine end
-        self.reconciler = Reconciler(self.maps, lambda: time.monotonic() + self.skew)
+        self.reconciler = Reconciler(
+            self.maps,
+            lambda: time.monotonic() + self.skew,
+            direct=DirectReturn(self.maps, lambda: [_node2()]),
+        )
         self.set_up_node()
 
     def close(self) -> None:
@@ -143,8 +148,12 @@ class Datapath:
         *,
         former: SnatPorts = _NO_PORTS,
         redirect: bool = False,
+        direct_port: int = 0,
     ) -> None:
-        """Write the settings, and NODE1's addresses for SNAT; redirect: switched on, the pod has a veth."""
+        """Write the settings, and NODE1's addresses for SNAT; redirect: switched on, the pod has a veth.
+
+        direct_port: where this node takes encapsulated packets of NODE2; 0: nowhere.
+        """
         times, ports = timeouts or Timeouts(), snat_ports or SnatPorts()
         row = self.maps.array(own("settings"))[0:1]
         for name in ("tcp_syn", "tcp_established", "tcp_closing", "udp_new", "udp", "sctp"):
@@ -156,6 +165,7 @@ class Datapath:
             self.maps, p.version(), [ip_address(p.here(one)) for one in (p.NODE1, p.UPLINK_2_ADDRESS)]
         )
         row["redirect"] = redirect
+        row["direct_port"] = direct_port
         self.begin_the_day()
         ifaces = np.zeros(4, dtype=layouts.IFACE[p.version()])
         for at, (role, flags) in enumerate(
@@ -311,6 +321,15 @@ class Datapath:
 
     def _counted(self) -> Any:
         return self.maps.read("reasons")[1]["packets"].sum(axis=1)
+
+
+def _node2() -> Node:
+    """Return NODE2 in both families."""
+    addresses = []
+    for version in layouts.FAMILIES:
+        with p.family(version):
+            addresses.append(ip_address(p.here(p.NODE2)))
+    return Node("node2", tuple(addresses))
 
 
 def _named(packets: Any) -> dict[tuple[str, str], int]:

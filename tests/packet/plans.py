@@ -51,12 +51,14 @@ def service(
     terminating: Sequence[str] = (),
     source_ranges: Sequence[str] = (),
     whole: bool = True,
+    direct: bool = False,
 ) -> ServicePlan:
     """Return a Service with these endpoints.
 
     internal, external: its traffic policies. terminating: endpoints that keep what they have. local: what
     policy Local offers (default: the endpoints on this node). whole: with entries for its addresses as a
-    whole, which one port of a Service has; a node's address has none.
+    whole, which one port of a Service has; a node's address has none. direct: to other nodes by direct
+    return.
     """
     offered = sorted((backend(address) for address in addresses), key=lambda one: one.identity)
     going = [backend(address, state=BackendState.TERMINATING) for address in terminating]
@@ -76,6 +78,7 @@ def service(
         cluster=tuple(offered),
         local=tuple(one for one in backends if p.role(str(one.address)) in here),
         source_ranges=tuple(ip_network(p.here_net(text)) for text in source_ranges),
+        direct=direct,
     )
     return ServicePlan(ObjectKey("default", name), "2024-01-01T00:00:00Z", (port,))
 

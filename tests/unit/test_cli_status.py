@@ -40,6 +40,9 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"ifaces{version}", 4096),
             (f"announced{version}", 4096),
             (f"rivals{version}", 256),
+            (f"endpoints{version}", 8192),
+            (f"hosts{version}", 8192),
+            (f"host_addresses{version}", 8192),
             (f"vips{version}", 65536),
             (f"source_ranges{version}", 65536),
             (f"backends{version}", 131072),
@@ -51,6 +54,7 @@ def test_map_fill_counts_what_is_used() -> None:
         )
     } | {
         "tables": (40 + 16, 262144),
+        "former": (0, 8192),
         "services": (0, 65536),
         "nodes": (0, 16384),
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lb.cli.grammar import parts
 from lb.cli.grammar.parts import Commands, verbs
-from lb.config import Switch, UplinkMode
+from lb.config import Forward, Switch, UplinkMode
 from lb.package_files import shipped
 
 DEFAULT_ID = "lab"
@@ -187,6 +187,7 @@ def _spec(parser: argparse.ArgumentParser) -> None:
     for flag, default, text in (
         ("--uplink-mode", UplinkMode.AUTO, "hook of the nodes' uplinks (default auto)"),
         ("--redirect", Switch.OFF, "the agents' setting of that name (default off)"),
+        ("--forward", Forward.SNAT, "the agents' setting of that name (default snat)"),
     ):
         kind = type(default)
         parser.add_argument(flag, type=kind, choices=list(kind), default=default, help=text)

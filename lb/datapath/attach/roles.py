@@ -77,6 +77,7 @@ def standing(
         node_addresses=own,
         sockets=own_sockets(listening(Path("/proc/thread-self/net")), claimed) if claimed else frozenset(),
         external_networks=external_networks(config.external_ips),
+        forward=config.forward,
     )
 
 

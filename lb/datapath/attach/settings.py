@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from lb.config import Config, SocketMode, Switch
+from lb.config import Config, Forward, SocketMode, Switch
 from lb.datapath.attach.snat import write_snat_ports
 from lb.datapath.attach.sockets import netns_cookie
 from lb.datapath.maps.interface import Maps
@@ -33,6 +33,8 @@ def write_settings(maps: Maps, config: Config) -> None:
         row["netns"] = netns_cookie()
         row["all_sockets"] = config.socket_lb is SocketMode.ALL
         row["redirect"] = config.redirect is Switch.ON
+        direct = config.forward is not Forward.SNAT and config.shadow is Switch.OFF
+        row["direct_port"] = config.direct_port if direct else 0
     write_time(maps)
 
 

@@ -51,12 +51,13 @@ SNAT_SOURCES = 4
 TRAFFIC_IN_LINE = 16
 HANDSHAKE_FIRST = 4
 HANDSHAKE_BUCKETS = 21
-DROP_REASONS = 48
+DROP_REASONS = 64
 WATCHED_SERVICES = 16
 EVENT_BYTES = 256
 ANSWER_KINDS = 6
-PROGRAMS_PER_FAMILY = 24
+PROGRAMS_PER_FAMILY = 32
 REASONS_PER_HOOK = 64
+FORMER_SETS = 4
 NODE_SELF = 0
 NODE_NONE = 1
 
@@ -80,6 +81,7 @@ CONSTANTS: Mapping[str, int] = {
     "LINKS": LINKS,
     "SNAT_SOURCES": SNAT_SOURCES,
     "HELD_BYTES": HELD_BYTES,
+    "FORMER_SETS": FORMER_SETS,
 }
 """The numbers that C and Python share, by C's name."""
 
@@ -140,6 +142,7 @@ def _both(name: str) -> DType:
 VIP_KEY = _each("vip_key")
 TABLE_LINE = _both("table_line")
 VIP = _both("vip")
+FORMER = _both("former")
 SOURCE_RANGE = _each("source_range")
 BACKEND = _each("backend_slot")
 FLOW_KEY = _each("flow_key")
@@ -160,6 +163,7 @@ ANNOUNCED = _both("announced")
 RIVAL = _both("rival")
 LINK_TABLE = _both("links")
 SETTINGS = _each("settings")
+SOCKET_ADDRESS = _each("socket_address")
 SOCKET_KEY = _each("socket_key")
 SOCKET = _each("socket_entry")
 SERVICE_NAME = _both("service_name")
@@ -203,6 +207,7 @@ class VipFlag(IntFlag):
     USABLE = 4
     SOURCE_RANGES = 8
     GONE = 32
+    DIRECT = 64
 
 
 class BackendStateCode(IntEnum):
@@ -239,6 +244,7 @@ class FlowPath(IntEnum):
     HOST = 3
     REDIRECT = 4
     LOOPBACK = 5
+    DIRECT = 6
 
 
 class FlowSign(IntFlag):

@@ -13,6 +13,7 @@ from typing import Any
 
 from lb.config import Limits
 from lb.datapath.maps.layouts import (
+    ADDRESS,
     AFFINITY,
     AFFINITY_BUCKET,
     AFFINITY_KEY,
@@ -28,6 +29,7 @@ from lb.datapath.maps.layouts import (
     FLOW,
     FLOW_BUCKET,
     FLOW_KEY,
+    FORMER,
     FRAGMENT,
     FRAGMENT_KEY,
     HASHING,
@@ -50,6 +52,7 @@ from lb.datapath.maps.layouts import (
     SETTINGS,
     SLOTS,
     SOCKET,
+    SOCKET_ADDRESS,
     SOCKET_KEY,
     SOURCE_RANGE,
     TABLE_LINE,
@@ -223,6 +226,14 @@ def _of_family(ip: int) -> Iterator[MapSpec]:
         purpose="loadBalancerSourceRanges: Service port and network to 1")
     yield _array("backends", BACKEND[ip], limit="backends", when_full=_REFUSED,
         purpose="by backend id: where an endpoint is")
+    yield _hash("endpoints", SOCKET_ADDRESS[ip], ID, fixed=8192,
+        when_full="what other nodes send to the backend counts for nobody, logged",
+        purpose="by address, Service port and port: a backend of this node, as other nodes name it")
+    yield _hash("hosts", ID, ADDRESS[ip], fixed=8192, when_full="SNAT in place of direct return, logged",
+        purpose="by node id: the address to which packets for its backends go, with direct return")
+    yield _hash("host_addresses", ADDRESS[ip], ID, fixed=8192,
+        when_full="what the node sends is refused, logged",
+        purpose="addresses of the other nodes to 1: from whom encapsulated packets are taken")
     yield _array("hashing", HASHING, fixed=1,
         purpose="where the entries of flows and affinity are: seeds of the hash, numbers of buckets")
     yield _cache("flows", (FLOW_KEY[ip], FLOW[ip], FLOW_BUCKET[ip]),
@@ -276,6 +287,8 @@ def _of_both() -> Iterator[MapSpec]:
     yield MapSpec("events", MapType.RINGBUF, NOTHING, NOTHING, writer=Writer.PROGRAMS, fixed=1 << 20,
         when_full="the event is lost, counted in `watch`",
         purpose="what became of packets and of calls, for whoever watches")
+    yield _hash("former", ID, FORMER, fixed=8192, when_full="no second chance for the Service port, logged",
+        purpose="by Service port id: the sets that its outside had before, for packets in mid-connection")
     yield _hash("services", ID, SERVICE_NAME, "by Service port id: its names, for dumps",
         limit="services", when_full=_REFUSED)
     yield _hash("nodes", ID, NODE_NAME, fixed=16384, when_full="the backend's node is shown as unknown",

@@ -38,7 +38,7 @@ _LOCAL, _IN_CLUSTER_SET, _IN_LOCAL_SET = (
 )
 _USABLE = int(VipFlag.USABLE)
 _INSIDE_LOCAL, _OUTSIDE_LOCAL = int(VipFlag.INSIDE_LOCAL), int(VipFlag.OUTSIDE_LOCAL)
-_SOURCE_RANGES = int(VipFlag.SOURCE_RANGES)
+_SOURCE_RANGES, _DIRECT = int(VipFlag.SOURCE_RANGES), int(VipFlag.DIRECT)
 
 
 @dataclass(slots=True)
@@ -187,6 +187,8 @@ def _vip_flags(vip: Vip, plan: PortPlan) -> int:
     flags = _INSIDE_LOCAL if vip.inside is TrafficPolicy.LOCAL else 0
     if vip.outside is TrafficPolicy.LOCAL:
         flags |= _OUTSIDE_LOCAL
+    if plan.direct:
+        flags |= _DIRECT
     if vip.kind is VipKind.LOAD_BALANCER and plan.source_ranges:
         flags |= _SOURCE_RANGES
     return flags

@@ -41,6 +41,7 @@ _FLAGS = {
     VipFlag.INSIDE_LOCAL: "Local for this node",
     VipFlag.OUTSIDE_LOCAL: "Local for others",
     VipFlag.SOURCE_RANGES: "source ranges",
+    VipFlag.DIRECT: "direct return",
     VipFlag.GONE: "gone, lingers for open connections",
 }
 _MEMBER = {

@@ -99,6 +99,8 @@ class Port:
     vips: the row that the kernel holds of each VIP; None if a write failed and the row is not known.
     gone: VIPs that the port has lost and that stay in the kernel for their open connections
     (:mod:`lb.datapath.sync.gone_vips`); none of them is in vips.
+    former: rows of sets that the outside had before, the newest first; retired: where those begin that are to
+    be among them (:mod:`lb.datapath.sync.former_sets`).
     """
 
     id: int
@@ -108,6 +110,8 @@ class Port:
     ranges: dict[IPNetwork, bool] = field(default_factory=dict)
     vips: dict[VipKey, VipRow | None] = field(default_factory=dict)
     gone: dict[VipKey, VipRow] = field(default_factory=dict)
+    former: list[Region] = field(default_factory=list)
+    retired: set[int] = field(default_factory=set)
 
     def unreferenced(self) -> Iterator[tuple[SetKey, Region]]:
         """Yield the sets that no VIP uses; none while the row of a VIP is not known."""
@@ -231,7 +235,7 @@ def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes
         for version, by_key in services.items()
     }
     ports = [port for family in by_version.values() for port in family]
-    used_regions = (region for port in ports for region in port.regions.values())
+    used_regions = (region for port in ports for region in (*port.regions.values(), *port.former))
     return Ledger(
         services=services,
         owners={vip: port for port in ports for vip in (*port.vips, *port.gone)},

@@ -17,12 +17,14 @@ import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.maps.interface import Maps
-from lb.datapath.maps.layouts import FAMILIES, ID, SERVICE_NAME, VipKindCode
+from lb.datapath.maps.layouts import FAMILIES, ID, SERVICE_NAME, VipFlag, VipKindCode
 from lb.datapath.sync import accounts
 from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
 from lb.datapath.sync.differences import damaged_sets, repair
+from lb.datapath.sync.direct_return import DirectReturn
 from lb.datapath.sync.drift import Drift
+from lb.datapath.sync.former_sets import FormerSets
 from lb.datapath.sync.gone_vips import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.ledger import (
     NodeNames,
@@ -55,12 +57,19 @@ def _nothing(_what: Change | Written) -> None:
     """Stand for an undo or a notification that is not needed."""
 
 
+def _retire(port: Port, before: VipRow | None, row: VipRow) -> None:
+    """Note that a set is no longer that of the outside, but may have begun connections by direct return."""
+    if before and row.flags & VipFlag.DIRECT and before.outside.size and before.outside != row.outside:
+        port.retired.add(before.outside.offset)
+
+
 class Reconciler:
     """Owns the maps that Python writes. Not thread-safe; one per node.
 
     clock: seconds, monotonic. settle: returns when no packet can still hold what it read before the call.
     begin: the same without waiting, it returns what tells whether that is so; then call :meth:`free`.
     tell: called with what was written for a Service in a family, once it is in the maps.
+    direct: what direct return needs beside it; None without direct return.
     """
 
     def __init__(
@@ -70,8 +79,11 @@ class Reconciler:
         settle: Callable[[], None] = wait_for_running_programs,
         begin: Callable[[], Callable[[], bool]] | None = None,
         tell: Callable[[Written], None] = _nothing,
+        *,
+        direct: DirectReturn | None = None,
     ) -> None:
         self._maps = maps
+        self._direct = direct
         self._tell = tell
         self._slots = Slots(maps)
         self._clock = clock
@@ -83,6 +95,7 @@ class Reconciler:
         self._report = SyncReport()
         self._sweep: Sweep | None = None
         self._drift = Drift(maps)
+        self._former = FormerSets(maps)
         self._orphans = False  # some port has lost its last VIP, which lingered, to another
 
     def recover(self) -> None:
@@ -91,6 +104,8 @@ class Reconciler:
         Raises BpfError: the maps could not be read.
         """
         self._ledger = read_ledger(self._maps)
+        services = self._ledger.services.values()
+        self._former.count(port for each in services for ports in each.values() for port in ports.values())
         self._drift.forget()
         self.narrow()
 
@@ -177,7 +192,13 @@ class Reconciler:
             self._end_lingering(list(self._ledger.lingering))  # new Services come first
         if self._orphans:
             self._collect_orphans()
+        self.place_nodes()
         return self._report
+
+    def place_nodes(self) -> None:
+        """Write where the other nodes are, for direct return: when one has come, moved or gone."""
+        if self._direct:
+            self._direct.write_hosts(self._ledger.nodes.known)
 
     def linger(self) -> float:
         """Let those of the lingering VIPs go that no flow uses any more; call it again and again.
@@ -243,6 +264,8 @@ class Reconciler:
         for version in FAMILIES:
             mine = [change for change in ready if change.version == version]
             self._report.backends += self._slots.write(version, mine) if mine else 0
+        if self._direct:
+            self._direct.write_endpoints(self._slots)
         self._each(changes, self._write_tables)
         for family in families.values():
             self._each(family, self._put_vips, self._restore_vips)
@@ -372,6 +395,7 @@ class Reconciler:
         self._maps.update(f"vips{version}", vip_keys(version, puts), values)
         owners = self._ledger.owners
         for vip, (port, row) in puts.items():
+            _retire(port, port.vips.get(vip), row)
             if (owner := owners.get(vip)) is not None:
                 lingered = vip in owner.gone
                 owner.forget(vip)
@@ -440,6 +464,7 @@ class Reconciler:
         for change in changes:
             self._detach(change, unused)
         self._report.backends_freed += sum(map(len, unused.backends.values()))
+        self._former.write()
         self._quarantine.take(unused)
         for change in changes:
             try:
@@ -453,9 +478,11 @@ class Reconciler:
         backends = []
         dropped: set[int] = set()
         for port_key, port in self._ledger.services[change.version].get(change.key, {}).items():
+            if port.former and not port.vips:
+                unused.regions += self._former.forget(port)
             for key, region in list(port.unreferenced()):
                 del port.regions[key]
-                unused.regions.append(region)
+                unused.regions += self._former.keep(port, region)
                 dropped.update(set_of(key)[0])
             keep = wanted.get(port_key, set())
             listed = port.listed()

@@ -11,6 +11,7 @@ import numpy as np
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import FAMILIES, ID, NODE_SELF, BackendStateCode, VipFlag, unpack_address
 from lb.datapath.sync import accounts
+from lb.datapath.sync.former_sets import read_former
 from lb.datapath.sync.ledger import (
     Ledger,
     NodeNames,
@@ -62,6 +63,7 @@ def read_ledger(maps: Maps) -> Ledger:
             services[version].setdefault(key, {})[port_key] = port
         port = ports[version, row.service]
         (port.gone if row.flags & VipFlag.GONE else port.vips)[vip] = row
+    _read_former(maps, ports)
     _read_ranges(maps, ports)
     for family in FAMILIES:
         _read_backends(maps, family, ports)
@@ -90,6 +92,15 @@ def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
         namespace, _, name = service.partition("/")
         found[ident] = (ObjectKey(sys.intern(namespace), name), sys.intern(port_name))
     return found
+
+
+def _read_former(maps: Maps, ports: _ById) -> None:
+    """Give the ports their former sets; delete those that no port has."""
+    former = read_former(maps)
+    for (_, ident), port in ports.items():
+        port.former = former.pop(ident, [])
+    if former:
+        maps.delete("former", np.array(sorted(former), ID))
 
 
 def _read_ranges(maps: Maps, ports: _ById) -> None:
