@@ -121,11 +121,15 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 	return best & (SMALL_SET - 1);
 }
 
-/* How far a power of two below 2^32 is above the word: bits, or 0. Without a branch, as all that is done for
- * each backend: a branch in a loop is many ways for the verifier. */
+/* Is the word below a power of two, up to 2^32: bits, or 0. Without a branch, as all that is done for each
+ * backend: a branch in a loop is many ways for the verifier. The compiler would make one of the sign if it
+ * knew where that is from. */
 static __always_inline u32 shift_below(u64 word, u32 power, u32 bits)
 {
-	return ((word - (1ULL << power)) >> 63) * bits;
+	u64 negative = word - (1ULL << power);
+
+	asm("" : "+r"(negative));
+	return (negative >> 63) * bits;
 }
 
 /* -log2(word / 2^32), in units of 2^-32, to less than a part in 2,000 of it; the word is not 0. What is left

@@ -336,23 +336,17 @@ static __always_inline int connect(ctx_t *ctx)
 	return finish_and_report(ctx, note, connect_packet(ctx, work, settings, note), bytes);
 }
 
-/* The step that chooses among backends of unequal weights: beside all that follows, the verifier has no room
- * for it. It goes on in the step above. */
-static __always_inline int weigh_backends(ctx_t *ctx)
+/* Choose among backends of unequal weights: note->row, for decide_connect(). False: the packet cannot be
+ * read. */
+static __always_inline bool weigh_for(ctx_t *ctx, struct packet *pkt, struct note *note)
 {
-	u32 bytes = ctx_len(ctx), hash;
-	struct work *work = get_work();
-	struct note *note = get_note();
 	struct backend_set set;
 	const struct vip *vip;
-	struct packet *pkt;
+	u32 hash;
 
-	if (!note || !work)
-		return VERDICT_DROP;
-	pkt = &work->pkt;
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
-		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
+		return false;
 	vip = lookup_vip(&pkt->tuple);
 	note->weighed = true;
 	if (vip) {
@@ -362,6 +356,21 @@ static __always_inline int weigh_backends(ctx_t *ctx)
 				     : hash_choice(vip, &pkt->tuple.src, hash, bpf_ktime_get_ns());
 		note->row = weigh(&set, hash);
 	}
+	return true;
+}
+
+/* The step that does so: beside all that follows, the verifier has no room for it. It goes on in the step
+ * above. */
+static __always_inline int weigh_backends(ctx_t *ctx)
+{
+	struct work *work = get_work();
+	struct note *note = get_note();
+	u32 bytes = ctx_len(ctx);
+
+	if (!note || !work)
+		return VERDICT_DROP;
+	if (!weigh_for(ctx, &work->pkt, note))
+		return finish(note->hook, drop(REASON_REWRITE_FAILED), bytes);
 	next_step(ctx, STEP_CONNECT);
 	return finish(note->hook, strand(ctx, true), bytes);
 }

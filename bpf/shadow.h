@@ -203,6 +203,7 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 	const struct settings *settings = get_settings();
 	struct work *work = get_work();
 	struct note *note = get_note();
+	struct backend_set set;
 	const struct vip *vip;
 	struct packet *pkt;
 	struct decision *d;
@@ -225,14 +226,34 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
+	set = offered_set(vip, note->side);
+	if (unlikely(is_weighted(&set)) && !note->weighed) {
+		next_step(ctx, STEP_WEIGH);
+		return leave(ctx, note, REASON_STEP_MISSING);
+	}
 	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
 	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
 		note->attempt++;
+		note->weighed = false;
 		note->stale = false;
 		next_step(ctx, STEP_CONNECT);
 	}
 	record_decision(work, note);
 	return leave(ctx, note, d->reason);
+}
+
+/* The step that chooses among backends of unequal weights: see weigh_for(). */
+static __always_inline int shadow_weigh(ctx_t *ctx)
+{
+	struct work *work = get_work();
+	struct note *note = get_note();
+
+	if (!note || !work)
+		return VERDICT_PASS;
+	if (!weigh_for(ctx, &work->pkt, note))
+		return leave(ctx, note, REASON_NOT_VIP);
+	next_step(ctx, STEP_CONNECT);
+	return leave(ctx, note, REASON_STEP_MISSING);
 }
 
 /* The step that asks whose a packet is: see owner.h. */

@@ -59,3 +59,8 @@ int lb_tc_owner(struct __sk_buff *ctx)
 {
 	return shadow_owner(ctx);
 }
+
+int lb_tc_weigh(struct __sk_buff *ctx)
+{
+	return shadow_weigh(ctx);
+}

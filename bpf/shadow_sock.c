@@ -8,6 +8,8 @@ static __always_inline u32 decide_call(u64 cookie, const struct tuple *t, const 
 				       struct backend *to)
 {
 	const struct backend_set set = offered_set(vip, HOST);
+	u32 hash = hash_socket(cookie, t), weighed = 0;
+	u64 now = bpf_ktime_get_ns();
 
 	if (is_gone(vip)) {
 		*reason = is_left_alone(vip) ? REASON_NOT_VIP : REASON_REJECT_UNKNOWN_PORT;
@@ -20,7 +22,9 @@ static __always_inline u32 decide_call(u64 cookie, const struct tuple *t, const 
 	if (!set.size)
 		return vip->flags & VIP_USABLE ? SHADOW_DROPPED : SHADOW_REFUSED;
 	*reason = REASON_NO_BACKEND;
-	if (!pick_backend(vip, HOST, &set, &t->src, hash_socket(cookie, t), bpf_ktime_get_ns(), true, to))
+	if (unlikely(is_weighted(&set)))
+		weighed = weigh(&set, hash_choice(vip, &t->src, hash, now));
+	if (!pick_backend(vip, HOST, &set, &t->src, hash, weighed, now, true, to))
 		return SHADOW_DROPPED;
 	*reason = to->local ? REASON_NEW_LOCAL : REASON_NEW_REMOTE;
 	return SHADOW_SERVED;

@@ -34,10 +34,12 @@ from tests.packet.harness import (
     Datapath,
 )
 from tests.packet.plans import VIPS, service
+from tests.packet.test_selection import weighted
 from tests.packet.test_untouched import every_packet
 
 VIP, PORT = VIPS[VipKind.CLUSTER_IP]
 CLIENT = (p.CLIENT, p.CLIENT_PORT)
+BACKENDS = ("10.0.1.101", "10.0.1.102", "10.0.1.103")
 HOOKS = tuple(program for program in HOOK_OF if program != XDP)
 _CALL = 0x85
 _READS_ALONE = {
@@ -175,6 +177,25 @@ def test_shadow_an_association_of_sctp(shadow: Datapath, written: Any) -> None:
     shadow.apply(service(p.BACKEND_LOCAL, protocol=Protocol.SCTP))
     shadow.run(TC_UPLINK_IN, p.sctp(p.FROM_CLIENT, CLIENT, (VIP, PORT), "INIT"))
     assert one(written()).asked.protocol is Protocol.SCTP
+
+
+def test_shadow_the_backend_is_the_one_that_serving_programs_choose(
+    shadow: Datapath, written: Any, datapath: Datapath
+) -> None:
+    """Of unequal weights, too: the choice among them is a step of its own."""
+    found, wanted = [], []
+    for plan in (service(*BACKENDS), weighted(service(*BACKENDS), (1, 3, 5))):
+        for each in (shadow, datapath):
+            each.apply(plan)
+            each.reset()
+        for port in range(20_000, 20_016):
+            syn = p.tcp(p.FROM_CLIENT, (p.CLIENT, port), (VIP, PORT), "S")
+            shadow.run(TC_UPLINK_IN, syn)
+            found.append(str(one(written()).backend[0]))
+            wanted.append(p.addresses(datapath.run(TC_UPLINK_IN, syn).packet)[1])
+    assert found == wanted
+    assert {*found[16:]} == {*map(p.here, BACKENDS)}
+    assert found[16:] != found[:16]
 
 
 def test_shadow_a_full_ring_loses_records_and_counts_them(shadow: Datapath) -> None:

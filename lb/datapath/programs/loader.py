@@ -108,7 +108,7 @@ PROGRAMS: Mapping[str, Program] = dict(_programs())
 :mod:`lb.datapath.attach.sockets` attach, and those of the steps, which the others enter."""
 
 
-_SHADOW_STEPS = ("INGRESS", "EGRESS", "CONNECT", "OWNER")
+_SHADOW_STEPS = ("INGRESS", "EGRESS", "CONNECT", "OWNER", "WEIGH")
 _SHADOW_CALLS = ("lb_sock_connect", "lb_sock_sendmsg", "lb_sock_connect_mapped")
 
 
