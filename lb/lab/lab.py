@@ -251,7 +251,9 @@ class Lab:
     # --- bringing it up -----------------------------------------------------------------------------------
 
     @classmethod
-    def up(cls, spec: LabSpec, report: Report, pods_within: float = 30.0) -> Lab:
+    def up(
+        cls, spec: LabSpec, report: Report, pods_within: float = 30.0, kubelet_within: float = START_SECONDS
+    ) -> Lab:
         """Bring a lab up and return it once its pods are ready and its agents have synced.
 
         Pods that are not ready within so many seconds are reported, and no error: a manifest may want that.
@@ -275,7 +277,7 @@ class Lab:
         store.create(LabRecord(spec, own))
         lab = cls(store, spec)
         try:
-            lab._bring_up(report, pods_within)
+            lab._bring_up(report, pods_within, kubelet_within)
         except BaseException:
             report("failed: removing what was made")
             down(spec.id, lambda _line: None)
@@ -283,7 +285,7 @@ class Lab:
         store.write_lab(LabRecord(spec, own, complete=True))
         return lab
 
-    def _bring_up(self, report: Report, pods_within: float) -> None:
+    def _bring_up(self, report: Report, pods_within: float, kubelet_within: float) -> None:
         spec, store = self.spec, self.store
         overlay = "routed" if spec.overlay is Overlay.NONE else f"behind tunnels ({spec.overlay})"
         client = " and ".join(str(spec.clients(version)[0]) for version in spec.versions)
@@ -309,7 +311,7 @@ class Lab:
             [sys.executable, "-m", "lb.lab.kubelet", spec.id], store.log("kubelet"), environment()
         )
         store.write_process("kubelet", kubelet)
-        wait_for("the kubelet", self._kubelet_answers, kubelet, store.log("kubelet"))
+        wait_for("the kubelet", self._kubelet_answers, kubelet, store.log("kubelet"), kubelet_within)
         listing = self._wait_for_pods(report, pods_within)
         waiting = [each for each in listing["pods"] if not each["ready"]]
         if spec.kubernetes:

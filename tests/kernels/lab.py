@@ -22,14 +22,15 @@ __all__ = ["lab", "make_lab"]
 
 
 _LOADED_WITHIN = 1200  # s: an emulated CPU takes minutes for what takes a second
+_WITHIN = {"kubelet_within": 600.0, "pods_within": 600.0}
 
 
 @pytest.fixture(scope="module")
 def make_patient_lab(make_lab: MakeLab) -> MakeLab:
-    """Bring labs up as make_lab does, and wait for their agents longer."""
+    """Bring labs up as make_lab does, and wait for all of their processes longer."""
 
     def make(**fields: Any) -> Lab:
-        made = make_lab(agents=False, **fields)
+        made = make_lab(agents=False, within=_WITHIN, **fields)
         for node in made.spec.node_names:
             made.start_agent(node)
         for node in made.spec.node_names:

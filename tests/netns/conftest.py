@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,13 @@ def remove(lab: str) -> None:
 def _labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
     made = []
 
-    def make(manifests: Path | None = None, **fields: Any) -> Lab:
+    def make(manifests: Path | None = None, *, within: Mapping[str, float] = {}, **fields: Any) -> Lab:
         if manifests is None:
             manifests = tmp_path_factory.mktemp("manifests") / "m"
             shutil.copytree(EXAMPLES, manifests, ignore=shutil.ignore_patterns("*ingress*"))
         spec = LabSpec(id=fresh_id(), manifests=str(manifests), **fields)
         made.append(spec.id)
-        return Lab.up(spec, silent)
+        return Lab.up(spec, silent, **within)
 
     try:
         yield make
@@ -62,7 +62,8 @@ def _labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
 
 @pytest.fixture(scope="module")
 def make_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeLab]:
-    """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec.
+    """Bring labs up: ``make_lab(manifests=DIR, agents=False, nodes=2, …)``, fields of LabSpec, and
+    ``within``: how long to wait, by the names that Lab.up has for it.
 
     Without manifests the lab has a copy of the examples, which a test may edit; without those of Ingress,
     which would add pods to every lab. All are gone when the module ends: a lab that nobody uses takes CPU.
