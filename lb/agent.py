@@ -76,6 +76,7 @@ class Agent:
     announce: called once for everything that an operator should see at the Service itself.
     synced: called after every sync.
     beat: called every BEAT_SECONDS.
+    drained: tells whether an operator has the node drained; from any thread.
     clock: seconds, monotonic.
 
     Attributes
@@ -101,6 +102,7 @@ class Agent:
         announce: Callable[[ObjectKey, Announcement], None],
         synced: Callable[[Agent], None],
         beat: Callable[[Agent], None],
+        drained: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.stopping = False
@@ -115,6 +117,7 @@ class Agent:
         self._announce = announce
         self._synced = synced
         self._beat = beat
+        self._drained = drained
         self._clock = clock
         self._claims = Claims(self._plan_again, reconciler.holders())
         self._refused_claims = RefusedClaims(announce)
@@ -258,6 +261,11 @@ class Agent:
         """The addresses that the node's own stack answers for; may be read from any thread."""
         topology = self._topology
         return topology.node_addresses if topology else frozenset()
+
+    @property
+    def drained(self) -> bool:
+        """Whether an operator has the node drained; may be read from any thread."""
+        return self._drained()
 
     @property
     def node_eligible(self) -> bool:

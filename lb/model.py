@@ -327,6 +327,10 @@ DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""
 
 
+UNSCHEDULABLE_TAINT = "node.kubernetes.io/unschedulable"
+"""The node controller gives a cordoned Node a taint of this key; others may, too."""
+
+
 HOST_NAMES = "is FQDN: no Service proxy resolves host names, so none of these endpoints is served"
 """What is wrong with an EndpointSlice of addressType FQDN, whichever source it comes from."""
 
@@ -336,7 +340,7 @@ class Node:
     """A core/v1 Node: its InternalIP addresses, its labels, and the zone that one of them names.
 
     terminating: it has a deletionTimestamp, or the taint :data:`DELETION_TAINT`. cordoned: it takes no new
-    pods (``spec.unschedulable``).
+    pods (``spec.unschedulable``, or the taint :data:`UNSCHEDULABLE_TAINT`).
     """
 
     name: str

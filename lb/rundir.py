@@ -83,6 +83,11 @@ class RunDir:
         return self.root / f"{self.instance}.watch"
 
     @property
+    def drain_path(self) -> Path:
+        """The file that marks the node as drained (:mod:`lb.served.drain`)."""
+        return self.root / f"{self.instance}.drain"
+
+    @property
     def speaker(self) -> RunDir:
         """The run files of the process that tells routers about this instance (``lbctl announce bgp``)."""
         return RunDir(f"{self.instance}.bgp", self.root)
@@ -215,7 +220,13 @@ class RunDir:
 
     def remove(self) -> None:
         """Remove the instance's files, and the directory when it was the last one's."""
-        for path in (self.notes_path, self.socket_path, self.lock_path, self.watch_path):
+        for path in (
+            self.notes_path,
+            self.socket_path,
+            self.lock_path,
+            self.watch_path,
+            self.drain_path,
+        ):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another instance has files there
             self.root.rmdir()

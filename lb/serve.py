@@ -40,6 +40,7 @@ from lb.model import Event, ObjectKey
 from lb.rundir import RunDir
 from lb.served import servable, takeover
 from lb.served.api import OWNERS, SHADOW, as_json
+from lb.served.drain import DrainMark
 from lb.served.health import Health, open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, Request, Response, routes
@@ -252,6 +253,7 @@ def startup(
         announce=lambda key, note: announce(key, reason=note.reason, action=note.action, note=note.text),
         synced=upkeep.synced,
         beat=upkeep.beat,
+        drained=DrainMark(run_dir).is_set,
     )
     health.node.watch(agent)
     opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own

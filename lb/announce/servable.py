@@ -16,9 +16,10 @@ Of the others that are Local, a node must have an endpoint of each, as far as th
 otherwise what is sent to the others would be dropped here. (MetalLB avoids the question: it lets Services
 share an address if all are Cluster, or all have the same pods.)
 
-The node as a whole counts, too. One that is being deleted (deletionTimestamp, or the autoscaler's taint) or
-has the label :data:`EXCLUDED` is to be left; one that is cordoned, or whose agent lags behind, serves as well
-as before, but others are better. Whoever announces makes of it what the protocol can say.
+The node as a whole counts, too. One that is being deleted (deletionTimestamp, or the autoscaler's taint), is
+drained (``lbctl node drain``) or has the label :data:`EXCLUDED` is to be left; one that is cordoned, or whose
+agent lags behind, serves as well as before, but others are better. Whoever announces makes of it what the
+protocol can say.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class NodeNow:
     node: the Node object, None while there is none. eligible: it is to stay, see :class:`lb.agent.Agent`.
     in_service: programs are attached, and the maps were written once. fresh: the agent is not stale, see
         :mod:`lb.served.health`.
-    own: addresses that are the node's own: nobody else is to be told that they are a Service's.
+    own: addresses that are the node's own: nobody else is to be told that they are a Service's. drained: an
+        operator has it drained.
     """
 
     name: str
@@ -82,6 +84,7 @@ class NodeNow:
     in_service: bool = True
     fresh: bool = True
     own: frozenset[IPAddress] = frozenset()
+    drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +169,20 @@ def _addresses(service: Service) -> Iterator[tuple[AddressKind, IPAddress]]:
 def _of_node(here: NodeNow) -> tuple[Standing, str]:
     """Return what the node is for any address that it could serve."""
     node = here.node
-    if not here.in_service:
-        return Standing.CANNOT, "the programs are not attached, or the maps not written yet"
-    if not here.eligible:
-        return Standing.LEAVING, f"node {here.name} is being deleted"
-    if node is not None and EXCLUDED in node.labels:
-        return Standing.LEAVING, f"node {here.name} has the label {EXCLUDED}"
-    if node is not None and node.cordoned:
-        return Standing.LAST, f"node {here.name} is cordoned"
-    if not here.fresh:
-        return Standing.LAST, "what the agent was told has not been in the kernel for a minute"
-    return Standing.SERVES, ""
+    labels = node.labels if node is not None else {}
+    reasons = (
+        (not here.in_service, Standing.CANNOT, "the programs are not attached, or the maps not written yet"),
+        (not here.eligible, Standing.LEAVING, f"node {here.name} is being deleted"),
+        (here.drained, Standing.LEAVING, f"node {here.name} is drained: lbctl node drain"),
+        (EXCLUDED in labels, Standing.LEAVING, f"node {here.name} has the label {EXCLUDED}"),
+        (node is not None and node.cordoned, Standing.LAST, f"node {here.name} is cordoned"),
+        (
+            not here.fresh,
+            Standing.LAST,
+            "what the agent was told has not been in the kernel for a minute",
+        ),
+    )
+    return next(((standing, why) for holds, standing, why in reasons if holds), (Standing.SERVES, ""))
 
 
 def _offer(service: Service, pieces: Iterable[EndpointSlice], version: int) -> _Offer:

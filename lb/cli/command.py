@@ -21,13 +21,18 @@ Load balancer for Kubernetes Services: eBPF programs translate packets, this com
 """
 
 EXIT_CODES = (
-    ("0", "done; of announce status, audit, doctor, explain, lab status, plan, status: nothing is wrong"),
+    (
+        "0",
+        "done; of announce status, audit, doctor, explain, lab status, plan, status: nothing is wrong; of"
+        " node drain --wait: nothing comes in any more",
+    ),
     (
         "1",
         'it could not be done, and one line on stderr ("lbctl: ...") says why; or, with nothing on stderr,'
         " something is wrong and stdout says what: announce status a problem, audit found a difference,"
         " doctor something that will not work, explain a cause, lab status something that does not run, plan"
-        " something that would not work, status a problem",
+        " something that would not work, status a problem; node drain --wait, which tells on stderr how far"
+        " it is: its timeout is over before",
     ),
     ("2", "wrong usage: stderr says what is wrong"),
     ("130", "ended by Ctrl-C"),
@@ -60,6 +65,7 @@ COMMANDS = {
     "announce": ("announcing", "tell routers by BGP which addresses this node serves"),
     "upgrade": ("actions", "what another version's maps would become, connections included"),
     "shadow": ("actions", "where this node would do otherwise than kube-proxy's rules"),
+    "node": ("node", "drain this node: new connections come in elsewhere"),
     "cutover": ("actions", "take Services over from kube-proxy with open connections, or give them back"),
     "unload": ("actions", "remove every trace of the data plane"),
     "lab": ("lab", "a cluster of network namespaces on this machine"),

@@ -122,6 +122,9 @@ def _summary(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "source", "; ".join(map(_source_text, status["source"]))
     if status["healthz"]:
         yield "health", f"healthz and livez: {status['healthz']}"
+    if since := status.get("drained_since"):
+        then = "lbctl node drain --wait tells when the last connection from outside is over, --undo ends it"
+        yield "drained", f"{moment(since)}; {then}"
     checks = status["health_check_node_ports"]
     for one in checks[:_MOST_PORTS]:
         yield "", _check_text(one)

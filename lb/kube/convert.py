@@ -39,6 +39,7 @@ from lb.model import (
     DEFAULT_WEIGHT,
     DELETION_TAINT,
     HOST_NAMES,
+    UNSCHEDULABLE_TAINT,
     ZONE_LABEL,
     Endpoint,
     EndpointPort,
@@ -275,7 +276,7 @@ def node(item: NodeObject) -> Node:
     Raises FieldError: an InternalIP is no address.
     """
     listed = (item.status and item.status.addresses) or ()
-    taints = (item.spec and item.spec.taints) or ()
+    taints = {taint.key for taint in (item.spec and item.spec.taints) or ()}
     labels = item.metadata.labels or {}
     return Node(
         name=item.metadata.name,
@@ -285,9 +286,8 @@ def node(item: NodeObject) -> Node:
             if entry.type == "InternalIP"
         ),
         zone=labels.get(ZONE_LABEL, ""),
-        terminating=item.metadata.deletion_timestamp is not None
-        or any(taint.key == DELETION_TAINT for taint in taints),
-        cordoned=bool(item.spec and item.spec.unschedulable),
+        terminating=item.metadata.deletion_timestamp is not None or DELETION_TAINT in taints,
+        cordoned=bool(item.spec and item.spec.unschedulable) or UNSCHEDULABLE_TAINT in taints,
         labels=labels,
     )
 

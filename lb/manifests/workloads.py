@@ -12,7 +12,16 @@ from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, read_annotation
 from lb.manifests.service import read_protocol
-from lb.model import DEFAULT_WEIGHT, DELETION_TAINT, ZONE_LABEL, ContainerPort, IPAddress, Node, Pod
+from lb.model import (
+    DEFAULT_WEIGHT,
+    DELETION_TAINT,
+    UNSCHEDULABLE_TAINT,
+    ZONE_LABEL,
+    ContainerPort,
+    IPAddress,
+    Node,
+    Pod,
+)
 
 _CONDITIONS = ("PodScheduled", "PodReadyToStartContainers", "Initialized", "ContainersReady")
 
@@ -122,7 +131,7 @@ def read_node(root: Fields, meta: Meta) -> Node:
         addresses=tuple(addresses),
         zone=meta.labels.get(ZONE_LABEL, ""),
         terminating=meta.deleting or DELETION_TAINT in taints,
-        cordoned=spec["unschedulable"].flag(),
+        cordoned=spec["unschedulable"].flag() or UNSCHEDULABLE_TAINT in taints,
         labels=meta.labels,
         origin=meta.origin,
     )

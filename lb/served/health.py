@@ -6,11 +6,12 @@ reference on ``spec.healthCheckNodePort``):
 
 - ``/healthz`` is for whoever spreads traffic over nodes: 200 while new connections may come here. 503 when
   the node is about to be deleted, so that it is drained; when the agent is stale; and, beyond kube-proxy,
-  when the maps are new and nothing has been written to them yet.
+  when an operator has it drained (``lbctl node drain``), and when the maps are new and nothing has been
+  written to them yet.
 - ``/livez`` is for whoever restarts the agent: 503 only when it is stale.
 - A health-check port is for the load balancer of one Service with externalTrafficPolicy Local: 200 when this
-  node has a ready endpoint of it and the agent is not stale. That the node will be deleted does not count:
-  its pods go first, and until then they are as good as before.
+  node has a ready endpoint of it, the agent is not stale, and no operator has the node drained. That the node
+  will be deleted does not count: its pods go first, and until then they are as good as before.
 
 Stale: what the agent has been told is not in the kernel after STALE_SECONDS, twice kube-proxy's sync period.
 That the API server is away does not count: the data plane carries on, and another node is no better off. Nor
@@ -57,6 +58,11 @@ class Vitals(Protocol):
         """Whether the node is to stay."""
         ...
 
+    @property
+    def drained(self) -> bool:
+        """Whether an operator has the node drained."""
+        ...
+
     def busy_seconds(self) -> float:
         """Return for how long the oldest change that it took in has not been in the kernel."""
         ...
@@ -82,13 +88,17 @@ class NodeHealth:
         """Return whether the agent is not stale; may be called from any thread."""
         return self._vitals is None or self._vitals.busy_seconds() < STALE_SECONDS
 
+    def drained(self) -> bool:
+        """Return whether an operator has the node drained; may be called from any thread."""
+        return self._vitals is not None and self._vitals.drained
+
     def answer(self) -> Answer:
         """Return what answers both paths."""
         return routes({"/healthz": self._healthz, "/livez": self._livez})
 
     def _healthz(self, _request: Request) -> Response:
         vitals = self._vitals
-        eligible = vitals is None or vitals.node_eligible
+        eligible = vitals is None or (vitals.node_eligible and not vitals.drained)
         healthy = eligible and self.fresh() and (vitals is None or vitals.in_service)
         return self._response(healthy, {"nodeEligible": eligible})
 
@@ -142,7 +152,7 @@ class HealthChecks:
 
     Changed by the agent's thread alone, read by the server's.
 
-    fresh: see :meth:`NodeHealth.fresh`.
+    fresh, drained: see :meth:`NodeHealth.fresh`, :meth:`NodeHealth.drained`.
     failed: called with a Service and what is wrong with its port, each time that this is news.
     quiet: nothing is listened to, for somebody else is.
     """
@@ -152,12 +162,14 @@ class HealthChecks:
         server: HttpServer,
         *,
         fresh: Callable[[], bool],
+        drained: Callable[[], bool],
         failed: Callable[[ObjectKey, str], None],
         quiet: bool = False,
     ) -> None:
         self._server = server
         self._quiet = quiet
         self._fresh = fresh
+        self._drained = drained
         self._failed = failed
         self._checks: dict[ObjectKey, HealthCheck] = {}
         self._owners: dict[int, list[ObjectKey]] = {}
@@ -289,14 +301,14 @@ class HealthChecks:
     def _answer(self, key: ObjectKey, version: int, _request: Request) -> Response:
         check = self._checks.get(key)
         count = check.count_of(version) if check else 0  # None: the Service went a moment ago
-        fresh = self._fresh()
+        fresh, drained = self._fresh(), self._drained()
         told = {
             "service": {"namespace": key.namespace, "name": key.name},
             "localEndpoints": count,
             "serviceProxyHealthy": fresh,
         }
         headers = (*_JSON, ("X-Load-Balancing-Endpoint-Weight", str(count)))
-        return Response(200 if count and fresh else 503, json.dumps(told).encode(), headers)
+        return Response(200 if count and fresh and not drained else 503, json.dumps(told).encode(), headers)
 
 
 def _place(key: ObjectKey, port: int) -> str:
@@ -336,7 +348,7 @@ def open_health(
     stack.callback(server.shut)
     node = NodeHealth()
     quiet = config.shadow is Switch.ON
-    checks = HealthChecks(server, fresh=node.fresh, failed=failed, quiet=quiet)
+    checks = HealthChecks(server, fresh=node.fresh, drained=node.drained, failed=failed, quiet=quiet)
     address = split_address(config.healthz_address)
     if address:
         server.open(address, node.answer(), "healthz")

@@ -81,6 +81,7 @@ class Servables:
             in_service=self._agent.in_service,
             fresh=self._agent.busy_seconds() < STALE_SECONDS,
             own=self._agent.own_addresses,
+            drained=self._agent.drained,
         )
         ready = self._agent.in_step and not self._quiet
         seen = (changes, here, ready)

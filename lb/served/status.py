@@ -24,6 +24,7 @@ from lb.datapath.programs.loader import pinned_programs
 from lb.datapath.view.dump import counters
 from lb.rundir import RunDir
 from lb.served import takeover
+from lb.served.drain import DrainMark
 from lb.served.liveness import liveness
 from lb.served.pressure import too_small
 from lb.served.problems import Problem, as_note, read_notes, time_text
@@ -69,6 +70,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
             "repairs": notes.get("repairs"),
         },
         "healthz": notes.get("healthz") if running else None,
+        "drained_since": _drained_since(run_dir),
         "health_check_node_ports": notes.get("health_check_node_ports", []) if running else [],
         "source": notes.get("source", []),
         "hooks_elsewhere": run_dir.elsewhere() or None,
@@ -125,6 +127,12 @@ def _programs(pins: Pins) -> list[dict[str, Any]]:
         }
         for path, info in pinned_programs(pins)
     ]
+
+
+def _drained_since(run_dir: RunDir) -> str | None:
+    """Return since when the node is drained, ISO 8601; None: it is not."""
+    since = DrainMark(run_dir).since()
+    return None if since is None else time_text(since)
 
 
 def _since_boot(nanoseconds: int) -> str:

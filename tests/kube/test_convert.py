@@ -279,15 +279,21 @@ def test_a_node_that_is_cordoned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "terminating"),
-    [("ToBeDeletedByClusterAutoscaler", True), ("node.kubernetes.io/not-ready", False)],
+    ("key", "terminating", "cordoned"),
+    [
+        ("ToBeDeletedByClusterAutoscaler", True, False),
+        ("node.kubernetes.io/unschedulable", False, True),
+        ("node.kubernetes.io/not-ready", False, False),
+    ],
 )
-def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(key: str, *, terminating: bool) -> None:
+def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(
+    key: str, *, terminating: bool, cordoned: bool
+) -> None:
     item = node()
     item["spec"] = {"podCIDR": "10.244.1.0/24", "taints": [{"key": key, "effect": "NoSchedule"}]}
     read = NODES.read(body(item)).resource
     assert isinstance(read, Node)
-    assert read.terminating is terminating
+    assert (read.terminating, read.cordoned) == (terminating, cordoned)
 
 
 def test_a_node_without_labels_and_status() -> None:

@@ -63,7 +63,12 @@ class World:
             attachments=attachments,
             reconciler=Reconciler(FakeMaps(), time.monotonic, settle=lambda: None),
             serving=True,
-            checks=HealthChecks(server, fresh=health.fresh, failed=lambda _key, text: pytest.fail(text)),
+            checks=HealthChecks(
+                server,
+                fresh=health.fresh,
+                drained=health.drained,
+                failed=lambda _key, text: pytest.fail(text),
+            ),
             history=History(),
             announce=lambda key, note: pytest.fail(f"{key}: {note}"),
             synced=lambda _agent: self.synced.release(),

@@ -264,6 +264,61 @@ def test_announce_arp_a_cordoned_node_hands_over_and_nothing_is_lost(
     assert load.failed == []
 
 
+def drain(lab: Lab, node: str, *words: str) -> tuple[int, dict[str, Any]]:
+    """Call ``lbctl node drain``; return its exit code and what it tells."""
+    out = io.StringIO()
+    code = main(["node", "drain", *words, "--instance", lab.spec.instance(node), "-o", "json"], out=out)
+    found: dict[str, Any] = json.loads(out.getvalue())
+    return code, found
+
+
+def test_drain_hands_over_loses_nothing_and_tells_when_the_last_connection_is_over(
+    segment: Lab, asking: Asker, owner: str
+) -> None:
+    """Connections through the drained node go on there, new ones elsewhere; ``--wait`` waits for the old."""
+    healthz = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:10256/healthz"]
+
+    def left_alone() -> bool:
+        """Tell whether others answer for the address, and the node's agent says that it is drained."""
+        answering = asking.owners(WEB)
+        [why] = [one["why"] for one in owners(segment, owner) if one["address"] == str(WEB)]
+        return bool(answering) and owner not in answering and "lbctl node drain" in why
+
+    try:
+        with Load(segment, WEB) as load:
+            eventually(partial(under_way, load), "the load")
+            code, found = drain(segment, owner, "--wait", "--timeout", "1")
+            assert code == 1
+            assert found["drained_since"] is not None
+            eventually(left_alone, "another owner")
+            check_one(asking)
+            assert segment.run(owner, healthz).stdout == "503"
+            left = {one["service"]: one["connections"] for one in drain(segment, owner)[1]["services"]}
+            assert left["default/web"] > 0
+        assert load.failed == []
+        code, found = drain(segment, owner, "--wait", "--timeout", "60")
+        assert (code, found["connections"], found["told"]) == (0, 0, [])
+        with Load(segment, WEB) as load:
+            eventually(partial(under_way, load), "the load")
+            segment.stop_agent(owner, signal.SIGKILL)  # the mark outlives the agent
+            segment.start_agent(owner)
+            segment.wait_agent(owner)
+            eventually(left_alone, "it is drained as before", 30)
+            assert segment.run(owner, healthz).stdout == "503"
+            assert drain(segment, owner, "--undo")[1]["drained_since"] is None
+            eventually(lambda: asking.owners(WEB) == {owner}, "it comes back", 30)
+            check_one(asking)
+        assert load.failed == []
+    finally:
+        drain(segment, owner, "--undo")
+    assert segment.run(owner, healthz).stdout == "200"
+
+
+def under_way(load: Load) -> bool:
+    """Tell whether connections of either kind were answered for a while."""
+    return load.answered["kept"] > 20 and load.answered["fresh"] > 20
+
+
 def test_announce_arp_an_agent_that_ends_hands_over_and_nothing_is_lost(
     segment: Lab, asking: Asker, owner: str
 ) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -178,6 +179,31 @@ def test_a_node_that_is_being_deleted_is_drained_then_withdrawn(lab: Lab) -> Non
     # on their way at that instant, and there are two such instants.
     assert len(requests["failed"]) <= 2 * THREADS
     assert sum(requests["answered"]) > 100
+
+
+@at_bird
+def test_drain_is_told_to_routers_and_taken_back(lab: Lab) -> None:
+    settle(lab)
+
+    def drain_fast(peers: dict[str, Any]) -> None:
+        peers["drain_seconds"] = 2
+
+    def drain(*words: str) -> dict[str, Any]:
+        out = io.StringIO()
+        argv = ["node", "drain", *words, "--instance", lab.spec.instance("node2"), "-o", "json"]
+        assert main(argv, out=out) == 0
+        found: dict[str, Any] = json.loads(out.getvalue())
+        return found
+
+    with changed_peers(lab, drain_fast):
+        try:
+            assert set(drain()["told"]) == {*EVERYWHERE, *NEAR}
+            expect(lab, (*EVERYWHERE, *NEAR), frozenset(("node1",)), "the router prefers node1")
+            eventually(lambda: drain()["told"] == [], "withdrawn", SECONDS)
+        finally:
+            drain("--undo")
+        expect(lab, (*EVERYWHERE, *NEAR), BOTH, "node2 is back")
+        assert set(drain("--undo")["told"]) == {*EVERYWHERE, *NEAR}
 
 
 @at_bird

@@ -41,6 +41,7 @@ USAGE = [
     ["service", "list", "-o", "ipvsadm"],
     ["run", "--nonsense"],
     ["status", "-o", "xml"],
+    ["node", "drain", "--wait", "--timeout", "0"],
     ["lab", "up", "--nodes", "0"],
     ["lab", "up", "--nodes", "many"],
 ]
@@ -75,7 +76,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
         for words in (
             *([name] for name in COMMANDS if name in ALONE),
             ["service", "list"], ["service", "show", "web"], ["maps", "dump"], ["history", "web"],
-            ["explain", "web"], ["announce", "status"],
+            ["explain", "web"], ["announce", "status"], ["node", "drain"], ["node", "drain", "--undo"],
             ["plan", "-f", "/dev/null"], ["trace", "192.0.2.7", "192.0.2.8:80"],
         )
     ),
@@ -86,6 +87,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
             ["service", "show", "a/b/c"], ["maps", "dump", "nonsense"], ["flows", "--service", "/web"],
             ["history", "/web"], ["explain", "/web"], ["explain", "web", "--from", "me"],
             ["trace", "192.0.2.7"], ["trace", "192.0.2.7", "fd00::1:80"],
+            ["node", "drain", "--undo", "--wait"], ["node", "drain", "--timeout", "5"],
         )
     ),
 ]  # fmt: skip

@@ -94,6 +94,7 @@ def a_status() -> dict[str, Any]:
             },
         },
         "healthz": "0.0.0.0:10256",
+        "drained_since": None,
         "health_check_node_ports": [
             {
                 "service": "default/web",

@@ -40,6 +40,7 @@ A6 = ip_address("fd00:1::2")
 class FakeVitals:
     in_service = True
     node_eligible = True
+    drained = False
     busy = 0.0
 
     def busy_seconds(self) -> float:
@@ -97,6 +98,15 @@ def test_node_health_of_a_node_that_is_being_deleted(bench: Bench) -> None:
     )
     assert bench.ask("/livez")[0] == 200
     bench.vitals.node_eligible = True
+    assert bench.ask("/healthz")[0] == 200
+
+
+def test_node_health_of_a_node_that_is_drained(bench: Bench) -> None:
+    bench.vitals.drained = True
+    status, told = bench.ask("/healthz")
+    assert (status, told["nodeEligible"], bench.health.drained()) == (503, False, True)
+    assert bench.ask("/livez")[0] == 200
+    bench.vitals.drained = False
     assert bench.ask("/healthz")[0] == 200
 
 
@@ -188,11 +198,12 @@ class Ports:
 
     def __init__(self, server: HttpServer) -> None:
         self.server = server
-        self.fresh = True
+        self.fresh, self.drained = True, False
         self.announced: list[tuple[str, str]] = []
         self.checks = HealthChecks(
             server,
             fresh=lambda: self.fresh,
+            drained=lambda: self.drained,
             failed=lambda key, text: self.announced.append((str(key), text)),
         )
         self.checks.move([ip_address(LOOPBACK), ip_address(SECOND_ADDRESS)])
@@ -261,6 +272,15 @@ def test_health_check_node_port_without_endpoints_or_with_a_stale_agent_is_503(p
     ports.fresh = False
     status, _, body = ask((LOOPBACK, port))
     assert (status, json.loads(body)["serviceProxyHealthy"]) == (503, False)
+
+
+def test_health_check_node_port_of_a_node_that_is_drained_is_503(ports: Ports) -> None:
+    [port] = free()
+    ports.update(web=check(port, A))
+    ports.drained = True
+    assert ports.ask(port) == (503, "web", 1)
+    ports.drained = False
+    assert ports.ask(port) == (200, "web", 1)
 
 
 def test_health_check_node_port_closes_with_the_service(ports: Ports) -> None:

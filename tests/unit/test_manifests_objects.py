@@ -94,13 +94,19 @@ def test_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "terminating"),
-    [("ToBeDeletedByClusterAutoscaler", True), ("node.kubernetes.io/not-ready", False)],
+    ("key", "terminating", "cordoned"),
+    [
+        ("ToBeDeletedByClusterAutoscaler", True, False),
+        ("node.kubernetes.io/unschedulable", False, True),
+        ("node.kubernetes.io/not-ready", False, False),
+    ],
 )
-def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(key: str, *, terminating: bool) -> None:
+def test_node_health_a_node_with_the_autoscalers_taint_is_leaving(
+    key: str, *, terminating: bool, cordoned: bool
+) -> None:
     taint = f"spec: {{taints: [{{key: {key}, effect: NoSchedule}}]}}\n"
     found = one(f"apiVersion: v1\nkind: Node\nmetadata: {{name: a}}\n{taint}")
-    assert found == Node("a", terminating=terminating)
+    assert found == Node("a", terminating=terminating, cordoned=cordoned)
 
 
 def test_endpoint_slice() -> None:

@@ -140,6 +140,7 @@ def test_services_that_share_an_address(
         (replace(NODE, node=Node(HERE, cordoned=True)), Standing.LAST, "cordoned"),
         (replace(NODE, node=Node(HERE, labels={EXCLUDED: ""})), Standing.LEAVING, EXCLUDED),
         (replace(NODE, eligible=False), Standing.LEAVING, "deleted"),
+        (replace(NODE, drained=True), Standing.LEAVING, "lbctl node drain"),
         (replace(NODE, fresh=False), Standing.LAST, "minute"),
         (replace(NODE, in_service=False), Standing.CANNOT, "programs"),
     ],
@@ -182,6 +183,7 @@ class FakeAgent:
     in_step: bool = True
     in_service: bool = True
     node_eligible: bool = True
+    drained: bool = False
     own_addresses: frozenset[IPAddress] = field(default_factory=frozenset)
 
     def busy_seconds(self) -> float:

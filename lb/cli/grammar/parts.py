@@ -54,6 +54,20 @@ def verbs(parser: argparse.ArgumentParser) -> Commands:
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
+def seconds(text: str) -> float:
+    """Return what a flag gives in seconds, more than 0.
+
+    Raises argparse.ArgumentTypeError: it is no such number.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return number
+
+
 def instance(parser: argparse.ArgumentParser) -> None:
     """Add ``--instance`` and ``--node``."""
     which = parser.add_mutually_exclusive_group()

@@ -230,7 +230,7 @@ lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
         "--count", type=_positive, default=math.inf, metavar="N", help="end after so many events"
     )
     parser.add_argument(
-        "--duration", type=_seconds, default=math.inf, metavar="S", help="end after S seconds"
+        "--duration", type=parts.seconds, default=math.inf, metavar="S", help="end after S seconds"
     )
     parser.add_argument(
         "--pcap",
@@ -246,16 +246,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return number
 
 
 def history(commands: Commands) -> None:
