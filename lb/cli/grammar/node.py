@@ -23,8 +23,8 @@ def node(commands: Commands) -> None:
 Let new connections from outside come in on other nodes. Routers and the segment are told so: first as the
 last choice, then not at all; /healthz and health-check ports say 503. Nothing else changes: what still comes
 is served, and the node's own pods and processes reach every Service. Where the address moves on the segment
-(ARP), open TCP and SCTP connections go on; those that a router (BGP) moves to another node are lost. The mark
-outlives the agent, and ends with --undo or a reboot.
+(ARP), open TCP and SCTP connections go on; those that a router (BGP) moves to another node are lost, unless
+they use direct return. The mark outlives the agent, and ends with --undo or a reboot.
 """,
         notes="""\
 Counted are live connections through node ports, load-balancer and external addresses, but for those of the

@@ -35,8 +35,9 @@ def remaining(maps: Maps, now_ns: int) -> Sequence[Remaining]:
     """Return the live connections through node ports, load-balancer and external addresses, by Service.
 
     Those of processes of the node itself do not count, nor do connections that both sides have ended. Those
-    of the node's pods through such addresses do: no flow tells them from others. A flow whose client has
-    vanished counts until its idle time is over. now_ns: CLOCK_MONOTONIC.
+    of the node's pods through such addresses do, and those that other nodes hand to its pods by direct
+    return: no flow tells them from others. A flow whose client has vanished counts until its idle time is
+    over. now_ns: CLOCK_MONOTONIC.
 
     Raises BpfError: a map could not be read.
     """
