@@ -126,10 +126,12 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
  * knew where that is from. */
 static __always_inline u32 shift_below(u64 word, u32 power, u32 bits)
 {
-	u64 negative = word - (1ULL << power);
+	u64 sign = word - (1ULL << power);
 
-	asm("" : "+r"(negative));
-	return (negative >> 63) * bits;
+	asm("" : "+r"(sign));
+	sign >>= 63;
+	asm("" : "+r"(sign));
+	return sign * bits;
 }
 
 /* -log2(word / 2^32), in units of 2^-32, to less than a part in 2,000 of it; the word is not 0. What is left

@@ -101,7 +101,8 @@ static __always_inline bool to_snat_port(const struct tuple *t, const struct set
  * them, which no client gets, so that only such packets are looked at for it. Without the option it is 0. */
 static __always_inline bool is_direct_port(const struct tuple *t, u8 side, const struct settings *settings)
 {
-	return side == OUTSIDE && t->protocol == IPPROTO_UDP && t->dport == settings->direct_port;
+	return side == OUTSIDE && t->protocol == IPPROTO_UDP && settings->direct_port &&
+	       t->dport == settings->direct_port;
 }
 
 static __always_inline bool is_encapsulated(const struct tuple *t, u8 side)

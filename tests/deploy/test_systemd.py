@@ -30,7 +30,7 @@ SYSTEMD = ROOT / "deploy" / "systemd"
 UNITS = ("lbctl", "lbctl-addresses", "lbctl-bgp")
 TARGETS = ("basic", "multi-user", "network-online", "shutdown", "sysinit")
 WATCHDOG_SECONDS = 4 * BEAT_SECONDS
-PATIENCE = 120.0
+PATIENCE = 300.0
 WATCHDOG = f"[Service]\nWatchdogSec={WATCHDOG_SECONDS}\n"
 LOG = """\
 [Service]

@@ -46,6 +46,7 @@ ELSEWHERE = {
     r"pipx install": "tests/deploy/test_wheel.py",
     r"/opt/lbctl/bin/lbctl (version|status)": "tests/deploy/test_wheel.py",
     r"/opt/lbctl/bin/lbctl cutover": "tests/netns/test_cutover.py",
+    r"lbctl node drain": "tests/netns/test_announce_arp.py",
 }
 """Commands by their beginnings, and what runs them or their like."""
 

@@ -95,7 +95,7 @@ def test_a_struct_that_differs_from_its_dtype_does_not_compile() -> None:
     [
         ("types.h", "VIP_USABLE = 4", "VIP_USABLE = 64"),
         ("types.h", "BACKEND_IN_LOCAL_SET = 4", "BACKEND_IN_LOCAL_SET = 8"),
-        ("reasons.h", "#define PROGRAMS_PER_FAMILY 24", "#define PROGRAMS_PER_FAMILY 25"),
+        ("reasons.h", "#define PROGRAMS_PER_FAMILY 32", "#define PROGRAMS_PER_FAMILY 33"),
         ("cache.h", "#define CACHE_TIME_SHIFT 24", "#define CACHE_TIME_SHIFT 23"),
     ],
 )

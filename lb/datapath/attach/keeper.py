@@ -25,7 +25,8 @@ class Keeper:
 
     def __init__(self, pins: Pins, programs: Path) -> None:
         self._shapes = entries(pins.shapes)
-        pinned = (pins.handover, *entries(pins.maps), *entries(programs))
+        single = [path for path in (pins.handover, pins.layouts) if path.exists()]
+        pinned = (*single, *entries(pins.maps), *entries(programs))
         self._held: dict[Path, dict[str, FD]] = {}
         for path in pinned:
             if "~" not in path.name:
