@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import lb
 from lb import memory
@@ -22,9 +22,7 @@ from lb.attachments import Attachments
 from lb.config import NODE_NAME, Announce, Config, Forward, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
 from lb.datapath.attach.netlink import InterfaceWatcher
-from lb.datapath.attach.netns import packets_in
 from lb.datapath.attach.roles import without_effect
-from lb.datapath.attach.settings import write_time
 from lb.datapath.kernel.grace import GracePeriods
 from lb.datapath.kernel.pins import Pins, unload
 from lb.datapath.maps.fill import evictions
@@ -33,18 +31,16 @@ from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.programs import loader
 from lb.datapath.sync.direct_return import DirectReturn, clear_direct_return
 from lb.datapath.sync.reconcile import Reconciler
-from lb.errors import BpfError, ConfigError, InputError, LbError
-from lb.host_watch import HostWatch
+from lb.errors import ConfigError, LbError
 from lb.inbox import Inbox, InterfacesChanged, Settled, SourceEvents, StopNow, stop_signals, threads
-from lb.model import Event, ObjectKey
+from lb.model import ObjectKey
 from lb.rundir import RunDir
 from lb.served import servable, takeover
 from lb.served.api import OWNERS, SHADOW, as_json
 from lb.served.drain import DrainMark
-from lb.served.health import Health, open_health
+from lb.served.health import open_health
 from lb.served.history import History, history_answer
 from lb.served.http import Answer, HttpServer, Request, Response, routes
-from lb.served.losses import Losses
 from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
@@ -53,52 +49,16 @@ from lb.served.problems import Problem
 from lb.served.state_view import StateView
 from lb.served.supervisor import Supervisor
 from lb.shadow import mode
+from lb.sources import Source, build_source
 from lb.state import ClusterState
 from lb.stop_event import StopEvent
+from lb.upkeep import Upkeep, build_watches
 
 if TYPE_CHECKING:
-    from lb.kube import reflector
     from lb.segment.speaker import Speaker
     from lb.shadow.watcher import Watcher
 
 _log = logging.getLogger(__name__)
-
-KUBERNETES = "kubernetes"
-
-
-class Source(Protocol):
-    """What tells of Services, endpoints and nodes; runs in a thread of its own."""
-
-    name: str
-
-    @property
-    def lacks_node(self) -> Callable[[str], bool] | None:
-        """What asks whether there is no Node of a name; None: the events tell of every Node."""
-        ...
-
-    def health(self) -> Sequence[reflector.Health]:
-        """Return how far each kind of object is in step; empty for a source that is never out of step."""
-        ...
-
-    def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
-        """Tell whoever looks at the Service in the source what is wrong; never waits, never fails."""
-        ...
-
-    def run(self, emit: Callable[[Sequence[Event]], None], stop: StopEvent) -> None:
-        """Emit events, :class:`lb.model.Synced` after the first listing, until stop is set."""
-        ...
-
-
-class Watch(Protocol):
-    """Something that is looked at with each beat, from the agent's thread."""
-
-    def look(self) -> None:
-        """Look, if it is time; never fails."""
-        ...
-
-    def problems(self) -> Sequence[Problem]:
-        """Return what is wrong; may be called from any thread."""
-        ...
 
 
 def serve(config: Config) -> None:
@@ -344,41 +304,6 @@ def beginning(config: Config, maps: KernelMaps, *, new: bool) -> Callable[[], No
     return beside_kube_proxy(maps, config.instance, new=new and config.shadow is Switch.OFF)
 
 
-class Upkeep:
-    """What is done beside the agent's own work: after each sync, and every BEAT_SECONDS.
-
-    after_sync: called after each sync, in this order; others may add to it.
-    """
-
-    def __init__(
-        self, maps: Maps, health: Health, notes: Notes, watches: Sequence[Watch], tell: Supervisor
-    ) -> None:
-        self._maps, self._notes, self._watches, self._tell = maps, notes, watches, tell
-        spare_once = functools.cache(memory.spare)
-        self.after_sync: list[Callable[[Agent], None]] = [
-            lambda _agent: health.node.synced(),
-            notes.synced,
-            tell.synced,
-            lambda _agent: spare_once(),
-        ]
-
-    def synced(self, agent: Agent) -> None:
-        """Call everybody who waits for a sync."""
-        for each in self.after_sync:
-            each(agent)
-
-    def beat(self, agent: Agent) -> None:
-        """Write the programs' time, look at what may be wrong, write the notes, tell the supervisor."""
-        try:
-            write_time(self._maps)
-        except BpfError as error:
-            _log.warning("the programs keep the time of day that they have: %s", error)
-        for one in self._watches:
-            one.look()
-        self._notes.write(agent)
-        self._tell.beat(agent)
-
-
 def answers_of(
     config: Config,
     run_dir: RunDir,
@@ -422,14 +347,6 @@ def tell_of_interfaces(inbox: Inbox, looks: Sequence[Callable[[], None]], indexe
     inbox.put(InterfacesChanged(frozenset(indexes)))
     for look in looks:
         look()
-
-
-def build_watches(maps: Maps, attachments: Attachments) -> dict[str, Watch]:
-    """Return what is looked at with each beat, by the kind of its problems."""
-    return {
-        "loss": Losses(maps, lambda: packets_in(attachments.uplinks())),
-        "host": HostWatch(attachments.host_checks),
-    }
 
 
 def build_speaker(
@@ -516,47 +433,3 @@ def raise_file_limit() -> None:
     """Take what the system allows: each health-check port takes a file for each address."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def build_source(config: Config) -> Source:
-    """Return the source that the settings name.
-
-    Raises ConfigError: a directory of manifests does not exist, the sources do not go together, or there is
-    no access to the Kubernetes API.
-    """
-    if KUBERNETES in config.sources:
-        if len(config.sources) > 1:
-            raise ConfigError(f"setting sources: {KUBERNETES} and another; it must be the only one")
-        return _kubernetes(config)
-    if config.kubeconfig or config.context:
-        raise ConfigError(f"settings kubeconfig and context: they need --source {KUBERNETES}")
-    directories = [Path(source.removeprefix("manifests:")) for source in config.sources]
-    for directory in directories:
-        if not directory.is_dir():
-            raise ConfigError(f"setting sources: manifests:{directory}: no such directory")
-    from lb.manifests import ManifestSource  # noqa: PLC0415  (an agent of an API server does without)
-
-    return ManifestSource(
-        directories,
-        service_cidr=config.service_cidr,
-        node_port_range=config.node_port_range,
-        report=_report_input,
-    )
-
-
-def _kubernetes(config: Config) -> Source:
-    """Return the Kubernetes API as the source."""
-    from lb.kube import access, client, source  # noqa: PLC0415  (large; an agent of manifests does without)
-
-    if config.kubeconfig or config.context:
-        api = client.Client(lambda: access.from_kubeconfig(config.kubeconfig, config.context))
-    else:
-        api = client.Client(access.in_cluster)
-    every_node = config.forward is not Forward.SNAT
-    return source.KubernetesSource(
-        api, node_name=config.node_name, report=_report_input, every_node=every_node
-    )
-
-
-def _report_input(error: InputError) -> None:
-    _log.error("%s", error)
