@@ -78,10 +78,6 @@ def socket_text(address: IPAddress, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-# There is one of these for each endpoint of a cluster, or several: as structs they are small, and made,
-# compared and hashed in C. gc=False: they never form a cycle, and the collector need not look at them.
-
-
 @dataclass(frozen=True, slots=True)
 class FiveTuple:
     """The addresses, ports and protocol of the packets of one direction of a connection.
@@ -114,6 +110,10 @@ class FiveTuple:
     def target(self) -> str:
         """Where the packets go, as text."""
         return socket_text(self.dst, self.dport)
+
+
+# There is one of these for each endpoint of a cluster, or several: as structs they are small, and made,
+# compared and hashed in C. gc=False: they never form a cycle, and the collector need not look at them.
 
 
 class ObjectKey(msgspec.Struct, frozen=True, order=True, gc=False):
