@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotations of ours that say how connections are shared out: their names, and what their texts mean.
+"""Annotations of ours that say where connections go: their names, and what their texts mean.
 
 Both sources read them here, so that manifests and the API mean the same.
 """
@@ -18,6 +18,11 @@ WEIGHTS = "lbctl/weights"
 
 SLOW_START = "lbctl/slow-start"
 """On a Service: over how many seconds a new endpoint comes to its whole share."""
+
+FORWARD = "lbctl/forward"
+"""On a Service: how its packets from outside reach backends on other nodes, ``dsr`` or ``snat``.
+
+What the text means depends on the agent's settings: see :meth:`lb.plan.rights.Rights.direct`."""
 
 OTHERS = "*"
 
@@ -67,6 +72,6 @@ def weight_in(weights: Mapping[str, int], pod: str, address: str, otherwise: int
 
 def _number(text: str, most: int) -> int:
     text = text.strip()
-    if not (text.isascii() and text.isdigit() and int(text[:9]) <= most and len(text) < 9):
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= most):
         raise ValueError(f"must be a whole number from 0 to {most}, is {text!r}")
     return int(text)

@@ -172,7 +172,7 @@ class Service:
     gives load-balancer addresses (``lbctl addresses run``) says of it: the pools that they are from, or why
     it has none; ``""`` when nobody says anything. slow_start: over how many seconds a new endpoint comes to
     its whole share of connections; 0: at once.
-    forward is the text of the annotation :data:`FORWARD_ANNOTATION`, ``""`` without it.
+    forward is the text of the annotation :data:`lb.annotations.FORWARD`, ``""`` without it.
     """
 
     key: ObjectKey
@@ -319,9 +319,6 @@ NO_OVERLAPS = Overlaps()
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 """Of a Node: the zone that it is in."""
-
-FORWARD_ANNOTATION = "lbctl/forward"
-"""Of a Service: how its packets from outside reach backends on other nodes, ``dsr`` or ``snat``."""
 
 DELETION_TAINT = "ToBeDeletedByClusterAutoscaler"
 """The cluster autoscaler gives a Node a taint of this key before it drains and deletes it."""

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from lb.annotations import SLOW_START, WEIGHTS
-from lb.model import FORWARD_ANNOTATION, ServiceType, TrafficPolicy
+from lb.annotations import FORWARD, SLOW_START, WEIGHTS
+from lb.model import ServiceType, TrafficPolicy
 
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding raises: wrong JSON or a wrong type, bytes that are no UTF-8, a depth that nobody needs."""
@@ -117,7 +117,7 @@ class ServiceAnnotations(_Object):
     """Those annotations of a Service that are about connections."""
 
     slow_start: str | None = msgspec.field(name=SLOW_START, default=None)
-    forward: str | None = msgspec.field(name=FORWARD_ANNOTATION, default=None)
+    forward: str | None = msgspec.field(name=FORWARD, default=None)
 
 
 class ServiceMetadata(Metadata):

@@ -11,12 +11,11 @@ from __future__ import annotations
 import enum
 import ipaddress
 
-from lb.annotations import SLOW_START, read_slow_start
+from lb.annotations import FORWARD, SLOW_START, read_slow_start
 from lb.manifests import syntax
 from lb.manifests.fields import Field, Fields
 from lb.manifests.objects import PORT_MAX, PORT_MIN, Meta, ServiceRequest, read_annotation
 from lb.model import (
-    FORWARD_ANNOTATION,
     IPAddress,
     IPNetwork,
     Protocol,
@@ -110,7 +109,7 @@ def read_service(root: Fields, meta: Meta, node_ports: range) -> ServiceRequest:
         proxied=not any(label in meta.labels for label in SKIP_LABELS),
         created=meta.created,
         slow_start=read_annotation(root, SLOW_START, read_slow_start, 0),
-        forward=meta.annotations.get(FORWARD_ANNOTATION, "").strip(),
+        forward=meta.annotations.get(FORWARD, "").strip(),
         labels=meta.labels,
         origin=meta.origin,
     )

@@ -22,8 +22,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from lb.annotations import FORWARD
 from lb.config import Forward
-from lb.model import FORWARD_ANNOTATION, EndpointSlice, IPAddress, Overlaps, Service
+from lb.model import EndpointSlice, IPAddress, Overlaps, Service
 from lb.plan.types import Refusal, Topology, VipKey, VipKind
 
 Fields = tuple[tuple[VipKind, tuple[IPAddress, ...]], ...]
@@ -119,7 +120,7 @@ class Rights:
         elif asked == Forward.DSR and by_default is Forward.SNAT:
             why = f"the agent's setting forward is {Forward.SNAT}, so they go by SNAT"
         if why:
-            self.refusals.append(Refusal(f"annotation {FORWARD_ANNOTATION}: {asked}", why))
+            self.refusals.append(Refusal(f"annotation {FORWARD}: {asked}", why))
             return by_default is Forward.DSR
         return asked == Forward.DSR or (not asked and by_default is Forward.DSR)
 
