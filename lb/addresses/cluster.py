@@ -104,10 +104,9 @@ class Term:
         self._availability = Availability(self._client.probe, self._timing)
         self._events = EventWriter(self._client, allocator._identity, self._timing, self._availability)
         self._labelled = self._pools.pools.need_namespaces
-        self._reflectors: list[Reflector[Any]] = [self._reflector(CLAIMANTS)]
-        if self._labelled:
-            self._reflectors.append(self._reflector(NAMESPACES))
-        self._unlisted = {each.path for each in (CLAIMANTS, *((NAMESPACES,) if self._labelled else ()))}
+        readers: list[Reader[Any, Any]] = [CLAIMANTS, NAMESPACES] if self._labelled else [CLAIMANTS]
+        self._reflectors = [self._reflector(each) for each in readers]
+        self._unlisted = {each.path for each in readers}
         self._hang_detector = HangDetector(self._client.probe, self._timing, self._contact, self._hang_up)
         self._controller = AddressController(
             self._client, self._lease, self._pools, self._telemetry, publish=self._events.publish
@@ -135,9 +134,10 @@ class Term:
         )
 
     def _contact(self) -> float | None:
-        """Return when the API server was last heard by the one that has heard it least lately."""
+        """Return when the reflector that has heard the API server least lately did; None: one never has."""
         found = [each.health().contact for each in self._reflectors]
-        return min((one for one in found if one is not None), default=None) if None not in found else None
+        heard = [one for one in found if one is not None]
+        return min(heard) if len(heard) == len(found) else None
 
     def _hang_up(self, why: str) -> None:
         for each in self._reflectors:
