@@ -333,7 +333,6 @@ def _network(field: str, text: str) -> IPNetwork:
 
 S = TypeVar("S", bound=ApiObject)
 R = TypeVar("R", bound=Resource)
-ModelType = ResourceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +355,7 @@ class Reader(Generic[S, R]):
     path: the path of all of them, ``/api/v1/services``.
     """
 
-    def __init__(self, model: ModelType, path: str, struct: type[S], convert: Callable[[S], R]) -> None:
+    def __init__(self, model: ResourceKind, path: str, struct: type[S], convert: Callable[[S], R]) -> None:
         self.model = model
         self.path = path
         self._struct = struct

@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 
 from lb.kube.availability import Availability
 from lb.kube.client import ApiError, Client
-from lb.kube.convert import ModelType
 from lb.kube.timing import Backoff, Timing, micro_time, utc_now
-from lb.model import EndpointSlice, Node, ObjectKey, Service
+from lb.model import EndpointSlice, Node, ObjectKey, ResourceKind, Service
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Notice:
     normal: nothing is wrong.
     """
 
-    kind: ModelType
+    kind: ResourceKind
     key: ObjectKey
     uid: str
     reason: str

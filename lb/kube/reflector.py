@@ -39,10 +39,10 @@ import msgspec
 from lb.errors import InputError
 from lb.kube.availability import Availability
 from lb.kube.client import ANSWER_SECONDS, ApiError, Client, Response, SilenceError, status_error
-from lb.kube.convert import Item, ModelType, R, Reader
+from lb.kube.convert import Item, R, Reader
 from lb.kube.decode import UNREADABLE, ObjectList, WatchEvent
 from lb.kube.timing import Backoff, Pace, Timing
-from lb.model import Delete, Event, ObjectKey, Upsert
+from lb.model import Delete, Event, ObjectKey, ResourceKind, Upsert
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Reflector(Generic[R]):
         self._response: Response | None = None
 
     @property
-    def kind(self) -> ModelType:
+    def kind(self) -> ResourceKind:
         """What its objects become."""
         return self._reader.model
 
