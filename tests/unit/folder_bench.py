@@ -15,7 +15,6 @@ from lb.state import ClusterState
 SETTLED = 1_000_000_000
 """A time stamp, in seconds, at which files have been at rest for long when the clock says NOW."""
 
-
 NOW = 1_000_000_100.0
 
 
@@ -25,7 +24,6 @@ def service(name: str, port: int = 80, extra: str = "") -> str:
 
 
 BROKEN = service("web", 0)
-
 
 UNPARSABLE = "a: [\n"
 

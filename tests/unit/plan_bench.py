@@ -18,24 +18,17 @@ from lb.plan.types import Backend, PortPlan, ServicePlan, Topology, VipKind
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 
-
 KEY = ObjectKey("default", "web")
-
 
 CLUSTER_IP = ip_address("10.96.0.10")
 
-
 CLUSTER_IP6 = ip_address("fd00::10")
-
 
 NODE_ADDRESS = ip_address("192.0.2.1")
 
-
 EXTERNAL = ip_address("203.0.113.7")
 
-
 NODE_ADDRESS6 = ip_address("2001:db8::1")
-
 
 TOPOLOGY = Topology(
     "node1",
@@ -43,24 +36,17 @@ TOPOLOGY = Topology(
     node_addresses=frozenset({NODE_ADDRESS, NODE_ADDRESS6}),
 )
 
-
 HTTP = ServicePort("http", TCP, 80, 8080, node_port=30080)
-
 
 WEB = Service(KEY, ports=(HTTP,), cluster_ips=(CLUSTER_IP,))
 
-
 READY_LOCAL = Endpoint(ip_address("10.0.1.1"), node="node1")
-
 
 READY_REMOTE = Endpoint(ip_address("10.0.2.1"), node="node2")
 
-
 UNREADY = Endpoint(ip_address("10.0.1.2"), ready=False, serving=False)
 
-
 SERVING = Endpoint(ip_address("10.0.1.3"), ready=False, serving=True, terminating=True)
-
 
 DYING = Endpoint(ip_address("10.0.1.4"), ready=False, serving=False, terminating=True)
 

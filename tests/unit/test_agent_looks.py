@@ -14,9 +14,7 @@ from lb.agent import AUDIT_SECONDS, LOOK_AFTER_SECONDS, LOOK_AGAIN_SECONDS
 from lb.datapath.attach.hooks import LostHook
 from lb.datapath.sync.ledger import read_vips, vip_keys
 from lb.inbox import InterfacesChanged, Reread
-from lb.model import (
-    Upsert,
-)
+from lb.model import Upsert
 from lb.retries import Retries
 from lb.served.repairs import OFTEN, WINDOW_SECONDS
 from tests.unit.agent_bench import SYNCED, WEB, WEB_SERVICE, Bench, endpoints, texts

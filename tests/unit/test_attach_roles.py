@@ -9,11 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lb.config import UplinkMode
-from lb.datapath.attach.hooks import (
-    Role,
-    Selection,
-    choose_uplink_mode,
-)
+from lb.datapath.attach.hooks import Role, Selection, choose_uplink_mode
 from lb.datapath.attach.netlink import Interface
 
 

@@ -5,14 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from lb.model import (
-    ObjectKey,
-)
-from tests.unit.manifest_bench import (
-    PATH,
-    read_text,
-    with_spec,
-)
+from lb.model import ObjectKey
+from tests.unit.manifest_bench import PATH, read_text, with_spec
 
 # Rows: spec (it begins in line 6), line, field, words that the message holds.
 WRONG = [

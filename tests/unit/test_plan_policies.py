@@ -10,11 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from lb.model import (
-    Endpoint,
-    ServiceType,
-    TrafficPolicy,
-)
+from lb.model import Endpoint, ServiceType, TrafficPolicy
 from lb.plan import plan_service
 from lb.plan.types import VipKind
 from tests.unit.plan_bench import (
@@ -50,7 +46,6 @@ def test_policies_of_each_kind_of_vip(internal: TrafficPolicy, external: Traffic
 
 
 DYING_REMOTE = Endpoint(ip_address("10.0.2.3"), ready=False, serving=True, terminating=True, node="node2")
-
 
 SERVING_LOCAL = structs.replace(SERVING, node="node1")
 

@@ -57,9 +57,7 @@ def interface(index: int, name: str, *addresses: str) -> Interface:
 
 LO = interface(1, "lo", "127.0.0.1/8", "::1/128")
 
-
 ETH0 = interface(2, "eth0", "169.254.9.9/16", "192.0.2.1/24", "192.0.2.7/24", "fe80::1/64", "2001:db8::1/64")
-
 
 ETH1 = interface(3, "eth1", "198.51.100.1/24")
 
