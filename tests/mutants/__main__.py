@@ -105,7 +105,8 @@ OF_PYTHON: dict[str, tuple[str, ...]] = {
             "unit/test_plan_endpoint_choice",
         ),
         *("unit/test_plan_claims", "unit/test_plan_rights", "unit/test_maglev", "unit/test_rendezvous"),
-        *("unit/test_health", "golden", "unit/test_reconcile", "unit/test_conformance"),
+        *("unit/test_slow_start", "unit/test_health", "golden", "unit/test_reconcile"),
+        *("unit/test_reconcile_failures", "unit/test_conformance"),
     ),
     "lb/datapath/sync": (
         *("unit/test_reconcile", "unit/test_reconcile_failures", "unit/test_reconcile_restart"),
