@@ -37,7 +37,7 @@ LABELS = {"app": "ingress"}
 ADDRESSES: dict[int, IPAddress] = {4: IPv4Address("203.0.113.80"), 6: IPv6Address("2001:db8:203::80")}
 """The Service's, by IP version, of the lab's pool: its annotation keeps them from other Services."""
 
-WISH = "lbctl/addresses"
+REQUEST = "lbctl/addresses"
 """The annotation by which a Service asks for addresses of a pool."""
 
 PACE_SECONDS = 0.5
@@ -85,7 +85,7 @@ def service_object(spec: LabSpec) -> dict[str, Any]:
         "metadata": {
             "name": SERVICE.name,
             "namespace": SERVICE.namespace,
-            "annotations": {WISH: ",".join(str(ADDRESSES[version]) for version in spec.versions)},
+            "annotations": {REQUEST: ",".join(str(ADDRESSES[version]) for version in spec.versions)},
         },
         "spec": {
             "type": "LoadBalancer",

@@ -117,14 +117,14 @@ def test_requests(asked: AddressRequest, expected: tuple[IPAddress, ...], why: R
     assert outcome.verdicts[ObjectKey("default", "web")].fault is (why is not Reason.GIVEN)
 
 
-def test_a_wish_that_can_be_had_moves_an_address_and_one_that_cannot_does_not() -> None:
+def test_a_request_that_can_be_had_moves_an_address_and_one_that_cannot_does_not() -> None:
     outcome = run(service("web", A, request=requesting(B)), service("other", created="2020"))
     assert given(outcome) == {"web": (B,), "other": ()}, "what is left rests, and is not given at once"
     for request in (requesting(ELSEWHERE), requesting(ASKED, pools=("small",)), requesting(error="no")):
         assert given(run(service("web", A, request=request)))["web"] == (A,)
 
 
-def test_wishes_come_before_what_is_given_freely() -> None:
+def test_requests_come_before_what_is_given_freely() -> None:
     outcome = run(service("old", created="2020"), service("new", created="2021", request=requesting(A)))
     assert given(outcome) == {"old": (B,), "new": (A,)}
 
@@ -271,7 +271,7 @@ def test_what_a_service_shares_otherwise_than_agreed_stays() -> None:
     assert given(outcome) == {"a": (A,), "b": (A,)}
 
 
-def test_a_wish_for_an_address_that_may_be_shared_is_granted() -> None:
+def test_a_request_for_an_address_that_may_be_shared_is_granted() -> None:
     request = AddressRequest({4: A}, sharing_key="k")
     outcome = run(service("one", A, key="k"), service("two", request=request, port=443))
     assert given(outcome)["two"] == (A,)

@@ -178,7 +178,7 @@ def test_a_changed_file_of_pools_is_followed_and_moves_nothing(bench: Bench) -> 
     assert bench.agents()["web"].balancer_note == "192.0.2.1 is in no pool, and stays all the same"
 
 
-def test_a_wish_and_a_class_are_read(bench: Bench) -> None:
+def test_a_request_and_a_class_are_read(bench: Bench) -> None:
     bench.service("web", annotations='lbctl/addresses: "192.0.2.5"')
     bench.service("by-field", ", loadBalancerIP: 192.0.2.4")
     bench.service("foreign", ", loadBalancerClass: example.com/other")

@@ -133,7 +133,7 @@ def _rewrite(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def test_wishes_are_read_from_whoever_s_annotations() -> None:
+def test_requests_are_read_from_whoever_s_annotations() -> None:
     ours = read_request(
         {"lbctl/addresses": "192.0.2.1, 2001:db8::1", "metallb.io/loadBalancerIPs": "192.0.2.9"}
     )
@@ -153,6 +153,6 @@ def test_wishes_are_read_from_whoever_s_annotations() -> None:
 
 
 @pytest.mark.parametrize("text", ["192.0.2.1,192.0.2.2", "web", "192.0.2.0/24"])
-def test_a_wish_that_cannot_be_read_says_where(text: str) -> None:
+def test_a_request_that_cannot_be_read_says_where(text: str) -> None:
     assert read_request({"lbctl/addresses": text}).error.startswith("lbctl/addresses: ")
     assert read_request({}, "web").error.startswith("spec.loadBalancerIP: ")

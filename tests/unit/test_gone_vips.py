@@ -57,7 +57,7 @@ def remove(bench: Bench, plan: ServicePlan) -> None:
 
 
 def sweep(bench: Bench) -> float:
-    """Look at all flows once; return the wish for the next time."""
+    """Look at all flows once; return the seconds to the next look."""
     while (wait := bench.reconciler.linger()) < 1:
         pass
     return wait
