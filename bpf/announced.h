@@ -29,8 +29,7 @@ static __always_inline bool is_former_owner_s(ctx_t *ctx, const struct packet *p
 {
 	const struct announced *here;
 
-	if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN || pkt->piece || !pkt->l3 ||
-	    pkt->ttl <= 1)
+	if (opens(pkt) || pkt->piece || !pkt->l3 || pkt->ttl <= 1)
 		return false;
 	here = lookup_announced(ctx, &pkt->tuple.dst);
 	if (likely(!here) || bpf_ktime_get_ns() >= here->former_ns || !ctx_load(ctx, 0, eth, sizeof(*eth)) ||

@@ -229,6 +229,19 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 	return true;
 }
 
+/* Make both halves of the flow d->flow, of the packet that begins it or found it lost. False: there was no
+ * room, and the decision is to drop the packet. */
+static __always_inline bool make_flow(ctx_t *ctx, const struct packet *pkt, u32 hash, u64 now,
+				      const struct settings *settings, struct entries *entries,
+				      struct decision *d)
+{
+	u32 created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
+
+	if (created != PARSED)
+		decide(d, ACTION_DROP, created);
+	return created == PARSED;
+}
+
 static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt, const struct vip *vip,
 					   const struct note *note, u64 now, const struct settings *settings,
 					   struct entries *entries, struct decision *d)
@@ -237,7 +250,6 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	u8 side = note->side;
 	const struct backend_set set = offered_set(vip, side);
 	struct backend backend;
-	u32 created;
 
 	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
@@ -256,35 +268,55 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	d->flow.to.dst = backend.address;
 	d->flow.to.dport = backend.port;
 	d->flow.backend = backend.id;
-	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
+	if (!opens(pkt))
 		d->flow.fins = MET_LATE;
 	if (!decide_path(ctx, pkt, side, vip, &backend, settings, d))
 		return;
 	d->flow.generation = backend.generation;
 	d->flow.last_seen = now;
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
-	if (d->flow.path == PATH_DIRECT) {
+	if (d->flow.path == PATH_DIRECT)
 		put_direct(pkt, &d->flow, now, settings, entries);
-		created = PARSED;
-	} else {
-		created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
-	}
-	if (created != PARSED) {
-		decide(d, ACTION_DROP, created);
+	else if (!make_flow(ctx, pkt, hash, now, settings, entries, d))
 		return;
-	}
 	if (note->attempt)
 		d->reason = REASON_NEW_ELSEWHERE;
-	if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
+	if (opens(pkt))
 		count_opened(backend.id); /* else it was opened before, and its flow lost */
+}
+
+/* Decide about a packet for a VIP that no flow can be used for. False: it goes on in the step that weighs
+ * backends; comes back here where that is missing. */
+static __always_inline bool decide_first(ctx_t *ctx, struct work *work, const struct vip *vip,
+					 const struct settings *settings, struct note *note)
+{
+	const struct packet *pkt = &work->pkt;
+	struct decision *d = &work->d;
+	struct backend_set set;
+
+	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
+		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
+		__builtin_memset(&d->flow, 0, sizeof(d->flow));
+	}
+	set = offered_set(vip, note->side);
+	if (unlikely(is_weighted(&set)) && !note->weighed) {
+		next_step(ctx, STEP_WEIGH);
+		return false;
+	}
+	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
+	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
+		note->attempt++;
+		note->weighed = false;
+		note->stale = false;
+		next_step(ctx, STEP_CONNECT);
+	}
+	return true;
 }
 
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,
 						     const struct settings *settings, struct note *note)
 {
 	struct packet *pkt = &work->pkt;
-	struct decision *d = &work->d;
-	struct backend_set set;
 	const struct vip *vip;
 	struct ethhdr eth;
 
@@ -304,23 +336,9 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 		return send_to_former_owner(ctx, pkt, &eth);
 	if (note->side == OUTSIDE && vip->flags & VIP_DIRECT && in_mid_connection(pkt))
 		look_for_former(ctx, note, STEP_CONNECT);
-	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
-		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
-		__builtin_memset(&d->flow, 0, sizeof(d->flow));
-	}
-	set = offered_set(vip, note->side);
-	if (unlikely(is_weighted(&set)) && !note->weighed) {
-		next_step(ctx, STEP_WEIGH);
+	if (!decide_first(ctx, work, vip, settings, note))
 		return strand(ctx, true);
-	}
-	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
-	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
-		note->attempt++;
-		note->weighed = false;
-		note->stale = false;
-		next_step(ctx, STEP_CONNECT);
-	}
-	return conclude(ctx, pkt, d, note);
+	return conclude(ctx, pkt, &work->d, note);
 }
 
 /* The step. */

@@ -183,7 +183,6 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 	const struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	const struct vip *vip = find_handed_vip(pkt, handed);
-	u32 created;
 
 	if (!vip || is_gone(vip)) {
 		decide(d, ACTION_DROP, REASON_DIRECT_REFUSED);
@@ -196,15 +195,10 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 	if (!decide_redirect(ctx, pkt, settings, d))
 		return;
 	d->flow.last_seen = now;
-	if (pkt->tuple.protocol != IPPROTO_UDP && !(pkt->tcp_flags & TCP_SYN))
+	if (!opens(pkt))
 		d->flow.fins = MET_LATE;
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
-	created = create_flow(ctx, pkt, &d->flow, hash_tuple(&pkt->tuple), now, settings, &work->entries);
-	if (created != PARSED) {
-		decide(d, ACTION_DROP, created);
-		return;
-	}
-	if (pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN)
+	if (make_flow(ctx, pkt, hash_tuple(&pkt->tuple), now, settings, &work->entries, d) && opens(pkt))
 		count_opened(d->flow.backend);
 }
 
@@ -215,7 +209,6 @@ static __always_inline void decide_handed(ctx_t *ctx, const struct handed *hande
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	u64 now = bpf_ktime_get_ns();
-	enum way way;
 
 	if (unlikely(pkt->piece == PIECE_LATER) && !lookup_fragment(pkt)) {
 		if (ctx_decides())
@@ -226,9 +219,7 @@ static __always_inline void decide_handed(ctx_t *ctx, const struct handed *hande
 	}
 	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow) && d->flow.path != PATH_DIRECT) {
 		if (pkt->piece == PIECE_LATER || flow_usable(pkt, &d->flow, now, settings)) {
-			way = settings->redirect && d->flow.path == PATH_REDIRECT ? WAY_PAST_STACK
-										  : WAY_OF_PATH;
-			decide_flow(ctx, DIR_FORWARD, way, now, settings, work);
+			decide_flow(ctx, DIR_FORWARD, way_of(&d->flow, settings), now, settings, work);
 			return;
 		}
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
@@ -263,6 +254,13 @@ static __always_inline bool is_known(const struct packet *pkt)
 	return e && e->path != PATH_DIRECT;
 }
 
+static __always_inline bool sends_on(const struct gue_chance *chance)
+{
+	struct addr none = {};
+
+	return !same_addr(&chance->node, &none);
+}
+
 /* The second chance of a packet whose connection is not known here: the one that the sender names, else what
  * the sets of this node's own past name. The latter may be another backend of this node. */
 static __always_inline bool find_chance(struct handed *handed, const struct note *note,
@@ -270,9 +268,9 @@ static __always_inline bool find_chance(struct handed *handed, const struct note
 {
 	const struct vip *vip;
 	struct backend backend;
-	struct addr none = {}, own;
+	struct addr own;
 
-	if (same_addr(&chance->node, &none)) {
+	if (!sends_on(chance)) {
 		vip = find_vip_of_node(&pkt->tuple);
 		if (!vip || !note->former || !read_backend(note->former, vip->service, &backend) ||
 		    (same_addr(&backend.address, &handed->backend) && backend.port == handed->port))
@@ -286,15 +284,8 @@ static __always_inline bool find_chance(struct handed *handed, const struct note
 	}
 	handed->backend = chance->backend;
 	handed->port = chance->port;
-	chance->node = none;
+	chance->node = (struct addr){};
 	return true;
-}
-
-static __always_inline bool sends_on(const struct gue_chance *chance)
-{
-	struct addr none = {};
-
-	return !same_addr(&chance->node, &none);
 }
 
 /* What the step in has read and makes, kept in the scratch in the room of `entries`: that is needed only when

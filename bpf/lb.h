@@ -89,11 +89,11 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	}
 	if (lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
 		*now = bpf_ktime_get_ns();
-		if (pkt->piece == PIECE_LATER ||
-		    (flow_usable(pkt, &d->flow, *now, settings) &&
-		     !is_of_another_time(ctx, pkt, side, &d->flow, *now, settings))) {
-			if (likely(pkt->piece == PIECE_LATER ||
-				   !is_of_later_connection(ctx, pkt, side, vip, &d->flow, *now, settings)))
+		if (pkt->piece == PIECE_LATER)
+			return true;
+		if (flow_usable(pkt, &d->flow, *now, settings) &&
+		    !is_of_another_time(ctx, pkt, side, &d->flow, *now, settings)) {
+			if (likely(!is_of_later_connection(ctx, pkt, side, vip, &d->flow, *now, settings)))
 				return true;
 			decide(d, ACTION_PASS, REASON_OWN_CONNECTION);
 			return false;
@@ -116,6 +116,12 @@ static __always_inline void confirm_affinity(const struct packet *pkt, u8 direct
 
 	if (vip && vip->affinity_seconds)
 		remember_affinity(vip, &request.src, now, flow->backend, flow->generation, false);
+}
+
+/* Past the stack if the flow goes so, and the option is (still) on. */
+static __always_inline enum way way_of(const struct flow *flow, const struct settings *settings)
+{
+	return settings->redirect && flow->path == PATH_REDIRECT ? WAY_PAST_STACK : WAY_OF_PATH;
 }
 
 /* A packet of the flow work->d.flow: to the backend, or back to the client. */
@@ -193,7 +199,6 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
 	u8 direction = DIR_REPLY;
-	enum way way;
 	u64 now;
 
 	decide(d, ACTION_PASS, REASON_NOT_VIP);
@@ -214,8 +219,7 @@ static __always_inline void decide_ingress(ctx_t *ctx, u8 side, struct work *wor
 		if (!decide_request(ctx, pkt, side, settings, &now, d))
 			return;
 	}
-	way = settings->redirect && d->flow.path == PATH_REDIRECT ? WAY_PAST_STACK : WAY_OF_PATH;
-	decide_flow(ctx, direction, way, now, settings, work);
+	decide_flow(ctx, direction, way_of(&d->flow, settings), now, settings, work);
 }
 
 /* A packet that leaves towards a client: to a pod, or out of an uplink or a tunnel. */

@@ -51,6 +51,12 @@ enum tcp_flag {
 	TCP_ACK = 0x10,
 };
 
+/* May a packet open a connection? Of UDP nothing tells. */
+static __always_inline bool opens(const struct packet *pkt)
+{
+	return pkt->tuple.protocol == IPPROTO_UDP || pkt->tcp_flags & TCP_SYN;
+}
+
 /* SCTP's common header and the type of the first chunk: RFC 9260, sections 3.1 and 3.2. */
 struct sctp_head {
 	__be16 source;

@@ -203,15 +203,12 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 	const struct settings *settings = get_settings();
 	struct work *work = get_work();
 	struct note *note = get_note();
-	struct backend_set set;
 	const struct vip *vip;
 	struct packet *pkt;
-	struct decision *d;
 
 	if (!note || !settings || !work)
 		return VERDICT_PASS;
 	pkt = &work->pkt;
-	d = &work->d;
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return leave(ctx, note, REASON_NOT_VIP);
@@ -222,24 +219,10 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 		next_step(ctx, STEP_OWNER);
 		return leave(ctx, note, REASON_STEP_MISSING);
 	}
-	if (note->stale && lookup_flow(&pkt->tuple, DIR_FORWARD, &d->flow)) {
-		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
-		__builtin_memset(&d->flow, 0, sizeof(d->flow));
-	}
-	set = offered_set(vip, note->side);
-	if (unlikely(is_weighted(&set)) && !note->weighed) {
-		next_step(ctx, STEP_WEIGH);
+	if (!decide_first(ctx, work, vip, settings, note))
 		return leave(ctx, note, REASON_STEP_MISSING);
-	}
-	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
-	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
-		note->attempt++;
-		note->weighed = false;
-		note->stale = false;
-		next_step(ctx, STEP_CONNECT);
-	}
 	record_decision(work, note);
-	return leave(ctx, note, d->reason);
+	return leave(ctx, note, work->d.reason);
 }
 
 /* The step that chooses among backends of unequal weights: see weigh_for(). */
