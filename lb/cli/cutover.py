@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from lb.cli import instances, output
@@ -57,7 +57,8 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
                 f"instance {name} is in shadow mode: its programs touch no packet, so kube-proxy's rules must"
                 " stay; start its agent without --shadow, wait until it is ready, then call this again"
             )
-        warnings = [*_missing_commands()]
+        modes = {trace.mode for trace in kube_proxy.find()}
+        warnings = [*_missing_commands(modes)]
         if not features.optional()["CONNTRACK"]:
             warnings.append(
                 "programs may not ask conntrack (Linux 6.0; CAP_SYS_ADMIN where it is a module): connections"
@@ -71,7 +72,7 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
                 "the programs have not left open connections to netfilter: kube-proxy's rules were not there"
                 " when they were attached first, or a cutover is done already"
             )
-        if any(trace.mode == "ipvs" for trace in kube_proxy.find()):
+        if "ipvs" in modes:
             warnings.append("kube-proxy's mode ipvs has connections of its own, which are not moved")
         if args.dry_run:
             found = moves.plan(conntrack.dump(), moves.known(maps), own_addresses(), take_over.there(maps))
@@ -81,10 +82,10 @@ def _over(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
     return _report(done.moved, done.left, not_moved=done.not_moved, warnings=warnings)
 
 
-def _missing_commands() -> Iterator[str]:
-    """Yield which commands a cutover takes that are not here."""
+def _missing_commands(modes: Collection[str]) -> Iterator[str]:
+    """Yield which commands a cutover takes that are not here; modes: those of kube-proxy that left rules."""
     wanted = ["nft"]
-    if any(trace.mode == "iptables" for trace in kube_proxy.find()):
+    if "iptables" in modes:
         wanted += ["iptables-save", "iptables-restore"]
     for command in wanted:
         if not shutil.which(command):
@@ -98,10 +99,9 @@ def _back(name: str, args: argparse.Namespace, err: TextIO) -> dict[str, Any]:
             raise LbError(
                 f"instance {name} is in shadow mode and has nothing to give back: lbctl unload removes it"
             )
-    if args.dry_run:
-        with KernelMaps(Pins(name).maps) as maps:
+        if args.dry_run:
             every, left = give_back.flows(maps)
-        return _report(_counted(every), left)
+            return _report(_counted(every), left)
     if not kube_proxy.find():
         raise LbError("kube-proxy has no rules here: start it first, or nobody would serve Services")
     run_dir = RunDir(name)
