@@ -10,7 +10,7 @@ from typing import Any
 
 from lb.datapath.programs.rehearsal import Outcome, Verdict
 from lb.datapath.view.lookups import Affinity, Flow, Vip
-from lb.datapath.view.words import ShownBackend, protocol_name
+from lb.datapath.view.words import NEW_FLOW, ShownBackend, protocol_name
 from lb.model import FiveTuple, socket_text
 
 
@@ -95,7 +95,6 @@ _NO_TUPLE = frozenset(
 )
 _UNREAD = _NO_TUPLE | {"MARTIAN", "NOT_FOR_US", "ICMP_ERROR"}
 """Reasons of packets whose tuple was not gone by."""
-_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "NEW_DIRECT"})
 _BEFORE_SELECTION = frozenset(
     {"SOURCE_NOT_ALLOWED", "REJECT_NO_ENDPOINT", "REJECT_UNANSWERED", "NO_LOCAL_ENDPOINT"}
 )
@@ -154,7 +153,7 @@ def _request(e: Evidence, packet: FiveTuple) -> Iterator[tuple[str, str]]:
     if reason in _BEFORE_SELECTION:
         return
     yield from _selection(e, packet, vip)
-    if e.made is not None and reason in _NEW:
+    if e.made is not None and reason in NEW_FLOW:
         yield "backend", _backend(e, e.made.backend)
         yield "NAT", _nat(e, packet)
 
@@ -279,7 +278,7 @@ def _verdict(e: Evidence) -> str:
             if e.side in (Side.LEAVING, Side.HOST)
             else "on to the kernel's stack"
         )
-    if outcome.reason in _NEW or outcome.reason in ("FLOW_HIT", "REPLY", "ICMP_ERROR"):
+    if outcome.reason in NEW_FLOW or outcome.reason in ("FLOW_HIT", "REPLY", "ICMP_ERROR"):
         path = (e.made or e.flow or e.reply or _NO_FLOW).path
         return {
             "hairpin": f"back out of {hop.interface}, to the pod itself",

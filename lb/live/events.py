@@ -18,12 +18,11 @@ import numpy as np
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import HOOKS, ID, REASONS, Direction
 from lb.datapath.sync.ledger import read_names, read_vips
-from lb.datapath.view.words import protocol_name
+from lb.datapath.view.words import NEW_FLOW, protocol_name
 from lb.errors import ConfigError
 from lb.model import IPAddress, ObjectKey, Protocol, socket_text
 from lb.words import short
 
-_NEW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "NEW_DIRECT"})
 _ANSWERS = {
     "PING": "answered",
     "REJECT_NO_ENDPOINT": "refused",
@@ -258,7 +257,7 @@ def _what(record: Any, hook: str, reason: str) -> What:
         return What.REFUSED if kind == _SOCKET else What.DROPPED
     if reason in _ANSWERS:
         return What(_ANSWERS[reason])
-    if reason in _NEW:
+    if reason in NEW_FLOW:
         return What.NEW
     return What.CLOSED if record["closes"] else What.PASSED
 

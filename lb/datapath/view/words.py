@@ -10,6 +10,9 @@ from typing import Any
 from lb.datapath.maps.layouts import NODE_NONE, BackendFlag, BackendStateCode, unpack_address
 from lb.model import Protocol, socket_text
 
+NEW_FLOW = frozenset({"NEW_LOCAL", "NEW_REMOTE", "NEW_HAIRPIN", "NEW_DIRECT"})
+"""Reasons of the first packet of a flow, by where its backend is and how it gets there."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShownBackend:
