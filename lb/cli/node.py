@@ -16,7 +16,6 @@ from lb.datapath.view.outside import answered, remaining
 from lb.errors import LbError, UsageError
 from lb.rundir import RunDir
 from lb.served.drain import DrainMark
-from lb.served.problems import time_text
 from lb.served.servable import spoken
 from lb.words import several
 
@@ -71,10 +70,9 @@ def look(name: str) -> dict[str, Any]:
     if speaker:
         told |= {one["address"] for one in speaker["addresses"] if one["peers"]}
     known = speaker is not None or run_dir.speaker.holder() is None
-    since = DrainMark(run_dir).since()
     return {
         "instance": name,
-        "drained_since": None if since is None else time_text(since),
+        "drained_since": DrainMark(run_dir).since_text(),
         "told": sorted(told) if known else None,
         "connections": sum(one.connections for one in left),
         "services": [one.as_dict() for one in left],

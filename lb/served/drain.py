@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lb.folders import replace_file
 from lb.rundir import RunDir
+from lb.served.problems import time_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class DrainMark:
             return self.run_dir.drain_path.stat().st_mtime
         except OSError:
             return None
+
+    def since_text(self) -> str | None:
+        """Return the same as ISO 8601 text in UTC."""
+        since = self.since()
+        return None if since is None else time_text(since)
 
     def put(self) -> None:
         """Set the mark; the time of one that is there stays.

@@ -70,7 +70,7 @@ def collect(name: str, run_dir: RunDir) -> dict[str, Any]:
             "repairs": notes.get("repairs"),
         },
         "healthz": notes.get("healthz") if running else None,
-        "drained_since": _drained_since(run_dir),
+        "drained_since": DrainMark(run_dir).since_text(),
         "health_check_node_ports": notes.get("health_check_node_ports", []) if running else [],
         "source": notes.get("source", []),
         "hooks_elsewhere": run_dir.elsewhere() or None,
@@ -127,12 +127,6 @@ def _programs(pins: Pins) -> list[dict[str, Any]]:
         }
         for path, info in pinned_programs(pins)
     ]
-
-
-def _drained_since(run_dir: RunDir) -> str | None:
-    """Return since when the node is drained, ISO 8601; None: it is not."""
-    since = DrainMark(run_dir).since()
-    return None if since is None else time_text(since)
 
 
 def _since_boot(nanoseconds: int) -> str:
