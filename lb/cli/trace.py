@@ -132,11 +132,16 @@ def _stories(args: argparse.Namespace, instance: str, packet: FiveTuple | None) 
 
 
 def _answer(entries: Entries, entry: EntryPoint, traced: Traced) -> tuple[EntryPoint, bytes] | None:
-    """Return where the backend's answer comes to be translated back, and its frame; None without a flow."""
+    """Return where the backend's answer comes to be translated back, and its frame.
+
+    None without a flow, and with direct return: the backend's node answers.
+    """
     from lb.diagnose import frames  # noqa: PLC0415
 
     flow, sent = traced.evidence.made, traced.evidence.sent
-    if flow is None or sent is None or traced.evidence.outcome.reason not in _TRANSLATED:
+    if flow is None or sent is None or flow.path == "direct":
+        return None
+    if traced.evidence.outcome.reason not in _TRANSLATED:
         return None
     there = entries.facing(entry, flow, sent.reverse)
     frame = frames.answer(traced.after, there.mac)

@@ -6,10 +6,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import cast
 
+from lb.cli import trace as command
 from lb.datapath.programs.rehearsal import Outcome, Verdict
 from lb.datapath.view.lookups import Affinity, Flow, Vip
 from lb.datapath.view.words import ShownBackend
+from lb.diagnose.entries import Entries
+from lb.diagnose.trace import EntryPoint, Traced
 from lb.diagnose.trace_story import Evidence, Hop, Side, as_dict, render
 from lb.model import FiveTuple
 
@@ -149,3 +153,11 @@ def test_json_has_evidence_and_story() -> None:
         "program", "VIP", "flow", "policy", "hash", "backend", "NAT", "verdict",
     ]  # fmt: skip
     assert found["reply"]["reason"] == "NEW_LOCAL"
+
+
+def test_with_direct_return_no_answer_comes_back_here() -> None:
+    hit = hop("FLOW_HIT", "packet of a known flow: translated", Verdict.PASS)
+    known = replace(CONNECTION, hops=(hit,), made=replace(NEW, path="direct"))
+    entry = EntryPoint("eth0", 2, "02:00:00:00:00:01", Side.OUTSIDE, ((hit.outcome.program, hit.at),))
+    nowhere = cast("Entries", None)  # whoever looked for the answer's way would ask it
+    assert command._answer(nowhere, entry, Traced(known, b"", b"")) is None
