@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from lb.attachments import Attachments
-from lb.datapath.attach.hooks import NO_UPLINK, LostHook
 from lb.datapath.sync.reconcile import Reconciler
 from lb.errors import CapacityError, LbError
+from lb.hook_watch import HookWatch
 from lb.inbox import (
     Announcement,
     Failed,
@@ -39,9 +39,7 @@ from lb.retries import Retries
 from lb.served.health import HealthChecks
 from lb.served.history import CLAIM, HEAL, INTERFACES, Cause, History
 from lb.served.problems import NEXT, Problem
-from lb.served.repairs import Repairs
 from lb.state import ClusterState
-from lb.words import some
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +121,7 @@ class Agent:
         self._refused_claims = RefusedClaims(announce)
         self._services = Retries[ObjectKey]()
         self._slow = SlowStart()
-        self._hooks = Retries[str]()
+        self._hooks = HookWatch(attachments, clock)
         self._dirty: set[ObjectKey] = set()
         self._topology: Topology | None = None
         self._topology_is_old = True
@@ -141,12 +139,10 @@ class Agent:
         self._busy_since: float | None = None
         self._beat_due = clock() + BEAT_SECONDS
         self._look_after_due = clock() + LOOK_AFTER_SECONDS
-        self._lost: Sequence[LostHook] = ()
-        self._unseen = ""
-        self.repairs = Repairs(clock)
+        self.repairs = self._hooks.repairs
         self.last_beat = clock()
         if serving:
-            self._attach(None)
+            self._hooks.attach(None)
 
     def run(self) -> None:
         """Work until :class:`Stop` comes.
@@ -171,8 +167,8 @@ class Agent:
         if self.stopping:
             return
         now = self._clock()
-        if self._attached and self._hooks.due(now):
-            self._attach(None)
+        if self._attached:
+            self._hooks.retry(now)
         if self._state.synced:
             if self._dirty:
                 self._dirty |= self._state.settle()
@@ -194,8 +190,7 @@ class Agent:
             self._audit_due = now + AUDIT_SECONDS
             self._audit(now)
         if now >= self._look_after_due:
-            self._look_after_due = now + LOOK_AFTER_SECONDS
-            self._look_after()
+            self._look_after(now)
         if now >= self._beat_due:
             self._topology_is_old |= bool(self._claimed)  # nobody tells that a process listens
             self._beat(self)
@@ -203,14 +198,9 @@ class Agent:
 
     def problems(self) -> list[Problem]:
         """Return what is wrong at present: Services and hooks that failed, and VIP conflicts."""
-        hooks = dict.fromkeys(self._hooks.messages()).keys()
-        absent = {one for one in hooks if one.endswith(NO_UPLINK)}
         by_kind: tuple[tuple[Iterable[object], str], ...] = (
             (self._services.messages(), NEXT["service"]),
-            (hooks - absent, NEXT["hook"]),
-            (absent, NEXT["uplink"]),
-            ([f"{one.place}: detached" for one in self._lost], NEXT["lost"]),
-            ([f"cannot look after hooks and pins: {self._unseen}"] if self._unseen else [], NEXT["unseen"]),
+            *self._hooks.wrong(),
             ([self._drift_text()] if any(self.drift.values()) else [], NEXT["drift"]),
             (self.conflicts(), NEXT["conflict"]),
             (self.refusals(), NEXT["refusal"]),
@@ -230,7 +220,7 @@ class Agent:
         """Return how many problems there are, by kind; may be called from any thread."""
         return {
             "service": len(self._services),
-            "hook": max(len(self._hooks), len(self._lost)),
+            "hook": self._hooks.count(),
             "repairs": len(self.repairs.problems()),
             "conflict": len(self._refused_claims.conflicts),
             "refusal": len(self._refused_claims.refusals),
@@ -249,7 +239,7 @@ class Agent:
         """
         if not self._attached or not self._attachments.faces_outside():
             return False
-        return not any(one.outward for one in self._lost)
+        return not self._hooks.outward_lost()
 
     @property
     def in_step(self) -> bool:
@@ -321,8 +311,8 @@ class Agent:
                 self._apply(message)
         if interfaces:
             self._topology_is_old, self._moved = True, (INTERFACES, self._clock())
-            if self._attached:  # what has failed may be right now, whatever it was
-                self._attach(None if len(self._hooks) else interfaces)
+            if self._attached:
+                self._hooks.interfaces_changed(interfaces)
 
     def _apply(self, told: SourceEvents) -> None:
         """Take in what a source has told; before the first sync nothing is late, the start is the cause."""
@@ -344,40 +334,11 @@ class Agent:
             self._topology_is_old, self._moved = True, (Cause("Node", self._node_name), arrived)
             self._node_known |= self._state.node(self._node_name) is not None
 
-    def _attach(self, changed: frozenset[int] | None) -> None:
-        """Bring hooks in step; what fails is logged once and tried again later."""
-        now = self._clock()
-        problems = self._attachments.attach(changed)
-        for problem in problems:
-            if self._hooks.failed(problem, problem, now):
-                _log.error("%s", problem)
-        if changed is None:  # only then everything was tried
-            for problem in set(self._hooks.messages()) - set(problems):
-                self._hooks.succeeded(problem)
-                _log.info("no longer so: %s", problem)
-
-    def _look_after(self) -> None:
-        """Put back what somebody else detached or unpinned, and tell."""
-        if not self._attached:
-            return
-        try:
-            if unpinned := self._attachments.mend():
-                _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
-                self.repairs.note(unpinned, f"{unpinned} pins")
-            lost = self._attachments.lost()
-            if lost and not len(self._hooks):  # else it is known, and tried again in time
-                for one in lost:
-                    _log.error("%s: somebody detached it; attaching it again", one.place)
-                self._attach(None)
-                missing, places = len(lost), some(one.place for one in lost)
-                lost = self._attachments.lost()
-                self.repairs.note(missing - len(lost), places)
-        except (LbError, OSError) as error:
-            if str(error) != self._unseen:
-                _log.error("cannot look after hooks and pins: %s", error)
-            self._unseen = str(error)
-            return
-        self._lost, self._unseen = lost, ""
+    def _look_after(self, now: float) -> None:
+        """Have what somebody detached or unpinned put back; before the first attaching there is nothing."""
+        self._look_after_due = now + LOOK_AFTER_SECONDS
+        if self._attached:
+            self._hooks.look_after()
 
     def _linger(self, now: float) -> None:
         """Look for VIPs that linger without need; a failure is one warning, and it is tried again."""
@@ -420,7 +381,7 @@ class Agent:
         self._dirty |= self._state.service_keys() | self._reconciler.known()
         self._history.otherwise = HEAL
         if self._attached:
-            self._attach(None)
+            self._hooks.attach(None)
 
     def _look_around(self) -> None:
         """See where we stand; when that has changed, the Services that it concerns are planned anew."""
@@ -433,7 +394,7 @@ class Agent:
         if topology == before:
             return
         if before is not None and before.internal_addresses != topology.internal_addresses and self._attached:
-            self._attach(frozenset())  # the node's source addresses follow its Node object
+            self._hooks.attach(frozenset())  # the node's source addresses follow its Node object
         if before is None or not before.same_place(topology):
             _log.info(
                 "node %s: zone %s, NodePorts on %s",
@@ -486,7 +447,7 @@ class Agent:
                 _log.info("service %s: no longer failing", key)
         if not self._attached:
             self._attached = True
-            self._attach(None)
+            self._hooks.attach(None)
         self._first_sync = False
         self._linger_due = min(self._linger_due, self._clock() + LINGER_SECONDS)
         self._synced(self)
