@@ -3,6 +3,7 @@
  * one's file descriptor to the compiler, so a map is used as everywhere: bpf_map_lookup_elem(vips, &key).
  * Where the families have a map each, the name stands for that of FAMILY. */
 #pragma once
+#include "records.h"
 #include "tuple.h"
 
 #define MAP(fd) ((void *)bpf_pseudo_fd(1, fd))

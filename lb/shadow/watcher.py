@@ -78,7 +78,7 @@ _PROTOCOLS = {int(one): one for one in Protocol}
 
 
 class Record(NamedTuple):
-    """One record of bpf/types.h, struct shadowed; asked: addresses and ports as the packet came."""
+    """One record: struct shadowed of bpf/records.h; asked: addresses and ports as the packet came."""
 
     time_ns: int
     cookie: int

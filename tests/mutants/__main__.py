@@ -85,7 +85,7 @@ IN_A_TREE: dict[str, tuple[str, ...]] = {
 }
 """Files of which agents or commands of a lab have to have the change, and the tests that see it, likely ones
 first: a tree of its own holds the change (:mod:`tests.mutants.trees`)."""
-LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "solicitation.h", "tuple.h", "types.h")
+LEFT_OUT = ("ip.h", "maps.h", "packet.h", "reasons.h", "records.h", "solicitation.h", "tuple.h", "types.h")
 """Headers without a row: they declare."""
 GENERAL = ("paths", "property", "connections", "node_port", "policies")
 """What is tried on those that these leave."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's view of the structs in ``bpf/``.
 
-A dtype is read from its struct in ``bpf/types.h``, whose comments say what the fields mean. Each class of
+A dtype is read from its struct in ``bpf/types.h`` or ``bpf/records.h``, whose comments say what the fields mean. Each class of
 :data:`ENUMS` mirrors an enum, each row of :data:`CONSTANTS` a ``#define``. :func:`static_assertions` turns
 all of this into C, so that the compiler refuses what differs from its own view. Big-endian fields
 (``>u4``, ``>u2``) are addresses and ports in network byte order; all others are in the CPU's order.
@@ -86,6 +86,8 @@ CONSTANTS: Mapping[str, int] = {
 """The numbers that C and Python share, by C's name."""
 
 BPF_DIR = shipped("bpf")
+HEADERS = ("types.h", "records.h")
+"""Where the structs of the maps are, and the enums of their fields."""
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
 _UNION = re.compile(r"union \{\s*([^;]*;).*?\};", re.DOTALL)
 _FIELD = re.compile(r"(?:struct )?(\w+) (\w+)(?:\[(.+?)\])?;")
@@ -104,9 +106,9 @@ _OPAQUE = {"char": "S{}", "ETH_ALEN": "V6", "__be32": "V16"}
 
 
 def _structs(version: int) -> dict[str, DType]:
-    """Read the structs of bpf/types.h for one IP version. Of a union the first member counts."""
+    """Read the structs of the maps for one IP version. Of a union the first member counts."""
     found = {"addr": ADDRESS[version]}
-    text = re.sub(r"/\*.*?\*/", "", (BPF_DIR / "types.h").read_text(), flags=re.DOTALL)
+    text = re.sub(r"/\*.*?\*/", "", "".join((BPF_DIR / name).read_text() for name in HEADERS), flags=re.DOTALL)
     for name, body in _STRUCT.findall(text):
         if name != "addr":
             fields = _FIELD.findall(_UNION.sub(r"\1", body))
@@ -364,7 +366,7 @@ def static_assertions(version: int) -> str:
     shared = dict(CONSTANTS)
     for prefix, members in ENUMS.values():
         shared |= {prefix + member.name: member.value for member in members if member.name}
-    lines = [f'#include "{header}"' for header in ("types.h", "reasons.h", "cache.h")]
+    lines = [f'#include "{header}"' for header in (*HEADERS, "reasons.h", "cache.h")]
     lines += [f'_Static_assert({name} == {value}, "{name}");' for name, value in shared.items()]
     for name, dtype in structs(version).items():
         lines.append(f'_Static_assert(sizeof(struct {name}) == {dtype.itemsize}, "{name}: size");')
