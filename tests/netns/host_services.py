@@ -94,6 +94,15 @@ def address(service: str, kind: str, family: str) -> tuple[str, int]:
     return (f"::ffff:{host}" if family == "mapped" else host), port
 
 
+def both_vips_and_backend(lab: Lab, family: str) -> list[tuple[str, int, int]]:
+    """Return the two VIPs of the Service alone, and its one backend: address, TCP port and UDP port."""
+    (pod,) = (pod for pod in lab.pods() if pod["name"] == "there")
+    own = next(str(a) for a in pod["addresses"] if (":" in str(a)) == (family == "ipv6"))
+    own = f"::ffff:{own}" if family == "mapped" else own
+    vips = [address("alone", kind, family) for kind in ("clusterIP", "load balancer")]
+    return [*((host, port, port) for host, port in vips), (own, 8080, 9000)]
+
+
 def offered(lab: Lab, service: str, count: int) -> bool:
     vips = dumped(lab, NODE, "vips", "--service", f"default/{service}")["vips"]
     return bool(vips) and all(len(vip["backends"]) == count for vip in vips)

@@ -37,6 +37,7 @@ from tests.netns.host_services import (
     SERVICES,
     address,
     agent,
+    both_vips_and_backend,
     counted,
     flows,
     let_ready,
@@ -392,15 +393,6 @@ for stream in streams:
 """
 
 
-def alone(lab: Lab, family: str) -> list[tuple[str, int, int]]:
-    """Return two VIPs of one backend and the backend itself: address, TCP port and UDP port."""
-    (pod,) = (pod for pod in lab.pods() if pod["name"] == "there")
-    own = next(str(a) for a in pod["addresses"] if (":" in str(a)) == (family == "ipv6"))
-    own = f"::ffff:{own}" if family == "mapped" else own
-    vips = [address("alone", kind, family) for kind in ("clusterIP", "load balancer")]
-    return [*((host, port, port) for host, port in vips), (own, 8080, 9000)]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("first", range(3))
 def test_many_vips_one_socket_and_one_port(lab: Lab, first: int, family: str) -> None:
@@ -408,7 +400,7 @@ def test_many_vips_one_socket_and_one_port(lab: Lab, first: int, family: str) ->
 
     TCP connects to all three from one port that was bound before.
     """
-    asked = alone(lab, family)
+    asked = both_vips_and_backend(lab, family)
     asked = asked[first:] + asked[:first]
     argv = lab.command(NODE, [sys.executable, "-I", "-S", "-c", AT_ONCE, repr(asked)])
     answer = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout

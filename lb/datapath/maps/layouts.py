@@ -108,7 +108,9 @@ _OPAQUE = {"char": "S{}", "ETH_ALEN": "V6", "__be32": "V16"}
 def _structs(version: int) -> dict[str, DType]:
     """Read the structs of the maps for one IP version. Of a union the first member counts."""
     found = {"addr": ADDRESS[version]}
-    text = re.sub(r"/\*.*?\*/", "", "".join((BPF_DIR / name).read_text() for name in HEADERS), flags=re.DOTALL)
+    text = re.sub(
+        r"/\*.*?\*/", "", "".join((BPF_DIR / name).read_text() for name in HEADERS), flags=re.DOTALL
+    )
     for name, body in _STRUCT.findall(text):
         if name != "addr":
             fields = _FIELD.findall(_UNION.sub(r"\1", body))

@@ -33,7 +33,6 @@ from lb.datapath.sync.ledger import (
     VipRow,
     new_ledger,
     no_services,
-    range_keys,
     set_of,
     vip_keys,
     vip_values,
@@ -41,10 +40,11 @@ from lb.datapath.sync.ledger import (
 from lb.datapath.sync.quarantine import Quarantine, Unused
 from lb.datapath.sync.recover import nodes_in_use, read_ledger
 from lb.datapath.sync.slots import Slots
+from lb.datapath.sync.source_ranges import SourceRanges
 from lb.datapath.sync.sync_record import SyncReport, Written, written
 from lb.datapath.sync.tables import write_sets
 from lb.errors import CapacityError, LbError
-from lb.model import IPNetwork, ObjectKey
+from lb.model import ObjectKey
 from lb.plan.types import ServicePlan, VipKey
 
 _LOG = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Reconciler:
         self._slots = Slots(maps)
         self._clock = clock
         self._settle = settle
+        self._ranges = SourceRanges(maps, settle)
         self._quarantine = Quarantine(self._slots, clock, begin or self._settle_now)
         self._ledger = new_ledger(maps, no_services(), NodeNames(maps, {}, None))
         self._networks = ClusterNetworks(maps)
@@ -258,7 +259,7 @@ class Reconciler:
         changes = [change for family in families.values() for change in family]
         self._each(changes, self._write_names)
         for family in families.values():
-            self._each(family, self._write_ranges, self._undo_ranges)
+            self._each(family, self._write_ranges, self._ranges.undo)
         self._report.names += self._ledger.nodes.write()
         ready = [change for change in changes if change.error is None]
         for version in FAMILIES:
@@ -338,44 +339,10 @@ class Reconciler:
         self._report.names += len(names)
 
     def _write_ranges(self, changes: Sequence[Change]) -> None:
-        ranges = [each for change in changes for each in change.new_ranges]
-        if not ranges:
-            return
-        version = changes[0].version
-        keys = range_keys(version, ((port.id, network) for port, network in ranges))
-        for port, network in ranges:
-            port.ranges[network] = False
-        self._maps.update(f"source_ranges{version}", keys, np.ones(len(keys), ID))
-        for port, network in ranges:
-            port.ranges[network] = True
-        self._report.ranges += len(ranges)
-
-    def _undo_ranges(self, change: Change) -> None:
-        """Delete what a failed write of a Service's source ranges may have left."""
-        try:
-            written = [(port, network) for port, network in change.new_ranges if network in port.ranges]
-            self._forget_ranges(change.version, written)
-        except LbError as error:
-            _LOG.warning("Service %s: source ranges are in an unknown state: %s", change.key, error)
+        self._report.ranges += self._ranges.write(changes)
 
     def _delete_ranges(self, changes: Sequence[Change]) -> None:
-        """Delete source ranges that are not wanted any more.
-
-        A packet on its way may have read that its VIP has ranges: it gets to look them up first.
-        """
-        ranges = [each for change in changes for each in change.old_ranges]
-        if not ranges:
-            return
-        if any(port.vips for port, _ in ranges):
-            self._settle()
-        self._forget_ranges(changes[0].version, ranges)
-        self._report.ranges_deleted += len(ranges)
-
-    def _forget_ranges(self, version: int, ranges: Sequence[tuple[Port, IPNetwork]]) -> None:
-        keys = range_keys(version, ((port.id, network) for port, network in ranges))
-        self._maps.delete(f"source_ranges{version}", keys)
-        for port, network in ranges:
-            port.ranges.pop(network, None)
+        self._report.ranges_deleted += self._ranges.delete(changes)
 
     def _write_tables(self, changes: Sequence[Change]) -> None:
         tables = [table for change in changes for table in change.tables]
