@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's view of the structs in ``bpf/``.
 
-A dtype is read from its struct in ``bpf/types.h`` or ``bpf/records.h``, whose comments say what the fields mean. Each class of
-:data:`ENUMS` mirrors an enum, each row of :data:`CONSTANTS` a ``#define``. :func:`static_assertions` turns
-all of this into C, so that the compiler refuses what differs from its own view. Big-endian fields
-(``>u4``, ``>u2``) are addresses and ports in network byte order; all others are in the CPU's order.
+A dtype is read from its struct in ``bpf/types.h`` or ``bpf/records.h``, whose comments say what the fields
+mean. Each class of :data:`ENUMS` mirrors an enum, each row of :data:`CONSTANTS` a ``#define``.
+:func:`static_assertions` turns all of this into C, so that the compiler refuses what differs from its own
+view. Big-endian fields (``>u4``, ``>u2``) are addresses and ports in network byte order; all others are in
+the CPU's order.
 
 Which map holds which of them is in :mod:`lb.datapath.maps.map_table`.
 """
