@@ -80,7 +80,7 @@ static __always_inline u32 standing(u32 until, u64 now)
 	return until - cache_time(now) - 1 - ALIVE;
 }
 
-/* Is it an entry that makes room for none that is provisional? */
+/* Does the entry of a slot make room for no provisional one? It is established, and its time is not over. */
 static __always_inline bool holds(const struct bucket_head *head, u64 slot, u64 now)
 {
 	return standing(head->until[slot], now) >= (LASTING | ALIVE);
@@ -169,9 +169,10 @@ static __always_inline u64 find_slot(const struct bucket_head *head, u16 tag, co
 	return NO_SLOT;
 }
 
-/* The slot for a key of that tag which the bucket has not: a free one, else that of the entry that goes
- * first, but for the one whose tag is spared: 0 spares none. Where SAME_TAG entries have its tag, it is one
- * of theirs. For the verifier, to which each branch is a world of its own, the least is found without any. */
+/* The slot for a new key with this tag: a free one, else that of the entry which makes room first. If
+ * SAME_TAG entries have the tag already, it is the slot of one of them. The entry with the tag `spared` does
+ * not make room; 0 spares none. The search for the least has no branches, since the verifier would follow
+ * what comes after each of them separately. */
 static __always_inline u64 find_room(const struct bucket_head *head, u16 tag, u16 spared, u64 now)
 {
 	u64 same = tagged(head, tag), free = tagged(head, 0);
@@ -202,9 +203,9 @@ struct seat {
 	bool displaces; /* `gone` holds an entry whose time is not over */
 };
 
-/* Find the slot of a key, where it is or `slot` is NO_SLOT. A key that is there and has been provisional, or
- * its time over, and no longer is, gives up the slot of another entry when no other is left for provisional
- * ones. */
+/* Find the slot in which a key is to be written. slot: where the key is now, or NO_SLOT. An entry that is
+ * there and becomes established (it was provisional, or its time was over) may take the last slot that is
+ * left to provisional entries: then another entry makes room for these. */
 static __always_inline void take_seat(struct bucket_head *head, u64 slot, u16 tag, u16 spared,
 				      bool provisional, u64 now, struct seat *seat)
 {

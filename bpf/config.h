@@ -30,15 +30,17 @@
 #define KEEP_WHOLE(object) asm volatile("" : : "r"(&(object)) : "memory")
 #define IN_MEMORY(object)  asm("" : "+m"(object))
 
-/* Say what a number is not above in a way that every verifier follows: by comparing the very register that is
- * used next. Those of Linux 5.10 and 6.1 learn nothing from "not equal", nor of a copy on the stack. */
+/* Give a number an upper or a lower bound that every verifier understands: the register that is used next is
+ * itself compared. The verifiers of Linux 5.10 and 6.1 learn nothing from "not equal", and nothing about a
+ * copy of the number on the stack. */
 #define AT_MOST(number, limit) asm volatile("if %0 <= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
 
 #define AT_LEAST(number, limit) asm volatile("if %0 >= %1 goto +1; %0 = %1" : "+r"(number) : "i"(limit))
 
-/* Is a number below a limit, a constant? Asked once and in this order. Of a limit that the compiler has put
- * in a register to compare it with the number ("7 > slot"), 5.10's verifier does not see that the answer is
- * known. It goes on where the number is both, above and below, and there it refuses any pointer with it. */
+/* Is a number below a limit, which is a constant? The comparison is made once, with the number on its left.
+ * The compiler may put the limit into a register and compare that with the number ("7 > slot"). The verifier
+ * of Linux 5.10 then does not see that a second comparison has the same answer: it follows the case in which
+ * the number is above and below the limit at once, and refuses the pointers of that case. */
 #define IS_BELOW(number, limit)                                                                              \
 	({                                                                                                   \
 		u64 is_below = true;                                                                         \
@@ -88,8 +90,9 @@
 #define JOIN(type, bits, first, second) ((type)(second) | (type)(first) << (bits))
 #endif
 
-/* How many ports are tried before SNAT counts as exhausted: the first of them with a view to TIME-WAIT; the
- * very first must be free, later ones may be those of flows that have been half open for HANDSHAKE_NS. */
+/* How many ports are tried before SNAT counts as exhausted. The first PARTICULAR_TRIES pass over ports that
+ * may be in TIME-WAIT at the backend. The first FREE_TRIES take a free port only; later ones also take the
+ * port of a flow that has been half open for HANDSHAKE_NS. */
 #define SNAT_TRIES	 24
 #define PARTICULAR_TRIES 16
 #define FREE_TRIES	 4

@@ -285,8 +285,8 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		count_opened(backend.id); /* else it was opened before, and its flow lost */
 }
 
-/* Decide about a packet for a VIP that no flow can be used for. False: it goes on in the step that weighs
- * backends; comes back here where that is missing. */
+/* Decide about a packet for a VIP that no flow can be used for. A set of unequal weights takes the step that
+ * weighs backends, which comes back to this step. False: that step is missing, and nothing is decided. */
 static __always_inline bool decide_first(ctx_t *ctx, struct work *work, const struct vip *vip,
 					 const struct settings *settings, struct note *note)
 {

@@ -17,7 +17,7 @@
 #define SLOW	     (-2) /* to be looked at on the long way */
 #define OURS	     (-3) /* the same, of a packet to a VIP or of a flow */
 #define FIRST	     (-4) /* the first packet of a connection */
-#define ENCAPSULATED (-5) /* another node has sent it so: direct.h */
+#define ENCAPSULATED (-5) /* another node has encapsulated it: direct.h */
 
 #define LATER_FLAGS (TCP_FIN | TCP_SYN | TCP_RST)
 
@@ -57,7 +57,8 @@ static __always_inline bool fast_parse(ctx_t *ctx, u32 l3, struct tuple *t, u8 *
 	return false;
 }
 
-/* Read at once: the entry may become another flow's at any time. */
+/* Copy what a packet of the flow becomes, before anything is done with it: the entry may become another
+ * flow's at any time. */
 static __always_inline void entry_tuple(const struct flow_entry *e, struct tuple *to)
 {
 	to->src = e->src;
@@ -68,7 +69,7 @@ static __always_inline void entry_tuple(const struct flow_entry *e, struct tuple
 		IN_MEMORY(*to);
 }
 
-/* hops: what the TTL becomes less by. */
+/* Translate a packet where it is; hops: by how much its TTL is lowered. */
 static __always_inline bool fast_translate(ctx_t *ctx, u32 l3, const struct tuple *t, const struct tuple *to,
 					   u8 hops)
 {

@@ -112,8 +112,8 @@ static __always_inline void advance_state(const struct packet *pkt, u8 direction
 		flow->state = flow->fins & HALF_OPEN ? FLOW_NEW : FLOW_ESTABLISHED;
 }
 
-/* What a packet of a flow without an answer says about its backend; last_seen is still the time of the
- * client's last first packet. A reset that answers a SYN acknowledges it (RFC 9293, section 3.10.7.1); one
+/* Count what a packet says about the backend, while that has not answered; last_seen is still the time of the
+ * client's last SYN. A reset that answers a SYN acknowledges it (RFC 9293, section 3.10.7.1); one
  * without answers a segment of a connection that the backend does not know. */
 static __always_inline void count_start(const struct packet *pkt, u8 direction, struct flow *flow, u64 now)
 {
@@ -145,9 +145,9 @@ static __always_inline bool unchanged(const struct flow *flow, const struct flow
 	return ticks() - flow->touched < FLOW_REFRESH_TICKS;
 }
 
-/* Account a packet of a known flow: when its state changes, or a second after the last time, both halves are
- * written. So neither half's time is over before the other's, and a half that was evicted comes back. If
- * its place has been taken meanwhile, the flow is over: its next packet starts a new one. */
+/* Note a packet of a known flow. When the state changes, and otherwise once a second, both halves are
+ * written: so both expire together, and a half that was evicted comes back. If another flow has its key
+ * meanwhile, this flow is over: its next packet starts a new one. */
 static __always_inline void touch_flow(const struct packet *pkt, u8 direction, struct flow *flow, u64 now,
 				       const struct settings *settings, struct entries *entries)
 {
@@ -173,9 +173,11 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	entries->half.tag = 0;
 #pragma clang loop unroll(disable)
 	for (int half = 0; half < 2; half++) {
-		/* Or the compiler works out the place of each field before the loop, and keeps them all. */
+		/* Without this the compiler computes the address of each field before the loop, and keeps all
+		 * of them. */
 		asm volatile("" : "+r"(flow), "+r"(entries), "+r"(pkt) : : "memory");
-		/* This half first: it is there, and the other one does not take its place. */
+		/* This half comes first: it is in the table, so it displaces no entry, and not the other
+		 * half. */
 		flow_value(&entries->made.value, flow);
 		if (half == 0) {
 			flow_key(&entries->made.key, &pkt->tuple, direction);
@@ -187,9 +189,9 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	}
 }
 
-/* A packet of a PATH_DIRECT flow: its answers go another way. It has one half, and stays HALF_OPEN, for
- * nothing shows that the client gets an answer: so it makes room before flows that are known to live. But
- * once the client goes on, it is kept for as long as any other. */
+/* The state of a PATH_DIRECT flow after a packet of its client; the answers do not come here. Such a flow has
+ * one half. It stays HALF_OPEN, since nothing shows that the client gets an answer, and so makes room before
+ * established flows do. But once the client goes on, it is kept for as long as any other. */
 static __always_inline void advance_direct(const struct packet *pkt, struct flow *flow)
 {
 	if (pkt->tcp_flags & TCP_RST)
@@ -235,8 +237,8 @@ static __always_inline bool accepts_another(const struct packet *pkt, const stru
 	return reply->state == FLOW_CLOSED && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
-/* Has the client kept its address? Then it is the hook that faces it that undoes the translation, unless a
- * reply has gone past the stack before. */
+/* Does the backend see the client's own address? Then the hook that faces the client undoes the translation,
+ * unless the reply goes past the stack and is translated before. */
 static __always_inline bool keeps_client(u8 path)
 {
 	return path == PATH_STACK || path == PATH_REDIRECT;

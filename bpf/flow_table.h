@@ -147,8 +147,8 @@ struct entries {
 	u64 longest;		 /* for how long that has been, in ns */
 };
 
-/* Of an entry that had to make room the other half goes, too: alone it would translate one direction, and
- * nobody would mend it before its next refresh. */
+/* When an entry had to make room, delete the other half of its flow as well. Alone it would translate one
+ * direction, and nothing would mend that before its next refresh. */
 static __always_inline void forget_other_half(const struct entry *gone)
 {
 	const struct flow_entry *to = &gone->value, *other;
@@ -162,9 +162,10 @@ static __always_inline void forget_other_half(const struct entry *gone)
 		forget_flow(&key);
 }
 
-/* Store e->made, whose time is over idle ns after its last_seen. False: the key leads elsewhere already, and
- * not in its place. e is not on the stack, where it would not have room. A flow that is HALF_OPEN is a
- * provisional entry; one that no longer is leaves a slot of its bucket to others that are. */
+/* Store e->made, whose time is over idle ns after its last_seen. False: the key is there and leads elsewhere,
+ * and in_place does not allow to replace it. e is not on the stack, which has no room for it. An entry that
+ * is HALF_OPEN is provisional; one that becomes established leaves a slot of its bucket to provisional
+ * entries. */
 static __always_inline bool put_flow(struct entries *e, u64 idle, bool in_place)
 {
 	const struct entry *new = &e->made;
@@ -199,7 +200,7 @@ static __always_inline bool put_flow(struct entries *e, u64 idle, bool in_place)
 		e->gone.value = gone->value;
 		set_tag(&bucket->head, seat.gone, 0);
 	}
-	/* Nobody may take half of the one and half of the other for an entry. */
+	/* A reader must not see the key of one entry with the value of another: no tag, no entry. */
 	if (!same)
 		set_tag(&bucket->head, seat.slot, 0);
 	at->key = new->key;

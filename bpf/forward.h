@@ -59,8 +59,9 @@ static __always_inline u32 inward(ctx_t *ctx)
 	return ctx_at_loopback(ctx) ? ACTION_STACK : ACTION_INWARD;
 }
 
-/* Does what a process of this node gets have to come by lo, where the kernel does not ask? src: its source
- * when translated. What is for an address of the node itself has to. */
+/* Must a packet for a process of this node be sent to it by lo? It must if it is for an address of the node
+ * itself, or if the kernel would not accept its translated source, src, at this interface: at lo it does not
+ * check. */
 static __always_inline bool comes_by_lo(ctx_t *ctx, const struct packet *pkt, const struct flow *flow,
 					const struct addr *src)
 {
@@ -98,8 +99,8 @@ static __always_inline bool decide_route(ctx_t *ctx, const struct packet *pkt, c
 	return translates(d);
 }
 
-/* The route of a packet that goes encapsulated to its backend's node, d->flow.to.src. What is too big is told
- * of how much may be inside. */
+/* The route of a packet that goes encapsulated to its backend's node, d->flow.to.src. The sender of one that
+ * is too big is told how large a packet may be inside of the encapsulation. */
 static __always_inline bool decide_direct(ctx_t *ctx, const struct packet *pkt, struct decision *d)
 {
 	const struct settings *settings = get_settings();

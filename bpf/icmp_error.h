@@ -95,8 +95,9 @@ static __always_inline bool find_flow(ctx_t *ctx, const struct tuple *t, const s
 	return (!note->egress || ctx_from_host(ctx)) && lookup_flow(t, DIR_FORWARD, flow);
 }
 
-/* The end of a connection is known to the other end by another address. So is every router behind the client,
- * where the way back leads through us. */
+/* The source that the error gets. Each end of a connection knows the other one by a translated address, so an
+ * error of the other end itself gets that. An error of a router behind the client gets it as well if we stand
+ * for the client: the backend has no other way to it. */
 static __always_inline struct addr error_source(const struct packet *pkt, const struct icmp_error *e,
 						const struct flow *flow, u8 direction)
 {

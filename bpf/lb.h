@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The order of work. Ingress: a reply to an SNAT port? else for a VIP? of a known flow? Egress: a reply of a
- * flow? fast.h has the same order for the common packets, and says why it is there twice. */
+/* The order in which a packet is looked at. One that enters: is it a reply to an SNAT port? Else, is it for a
+ * VIP, and of a known flow? One that leaves: is it a reply of a flow? fast.h has the same order for the
+ * common packets, and says why it is there twice. */
 #pragma once
 #include "affinity.h"
 #include "announced.h"
@@ -9,8 +10,8 @@
 #include "forward.h"
 #include "snat.h"
 
-/* A ping, or a later piece of one: it asks for the address as a whole, and each piece is answered by itself.
- * The node's own addresses the stack answers for. */
+/* A ping, or a later piece of one. The entry of the address as a whole decides, and each piece is answered by
+ * itself. Addresses of the node have no such entry: the stack answers there. */
 static __always_inline void decide_echo(const struct packet *pkt, u8 side, struct decision *d)
 {
 	const struct vip *vip = lookup_address(&pkt->tuple.dst);
@@ -27,8 +28,8 @@ static __always_inline void decide_echo(const struct packet *pkt, u8 side, struc
 		decide_answer(d, ANSWER_ECHO, REASON_PING);
 }
 
-/* For an address that is no VIP with this port. A clusterIP leads nowhere else: what is not answered here
- * would travel between the node and its router until its TTL is over. */
+/* A packet whose address and port are no VIP. A clusterIP leads nowhere else, so it is answered here:
+ * otherwise the packet would travel between the node and its router until its TTL is over. */
 static __always_inline void decide_not_vip(const struct packet *pkt, const struct settings *settings,
 					   struct decision *d)
 {
@@ -46,8 +47,9 @@ static __always_inline void decide_not_vip(const struct packet *pkt, const struc
 		decide_answer(d, ANSWER_REJECT, REASON_REJECT_UNKNOWN_PORT);
 }
 
-/* A forgotten flow is revived by the next packet of its connection. But where connections of a former owner
- * go on, it is more likely one of those, from a port that was used here before. */
+/* The next packet of a connection revives its flow, even after the flow's time is over. But while connections
+ * of the address's former owner go on, such a packet is more likely of one of those, whose client has used
+ * the same port here before. */
 static __always_inline bool is_of_another_time(ctx_t *ctx, const struct packet *pkt, u8 side,
 					       const struct flow *flow, u64 now,
 					       const struct settings *settings)
@@ -72,7 +74,8 @@ static __always_inline bool is_of_later_connection(ctx_t *ctx, const struct pack
 	       node_owns(ctx, pkt);
 }
 
-/* Towards a VIP, from any side. True: a packet of the known flow d->flow; else the decision is taken. */
+/* A packet that may be for a VIP, from any side. True: it is of the known flow d->flow. False: it is decided.
+ */
 static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt, u8 side,
 					   const struct settings *settings, u64 *now, struct decision *d)
 {
@@ -107,7 +110,7 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 	return false;
 }
 
-/* The packet has completed its flow's handshake: what is remembered of the client lasts. */
+/* The packet has completed the handshake of its flow: the affinity of its client is no longer provisional. */
 static __always_inline void confirm_affinity(const struct packet *pkt, u8 direction, const struct flow *flow,
 					     u64 now)
 {
@@ -118,7 +121,7 @@ static __always_inline void confirm_affinity(const struct packet *pkt, u8 direct
 		remember_affinity(vip, &request.src, now, flow->backend, flow->generation, false);
 }
 
-/* Past the stack if the flow goes so, and the option is (still) on. */
+/* The flow's way: past the stack if it was made so, and the setting is still on. */
 static __always_inline enum way way_of(const struct flow *flow, const struct settings *settings)
 {
 	return settings->redirect && flow->path == PATH_REDIRECT ? WAY_PAST_STACK : WAY_OF_PATH;
@@ -181,7 +184,8 @@ static __always_inline bool undone_here(const struct packet *pkt, u8 side, const
 	       (undone_at_ingress(&d->flow, side) || (past && d->flow.path == PATH_REDIRECT));
 }
 
-/* A later piece whose first has not been seen. The kernel sends its own in order. */
+/* A later piece whose first piece has not been seen. Those of the node itself are passed: the kernel sends
+ * the pieces of a datagram in order. */
 static __always_inline void decide_early_piece(const struct packet *pkt, u8 side, struct decision *d)
 {
 	if (side == HOST)
@@ -258,7 +262,8 @@ static __always_inline void decide_egress(ctx_t *ctx, struct work *work)
 	decide_flow(ctx, direction, WAY_OF_PATH, now, settings, work);
 }
 
-/* Parse, and look through IPv4 options: of what comes to the other steps by here that is known then. */
+/* Parse the packet and its IPv4 options. The steps behind the long way need not look at options again:
+ * packets with options that forbid a translation do not get there. */
 static __always_inline u32 parse_all(ctx_t *ctx, struct packet *pkt)
 {
 	u32 parsed = parse(ctx, pkt), options;
@@ -269,8 +274,9 @@ static __always_inline u32 parse_all(ctx_t *ctx, struct packet *pkt)
 	return options == PARSED ? parsed : options;
 }
 
-/* A frame to many asks everybody for the link address of whoever has an IP address. Is that one of ours?
- * Comes back where it cannot be, or where the step is missing. */
+/* A frame to many hosts may ask for the link address that belongs to an IP address. If this one can, the step
+ * goes on that answers for announced addresses. Comes back if the frame cannot ask, or the step is missing.
+ */
 static __always_inline void take_neighbour_step(ctx_t *ctx, struct note *note)
 {
 	__be16 ethertype = ctx_ethertype(ctx);
@@ -294,8 +300,9 @@ static __always_inline bool may_solicit(const struct packet *pkt, u32 parsed, co
 	       (parsed == REASON_OTHER_PROTOCOL || parsed == REASON_MARTIAN);
 }
 
-/* What the parser leaves to others, or alone. Later pieces that came before their first may be held back, if
- * they name an extension header: even if the first is left alone it releases them. */
+/* A packet that the parser does not take: an ICMP error, a question for a link address, or one that is left
+ * alone. A first piece may have later pieces waiting for it that name an extension header. It releases them
+ * even if it is left alone itself. */
 static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 parsed, struct note *note,
 				      u32 bytes)
 {
@@ -314,9 +321,9 @@ static __always_inline int not_parsed(ctx_t *ctx, const struct packet *pkt, u32 
 	return finish(note->hook, pass(parsed), bytes);
 }
 
-/* What the short way has left to others: SLOW, OURS or FIRST, as found. First packets
- * skip the long way and go straight to STEP_CONNECT, unless a watcher wants their original bytes. Comes back
- * only where a step is missing. */
+/* Go on with a packet that the short way has not dealt with; found: SLOW, OURS, FIRST or ENCAPSULATED. First
+ * packets skip the long way and go straight to STEP_CONNECT, unless a watcher wants their original bytes.
+ * Comes back only if a step is missing. */
 static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *note)
 {
 	note->watch = watched();
@@ -331,8 +338,8 @@ static __always_inline void take_long_way(ctx_t *ctx, int found, struct note *no
 	take_step(ctx, long_step(note), note);
 }
 
-/* The work of every hook: IPv6 goes on in the twin, a common packet takes the short way, all else the long
- * one, which is a step. */
+/* What every hook does: it hands IPv6 packets to its twin, takes common packets the short way, and all others
+ * the long way, which is a step. */
 static __always_inline int run(ctx_t *ctx, struct note *note)
 {
 	u32 bytes = ctx_len(ctx);
@@ -370,9 +377,10 @@ static __always_inline int long_way(ctx_t *ctx, bool egress)
 	return finish_and_report(ctx, note, conclude(ctx, &work->pkt, &work->d, note), bytes);
 }
 
-/* l3: where the IP header is. Frames that are not for this host are left alone, unless they ask for
- * an address that is announced; not so those of a pod: behind a bridge it addresses its frames to the bridge.
- * IPv6's twin is entered from here alone. */
+/* The entry of hooks by which packets come in; l3: offset of the IP header. A frame from outside that is not
+ * addressed to this host is left alone, unless it asks for an announced address. Pods behind a bridge address
+ * their frames to the bridge, so these are looked at. The IPv6 twin is entered from here, and need not look.
+ */
 static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 {
 	struct note note = {.hook = hook, .side = side, .l3 = l3};
@@ -384,8 +392,9 @@ static __always_inline int ingress(ctx_t *ctx, u32 hook, u8 side, u16 l3)
 	return run(ctx, &note);
 }
 
-/* What the node sends to itself leaves by lo, and enters there: for a VIP at an address of the node it is the
- * one place to see it. What other hooks of ours send by lo has been seen. */
+/* The entry of the hook at lo. What the node sends to one of its own addresses leaves by lo and enters there,
+ * so packets for a VIP at such an address are seen nowhere else. Packets that other hooks of ours have sent
+ * to lo are passed: they are translated already. */
 static __always_inline int loopback(ctx_t *ctx)
 {
 	struct note note = {.hook = HOOK_TC_LOOPBACK, .side = HOST, .l3 = ETH_HLEN};

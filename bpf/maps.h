@@ -51,7 +51,7 @@ static __always_inline const struct settings *get_settings(void)
 	return bpf_map_lookup_elem(settings_map, &zero);
 }
 
-/* Of what is no common packet alone: one lookup more. */
+/* Who serves connections without a flow. It costs a lookup, so common packets do not ask. */
 static __always_inline u32 get_cutover(void)
 {
 	const u32 *cutover;

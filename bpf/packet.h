@@ -38,10 +38,9 @@ struct packet {
 	u8 last;       /* the piece is its datagram's last */
 	u8 may_cut;    /* IPv4: routers may cut it in pieces, DF is not set */
 	u8 tcp_flags;  /* enum tcp_flag; 0 for UDP */
-	u32 secret; /* what only who gets this packet knows: TCP: its sequence number + 1; INIT ACK: its tag
-		     */
-	u32 shown; /* the other side's secret, as the sender knows it: TCP: its acknowledgement; SCTP: the tag
-		    */
+	u32 secret;    /* known to receivers of this packet alone. TCP: its sequence number + 1; INIT ACK: its
+			  tag */
+	u32 shown;     /* the secret that its sender has received. TCP: its acknowledgement; SCTP: its tag */
 };
 
 enum tcp_flag {

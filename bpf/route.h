@@ -44,9 +44,10 @@ static __always_inline bool has_peer(u32 ifindex)
 	return iface && iface->flags & IFACE_PEER;
 }
 
-/* The MTU that a packet of so many bytes is too big for. Linux has told it since 5.12, where told was the
- * length before. Else it is one that any way on has (RFC 8200, section 5), or for IPv4 one that many have:
- * whoever is told too much would send the same again. */
+/* The MTU of the way on, for which a packet of len bytes is too big. told is what bpf_fib_lookup() has left
+ * in tot_len: the MTU since Linux 5.12, the length before. If the kernel does not tell, it is an MTU that
+ * every way has (IPv6: RFC 8200, section 5) or many have (IPv4). A sender who is told too much would send the
+ * same again. */
 static __always_inline u32 mtu_below(u32 len, u32 told)
 {
 	if (likely(told < len))
@@ -63,10 +64,12 @@ static __always_inline bool may_cut(const struct packet *pkt)
 	return FAMILY == 4 && pkt->may_cut && ctx_decides();
 }
 
-/* Ask the kernel's FIB for the way from src to dst. Past the stack, a packet may go straight to the other end
- * of a veth, which takes only what is for this host; all others the kernel sends, which asks neighbours from
- * time to time whether they are still there. A packet that is too big for the way and may be cut gets the way
- * of its pieces: the FIB is asked again for a packet of one byte. extra: so many bytes longer it will be. */
+/* Ask the kernel's FIB for the way from src to dst, for a packet that will be longer by `extra` bytes.
+ *
+ * A packet that goes past the stack to a pod, and whose frame is for this host, goes straight to the other
+ * end of the veth: the link header is written here. All others are sent by the kernel, which also asks
+ * neighbours from time to time whether they are still there. A packet that is too big and may be cut gets the
+ * way of its pieces: the FIB is asked again, for a packet of one byte. */
 static __always_inline u32 find_longer_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
 					     const struct addr *dst, enum way way, u32 extra,
 					     struct route *out)
@@ -119,16 +122,16 @@ static __always_inline u32 find_route(ctx_t *ctx, const struct packet *pkt, cons
 	return find_longer_route(ctx, pkt, src, dst, way, 0, out);
 }
 
-/* Would the hook behind this one take the translated packet for one to a VIP? So it is where an external
- * address is the node's own, and the Service's port that of a backend with the node's network: then all of it
- * is that hook's. */
+/* Would the tc hook behind XDP take the translated packet for one to a VIP? It would if an external address
+ * of the Service is the node's own, and the backend has the node's network and the Service's port. XDP then
+ * leaves the whole packet to that hook. */
 static __always_inline bool meets_vip_again(const struct tuple *to)
 {
 	return !ctx_decides() && lookup_vip(to);
 }
 
-/* Does the kernel take in here what comes from src? Where it looks closely (rp_filter, `fib saddr` in a rule
- * of netfilter's) only if it would also send what is for src out of this interface. */
+/* Does the kernel accept packets from src at this interface? A strict kernel (rp_filter, or `fib saddr` in a
+ * rule of netfilter) does so only if it would send packets for src out of the same interface. */
 static __always_inline bool enters_here(ctx_t *ctx, const struct packet *pkt, const struct addr *src)
 {
 	struct bpf_fib_lookup fib = {
@@ -145,8 +148,9 @@ static __always_inline bool enters_here(ctx_t *ctx, const struct packet *pkt, co
 	       fib.ifindex == ctx_ifindex(ctx);
 }
 
-/* May the packet go past the stack? What is marked may have routes of its own, of which bpf_fib_lookup knows
- * nothing; what has come too far the stack answers, and it adds the link header where there is none. */
+/* May the packet go past the stack? Not if it is marked: routing rules may go by the mark, which
+ * bpf_fib_lookup does not know. Not if its TTL ends here: the stack answers it. Not if it has no link header:
+ * the stack adds one. */
 static __always_inline bool may_go_past(const ctx_t *ctx, const struct packet *pkt)
 {
 	return pkt->l3 && pkt->ttl > 1 && !ctx_marked(ctx);
@@ -164,7 +168,8 @@ static __always_inline bool own_address(u32 ifindex, struct addr *out)
 	return true;
 }
 
-/* The link header of what goes back where it came from. A device without one has nothing to turn round. */
+/* The link header of a packet that goes back where it came from: source and destination exchanged. Devices
+ * without link headers need none. */
 static __always_inline bool load_link_back(ctx_t *ctx, const struct packet *pkt, struct ethhdr *eth)
 {
 	u8 mac[ETH_ALEN];
@@ -184,7 +189,8 @@ static __always_inline bool store_link(ctx_t *ctx, const struct packet *pkt, con
 	return !pkt->l3 || ctx_store(ctx, 0, eth, sizeof(*eth));
 }
 
-/* A device without link headers does not send what comes from it anywhere else without one. */
+/* Give a packet that came without a link header an empty one: without it the kernel sends it out of no device
+ * that has them. */
 static __always_inline bool add_link(ctx_t *ctx, const struct packet *pkt)
 {
 	__be16 ethertype = bpf_htons(IP_ETHERTYPE);

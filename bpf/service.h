@@ -15,7 +15,7 @@ static __always_inline const struct vip *lookup_vip(const struct tuple *t)
 	return bpf_map_lookup_elem(vips, FAMILY == 4 ? (void *)&word : (void *)&key);
 }
 
-/* The entry for an address as a whole; NULL when it is not that of a Service alone. */
+/* The entry for an address as a whole; NULL: it has none, being no VIP's or the node's own. */
 static __always_inline const struct vip *lookup_address(const struct addr *address)
 {
 	struct vip_key key = {.address = *address};
