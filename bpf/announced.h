@@ -21,10 +21,11 @@ static __always_inline const struct announced *lookup_announced(ctx_t *ctx, cons
 	return bpf_map_lookup_elem(announced_map, &key);
 }
 
-/* A packet of a connection that is unknown here and does not begin. If the address has come from another node
- * a while ago, that node has the connection, and in its name the backend knows it: send the packet on to that
- * node, as a router on the segment would. What comes from there is not known there either. False: it is this
- * node's to serve. */
+/* Is a packet, of a connection that is unknown here and does not begin with it, to be sent on to the former
+ * owner of the address? It is if the address has come from another node a moment ago: that node has the
+ * connection, and the backend knows it under that node's address. A packet that comes from the former owner
+ * is not sent back, since it is unknown there, too. False: this node serves the packet. *eth: the link header
+ * that it came with. */
 static __always_inline bool is_former_owner_s(ctx_t *ctx, const struct packet *pkt, struct ethhdr *eth)
 {
 	const struct announced *here;

@@ -23,8 +23,8 @@ struct arp_packet {
 
 typedef struct arp_packet solicitation_packet_t;
 
-/* Read a request or a reply; false: it is neither, or is not to be believed. A request without a sender is a
- * probe of whoever is about to take the address: RFC 5227, section 2.1.1. */
+/* Read a request or a reply; false: it is neither, or contradicts itself. A request without a sender address
+ * is a probe: its sender is about to take the address (RFC 5227, section 2.1.1). */
 static __always_inline bool read_solicitation(ctx_t *ctx, const struct ethhdr *eth, struct arp_packet *arp,
 					      struct solicitation *s)
 {
@@ -43,7 +43,7 @@ static __always_inline bool read_solicitation(ctx_t *ctx, const struct ethhdr *e
 	return request || arp->operation == bpf_htons(ARP_REPLY);
 }
 
-/* Turn the request round, as RFC 826 says: the sender's place is the target's now. */
+/* Make the answer of the request, as RFC 826 says: sender and target change places. */
 static __always_inline bool write_advertisement(ctx_t *ctx, struct ethhdr *eth, struct arp_packet *arp,
 						const struct solicitation *s, const u8 *mac)
 {

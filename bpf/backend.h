@@ -83,7 +83,7 @@ static __always_inline bool read_backend(u32 id, u32 service, struct backend *ou
 	return true;
 }
 
-/* Is the backend of a flow or of an affinity entry still the one that it was? */
+/* Is the slot that a flow or an affinity entry names still used by the same backend? */
 static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
 {
 	const struct backend_slot *slot = bpf_map_lookup_elem(backends, &id);
@@ -92,7 +92,8 @@ static __always_inline bool backend_alive(u32 id, u32 generation, u32 service)
 	       slot->service == service;
 }
 
-/* A connection's number for a backend: the greatest leads. The upper half is as good as chance. */
+/* The number that a connection has for a backend; the backend with the greatest number is selected. The upper
+ * 32 bits are as good as random. */
 static __always_inline u64 mix(u32 seed, u32 hash)
 {
 	u64 mixed = (u64)(seed ^ hash) * 0x9e3779b97f4a7c15ULL;
@@ -121,9 +122,9 @@ static __always_inline u32 rendezvous(const struct table_line *line, u32 size, u
 	return best & (SMALL_SET - 1);
 }
 
-/* Is the word below a power of two, up to 2^32: bits, or 0. Without a branch, as all that is done for each
- * backend: a branch in a loop is many ways for the verifier. The compiler would make one of the sign if it
- * knew where that is from. */
+/* Return bits if the word is below a power of two, which is at most 2^32, else 0. There is no branch here,
+ * nor in anything else that is done for each backend: each branch in a loop is more ways for the verifier to
+ * follow. The asm keeps the compiler from making a branch of the sign. */
 static __always_inline u32 shift_below(u64 word, u32 power, u32 bits)
 {
 	u64 sign = word - (1ULL << power);
@@ -160,8 +161,9 @@ static __always_inline u64 minus_log2(u32 word)
 }
 
 /* The same with unequal weights (Schindelhauer, Schomaker, "Weighted Distributed Hash Tables", 2005): the
- * least -log(number) / weight leads. Where weights are equal, that is the greatest number; and a connection
- * changes hands only from a backend that has become lighter, or to one that has become heavier. */
+ * backend with the least -log(number) / weight is selected. Where weights are equal, that is the greatest
+ * number; and a connection changes hands only from a backend that has become lighter, or to one that has
+ * become heavier. */
 static __always_inline u32 weighted_rendezvous(const struct table_line *line,
 					       const struct table_line *divisors, u32 size, u32 hash)
 {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A packet that is too big for the way on, and whose sender lets routers cut it (IPv4 without DF), goes on in
- * pieces: RFC 791, section 3.2. It is cut as it came. The pieces enter anew by the hook that the packet has
- * come to, in order, where each is led on as a piece that came so: to one backend, since the later ones
- * follow the first. A program can send many copies of a packet, but shorten only the packet itself; so the
- * copy for a piece has all that follows still behind it, which trim_piece() takes off.
+/* Step: a packet that is too big for the way on, and whose sender lets routers cut it (IPv4 without DF), goes
+ * on in pieces: RFC 791, section 3.2. It is cut before it is translated. The pieces enter anew, in order, by
+ * the hook that the packet has come to, and are treated there like pieces that have come from outside: all of
+ * them go to one backend, since the later ones follow the first. A program can send many copies of a packet,
+ * but shorten only the packet itself; so the copy for a piece has all that follows still behind it, which
+ * trim_piece() takes off.
  *
  * A packet that stands for several UDP datagrams (segmentation offload) enters anew once for each of them. */
 #pragma once
@@ -37,17 +38,17 @@ struct head {
 	u8 options[IP_OPTIONS_MAX];
 };
 
-/* What is left to do about the checksum of a packet that is more than a piece. */
+/* What has become of the checksum that a device was to complete, before the packet is cut. */
 enum csum_left {
-	CSUM_NONE,	/* nothing */
-	CSUM_DONE,	/* nothing any more */
-	CSUM_UNTOLD,	/* the sum is right, but the kernel still takes it for the device's business */
-	CSUM_IMPOSSIBLE /* all of it */
+	CSUM_NONE,	/* no device was to complete it */
+	CSUM_DONE,	/* it is complete, and the kernel knows so */
+	CSUM_UNTOLD,	/* it is complete, but the kernel would still have the device complete it */
+	CSUM_IMPOSSIBLE /* it cannot be completed here */
 };
 
-/* The one's complement sum of some bytes, at most `most`. False: the kernel refused. What is left is worked
- * out anew each time: a loop's own variable would make the verifier follow what comes behind the loop for
- * each of its values. */
+/* The one's complement sum of some bytes, at most `most`. False: the kernel refused. The rest of the length
+ * is computed anew in each turn: if the loop kept it in a variable, the verifier would follow what comes
+ * after the loop for each of its values. */
 static __always_inline bool sum_packet(ctx_t *ctx, u32 from, u32 bytes, u32 most, u32 *sum)
 {
 	struct held_piece *room;
@@ -73,11 +74,12 @@ static __always_inline bool sum_packet(ctx_t *ctx, u32 from, u32 bytes, u32 most
 	return true;
 }
 
-/* Take bytes off the packet's front, but for its link header. Segments that it is yet to be made of keep
- * their size. */
+/* Take bytes off the front of the packet, behind its link header. If the packet awaits segmentation, its
+ * segments keep their size. */
 static __always_inline bool take_off(ctx_t *ctx, u32 bytes)
 {
-	/* It changes nothing, but what the verifier learns of it here it does not learn of the caller's. */
+	/* This changes nothing. What the verifier learns of this copy it does not learn of the caller's
+	 * variable. */
 	asm volatile("%0 &= 0xffff" : "+r"(bytes));
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < (1 << 16) / ROOM_STEP + 1 && bytes; i++) {
@@ -90,8 +92,8 @@ static __always_inline bool take_off(ctx_t *ctx, u32 bytes)
 	return !bytes;
 }
 
-/* Tell the kernel that nothing of the checksum is left to the device (CHECKSUM_PARTIAL). It understands so
- * when the place where the sum was to begin is taken off. */
+/* Have the kernel forget that a device is to complete the checksum (CHECKSUM_PARTIAL). It does so when the
+ * bytes are taken off at which the sum was to begin. */
 static __always_inline bool forget_partial(ctx_t *ctx, u32 l3, u32 l4)
 {
 	u8 front[sizeof(struct head) + PAST_L4] = {};
@@ -105,8 +107,8 @@ static __always_inline bool forget_partial(ctx_t *ctx, u32 l3, u32 l4)
 	       !bpf_skb_store_bytes(ctx, l3, front, len, 0);
 }
 
-/* Where the device was to complete the checksum, do it. Of a packet whose checksum is untold the first piece
- * comes here again, when it is cut. SCTP's sum is another one. */
+/* Complete the checksum if a device was to do it. If the kernel cannot be told so (CSUM_UNTOLD), the first
+ * piece of the packet comes here again. SCTP's checksum is of another kind, and cannot be completed here. */
 static __always_inline u32 complete_csum(ctx_t *ctx, const struct packet *pkt)
 {
 	bool udp = pkt->tuple.protocol == IPPROTO_UDP;
@@ -141,8 +143,8 @@ static __always_inline u32 complete_csum(ctx_t *ctx, const struct packet *pkt)
 	return forget_partial(ctx, pkt->l3, pkt->l4) ? CSUM_DONE : CSUM_IMPOSSIBLE;
 }
 
-/* Segments of TCP that a packet is yet to be made of become shorter by so many bytes: the kernel makes room
- * for what it takes for more headers, and does not notice that they go again. */
+/* Shorten the TCP segments that a packet awaits by so many bytes. The kernel does it when more headers are
+ * put in front of the packet, and does not undo it when they are taken off again. */
 static __always_inline bool shorten_segments(ctx_t *ctx, u32 bytes)
 {
 #pragma clang loop unroll(disable)
@@ -180,9 +182,9 @@ static __always_inline bool store_head(ctx_t *ctx, u32 l3, u32 l4, struct head *
 	return !bpf_skb_store_bytes(ctx, l3, head, len, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* Of a packet's options some are in its first piece alone (RFC 791, section 3.1: the copied flag). In the
- * others options of no operation take their place, as Linux does it: then all headers are of one length. The
- * header is stored for it, since only in a packet the verifier lets write anywhere. */
+/* Blank the options that belong into the first piece alone (RFC 791, section 3.1: the copied flag). Options
+ * of no operation take their place, as in Linux, so the headers of all pieces have one length. This is done
+ * in the packet, not on the stack: there the verifier does not allow writes at a variable offset. */
 static __always_inline bool blank_options(ctx_t *ctx, u32 l3, u32 l4, struct head *head)
 {
 	u32 at = l3 + sizeof(struct iphdr);
@@ -219,10 +221,10 @@ static __always_inline bool store_piece_head(ctx_t *ctx, u32 l3, u32 l4, struct 
 	return store_head(ctx, l3, l4, head);
 }
 
-/* A packet stands for datagrams of `size` bytes of data each; the last may have less. A copy for each of them
- * enters anew, whose header has the reserved flag, and in place of a checksum the datagram's number among
- * them: take_out() makes that one of it. Where packets leave, the datagrams are led on before this returns.
- */
+/* Take apart a packet that stands for datagrams of `size` bytes of data each, of which the last may have
+ * less. A copy for each datagram enters anew. Its header has the reserved flag, and the number of the
+ * datagram in place of a checksum: take_out() then leaves only that datagram. At a hook where packets leave,
+ * each copy has been led on before this function returns. */
 static __always_inline struct outcome take_apart(ctx_t *ctx, const struct packet *pkt, bool leaves, u32 size,
 						 struct head *head)
 {
@@ -243,8 +245,8 @@ static __always_inline struct outcome take_apart(ctx_t *ctx, const struct packet
 	return outcome(VERDICT_TAKEN, REASON_FRAGMENTED);
 }
 
-/* Such a copy becomes the datagram that it is for. False: the kernel refused. A change of its length makes a
- * packet one that stands for itself alone. */
+/* Shorten such a copy to its one datagram. False: the kernel refused. The change of its length makes it a
+ * packet that stands for no other. */
 static __always_inline bool take_out(ctx_t *ctx, const struct packet *pkt, u32 size, struct head *head)
 {
 	u32 l4 = pkt->l4, from, bytes, sum;
@@ -274,7 +276,7 @@ static __always_inline bool take_out(ctx_t *ctx, const struct packet *pkt, u32 s
 	return !bpf_skb_store_bytes(ctx, l4, &udp, sizeof(udp), 0);
 }
 
-/* To whoever has sent what cannot be cut: how large it may be. */
+/* Tell the sender of a packet that cannot be cut how large it may be. */
 static __always_inline struct outcome refuse_cut(ctx_t *ctx, struct note *note)
 {
 	note->answer = ANSWER_TOO_BIG;

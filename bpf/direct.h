@@ -12,7 +12,7 @@
 #include "forward.h"
 #include "lb.h"
 
-/* What one node says to another of a packet. */
+/* What one node tells another about a packet that it sends encapsulated. */
 struct handed {
 	struct addr node; /* the other one */
 	struct addr backend;
@@ -21,7 +21,7 @@ struct handed {
 	u8 len; /* bytes before the packet */
 };
 
-/* Where what is encapsulated comes from: the port is one for each connection. */
+/* The UDP source port of the encapsulation: one for each connection. */
 static __always_inline __be16 gue_source(const struct tuple *t)
 {
 	return bpf_htons(GUE_SOURCE_MIN | hash_words(hash_tuple(t), 0, 0) >> (32 - GUE_SOURCE_BITS));
@@ -176,7 +176,7 @@ static __always_inline void read_handed(const struct handed *handed, u32 service
 	}
 }
 
-/* The first packet of a connection here. */
+/* Decide about a packet from another node whose connection has no flow here. */
 static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed, u64 now,
 					 const struct settings *settings, struct work *work)
 {
@@ -202,7 +202,7 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 		count_opened(d->flow.backend);
 }
 
-/* A packet that was taken out of nothing yet. */
+/* Decide about a packet from another node, while it is still encapsulated. */
 static __always_inline void decide_handed(ctx_t *ctx, const struct handed *handed,
 					  const struct settings *settings, struct work *work)
 {
@@ -306,7 +306,7 @@ static __always_inline struct direct_room *get_direct_room(struct work *work)
 	return room;
 }
 
-/* On to that node, as it came but for what stands before it. */
+/* Send the packet on to the node of its second chance, with another outer header. */
 static __always_inline struct outcome send_on(ctx_t *ctx, struct work *work, struct direct_room *room)
 {
 	struct packet *pkt = &work->pkt;

@@ -4,7 +4,7 @@
 #include "backend.h"
 #include "count.h"
 
-/* For which of enum watch_flags a packet or a call is an event; 0: for none, it was none of our business. */
+/* The flags of enum watch_flags that ask for the event of a packet or a call; 0: none, it is left alone. */
 static __always_inline u32 events_for(u32 reason, bool dropped, bool closes)
 {
 	switch (reason) {
@@ -30,7 +30,8 @@ static __always_inline u32 events_for(u32 reason, bool dropped, bool closes)
 	}
 }
 
-/* Without branches: for the verifier each one doubles the number of ways through. */
+/* Does the watcher want events of this Service port? There are no branches here: each one would double the
+ * ways that the verifier follows. */
 static __always_inline bool watches_service(const struct watch *watch, u32 service)
 {
 	u64 found = 0;

@@ -21,19 +21,19 @@ enum action {
 	ACTION_INWARD,	 /* translate it, and send it to lo, for a process of this node */
 	ACTION_HAIRPIN,	 /* translate it, and send it back out of the interface that it came from */
 	ACTION_FORWARD,	 /* translate it, and send it along the route, as a router does */
-	ACTION_REDIRECT, /* the same in place of the stack: to a pod of this node, or from it */
-	ACTION_DIRECT,	 /* send it as it came along the route, to its backend's node, in STEP_DIRECT_OUT */
+	ACTION_REDIRECT, /* translate it, and send it past the stack: to a pod of this node, or from one */
+	ACTION_DIRECT,	 /* encapsulate it untranslated, and send it to its backend's node: STEP_DIRECT_OUT */
 };
 
 struct decision {
 	u32 action;
 	u32 reason;
-	u8 answer;	    /* enum answer; ANSWER */
-	u8 stale;	    /* as in struct note; CONNECT */
+	u8 answer;	    /* enum answer; set with ANSWER */
+	u8 stale;	    /* as in struct note; set with CONNECT */
 	u8 direction;	    /* enum direction, of a packet of `flow` */
 	u8 closes;	    /* the packet is the one that closes `flow` */
-	struct flow flow;   /* flow.to: the translated packet; all that translate */
-	struct route route; /* FORWARD, REDIRECT, and what is too big */
+	struct flow flow;   /* flow.to: what the packet becomes; set with all actions that translate */
+	struct route route; /* set with FORWARD and REDIRECT, and for a packet that is too big */
 };
 
 static __always_inline void decide(struct decision *d, u32 action, u32 reason)
@@ -179,7 +179,8 @@ static __always_inline bool trim_piece(ctx_t *ctx, const struct packet *pkt)
 static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet *pkt, struct decision *d,
 						struct note *note)
 {
-	/* As a router does: what a process of this node sends has not come any way yet. */
+	/* We lower the TTL where we forward, as a router does. A packet of this node's own has passed no hop.
+	 */
 	u8 hops = d->action >= ACTION_HAIRPIN && note->side != HOST;
 
 	if (d->action == ACTION_PASS)
@@ -207,7 +208,7 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	if (FAMILY == 4 && unlikely(pkt->piece) && !trim_piece(ctx, pkt))
 		return drop(REASON_REWRITE_FAILED);
 	if (FAMILY == 6)
-		KEEP_WHOLE(*d); /* what was read of it before is better read again than kept */
+		KEEP_WHOLE(*d); /* have its fields read again: to keep them would fill the stack */
 	if (!translate(ctx, pkt, &d->flow.to, pkt->ttl - hops))
 		return drop(REASON_REWRITE_FAILED);
 	count_traffic(d->flow.backend, d->flow.generation, d->reason == REASON_REPLY, ctx_len(ctx));
@@ -220,9 +221,9 @@ static __always_inline struct outcome carry_out(ctx_t *ctx, const struct packet 
 	return pass(d->reason);
 }
 
-/* Would translation break the checksum of an SCTP packet in pieces? The checksum covers all pieces. To update
- * it for new ports takes the length of the whole packet, which the first piece does not tell; it is known of
- * what we have cut ourselves. */
+/* Would translation break the checksum of an SCTP packet in pieces? The checksum covers all pieces. An update
+ * for new ports needs the length of the whole packet, which the first piece does not tell: it is known only
+ * of packets that we have cut ourselves. */
 static __always_inline bool breaks_sctp(const struct packet *pkt, const struct tuple *to)
 {
 	return pkt->tuple.protocol == IPPROTO_SCTP && !pkt->sum_len &&
@@ -260,9 +261,9 @@ static __always_inline void decide_first_piece(struct packet *pkt, struct decisi
 	}
 }
 
-/* A request that is sent to lo for a backend that is a process of this node. Is it not there, or not any
- * more? IPv4 resets by a route of type local alone (tcp_v4_send_reset()), which what we send there has not.
- * So we do it in the kernel's place. */
+/* A request that is sent to lo, for a backend that is a process of this node. If no such process listens, we
+ * answer with a reset in the kernel's place: IPv4's stack sends one only for a packet with a route of type
+ * local (tcp_v4_send_reset()), which a packet that we send to lo does not have. */
 static __always_inline void decide_absent(ctx_t *ctx, const struct packet *pkt, struct decision *d)
 {
 	if (d->direction == DIR_FORWARD && pkt->tuple.protocol == IPPROTO_TCP && !pkt->piece &&

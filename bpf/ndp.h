@@ -6,7 +6,7 @@
 
 #define ND_SOLICITATION	 135
 #define ND_ADVERTISEMENT 136
-#define ND_HOP_LIMIT	 255 /* section 7.1: it comes from the segment, no router has led it here */
+#define ND_HOP_LIMIT	 255 /* section 7.1: such a message was sent on the segment, by no router */
 #define ND_SOURCE_LINK	 1   /* options: section 4.6.1 */
 #define ND_TARGET_LINK	 2
 #define ND_SOLICITED	 0x40 /* flags of an advertisement: section 4.4 */
@@ -93,8 +93,8 @@ static __always_inline bool walk_nd_options(ctx_t *ctx, u32 left, bool *source_l
 	return !left;
 }
 
-/* Read a solicitation or an advertisement; false: it is neither, or fails what section 7.1 demands. Who has
- * no address yet asks whether one is free (RFC 4862, section 5.4). */
+/* Read a solicitation or an advertisement; false: it is neither, or not what section 7.1 demands. A sender
+ * without an address asks whether the target is free (RFC 4862, section 5.4). */
 static __always_inline bool read_solicitation(ctx_t *ctx, const struct ethhdr *eth, struct nd_packet *nd,
 					      struct solicitation *s)
 {
@@ -124,7 +124,7 @@ static __always_inline bool read_solicitation(ctx_t *ctx, const struct ethhdr *e
 	return s->claims || (!source_link && is_multicast(&to));
 }
 
-/* Sections 7.2.3 and 7.2.4: who has no address yet is answered by telling all nodes (ff02::1). */
+/* Sections 7.2.3 and 7.2.4: a sender without an address is answered at the address of all nodes, ff02::1. */
 static __always_inline bool write_advertisement(ctx_t *ctx, struct ethhdr *eth, struct nd_packet *nd,
 						const struct solicitation *s, const u8 *mac)
 {

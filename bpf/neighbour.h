@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Step: who on the segment has an address? What this node owns (`announced`) it answers for: ARP requests in
- * IPv4, neighbour solicitations in IPv6. Everything else is left as it came. */
+/* Step: questions for the link address of an IP address. For addresses that this node owns (`announced`) it
+ * answers ARP requests in IPv4 and neighbour solicitations in IPv6. Everything else is left as it came. */
 #pragma once
 #include "announced.h"
 #include "answer.h"
@@ -11,7 +11,7 @@
 #include "arp.h"
 #endif
 
-/* Its entry; NULL: this node does not own it, or not for longer than its agent has said. */
+/* The entry of an address; NULL: this node does not own it, or the time that its agent has set is over. */
 static __always_inline const struct announced *lookup_owned(ctx_t *ctx, const struct addr *address)
 {
 	const struct announced *found = lookup_announced(ctx, address);
@@ -19,7 +19,7 @@ static __always_inline const struct announced *lookup_owned(ctx_t *ctx, const st
 	return found && bpf_ktime_get_ns() < found->until_ns ? found : NULL;
 }
 
-/* Note who else says that it has an address which is announced here. */
+/* Note a stranger who claims an address that is announced here. */
 static __always_inline void note_rival(ctx_t *ctx, const struct solicitation *s)
 {
 	struct announced_key key = {.address = s->sender, .ifindex = ctx_ifindex(ctx)};
@@ -34,8 +34,8 @@ static __always_inline void note_rival(ctx_t *ctx, const struct solicitation *s)
 		bpf_map_update_elem(rivals, &key, &first, BPF_ANY);
 }
 
-/* To many, or to this very interface: a switch that floods shows frames to others as well. What a process of
- * this node asks leaves here. */
+/* Is the frame addressed to many hosts, or to this interface? A switch that floods shows frames for others as
+ * well. A question of this node's own processes leaves by this interface, and is none for us. */
 static __always_inline bool asks_us(const struct ethhdr *eth, const struct announced *ours,
 				    const struct note *note)
 {

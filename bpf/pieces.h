@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Pieces of a datagram in any order. A later piece has no ports, so what it is for only the first one tells.
- * If it comes before that, it is copied into `pieces` and taken off its way. When the first one comes, all of
- * them enter anew by the interface that they came in by, the first one first; what is not for a VIP after all
- * then passes as it came. Nobody could have used the later ones without the first. */
+/* Step: pieces of a datagram that come in any order. A later piece has no ports, so only the first one tells
+ * which VIP it is for. A later piece that comes before the first is copied into `pieces`, and does not go on.
+ * When the first one comes, all of them enter anew by the interface that they came in by, the first one
+ * first. Those that turn out to be for no VIP then pass as they came. The delay costs nobody anything:
+ * without its first piece a datagram is of no use. */
 #pragma once
 #include "cut.h"
 
-/* May the datagram be for a VIP, or a reply of a translated flow? Node ports, and what we SNAT, are at the
- * node's own addresses, of which the FIB knows. */
+/* May the datagram be for a VIP, or a reply of a translated flow? Node ports and replies to SNAT are at
+ * addresses of the node, which the FIB knows. */
 static __always_inline bool may_be_ours(ctx_t *ctx, const struct packet *pkt)
 {
 	struct bpf_fib_lookup fib = {
@@ -56,8 +57,8 @@ static __always_inline bool keep_piece(ctx_t *ctx, struct piece_key *key)
 	return false;
 }
 
-/* A later piece. Its ports are looked for once more behind the copying: the first one may have come
- * meanwhile, on another CPU. Who then deletes the copy sends the piece on. */
+/* A later piece. After the copy is made, the ports are looked for once more: the first piece may have come
+ * meanwhile, on another CPU. Of the two CPUs, the one that deletes the copy sends the piece on. */
 static __always_inline struct outcome hold_piece(ctx_t *ctx, struct packet *pkt)
 {
 	struct piece_key key = {.datagram = fragment_key(pkt)};
@@ -69,7 +70,7 @@ static __always_inline struct outcome hold_piece(ctx_t *ctx, struct packet *pkt)
 	return outcome(VERDICT_TAKEN, REASON_FRAGMENT_HELD);
 }
 
-/* Make the packet that piece, and have a copy of it enter. */
+/* Turn the packet into a held piece, and have a copy of it enter anew. */
 static __always_inline void release_piece(ctx_t *ctx, const struct held_piece *piece)
 {
 	u64 len = piece->len;
@@ -81,7 +82,7 @@ static __always_inline void release_piece(ctx_t *ctx, const struct held_piece *p
 		bpf_clone_redirect(ctx, ctx_ifindex(ctx), BPF_F_INGRESS);
 }
 
-/* The first piece, whose ports are noted: it enters anew, and behind it whatever waits for it. */
+/* The first piece, whose ports are noted by now: it enters anew, and then the pieces that wait for it. */
 static __always_inline struct outcome release_pieces(ctx_t *ctx, const struct packet *pkt)
 {
 	struct piece_key key = {.datagram = fragment_key(pkt)};
@@ -124,7 +125,7 @@ static __always_inline struct outcome take_piece(ctx_t *ctx, struct packet *pkt,
 	return release_pieces(ctx, pkt);
 }
 
-/* The step. What is known of the packet the program before has left in `scratch`. */
+/* The step. The program before has left in `scratch` what is known of the packet. */
 static __always_inline int take_pieces(ctx_t *ctx)
 {
 	struct note *note = get_note();

@@ -20,7 +20,7 @@ static __always_inline int leave(ctx_t *ctx, const struct note *note, u32 reason
 	return VERDICT_PASS;
 }
 
-/* Does the packet begin a connection, as far as it tells itself? */
+/* Does the packet begin a connection, by what it says itself? */
 static __always_inline bool begins(const struct packet *pkt)
 {
 	return pkt->tuple.protocol == IPPROTO_UDP || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
@@ -79,7 +79,7 @@ static __always_inline void record_decision(const struct work *work, const struc
 	bpf_ringbuf_submit(record, 0);
 }
 
-/* What comes in: may it be the first packet of a connection, or end one? */
+/* May a packet that comes in begin a connection, or end one? */
 static __always_inline bool concerns_ingress(ctx_t *ctx, const struct note *note)
 {
 	const struct settings *settings = get_settings();
@@ -113,7 +113,8 @@ static __always_inline bool is_awaited_packet(ctx_t *ctx, bool forget)
 	return true;
 }
 
-/* What goes out: a refusal in a VIP's name, or what a process of this node has sent to one. */
+/* May a packet that goes out be a refusal in a VIP's name, or what a process of this node has sent to a VIP?
+ */
 static __always_inline bool concerns_egress(ctx_t *ctx, const struct note *note)
 {
 	struct tuple t, request;
@@ -128,7 +129,7 @@ static __always_inline bool concerns_egress(ctx_t *ctx, const struct note *note)
 	return (t.protocol == IPPROTO_UDP || later & TCP_SYN) && is_awaited_packet(ctx, false);
 }
 
-/* The work of every hook. Comes back from the step only where it is missing. */
+/* What every hook does: a packet that may matter goes on in a step. If the step is missing it passes. */
 static __always_inline int shadow(ctx_t *ctx, struct note *note, bool egress)
 {
 	if (hand_over(ctx, note))
@@ -154,8 +155,8 @@ static __always_inline int shadow_egress(ctx_t *ctx, u32 hook, u16 l3)
 	return shadow(ctx, &note, true);
 }
 
-/* A packet of a known flow: the flow gets older with it. A SYN on a connection that the client has closed
- * begins another one. True: it does. */
+/* Note a packet of a known flow. True: it is a SYN on a connection that the client has closed, so it begins
+ * another one. */
 static __always_inline bool follow_flow(struct work *work, u64 now, const struct settings *settings)
 {
 	struct decision *d = &work->d;

@@ -30,8 +30,8 @@ static __always_inline u32 decide_call(u64 cookie, const struct tuple *t, const 
 	return SHADOW_SERVED;
 }
 
-/* Is the call one to look at? Of a socket that stays unconnected the first for each VIP is. The next packet
- * of the socket is awaited then: see is_awaited_packet(). */
+/* Is the call to be compared? For a socket that stays unconnected, only the first call for each VIP is. From
+ * then on the next packet of the socket is awaited: see is_awaited_packet(). */
 static __always_inline bool takes_note(u64 cookie, const struct tuple *t)
 {
 	const struct tuple nowhere = {};
