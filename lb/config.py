@@ -434,6 +434,14 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     snat_ports: SnatPorts = field(default_factory=SnatPorts)
 
+    @property
+    def every_node(self) -> bool:
+        """Whether all Nodes are read from the API server, and not the agent's own alone.
+
+        Direct return leads to them; no address of theirs is to be announced.
+        """
+        return self.forward is not Forward.SNAT or self.announce is not Announce.OFF
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:

@@ -308,10 +308,12 @@ class Overlaps:
 
     pods: those of its externalIPs that are the address of an endpoint of any Service, if that names a node.
     cluster_ips: those of its endpoints' addresses that are a clusterIP of any Service.
+    nodes: those of its external and load-balancer addresses that are an InternalIP of a Node that is known.
     """
 
     pods: frozenset[IPAddress] = frozenset()
     cluster_ips: frozenset[IPAddress] = frozenset()
+    nodes: frozenset[IPAddress] = frozenset()
 
 
 NO_OVERLAPS = Overlaps()

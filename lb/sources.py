@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lb.config import Config, Forward
+from lb.config import Config
 from lb.errors import ConfigError, InputError
 from lb.model import Event, ObjectKey
 from lb.stop_event import StopEvent
@@ -78,9 +78,8 @@ def _kubernetes(config: Config) -> Source:
         api = client.Client(lambda: access.from_kubeconfig(config.kubeconfig, config.context))
     else:
         api = client.Client(access.in_cluster)
-    every_node = config.forward is not Forward.SNAT
     return source.KubernetesSource(
-        api, node_name=config.node_name, report=_report_input, every_node=every_node
+        api, node_name=config.node_name, report=_report_input, every_node=config.every_node
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from lb.announce.servable import is_nodes_own
 from lb.words import some
 
 
@@ -27,6 +28,8 @@ def answerer(one: Mapping[str, Any]) -> str:
     elif one["owner"]:
         reason = "" if one["why"] == f"node {one['owner']} owns it" else f", since here {one['why']}"
         who = f"node {one['owner']} answers{reason}"
+    elif is_nodes_own(one["why"]):
+        who = f"its own host answers: {one['why']}"
     else:
         who = f"nobody answers: {one['why']}"
     return where + who

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lb.model import Endpoint, EndpointSlice, IPAddress, Node, ObjectKey, Service, ServiceType, TrafficPolicy
 from lb.plan.rights import special_address
@@ -56,8 +56,12 @@ class Standing(enum.StrEnum):
 _RANKS = {standing: rank for rank, standing in enumerate(Standing)}
 
 
-THE_NODES_OWN = "it is an address of the node itself"
-"""Why an address is not served that the node's stack answers for anyway."""
+_A_NODES_OWN = "it is an address of node "
+
+
+def is_nodes_own(why: str) -> bool:
+    """Tell whether this is why an address is not served: it is a node's own, whose stack answers for it."""
+    return why.startswith(_A_NODES_OWN)
 
 
 class AddressKind(enum.StrEnum):
@@ -74,8 +78,8 @@ class NodeNow:
     node: the Node object, None while there is none. eligible: it is to stay, see :class:`lb.agent.Agent`.
     in_service: programs are attached, and the maps were written once. fresh: the agent is not stale, see
         :mod:`lb.served.health`.
-    own: addresses that are the node's own: nobody else is to be told that they are a Service's. drained: an
-        operator has it drained.
+    own: addresses that are the node's own: nobody is to be told that they are a Service's. others: those of
+        other Nodes, with their names; neither are they. drained: an operator has it drained.
     """
 
     name: str
@@ -84,6 +88,7 @@ class NodeNow:
     in_service: bool = True
     fresh: bool = True
     own: frozenset[IPAddress] = frozenset()
+    others: Mapping[IPAddress, str] = field(default_factory=dict)
     drained: bool = False
 
 
@@ -209,8 +214,8 @@ def _reason(here: NodeNow, address: IPAddress, offers: Iterable[_Offer]) -> str:
     """Return why the address cannot be served here, ``""`` if it can."""
     if special := special_address(address):
         return f"it is {special}"
-    if address in here.own:
-        return THE_NODES_OWN
+    if address in here.own or address in here.others:
+        return f"{_A_NODES_OWN}{here.others.get(address, here.name)}"
     alive = [one for one in offers if one.anywhere]
     if not alive:
         return f"no ready endpoint on any node: {some(str(one.service.key) for one in offers)}"

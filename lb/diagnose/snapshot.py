@@ -277,7 +277,7 @@ class ApiReader:
         wanted: tuple[tuple[Any, dict[str, str]], ...] = (
             (convert.SERVICES, {"labelSelector": NOT_OURS, "fieldSelector": "spec.clusterIP!=None"}),
             (convert.ENDPOINT_SLICES, {"labelSelector": labels}),
-            (convert.NODES, {"fieldSelector": name}),
+            (convert.NODES, {} if self._config.every_node else {"fieldSelector": name}),
         )
         resources: list[Resource] = []
         errors: list[InputError] = []
@@ -310,11 +310,11 @@ class ApiReader:
                 kept.append(ServiceRequest(dataclasses.replace(service, selector=None), _families(service)))
             if key not in requests or not requests[key].service.selector:
                 kept += now.state.slices(key)
-        node = now.state.node(self._config.node_name)
         spaces = {key.namespace for key, request in requests.items() if request.service.selector}
         pods = [pod for space in sorted(spaces) for pod in self.pods(space)]
         given = {identity(one) for one in others}
-        kept += [one for one in (*pods, *((node,) if node else ())) if identity(one) not in given]
+        around: list[Parsed] = [*pods, *now.state.nodes()]
+        kept += [one for one in around if identity(one) not in given]
         resources, errors = assemble([*kept, *others, *requests.values()], self._pools)
         return Snapshot(_state(resources.values()), [*now.errors, *errors])
 

@@ -62,7 +62,7 @@ class KubernetesSource:
     node_name: the Node that is about us.
     report: called with every object that cannot be used, once for as long as it stands; from several threads.
     for_names: whether all Services are read, with all of their slices, for DNS; then nothing is announced.
-    every_node: whether all Nodes are read, for direct return.
+    every_node: whether all Nodes are read, for direct return, or to announce no address that is a Node's.
     timing, hold_seconds, silence: for tests.
     """
 

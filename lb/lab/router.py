@@ -3,7 +3,7 @@
 
 The router is what stands on top of a rack: it has a session with each node, over IPv4 (in a lab of IPv6 over
 that), takes both families from it, watches it by BFD, and puts all equal ways into the kernel, which spreads
-connections over them. It takes nothing but addresses of Services, and sends nothing.
+connections over them. It takes nothing but addresses of Services, and routes of several, and sends nothing.
 """
 
 from __future__ import annotations
@@ -215,8 +215,7 @@ def bird_conf(spec: LabSpec) -> str:
     ]
     channels = ""
     for version in spec.versions:
-        length = 32 if version == 4 else 128
-        wanted = ", ".join(f"{each}{{{length},{length}}}" for each in _networks(version))
+        wanted = ", ".join(f"{each}+" for each in _networks(version))
         blocks.append(
             f"protocol kernel {{ merge paths on limit {_MOST_WAYS};"
             f" ipv{version} {{ import none; export where source = RTS_BGP; }}; }}"
@@ -242,9 +241,9 @@ def frr_conf(spec: LabSpec) -> str:
     """Return the configuration of a router that runs FRR; GRACEFUL_SHUTDOWN it heeds of its own accord."""
     lines = [f"hostname {spec.id}", "log stdout informational"]
     for version in spec.versions:
-        family, length = ("ip", 32) if version == 4 else ("ipv6", 128)
+        family, most = ("ip", 32) if version == 4 else ("ipv6", 128)
         lines += [
-            f"{family} prefix-list services{version} permit {each} ge {length}" for each in _networks(version)
+            f"{family} prefix-list services{version} permit {each} le {most}" for each in _networks(version)
         ]
     lines += [
         f"router bgp {ROUTER_ASN}",

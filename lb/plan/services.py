@@ -52,8 +52,9 @@ def plan_service(
     VIPs. Every clusterIP, load-balancer address and external address with the port's number, and every
     node-port address of the node with the port's node port (types NodePort and LoadBalancer). What two
     fields or two ports of the Service both claim goes to the first, in that order of fields. Besides, each
-    clusterIP, load-balancer address and external address as a whole, unless it is the node's own: the node's
-    stack answers for those. What is not for a Service to claim is left out (:mod:`lb.plan.rights`).
+    clusterIP, load-balancer address and external address as a whole, unless it is this node's own or that of
+    another Node: the node's stack answers for those. What is not for a Service to claim is left out
+    (:mod:`lb.plan.rights`).
 
     Backends. An endpoint belongs to a port when its slice has a port of the same name and protocol; the
     slice's number is where the connection goes, so that a named target port can differ between
@@ -86,7 +87,7 @@ def plan_service(
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
             plan = _plan_port(service, port, family_vips, chooser.offer(port, version))
             ports.append(replace(plan, direct=True) if direct else plan)
-    for vips_of_family in _addresses(service, fields, topology):
+    for vips_of_family in _addresses(service, fields, topology.node_addresses | overlaps.nodes):
         _give_addresses(ports, vips_of_family)
     if ports and not any(port.backends for port in ports):
         rights.refusals.extend(_of_other_ports(service, slices))
@@ -131,12 +132,12 @@ def policies(service: Service, kind: VipKind) -> tuple[TrafficPolicy, TrafficPol
     return TrafficPolicy.CLUSTER, service.external_policy
 
 
-def _addresses(service: Service, fields: Fields, topology: Topology) -> Iterator[list[Vip]]:
-    """Yield, for each family that the Service has, its addresses as a whole."""
+def _addresses(service: Service, fields: Fields, of_nodes: frozenset[IPAddress]) -> Iterator[list[Vip]]:
+    """Yield, for each family that the Service has, its addresses as a whole, without those of nodes."""
     kinds: dict[IPAddress, VipKind] = {}
     for kind, addresses in fields:
         for address in addresses:
-            if address not in topology.node_addresses:
+            if address not in of_nodes:
                 kinds.setdefault(address, kind)
     for version in {address.version for address in service.cluster_ips}:
         yield [

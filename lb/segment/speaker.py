@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from typing import Any, Protocol
 
 from lb.announce.report import Report
-from lb.announce.servable import AddressKind, Standing, Verdict
+from lb.announce.servable import AddressKind, Standing, Verdict, is_nodes_own
 from lb.config import Config
 from lb.datapath.attach.hooks import Role
 from lb.datapath.attach.netlink import Interface
@@ -320,7 +320,9 @@ class Speaker:
                 "interface": "",
                 "owner": None,
                 "here": False,
-                "why": f"it is in no network of {names}, nor in announce_networks",
+                "why": verdict.why
+                if is_nodes_own(verdict.why)
+                else f"it is in no network of {names}, nor in announce_networks",
             }
             for address, verdict in report.verdicts.items()
             if verdict.kind is AddressKind.LOAD_BALANCER and str(address) not in known

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lb.announce.servable import THE_NODES_OWN
+from lb.announce.servable import is_nodes_own
 from lb.model import ObjectKey
 from lb.served.problems import Problem
 from lb.words import several, some
@@ -36,7 +36,7 @@ class Unanswered:
         """
         why = {one["address"]: (one["why"], not one["interface"]) for one in owners if one["owner"] is None}
         for one in owners:
-            if one["owner"] is not None or one["why"] == THE_NODES_OWN:  # somewhere it is answered for
+            if one["owner"] is not None or is_nodes_own(one["why"]):  # somewhere it is answered for
                 why.pop(one["address"], None)
         self._since = {address: self._since.get(address, now) for address in why}
         told: dict[tuple[str, bool], list[tuple[str, str]]] = {}

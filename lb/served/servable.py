@@ -9,6 +9,7 @@ who asks, from what the state holds at that moment.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ class Servables:
         self._start = os.urandom(4).hex()
         self._count = 0
         self._report = Report("", False, node_name)
+        self._of_others: tuple[int, Mapping[IPAddress, str]] = (-1, {})
 
     def answer(self) -> Answer:
         """Return what answers; to ``?known=VERSION`` that version alone, if nothing has changed."""
@@ -81,6 +83,7 @@ class Servables:
             in_service=self._agent.in_service,
             fresh=self._agent.busy_seconds() < STALE_SECONDS,
             own=self._agent.own_addresses,
+            others=self._others(changes),
             drained=self._agent.drained,
         )
         ready = self._agent.in_step and not self._quiet
@@ -101,6 +104,13 @@ class Servables:
                 self._report = replace(found, version=f"{self._start}.{self._count}")
             self._seen = seen
         return self._report
+
+    def _others(self, changes: int) -> Mapping[IPAddress, str]:
+        """Return the addresses of other Nodes, with their names; changes: how often anything has changed."""
+        if self._of_others[0] != changes:
+            nodes = [node for node in self._state.nodes() if node.name != self._name]
+            self._of_others = changes, {address: node.name for node in nodes for address in node.addresses}
+        return self._of_others[1]
 
 
 class Asked:

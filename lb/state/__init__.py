@@ -100,7 +100,7 @@ class ClusterState:
         return self._nodes.get(name)
 
     def nodes(self) -> list[Node]:
-        """Return all Nodes as they are now."""
+        """Return all Nodes as they are now; may be called from any thread."""
         return list(self._nodes.values())
 
     def lacks_node(self, name: str) -> bool:
@@ -156,8 +156,10 @@ class ClusterState:
                 if resource.key not in keys:
                     self._by_service[resource.service] = tuple(sorted((*keys, resource.key)))
             case Node():
-                if self._nodes.get(resource.name) != resource:
+                known_node = self._nodes.get(resource.name)
+                if known_node != resource:
                     changes.nodes.add(resource.name)
+                    changes.services |= self._overlaps.replace_node(known_node, resource)
                 self._nodes[resource.name] = resource
 
     def _delete(self, kind: type[Resource], key: ObjectKey, changes: Changes) -> None:
@@ -171,8 +173,9 @@ class ClusterState:
             if known is not None:
                 changes.services |= self._overlaps.replace_slice(known, None)
                 self._drop_slice(known, changes)
-        elif kind is Node and self._nodes.pop(key.name, None) is not None:
+        elif kind is Node and (gone_node := self._nodes.pop(key.name, None)) is not None:
             changes.nodes.add(key.name)
+            changes.services |= self._overlaps.replace_node(gone_node, None)
 
     def _cross(self, key: ObjectKey, before: Service | None, after: Service | None, changes: Changes) -> None:
         touched = self._overlaps.replace_service(key, before, after)

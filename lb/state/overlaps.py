@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses that are both a Service's and an endpoint's.
+"""Addresses that are both a Service's and an endpoint's, or a Node's.
 
 An external address that is a pod's, too, would take the pod's connections; an endpoint that is some Service's
 clusterIP would send a packet from one Service to the next. Both are rare, so what is kept of endpoints is
@@ -7,14 +7,18 @@ those that are at such an address, and no others.
 
 An endpoint that names no node is written by hand, and may well be the external address of another Service,
 by which it is reached; it is no pod.
+
+An external address that is a Node's own, as controllers write it that have a load balancer of nodes' ports
+(k3s' servicelb), stays the Node's in all but the Service's ports.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Set
 from ipaddress import IPv4Address
 
-from lb.model import NO_OVERLAPS, EndpointSlice, IPAddress, ObjectKey, Overlaps, Service
+from lb.model import NO_OVERLAPS, EndpointSlice, IPAddress, Node, ObjectKey, Overlaps, Service
 
 _IPV6 = 1 << 128
 _Number = int
@@ -88,9 +92,10 @@ class _Kind:
 
 
 class AddressOverlaps:
-    """Follows the addresses of Services and, as far as they are the same, of endpoints."""
+    """Follows the addresses of Services and Nodes and, as far as they are the same, of endpoints."""
 
     def __init__(self) -> None:
+        self._of_nodes = Counter[_Number]()
         self._cluster = _Kind(on_nodes=False)
         self._external = _Kind(on_nodes=True)
 
@@ -110,15 +115,24 @@ class AddressOverlaps:
         self._cluster.replace(before, after)
         return self._external.replace(before, after)
 
+    def replace_node(self, before: Node | None, after: Node | None) -> set[ObjectKey]:
+        """Take in a Node; return the Services that claim an address that it has got or lost."""
+        old, new = _internal(before), _internal(after)
+        self._of_nodes.update(new - old)
+        self._of_nodes.subtract(old - new)
+        return {key for number in old ^ new for key in self._external.claimants.get(number, ())}
+
     def look(self, slices: Collection[EndpointSlice]) -> set[ObjectKey]:
         """Look which endpoints are at addresses that Services have claimed since; return their slices."""
         self._external.look(slices)  # whoever claims them has changed, and is planned anyhow
         return self._cluster.look(slices)
 
     def of(self, service: Service, slices: Iterable[EndpointSlice]) -> Overlaps:
-        """Return where a Service's external addresses are endpoints', and its endpoints clusterIPs."""
+        """Return where a Service's external addresses are endpoints' or Nodes', and endpoints clusterIPs."""
         pods, cluster_ips = self._external.slices, self._cluster.slices
-        if not pods and not cluster_ips:
+        external = (*service.load_balancer_ips, *service.external_ips)
+        nodes = frozenset([address for address in external if self._of_nodes[_number(address)]])
+        if not pods and not cluster_ips and not nodes:
             return NO_OVERLAPS
         return Overlaps(
             frozenset([address for address in service.external_ips if _number(address) in pods]),
@@ -131,6 +145,7 @@ class AddressOverlaps:
                     if _number(endpoint.address) in cluster_ips
                 ]
             ),
+            nodes,
         )
 
 
@@ -140,6 +155,10 @@ def _number(address: IPAddress) -> _Number:
 
 def _cluster(service: Service | None) -> Set[_Number]:
     return {_number(address) for address in service.cluster_ips} if service else frozenset()
+
+
+def _internal(node: Node | None) -> Set[_Number]:
+    return {_number(address) for address in node.addresses} if node else frozenset()
 
 
 def _external(service: Service | None) -> Set[_Number]:

@@ -42,7 +42,10 @@ spec:
 ---
 apiVersion: v1
 kind: Service
-metadata: {name: everywhere, annotations: {lbctl/addresses: "203.0.113.10,2001:db8:203::10"}}
+metadata:
+  name: everywhere
+  labels: {tier: front}
+  annotations: {lbctl/addresses: "203.0.113.10,2001:db8:203::10"}
 spec:
   type: LoadBalancer
   ipFamilyPolicy: RequireDualStack

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import select
 import socket
 import struct
@@ -33,7 +34,10 @@ spec:
   template:
     metadata: {labels: {app: web}}
     spec:
-      containers: [{name: web, image: lab, ports: [{containerPort: 8080}]}]
+      containers:
+        - name: web
+          image: lab
+          ports: [{containerPort: 8080}, {name: echo, containerPort: 9000, protocol: UDP}]
 ---
 apiVersion: v1
 kind: Service
@@ -42,7 +46,7 @@ spec:
   type: LoadBalancer
   ipFamilyPolicy: RequireDualStack
   selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: echo, port: 9000, protocol: UDP}]
 ---
 apiVersion: v1
 kind: Service
@@ -57,6 +61,7 @@ spec:
 NEAR, WEB, WEB6 = (ip_address(text) for text in ("192.168.77.225", "192.168.77.226", "fd00:77::e001"))
 
 
+ECHO_PORT = 9000
 _SECOND = "br1"
 _UP, _PROMISCUOUS = 0x1, 0x100  # IFF_UP; IFF_PROMISC: the switch itself hears what its ports do
 
@@ -145,20 +150,31 @@ def _answer(frame: bytes, address: IPAddress) -> str | None:
 class Load:
     """Clients of an address that never pause: some keep their connection, some open one for each request.
 
+    Others send datagrams of the Service's UDP port from one socket, whole and in pieces.
+
     failed: what went wrong, in words. answered: how many requests were not. longest: seconds between two
-    answers to the same client, at most.
+    answers to the same client, at most. echoed_by: the pods that answered datagrams.
     """
 
     def __init__(
-        self, lab: Lab, address: IPAddress, *, kept: int = 4, fresh: int = 2, pause: float = 0.005
+        self,
+        lab: Lab,
+        address: IPAddress,
+        *,
+        kept: int = 4,
+        fresh: int = 2,
+        udp: int = 0,
+        pause: float = 0.005,
     ) -> None:
         self._namespace, self._host, self._pause = lab.spec.client, str(address), pause
         self._stop = threading.Event()
         self.failed: list[str] = []
         self.answered: Counter[str] = Counter()
         self.longest = 0.0
+        self.echoed_by: set[str] = set()
         kinds = ["kept"] * kept + ["fresh"] * fresh
         self._threads = [threading.Thread(target=self._run, args=(kind,), daemon=True) for kind in kinds]
+        self._threads += [threading.Thread(target=self._echo, daemon=True) for _ in range(udp)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -190,6 +206,26 @@ class Load:
                 connection = self._connection()
             time.sleep(self._pause)
         connection.close()
+
+    def _echo(self) -> None:
+        namespaces.enter(self._namespace)
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(2)
+            asking.connect((self._host, ECHO_PORT))
+            while not self._stop.is_set():
+                for size in (8, 4000):
+                    asking.send(sent := os.urandom(size))
+                    try:
+                        name, _, found = asking.recv(8192).split(b" ", 2)
+                    except OSError as error:
+                        self.failed.append(f"datagram of {size} bytes: {error!r}")
+                        continue
+                    if found != sent:
+                        self.failed.append(f"datagram of {size} bytes: another came back")
+                    self.echoed_by.add(name.decode())
+                    self.answered["datagrams"] += 1
+                    time.sleep(self._pause)
 
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self._host, 80, timeout=10)

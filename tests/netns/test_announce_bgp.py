@@ -112,6 +112,28 @@ def test_a_cordoned_node_is_the_last_resort(lab: Lab) -> None:
 
 
 @each_router
+def test_one_route_for_all_addresses_of_services_with_a_label(lab: Lab) -> None:
+    """Connections come by the one route; a Service without the label is told to nobody."""
+    settle(lab)
+    several = ("203.0.113.0/28", "2001:db8:203::10/124")
+
+    def aggregate(peers: dict[str, Any]) -> None:
+        networks = [network for entry in peers["advertise"] for network in entry["addresses"]]
+        one = {"addresses": networks, "labels": {"tier": "front"}, "aggregate": 28, "aggregate_ipv6": 124}
+        peers["advertise"] = [one]
+
+    with changed_peers(lab, aggregate):
+        expect(lab, several, BOTH, "both nodes lead to the network")
+        expect(lab, (*EVERYWHERE, *NEAR), frozenset(), "and to no single address")
+        for address in EVERYWHERE:
+            assert answered(lab, address, 10) == 10
+        [one] = [each for each in told(lab, "node1")["addresses"] if each["address"] == NEAR[0]]
+        assert one["peers"] == []
+    expect(lab, (*EVERYWHERE, *NEAR), BOTH, "as before")
+    assert ways(lab, several[0]) == frozenset()
+
+
+@each_router
 def test_an_engine_that_is_killed_loses_no_route(lab: Lab) -> None:
     """Graceful restart (RFC 4724), where no BFD tells the router that something ended."""
     settle(lab)

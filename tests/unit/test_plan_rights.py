@@ -107,6 +107,14 @@ def test_an_endpoints_address_is_not_to_be_claimed_but_the_nodes_own_is() -> Non
     ]
 
 
+def test_a_nodes_own_address_is_a_services_in_its_ports_alone() -> None:
+    balanced = replace(WEB, load_balancer_ips=(NODE, OTHER))
+    plan = plan_service(balanced, [], HERE, Overlaps(nodes=frozenset([OTHER])))
+    assert vips(plan) == ["192.0.2.1:80/TCP", "203.0.113.9:80/TCP"]
+    whole = [str(vip.key) for port in plan.ports for vip in port.vips if not vip.key.port]
+    assert whole == [str(address) for address in WEB.cluster_ips]
+
+
 @pytest.mark.parametrize(
     ("name", "protocol", "ready", "why"),
     [

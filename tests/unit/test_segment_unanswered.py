@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lb.announce.servable import THE_NODES_OWN
 from lb.model import ObjectKey
 from lb.segment.unanswered import GRACE_SECONDS, Unanswered
 
@@ -50,7 +49,7 @@ def test_an_owner_on_another_segment_or_the_node_s_own_stack_is_an_owner() -> No
     one = Unanswered()
     for now in (0, GRACE_SECONDS):
         ways = [held("192.0.2.1", None, "no carrier"), held("192.0.2.1", "node1", "", "eth1")]
-        ways.append(held("192.0.2.2", None, THE_NODES_OWN))
+        ways.append(held("192.0.2.2", None, "it is an address of node node2"))
         assert one.note(ways, SERVICES, now) == []
 
 

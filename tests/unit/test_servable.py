@@ -156,17 +156,22 @@ def test_what_the_node_as_a_whole_is(node: NodeNow, expected: Standing, word: st
 
 
 def test_some_addresses_are_for_nobody_to_announce() -> None:
-    own = ip_address("192.0.2.11")
+    own, others = ip_address("192.0.2.11"), ip_address("192.0.2.12")
     special = ip_address("127.0.0.9")
     found = servable(
-        replace(NODE, own=frozenset((own,))),
-        [service(load_balancer_ips=(own, special), external_ips=(VIP,))],
+        replace(NODE, own=frozenset((own,)), others={others: THERE}),
+        [service(load_balancer_ips=(own, others, special), external_ips=(VIP,))],
         [piece(ready(HERE))],
     )
     assert [(str(one.address), one.standing, one.kind) for one in found.values()] == [
         ("127.0.0.9", Standing.CANNOT, AddressKind.LOAD_BALANCER),
         ("192.0.2.11", Standing.CANNOT, AddressKind.LOAD_BALANCER),
+        ("192.0.2.12", Standing.CANNOT, AddressKind.LOAD_BALANCER),
         ("203.0.113.5", Standing.SERVES, AddressKind.EXTERNAL_IP),
+    ]
+    assert [found[one].why for one in (own, others)] == [
+        "it is an address of node node1",
+        "it is an address of node node2",
     ]
 
 

@@ -155,7 +155,7 @@ ADDRESSES: list[IPAddress] = [
     ip_address(text) for text in ("10.0.0.1", "10.0.0.2", "10.96.0.1", "10.96.0.2", "fd00::1")
 ]
 OBJECTS = [ObjectKey("default", name) for name in "abc"]
-KINDS: list[type[Service] | type[EndpointSlice]] = [Service, EndpointSlice]
+KINDS: list[type[Service] | type[EndpointSlice] | type[Node]] = [Service, EndpointSlice, Node]
 some_addresses = st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True).map(tuple)
 any_service = st.builds(
     Service,
@@ -172,7 +172,9 @@ any_slice = st.builds(
         st.builds(Endpoint, st.sampled_from(ADDRESSES), node=st.sampled_from(["", "node1"])), max_size=3
     ).map(tuple),
 )
-changes_of_both = st.one_of(
+any_node = st.builds(Node, st.sampled_from("abc"), some_addresses)
+any_change = st.one_of(
+    st.builds(Upsert, any_node),
     st.builds(Upsert, any_service),
     st.builds(Upsert, any_slice),
     st.builds(Delete, st.sampled_from(KINDS), st.sampled_from(OBJECTS)),
@@ -188,10 +190,15 @@ def overlaps_anew(state: ClusterState, key: ObjectKey) -> Overlaps:
     service = state.service(key)
     assert service is not None
     own = {each.address for piece in state.slices(key) for each in piece.endpoints}
-    return Overlaps(frozenset(pods.intersection(service.external_ips)), frozenset(own & cluster_ips))
+    of_nodes = {address for node in state.nodes() for address in node.addresses}
+    return Overlaps(
+        frozenset(pods.intersection(service.external_ips)),
+        frozenset(own & cluster_ips),
+        frozenset(of_nodes.intersection((*service.load_balancer_ips, *service.external_ips))),
+    )
 
 
-@given(st.lists(st.lists(changes_of_both, max_size=3), max_size=8))
+@given(st.lists(st.lists(any_change, max_size=3), max_size=8))
 def test_overlaps_are_those_worked_out_anew_and_every_change_of_them_is_told(
     batches: list[list[Event]],
 ) -> None:
