@@ -17,6 +17,14 @@ from lb.words import some
 _log = logging.getLogger(__name__)
 
 
+def _failure(look: Callable[[], None]) -> LbError | OSError | None:
+    try:
+        look()
+    except (LbError, OSError) as error:
+        return error
+    return None
+
+
 class HookWatch:
     """Works in the agent's thread; what it has found may be asked for from any.
 
@@ -61,25 +69,27 @@ class HookWatch:
         return self._failed.next_due()
 
     def look_after(self) -> None:
-        """Put back what somebody else detached or unpinned, and tell."""
-        try:
-            if unpinned := self._attachments.mend():
-                _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
-                self.repairs.note(unpinned, f"{unpinned} pins")
+        """Put back what somebody else detached or unpinned, and tell; neither stops the other."""
+        failures = [str(error) for look in (self._pin_again, self._attach_again) if (error := _failure(look))]
+        if failures and failures[0] != self._unseen:
+            _log.error("cannot look after hooks and pins: %s", failures[0])
+        self._unseen = failures[0] if failures else ""
+
+    def _pin_again(self) -> None:
+        if unpinned := self._attachments.mend():
+            _log.error("somebody removed %d pins of this instance: pinned again", unpinned)
+            self.repairs.note(unpinned, f"{unpinned} pins")
+
+    def _attach_again(self) -> None:
+        lost = self._attachments.lost()
+        if lost and not len(self._failed):  # else it is known, and tried again in time
+            for one in lost:
+                _log.error("%s: somebody detached it; attaching it again", one.place)
+            self.attach(None)
+            missing, places = len(lost), some(one.place for one in lost)
             lost = self._attachments.lost()
-            if lost and not len(self._failed):  # else it is known, and tried again in time
-                for one in lost:
-                    _log.error("%s: somebody detached it; attaching it again", one.place)
-                self.attach(None)
-                missing, places = len(lost), some(one.place for one in lost)
-                lost = self._attachments.lost()
-                self.repairs.note(missing - len(lost), places)
-        except (LbError, OSError) as error:
-            if str(error) != self._unseen:
-                _log.error("cannot look after hooks and pins: %s", error)
-            self._unseen = str(error)
-            return
-        self._lost, self._unseen = lost, ""
+            self.repairs.note(missing - len(lost), places)
+        self._lost = lost
 
     def outward_lost(self) -> bool:
         """Tell whether an uplink or a tunnel has lost a program, and does not get it back."""

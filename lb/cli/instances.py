@@ -15,7 +15,15 @@ def choose(args: argparse.Namespace, existing: list[str] | None = None) -> str:
     Raises ConfigError: no instance fits, or more than one does; the message lists those that there are.
     """
     names = pins.instances() if existing is None else existing
-    listed = f"there are: {', '.join(names)}" if names else "nothing of lbctl is pinned on this machine"
+    if names:
+        listed = f"there are: {', '.join(names)}"
+    elif existing is None and not pins.is_bpffs(pins.BPFFS):
+        listed = (
+            f"no BPF file system is mounted at {pins.BPFFS}: mount -t bpf bpf {pins.BPFFS};"
+            " an agent that runs then pins again what it holds"
+        )
+    else:
+        listed = "nothing of lbctl is pinned on this machine"
     if args.instance:
         found, wanted = [name for name in names if name == args.instance], f"--instance {args.instance}"
     elif args.node:

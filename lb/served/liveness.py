@@ -29,12 +29,14 @@ class Liveness:
 
     pid: None when none runs, 0 when it is unknown. silent_seconds: since it last came round its loop; 0 while
     it gets on, or starts. stopped: by a signal or a debugger. answers: its other threads go on.
+    notes_seconds: how old its notes are though it gets on; 0 while they are young.
     """
 
     pid: int | None
     silent_seconds: float = 0.0
     stopped: bool = False
     answers: bool = True
+    notes_seconds: float = 0.0
 
     @property
     def silent(self) -> bool:
@@ -47,6 +49,11 @@ class Liveness:
             return Problem(
                 "no agent runs: packets go on by what the maps hold, changes are not taken in",
                 "start it: systemctl start lbctl, or lbctl run; its log says why it ended",
+            )
+        if self.notes_seconds and not self.silent:
+            return Problem(
+                f"what is said here of the agent is {self.notes_seconds:.0f} s old: it cannot write notes",
+                "its log says why: /run/lbctl is full (df) or read-only (mount)",
             )
         if not self.silent:
             return None
@@ -85,14 +92,15 @@ def liveness(
     beat = notes.get("beat")
     if not isinstance(beat, int | float) or notes.get("pid") != pid:  # it starts, or is an older version
         return Liveness(pid, stopped=stopped, answers=not stopped)
-    answers = not stopped
+    answers, written = not stopped, beat
     if answers and pid != os.getpid() and clock() - beat > SILENT_SECONDS:
         try:
             beat = max(beat, float(ask(run_dir, "/api/agent", seconds=_ASK_SECONDS)["beat"]))
         except (LbError, KeyError):
             answers = False
     silent = clock() - beat
-    return Liveness(pid, silent if stopped or silent > SILENT_SECONDS else 0.0, stopped, answers)
+    late = silent if stopped or silent > SILENT_SECONDS else 0.0
+    return Liveness(pid, late, stopped, answers, clock() - written if beat > written else 0.0)
 
 
 def _stopped(pid: int, proc: Path) -> bool:

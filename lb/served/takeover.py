@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import Cutover
+from lb.errors import BpfError
 from lb.served.problems import Problem, as_note, time_text
 
 _PROBLEMS = {
@@ -46,10 +48,11 @@ def is_shadow(maps: Maps) -> bool:
 def look(opened: Callable[[], AbstractContextManager[Maps]]) -> list[Problem]:
     """Open the maps and return what is wrong; may be called from any thread.
 
-    Raises BpfError: the map could not be opened or read.
+    Nothing where they cannot be opened or read: the metrics of maps tell that, and other problems are told.
     """
-    with opened() as maps:
+    with contextlib.suppress(BpfError), opened() as maps:
         return problems(maps)
+    return []
 
 
 def noted(maps: KernelMaps) -> Iterator[dict[str, Any]]:

@@ -122,6 +122,42 @@ def test_self_repair_with_an_agent_removed_pins_cost_nothing(lab: Lab) -> None:
     assert "somebody removed" in lab.store.log(NODE).read_text()
 
 
+def start_apart(lab: Lab) -> int:
+    """Start the agent anew with mounts of its own; return its process id."""
+    lab.stop_agent(NODE)
+    lab.store.ready_file(NODE).unlink(missing_ok=True)
+    argv = ["unshare", "--mount", "--propagation", "private", *lab.agent_command(NODE)]
+    process = spawn(namespaces.command(lab.spec.namespace(NODE), argv), lab.store.log(NODE), environment())
+    lab.store.write_process(NODE, process)
+    lab.wait_agent(NODE)
+    return process.pid
+
+
+def test_self_repair_a_bpf_file_system_that_is_unmounted_costs_nothing(lab: Lab) -> None:
+    """The agent mounts it anew, where it may, and pins all that it holds."""
+    agent = ["nsenter", "--mount", f"--target={start_apart(lab)}"]
+    pinned = [*agent, "ls", str(Pins(lab.spec.instance(NODE)).maps)]
+    status = [*agent, sys.executable, "-m", "lb", "status", "--instance", lab.spec.instance(NODE)]
+    before = subprocess.run(pinned, capture_output=True, check=True).stdout
+    try:
+        with steady_client(lab, "client", NODE_PORT) as result:
+            with held_agent(lab, NODE):
+                subprocess.run([*agent, "umount", "--lazy", "/sys/fs/bpf"], check=True)
+                asked = subprocess.run(status, env=environment(), capture_output=True, text=True, check=False)
+            assert "mount -t bpf bpf /sys/fs/bpf" in asked.stderr
+            eventually(
+                lambda: subprocess.run(pinned, capture_output=True, check=False).stdout == before, "back"
+            )
+        assert result["failures"] == []
+        eventually(
+            lambda: subprocess.run(status, env=environment(), check=False).returncode == 0, "all is well"
+        )
+    finally:
+        lab.stop_agent(NODE)
+        lab.start_agent(NODE)
+        lab.wait_agent(NODE)
+
+
 def test_self_repair_a_detached_uplink_serves_again_within_seconds(lab: Lab) -> None:
     """The hook is taken by another tool: it is noticed without an event, said, and attached again."""
     log = lab.store.log(NODE)

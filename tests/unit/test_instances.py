@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lb.cli import instances
+from lb.datapath.kernel import pins
 from lb.errors import ConfigError, LbError
 from lb.rundir import RunDir
 
@@ -47,6 +48,14 @@ def test_an_instance_that_cannot_be_chosen(flags: dict[str, str], existing: list
     args = argparse.Namespace(**({"instance": None, "node": None} | flags))
     with pytest.raises(ConfigError, match=words):
         instances.choose(args, existing)
+
+
+def test_without_a_file_system_for_pins_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pins, "BPFFS", tmp_path)
+    monkeypatch.setattr(pins, "instances", list)
+    args = argparse.Namespace(instance="n1", node=None)
+    with pytest.raises(ConfigError, match=f"no BPF file system is mounted at {tmp_path}: mount -t bpf"):
+        instances.choose(args)
 
 
 def test_an_instance_is_locked_by_one_process_and_free_when_it_ends(tmp_path: Path) -> None:

@@ -117,7 +117,11 @@ def test_a_silent_agent_is_named_with_how_long(run_dir: Agent) -> None:
 
 def test_notes_that_cannot_be_written_are_no_silence(run_dir: Agent) -> None:
     with answering(run_dir, 1095.0):
-        assert look(run_dir, 1100).problem() is None
+        found = look(run_dir, 1100)
+    problem = found.problem()
+    assert problem is not None
+    assert problem.text == "what is said here of the agent is 100 s old: it cannot write notes"
+    assert not found.silent
 
 
 def test_an_agent_that_hangs_in_its_loop_is_named(run_dir: Agent) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.bpf import FD
-from lb.datapath.kernel.pins import Pins
+from lb.datapath.kernel.pins import Pins, ensure_bpffs
 from lb.folders import entries, make
 
 
@@ -40,9 +40,9 @@ class Keeper:
         self._held.clear()
 
     def mend(self) -> list[Path]:
-        """Pin again what is not pinned any more, and return where.
+        """Pin again what is not pinned any more, and return where; the file system is mounted if it is gone.
 
-        Raises BpfError: the kernel refused a pin.
+        Raises BpfError: the kernel refused a pin. DatapathError: the file system cannot be mounted.
         Raises OSError: a folder cannot be made.
         """
         missing = [
@@ -50,6 +50,8 @@ class Keeper:
             for folder, held in self._held.items()
             for name in held.keys() - _names(folder)
         ]
+        if missing:
+            ensure_bpffs()
         for path, fd in missing:
             make(path.parent)
             bpf.obj_pin(fd, path)
