@@ -2,9 +2,9 @@
 """``python -m tests.mutants [SECONDS [SEED [FILE…]]]``: a sample of mutants, for so long.
 
 Of the C: headers of ``bpf/``, and ``adopt.c``. Of the Python: modules of the folders in OF_PYTHON. Each
-mutant is given to the tests that should see it, likely ones first, until one fails. The sample goes round the
-files, so that each gets the same number. The score by file is written into docs/mutants.md; mutants that
-nobody noticed are printed, and end it with 1 unless they are in EQUIVALENT.
+mutant is given to the tests that should see it, likely ones first, until one fails. The next is always of a
+file of which fewest were tried. The score by file in docs/mutants.md grows by each mutant; mutants
+that nobody noticed are printed, and end it with 1 unless they are in EQUIVALENT.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from lb.datapath.maps import layouts
 from tests.mutants import programs, python, trees
@@ -152,16 +153,18 @@ def every(files: Sequence[str]) -> dict[str, list[Mutant]]:
     return {file: found[file] for file in files or found}
 
 
-def sample(chance: random.Random, files: Sequence[str]) -> Iterator[Mutant]:
-    """Yield mutants by chance, one of each file in turn; first those that are always tried."""
-    waiting = every(files)
+def sample(
+    chance: random.Random, files: Sequence[str], tried: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[Mutant]:
+    """Yield mutants by chance, each of a file of which fewest were tried; first those of NAMED."""
+    waiting, count = every(files), Counter(tried)
     yield from (each for each in named() if each.file in waiting)
     for each in waiting.values():
         chance.shuffle(each)
-    while any(waiting.values()):
-        for file in chance.sample(list(waiting), len(waiting)):
-            if waiting[file]:
-                yield waiting[file].pop()
+    while left := [file for file in waiting if waiting[file]]:
+        file = min(left, key=lambda each: (count[each], chance.random()))
+        count[file] += 1
+        yield waiting[file].pop()
 
 
 def fates(drawn: Iterator[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
@@ -219,6 +222,28 @@ def _of_version(
     return left
 
 
+BEGIN, END = "<!-- score -->\n", "<!-- end -->"
+_ROW = re.compile(r"^\| `(.+)` \| \d+ \| (.+) \|$", re.MULTILINE)
+
+
+def scored(page: str) -> Counter[tuple[str, str]]:
+    """Return the score that a page has, as fates by file."""
+    table = page.partition(BEGIN)[2].partition(END)[0]
+    return Counter(
+        {
+            (file, fate): int(count)
+            for file, counts in _ROW.findall(table)
+            for fate, count in zip(FATES, counts.split(" | "), strict=True)
+        }
+    )
+
+
+def with_score(page: str, found: Counter[tuple[str, str]]) -> str:
+    """Return the page with this score in place of its own."""
+    head, begin, rest = page.partition(BEGIN)
+    return f"{head}{begin}{score(found)}\n{END}{rest.partition(END)[2]}"
+
+
 def score(found: Counter[tuple[str, str]]) -> str:
     """Return the score by file, as a table."""
     head = ("file", "tried", *FATES)
@@ -233,22 +258,20 @@ def score(found: Counter[tuple[str, str]]) -> str:
 
 def main(seconds: float = 600.0, seed: int = 1, *files: str) -> int:
     """Try mutants for so long; return the exit code."""
-    began, found, left = time.monotonic(), Counter[tuple[str, str]](), list[Mutant]()
-    for mutant, became, said in fates(sample(random.Random(seed), files)):
-        found[mutant.file, became] += 1
+    began, left = time.monotonic(), list[Mutant]()
+    tried = Counter[str]()
+    for (file, _), count in scored(PAGE.read_text()).items():
+        tried[file] += count
+    for mutant, became, said in fates(sample(random.Random(seed), files, tried)):
+        page = PAGE.read_text()
+        PAGE.write_text(with_score(page, scored(page) + Counter({(mutant.file, became): 1})))
         if became == "survived" and re.sub(r":\d+:", ":", str(mutant), count=1) not in EQUIVALENT:
             left.append(mutant)
         who = next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
         print(f"{time.monotonic() - began:6.0f} s  {became:8}  {mutant}  {who[:120]}", flush=True)
         if time.monotonic() - began > seconds:
             break
-    table = score(found)
-    page = PAGE.read_text()
-    head, _, rest = page.partition("<!-- score -->\n")
-    _, _, tail = rest.partition("<!-- end -->")
-    words = f"Seed {seed}, {sum(found.values())} mutants in {time.monotonic() - began:.0f} s:"
-    PAGE.write_text(f"{head}<!-- score -->\n{words}\n\n{table}\n<!-- end -->{tail}")
-    print(table)
+    print(*left, sep="\n")
     return bool(left)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from lb.datapath.maps import layouts
 from lb.datapath.programs.loops import INSN
 from tests.mutants import python
 from tests.mutants.__main__ import (
+    BEGIN,
+    END,
     GENERAL,
     IN_A_TREE,
     KILLERS,
@@ -21,6 +24,8 @@ from tests.mutants.__main__ import (
     every,
     named,
     sample,
+    scored,
+    with_score,
 )
 from tests.mutants.making import Mutant, mutants
 from tests.mutants.switched import MARK, flip, statement, switch, switches, together
@@ -80,6 +85,17 @@ def test_the_sample_goes_round_the_files() -> None:
     rest = drawn[len(list(named())) :]
     assert {mutant.file for mutant in rest[:3]} == set(files)
     assert drawn == list(sample(random.Random(1), files))
+    drawn = list(sample(random.Random(1), files, {"cache.h": 2, "nat.h": 1}))
+    assert drawn[len(list(named()))].file == "lb/plan/claims.py"
+
+
+def test_the_score_grows() -> None:
+    page = f"a\n{BEGIN}{END}\nb\n"
+    for file, fate in (("a.h", "noticed"), ("b.h", "survived"), ("a.h", "noticed"), ("a.h", "same")):
+        page = with_score(page, scored(page) + Counter({(file, fate): 1}))
+    assert page.startswith("a\n")
+    assert page.endswith("\nb\n")
+    assert "| `a.h` | 3 | 1 | 0 | 2 | 0 | 0 |\n| `b.h` | 1 | 0 | 0 | 0 | 1 | 0 |\n| all | 4 |" in page
 
 
 @pytest.mark.parametrize(
