@@ -3,8 +3,8 @@
 
 For the lab, to go over from them and back, for the bench, to measure beside them, and for tests/twin, to
 compare with. Of what kube-proxy does there is: clusterIP, NodePort and external addresses over TCP, UDP and
-SCTP, with affinity, and the rejection of a port without endpoints; in nftables mode also traffic policies.
-Not there: source ranges.
+SCTP, with affinity, and the rejection of a port without endpoints; in nftables mode also traffic policies
+and source ranges.
 """
 
 from __future__ import annotations
@@ -164,6 +164,9 @@ def nftables(ports: Sequence[NamedPort], pod_network: str, version: int = 4) -> 
     for port in ports:
         if port.plan.cluster:
             yield from _nft_service(port, pod_network, family)
+        if port.plan.source_ranges:
+            admitted = ", ".join(map(str, port.plan.source_ranges))
+            yield f" chain firewall-{port.name} {{ {family} saddr != {{ {admitted} }} drop; }}"
         for vip in port.vips(VipKind.CLUSTER_IP, VipKind.NODE_PORT, *_EXTERNAL):
             place = f"{vip.key.address} . {port.protocol} . {vip.key.port}"
             internal, node_port = vip.kind is VipKind.CLUSTER_IP, vip.kind is VipKind.NODE_PORT
@@ -174,6 +177,8 @@ def nftables(ports: Sequence[NamedPort], pod_network: str, version: int = 4) -> 
             elif internal:
                 elements["cluster-ips"].add(str(vip.key.address))
             none_here = _is_local(vip) and not port.plan.local
+            if vip.kind is VipKind.LOAD_BALANCER and port.plan.source_ranges:
+                elements["firewall-ips"].add(f"{place} : goto firewall-{port.name}")
             if port.plan.cluster and not (internal and none_here):
                 chain = f"{_choice(vip) if internal else 'external'}-{port.name}"
                 elements["service-nodeports" if node_port else "service-ips"].add(f"{place} : goto {chain}")
@@ -187,6 +192,7 @@ def nftables(ports: Sequence[NamedPort], pod_network: str, version: int = 4) -> 
 
 
 _NFT_SETS = (
+    "firewall-ips",
     "service-ips",
     "service-nodeports",
     "cluster-ips",

@@ -16,7 +16,7 @@ from typing import Any
 from lb.lab.addressing import clients, node_address, outside_server, tunnel_address
 from tests.twin.differences import DELIBERATE, OPEN, Case, earlier_program
 from tests.twin.program import BACKENDS, FAR, START, Step, Target, World, changed
-from tests.twin.services import Side, cluster_ip, external_ip, place, source
+from tests.twin.services import Side, balancer_ip, cluster_ip, external_ip, place, source
 
 Outcome = dict[str, Any]
 Socket = tuple[str, str]
@@ -62,6 +62,7 @@ def roles(side: Side, version: int, pods: Mapping[str, Sequence[str]]) -> dict[s
     for address in (node_address(side.node, version), tunnel_address(side.node, version)):
         found[str(address)] = "the node"
     for name in BACKENDS:
+        found[balancer_ip(name, version)] = f"the load-balancer address of {name}"
         for which in (0, 1):
             found[cluster_ip(name, which, version)] = f"clusterIP {which} of {name}"
         if name != "host":
@@ -196,7 +197,7 @@ class Comparison:
 
 
 def _of_service(to: Target | None) -> bool:
-    return bool(to) and to[0] in ("cluster", "node", "external")  # type: ignore[index]
+    return bool(to) and to[0] in ("cluster", "node", "external", "balancer")  # type: ignore[index]
 
 
 def _again(step: Step, connected: set[str]) -> bool:
@@ -209,11 +210,12 @@ def _again(step: Step, connected: set[str]) -> bool:
 
 def _offered(world: World, to: Target, who: str) -> frozenset[str]:
     """Return which of the Service's endpoints its traffic policies offer this client at this target."""
-    state, ready = world[to[1]], _ready(world, to[1])
+    state = world[to[1]]
     local = state.internal_local if to[0] == "cluster" else state.external_local and who == "outside"
-    return ready - {FAR} if local else ready
+    return _ready(world, to[1], local)
 
 
-def _ready(world: World, name: str) -> frozenset[str]:
-    state = world[name]
-    return frozenset(BACKENDS[name][at] for at in state.ready) if state.there else frozenset()
+def _ready(world: World, name: str, local: bool = False) -> frozenset[str]:
+    backends = BACKENDS[name]
+    usable = world[name].usable(len(backends), lambda at: not local or backends[at] != FAR)
+    return frozenset(backends[at] for at in usable)

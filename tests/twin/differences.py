@@ -29,7 +29,7 @@ class Case:
     @property
     def service(self) -> str:
         """The Service of the target, or ``""``."""
-        return self.to[1] if self.to and self.to[0] in ("cluster", "node", "external") else ""
+        return self.to[1] if self.to and self.to[0] in ("cluster", "node", "external", "balancer") else ""
 
     @property
     def served(self) -> bool:
@@ -42,15 +42,18 @@ class Case:
         if kind == "cluster":
             return rest == [state.ip, state.port]
         if kind == "node":
-            return state.type == "NodePort" and rest == [state.node_port]
+            return state.type != "ClusterIP" and rest == [state.node_port]
+        if kind == "balancer":
+            return state.type == "LoadBalancer" and rest == [state.port]
         return state.external and rest == [state.port]
 
     @property
     def ready(self) -> tuple[str, ...]:
         """The endpoints of the Service now."""
-        return (
-            tuple(BACKENDS[self.service][at] for at in self.world[self.service].ready) if self.served else ()
-        )
+        if not self.served:
+            return ()
+        backends = BACKENDS[self.service]
+        return tuple(backends[at] for at in self.world[self.service].usable(len(backends)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,15 @@ class Known:
 
     name: str
     covers: Callable[[Case], bool]
+
+
+_PORT_UNREACHABLE = ("icmp 3 3", "icmp 1 4")
+_TOO_FAR = ("icmp 11 0", "icmp 3 0")
+
+
+def _refused(seen: dict[str, Any]) -> bool:
+    """Was a client told that nobody takes what it sent?"""
+    return seen.get("error") in ("ECONNREFUSED", *_PORT_UNREACHABLE)
 
 
 def _source_address(case: Case) -> bool:
@@ -82,11 +94,11 @@ def _udp_without_endpoints(case: Case) -> bool:
 
     A socket without a peer does not hear of ICMP errors; where netfilter rejects, its call fails.
     """
-    asked = case.step["do"] in ("ask", "pieces")
+    asked = case.step["do"] in ("ask", "pieces", "trace")
     hooked = case.step["who"] in ("node", "hostpod")
-    untold = bool(case.step.get("to")) and not hooked
-    answers = ({"error": "ECONNREFUSED"}, {"error": "timeout"}) if untold else ({"error": "ECONNREFUSED"},)
-    return asked and bool(case.service) and not case.ready and case.ours in answers
+    untold = bool(case.step.get("to")) and case.step["do"] != "trace" and not hooked
+    told = _refused(case.ours) or (untold and case.ours == {"error": "timeout"})
+    return asked and bool(case.service) and not case.ready and told
 
 
 def _unused_cluster_ip(case: Case) -> bool:
@@ -94,8 +106,8 @@ def _unused_cluster_ip(case: Case) -> bool:
         case.to is not None
         and case.to[0] == "cluster"
         and not case.served
-        and case.ours == {"error": "ECONNREFUSED"}
-        and case.theirs == {"error": "timeout"}
+        and _refused(case.ours)
+        and (case.theirs == {"error": "timeout"} or case.theirs.get("error", "") in _TOO_FAR)
     )
 
 
@@ -117,9 +129,17 @@ def _large_by_lo(case: Case) -> bool:
 
 
 def _drop_in_silence(case: Case) -> bool:
-    policy = bool(case.service) and case.world[case.service].internal_local
-    told = case.theirs.get("error", "")
-    return policy and case.ours == {"error": "timeout"} and (told == "EPERM" or told.startswith("icmp"))
+    if not case.service or not case.to:
+        return False
+    state, told = case.world[case.service], case.theirs.get("error", "")
+    drops = state.internal_local or (case.to[0] == "balancer" and bool(state.ranges))
+    return drops and case.ours == {"error": "timeout"} and (told == "EPERM" or told.startswith("icmp"))
+
+
+def _router(case: Case) -> bool:
+    """Netfilter lets an ICMP error, too, come from the address that was asked."""
+    traced = case.step["do"] == "trace" and case.ours.get("error", "").startswith("icmp")
+    return bool(traced and case.ours["error"] == case.theirs.get("error"))
 
 
 def _local_from_the_node(case: Case) -> bool:
@@ -154,6 +174,7 @@ DELIBERATE = (
     Known("large-datagram-by-lo", _large_by_lo),
     Known("dropped-in-silence", _drop_in_silence),
     Known("policy-local-from-the-node", _local_from_the_node),
+    Known("routers-by-their-own-address", _router),
 )
 OPEN: tuple[Known, ...] = ()
 """What is no decision, and not mended yet: a row goes when its fault does."""

@@ -89,9 +89,11 @@ class Pair:
 
     def close(self) -> None:
         """End the clients and take the lab down."""
-        self._stack.close()
-        self._both.shutdown()
-        down(self._spec.id, lambda _line: None)
+        try:
+            self._stack.close()
+        finally:  # a client that has failed is no reason to leave a lab
+            self._both.shutdown()
+            down(self._spec.id, lambda _line: None)
 
     def _up(self) -> None:
         pods = "".join(side.manifests_of_pods() for side in SIDES)
@@ -192,7 +194,7 @@ class Pair:
         """Return a step as the player of a side takes it, with addresses and numbers in place of names."""
         asked = {key: value for key, value in step.items() if key not in ("who", "version", "to", "port")}
         do, version = step["do"], step["version"]
-        if do in ("connect", "udp", "pieces", "ping"):
+        if do in ("connect", "udp", "pieces", "ping", "trace"):
             asked["source"] = source(side, step["who"], version, self.pods)
         if "port" in step:
             asked["port"] = self._port(step["port"])
@@ -246,7 +248,8 @@ class Pair:
         words = ["audit", "--instance", self._spec.instance(OURS.node)]
         deadline = time.monotonic() + 30
         while cli(words, out=(out := io.StringIO()), err=(err := io.StringIO())):
-            assert time.monotonic() < deadline, out.getvalue() + err.getvalue()
+            log = self.lab.store.log(OURS.node).read_text().splitlines()[-20:]
+            assert time.monotonic() < deadline, out.getvalue() + err.getvalue() + "\n".join(log)
             time.sleep(0.01)
 
     def _write_rules(self) -> None:
@@ -261,24 +264,24 @@ class Pair:
 
 
 def forget_stale(ports: Sequence[kube_proxy.NamedPort], version: int) -> None:
-    """Delete UDP entries of conntrack whose Service port has endpoints, but no longer theirs.
+    """Delete UDP entries of conntrack whose Service port has endpoints, but none of them serves at theirs.
 
     As kube-proxy does since Kubernetes 1.32: the entries of a Service port without endpoints stay, likewise
     those of one that is gone.
     """
-    serving: dict[tuple[str, int], set[str]] = {}
+    serving: dict[tuple[str, int], set[tuple[str, int]]] = {}
     for port in ports:
         if port.plan.version == version and port.protocol == "udp" and port.plan.cluster:
             for vip in port.plan.vips:
                 found = serving.setdefault((str(vip.key.address), vip.key.port), set())
-                found |= {str(backend.address) for backend in port.plan.cluster}
+                found |= {(str(backend.address), backend.port) for backend in port.plan.backends}
     family = _FAMILIES[version]
     with NFCTSocket(nfgen_family=family) as table:
         for entry in list(table.dump(tuple_orig=NFCTAttrTuple(family=family, proto=17))):
             forward = NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_ORIG"))
             back = NFCTAttrTuple.from_netlink(family, entry.get_attr("CTA_TUPLE_REPLY"))
             backends = serving.get((forward.daddr, forward.dport))
-            if backends and back.saddr not in backends:
+            if backends and (back.saddr, back.sport) not in backends:
                 table.entry("del", tuple_orig=forward)
 
 

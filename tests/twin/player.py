@@ -164,7 +164,8 @@ class Player:
         while True:
             channel.settimeout(max(0.01, deadline - time.monotonic()))
             answer, peer = channel.recvfrom(65535)
-            name, _, rest = answer.partition(b" echo ")
+            name, _, rest = answer.partition(b" ")  # the pod; the name of its port is next
+            rest = rest.partition(b" ")[2]
             if rest[: _NUMBER.size] == data[: _NUMBER.size]:  # else the answer to an older one, or no answer
                 return {"body": name.decode(), "peer": peer[:2], "whole": rest == data}
 
@@ -192,6 +193,28 @@ class Player:
                     return {"body": "echo", "peer": (peer[0], 0), "whole": inner[8:] == b"p" * size}
                 if mark in inner[8:] and inner[0] in ((1, 2, 3) if six else (3, 11)):
                     return {"error": f"icmp {inner[0]} {inner[1]}"}
+
+    def trace(self, source: str, host: str, to: int, ttl: int) -> Seen:
+        """Send a datagram that so many routers may pass on: who answered, or which router let it end."""
+        six = ":" in host
+        level, hops, errors = (socket.IPPROTO_IPV6, 16, 25) if six else (socket.IPPROTO_IP, 2, 11)
+        with socket.socket(_family(host), socket.SOCK_DGRAM) as channel:
+            channel.bind((source, 0))
+            channel.setsockopt(level, hops, ttl)
+            channel.setsockopt(level, errors, 1)  # IP_RECVERR
+            data = self._numbered(4)
+            channel.sendto(data, (host, to))
+            try:
+                return self._answer(channel, data)
+            except TimeoutError:
+                raise
+            except OSError:
+                _, about, _, _ = channel.recvmsg(100, 1000, socket.MSG_ERRQUEUE)
+        _, _, told = about[0]
+        _, origin, kind, code = struct.unpack_from("=IBBB", told)
+        at = told[24:40] if six else told[20:24]  # struct sockaddr behind struct sock_extended_err
+        router = socket.inet_ntop(_family(host), at) if origin > 1 else "itself"
+        return {"error": f"icmp {kind} {code}", "peer": (router, 0)}
 
     def end(self) -> Seen:
         """Close everything at once, connections by RST."""

@@ -9,6 +9,7 @@ node ports. A target is ``[kind, name, …]``:
 ``["cluster", SERVICE, ip, port]``     the first or the second clusterIP that the Service may have
 ``["node", SERVICE, number]``          the node's address with one of the Service's two node ports
 ``["external", SERVICE, port]``        the Service's external address
+``["balancer", SERVICE, port]``        its load-balancer address
 ``["pod", POD]``                       the pod's own address and port
 ``["outside"]``                        the server outside the cluster
 ====================================== =====================================================================
@@ -17,6 +18,7 @@ node ports. A target is ``[kind, name, …]``:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +32,9 @@ BACKENDS = {"web": ("web0", "web1", "far"), "also": ("web0", "web1", "far"), "ho
 """Endpoints that a Service may have: pods of the node, one of another node, one with the node's network."""
 PORTS = 3
 SOCKETS = ("s", "t", "u", "v")
+TYPES = ("ClusterIP", "NodePort", "LoadBalancer")
+RANGES = (0, 1, 2)
+"""Whom load-balancer addresses are for: everybody, the clients outside, or pods."""
 SIZES = (4, 100, 1400, 1472, 1473, 3000, 8000)
 AFFINITIES = (0, 600, 10800)
 LENGTHS = (10, 1400, 20_000, 200_000)
@@ -39,7 +44,9 @@ LENGTHS = (10, 1400, 20_000, 200_000)
 class ServiceState:
     """What is asked of a Service; numbers choose one of two values, ready are positions in BACKENDS.
 
-    internal_local, external_local: its traffic policies; affinity: of clients, for so many seconds; 0: none.
+    ending: endpoints that are not ready terminate and serve as yet, and else there is none. target: which of
+    their ports. internal_local, external_local: its traffic policies; affinity: of clients, for so many
+    seconds; 0: none. ranges: one of RANGES.
     """
 
     there: bool = True
@@ -52,6 +59,16 @@ class ServiceState:
     external_local: bool = False
     affinity: int = 0
     ready: tuple[int, ...] = (0,)
+    ending: bool = False
+    target: int = 0
+    ranges: int = 0
+
+    def usable(self, count: int, here: Callable[[int], bool] = lambda _: True) -> frozenset[int]:
+        """Return which of so many endpoints take new connections; here: which of them are offered at all."""
+        if not self.there:
+            return frozenset()
+        ready = frozenset(filter(here, self.ready))
+        return ready or frozenset(filter(here, range(count if self.ending else 0)))
 
 
 World = dict[str, ServiceState]
@@ -69,6 +86,7 @@ KINDS: Kinds = {
     "ask": 12,
     "pieces": 2,
     "ping": 2,
+    "trace": 2,
     "world": 8,
 }
 """Kinds of steps, with how often each is drawn."""
@@ -127,7 +145,8 @@ class _Maker:
 
     def _target(self) -> Target:
         chance = self.chance
-        kind = chance.choices(("cluster", "node", "external", "pod", "outside"), (8, 5, 3, 4, 1))[0]
+        kinds = ("cluster", "node", "external", "balancer", "pod", "outside")
+        kind = chance.choices(kinds, (8, 5, 3, 2, 4, 1))[0]
         if kind == "outside":
             return [kind]
         if kind == "pod":
@@ -197,6 +216,9 @@ class _Maker:
     def _ping(self, who: str, _: list[str]) -> Step:
         return {"do": "ping", "who": who, "to": self._target(), "size": self.chance.choice((8, 1400, 3000))}
 
+    def _trace(self, who: str, _: list[str]) -> Step:
+        return {"do": "trace", "who": who, "to": self._target(), "ttl": self.chance.choice((1, 2, 2, 3))}
+
     def _world(self, *_: object) -> Step:
         chance, name = self.chance, self.chance.choice(("web", "web", "also", "host"))
         now = self.world[name]
@@ -217,6 +239,9 @@ class _Maker:
             "internal_local": 1,
             "external_local": 2,
             "affinity": 2,
+            "ending": 2,
+            "target": 2,
+            "ranges": 2,
         }
         field = chance.choices(list(fields), list(fields.values()))[0]
         if field == "ready":
@@ -224,8 +249,9 @@ class _Maker:
             value: Any = sorted(chance.sample(range(count), chance.choice((0, 1, 1, 1, 2)[: count + 2])))
         elif field == "affinity":
             value = chance.choice([each for each in AFFINITIES if each != now.affinity])
-        elif field == "type":
-            value = "ClusterIP" if now.type == "NodePort" else "NodePort"
+        elif field in ("type", "ranges"):
+            every: tuple[object, ...] = TYPES if field == "type" else RANGES
+            value = chance.choice([each for each in every if each != getattr(now, field)])
         else:
             before = getattr(now, field)
             value = not before if isinstance(before, bool) else 1 - before

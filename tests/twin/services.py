@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lb.lab.addressing import clients, node_address, outside_server
+from lb.lab.addressing import POD_NETWORKS, clients, node_address, outside_server
 from tests.twin.program import BACKENDS, FAR, ServiceState, Target, World
 
 _NUMBERS = {"web": 1, "also": 2, "host": 3}
 _PORTS = {"web": (80, 81), "also": (80, 81), "host": (8081, 8083)}
 NODE_PORTS = {"web": (30080, 30090), "also": (30081, 30091), "host": (30082, 30092)}
-POD_PORTS = {False: (8080, 9000), True: (8081, 9001)}
-"""TCP and UDP port of a pod, by whether it has the node's network."""
+POD_PORTS = {False: ((8080, 9000), (8090, 9010)), True: ((8081, 9001), (8091, 9011))}
+"""TCP and UDP ports of a pod, by whether it has the network of its node: a Service has one pair as target."""
 
+_KINDS = (("http", "TCP"), ("echo", "UDP"))
 PODS = ("asker", "web0", "web1", "host", "far")
 FAR_NODE = "node3"
 Place = tuple[str, int, int]
@@ -40,10 +41,10 @@ class Side:
         made = []
         for name in PODS:
             host = name == "host"
-            http, echo = POD_PORTS[host]
             ports = [
-                {"name": "http", "containerPort": http},
-                {"name": "echo", "containerPort": echo, "protocol": "UDP"},
+                {"name": f"{kind}{at or ''}", "containerPort": number, "protocol": protocol}
+                for at, pair in enumerate(POD_PORTS[host])
+                for (kind, protocol), number in zip(_KINDS, pair, strict=True)
             ]
             spec = {
                 "nodeName": FAR_NODE if name == FAR else self.node,
@@ -69,20 +70,28 @@ def external_ip(side: Side, service: str, version: int) -> str:
     return f"198.51.100.{_NUMBERS[service]}" if version == 4 else f"2001:db8:51::{_NUMBERS[service]}"
 
 
+def balancer_ip(service: str, version: int) -> str:
+    """Return a Service's load-balancer address."""
+    number = _NUMBERS[service]
+    return f"203.0.113.{number}" if version == 4 else f"2001:db8:203::{number}"
+
+
 def place(side: Side, target: Target, version: int, pods: Mapping[str, Sequence[str]]) -> Place:
     """Return where a target is; pods: the addresses of each pod, IPv4 and IPv6, by its name in the lab."""
     kind, *rest = target
     if kind == "outside":
         return str(outside_server(version)), 80, 9000
     if kind == "pod":
-        http, echo = POD_PORTS[rest[0] == "host"]
+        http, echo = POD_PORTS[rest[0] == "host"][0]
         return pods[side.pod(rest[0])][version == 6], http, echo
     name = rest[0]
     if kind == "node":
         number = NODE_PORTS[name][rest[1]]
         return str(node_address(side.node, version)), number, number
     port = _PORTS[name][rest[-1]]
-    address = cluster_ip(name, rest[1], version) if kind == "cluster" else external_ip(side, name, version)
+    if kind == "cluster":
+        return cluster_ip(name, rest[1], version), port, port
+    address = balancer_ip(name, version) if kind == "balancer" else external_ip(side, name, version)
     return address, port, port
 
 
@@ -108,9 +117,9 @@ def manifests(side: Side, world: World, pods: Mapping[str, Sequence[str]]) -> st
 def _service(side: Side, name: str, state: ServiceState) -> Any:
     addresses = [cluster_ip(name, state.ip, version) for version in (4, 6)]
     ports = []
-    for kind, protocol in (("http", "TCP"), ("echo", "UDP")):
+    for kind, protocol in _KINDS:
         port = {"name": kind, "port": _PORTS[name][state.port], "protocol": protocol}
-        if state.type == "NodePort":
+        if state.type != "ClusterIP":
             port["nodePort"] = NODE_PORTS[name][state.node_port]
         ports.append(port)
     spec: dict[str, Any] = {
@@ -129,14 +138,29 @@ def _service(side: Side, name: str, state: ServiceState) -> Any:
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": state.affinity}}
     if state.external:
         spec["externalIPs"] = [external_ip(side, name, version) for version in (4, 6)]
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+    if state.ranges and state.type == "LoadBalancer":
+        spec["loadBalancerSourceRanges"] = _ranges(state.ranges)
+    made = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec}
+    if state.type == "LoadBalancer":
+        given = [{"ip": balancer_ip(name, version)} for version in (4, 6)]
+        made["status"] = {"loadBalancer": {"ingress": given}}
+    return made
+
+
+def _ranges(which: int) -> list[str]:
+    """Return whom a load-balancer address is for; nothing of it admits what the nodes' processes send."""
+    if which == 1:
+        return [f"{each}/{32 if version == 4 else 128}" for version in (4, 6) for each in clients(version)]
+    return [str(network) for network in POD_NETWORKS.values()]
 
 
 def _slice(
     side: Side, name: str, state: ServiceState, version: int, pods: Mapping[str, Sequence[str]]
 ) -> Any:
-    ready = [BACKENDS[name][at] for at in state.ready]
-    http, echo = POD_PORTS[name == "host"]
+    backends = BACKENDS[name]
+    listed = backends if state.ending else [backends[at] for at in state.ready]
+    ready = {backends[at] for at in state.ready}
+    http, echo = POD_PORTS[name == "host"][state.target]
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -152,10 +176,10 @@ def _slice(
         "endpoints": [
             {
                 "addresses": [pods[side.pod(each)][version == 6]],
-                "conditions": {"ready": True},
+                "conditions": {"ready": each in ready, "serving": True, "terminating": each not in ready},
                 "nodeName": FAR_NODE if each == FAR else side.node,
             }
-            for each in ready
+            for each in listed
         ],
     }
 
