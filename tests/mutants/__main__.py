@@ -62,7 +62,6 @@ KILLERS: dict[str, tuple[str, ...]] = {
     "route.h": ("path_mtu", "reject", "redirect", "hairpin"),
     "sctp.h": ("sctp",),
     "service.h": ("paths", "unknown_port", "source_ranges", "snat_ports", "policies"),
-    "shadow.h": ("shadow",),
     "snat.h": ("snat_ports", "own_connections"),
     "socket.h": ("own_connections", "node_port", "loopback"),
     "step.h": ("paths", "fail_open"),
@@ -78,6 +77,7 @@ IN_A_TREE: dict[str, tuple[str, ...]] = {
     "adopt.c": ("packet/test_cutover", "netns/test_cutover"),
     "ctx_sock.h": _OF_SOCKETS,
     "peer.h": _OF_SOCKETS,
+    "shadow.h": ("packet/test_shadow", "netns/test_shadow"),
     "sock.h": _OF_SOCKETS,
     **{
         f"lb/cutover/{name}.py": _OF_CUTOVER

@@ -23,7 +23,7 @@ from tests.mutants.making import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 _PARTS = ("lb", "bpf", "tests")
-_FILES = ("tc_lb.c", "xdp_lb.c", "sock_lb.c", "adopt.c")
+_FILES = ("tc_lb.c", "xdp_lb.c", "sock_lb.c", "shadow_lb.c", "shadow_sock.c", "adopt.c")
 _CACHE_LINE = f'CACHE = Path("{build.CACHE}")'
 
 
@@ -52,8 +52,8 @@ def fate(mutant: Mutant, tests: Sequence[str], patience: float) -> tuple[str, st
 
 
 def compiled(file: str) -> str:
-    """Return the C file that a mutant's file is compiled in; the headers here are those of the sockets."""
-    return file if file.endswith(".c") else "sock_lb.c"
+    """Return the C file that a mutant's file is compiled in; most headers here are those of the sockets."""
+    return file if file.endswith(".c") else {"shadow.h": "shadow_lb.c"}.get(file, "sock_lb.c")
 
 
 def _fill(tree: Path, changed_file: str | None) -> str | None:
