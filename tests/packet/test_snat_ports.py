@@ -121,6 +121,24 @@ def test_snat_ports_of_a_flow_that_was_lost_are_its_again(
 
 
 @forwarded
+def test_snat_ports_of_a_flow_that_was_lost_are_its_again_if_the_first_choice_is_anothers(
+    datapath: Datapath, path: Path
+) -> None:
+    """Tries come in the same order, and who was in the way still is."""
+    datapath.set_up_node(snat_ports=SnatPorts(62_000, 62_007))
+    datapath.apply(service(p.BACKEND_REMOTE))
+    conversations = {port: Conversation(datapath, path, port) for port in range(1000, 1006)}
+    for conversation in conversations.values():
+        conversation.establish()
+    for port, conversation in conversations.items():
+        before = conversation.seen
+        keys = datapath.read("flows")[0]
+        datapath.delete("flows", keys[(keys["sport"] == port) | (keys["dport"] == before[1])])
+        assert conversation.send("A") == "NEW_REMOTE"
+        assert conversation.seen == before
+
+
+@forwarded
 def test_snat_ports_of_forgotten_flows_are_taken_again(datapath: Datapath, path: Path) -> None:
     """The dead flow goes as a pair: its client's late datagram cannot come out of somebody else's port."""
     datapath.set_up_node(Timeouts(udp_new=1, udp=1), ONE)
