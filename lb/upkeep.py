@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from lb import memory
 from lb.agent import Agent
@@ -19,22 +18,10 @@ from lb.host_watch import HostWatch
 from lb.served.health import Health
 from lb.served.losses import Losses
 from lb.served.notes import Notes
-from lb.served.problems import Problem
 from lb.served.supervisor import Supervisor
+from lb.served.watch import Watch
 
 _log = logging.getLogger(__name__)
-
-
-class Watch(Protocol):
-    """Something that is looked at with each beat, from the agent's thread."""
-
-    def look(self) -> None:
-        """Look, if it is time; never fails."""
-        ...
-
-    def problems(self) -> Sequence[Problem]:
-        """Return what is wrong; may be called from any thread."""
-        ...
 
 
 def build_watches(maps: Maps, attachments: Attachments) -> dict[str, Watch]:

@@ -7,7 +7,6 @@ at a few arrays every 15 s.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import Counter
@@ -21,11 +20,9 @@ from lb.datapath.maps.layouts import FAMILIES, BackendStateCode
 from lb.datapath.sync.ledger import read_names
 from lb.datapath.view.dump import counters
 from lb.datapath.view.words import backend
-from lb.errors import BpfError
 from lb.served.problems import Problem
+from lb.served.watch import Watch
 from lb.words import several, some
-
-_log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 15.0
 HOLD_SECONDS = 300.0
@@ -68,7 +65,7 @@ class _Drops:
     since_told: int = 0
 
 
-class Losses:
+class Losses(Watch):
     """Looks from the agent's thread.
 
     Parameters
@@ -81,48 +78,27 @@ class Losses:
     def __init__(
         self, maps: Maps, arrived: Callable[[], int], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._maps, self._arrived, self._clock = maps, arrived, clock
-        self._due = -math.inf
+        super().__init__("what became of packets", LOOK_SECONDS, clock=clock)
+        self._maps, self._arrived = maps, arrived
         self._drops: dict[str, _Drops] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] | None = None
         self._window_due = -math.inf
         self._failing: Mapping[Row, tuple[int, int]] = {}
         self._strays: list[tuple[int, int]] = []
         self._of_backends: list[Problem] = []
-        self._problems: tuple[Problem, ...] = ()
 
-    def problems(self) -> tuple[Problem, ...]:
-        """Return what is wrong; may be called from any thread."""
-        return self._problems
+    def found(self, now: float) -> list[Problem]:
+        """Look at the counters and, now and then, at the backends."""
+        return [*self._look_at_counters(now), *self._look_at_backends(now)]
 
-    def look(self) -> None:
-        """Look, if it is time."""
-        now = self._clock()
-        if now < self._due:
-            return
-        first, self._due = self._due == -math.inf, now + LOOK_SECONDS
-        try:
-            found = [*self._look_at_counters(now, first=first), *self._look_at_backends(now)]
-        except BpfError as error:
-            _log.warning("what became of packets could not be looked at: %s", error)
-            return
-        known = {one.key for one in self._problems}
-        for one in found:
-            if one.key not in known:
-                _log.warning("%s; %s", one.text, one.next)
-        for one in self._problems:
-            if one.key not in {each.key for each in found}:
-                _log.info("no longer so: %s", one.text)
-        self._problems = tuple(found)
-
-    def _look_at_counters(self, now: float, *, first: bool) -> list[Problem]:
+    def _look_at_counters(self, now: float) -> list[Problem]:
         counts, seen, meanings = Counter[str](), 0, dict[str, str]()
         for one in counters(self._maps):
             seen += one.packets if one.hook in _INWARD else 0
             counts[one.reason] += one.packets
             meanings[one.reason] = one.meaning
         before, self._counts = self._counts, counts
-        if first:
+        if before is None:
             return self._strayed(seen)
         return [*self._dropped(now, counts - before, meanings), *self._strayed(seen)]
 
