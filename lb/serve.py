@@ -11,7 +11,7 @@ import resource
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -417,7 +417,7 @@ def measure(
         "programming": programming.metrics,
         "source": lambda: metrics.source_metrics(source.health()),
         "maps": lambda: metrics.map_metrics(opened),
-        **({"announce": lambda: metrics.announce_metrics(speaker.figures())} if speaker else {}),
+        **({"announce": lambda: metrics.announce_metrics(asdict(speaker.figures()))} if speaker else {}),
         **({"shadow": lambda: metrics.shadow_metrics(compared.report())} if compared else {}),
         "figures": lambda: service_metrics(opened, config.metrics_services, config.metrics_backends),
     }

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from lb.addresses.telemetry import Place, Telemetry
-from lb.served.exposition import exposition
+from lb.served.exposition import answers_of_process, family
 from lb.served.http import Answer
+
+_gauge = partial(family, GaugeMetricFamily)
 
 
 class TelemetryMetrics(Collector):
@@ -44,23 +47,22 @@ class TelemetryMetrics(Collector):
         used, resting = {**zero, **telemetry.used()}, {**zero, **telemetry.resting()}
         yield _of_pools("lbctl_pool_used_addresses", "Addresses of a pool that Services have.", used)
         yield _of_pools("lbctl_pool_resting_addresses", "Addresses that became free a moment ago.", resting)
-        services = GaugeMetricFamily(
+        yield _gauge(
             "lbctl_balanced_services",
             "Services of type LoadBalancer that are ours, by what became of their request for an address.",
-            labels=["reason", "satisfied"],
+            ["reason", "satisfied"],
+            (
+                ([reason, str(satisfied).lower()], count)
+                for (reason, satisfied), count in telemetry.reasons().items()
+            ),
         )
-        for (reason, satisfied), count in telemetry.reasons().items():
-            services.add_metric([reason, str(satisfied).lower()], count)
-        yield services
 
 
 def _of_pools(name: str, text: str, counts: Mapping[Place, int]) -> Metric:
-    found = GaugeMetricFamily(name, text, labels=["pool", "family"])
-    for (pool, version), count in counts.items():
-        found.add_metric([pool, f"IPv{version}"], count)
-    return found
+    rows = (([pool, f"IPv{version}"], count) for (pool, version), count in counts.items())
+    return _gauge(name, text, ["pool", "family"], rows)
 
 
-def answer(telemetry: Telemetry) -> Answer:
-    """Return what answers ``/metrics``."""
-    return exposition(TelemetryMetrics(telemetry))
+def answers(telemetry: Telemetry) -> Mapping[str, Answer]:
+    """Return what the process answers, by path."""
+    return answers_of_process(TelemetryMetrics(telemetry))

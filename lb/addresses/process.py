@@ -19,7 +19,7 @@ from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
 from lb.model import ObjectKey
-from lb.served.http import HttpServer, Response, routes
+from lb.served.http import routes, serving
 from lb.stop_event import stop_on_signals
 
 _log = logging.getLogger(__name__)
@@ -72,19 +72,8 @@ def run(options: Options) -> None:
         if address := split_address(options.metrics_address):
             from lb.addresses import metrics  # noqa: PLC0415  (prometheus_client)
 
-            server = HttpServer()
-            stack.callback(server.shut)
-            alive = Response(200, b"ok\n")
-            server.open(
-                address, routes({"/metrics": metrics.answer(telemetry), "/livez": lambda _: alive}), "http"
-            )
-            thread = threading.Thread(target=lambda: server.run(stop), name="http", daemon=True)
-            thread.start()
-            stack.callback(thread.join, 2.0)
-        try:
-            work(stop)
-        finally:
-            stop.set()
+            stack.enter_context(serving()).open(address, routes(metrics.answers(telemetry)), "http")
+        work(stop)
     _log.info("stopping; addresses stay where they are")
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -12,8 +13,10 @@ from prometheus_client.registry import Collector
 
 from lb.announce.servable import Standing
 from lb.bgp.status import SpeakerStatus
-from lb.served.exposition import exposition
+from lb.served.exposition import answers_of_process, family
 from lb.served.http import Answer
+
+_gauge = partial(family, GaugeMetricFamily)
 
 
 class SpeakerMetrics(Collector):
@@ -25,31 +28,38 @@ class SpeakerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         status = self._status
-        peers = list(status.peers.items())
+        peers = [([name, str(each.peer.address)], each) for name, each in status.peers.items()]
         labels = ["peer", "address"]
-        up = GaugeMetricFamily("lbctl_bgp_session_up", "Whether a peer's session is up.", labels=labels)
-        losses = CounterMetricFamily("lbctl_bgp_session_losses", "Ends of a peer's session.", labels=labels)
-        routes = GaugeMetricFamily(
+        yield _gauge(
+            "lbctl_bgp_session_up",
+            "Whether a peer's session is up.",
+            labels,
+            ((values, each.session.up) for values, each in peers),
+        )
+        yield family(
+            CounterMetricFamily,
+            "lbctl_bgp_session_losses",
+            "Ends of a peer's session.",
+            labels,
+            ((values, each.losses) for values, each in peers),
+        )
+        yield _gauge(
             "lbctl_bgp_advertised_routes",
             "Routes that a peer has been told.",
-            labels=[*labels, "family"],
-        )
-        for name, each in peers:
-            values = [name, str(each.peer.address)]
-            up.add_metric(values, each.session.up)
-            losses.add_metric(values, each.losses)
-            for version, count in each.session.exported:
-                routes.add_metric([*values, f"IPv{version}"], count)
-        yield from (up, losses, routes)
-        addresses = GaugeMetricFamily(
-            "lbctl_bgp_addresses",
-            "Addresses of Services by what this node is for them.",
-            labels=["standing"],
+            [*labels, "family"],
+            (
+                ([*values, f"IPv{version}"], count)
+                for values, each in peers
+                for version, count in each.session.exported
+            ),
         )
         counts = Counter(one.standing for one in status.told)
-        for standing in Standing:
-            addresses.add_metric([standing.value], counts[standing])
-        yield addresses
+        yield _gauge(
+            "lbctl_bgp_addresses",
+            "Addresses of Services by what this node is for them.",
+            ["standing"],
+            (([standing.value], counts[standing]) for standing in Standing),
+        )
         yield CounterMetricFamily(
             "lbctl_bgp_engine_restarts", "How often BIRD had to be started again.", value=status.restarts
         )
@@ -60,6 +70,6 @@ class SpeakerMetrics(Collector):
         )
 
 
-def answer(status: SpeakerStatus) -> Answer:
-    """Return what answers ``/metrics``."""
-    return exposition(SpeakerMetrics(status))
+def answers(status: SpeakerStatus) -> Mapping[str, Answer]:
+    """Return what the process answers, by path."""
+    return answers_of_process(SpeakerMetrics(status))

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import threading
-from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -20,9 +18,9 @@ from lb.errors import ConfigError
 from lb.folders import PRIVATE, make
 from lb.rundir import RunDir
 from lb.served.api import as_json
-from lb.served.http import HttpServer, Response, routes
+from lb.served.http import routes, serving
 from lb.served.servable import SPEAKER_PATH, Asked
-from lb.stop_event import StopEvent, stop_on_signals
+from lb.stop_event import stop_on_signals
 
 _log = logging.getLogger(__name__)
 
@@ -61,26 +59,18 @@ def run(options: Options) -> None:
     peers = PeersFile(options.peers)
     run_dir = RunDir(options.instance)
     own = run_dir.speaker
-    with own.lock_if_room(), ExitStack() as stack, stop_on_signals() as stop:
+    # The server is the last to end: it answers until the last session has ended.
+    with own.lock_if_room(), serving() as server, stop_on_signals() as stop:
         folder = own.folder
         make(folder, mode=PRIVATE)
         status = SpeakerStatus()
-        server = HttpServer()
-        stack.callback(server.shut)
         server.open(
             (str(own.socket_path), 0), routes({SPEAKER_PATH: as_json(lambda _: status.as_dict())}), "announce"
         )
         if address := split_address(options.metrics_address):
             from lb.bgp import metrics  # noqa: PLC0415  (prometheus_client)
 
-            alive = Response(200, b"ok\n")
-            answers = {"/metrics": metrics.answer(status), "/livez": lambda _: alive}
-            server.open(address, routes(answers), "metrics")
-        ending = StopEvent()  # it answers until the last session has ended
-        thread = threading.Thread(target=lambda: server.run(ending), name="http", daemon=True)
-        thread.start()
-        stack.callback(thread.join, 2.0)
-        stack.callback(ending.set)
+            server.open(address, routes(metrics.answers(status)), "metrics")
         speaker = Speaker(
             peers,
             Bird(folder),

@@ -117,6 +117,19 @@ class _Client:
     told: memoryview | None = None
 
 
+@contextlib.contextmanager
+def serving() -> Iterator[HttpServer]:
+    """Give a server that answers in a thread of its own until the end of the block."""
+    server, stop = HttpServer(), StopEvent()
+    thread = threading.Thread(target=server.run, args=(stop,), name="http", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        stop.set()
+        thread.join(2.0)
+
+
 class HttpServer:
     """Listens on what it is told to, from any thread; answers in the one that runs it.
 

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -25,6 +25,7 @@ from lb.datapath.attach.snat import snat_range
 from lb.datapath.maps.fill import map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.view import dump
+from lb.served.exposition import family
 from lb.served.history import Since
 
 if TYPE_CHECKING:
@@ -39,21 +40,6 @@ PROGRAMMING_SECONDS = (
     0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 """Upper ends of the buckets of programming latencies."""
-
-
-def family(
-    kind: type[GaugeMetricFamily | CounterMetricFamily],
-    name: str,
-    text: str,
-    labels: Sequence[str],
-    rows: Iterable[tuple[Sequence[str], float | None]],
-) -> Metric:
-    """Return a metric with its samples: values of the labels, and the number; None: there is none."""
-    made = kind(name, text, labels=labels)
-    for values, number in rows:
-        if number is not None:
-            made.add_metric(values, number)
-    return made
 
 
 Part = Callable[[], Iterable[Metric]]
@@ -186,68 +172,37 @@ def audit_metrics(drift: Mapping[str, int]) -> Iterator[Metric]:
     )
 
 
-class AnnounceFigures(Protocol):
-    """What :class:`lb.segment.speaker.Figures` tells."""
+def announce_metrics(figures: Mapping[str, int]) -> Iterator[Metric]:
+    """Yield what the node owns on its segments; what it answers is in ``lbctl_hook_packets``.
 
-    @property
-    def owned(self) -> int:
-        """Addresses that this node answers for."""
-        ...
-
-    @property
-    def taken(self) -> int:
-        """How often it took one."""
-        ...
-
-    @property
-    def ended(self) -> int:
-        """How often it ceased to own one."""
-        ...
-
-    @property
-    def members(self) -> int:
-        """Other nodes that it hears."""
-        ...
-
-    @property
-    def rivals(self) -> int:
-        """Addresses that strangers claim as well."""
-        ...
-
-    @property
-    def unanswered(self) -> int:
-        """Addresses that no node owns."""
-        ...
-
-
-def announce_metrics(figures: AnnounceFigures) -> Iterator[Metric]:
-    """Yield what the node owns on its segments; what it answers is in ``lbctl_hook_packets``."""
+    figures: those of :class:`lb.segment.speaker.Figures`, by name.
+    """
     yield GaugeMetricFamily(
         "lbctl_announced_addresses",
         "Load-balancer addresses that this node answers for, in ARP and neighbour discovery.",
-        value=figures.owned,
+        value=figures["owned"],
     )
     yield family(
         CounterMetricFamily,
         "lbctl_owner_changes",
         "How often this node took an address, and how often it ceased to own one.",
         ["change"],
-        ((["taken"], figures.taken), (["ended"], figures.ended)),
+        ((["taken"], figures["taken"]), (["ended"], figures["ended"])),
     )
     yield GaugeMetricFamily(
         "lbctl_segment_members",
         "Other nodes that this node hears on its segments, and that may own addresses.",
-        value=figures.members,
+        value=figures["members"],
     )
     yield GaugeMetricFamily(
         "lbctl_address_rivals",
         "Owned addresses that a host which is no such node has claimed within the last minute.",
-        value=figures.rivals,
+        value=figures["rivals"],
     )
     yield GaugeMetricFamily(
         "lbctl_unanswered_addresses",
         "Load-balancer addresses that no node answers for, by what this node hears on its segments.",
-        value=figures.unanswered,
+        value=figures["unanswered"],
     )
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import time
+from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(lab: Lab) -> N
     families += metrics.source_metrics((SERVICES,))  # an agent of manifests has none of them
     families += metrics.audit_metrics({"vips4": 0})  # nor these, before it has looked
     families += metrics.announce_metrics(
-        Figures(owned=1, taken=1, ended=0, members=2, rivals=0, unanswered=0)
+        asdict(Figures(owned=1, taken=1, ended=0, members=2, rivals=0, unanswered=0))
     )
     peer = Peer("tor", ip_address("192.168.77.1"), 64500, 64512)
     families += SpeakerMetrics(SpeakerStatus(peers={"tor": PeerNow(peer)})).collect()
