@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from lb.announce.damping import Damping
 from lb.announce.report import Report, from_dict
 from lb.announce.servable import Standing, Verdict
-from lb.bgp.bird import NO_SESSION, SessionState
+from lb.bgp.bird import NO_SESSION, Bird
 from lb.bgp.config import bird_conf, chosen, protocol_name, router_id, routes
 from lb.bgp.peers import Peer, PeersFile
 from lb.bgp.status import NETSTAT, SIGNED_WRONG_SECONDS, PeerNow, SpeakerStatus, signature_failures
@@ -30,46 +29,6 @@ AGAIN_SECONDS = 2.0
 """After how long an engine that ended or refused is tried again; twice as long each time, to a minute."""
 _MOST_AGAIN = 60.0
 _MOST_MEMORY = 16 << 20
-
-
-class Engine(Protocol):
-    """What of :class:`lb.bgp.bird.Bird` the loop needs."""
-
-    def alive(self) -> bool:
-        """Tell whether it runs."""
-        ...
-
-    def write(self, text: str) -> None:
-        """Put a configuration into its file; raise LbError if it is refused."""
-        ...
-
-    def start(self) -> None:
-        """Start it on that file; raise LbError if it ends."""
-        ...
-
-    def configure(self) -> None:
-        """Have it read the file again; raise LbError if it refuses."""
-        ...
-
-    def sessions(self) -> dict[str, SessionState]:
-        """Return how sessions are; raise LbError if it does not answer."""
-        ...
-
-    def disable(self, protocol: str) -> None:
-        """End a session for good."""
-        ...
-
-    def pause(self) -> None:
-        """End it, and let peers keep its routes."""
-        ...
-
-    def end(self) -> None:
-        """End it, and let peers forget its routes."""
-        ...
-
-    def ended(self) -> bool:
-        """Wait for its end."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +66,7 @@ class Speaker:
     def __init__(
         self,
         peers: PeersFile,
-        engine: Engine,
+        engine: Bird,
         ask: Callable[[], Report],
         memory: Memory,
         status: SpeakerStatus,

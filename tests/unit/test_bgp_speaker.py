@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lb.announce.report import Report
 from lb.announce.servable import Standing, Verdict
 from lb.bgp import metrics
-from lb.bgp.bird import NO_SESSION, SessionState
+from lb.bgp.bird import NO_SESSION, Bird, SessionState
 from lb.bgp.config import protocol_name
 from lb.bgp.peers import PeersFile
 from lb.bgp.speaker import Memory, Speaker
@@ -38,10 +38,11 @@ NETSTAT = "TcpExt: SyncookiesSent TCPMD5NotFound TCPMD5Unexpected TCPMD5Failure\
 UP = SessionState(up=True, state="Established", exported=((4, 1),))
 
 
-class FakeBird:
+class FakeBird(Bird):
     """An engine: what it was told in order, and what it says."""
 
     def __init__(self) -> None:
+        super().__init__(Path("/nowhere"))
         self.running = False
         self.text = ""
         self.calls: list[str] = []
@@ -81,7 +82,7 @@ class FakeBird:
         self._call("end")
         self.running = False
 
-    def ended(self) -> bool:
+    def ended(self, seconds: float = 0.0) -> bool:
         return not self.running
 
 
@@ -294,7 +295,7 @@ def test_metrics(bench: Bench) -> None:
     bench.run(5)
     bench.bird.states = {"tor-a": UP}
     bench.run(5)
-    text = metrics.answer(bench.status)(Request("GET", "/metrics", "", {})).body.decode()
+    text = metrics.answers(bench.status)["/metrics"](Request("GET", "/metrics", "", {})).body.decode()
     found = {
         (one.name, *one.labels.values()): one.value
         for family in text_string_to_metric_families(text)
