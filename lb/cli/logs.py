@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from logging.handlers import MemoryHandler
 from typing import TextIO
 
 from lb.errors import LbError
@@ -53,21 +55,47 @@ def _time(record: logging.LogRecord) -> str:
 def logged(args: argparse.Namespace, err: TextIO, work: Callable[[], None]) -> int:
     """Do what runs on, with its log on a stream in the form that the flags say; return the exit code.
 
+    Raises LbError: see :func:`log_to`.
+    """
+    with log_to(err) as do:
+        return do(args.log_level, args.log_format, work)
+
+
+@contextlib.contextmanager
+def log_to(err: TextIO) -> Iterator[Callable[[str, str, Callable[[], None]], int]]:
+    """Log to a stream, and give a function that does what runs on and returns the exit code.
+
+    It takes the log's level and format and the work. What is logged before it is called waits until then.
+
     Raises LbError: the work did, and the log is text; an object has it otherwise.
     """
     handler = logging.StreamHandler(err)
-    handler.setFormatter(OneLine() if args.log_format == "text" else JsonLine())
-    ours = logging.getLogger("lb")
-    ours.addHandler(handler)
-    ours.setLevel(args.log_level.upper())
+    handler.setFormatter(OneLine())
+    ours = logging.getLogger("lb")  # what libraries have to say at these levels is not for operators
+    held = MemoryHandler(10_000, flushLevel=logging.CRITICAL, target=handler)
+    ours.addHandler(held)
+    ours.setLevel(logging.INFO)
+
+    def do(level: str, form: str, work: Callable[[], None]) -> int:
+        ours.setLevel(level.upper())
+        if form == "json":
+            handler.setFormatter(JsonLine())
+        held.close()
+        ours.removeHandler(held)
+        ours.addHandler(handler)
+        try:
+            work()
+        except LbError as error:
+            if form == "text":
+                raise
+            ours.error("%s", error)
+            return 1
+        return 0
+
     try:
-        work()
-    except LbError as error:
-        if args.log_format == "text":
-            raise
-        ours.error("%s", error)
-        return 1
+        yield do
     finally:
+        held.close()
+        ours.removeHandler(held)
         ours.removeHandler(handler)
         ours.setLevel(logging.NOTSET)
-    return 0
