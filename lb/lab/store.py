@@ -79,66 +79,37 @@ class PodRecord:
 
 
 class Store:
-    """The state directory of one lab."""
+    """The state directory of one lab.
+
+    Attributes
+    ----------
+    cluster: the directory of the objects that the lab's kubelet writes.
+    ingress: the directory of nginx's configuration; it is there only if the lab has had an Ingress.
+    resolver: the directory of how commands at the client and on nodes find names.
+    pools: the file of the pools of load-balancer addresses.
+    addresses: with manifests: who has which load-balancer address; the agents read it.
+    addons: the directory of the lab's own objects; it is there only if the lab has any.
+    socket: the kubelet's.
+    api: the directory of the API server; it is there only if the lab has one.
+    kubeconfig: the one for use on the machine.
+    agent_kubeconfig: that of the agents, for use inside the nodes.
+    addresses_kubeconfig: that of the process that gives load-balancer addresses, at the API server's host.
+    """
 
     def __init__(self, lab: str, root: Path = ROOT) -> None:
         self.lab = lab
         self.base = root / lab
-
-    @property
-    def cluster(self) -> Path:
-        """The directory of the objects that the lab's kubelet writes."""
-        return self.base / "cluster"
-
-    @property
-    def ingress(self) -> Path:
-        """The directory of nginx's configuration; it is there only if the lab has had an Ingress."""
-        return self.base / "ingress"
-
-    @property
-    def resolver(self) -> Path:
-        """The directory of how commands at the client and on nodes find names."""
-        return self.base / "resolver"
-
-    @property
-    def pools(self) -> Path:
-        """The file of the pools of load-balancer addresses."""
-        return self.base / "pools.yaml"
-
-    @property
-    def addresses(self) -> Path:
-        """With manifests: who has which load-balancer address; the agents read it."""
-        return self.cluster / "addresses.yaml"
-
-    @property
-    def addons(self) -> Path:
-        """The directory of the lab's own objects; it is there only if the lab has any."""
-        return self.base / "addons"
-
-    @property
-    def socket(self) -> Path:
-        """The kubelet's socket."""
-        return self.base / "kubelet.sock"
-
-    @property
-    def api(self) -> Path:
-        """The directory of the API server; it is there only if the lab has one."""
-        return self.base / "api"
-
-    @property
-    def kubeconfig(self) -> Path:
-        """The kubeconfig for use on the machine."""
-        return self.base / "kubeconfig"
-
-    @property
-    def agent_kubeconfig(self) -> Path:
-        """The kubeconfig of the agents, for use inside the nodes."""
-        return self.api / "agent.kubeconfig"
-
-    @property
-    def addresses_kubeconfig(self) -> Path:
-        """The kubeconfig of the process that gives load-balancer addresses, inside the API server's host."""
-        return self.api / "addresses.kubeconfig"
+        self.cluster = self.base / "cluster"
+        self.ingress = self.base / "ingress"
+        self.resolver = self.base / "resolver"
+        self.pools = self.base / "pools.yaml"
+        self.addresses = self.cluster / "addresses.yaml"
+        self.addons = self.base / "addons"
+        self.socket = self.base / "kubelet.sock"
+        self.api = self.base / "api"
+        self.kubeconfig = self.base / "kubeconfig"
+        self.agent_kubeconfig = self.api / "agent.kubeconfig"
+        self.addresses_kubeconfig = self.api / "addresses.kubeconfig"
 
     def write_port(self, port: int) -> None:
         """Note the port of the machine's loopback that leads to the API server."""
