@@ -17,22 +17,21 @@ from lb.cli.kubectl import settle
 from lb.errors import LbError, UsageError
 
 _DESCRIPTION = """\
-Load balancer for Kubernetes Services: eBPF programs translate packets, this command keeps them informed.
+Load balancer for Kubernetes Services: eBPF programs translate packets; this command runs their agent and
+shows what they do.
 """
 
 EXIT_CODES = (
     (
         "0",
-        "done; of announce status, audit, doctor, explain, lab status, plan, status: nothing is wrong; of"
-        " node drain --wait: nothing comes in any more",
+        "done; where a command looks for faults (announce status, audit, doctor, explain, lab status, plan,"
+        " shadow, status, upgrade): there is none; of node drain --wait: no connection comes in any more",
     ),
     (
         "1",
-        'it could not be done, and one line on stderr ("lbctl: ...") says why; or, with nothing on stderr,'
-        " something is wrong and stdout says what: announce status a problem, audit found a difference,"
-        " doctor something that will not work, explain a cause, lab status something that does not run, plan"
-        " something that would not work, status a problem; node drain --wait, which tells on stderr how far"
-        " it is: its timeout is over before",
+        'it could not be done, and one line on stderr ("lbctl: ...") says why; or a command that looks for'
+        " faults found one: then stderr is empty, and stdout says what is wrong; of node drain --wait:"
+        " connections are left at its timeout, and stdout says which",
     ),
     ("2", "wrong usage: stderr says what is wrong"),
     ("130", "ended by Ctrl-C"),
@@ -63,13 +62,13 @@ COMMANDS = {
     "doctor": ("diagnosis", "what will and will not work on this machine, and what to do"),
     "addresses": ("actions", "give Services of type LoadBalancer addresses out of pools"),
     "announce": ("announcing", "tell routers by BGP which addresses this node serves"),
-    "upgrade": ("actions", "what another version's maps would become, connections included"),
-    "shadow": ("actions", "where this node would do otherwise than kube-proxy's rules"),
+    "upgrade": ("actions", "what this version would do with the maps of the one that runs"),
+    "shadow": ("actions", "where the programs would decide otherwise than kube-proxy's rules"),
     "node": ("node", "drain this node: new connections come in elsewhere"),
     "cutover": ("actions", "take Services over from kube-proxy with open connections, or give them back"),
     "unload": ("actions", "remove every trace of the data plane"),
     "lab": ("lab", "a cluster of network namespaces on this machine"),
-    "completion": ("actions", "print what makes a shell complete words"),
+    "completion": ("actions", "print a completion script for bash, zsh or fish"),
     "version": ("actions", "print the version"),
 }
 """By name: the module of lb.cli.grammar that has a function of that name, and what ``lbctl --help`` says."""

@@ -164,13 +164,13 @@ def upgrade(commands: Commands) -> None:
         commands,
         "upgrade",
         about="""\
-Say what a start of this version would make of the maps that the agent of another version has left: which it
-takes as they are, which it converts since a struct has changed, and which would start empty, and why. Nothing
-is changed. Call the lbctl of the new version, while the old one's agent runs.
+Say what this version would do at its start with the maps of the version that runs now: which it would use as
+they are, which it would convert since a struct has changed, and which would start empty, and why. Nothing is
+changed. Call the lbctl of the new version while the agent of the old one runs.
 """,
         notes="""\
-A map is converted by the names of its fields. Of flows that start empty the connections go on where the
-consistent hash names the same backend, and the node's own address did not stand for the client.
+A map is converted by the names of its fields. If flows start empty, a connection goes on if the consistent
+hash still names its backend and the backend sees the client's own address (no SNAT).
 """,
         examples="lbctl upgrade --check\nlbctl upgrade --check -o json",
         codes="0 nothing would be lost; 1 a map would start empty, or it could not be told; 2 wrong usage",
@@ -187,11 +187,11 @@ def shadow(commands: Commands) -> None:
         commands,
         "shadow",
         about="""\
-Tell where this node's programs would have done otherwise than kube-proxy's rules did, as an agent in shadow
-mode (lbctl run --shadow) has seen it since it started: for each connection that began, the same Service, a
-backend of the same set, the client's address kept or not, refused or dropped alike? What differs is told by
-Service and kind, with the last example; what differs because it is meant to stands apart, under the name that
-docs/differences.md has for it. What could not be compared is counted.
+Show where this node's programs would have decided otherwise than kube-proxy's rules did. An agent in shadow
+mode (lbctl run --shadow) compares, for each connection that begins: is it the same Service, a backend of the
+same set, is the client's address kept or not, is it refused or dropped alike? Differences are listed by
+Service and kind, with the last example; intended ones apart, by their names in docs/differences.md.
+Connections that could not be compared are counted.
 """,
         examples="lbctl shadow\nlbctl shadow -o json --node node1",
         codes="0 nothing differs but as meant; 1 something does, or it could not be told; 2 wrong usage",
@@ -208,16 +208,16 @@ def cutover(commands: Commands) -> None:
         "cutover",
         about="""\
 Take Services over from kube-proxy on this node, with the connections that are open: each becomes a flow of
-ours, and kube-proxy's rules are removed. The agent runs, and has attached its programs: from then on they
-serve what begins, and leave to netfilter what it has begun. kube-proxy itself has to be gone, or it would
+ours, and kube-proxy's rules are removed. Before, the agent has to run with its programs attached: they serve
+new connections, and leave to netfilter those that it has begun. kube-proxy itself has to be gone, or it would
 write its rules again.
 
-With --back the other way round: kube-proxy runs, the agent does not. Flows become netfilter's connections,
-and the programs go, as with 'lbctl unload'.
+With --back the other way round: kube-proxy has to run, and the agent to be stopped. Flows become netfilter's
+connections, and the programs are removed, as by 'lbctl unload'.
 """,
         notes="""\
-What is not moved is named and counted: connections to what is no Service here, those of SCTP, and datagrams
-to backends that are gone. docs/migration.md has the steps for a cluster.
+Connections that are not moved are named and counted: those to addresses that are no Service here, those of
+SCTP, and those of UDP to backends that are gone. docs/migration.md has the steps for a cluster.
 """,
         examples="lbctl cutover --dry-run\nlbctl cutover\nlbctl cutover --back",
         codes="0 done; 1 it could not be done, or a connection that should have moved was not; 2 wrong usage",
@@ -236,8 +236,8 @@ def unload(commands: Commands) -> None:
         "unload",
         about="""\
 Remove the programs from all interfaces of this network namespace, those of the instance from its control
-group, its pinned maps and programs, and the agent's files. Connections through Services break. Done already
-is no error.
+group, its pinned maps and programs, and the agent's files. Connections through Services break. It is no error
+if nothing is there.
 """,
         examples="lbctl unload\nlbctl unload --instance node1 --force",
         handler="unload.run",
@@ -254,8 +254,8 @@ def completion(commands: Commands) -> None:
         commands,
         "completion",
         about="""\
-Print what makes a shell complete the words of lbctl when Tab is pressed: commands, flags, and, as
-root, instances and Services.
+Print a script with which a shell completes commands and flags of lbctl when Tab is pressed and, for
+root, the names of instances and Services.
 """,
         examples="""\
 lbctl completion bash > /etc/bash_completion.d/lbctl

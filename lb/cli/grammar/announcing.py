@@ -25,9 +25,9 @@ def announce(commands: Commands) -> None:
         "tell routers, over BGP",
         about="""\
 Ask the agent of this node which load-balancer addresses it can serve now, and tell routers so over BGP,
-one route of full length for each. BIRD 2 (Debian: bird2) speaks to them; it is started, told and watched.
-An agent that is away changes nothing. A route is withdrawn when the node cannot serve its address any more;
-a node that is to be left is told to be the last choice first (RFC 8326).
+one route of full length for each. BIRD 2 (Debian: bird2) holds the sessions; it is started, configured and
+watched. While the agent is away, nothing changes. A route is withdrawn when the node cannot serve its address
+any more; for a node that is drained or deleted, routers are first told to prefer others (RFC 8326).
 """,
         notes="""\
 the file of peers, read again when it changes:

@@ -15,10 +15,10 @@ def trace(commands: Commands) -> None:
         commands,
         "trace",
         about="""\
-Run a packet through the programs of this node and tell, step by step, what became of it and why: VIP and
+Run a packet through the programs of this node and show, step by step, what became of it and why: VIP and
 Service, flow, source ranges and policy, affinity or hash, backend, NAT, verdict and reason, the packet before
-and after. It is not guessed: the very programs that are attached run on it, with the live VIPs, backends and
-settings. What they would write (flows, affinity, counters) goes to a copy: a trace leaves no trace.
+and after. The very programs that are attached run on it, with the live VIPs, backends and
+settings. What they write (flows, affinity, counters) goes to copies, so nothing of the node is changed.
 
 The packets of one call come one after the other: in a capture, a SYN makes the flow that the next packet
 finds.
@@ -100,11 +100,11 @@ def audit(commands: Commands) -> None:
 Compare what the source says with what the kernel's maps hold: the source is read anew, planned
 anew, and each entry that differs is named, and each hook without its program. Interfaces and
 settings are compared with the node and with what its agent was told. A sign in front says how an
-entry differs: + it is missing, - it should not be there, ~ it has another value. Changes that the
-agent is about to write are waited for.
+entry differs: + it is missing, - it should not be there, ~ it has another value. If the agent is
+about to write changes, the command waits for that first.
 
---heal has it brought in step: by the agent, or without it when it does not run. Connections are
-kept.
+--heal has the differences corrected by the agent, or corrects them itself if no agent runs.
+Connections are kept.
 """,
         examples="lbctl audit\nlbctl audit --heal\nlbctl audit --node node1 -o json",
         codes="0 no difference, or all healed; 1 differences, or it could not be done; 2 wrong usage",
@@ -153,7 +153,7 @@ def doctor(commands: Commands) -> None:
         "doctor",
         about="""\
 Look at this machine and say what lbctl needs and has, what will not work, and what to do about it. Nothing is
-changed: what the kernel can do is found out by making small maps and programs, and letting them go.
+changed: to find out what the kernel can do, small maps and programs are made and removed again.
 """,
         examples="lbctl doctor\nlbctl doctor -o json",
         codes="0 nothing fails; 1 something will not work, or it could not be done; 2 wrong usage",

@@ -20,21 +20,22 @@ def node(commands: Commands) -> None:
         "drain",
         "let new connections come in elsewhere; open ones go on",
         about="""\
-Let new connections from outside come in on other nodes. Routers and the segment are told so: first as the
-last choice, then not at all; /healthz and health-check ports say 503. Nothing else changes: what still comes
-is served, and the node's own pods and processes reach every Service. Where the address moves on the segment
-(ARP), open TCP and SCTP connections go on; those that a router (BGP) moves to another node are lost, unless
-they use direct return. The mark outlives the agent, and ends with --undo or a reboot.
+Make new connections from outside come in on other nodes. To routers and on the segment this node announces
+its addresses as a last choice first, then not at all; /healthz and health-check ports say 503. Nothing else
+changes: what still arrives is served, and the node's own pods and processes reach every Service. Where the
+address moves on the segment (ARP), open TCP and SCTP connections go on; those that a router (BGP) moves to
+another node are lost, unless they use direct return. The mark outlives the agent, and ends with --undo or a
+reboot.
 """,
         notes="""\
-Counted are live connections through node ports, load-balancer and external addresses, but for those of the
-node's own processes. --wait ends when for three seconds there was none, and no address was told to the
-network.
+It counts live connections through node ports, load-balancer and external addresses, except those of the
+node's own processes. --wait ends when there has been none for three seconds, and the node announces no
+address any more.
 """,
         examples="lbctl node drain --wait --timeout 300\n"
         "lbctl node drain --node node1 -o json\n"
         "lbctl node drain --undo",
-        codes="0 done, with --wait: nothing comes in here any more; 1 --timeout is over before, or it could"
+        codes="0 done, with --wait: no connection comes in any more; 1 --timeout is over before, or it could"
         " not be done, stderr says why; 2 wrong usage",
         handler="node.run_drain",
     )

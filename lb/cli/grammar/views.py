@@ -31,7 +31,7 @@ def status(commands: Commands) -> None:
 Say in the first line whether all is well, then name each problem with its time and what to do about it;
 below, what is in the kernel: hooks, how full the maps are, how many entries had to make room before their
 time (EVICTED). The problems, the times and the health-check ports are the agent's own notes, at most five
-seconds old; when the agent does not run or does not get on, that is a problem, and its hooks are looked for.
+seconds old; an agent that does not run or hangs is a problem, and then the hooks themselves are looked at.
 """,
         examples="lbctl status\nlbctl status --programs\nlbctl status --node node1 -o json",
         codes="0 all is well; 1 there are problems, or it could not be told (stderr says why); 2 wrong usage",
@@ -136,11 +136,10 @@ def flows(commands: Commands) -> None:
         "flows",
         about="""\
 List connections as the kernel has them: the client, the VIP that it uses, the backend that it
-was led to, the node's address that stands for the client where there is one (SNAT), the state, and
-how long nothing was sent; and the pods at both ends, as far as the agent knows them. Of a closed
-connection, which both sides have ended, the entry stays for a while, for segments that are sent
-again. Connections of the node's own processes are led to their backend at the socket and have no
-flow.
+was led to, the node's address that stands for the client where there is one (SNAT), the state, how
+long ago the last packet was, and the pods at both ends, as far as the agent knows them. The entry of
+a closed connection, which both sides have ended, stays for a while, for segments that are sent again.
+TCP connections of the node's own processes are led to their backend at the socket and have no flow.
 """,
         examples="lbctl flows -n shop\nlbctl flows --service default/web -o json",
         handler="flows.run",
@@ -196,7 +195,7 @@ def monitor(commands: Commands) -> None:
         commands,
         "monitor",
         about="""\
-Tell, live, which connections begin and end, and which packets are dropped or refused and why. The programs
+Show, live, which connections begin and end, and which packets are dropped or refused and why. The programs
 that translate the packets write these events into a ring buffer. While nobody watches, that costs next to
 nothing; only with --packets or --pcap is there an event for each packet of a connection.
 
@@ -205,9 +204,9 @@ hook: client -> VIP => backend (pod), with "as" the node's address that stands f
 packet to the client, client <- VIP <= backend. On a narrow terminal it goes on in the next line.
 """,
         notes="""\
-The end of a connection by a timeout is not told: no packet passes then. Of a connection that is led to its
-backend at the socket only the beginning is told: its packets need no translation. One command at a time may
-watch an instance.
+The end of a connection by a timeout is not shown: no packet passes then. Of a connection that is led to its
+backend at the socket only the beginning is shown: its packets need no translation. Only one lbctl monitor may
+run for an instance.
 """,
         examples="""\
 lbctl monitor --service default/web
@@ -257,7 +256,7 @@ def history(commands: Commands) -> None:
 Show what the agent has lately written to this node's maps for a Service: when it was in the maps,
 how long after the event that was the cause, what that was (an object of the source, interfaces, the
 agent's start, a heal, another Service's claim), and what became of VIPs, backends, source ranges
-and lookup tables. It is in the agent's memory alone: the last 40 changes of a Service, the last
+and lookup tables. Only the agent's memory has it: the last 40 changes of a Service, the last
 2000 of all, since it started.
 """,
         examples="lbctl history default/web\nlbctl history web --node node1 -o json",
