@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb.addresses.folder import FolderAllocator
-from lb.addresses.metrics import answer
+from lb.addresses.metrics import answers
 from lb.addresses.pool import PoolsFile
 from lb.addresses.telemetry import Telemetry
 from lb.errors import LbError
@@ -203,7 +203,7 @@ def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
     bench.step()
     (bench.manifests / "gone.yaml").unlink()
     bench.step()
-    told = answer(bench.telemetry)(Request("GET", "/metrics", "", {})).body.decode()
+    told = answers(bench.telemetry)["/metrics"](Request("GET", "/metrics", "", {})).body.decode()
     found = {
         (one.name, *(text for _, text in sorted(one.labels.items()))): one.value
         for family in text_string_to_metric_families(told)
@@ -225,7 +225,10 @@ def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
     }
     bench.pools.write_text("pools: []")
     bench.step()
-    assert b"lbctl_addresses_pools_file_ok 0.0" in answer(bench.telemetry)(Request("GET", "/", "", {})).body
+    assert (
+        b"lbctl_addresses_pools_file_ok 0.0"
+        in answers(bench.telemetry)["/metrics"](Request("GET", "/", "", {})).body
+    )
 
 
 def test_one_process_at_a_time_writes_the_state(bench: Bench) -> None:
