@@ -12,7 +12,7 @@ import pytest
 
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps import cache, map_table
+from lb.datapath.maps import cache, conversion, map_table
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FLOW
 from lb.datapath.maps.map_pins import prospects
@@ -129,3 +129,14 @@ def test_a_layout_that_nobody_has_described_is_lost(filled: Pins, monkeypatch: p
     (told,) = prospects(filled, SIZES)
     assert (told.name, told.lost) == ("flows4", "it has another layout, which is not described")
     assert pin_empty_maps(filled) == {"flows4"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_fields_of_several_parts_are_converted_in_tables_of_every_size(count: int) -> None:
+    rows = np.zeros(count, [("a", "u4", (2,)), ("b", [("c", "u8")], (2,)), ("none", "u1", (0,))])
+    rows["a"], rows["b"]["c"] = 70_000, 70_000
+    into, whole = conversion.convert(rows, np.dtype([("b", [("c", "u4")], (2,)), ("none", "u2", (0,))]))
+    assert into["b"]["c"].tolist() == [[70_000, 70_000]] * count
+    assert whole.tolist() == [True] * count
+    _, whole = conversion.convert(rows, np.dtype([("a", "u2", (2,))]))
+    assert whole.tolist() == [False] * count

@@ -79,11 +79,17 @@ def _convert(rows: Rows, into: Rows, whole: Rows) -> None:
         if before.dtype.names:
             inside = np.ones(before.shape, bool)
             _convert(before, after, inside)
-            whole &= inside.reshape(len(rows), -1).all(axis=1)
+            whole &= _all_in(inside, whole)
             continue
         after[...] = before.astype(after.dtype)
         same = after.astype(before.dtype) == before
-        whole &= same.reshape(len(rows), -1).all(axis=1)
+        whole &= _all_in(same, whole)
+
+
+def _all_in(same: Rows, whole: Rows) -> Rows:
+    """Return for each place of whole, of which there may be none, whether all that same has there is true."""
+    found: Rows = same.all(axis=tuple(range(whole.ndim, same.ndim)))
+    return found
 
 
 def _fields(rows: Rows, new: DType) -> tuple[Rows, Rows]:
