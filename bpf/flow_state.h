@@ -145,6 +145,18 @@ static __always_inline bool unchanged(const struct flow *flow, const struct flow
 	return ticks() - flow->touched < FLOW_REFRESH_TICKS;
 }
 
+/* An association has a tag for each direction, which all packets show but INIT, and perhaps what ends it (RFC
+ * 9260, section 8.5.1). Is this packet's another than is known? */
+static __always_inline bool note_tag(const struct packet *pkt, u8 direction, struct flow *flow)
+{
+	u32 *tag = &flow->tags[direction == DIR_REPLY];
+
+	if (likely(pkt->tuple.protocol != IPPROTO_SCTP) || !(pkt->tcp_flags & TCP_ACK) || *tag == pkt->shown)
+		return false;
+	*tag = pkt->shown;
+	return true;
+}
+
 /* Note a packet of a known flow. When the state changes, and otherwise once a second, both halves are
  * written: so both expire together, and a half that was evicted comes back. If another flow has its key
  * meanwhile, this flow is over: its next packet starts a new one. */
@@ -154,12 +166,14 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	const struct flow before = {.state = flow->state, .fins = flow->fins, .secret = flow->secret};
 	const struct flow_entry *other;
 	struct flow_key key;
+	bool tagged;
 	u64 idle;
 
 	advance_state(pkt, direction, flow, now);
 	if (unlikely(before.state == FLOW_NEW && !(before.fins & ANSWERED)))
 		count_start(pkt, direction, flow, now);
-	if (likely(unchanged(flow, &before, direction)))
+	tagged = note_tag(pkt, direction, flow);
+	if (!tagged && likely(unchanged(flow, &before, direction)))
 		return;
 	flow->last_seen = now;
 	other_key(&key, &flow->to, direction);

@@ -133,7 +133,12 @@ static __always_inline bool is_owned(ctx_t *ctx, const struct packet *pkt, const
 		return false;
 	if ((note->side != HOST || ctx_at_loopback(ctx)) && node_owns(ctx, pkt))
 		return true;
-	return is_answer(ctx, &pkt->tuple, get_cutover() == CUTOVER_TAKE);
+	if (get_cutover() != CUTOVER_TAKE)
+		return is_answer(ctx, &pkt->tuple, false);
+	/* Conntrack tells programs nothing about SCTP: what begins no association has begun there. */
+	if (pkt->tuple.protocol == IPPROTO_SCTP)
+		return pkt->tcp_flags != TCP_SYN;
+	return is_answer(ctx, &pkt->tuple, true);
 }
 
 /* Has the node led the packet on MAX_TURNS times already? A Service's endpoint may be another one's external

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Netfilter's conntrack by netlink, in the caller's network namespace: linux/netfilter/nfnetlink_conntrack.h.
 
-Connections of Services' protocols, IPv4 and IPv6, of conntrack's zone 0 are read; TCP's and UDP's are
-written.
+Connections of Services' protocols, IPv4 and IPv6, of conntrack's zone 0 are read and written.
 """
 
 from __future__ import annotations
@@ -33,8 +32,9 @@ _ORIGINAL, _REPLY, _STATUS, _PROTOINFO, _NAT_SRC, _TIMEOUT, _MARK, _ID, _NAT_DST
 _IP, _PROTO = 1, 2
 _IP_SRC, _IP_DST = {4: 1, 6: 3}, {4: 2, 6: 4}
 _PROTO_NUMBER, _PORT_SRC, _PORT_DST = 1, 2, 3
-_INFO_TCP = 1
+_INFO_TCP, _INFO_SCTP = 1, 3
 _TCP_STATE, _TCP_FLAGS_ORIGINAL, _TCP_FLAGS_REPLY = 1, 4, 5
+_SCTP_STATE, _SCTP_TAG_ORIGINAL, _SCTP_TAG_REPLY = 1, 2, 3
 _NAT_MIN, _NAT_MAX, _NAT_PROTO = {4: 1, 6: 4}, {4: 2, 6: 5}, 3
 _NAT_PORT_MIN, _NAT_PORT_MAX = 1, 2
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -66,8 +66,22 @@ class TcpState(IntEnum):
     SYN_SENT2 = 9
 
 
-DEAD = frozenset({TcpState.TIME_WAIT, TcpState.CLOSE})
-"""The states of connections that both ends, or a reset, have ended."""
+class SctpState(IntEnum):
+    """enum sctp_conntrack."""
+
+    NONE = 0
+    CLOSED = 1
+    COOKIE_WAIT = 2
+    COOKIE_ECHOED = 3
+    ESTABLISHED = 4
+    SHUTDOWN_SENT = 5
+    SHUTDOWN_RECEIVED = 6
+    SHUTDOWN_ACK_SENT = 7
+    HEARTBEAT_SENT = 8
+    HEARTBEAT_ACKED = 9
+
+
+_DEAD = frozenset({TcpState.TIME_WAIT, TcpState.CLOSE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,8 @@ class Entry:
 
     original: of what the client sends; reply: of what answers it, both as they are before netfilter
     translates them. closed_first: who has sent the first FIN: ``"client"``, ``"server"`` or ``""``.
-    seconds: until it is forgotten, unless a packet comes.
+    seconds: until it is forgotten, unless a packet comes. sctp, tags: of SCTP, its state and the verification
+    tags that packets of either direction show, 0 for one that was not seen.
     """
 
     original: Tuple
@@ -96,11 +111,20 @@ class Entry:
     seconds: int
     closed_first: str = ""
     ident: int = 0
+    sctp: SctpState = SctpState.NONE
+    tags: tuple[int, int] = (0, 0)
 
     @property
     def translated(self) -> bool:
         """Whether the client asked for another address or port than that which answers."""
         return bool(self.status & Status.DST_NAT)
+
+    @property
+    def dead(self) -> bool:
+        """Whether both ends, or a reset, have ended it."""
+        if self.original.protocol is Protocol.TCP:
+            return self.state in _DEAD
+        return self.original.protocol is Protocol.SCTP and self.sctp is SctpState.CLOSED
 
 
 def dump() -> Iterator[Entry]:
@@ -122,7 +146,8 @@ def _entry(payload: bytes, version: int) -> Entry | None:
     original, reply = (_tuple(attrs.get(kind, b""), version) for kind in (_ORIGINAL, _REPLY))
     if original is None or reply is None or _ZONE in attrs:
         return None
-    info = rtnl.attributes(rtnl.attributes(attrs.get(_PROTOINFO, b"")).get(_INFO_TCP, b""))
+    about = rtnl.attributes(attrs.get(_PROTOINFO, b""))
+    info, sctp = (rtnl.attributes(about.get(kind, b"")) for kind in (_INFO_TCP, _INFO_SCTP))
     first = ""
     for kind, who in ((_TCP_FLAGS_ORIGINAL, "client"), (_TCP_FLAGS_REPLY, "server")):
         if info.get(kind, b"\0")[0] & _CLOSE_INIT:
@@ -135,6 +160,8 @@ def _entry(payload: bytes, version: int) -> Entry | None:
         _number(attrs.get(_TIMEOUT, b"")),
         first,
         _number(attrs.get(_ID, b"")),
+        SctpState(sctp.get(_SCTP_STATE, b"\0")[0]),
+        (_number(sctp.get(_SCTP_TAG_ORIGINAL, b"")), _number(sctp.get(_SCTP_TAG_REPLY, b""))),
     )
 
 
@@ -202,12 +229,13 @@ class Conntrack(Closing):
         destination: tuple[IPAddress, int] | None = None,
         state: TcpState = TcpState.ESTABLISHED,
         closed_first: str = "",
+        tags: tuple[int, int] = (0, 0),
     ) -> bool:
         """Make a connection known, as one in whose middle we are. False: its addresses and ports are taken.
 
-        source, destination: what netfilter is to put in place of those of original. seconds: see
-        :class:`Entry`. What netfilter has not seen of it, it does not ask for: the window of TCP is not
-        checked.
+        source, destination: what netfilter is to put in place of those of original. seconds, tags: see
+        :class:`Entry`; without its tags netfilter takes no packet of SCTP for one of the connection. What
+        netfilter has not seen of it, it does not ask for: the window of TCP is not checked.
 
         Raises LbError: the kernel refused.
         """
@@ -215,13 +243,9 @@ class Conntrack(Closing):
         body = _pack_tuple(_ORIGINAL, original) + _pack_tuple(_REPLY, original.reverse)
         body += _attr(_STATUS, struct.pack(">I", status)) + _attr(_TIMEOUT, struct.pack(">I", seconds))
         if original.protocol is Protocol.TCP:
-            flags = {
-                kind: _LIBERAL | (_CLOSE_INIT if who == closed_first else 0)
-                for kind, who in ((_TCP_FLAGS_ORIGINAL, "client"), (_TCP_FLAGS_REPLY, "server"))
-            }
-            info = _attr(_TCP_STATE, bytes([state]))
-            info += b"".join(_attr(kind, bytes((value, value))) for kind, value in flags.items())
-            body += _attr(_PROTOINFO | _NESTED, _attr(_INFO_TCP | _NESTED, info))
+            body += _attr(_PROTOINFO | _NESTED, _pack_tcp(state, closed_first))
+        elif original.protocol is Protocol.SCTP:
+            body += _attr(_PROTOINFO | _NESTED, _pack_sctp(tags))
         for kind, place in ((_NAT_SRC, source), (_NAT_DST, destination)):
             if place:
                 body += _pack_nat(kind, *place)
@@ -256,6 +280,21 @@ def _pack_tuple(kind: int, one: Tuple) -> bytes:
     proto = _attr(_PROTO_NUMBER, bytes([one.protocol]))
     proto += _attr(_PORT_SRC, struct.pack(">H", one.sport)) + _attr(_PORT_DST, struct.pack(">H", one.dport))
     return _attr(kind | _NESTED, _attr(_IP | _NESTED, ip) + _attr(_PROTO | _NESTED, proto))
+
+
+def _pack_tcp(state: TcpState, closed_first: str) -> bytes:
+    info = _attr(_TCP_STATE, bytes([state]))
+    for kind, who in ((_TCP_FLAGS_ORIGINAL, "client"), (_TCP_FLAGS_REPLY, "server")):
+        flags = _LIBERAL | (_CLOSE_INIT if who == closed_first else 0)
+        info += _attr(kind, bytes((flags, flags)))
+    return _attr(_INFO_TCP | _NESTED, info)
+
+
+def _pack_sctp(tags: tuple[int, int]) -> bytes:
+    info = _attr(_SCTP_STATE, bytes([SctpState.ESTABLISHED]))
+    for kind, tag in zip((_SCTP_TAG_ORIGINAL, _SCTP_TAG_REPLY), tags, strict=True):
+        info += _attr(kind, struct.pack(">I", tag))
+    return _attr(_INFO_SCTP | _NESTED, info)
 
 
 def _pack_nat(kind: int, address: IPAddress, port: int) -> bytes:

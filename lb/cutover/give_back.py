@@ -45,6 +45,8 @@ _SECONDS = {
     (Protocol.TCP, FlowState.CLOSING): 3600,
     (Protocol.UDP, FlowState.NEW): 30,
     (Protocol.UDP, FlowState.ESTABLISHED): 120,
+    (Protocol.SCTP, FlowState.NEW): 30,
+    (Protocol.SCTP, FlowState.ESTABLISHED): 210,
 }
 """Until netfilter forgets a connection of which no packet comes any more: about what it has by default. One
 that is half closed has longer than it has there, as with us."""
@@ -65,6 +67,7 @@ class Report:
 
 
 TAKEN = "netfilter has another connection in its place"
+TAGS = "SCTP, of whose verification tags one was not seen: netfilter wants both"
 
 
 def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
@@ -76,8 +79,8 @@ def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
     left: Counter[str] = Counter()
     for version in FAMILIES:
         for move in moves.moves_back(*live_flows(maps, version, time.monotonic_ns())):
-            if move.client.protocol is Protocol.SCTP:
-                left[moves.SCTP] += 1
+            if move.client.protocol is Protocol.SCTP and not all(move.tags):
+                left[TAGS] += 1
             else:
                 found.append(move)
     return found, left
@@ -143,6 +146,7 @@ def _introduce(table: Conntrack, move: Move, report: Report) -> None:
         destination=(move.backend.dst, move.backend.dport),
         state=state,
         closed_first=first,
+        tags=move.tags,
     )
     # In its place may be one of before, from the same port of the client: that has ended.
     if create() or (table.delete(move.client) and create()):

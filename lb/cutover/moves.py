@@ -16,13 +16,14 @@ any                netfilter         what the client sends, to the VIP
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lb.cutover.conntrack import DEAD, Entry, Status, TcpState, Tuple
+from lb.cutover.conntrack import Entry, SctpState, Status, TcpState, Tuple
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     ADDRESS,
@@ -46,7 +47,6 @@ _NO_BACKEND = (0, 0xFFFF_FFFF)
 
 NO_SERVICE = "no Service has the address and port that the client asks"
 BACKEND_GONE = "UDP, to a backend that the Service no longer has: the next datagram gets another"
-SCTP = "SCTP: conntrack does not tell programs about it, nor takes it back"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,8 @@ class Move:
     """A connection that changes hands.
 
     client: what the client sends; backend: what the backend gets of that. service: id of the Service port.
-    slot: id and generation of the backend. state, signs, path: those of the flow.
+    slot: id and generation of the backend. state, signs, path: those of the flow. tags: of SCTP, the
+    verification tags that client and backend show, 0 for one that was not seen.
     """
 
     client: Tuple
@@ -64,6 +65,7 @@ class Move:
     slot: tuple[int, int]
     state: FlowState
     signs: FlowSign
+    tags: tuple[int, int] = (0, 0)
 
     @property
     def passing(self) -> Tuple | None:
@@ -137,9 +139,7 @@ def plan(
         service = services.services.get((asked.dst, asked.dport, asked.protocol))
         if service is None:
             found.left[NO_SERVICE] += 1
-        elif asked.protocol is Protocol.SCTP:
-            found.left[SCTP] += 1
-        elif asked.protocol is Protocol.TCP and entry.state in DEAD:
+        elif entry.dead:
             found.dead.append(entry)
         elif (asked, entry.reply.reverse) in flows:
             found.moved.append(entry)
@@ -161,7 +161,7 @@ def _move(entry: Entry, service: int, services: Known, own: frozenset[IPAddress]
     else:
         path = FlowPath.HAIRPIN if backend.dst == client.src else FlowPath.FORWARD
     slot = services.slots.get((service, backend.dst, backend.dport), _NO_BACKEND)
-    return Move(client, backend, path, service, slot, *_life(entry))
+    return Move(client, backend, path, service, slot, *_life(entry), entry.tags)
 
 
 def _life(entry: Entry) -> tuple[FlowState, FlowSign]:
@@ -171,12 +171,16 @@ def _life(entry: Entry) -> tuple[FlowState, FlowSign]:
             return FlowState.ESTABLISHED, FlowSign(0)
         answered = FlowSign.ANSWERED if entry.status & Status.SEEN_REPLY else FlowSign(0)
         return FlowState.NEW, FlowSign.HALF_OPEN | answered
+    if entry.original.protocol is Protocol.SCTP:
+        return _BEGUN if entry.sctp in _HANDSHAKE else (FlowState.ESTABLISHED, FlowSign(0))
     if entry.state in (TcpState.FIN_WAIT, TcpState.CLOSE_WAIT):
         one = FlowSign.FIN_BACKEND if entry.closed_first == "server" else FlowSign.FIN_CLIENT
         return FlowState.CLOSING, one
-    return _TCP.get(entry.state, (FlowState.NEW, FlowSign.HALF_OPEN | FlowSign.MET_LATE))
+    return _TCP.get(entry.state, _BEGUN)
 
 
+_HANDSHAKE = frozenset({SctpState.NONE, SctpState.COOKIE_WAIT, SctpState.COOKIE_ECHOED})
+_BEGUN = FlowState.NEW, FlowSign.HALF_OPEN | FlowSign.MET_LATE
 _ENDED = FlowState.CLOSED, FlowSign.FIN_CLIENT | FlowSign.FIN_BACKEND
 _TCP = {
     TcpState.ESTABLISHED: (FlowState.ESTABLISHED, FlowSign(0)),
@@ -204,6 +208,7 @@ def flow_rows(move: Move) -> tuple[Rows, Rows]:
     value["service"] = move.service
     value["backend"], value["generation"] = move.slot
     value["state"], value["fins"], value["path"] = move.state, move.signs, move.path
+    value["tags"] = [socket.htonl(tag) for tag in move.tags]
     return key, value
 
 
@@ -233,4 +238,5 @@ def moves_back(keys: Rows, values: Rows) -> Iterable[Move]:
             (int(value["backend"]), int(value["generation"])),
             FlowState(int(value["state"])),
             FlowSign(int(value["fins"])),
+            (socket.ntohl(int(value["tags"][0])), socket.ntohl(int(value["tags"][1]))),
         )

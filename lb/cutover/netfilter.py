@@ -31,8 +31,8 @@ table $ip lbctl-cutover {
  set requests { type $addr . inet_service . $addr . inet_service . inet_proto; }
  set answers { type $addr . inet_service . $addr . inet_service . inet_proto; }
  chain untracked {
-  meta l4proto { tcp, udp } $ip saddr . th sport . $ip daddr . th dport . meta l4proto @requests notrack
-  meta l4proto { tcp, udp } $ip saddr . th sport . $ip daddr . th dport . meta l4proto @answers notrack
+  meta l4proto { tcp, udp, sctp } $ip saddr . th sport . $ip daddr . th dport . meta l4proto @requests notrack
+  meta l4proto { tcp, udp, sctp } $ip saddr . th sport . $ip daddr . th dport . meta l4proto @answers notrack
  }
  chain entering { type filter hook prerouting priority raw; jump untracked; }
  chain sent { type filter hook output priority raw; jump untracked; }

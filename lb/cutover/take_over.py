@@ -47,7 +47,7 @@ from lb.model import IPAddress, Protocol
 _AT_ONCE = 1000
 _PASSES = 20
 _PAUSE_SECONDS = 0.2
-_TIMEOUTS = {Protocol.TCP: 432_000, Protocol.UDP: 120}
+_TIMEOUTS = {Protocol.TCP: 432_000, Protocol.UDP: 120, Protocol.SCTP: 210}
 """Seconds of a new entry of conntrack: as long as the kernel has by default for an established one."""
 MASQUERADED = frozenset({FlowPath.FORWARD, FlowPath.HAIRPIN, *OF_HOST})
 
@@ -171,7 +171,7 @@ class _Mover:
                 self.adopter.flow(moves.as_it_is(move, late))
             if move.passing:
                 self.table.delete(entry.original, entry.ident)
-                introduce(self.table, move.passing)
+                introduce(self.table, move.passing, move.tags)
             self.done.add(entry.ident)
             self.report.moved[move.client.protocol.name, move.path.name.lower()] += 1
 
@@ -183,13 +183,13 @@ _WHY = {
 }
 
 
-def introduce(table: Conntrack, passing: Tuple) -> None:
-    """Let conntrack know a connection that passes it untranslated, as established."""
+def introduce(table: Conntrack, passing: Tuple, tags: tuple[int, int]) -> None:
+    """Let conntrack know a connection that passes it untranslated, as established. tags: see Move."""
     seconds = _TIMEOUTS[passing.protocol]
-    if not table.create(passing, seconds):
+    if not table.create(passing, seconds, tags=tags):
         table.delete(passing)
         table.delete(passing.reverse)
-        if not table.create(passing, seconds):
+        if not table.create(passing, seconds, tags=tags):
             raise LbError(f"netfilter has another connection in the place of {passing}")
 
 

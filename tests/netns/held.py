@@ -4,7 +4,9 @@
 A process in a place of the lab opens so many connections to each target and asks on each again and again who
 is there: it must be the pod that it was. Beside them it opens new ones. It tells how it goes when it is
 asked. Kinds: ``tcp``; ``half``, which has said that it sends no more and goes on reading; ``udp``, whose
-datagrams may be lost singly, which is counted; ``new``, of which each request is a connection of its own.
+datagrams may be lost singly, which is counted; ``sctp``, an association out of raw packets, for which pods
+need a :class:`Responder` (the kernel at hand has no SCTP of its own), and whose packets are counted so as
+well; ``new``, of which each request is a connection of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +21,67 @@ from typing import Any
 
 from lb.lab.lab import Lab
 
-CLIENT = r"""
-import asyncio, json, socket, sys
+SCTP_PORT = 9001
+SCTP = r"""
+import random, socket, struct, sys
+INIT, INIT_ACK, COOKIE_ECHO, COOKIE_ACK, DATA = 1, 2, 10, 11, 0
+TABLE = []
+for byte in range(256):
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    TABLE.append(byte)
+
+def packet(sport, dport, tag, kind, body):
+    head, body = struct.pack("!HHI", sport, dport, tag), body + bytes(-len(body) % 4)
+    body = struct.pack("!BBH", kind, 0, 4 + len(body)) + body
+    crc = 0xFFFFFFFF
+    for byte in head + bytes(4) + body:
+        crc = crc >> 8 ^ TABLE[(crc ^ byte) & 0xFF]
+    return head + struct.pack("<I", crc ^ 0xFFFFFFFF) + body
+
+def parsed(raw, family):
+    raw = raw[(raw[0] & 15) * 4:] if family == socket.AF_INET else raw
+    sport, dport, tag, _, kind = struct.unpack_from("!HHIIB", raw)
+    return sport, dport, tag, kind, raw[16:]
+
+def first(tag):
+    return struct.pack("!IIHHI", tag, 1 << 16, 1, 1, 1)
+"""
+"""What both ends need: RFC 9260, sections 3.1 to 3.3, with one chunk in each packet."""
+SERVER = (
+    SCTP
+    + r"""
+import selectors
+port, name = int(sys.argv[1]), sys.argv[2].encode()
+known, waiting = {}, selectors.DefaultSelector()
+for family in socket.AF_INET, socket.AF_INET6:
+    waiting.register(socket.socket(family, socket.SOCK_RAW, 132), selectors.EVENT_READ)
+waiting.register(sys.stdin, selectors.EVENT_READ)
+print(flush=True)
+while True:
+    for found, _ in waiting.select():
+        if found.fileobj is sys.stdin:
+            sys.exit()
+        raw, peer = found.fileobj.recvfrom(2000)
+        sport, dport, tag, kind, body = parsed(raw, found.fileobj.family)
+        if dport != port:
+            continue
+        if kind == INIT:
+            theirs = struct.unpack_from("!I", body)[0]
+            if known.get((peer[0], sport), (0, 0))[1] != theirs:
+                known[peer[0], sport] = random.randrange(1, 1 << 32), theirs
+        mine, theirs = known.get((peer[0], sport), (0, 0))
+        answer = {
+            INIT: (INIT_ACK, first(mine)), COOKIE_ECHO: (COOKIE_ACK, b""), DATA: (DATA, bytes(12) + name)
+        }.get(kind)
+        if answer and theirs and tag == (0 if kind == INIT else mine):
+            found.fileobj.sendto(packet(port, sport, theirs, *answer), peer)
+"""
+)
+CLIENT = (
+    SCTP
+    + r"""
+import asyncio, json
 TOLD = {"asked": {}, "failures": [], "lost": 0, "open": 0, "slowest": 0.0}
 PATIENCE, DATAGRAM = 20, 2
 stop = asyncio.Event()
@@ -47,6 +108,8 @@ async def tcp(host, port, pause, asked):
             pod = found
             asked()
             await asyncio.sleep(pause)
+    except Exception as error:
+        raise OSError(f"{stream.get_extra_info('sockname')}, of {pod}: {error!r}") from error
     finally:
         stream.close()
 
@@ -90,6 +153,41 @@ async def udp(host, port, pause, asked):
             asked()
             await asyncio.sleep(pause)
 
+async def sctp(host, port, pause, asked):
+    loop, pod = asyncio.get_running_loop(), None
+    sport, mine, theirs = random.randrange(40000, 60000), random.randrange(1, 1 << 32), 0
+    with socket.socket(family(host), socket.SOCK_RAW, 132) as channel:
+        channel.setblocking(False)
+        channel.connect((host, 0))
+
+        async def heard(wanted):
+            while True:
+                raw = await loop.sock_recv(channel, 2000)
+                source, target, tag, kind, body = parsed(raw, channel.family)
+                if (source, target, tag, kind) == (port, sport, mine, wanted):
+                    return body
+
+        async def say(tag, kind, body, wanted):
+            for _ in range(5):
+                await loop.sock_sendall(channel, packet(sport, port, tag, kind, body))
+                try:
+                    return await asyncio.wait_for(heard(wanted), DATAGRAM)
+                except TimeoutError:
+                    TOLD["lost"] += 1
+            raise TimeoutError
+
+        theirs = struct.unpack_from("!I", await say(0, INIT, first(mine), INIT_ACK))[0]
+        await say(theirs, COOKIE_ECHO, b"cookie", COOKIE_ACK)
+        while not stop.is_set():
+            found = (await say(theirs, DATA, bytes(12) + b"who?", DATA))[12:].strip(b"\0").decode()
+            if pod is None:
+                TOLD["open"] += 1
+            if pod not in (None, found):
+                raise OSError(f"{pod} has become {found}")
+            pod = found
+            asked()
+            await asyncio.sleep(pause)
+
 async def new(host, port, pause, asked):
     TOLD["open"] += 1
     while not stop.is_set():
@@ -105,7 +203,7 @@ async def hold(kind, name, host, port, pause):
     def asked():
         TOLD["asked"][name] = TOLD["asked"].get(name, 0) + 1
     try:
-        await {"tcp": tcp, "half": half, "udp": udp, "new": new}[kind](host, port, pause, asked)
+        await {"tcp": tcp, "half": half, "udp": udp, "sctp": sctp, "new": new}[kind](host, port, pause, asked)
     except Exception as error:
         TOLD["failures"].append(f"{name}: {type(error).__name__} {error}")
 
@@ -127,6 +225,7 @@ async def main():
 
 asyncio.run(main())
 """
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,3 +268,17 @@ class Holder:
     def wanted(self) -> int:
         """How many connections it is to open."""
         return sum(target.count for target in self.targets)
+
+
+class Responder:
+    """Answers associations in a pod at SCTP_PORT with the pod's name; it ends with the stack."""
+
+    def __init__(self, lab: Lab, pod: str, stack: ExitStack) -> None:
+        argv = lab.command(pod, [sys.executable, "-I", "-S", "-c", SERVER, str(SCTP_PORT), pod])
+        process = stack.enter_context(
+            subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stack.callback(process.stdin.close)
+        assert process.stdout.readline() == "\n"

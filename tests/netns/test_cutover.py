@@ -19,7 +19,7 @@ from lb.lab.lab import Lab
 from lb.lab.processes import environment
 from lb.model import socket_text
 from tests.netns.conftest import MakeLab
-from tests.netns.held import Holder, Target
+from tests.netns.held import SCTP_PORT, Holder, Responder, Target
 from tests.netns.host_services import POD, SERVICE
 from tests.netns.waiting import eventually
 
@@ -41,10 +41,13 @@ spec:
   - {name: http, port: 80, targetPort: http, nodePort: 30453}
 ---
 """
+SIGNALS = "  - {name: signals, port: 80, targetPort: %d, nodePort: %d, protocol: SCTP}"
 MANIFEST = (
     "".join(POD.format(name=name, app=app, node=node) for name, app, node in PODS)
-    + SERVICE.format(name="web", app="web", number=51, node_port=NODE_PORT, more="")
-    + SERVICE.format(name="self", app="self", number=52, node_port=NODE_PORT + 1, more="")
+    + "".join(
+        SERVICE.format(name=name, app=name, number=number, node_port=port, more=SIGNALS % (SCTP_PORT, port))
+        for name, number, port in (("web", 51, NODE_PORT), ("self", 52, NODE_PORT + 1))
+    )
     + STICKY
 )
 CLUSTER = {4: "10.66.5.51", 6: "fd00:66::5:51"}
@@ -71,6 +74,7 @@ def targets(place: str, version: int, each: int, pause: float) -> Iterator[Targe
         yield Target("tcp", f"{place} tcp {name} {version}", host, port, each, pause)
         yield Target("half", f"{place} half {name} {version}", host, port, 1)
         yield Target("udp", f"{place} udp {name} {version}", host, port, max(1, each // 2), pause)
+        yield Target("sctp", f"{place} sctp {name} {version}", host, port, max(1, each // 4), pause)
         yield Target("new", f"{place} new {name} {version}", host, port, 1, 0.2)
 
 
@@ -118,6 +122,8 @@ class Traffic:
     """The holders of all places."""
 
     def __init__(self, lab: Lab, each: int, stack: ExitStack, pause: float = 0.1) -> None:
+        for pod, _, _ in PODS:
+            Responder(lab, pod, stack)
         self.holders = [
             Holder(lab, place, [one for v in (4, 6) for one in targets(place, v, each, pause)], stack)
             for place in ("client", "asker", NODE)
@@ -153,8 +159,10 @@ class Traffic:
         return sum(int(h.told()["lost"]) for h in self.holders)
 
 
-def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
-    """Go over, and back, with traffic that goes on; kube-proxy's rules are there before and after."""
+def there_and_back(
+    lab: Lab, mode: kube_proxy.Mode, traffic: Traffic
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Go over, and back to a mode, with traffic that goes on, and return both reports."""
     kept = sticky(lab)
     lab.start_agent(NODE)
     lab.wait_agent(NODE, 120)
@@ -163,19 +171,20 @@ def there_and_back(lab: Lab, mode: kube_proxy.Mode, traffic: Traffic) -> None:
     assert unfinished(lab) == 1
     planned = cutover(lab, "--dry-run")
     assert planned["left"] == {}
-    done = cutover(lab)
-    assert done["not_moved"] == {}
-    assert {row["path"] for row in done["moved"]} == {"stack", "forward", "hairpin", "host", "loopback"}
+    over = cutover(lab)
+    assert over["not_moved"] == {}
+    assert {row["path"] for row in over["moved"]} == {"stack", "forward", "hairpin", "host", "loopback"}
     traffic.goes_on()
     assert unfinished(lab) == 0
     assert count(cutover(lab, "--dry-run")) == 0
     assert run(lab, NODE, "lab", "kube-proxy", "--id", lab.spec.id, mode, NODE)
     lab.stop_agent(NODE)
-    done = cutover(lab, "--back")
-    assert done["left"] == {}
+    back = cutover(lab, "--back")
+    assert back["left"] == {}
     assert lab.spec.instance(NODE) not in instances()
     assert sticky(lab) == kept
     traffic.goes_on()
+    return over, back
 
 
 def turned_back(lab: Lab, traffic: Traffic) -> None:

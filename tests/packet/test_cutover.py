@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.cutover import moves
+from lb.cutover import give_back, moves
 from lb.cutover.adopt import Adopted, Adopter
 from lb.cutover.conntrack import Conntrack, Tuple, dump
 from lb.cutover.moves import Move
@@ -18,13 +18,13 @@ from lb.model import IPAddress, Protocol
 from lb.plan.types import VipKind
 from tests import packets as p
 from tests.packet import reference
-from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_IN, Datapath
+from tests.packet.harness import OUTSIDE_INGRESS, PASS, SEND, TC_POD_IN, TC_UPLINK_IN, TC_UPLINK_OUT, Datapath
 from tests.packet.plans import BUILD, TARGET_PORT, VIPS, service
 
 VIP = VIPS[VipKind.LOAD_BALANCER]
 CLIENT, NEWCOMER = (p.CLIENT, 40_000), (p.CLIENT_2, 40_000)
 MASQUERADED = (p.NODE1, 5_000)  # outside of the ports that we give ourselves
-KINDS = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+KINDS = pytest.mark.parametrize("protocol", Protocol)
 both_uplinks = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
 
 
@@ -48,11 +48,8 @@ def tuple_of(src: tuple[str, int], dst: tuple[str, int], protocol: Protocol) -> 
 
 
 def frame(client: tuple[str, int], protocol: Protocol, flags: str = "A") -> bytes:
-    return (
-        p.tcp(p.FROM_CLIENT, client, VIP, flags)
-        if protocol is Protocol.TCP
-        else BUILD[protocol](p.FROM_CLIENT, client, VIP)
-    )
+    more = {Protocol.TCP: (flags,), Protocol.UDP: (), Protocol.SCTP: ("INIT" if flags == "S" else "DATA",)}
+    return BUILD[protocol](p.FROM_CLIENT, client, VIP, *more[protocol])
 
 
 @both_uplinks
@@ -113,9 +110,21 @@ def test_cutover_a_masqueraded_connection_becomes_a_flow(
     assert (str(seen.src), seen.sport) == MASQUERADED
     local = backend == p.BACKEND_LOCAL
     link, hook = (p.FROM_POD, TC_POD_IN) if local else (p.FROM_NODE2, TC_UPLINK_IN)
-    reply = BUILD[protocol](link, (backend, TARGET_PORT), MASQUERADED)
+    chunk = ("DATA",) if protocol is Protocol.SCTP else ()
+    reply = BUILD[protocol](link, (backend, TARGET_PORT), MASQUERADED, *chunk)
     result = datapath.run(hook, reply)
     assert (result.verdict, result.reason) == (SEND, "REPLY")
+
+
+def test_cutover_the_tags_of_an_association_are_known(datapath: Datapath) -> None:
+    datapath.apply(service(p.BACKEND_LOCAL, protocol=Protocol.SCTP))
+    backend = (p.BACKEND_LOCAL, TARGET_PORT)
+    datapath.run(TC_UPLINK_IN, p.sctp(p.FROM_CLIENT, CLIENT, VIP, "INIT", tag=0))
+    assert give_back.flows(datapath.maps) == ([], {give_back.TAGS: 1})
+    datapath.run(TC_UPLINK_OUT, p.sctp(p.TO_CLIENT, backend, CLIENT, "INIT ACK", tag=9))
+    datapath.run(TC_UPLINK_IN, p.sctp(p.FROM_CLIENT, CLIENT, VIP, "COOKIE ECHO", tag=7))
+    [move], left = give_back.flows(datapath.maps)
+    assert (move.client, move.tags, left) == (tuple_of(CLIENT, VIP, Protocol.SCTP), (7, 9), {})
 
 
 @both_uplinks
