@@ -333,6 +333,12 @@ class Config:
         "beside kube-proxy: the programs decide about each connection and touch no packet; lbctl shadow tells"
         " where they would have done otherwise than netfilter did",
     )
+    cutover: Switch = setting(
+        Switch.OFF,
+        SWITCH,
+        "at a first start beside kube-proxy's rules: once kube-proxy itself has gone, take over its"
+        " connections and remove its rules, as lbctl cutover does",
+    )
     redirect: Switch = setting(
         Switch.OFF,
         SWITCH,

@@ -21,6 +21,7 @@ from lb.agent import Agent
 from lb.attachments import Attachments
 from lb.config import NODE_NAME, Announce, Config, Forward, Switch, split_address
 from lb.cutover.beginning import beside_kube_proxy
+from lb.cutover.first_start import FirstStart
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import without_effect
 from lb.datapath.kernel.grace import GracePeriods
@@ -273,6 +274,10 @@ def startup(
         **({"announce": speaker.run} if speaker else {}),
         **({"shadow": compared.run} if compared else {}),
     }
+    if config.cutover is Switch.ON and config.shadow is Switch.OFF:
+        bodies["cutover"] = FirstStart(
+            config.instance, opened, lambda: agent.in_step and agent.in_service
+        ).run
     stack.enter_context(threads(inbox, bodies))
     stack.callback(notes.ended, agent)
     return agent

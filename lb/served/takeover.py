@@ -19,7 +19,7 @@ _PROBLEMS = {
         "Services are not taken over from kube-proxy yet: connections that netfilter knows stay with it,"
         " where programs may ask it",
         "once kube-proxy itself does not run here any more: lbctl cutover moves connections and removes its"
-        " rules; docs/migration.md",
+        " rules, and with the setting cutover the agent does that; docs/migration.md",
     ),
     Cutover.LEAVE: Problem(
         "lbctl cutover --back did not come to its end: new connections to Services are left to netfilter",

@@ -36,6 +36,7 @@ EXAMPLE = ("apiServer.host=192.0.2.10", "image.repository=registry.example/lbctl
 OVERLAYS: dict[str, Sequence[str]] = {
     "example": EXAMPLE,
     "canary": (*EXAMPLE, "nodeSelector.lbctl=on"),
+    "cutover": (*EXAMPLE, "nodeSelector.lbctl=on", "settings.cutover=on"),
     "shadow": (*EXAMPLE, "nodeSelector.lbctl=on", "settings.shadow=on"),
     "addresses": (
         *EXAMPLE,

@@ -11,8 +11,10 @@ import contextlib
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -26,10 +28,19 @@ from lb.rundir import RunDir
 from tests.deploy.confine import Policy
 from tests.deploy.conftest import ROOT
 from tests.netns.conftest import MakeLab
+from tests.netns.held import Holder, Target
 from tests.netns.waiting import eventually
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
 NODE = "node1"
+_SYS_ADMIN = 21  # linux/capability.h
+KUBE_PROXY = """\
+import socket, sys
+listening = socket.create_server(("127.0.0.1", 10249))
+print(flush=True)
+sys.stdin.read()
+"""
+"""Plays kube-proxy as it is seen: it listens until its input ends."""
 UNCHECKED = """\
 import sys
 from lb.cli import main
@@ -53,7 +64,7 @@ def unit() -> dict[str, list[str]]:
 
 
 def numbers(names: list[str]) -> list[int]:
-    return [NEEDED[name][0] for name in names]
+    return [_SYS_ADMIN if name == "CAP_SYS_ADMIN" else NEEDED[name][0] for name in names]
 
 
 def calls(word: str) -> set[str]:
@@ -88,10 +99,18 @@ def unit_policy() -> Policy:
     )
 
 
-def pod_policy() -> Policy:
+def pod_container(overlay: str) -> dict[str, Any]:
+    """Return the container of the DaemonSet of an overlay."""
+    argv = [Path(sys.executable).with_name("kubectl"), "kustomize", ROOT / "deploy" / overlay]
+    text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    [found] = [each for each in yaml.safe_load_all(text) if each["kind"] == "DaemonSet"]
+    [container] = found["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def pod_policy(overlay: str = "base") -> Policy:
     """Return what the DaemonSet leaves."""
-    found = yaml.safe_load((ROOT / "deploy" / "base" / "daemonset.yaml").read_text())
-    (container,) = found["spec"]["template"]["spec"]["containers"]
+    container = pod_container(overlay)
     context = container["securityContext"]
     assert context["readOnlyRootFilesystem"] is True
     assert context["allowPrivilegeEscalation"] is False
@@ -181,6 +200,51 @@ def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
             assert process.poll() is None, log.read_text()
         assert said in log.read_text()
         assert " ERROR " not in log.read_text()
+
+
+def test_the_pod_takes_services_over_by_itself(bare: Lab, tmp_path: Path) -> None:
+    """As deploy/overlays/cutover runs it, beside kube-proxy's rules, and without kube-proxy in the end."""
+    container = pod_container("overlays/cutover")
+    variables = {
+        one["name"]: one["value"]
+        for one in container["env"]
+        if one["name"].startswith("LBCTL_") and "value" in one
+    }
+    words = [sys.executable, "-m", "lb"]
+    assert bare.agent_command(NODE)[:4] == [*words, *container["args"]]
+    done = bare.run(
+        NODE, [*words, "lab", "kube-proxy", "--id", bare.spec.id, "iptables", NODE], env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    finding = [sys.executable, "-c", "from lb.diagnose.kube_proxy import find; print(*find())"]
+
+    def rules() -> str:
+        return bare.run(NODE, finding, env=environment()).stdout.strip()
+
+    log, ready = tmp_path / "log", bare.store.ready_file(NODE)
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(
+            subprocess.Popen(
+                bare.command(NODE, [sys.executable, "-c", KUBE_PROXY]),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
+        assert proxy.stdin is not None
+        assert proxy.stdout is not None
+        proxy.stdout.readline()
+        open_before = Holder(bare, "client", [Target("tcp", "web", str(node_address(NODE)), 30123, 4)], stack)
+        eventually(lambda: open_before.told()["open"] == 4, "connections through kube-proxy's rules")
+        process = stack.enter_context(agent(bare, pod_policy("overlays/cutover"), log, **variables))
+        eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
+        eventually(lambda: "waiting until kube-proxy has gone" in log.read_text(), "it waits")
+        assert "KUBE-SERVICES" in rules()
+        proxy.stdin.close()
+        eventually(lambda: not rules(), "kube-proxy's rules are removed", seconds=60)
+        eventually(lambda: "cutover: 4 connections moved" in log.read_text(), "it tells", seconds=60)
+        before = open_before.told()["asked"]["web"]
+        eventually(lambda: open_before.told()["asked"]["web"] > before + 8, "they go on")
+        assert open_before.told()["failures"] == []
 
 
 @pytest.mark.parametrize("name", NEEDED)

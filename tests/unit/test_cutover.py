@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
+import subprocess
 from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lb.cutover import affinity, beginning, moves, netfilter
-from lb.cutover.conntrack import Entry, Status, TcpState, Tuple
+from lb.cutover import affinity, beginning, first_start, moves, netfilter
+from lb.cutover.conntrack import Entry, SctpState, Status, TcpState, Tuple
 from lb.cutover.moves import Known, Move
 from lb.datapath.maps.layouts import FLOW, FLOW_KEY, Cutover, Direction, FlowPath, FlowSign, FlowState
 from lb.datapath.programs import features
@@ -21,6 +24,7 @@ from lb.datapath.programs.features import NO_FUNCTIONS, KernelFunctions
 from lb.diagnose import kube_proxy
 from lb.diagnose.kube_proxy import Trace
 from lb.model import Protocol
+from lb.stop_event import StopEvent
 from tests.fake_maps import FakeMaps
 
 CLIENT, NODE, POD, BACKEND = map(ip_address, ("192.0.2.7", "192.0.2.1", "10.244.1.2", "10.244.2.9"))
@@ -42,10 +46,11 @@ def entry(
     status: Status = NATED,
     state: TcpState = TcpState.ESTABLISHED,
     closed_first: str = "",
+    sctp: SctpState = SctpState.NONE,
 ) -> Entry:
     original = Tuple(*client, *vip, protocol)  # type: ignore[arg-type]
     reply = Tuple(*backend, *(seen_as or client), protocol)  # type: ignore[arg-type]
-    return Entry(original, reply, status, state, 100, closed_first)
+    return Entry(original, reply, status, state, 100, closed_first, 0, sctp, (7, 9))
 
 
 def moved(one: Entry) -> Move:
@@ -99,11 +104,24 @@ def test_how_far_udp_is() -> None:
     assert (move.state, move.signs) == (FlowState.NEW, FlowSign.HALF_OPEN | FlowSign.ANSWERED)
 
 
+@pytest.mark.parametrize(
+    ("sctp", "state"),
+    [
+        (SctpState.COOKIE_ECHOED, FlowState.NEW),
+        (SctpState.ESTABLISHED, FlowState.ESTABLISHED),
+        (SctpState.SHUTDOWN_SENT, FlowState.ESTABLISHED),
+    ],
+)
+def test_how_far_an_association_of_sctp_is(sctp: SctpState, state: FlowState) -> None:
+    move = moved(entry(protocol=Protocol.SCTP, sctp=sctp))
+    assert (move.state, move.tags) == (state, (7, 9))
+
+
 def test_what_stays_and_what_is_over() -> None:
     plan = moves.plan(
         [
             entry(vip=(VIP, 443)),
-            entry(protocol=Protocol.SCTP),
+            entry(protocol=Protocol.SCTP, sctp=SctpState.CLOSED),
             entry(protocol=Protocol.UDP, backend=(POD, 8080)),
             entry(status=Status.CONFIRMED),
             entry(state=TcpState.TIME_WAIT),
@@ -112,8 +130,8 @@ def test_what_stays_and_what_is_over() -> None:
         frozenset({NODE}),
     )
     assert plan.moves == []
-    assert dict(plan.left) == {moves.NO_SERVICE: 1, moves.SCTP: 1, moves.BACKEND_GONE: 1}
-    assert [one.state for one in plan.dead] == [TcpState.TIME_WAIT]
+    assert dict(plan.left) == {moves.NO_SERVICE: 1, moves.BACKEND_GONE: 1}
+    assert [one.original.protocol for one in plan.dead] == [Protocol.SCTP, Protocol.TCP]
 
 
 def test_a_backend_that_is_gone_keeps_its_connections() -> None:
@@ -132,6 +150,7 @@ def test_a_flow_is_the_connection_again(version: int) -> None:
         (3, 2),
         FlowState.CLOSING,
         FlowSign.FIN_BACKEND,
+        (0x01020304, 0),
     )
     key, value = moves.flow_rows(move)
     assert (key.dtype, value.dtype) == (FLOW_KEY[version], FLOW[version])
@@ -215,3 +234,46 @@ def test_an_agent_beside_kube_proxy_tells_what_becomes_of_open_connections(
     beginning.beside_kube_proxy(maps, "n1", new=True)
     assert maps.array("cutover")[0] == (Cutover.TAKE if traces else Cutover.NONE)
     assert [record.levelname for record in caplog.records] == told
+
+
+def test_who_listens_at_a_port(tmp_path: Path) -> None:
+    line = "0: 0100007F:{port:04X} 00000000:0000 {state} 0:0 00:00000000 00000000 0 0 {inode} 1\n"
+    rows = [(10249, "0A", 41), (10256, "0A", 42), (10256, "01", 43)]
+    (tmp_path / "tcp").write_text(
+        "head\n" + "".join(line.format(port=p, state=s, inode=i) for p, s, i in rows)
+    )
+    (tmp_path / "tcp6").write_text("head\n" + line.format(port=80, state="0A", inode=44))
+    own = tmp_path / "fd"
+    own.mkdir()
+    (own / "3").symlink_to("socket:[42]")
+    (own / "4").symlink_to("/dev/null")
+    assert first_start.listeners(tmp_path, own) == {10249, 80}
+
+
+def test_an_agent_takes_over_once_it_serves_and_kube_proxy_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, waited = FakeMaps(), []
+    maps.array("cutover")[0] = Cutover.TAKE
+    rounds = iter([(False, set()), (True, {10256}), (True, {80}), (True, set())])
+    now: list[tuple[bool, set[int]]] = []
+
+    class Stop(StopEvent):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            now[:] = [next(rounds)]
+            return False
+
+    called: list[Sequence[str]] = []
+
+    def done(argv: Sequence[str], **_: object) -> subprocess.CompletedProcess[str]:
+        called.append(argv)
+        if len(called) == 2:
+            maps.array("cutover")[0] = Cutover.NONE
+        return subprocess.CompletedProcess(argv, 2 - len(called), "1 connection moved\n", "")
+
+    monkeypatch.setattr(subprocess, "run", done)
+    opened = functools.partial(contextlib.nullcontext, maps)
+    first_start.FirstStart("n1", opened, lambda: now[0][0], ports=lambda: now[0][1]).run(Stop())
+    assert [argv[-3:] for argv in called] == [["cutover", "--instance", "n1"]] * 2
+    assert waited == [2.0, 2.0, 2.0, 30.0]
+    first_start.FirstStart("n1", opened, lambda: True, ports=set).run(Stop())
+    assert len(called) == 2
