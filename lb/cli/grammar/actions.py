@@ -216,8 +216,8 @@ With --back the other way round: kube-proxy has to run, and the agent to be stop
 connections, and the programs are removed, as by 'lbctl unload'.
 """,
         notes="""\
-Connections that are not moved are named and counted: those to addresses that are no Service here, and those of
-UDP to backends that are gone. docs/migration.md has the steps for a cluster.
+Connections that are not moved are named and counted: those to addresses that are no Service here, and those
+of UDP to backends that are gone. docs/migration.md has the steps for a cluster.
 """,
         examples="lbctl cutover --dry-run\nlbctl cutover\nlbctl cutover --back",
         codes="0 done; 1 it could not be done, or a connection that should have moved was not; 2 wrong usage",
