@@ -84,7 +84,7 @@ class FirstStart:
 
     def _kube_proxy(self) -> bool:
         """Tell whether kube-proxy runs; it is logged once."""
-        theirs = PORTS & self._ports()
+        theirs = self._ports() & PORTS
         if theirs and theirs != self._told:
             _log.info("cutover: waiting until kube-proxy has gone; it listens at %s", sorted(theirs))
         self._told = theirs

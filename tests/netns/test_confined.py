@@ -101,7 +101,7 @@ def unit_policy() -> Policy:
 
 def pod_container(overlay: str) -> dict[str, Any]:
     """Return the container of the DaemonSet of an overlay."""
-    argv = [Path(sys.executable).with_name("kubectl"), "kustomize", ROOT / "deploy" / overlay]
+    argv = [str(Path(sys.executable).with_name("kubectl")), "kustomize", str(ROOT / "deploy" / overlay)]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     [found] = [each for each in yaml.safe_load_all(text) if each["kind"] == "DaemonSet"]
     [container] = found["spec"]["template"]["spec"]["containers"]

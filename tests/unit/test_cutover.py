@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import subprocess
@@ -271,7 +270,10 @@ def test_an_agent_takes_over_once_it_serves_and_kube_proxy_has_gone(monkeypatch:
         return subprocess.CompletedProcess(argv, 2 - len(called), "1 connection moved\n", "")
 
     monkeypatch.setattr(subprocess, "run", done)
-    opened = functools.partial(contextlib.nullcontext, maps)
+
+    def opened() -> contextlib.AbstractContextManager[FakeMaps]:
+        return contextlib.nullcontext(maps)
+
     first_start.FirstStart("n1", opened, lambda: now[0][0], ports=lambda: now[0][1]).run(Stop())
     assert [argv[-3:] for argv in called] == [["cutover", "--instance", "n1"]] * 2
     assert waited == [2.0, 2.0, 2.0, 30.0]

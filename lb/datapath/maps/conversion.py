@@ -88,7 +88,7 @@ def _convert(rows: Rows, into: Rows, whole: Rows) -> None:
 
 def _all_in(same: Rows, whole: Rows) -> Rows:
     """Return for each place of whole, of which there may be none, whether all that same has there is true."""
-    found: Rows = same.all(axis=tuple(range(whole.ndim, same.ndim)))
+    found: Rows = np.logical_and.reduce(same, axis=tuple(range(whole.ndim, same.ndim)))
     return found
 
 
