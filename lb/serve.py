@@ -46,7 +46,7 @@ from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import Notes
 from lb.served.pages import Views, shown
 from lb.served.pressure import Pressure
-from lb.served.problems import Problem
+from lb.served.problems import NEXT, Problem
 from lb.served.state_view import StateView
 from lb.served.supervisor import Supervisor
 from lb.shadow import mode
@@ -185,6 +185,7 @@ def startup(
     pressure = Pressure(functools.partial(evictions, maps))
     watches = build_watches(maps, attachments)
     missing_nodes = MissingNodes(state, source.lacks_node)
+    refused = functools.partial(refused_objects, source)
     notes = Notes(
         run_dir,
         config,
@@ -195,7 +196,7 @@ def startup(
         healthz=health.bound,
         pressure=pressure,
         missing_nodes=missing_nodes,
-        also=[one.problems for one in watches.values()],
+        also=[*(one.problems for one in watches.values()), refused],
     )
     looks: list[Callable[[], None]] = []
     # Listen before looking: what changes in between is seen twice, not never.
@@ -250,6 +251,7 @@ def startup(
                 "pressure": pressure.problems,
                 **{kind: one.problems for kind, one in watches.items()},
                 "node": missing_nodes.problems,
+                "input": refused,
                 "cutover": functools.partial(takeover.look, opened),
                 **({"announce": speaker.problems} if speaker else {}),
             },
@@ -281,6 +283,11 @@ def startup(
     stack.enter_context(threads(inbox, bodies))
     stack.callback(notes.ended, agent)
     return agent
+
+
+def refused_objects(source: Source) -> list[Problem]:
+    """Return what the source has that cannot be used; may be called from any thread."""
+    return [Problem(text, NEXT["input"]) for text in source.refused()]
 
 
 def load_programs(config: Config, pins: Pins) -> loader.Loaded:

@@ -35,6 +35,10 @@ class Source(Protocol):
         """Return how far each kind of object is in step; empty for a source that is never out of step."""
         ...
 
+    def refused(self) -> Sequence[str]:
+        """Return what is wrong with objects that cannot be used, or only in part; from any thread."""
+        ...
+
     def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
         """Tell whoever looks at the Service in the source what is wrong; never waits, never fails."""
         ...

@@ -23,7 +23,8 @@ def examine(facts: Facts, _known: bool) -> Iterator[Finding]:
         yield Finding(_STEP, Result.NOTE, found, "endpoints-not-tried", "--all tries every one")
     good = [one for one in tried if one.result == "answers"]
     if good:
-        yield Finding(_STEP, Result.OK, f"{some(_who(facts, one) for one in good)} answer")
+        verb = "answers" if len(good) == 1 else "answer"
+        yield Finding(_STEP, Result.OK, f"{some(_who(facts, one) for one in good)} {verb}")
     told: dict[tuple[Result, str, str, str], list[Outcome]] = {}
     for one in tried:
         if one.result != "answers":

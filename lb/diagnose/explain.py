@@ -424,7 +424,8 @@ def through(facts: Facts, known: bool) -> Iterator[Finding]:
         found = f"{some(meant)}: follows from internalTrafficPolicy Local"
         yield Finding(step, Result.NOTE, found, NO_LOCAL_ENDPOINT)
     if good:
-        yield Finding(step, Result.OK, f"{some(text(one.target) for one in good)} answer")
+        verb = "answers" if len(good) == 1 else "answer"
+        yield Finding(step, Result.OK, f"{some(text(one.target) for one in good)} {verb}")
     quiet = [one for one in tried if one.result == "untried"]
     if quiet:
         found = f"{some(text(one.target) for one in quiet)}: {quiet[0].detail}, which tells nothing"

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from lb.kube.availability import Availability
 from lb.kube.client import ApiError, Client
 from lb.kube.timing import Backoff, Timing, micro_time, utc_now
-from lb.model import EndpointSlice, Node, ObjectKey, ResourceKind, Service
+from lb.model import EndpointSlice, Node, ObjectKey, Pod, ResourceKind, Service
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ TRIES = 5
 _NOTE_MOST, _INSTANCE_MOST, _NAME_MOST = 1024, 128, 230
 
 CONTROLLER = "lbctl"
-_API_VERSION = {Service: "v1", Node: "v1", EndpointSlice: "discovery.k8s.io/v1"}
+_API_VERSION = {Service: "v1", Node: "v1", Pod: "v1", EndpointSlice: "discovery.k8s.io/v1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Notice:
     normal: nothing is wrong.
     """
 
-    kind: ResourceKind
+    kind: ResourceKind | type[Pod]
     key: ObjectKey
     uid: str
     reason: str

@@ -164,6 +164,10 @@ class Reflector(Generic[R]):
         """The kind as the API's paths name it: ``services``."""
         return self._reader.path.rpartition("/")[2]
 
+    def refused(self) -> list[str]:
+        """Return what is wrong with objects that cannot be used; may be called from any thread."""
+        return sorted(self._broken.values())
+
     def health(self) -> Health:
         """Return how far this kind is in step; may be called from any thread."""
         return Health(

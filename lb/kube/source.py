@@ -118,6 +118,10 @@ class KubernetesSource:
         """Return how far each kind is in step; may be called from any thread, at any time."""
         return tuple(each.health() for each in self._reflectors)
 
+    def refused(self) -> list[str]:
+        """Return what is wrong with objects that cannot be used; may be called from any thread."""
+        return [text for each in self._reflectors for text in each.refused()]
+
     def lacks_node(self, name: str) -> bool:
         """Ask, in the caller's thread, whether there is no Node of this name.
 

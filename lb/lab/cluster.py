@@ -25,6 +25,7 @@ from lb.errors import InputError, LabError
 from lb.kube import convert
 from lb.kube.availability import Availability
 from lb.kube.client import ApiError
+from lb.kube.events import EventWriter, Notice
 from lb.kube.timing import Timing
 from lb.lab import controllers, garbage, ingress_api
 from lb.lab.addressing import LabSpec
@@ -51,7 +52,7 @@ from lb.lab.runtime import PodRuntime
 from lb.lab.scheduling import least_loaded, plan_pods
 from lb.lab.store import Store
 from lb.lab.watch import Cache, Change, follower
-from lb.model import ObjectKey, Service
+from lb.model import ObjectKey, Pod, Service
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ T = TypeVar("T")
 class StatusOutlet:
     """Reports the status of pods to the API server, each pod's last one, until it is taken."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, events: EventWriter) -> None:
         self._api = api
+        self._events = events
         self._uids: dict[ObjectKey, str] = {}
         self._wanted: dict[ObjectKey, Object] = {}
         self._tasks: dict[ObjectKey, asyncio.Task[None]] = {}
@@ -88,6 +90,12 @@ class StatusOutlet:
             self._refused.pop(key, None)
             if key not in self._tasks:
                 self._tasks[key] = asyncio.create_task(self._send(key))
+
+    def unhealthy(self, key: ObjectKey, failure: str) -> None:
+        """See :class:`lb.lab.runtime.Outlet`; reason and words are the kubelet's."""
+        if key in self._uids:
+            note = f"Readiness probe failed: {failure}"
+            self._events.publish(Notice(Pod, key, self._uids[key], "Unhealthy", "Probe", note))
 
     async def _send(self, key: ObjectKey) -> None:
         """Send what is wanted of a pod, until the server has the last of it."""
@@ -140,7 +148,9 @@ class ClusterKubelet(Pods):
         with_controllers: bool,
         draw: random.Random | None = None,
     ) -> None:
-        self._statuses = StatusOutlet(api)
+        self._availability = Availability(api.client.probe, Timing())
+        self._events = EventWriter(api.client, "kubelet", Timing(), self._availability)
+        self._statuses = StatusOutlet(api, self._events)
         super().__init__(store, spec, self._statuses)
         self._api = api
         self._draw = draw or random.Random()  # noqa: S311 - names, not secrets
@@ -166,17 +176,19 @@ class ClusterKubelet(Pods):
             with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
                 loop.call_soon_threadsafe(self._learn, change)
 
-        availability = Availability(self._api.client.probe, Timing())
+        runs = {"events": self._events.run}
         for resource in self._resources:
-            run = follower(self._api, resource, tell, availability).run
-            threading.Thread(target=run, args=(halt,), name=resource.name, daemon=True).start()
+            runs[resource.name] = follower(self._api, resource, tell, self._availability).run
+        for name, run in runs.items():
+            threading.Thread(target=run, args=(halt,), name=name, daemon=True).start()
         self.in_background(self.front.run(self.pods.values))
         self.in_background(self.keep_servers())
         work = asyncio.create_task(self._work())
         async with await self.listen():
             await asyncio.wait({work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED)
         halt.set()
-        availability.wake()
+        self._events.interrupt()
+        self._availability.wake()
         work.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await work

@@ -46,6 +46,10 @@ class Outlet(Protocol):
         """Have the object written, soon if not at once."""
         ...
 
+    def unhealthy(self, key: ObjectKey, failure: str) -> None:
+        """Tell that a readiness probe of the pod has failed, where there are Events; never waits."""
+        ...
+
     async def written(self, key: ObjectKey) -> None:
         """Return when the last write of the pod is done.
 
@@ -67,6 +71,9 @@ class FileOutlet:
     def write(self, key: ObjectKey, pod: dict[str, Any]) -> None:
         """See :class:`Outlet`."""
         self._store.write_object(_file(key), to_yaml(pod))
+
+    def unhealthy(self, key: ObjectKey, failure: str) -> None:
+        """See :class:`Outlet`; the pod's message has it."""
 
     async def written(self, key: ObjectKey) -> None:
         """See :class:`Outlet`."""
@@ -290,6 +297,8 @@ class PodRuntime:
             node = self._spec.namespace(self.record.node)
             failure = await probes.attempt(self.workload.probes[number], node, self.record.address, enter)
         self.message = f"readiness probe failed: {failure}" if failure else ""
+        if failure:
+            self._outlet.unhealthy(self.key, failure)
         if state.record(not failure):
             _log.info("pod %s: probe %s", self.key, self.message or "succeeded")
             self.publish()

@@ -51,6 +51,7 @@ class ManifestSource:
         self._library = Library(self._directories, self._pools.node_ports, clock)
         self._emitted: dict[ResourceId, Resource] = {}
         self._reported: set[str] = set()
+        self._refused: set[str] = set()
         self._given: set[str] = set()
         self._passed_over = ""
         self._synced = False
@@ -58,6 +59,10 @@ class ManifestSource:
     def health(self) -> tuple[()]:
         """Return nothing: a folder is never out of reach, and its faults are reported."""
         return ()
+
+    def refused(self) -> list[str]:
+        """Return the errors that stand, without warnings; may be called from any thread."""
+        return sorted(self._refused)
 
     def announce(self, service: ObjectKey, *, reason: str, action: str, note: str) -> None:
         """Do nothing: the log has it, and manifests are nobody's to write to."""
@@ -100,6 +105,7 @@ class ManifestSource:
             if text not in self._reported:
                 self._report(error)
         self._reported = set(standing)
+        self._refused = {text for text, error in standing.items() if not error.used}
 
     def _log_given(self, objects: Iterable[Parsed], resources: dict[ResourceId, Resource]) -> None:
         given: set[str] = set()

@@ -17,6 +17,7 @@ NEXT = {
     "unseen": "give the agent its rights: docs/operations.md, What the agent must be allowed",
     "drift": "lbctl audit names each entry, lbctl audit --heal writes it",
     "conflict": "give one of the two another address or port",
+    "input": "correct it: until then what was good of it before stays",
     "refusal": "give it another address; who may have which: docs/operations.md, External addresses",
 }
 """What an operator does about each kind of problem that the agent's loop meets."""

@@ -61,7 +61,7 @@ def test_an_object_that_is_wrong_in(what: str, double: ApiDouble) -> None:
         run.wait(lambda: double.objects["events"])
         (event,) = double.objects["events"].values()
         assert event["regarding"]["uid"] == double.objects["services"]["shop", "web"]["metadata"]["uid"]
-        assert run.source.health()[0].broken == 1
+        assert run.source.health()[0].broken == len(run.source.refused()) == 1
 
         double.compact()
         double.disturb("services", faults.error_event(410, "Expired"))
@@ -72,7 +72,7 @@ def test_an_object_that_is_wrong_in(what: str, double: ApiDouble) -> None:
 
         double.put(service(sessionAffinity="ClientIP"))
         run.wait(lambda: (web := run.service()) and web.affinity_seconds == 10_800)
-        assert run.source.health()[0].broken == 0
+        assert run.source.health()[0].broken == len(run.source.refused()) == 0
         double.put(make())
         run.wait(lambda: len(run.errors) == 2)
         double.remove(make())

@@ -240,6 +240,21 @@ def test_what_is_given_to_the_agent_in_vain_is_in_its_log(lab: Lab) -> None:
     assert re.match(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S* ", log), "with date and time"
 
 
+def test_a_manifest_that_cannot_be_used(lab: Lab) -> None:
+    broken = Path(lab.spec.manifests) / "broken.yaml"
+    broken.write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: [{port: 70000}]}\n"
+    )
+    told = f"{broken}:4: Service default/bad: spec.ports[0].port: must be from 1 to 65535, is 70000"
+    try:
+        eventually(lambda: told in problems(lab), "the status tells")
+        assert "correct it" in problems(lab)[told]["next"]
+        assert scrape(lab, NODE)["lbctl_problems", "input"] == 1
+    finally:
+        broken.unlink()
+    eventually(lambda: told not in problems(lab), "nothing is told of it any more")
+
+
 def test_services_without_a_vip_are_listed(lab: Lab) -> None:
     _, shown = text(lab, "service", "list")
     _, _, without = shown.partition("without a VIP, as asked for:\n")

@@ -190,6 +190,15 @@ def test_an_ingress_with_tls(lab: Lab, tmp_path: Path) -> None:
     assert "kubia-nodeport:80" in seen
 
 
+def unhealthy(lab: Lab, pod: str) -> str:
+    """Return what Events say of a pod's probe; with a real API server ``kubectl describe`` shows them."""
+    path = "/apis/events.k8s.io/v1/namespaces/default/events"
+    found = lab.api_host().api().send("GET", path)["items"]
+    return "\n".join(
+        each["note"] for each in found if (each["reason"], each["regarding"]["name"]) == ("Unhealthy", pod)
+    )
+
+
 def test_a_headless_service_and_pods_that_are_not_ready(lab: Lab) -> None:
     one, *others = names(lab)
     example(lab, "kubia-headless.yaml", "service/kubia-headless")
@@ -209,6 +218,8 @@ def test_a_headless_service_and_pods_that_are_not_ready(lab: Lab) -> None:
     )
     conditions = kubectl(lab, "describe", "pod", one).partition("Conditions:")[2]
     assert " Ready False " in " ".join(conditions.split())
+    eventually(lambda: "/var/ready" in unhealthy(lab, one), "an Event tells of the probe")
+    assert unhealthy(lab, one).startswith("Readiness probe failed: ls: ")
     change = '{"spec": {"publishNotReadyAddresses": true}}'
     kubectl(lab, "patch", "service", "kubia-headless", "--type=merge", "-p", change)
     eventually(lambda: looked_up(lab, "dnsutils", "kubia-headless") == every, "all, ready or not")
