@@ -30,7 +30,7 @@ static __always_inline u64 half_open_for(const struct flow_entry *holder, u64 no
  * this is one of the first tries. If the port is the node's and not the client's own (kept), a flow that has
  * been half open for long does not either, after a few tries. */
 static __always_inline bool in_the_way(const struct flow_entry *holder, const struct tuple *from, u64 now,
-				       const struct settings *settings, bool kept, int tries)
+				       const struct settings *settings, bool kept, u32 tries)
 {
 	if (!holder || leads_back(holder, from))
 		return false;
@@ -83,25 +83,33 @@ static __always_inline __be16 client_port(u32 hash)
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
  * keeps its address gets its moved port, unless another flow of its own has taken that: then one of
  * CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments: see
- * breaks_sctp(). hash: where to begin. */
+ * breaks_sctp(). hash: where to begin; run: how many runs have found nothing. */
 static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, struct flow *flow, u32 hash,
-				       u64 now, const struct settings *settings, struct entries *entries)
+				       u64 now, const struct settings *settings, u8 run,
+				       struct entries *entries)
 {
+	u32 tries = run * SNAT_TRIES;
 	struct entry *made = &entries->made;
 	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	bool kept = keeps_client(flow->path);
 	const struct flow_entry *holder;
 	bool dead;
-	int tries;
+	u32 left;
 
-	entries->yields = 0;
-	entries->longest = 0;
+	if (!run) {
+		entries->yields = 0;
+		entries->longest = 0;
+	} else {
+		hash = hash_words(hash, tries, 0);
+	}
 	if (!kept)
 		flow->to.sport = snat_port(settings, hash);
+	else if (run)
+		flow->to.sport = client_port(hash);
 	else if (flow->to.protocol != IPPROTO_SCTP)
 		flow->to.sport = bpf_htons(moved_port(bpf_ntohs(flow->to.sport)));
 #pragma clang loop unroll(disable)
-	for (tries = 0; tries < SNAT_TRIES; tries++) {
+	for (left = SNAT_TRIES; left; left--, tries++) {
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
 		if (!in_the_way(holder, &pkt->tuple, now, settings, kept, tries) &&
@@ -111,7 +119,7 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 			entries->longest = half_open_for(holder, now);
 			entries->yields = flow->to.sport;
 		}
-		if (tries == PARTICULAR_TRIES && entries->yields) { /* they are all taken: a flood */
+		if (!kept && tries == PARTICULAR_TRIES && entries->yields) { /* they are all taken: a flood */
 			flow->to.sport = entries->yields;
 			other_key(&made->key, &flow->to, DIR_FORWARD);
 			holder = get_flow(&made->key);
@@ -120,7 +128,7 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 		hash = hash_words(hash, tries, 0);
 		flow->to.sport = kept ? client_port(hash) : snat_port(settings, hash);
 	}
-	if (tries == SNAT_TRIES)
+	if (!left)
 		return REASON_SNAT_EXHAUSTED;
 	dead = holder && !leads_back(holder, &pkt->tuple);
 	if (dead)
@@ -229,21 +237,24 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 	return true;
 }
 
-/* Make both halves of the flow d->flow, of the packet that begins it or found it lost. False: there was no
- * room, and the decision is to drop the packet. */
+/* Make both halves of the flow d->flow, of the packet that begins it or found it lost. While no port is found
+ * and there are runs left, the program is entered again, as `step`. False: there was no room, and the
+ * decision is to drop the packet. */
 static __always_inline bool make_flow(ctx_t *ctx, const struct packet *pkt, u32 hash, u64 now,
-				      const struct settings *settings, struct entries *entries,
-				      struct decision *d)
+				      const struct settings *settings, u32 step, struct note *note,
+				      struct entries *entries, struct decision *d)
 {
-	u32 created = create_flow(ctx, pkt, &d->flow, hash, now, settings, entries);
+	u32 created = create_flow(ctx, pkt, &d->flow, hash, now, settings, note->run, entries);
 
+	if (created == REASON_SNAT_EXHAUSTED && ++note->run < SNAT_RUNS)
+		next_step(ctx, step);
 	if (created != PARSED)
 		decide(d, ACTION_DROP, created);
 	return created == PARSED;
 }
 
 static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt, const struct vip *vip,
-					   const struct note *note, u64 now, const struct settings *settings,
+					   struct note *note, u64 now, const struct settings *settings,
 					   struct entries *entries, struct decision *d)
 {
 	u32 hash = hash_tuple(&pkt->tuple);
@@ -277,7 +288,7 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
 	if (d->flow.path == PATH_DIRECT)
 		put_direct(pkt, &d->flow, now, settings, entries);
-	else if (!make_flow(ctx, pkt, hash, now, settings, entries, d))
+	else if (!make_flow(ctx, pkt, hash, now, settings, STEP_CONNECT, note, entries, d))
 		return;
 	if (note->attempt)
 		d->reason = REASON_NEW_ELSEWHERE;
@@ -298,6 +309,7 @@ static __always_inline bool decide_first(ctx_t *ctx, struct work *work, const st
 		delete_pair(&pkt->tuple, &d->flow.to, DIR_FORWARD);
 		__builtin_memset(&d->flow, 0, sizeof(d->flow));
 	}
+	note->stale = false;
 	set = offered_set(vip, note->side);
 	if (unlikely(is_weighted(&set)) && !note->weighed) {
 		next_step(ctx, STEP_WEIGH);
@@ -306,8 +318,8 @@ static __always_inline bool decide_first(ctx_t *ctx, struct work *work, const st
 	decide_connect(ctx, pkt, vip, note, bpf_ktime_get_ns(), settings, &work->entries, d);
 	if (d->reason == REASON_SNAT_EXHAUSTED && note->attempt < SNAT_ATTEMPTS) {
 		note->attempt++;
+		note->run = 0;
 		note->weighed = false;
-		note->stale = false;
 		next_step(ctx, STEP_CONNECT);
 	}
 	return true;

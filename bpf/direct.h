@@ -178,7 +178,8 @@ static __always_inline void read_handed(const struct handed *handed, u32 service
 
 /* Decide about a packet from another node whose connection has no flow here. */
 static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed, u64 now,
-					 const struct settings *settings, struct work *work)
+					 const struct settings *settings, struct note *note,
+					 struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
@@ -198,13 +199,16 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 	if (!opens(pkt))
 		d->flow.fins = MET_LATE;
 	advance_state(pkt, DIR_FORWARD, &d->flow, now);
-	if (make_flow(ctx, pkt, hash_tuple(&pkt->tuple), now, settings, &work->entries, d) && opens(pkt))
+	if (make_flow(ctx, pkt, hash_tuple(&pkt->tuple), now, settings, STEP_DIRECT_IN, note, &work->entries,
+		      d) &&
+	    opens(pkt))
 		count_opened(d->flow.backend);
 }
 
 /* Decide about a packet from another node, while it is still encapsulated. */
 static __always_inline void decide_handed(ctx_t *ctx, const struct handed *handed,
-					  const struct settings *settings, struct work *work)
+					  const struct settings *settings, struct note *note,
+					  struct work *work)
 {
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
@@ -227,7 +231,7 @@ static __always_inline void decide_handed(ctx_t *ctx, const struct handed *hande
 	if (unlikely(pkt->piece == PIECE_LATER))
 		decide(d, ACTION_DROP, REASON_STRAY_FRAGMENT);
 	else
-		begin_handed(ctx, handed, now, settings, work);
+		begin_handed(ctx, handed, now, settings, note, work);
 }
 
 /* An ICMP error of a client, or about what was sent to one: the step for such finds the flow that it is
@@ -356,7 +360,7 @@ static __always_inline struct outcome decapsulate(ctx_t *ctx, const struct setti
 		if (find_chance(&room->handed, note, pkt, &room->chance) && sends_on(&room->chance))
 			return send_on(ctx, work, room);
 	}
-	decide_handed(ctx, &room->handed, settings, work);
+	decide_handed(ctx, &room->handed, settings, note, work);
 	arrange(ctx, pkt, d, note);
 	if (d->action == ACTION_PASS && ctx_decides())
 		decide(d, ACTION_DROP, REASON_DIRECT_REFUSED);

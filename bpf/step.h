@@ -40,6 +40,7 @@ static __always_inline bool write_note(const struct note *what)
 	note->watch = what->watch;
 	note->asked = what->asked;
 	note->attempt = what->attempt;
+	note->run = what->run;
 	note->weighed = what->weighed;
 	note->row = what->row;
 	note->direct = what->direct;

@@ -416,12 +416,13 @@ struct note {
 	u8 watch;   /* enum watch_flags, as they were when the packet came */
 	u8 asked;   /* owner.h has found that nobody else owns the packet */
 	u8 attempt; /* how many backends were selected to which no SNAT port was free */
+	u8 run;	    /* how many times a program has tried ports towards this backend in vain, see SNAT_RUNS */
 	u8 weighed; /* `row` is set */
 	u8 row;	    /* of the backend that weigh() has chosen in a set of unequal weights */
 	u8 direct;  /* another node has sent the packet, encapsulated */
 	u8 looked;  /* `former` is set: former.h has looked for it */
 	u8 after;   /* enum step: where former.h goes on */
-	u8 pad[3];
+	u8 pad[2];
 	u32 former; /* id of the backend that an older set names; 0: the present set names the same */
 };
 
