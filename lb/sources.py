@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lb.config import Config
@@ -60,14 +59,10 @@ def build_source(config: Config) -> Source:
         return _kubernetes(config)
     if config.kubeconfig or config.context:
         raise ConfigError(f"settings kubeconfig and context: they need --source {KUBERNETES}")
-    directories = [Path(source.removeprefix("manifests:")) for source in config.sources]
-    for directory in directories:
-        if not directory.is_dir():
-            raise ConfigError(f"setting sources: manifests:{directory}: no such directory")
     from lb.manifests import ManifestSource  # noqa: PLC0415  (an agent of an API server does without)
 
     return ManifestSource(
-        directories,
+        config.sources,
         service_cidr=config.service_cidr,
         node_port_range=config.node_port_range,
         report=_report_input,
@@ -76,12 +71,9 @@ def build_source(config: Config) -> Source:
 
 def _kubernetes(config: Config) -> Source:
     """Return the Kubernetes API as the source."""
-    from lb.kube import access, client, source  # noqa: PLC0415  (large; an agent of manifests does without)
+    from lb.kube import client, source  # noqa: PLC0415  (large; an agent of manifests does without)
 
-    if config.kubeconfig or config.context:
-        api = client.Client(lambda: access.from_kubeconfig(config.kubeconfig, config.context))
-    else:
-        api = client.Client(access.in_cluster)
+    api = client.by_kubeconfig_or_pod(config.kubeconfig, config.context)
     return source.KubernetesSource(
         api, node_name=config.node_name, report=_report_input, every_node=config.every_node
     )

@@ -25,13 +25,13 @@ from lb.addresses.claimant import Claimant
 from lb.addresses.pool import PoolsFile
 from lb.addresses.request import read_request
 from lb.addresses.telemetry import Telemetry
-from lb.errors import ConfigError, InputError, LbError
+from lb.errors import InputError, LbError
 from lb.folders import read_file, replace_file
 from lb.manifests import documents
 from lb.manifests.addresses import to_object
 from lb.manifests.complete import Pools as Networks
 from lb.manifests.complete import ip_families
-from lb.manifests.library import MOST_BYTES, Library
+from lb.manifests.library import MOST_BYTES, Library, folders
 from lb.manifests.notices import RESCAN_SECONDS, notices
 from lb.manifests.objects import ServiceAddresses, ServiceRequest
 from lb.model import IPAddress, Namespace, ObjectKey, ServiceType
@@ -57,7 +57,7 @@ class FolderAllocator:
 
     def __init__(
         self,
-        directories: Sequence[Path],
+        directories: Sequence[str | Path],
         state: Path,
         pools: PoolsFile,
         telemetry: Telemetry,
@@ -65,10 +65,7 @@ class FolderAllocator:
         networks: Networks,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        for directory in directories:
-            if not directory.is_dir():
-                raise ConfigError(f"source manifests:{directory}: there is no such directory")
-        self._directories = tuple(directories)
+        self._directories = folders(directories)
         self._path = state
         self._pools = pools
         self._networks = networks

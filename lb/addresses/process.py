@@ -98,21 +98,17 @@ def _of_folders(options: Options, pools: PoolsFile, telemetry: Telemetry) -> Run
         raise ConfigError("--state: not given; say in which file it is to stand who has which address")
     if options.kubeconfig or options.context:
         raise ConfigError(f"--kubeconfig and --context: they need --source {KUBERNETES}")
-    directories = [Path(source.removeprefix("manifests:")) for source in options.sources]
     networks = Networks.parse(options.service_cidr, "30000-32767")
-    return FolderAllocator(directories, options.state, pools, telemetry, networks=networks).run
+    return FolderAllocator(options.sources, options.state, pools, telemetry, networks=networks).run
 
 
 def _of_cluster(options: Options, pools: PoolsFile, telemetry: Telemetry) -> Run:
     from lb.addresses.cluster import ClusterAllocator  # noqa: PLC0415  (one of the two)
-    from lb.kube import access, client  # noqa: PLC0415
+    from lb.kube import client  # noqa: PLC0415
     from lb.kube.lease import Lease  # noqa: PLC0415
     from lb.kube.timing import Timing  # noqa: PLC0415
 
-    if options.kubeconfig or options.context:
-        api = client.Client(lambda: access.from_kubeconfig(options.kubeconfig, options.context))
-    else:
-        api = client.Client(access.in_cluster)
+    api = client.by_kubeconfig_or_pod(options.kubeconfig, options.context)
     # A process that starts anew must not take itself for the one before it, whose requests may be under way.
     identity = f"{socket.gethostname()[:100]}_{os.urandom(6).hex()}"
     key = ObjectKey(options.lease_namespace or _own_namespace(), LEASE)

@@ -20,7 +20,7 @@ from lb.folders import read_stream
 from lb.manifests.cluster import assemble
 from lb.manifests.complete import Pools
 from lb.manifests.documents import Content, read
-from lb.manifests.library import MOST_BYTES, SUFFIXES, Library, walk
+from lb.manifests.library import MOST_BYTES, SUFFIXES, Library, folders, walk
 from lb.manifests.objects import Endpoints, ObjectId, Parsed, ServiceAddresses, ServiceRequest
 from lb.model import EndpointSlice, Namespace, Node, ObjectKey, Pod, Resource, Service, Synced, Upsert
 from lb.state import ClusterState
@@ -150,13 +150,9 @@ class ManifestReader:
     """Folders of manifests. What an agent keeps of an object that broke since is not known here."""
 
     def __init__(self, config: Config) -> None:
-        directories = [Path(one.removeprefix("manifests:")) for one in config.sources]
-        for directory in directories:
-            if not directory.is_dir():
-                raise ConfigError(f"source manifests:{directory}: there is no such directory")
         self.name = ", ".join(config.sources)
         self._pools = Pools.parse(config.service_cidr, config.node_port_range)
-        self._library = Library(directories, self._pools.node_ports, time.time)
+        self._library = Library(folders(config.sources), self._pools.node_ports, time.time)
 
     def _contents(self) -> tuple[list[Parsed], list[InputError]]:
         self._library.refresh()
@@ -220,19 +216,14 @@ class ApiReader:
     """
 
     def __init__(self, config: Config, caller: Path | None = None) -> None:
-        from lb.kube import access, client  # noqa: PLC0415  (large; commands about manifests do without)
+        from lb.kube import client  # noqa: PLC0415  (large; commands about manifests do without)
 
         self.name = KUBERNETES
         self._config = config
         self._pools = Pools.parse(config.service_cidr, config.node_port_range)
         self._caller = caller
         with self._at_caller():
-            if config.kubeconfig or config.context:
-                self._client: Client = client.Client(
-                    lambda: access.from_kubeconfig(config.kubeconfig, config.context)
-                )
-            else:
-                self._client = client.Client(access.in_cluster)
+            self._client: Client = client.by_kubeconfig_or_pod(config.kubeconfig, config.context)
 
     def _at_caller(self) -> contextlib.AbstractContextManager[None]:
         return netns.entered(self._caller) if self._caller else contextlib.nullcontext()

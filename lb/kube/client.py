@@ -26,7 +26,7 @@ import urllib3
 import lb
 from lb.errors import ConfigError, LbError
 from lb.folders import signature
-from lb.kube.access import Access, pool
+from lb.kube.access import Access, from_kubeconfig, in_cluster, pool
 from lb.kube.decode import UNREADABLE
 
 _log = logging.getLogger(__name__)
@@ -210,6 +210,16 @@ def _blames_credentials(cause: BaseException | None) -> bool:
     if not isinstance(cause, urllib3.exceptions.SSLError):
         return False
     return not (cause.args and isinstance(cause.args[0], ssl.SSLEOFError | ssl.SSLZeroReturnError))
+
+
+def by_kubeconfig_or_pod(kubeconfig: str, context: str) -> Client:
+    """Return a client by a kubeconfig file or a context of it; as a pod where neither is given.
+
+    Raises ConfigError: there is no access.
+    """
+    if kubeconfig or context:
+        return Client(lambda: from_kubeconfig(kubeconfig, context))
+    return Client(in_cluster)
 
 
 class Client:

@@ -19,11 +19,11 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lb.errors import InputError
+from lb.errors import ConfigError, InputError
 from lb.folders import read_file
 from lb.manifests.documents import Content, read
 from lb.manifests.objects import ObjectId, Parsed, origin_of
@@ -49,6 +49,18 @@ class _File:
     kept: set[ObjectId] = field(default_factory=set)
     errors: list[InputError] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def folders(sources: Iterable[str | Path]) -> tuple[Path, ...]:
+    """Return the folders of manifests that sources name, as ``manifests:DIR`` or as they are.
+
+    Raises ConfigError: there is no such directory.
+    """
+    found = tuple(Path(str(source).removeprefix("manifests:")) for source in sources)
+    for folder in found:
+        if not folder.is_dir():
+            raise ConfigError(f"source manifests:{folder}: there is no such directory")
+    return found
 
 
 class Library:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lb.errors import ConfigError, InputError
+from lb.errors import InputError
 from lb.manifests.cluster import ResourceId, assemble
 from lb.manifests.complete import Pools
 from lb.manifests.documents import passed_over_text
-from lb.manifests.library import Library
+from lb.manifests.library import Library, folders
 from lb.manifests.notices import RESCAN_SECONDS, notices
 from lb.manifests.objects import Parsed, ServiceRequest
 from lb.model import Delete, Event, ObjectKey, Resource, Service, Synced, Upsert
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 class ManifestSource:
     """Reads folders of manifests and follows their changes.
 
-    report is called with every error, once for as long as it stands unchanged. clock gives seconds since
-    the epoch.
+    directories: see :func:`lb.manifests.library.folders`. report is called with every error, once for as long
+    as it stands unchanged. clock gives seconds since the epoch.
 
     Raises ConfigError: a directory does not exist, or service_cidr or node_port_range is malformed.
     """
@@ -35,17 +35,14 @@ class ManifestSource:
 
     def __init__(
         self,
-        directories: Sequence[Path],
+        directories: Sequence[str | Path],
         *,
         service_cidr: str,
         node_port_range: str,
         report: Callable[[InputError], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        for directory in directories:
-            if not directory.is_dir():
-                raise ConfigError(f"source manifests:{directory}: there is no such directory")
-        self._directories = tuple(directories)
+        self._directories = folders(directories)
         self._pools = Pools.parse(service_cidr, node_port_range)
         self._report = report
         self._library = Library(self._directories, self._pools.node_ports, clock)

@@ -85,7 +85,7 @@ def _source(args: argparse.Namespace) -> ManifestSource | KubernetesSource:
     from lb.manifests.source import ManifestSource  # noqa: PLC0415
 
     return ManifestSource(
-        [Path(each.removeprefix("manifests:")) for each in args.source],
+        args.source,
         service_cidr=args.service_cidr,
         node_port_range=Config().node_port_range,
         report=_report,

@@ -185,7 +185,7 @@ def test_a_log_is_json_on_request_to_its_last_line(monkeypatch: pytest.MonkeyPat
 
 def test_run_refuses_a_directory_that_is_not_there(tmp_path: Path) -> None:
     code, _, err = run("run", "--node-name", "n1", "--source", f"manifests:{tmp_path}/none")
-    assert (code, err) == (1, f"lbctl: setting sources: manifests:{tmp_path}/none: no such directory\n")
+    assert (code, err) == (1, f"lbctl: source manifests:{tmp_path}/none: there is no such directory\n")
 
 
 @pytest.mark.parametrize(
