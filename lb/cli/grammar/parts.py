@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from lb.cli.command import COMMANDS
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from lb.config import Form
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+T = TypeVar("T")
 
 CODES = "0 done; 1 it could not be done, stderr says why; 2 wrong usage"
 
@@ -54,18 +57,19 @@ def verbs(parser: argparse.ArgumentParser) -> Commands:
     return parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
 
-def seconds(text: str) -> float:
-    """Return what a flag gives in seconds, more than 0.
+def number(read: Callable[[str], T], fits: Callable[[T], bool], what: str) -> Callable[[str], T]:
+    """Return what reads a flag's number; what: which numbers it may be, in words."""
 
-    Raises argparse.ArgumentTypeError: it is no such number.
-    """
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return number
+    def parse(text: str) -> T:
+        with contextlib.suppress(ValueError):
+            if fits(found := read(text)):
+                return found
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
+
+
+seconds = number(float, lambda found: found > 0, "a number of seconds above 0")
 
 
 def instance(parser: argparse.ArgumentParser) -> None:

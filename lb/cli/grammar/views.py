@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 
 from lb.cli.grammar import parts
-from lb.cli.grammar.parts import Commands, command, verbs
+from lb.cli.grammar.parts import Commands, command, number, verbs
+
+_INTERVAL = number(float, lambda found: 0.1 <= found <= 3600, "a number of seconds from 0.1 to 3600")
+_POSITIVE = number(int, lambda found: 0 < found < 1 << 32, "a whole number from 1 on")
 
 _SECTIONS = """\
 sections:
@@ -169,7 +171,7 @@ column that is sorted by, / takes a text that names must contain, q leaves.
     )
     parts.instance(parser)
     parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
+        "--interval", type=_INTERVAL, default=2.0, metavar="SECONDS", help="between two looks; default: 2"
     )
     parser.add_argument(
         "--filter", default="", metavar="TEXT", help="only Services whose NAMESPACE/NAME:PORT contains it"
@@ -177,16 +179,6 @@ column that is sorted by, / takes a text that names must contain, q leaves.
     parser.add_argument("--once", action="store_true", help="print one table, of one interval, and end")
     parts.services(parser, one=False)
     parts.output(parser, "screen", told="; json and yaml: one interval")
-
-
-def _interval(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 3600")
-    return value
 
 
 def monitor(commands: Commands) -> None:
@@ -223,10 +215,10 @@ lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
     which.add_argument("--drops", action="store_true", help="only what is dropped or refused")
     which.add_argument("--packets", action="store_true", help="every packet that is translated or answered")
     parser.add_argument(
-        "--sample", type=_positive, default=1, metavar="N", help="only one of N connections, all of it"
+        "--sample", type=_POSITIVE, default=1, metavar="N", help="only one of N connections, all of it"
     )
     parser.add_argument(
-        "--count", type=_positive, default=math.inf, metavar="N", help="end after so many events"
+        "--count", type=_POSITIVE, default=math.inf, metavar="N", help="end after so many events"
     )
     parser.add_argument(
         "--duration", type=parts.seconds, default=math.inf, metavar="S", help="end after S seconds"
@@ -239,12 +231,6 @@ lbctl monitor --pcap nat.pcapng --sample 100 --duration 60
         " bytes of each); of every packet, or with --drops of those",
     )
     parts.output(parser, "text")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def history(commands: Commands) -> None:
