@@ -183,9 +183,13 @@ def startup(
         ),
     )
     pressure = Pressure(functools.partial(evictions, maps))
-    watches = build_watches(maps, attachments)
+    watches = {"pressure": pressure, **build_watches(maps, attachments)}
     missing_nodes = MissingNodes(state, source.lacks_node)
-    refused = functools.partial(refused_objects, source)
+    problems: dict[str, Callable[[], Sequence[Problem]]] = {
+        **{kind: one.problems for kind, one in watches.items()},
+        "node": missing_nodes.problems,
+        "input": functools.partial(refused_objects, source),
+    }
     notes = Notes(
         run_dir,
         config,
@@ -194,15 +198,14 @@ def startup(
         source_health=source.health,
         checks=health.checks,
         healthz=health.bound,
-        pressure=pressure,
-        missing_nodes=missing_nodes,
-        also=[*(one.problems for one in watches.values()), refused],
+        evicted=lambda: pressure.seen,
+        others=problems,
     )
     looks: list[Callable[[], None]] = []
     # Listen before looking: what changes in between is seen twice, not never.
     watcher = InterfaceWatcher(functools.partial(tell_of_interfaces, inbox, looks))
     stack.callback(watcher.close)
-    upkeep = Upkeep(maps, health, notes, (pressure, *watches.values()), tell)
+    upkeep = Upkeep(maps, health, notes, list(watches.values()), tell)
     agent = Agent(
         inbox=inbox,
         state=state,
@@ -221,7 +224,7 @@ def startup(
     opened = functools.partial(KernelMaps, pins.maps)  # for whoever looks, apart from the agent's own
     if speaker := build_speaker(config, source, state, agent, opened):
         looks.append(speaker.look)
-        notes.also.append(speaker.problems)
+        problems["announce"] = speaker.problems
     compared = build_shadow(config, opened, history)
     # A server of its own: its answers take longer than a health check may wait.
     answers = HttpServer()
@@ -247,14 +250,7 @@ def startup(
             opened=opened,
             programs=loaded.fingerprint,
             after_sync=upkeep.after_sync,
-            more_problems={
-                "pressure": pressure.problems,
-                **{kind: one.problems for kind, one in watches.items()},
-                "node": missing_nodes.problems,
-                "input": refused,
-                "cutover": functools.partial(takeover.look, opened),
-                **({"announce": speaker.problems} if speaker else {}),
-            },
+            more_problems={**problems, "cutover": functools.partial(takeover.look, opened)},
             speaker=speaker,
             compared=compared,
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,8 +17,6 @@ from lb.plan import Conflict
 from lb.rundir import RunDir, network_namespace
 from lb.served.health import HealthChecks
 from lb.served.http import Address, show
-from lb.served.missing_nodes import MissingNodes
-from lb.served.pressure import Pressure
 from lb.served.problems import Problem, Since, time_text
 from lb.served.repairs import Repairs
 from lb.served.starts import Starts
@@ -75,13 +73,12 @@ class Notes:
     hooks: gives what is to be noted of hooks, by name.
     source_health: gives how far each kind of object is in step.
     healthz: gives where ``/healthz`` is answered, None while it is not.
-    pressure: tells of tables that are too small.
-    missing_nodes: tells of Nodes that endpoints name and that are gone.
+    evicted: gives by map how many entries have made room, as they were counted last.
+    others: by kind, what tells of problems that neither the agent itself nor checks meet; may grow.
 
     Attributes
     ----------
     started: when the agent began, ISO 8601 in UTC.
-    also: what else tells of problems.
     """
 
     def __init__(
@@ -94,9 +91,8 @@ class Notes:
         source_health: Callable[[], Sequence[Health]],
         checks: HealthChecks,
         healthz: Callable[[], Address | None],
-        pressure: Pressure,
-        missing_nodes: MissingNodes,
-        also: Iterable[Callable[[], Sequence[Problem]]] = (),
+        evicted: Callable[[], Mapping[str, int]],
+        others: Mapping[str, Callable[[], Sequence[Problem]]],
     ) -> None:
         self._run_dir = run_dir
         self._config = config
@@ -107,12 +103,11 @@ class Notes:
         self._checks = checks
         self._healthz = healthz
         self._ready = Path(config.ready_file) if config.ready_file else None
-        self._pressure = pressure
-        self._missing_nodes = missing_nodes
+        self._evicted = evicted
+        self._others = others
         self._since = Since()
         self.started = time_text(time.time())
         self._starts = Starts(run_dir.notes())
-        self.also = [self._starts.problems, *also]
         self._last_sync: str | None = None
         self._complaints: dict[str, int | None] = {}
 
@@ -150,9 +145,8 @@ class Notes:
 
     def _notes(self, agent: AgentReport) -> dict[str, Any]:
         healthz = self._healthz()
-        told = (agent, self._checks, self._pressure, self._missing_nodes)
-        every = [*(one for each in told for one in each.problems()), *self._sources()]
-        every += [one for problems in self.also for one in problems()]
+        every = [*agent.problems(), *self._checks.problems(), *self._sources(), *self._starts.problems()]
+        every += [one for problems in self._others.values() for one in problems()]
         conflicts = agent.conflicts()
         return {
             "version": lb.__version__,
@@ -170,7 +164,7 @@ class Notes:
             "problems": self._since.noted(every[:MOST]),
             "problems_left_out": len(every[MOST:]),
             "repairs": agent.repairs.as_dict(),
-            "evicted": dict(self._pressure.seen),
+            "evicted": dict(self._evicted()),
             "conflicts": [one.as_dict() for one in conflicts[:MOST]],
             "conflicts_left_out": len(conflicts[MOST:]),
             "refusals": _first(agent.refusals()),

@@ -23,12 +23,9 @@ from lb.model import ObjectKey, Protocol
 from lb.plan import Conflict
 from lb.plan.types import BackendState, VipKind
 from lb.rundir import RunDir
-from lb.served.missing_nodes import MissingNodes
 from lb.served.notes import MOST, Notes
-from lb.served.pressure import Pressure
 from lb.served.problems import Problem
 from lb.served.repairs import Repairs
-from lb.state import ClusterState
 from tests.fake_maps import FakeMaps
 from tests.unit.pins_bench import LIMITS
 from tests.unit.plan_builders import NODE, RememberedClaims, backend, port_plan, service_plan, vip_key
@@ -94,8 +91,8 @@ def notes_writer(tmp_path: Path) -> Notes:
         source_health=list,
         checks=checks,
         healthz=lambda: None,
-        pressure=Pressure(dict),
-        missing_nodes=MissingNodes(ClusterState(), None),
+        evicted=dict,
+        others={},
     )
 
 
