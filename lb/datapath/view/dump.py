@@ -359,9 +359,10 @@ class _Reader:
         keys, values = live_flows(self._maps, version, self._now_ns)
         forward = keys["direction"] == Direction.FORWARD
         entries = []
-        for key, value in zip(keys[forward].tolist(), values[forward].tolist(), strict=True):
+        values = values[["src", "dst", "sport", "dport", "service", "state", "fins", "last_seen"]][forward]
+        for key, value in zip(keys[forward].tolist(), values.tolist(), strict=True):
             src, dst, sport, dport, protocol, *_ = key
-            new_src, new_dst, new_sport, new_dport, service, _, _, state, fins, _, _, _, last_seen = value
+            new_src, new_dst, new_sport, new_dport, service, state, fins, last_seen = value
             if not self._selected(service):
                 continue
             answered = state == FlowState.NEW and fins & FlowSign.ANSWERED
