@@ -483,6 +483,10 @@ def test_announce_arp_two_halves_have_an_owner_each_and_heal_to_one(
     eventually(lambda: served(segment, WEB), "the address is served")
 
 
+def answered_by(asking: Asker, node: str) -> bool:
+    return asking.owners(node_address(node)) == {node}
+
+
 def test_announce_arp_goes_on_without_the_api_server(
     make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -492,12 +496,15 @@ def test_announce_arp_goes_on_without_the_api_server(
     """
     folder = tmp_path_factory.mktemp("kubebuilder")
     (manifests := folder / "manifests").mkdir()
-    (manifests / "web.yaml").write_text(MANIFESTS)
+    (manifests / "web.yaml").write_text(MANIFESTS + OF_NODES)
     assets = make_assets(folder / "assets", controllers=False)
     lab = make_lab(manifests=manifests, nodes=2, announce=Announce.ARP, kubernetes=str(assets))
     with asker(lab) as asking:
         owner = asking.owner(WEB)
         [other] = others(lab, owner)
+        for node in lab.spec.node_names:  # as told by the API, where an agent would read its own Node alone
+            eventually(partial(answered_by, asking, node), f"{node} alone answers for its own address")
+            assert main(["audit", "--instance", lab.spec.instance(node)], out=io.StringIO()) == 0
         api = lab.api_host().api(patience=20)
         change = {"spec": {"unschedulable": True}}
         api.send("PATCH", NODES.object(ObjectKey("", owner)), body=change, content_type=MERGE)
