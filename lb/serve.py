@@ -19,7 +19,7 @@ import lb
 from lb import memory
 from lb.agent import Agent
 from lb.attachments import Attachments
-from lb.config import NODE_NAME, Announce, Config, Forward, Switch, split_address
+from lb.config import Announce, Config, Forward, Switch
 from lb.cutover.beginning import beside_kube_proxy
 from lb.cutover.first_start import FirstStart
 from lb.datapath.attach.netlink import InterfaceWatcher
@@ -49,6 +49,7 @@ from lb.served.pressure import Pressure
 from lb.served.problems import NEXT, Problem
 from lb.served.state_view import StateView
 from lb.served.supervisor import Supervisor
+from lb.setting_forms import NODE_NAME, split_address
 from lb.shadow import mode
 from lb.sources import Source, build_source
 from lb.state import ClusterState

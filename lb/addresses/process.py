@@ -15,11 +15,11 @@ from pathlib import Path
 from lb import memory
 from lb.addresses.pool import PoolsFile
 from lb.addresses.telemetry import Telemetry
-from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import read_file
 from lb.model import ObjectKey
 from lb.served.http import routes, serving
+from lb.setting_forms import split_address
 from lb.stop_event import stop_on_signals
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Options:
     kubeconfig, context: how to reach the Kubernetes API; both empty: as a pod.
     lease_namespace: where the Lease is; empty: the pod's, or kube-system.
     service_cidr: networks of cluster IPs, for manifests: of which families a Service is.
-    metrics_address: see :func:`lb.config.split_address`.
+    metrics_address: see :func:`lb.setting_forms.split_address`.
     """
 
     sources: tuple[str, ...]

@@ -13,13 +13,13 @@ from lb.bgp.bird import Bird, program
 from lb.bgp.peers import PeersFile
 from lb.bgp.speaker import Memory, Speaker
 from lb.bgp.status import SpeakerStatus
-from lb.config import split_address
 from lb.errors import ConfigError
 from lb.folders import PRIVATE, make
 from lb.rundir import RunDir
 from lb.served.api import as_json
 from lb.served.http import routes, serving
 from lb.served.servable import SPEAKER_PATH, Asked
+from lb.setting_forms import split_address
 from lb.stop_event import stop_on_signals
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Options:
 
     instance: whose agent is asked. peers: the file of :mod:`lb.bgp.peers`.
     router_id: an IPv4 address; empty: the node's first, or one that follows from its name.
-    metrics_address: see :func:`lb.config.split_address`.
+    metrics_address: see :func:`lb.setting_forms.split_address`.
     """
 
     instance: str

@@ -31,11 +31,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from lb.config import Config, Switch, split_address
+from lb.config import Config, Switch
 from lb.model import IPAddress, ObjectKey
 from lb.plan import HealthCheck
 from lb.served.http import Address, Answer, HttpServer, Request, Response, routes, show
 from lb.served.problems import Problem
+from lb.setting_forms import split_address
 
 _log = logging.getLogger(__name__)
 

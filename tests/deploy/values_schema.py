@@ -11,7 +11,7 @@ import enum
 import json
 from typing import Any
 
-from lb import config
+from lb import config, setting_forms
 from tests.deploy.conftest import ROOT
 
 FILE = ROOT / "deploy" / "helm" / "lbctl" / "values.schema.json"
@@ -25,13 +25,13 @@ def _whole(low: int, high: int) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high}
 
 
-KINDS: dict[config.Form, Schema] = {
-    config.ENTRIES: _whole(1, 2**31 - 1),
-    config.COUNT: _whole(0, 1_000_000),
-    config.RATE: _whole(0, 1_000_000),
-    config.PORT: _whole(1, 65_535),
-    config.SECONDS: {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9},
-    config.LEVEL: {"type": "string", "enum": ["debug", "info", "warning", "error"]},
+KINDS: dict[setting_forms.Form, Schema] = {
+    setting_forms.ENTRIES: _whole(1, 2**31 - 1),
+    setting_forms.COUNT: _whole(0, 1_000_000),
+    setting_forms.RATE: _whole(0, 1_000_000),
+    setting_forms.PORT: _whole(1, 65_535),
+    setting_forms.SECONDS: {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9},
+    setting_forms.LEVEL: {"type": "string", "enum": ["debug", "info", "warning", "error"]},
 }
 
 

@@ -12,9 +12,10 @@ import pytest
 from lb import folders
 from lb.cli import settings
 from lb.cli.grammar import actions
-from lb.config import SWITCH, Config, Limits, UplinkMode, split_address
+from lb.config import SWITCH, Config, Limits, UplinkMode
 from lb.config import settings as all_settings
 from lb.errors import ConfigError
+from lb.setting_forms import split_address
 
 
 def parse(*argv: str) -> argparse.Namespace:

@@ -9,7 +9,8 @@ from typing import Any, get_type_hints
 
 from lb.cli.grammar import parts
 from lb.cli.grammar.parts import Commands, command, formed, process, verbs
-from lb.config import LISTEN_ADDRESS, NETWORKS, SWITCH, Config, Setting, Switch, settings
+from lb.config import SWITCH, Config, Setting, Switch, settings
+from lb.setting_forms import LISTEN_ADDRESS, NETWORKS
 
 CONFIG_VARIABLE = "LBCTL_CONFIG"
 

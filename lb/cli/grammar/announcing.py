@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lb.cli.grammar import parts
 from lb.cli.grammar.parts import Commands, command, formed, process, verbs
-from lb.config import INSTANCE, LISTEN_ADDRESS
+from lb.setting_forms import INSTANCE, LISTEN_ADDRESS
 
 
 def announce(commands: Commands) -> None:

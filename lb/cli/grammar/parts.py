@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from lb.cli.command import COMMANDS
 
 if TYPE_CHECKING:
-    from lb.config import Form
+    from lb.setting_forms import Form
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from lb.config import ALL, NONE, PRIMARY, Config
+from lb.config import Config
 from lb.datapath.attach.hooks import Role, Selection, primary_address
 from lb.datapath.attach.netlink import Interface, Netlink
 from lb.datapath.attach.netns import Listener, listening
@@ -15,6 +15,7 @@ from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import FAMILIES, IfaceFlag
 from lb.model import IPAddress, IPNetwork, Node
 from lb.plan.types import Topology, VipKey
+from lb.setting_forms import ALL, NONE, PRIMARY
 
 FIRST_UNPRIVILEGED = 1024
 """The first port that any user may listen on, as Linux has it by default (ip_unprivileged_port_start)."""
