@@ -177,32 +177,23 @@ def announce_metrics(figures: Mapping[str, int]) -> Iterator[Metric]:
 
     figures: those of :class:`lb.segment.speaker.Figures`, by name.
     """
-    yield GaugeMetricFamily(
-        "lbctl_announced_addresses",
-        "Load-balancer addresses that this node answers for, in ARP and neighbour discovery.",
-        value=figures["owned"],
-    )
+    for name, figure, text in (
+        ("announced_addresses", "owned", "Load-balancer addresses that this node answers for, in ARP and"
+         " neighbour discovery."),
+        ("segment_members", "members", "Other nodes that this node hears on its segments, and that may own"
+         " addresses."),
+        ("address_rivals", "rivals", "Owned addresses that a host which is no such node has claimed within"
+         " the last minute."),
+        ("unanswered_addresses", "unanswered", "Load-balancer addresses that no node answers for, by what"
+         " this node hears on its segments."),
+    ):  # fmt: skip
+        yield GaugeMetricFamily(f"lbctl_{name}", text, value=figures[figure])
     yield family(
         CounterMetricFamily,
         "lbctl_owner_changes",
         "How often this node took an address, and how often it ceased to own one.",
         ["change"],
-        ((["taken"], figures["taken"]), (["ended"], figures["ended"])),
-    )
-    yield GaugeMetricFamily(
-        "lbctl_segment_members",
-        "Other nodes that this node hears on its segments, and that may own addresses.",
-        value=figures["members"],
-    )
-    yield GaugeMetricFamily(
-        "lbctl_address_rivals",
-        "Owned addresses that a host which is no such node has claimed within the last minute.",
-        value=figures["rivals"],
-    )
-    yield GaugeMetricFamily(
-        "lbctl_unanswered_addresses",
-        "Load-balancer addresses that no node answers for, by what this node hears on its segments.",
-        value=figures["unanswered"],
+        (([change], figures[change]) for change in ("taken", "ended")),
     )
 
 
