@@ -178,16 +178,16 @@ def announce_metrics(figures: Mapping[str, int]) -> Iterator[Metric]:
     figures: those of :class:`lb.segment.speaker.Figures`, by name.
     """
     for name, figure, text in (
-        ("announced_addresses", "owned", "Load-balancer addresses that this node answers for, in ARP and"
-         " neighbour discovery."),
-        ("segment_members", "members", "Other nodes that this node hears on its segments, and that may own"
-         " addresses."),
-        ("address_rivals", "rivals", "Owned addresses that a host which is no such node has claimed within"
-         " the last minute."),
-        ("unanswered_addresses", "unanswered", "Load-balancer addresses that no node answers for, by what"
-         " this node hears on its segments."),
+        ("lbctl_announced_addresses", "owned", "Load-balancer addresses that this node answers for, in ARP"
+         " and neighbour discovery."),
+        ("lbctl_segment_members", "members", "Other nodes that this node hears on its segments, and that may"
+         " own addresses."),
+        ("lbctl_address_rivals", "rivals", "Owned addresses that a host which is no such node has claimed"
+         " within the last minute."),
+        ("lbctl_unanswered_addresses", "unanswered", "Load-balancer addresses that no node answers for, by"
+         " what this node hears on its segments."),
     ):  # fmt: skip
-        yield GaugeMetricFamily(f"lbctl_{name}", text, value=figures[figure])
+        yield GaugeMetricFamily(name, text, value=figures[figure])
     yield family(
         CounterMetricFamily,
         "lbctl_owner_changes",
