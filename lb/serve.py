@@ -292,11 +292,13 @@ def load_programs(config: Config, pins: Pins) -> loader.Loaded:
 
     Raises CompileError, BpfError: clang or the kernel refused.
     """
+    programs = loader.PROGRAMS
+    if config.shadow is Switch.ON:
+        programs = loader.SHADOW_PROGRAMS
+    elif config.forward is Forward.SNAT:
+        programs = loader.PROGRAMS_WITHOUT_DIRECT
     loaded = loader.load(
-        pins,
-        config.limits,
-        traffic_counters=config.traffic_counters is Switch.ON,
-        programs=loader.SHADOW_PROGRAMS if config.shadow is Switch.ON else loader.PROGRAMS,
+        pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON, programs=programs
     )
     how = "compiled" if loaded.compiled else "as pinned, nothing to compile"
     _log.info("programs %s: %s", loaded.fingerprint, how)

@@ -108,6 +108,14 @@ PROGRAMS: Mapping[str, Program] = dict(_programs())
 :mod:`lb.datapath.attach.sockets` attach, and those of the steps, which the others enter."""
 
 
+_DIRECT_STEPS = ("direct_in", "direct_out", "former")
+
+PROGRAMS_WITHOUT_DIRECT: Mapping[str, Program] = {
+    name: program for name, program in PROGRAMS.items() if not name.endswith(_DIRECT_STEPS)
+}
+"""Those of a node without direct return, whose steps (bpf/direct.h) are a quarter of the verifier's work."""
+
+
 _SHADOW_STEPS = ("INGRESS", "EGRESS", "CONNECT", "OWNER", "WEIGH")
 _SHADOW_CALLS = ("lb_sock_connect", "lb_sock_sendmsg", "lb_sock_connect_mapped")
 
@@ -292,7 +300,7 @@ def fingerprint(
     parts = [
         build.fingerprint(bpf_dir),
         sorted(sizes.items()),
-        sorted(sources(programs)),
+        sorted(programs),
         platform.release(),
         features.may_ask_module(),
     ]

@@ -121,13 +121,17 @@ class Shadow(Closing):
         return maps
 
     def _load(self, directory: Path, hooks: list[str], versions: set[int]) -> Mapping[str, FD]:
-        """Load the programs of the hooks, their twins, and the steps that they may go on in."""
+        """Load the programs of the hooks, their twins, and the steps that they may go on in.
+
+        The steps of direct return are pinned only where it is on.
+        """
         sources = {PROGRAMS[name].source for name in hooks}
         steps = len(layouts.HOOKS)
         wanted = {
             name: program
             for name, program in PROGRAMS.items()
-            if program.source in sources and (name in hooks or program.number >= steps)
+            if program.source in sources
+            and (name in hooks or (program.number >= steps and (directory / name).exists()))
         }
         pinned = {
             (name, version): _info(directory / loader.pin_name(name, version))
