@@ -25,8 +25,8 @@ from lb.datapath.maps import layouts
 from lb.datapath.programs import build
 from lb.datapath.programs.loops import INSN
 
-VERSIONS = (14, 16, 18, 19)
-"""Those inside the bcc of Debian 12 (14), Ubuntu 24.04 (18) and Debian 13 (19), and one in between."""
+VERSIONS = (14, 18, 19)
+"""Those inside the bcc of Debian 12 (14), Ubuntu 24.04 (18) and Debian 13 (19)."""
 
 BCCS_OWN_WARNINGS = (
     "-Wno-address-of-packed-member",
