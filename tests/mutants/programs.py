@@ -77,17 +77,20 @@ def batches(mutants: Iterable[Mutant], size: int) -> Iterator[list[Mutant]]:
         yield waiting
 
 
-def made(mutants: Sequence[Mutant], version: int) -> list[Made]:
-    """Compile mutants, in as many parts as it takes: switches take some of a program's stack, 512 bytes."""
+def made(mutants: Sequence[Mutant], version: int, *, switch: bool = True) -> list[Made]:
+    """Compile mutants, in as many parts as it takes: switches take some of a program's stack, 512 bytes.
+
+    The last part is one mutant without a switch. switch: False: it is that already.
+    """
     held, refused = list(mutants), list[Mutant]()
     with tempfile.TemporaryDirectory(prefix="lbctl-mutants-") as folder:
         bpf_dir = Path(folder) / "bpf"
         shutil.copytree(layouts.BPF_DIR, bpf_dir)
-        numbers, alone = _written(bpf_dir, held)
+        numbers, alone = _written(bpf_dir, held, switch)
         while wrong := _wrong(bpf_dir, version, numbers):
             refused += wrong
             held = [each for each in held if each not in wrong]
-            numbers, alone = _written(bpf_dir, held)
+            numbers, alone = _written(bpf_dir, held, switch)
         nothing = Made(version, {}, {}, refused)
         if not held:
             return [nothing]
@@ -102,8 +105,10 @@ def made(mutants: Sequence[Mutant], version: int) -> list[Made]:
                 done = None
     if done:
         return [done]
-    if len(held) == 1:
+    if len(held) == 1 and alone:
         return [replace(nothing, refused=[*refused, *held])]
+    if len(held) == 1:
+        return [nothing, *made(held, version, switch=False)]
     middle = len(held) // 2
     return [nothing, *made(held[:middle], version), *made(held[middle:], version)]
 
@@ -116,10 +121,10 @@ def _loads(made: Made) -> bool:
     return became == "survived"
 
 
-def _written(bpf_dir: Path, mutants: Sequence[Mutant]) -> tuple[dict[int, Mutant], bool]:
+def _written(bpf_dir: Path, mutants: Sequence[Mutant], switch: bool) -> tuple[dict[int, Mutant], bool]:
     """Write the mutants into a copy of bpf/; return them by their switches, and whether it is one without."""
     texts = sources()
-    changed, held = together(mutants, texts)
+    changed, held = together(mutants if switch else [], texts)
     alone = not held and bool(mutants)
     if alone:
         (mutant,) = mutants

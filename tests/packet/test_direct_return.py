@@ -268,11 +268,15 @@ def with_chance(
 
 @each_program
 def test_direct_second_chance_is_named_where_the_packet_comes_in(datapath: Datapath, program: str) -> None:
-    """In mid-connection, without a flow: today's choice gets the packet, and is told of the former one."""
+    """In mid-connection, without a flow: today's choice gets the packet, and is told of the former one.
+
+    That is the last other one: the set between them names today's, too.
+    """
     other = (p.BACKEND_REMOTE_2, TARGET_PORT)
-    client = client_of(p.BACKEND_REMOTE_2, p.BACKEND_REMOTE)
-    datapath.apply(service(p.BACKEND_REMOTE, direct=True))
-    datapath.apply(service(p.BACKEND_REMOTE, p.BACKEND_REMOTE_2, direct=True))
+    hosts = (p.BACKEND_REMOTE, p.BACKEND_REMOTE_2, "10.0.2.20")
+    client = client_of(p.BACKEND_REMOTE_2, p.BACKEND_REMOTE, hosts[2])
+    for count in range(1, len(hosts) + 1):
+        datapath.apply(service(*hosts[:count], direct=True))
     frame = p.tcp(p.FROM_CLIENT, client, VIP, "A", p.PAYLOAD)
     for reason in ("NEW_DIRECT", "FLOW_HIT"):
         result = datapath.run(program, frame)

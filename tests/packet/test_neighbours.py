@@ -141,7 +141,7 @@ def test_neighbours_of_an_owned_address_are_answered(owner: Datapath, program: s
 
 
 @each_program
-@pytest.mark.parametrize("family", [6], indirect=True)
+@pytest.mark.parametrize("family", [6], indirect=True, ids=["ipv6"])
 def test_neighbours_ask_from_link_local_addresses_and_without_options(owner: Datapath, program: str) -> None:
     check_answered(owner, program, question(source="fe80::50"), answer(to="fe80::50"))
     check_answered(owner, program, question(source="fe80::50", to=p.NODE1_MAC), answer(to="fe80::50"))

@@ -164,7 +164,7 @@ def test_services_that_are_each_others_endpoint_end_after_four_turns(
 
 
 @both_uplinks
-@pytest.mark.parametrize("family", [4], indirect=True)  # pyroute2 writes no other tuples
+@pytest.mark.parametrize("family", [4], indirect=True, ids=["ipv4"])  # pyroute2 writes no other tuples
 @pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
 def test_own_connections_of_a_pod_that_the_node_masquerades(
     datapath: Datapath, program: str, protocol: Protocol

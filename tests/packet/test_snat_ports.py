@@ -257,7 +257,7 @@ def _age(datapath: Datapath, seconds: float) -> None:
     ("ends", "later", "keeps_port"),
     [
         (["answer FA", "send FA", "answer A"], TIME_WAIT - 1, False),
-        (["answer FA", "send FA", "answer A"], TIME_WAIT + 1, True),
+        (["answer FA", "send FA", "answer A"], TIME_WAIT + 0.5, True),
         (["send FA", "answer FA", "send A"], TIME_WAIT - 1, False),
         (["send RA"], TIME_WAIT - 1, True),
         (["answer FA", "send RA"], TIME_WAIT - 1, True),
