@@ -111,7 +111,7 @@ OF_PYTHON: dict[str, tuple[str, ...]] = {
     ),
     "lb/datapath/sync": (
         *("unit/test_reconcile", "unit/test_reconcile_failures", "unit/test_reconcile_restart"),
-        *("unit/test_pools", "unit/test_gone_vips"),
+        *("unit/test_pools", "unit/test_gone_vips", "unit/test_direct_return"),
         *("unit/test_audit", "golden", "unit/test_reconcile_kernel", "unit/test_service_metrics"),
         *("unit/test_metrics", "unit/test_top", "unit/test_dump", "packet/test_slot_reuse"),
         *("packet/test_first_endpoint", "packet/test_service_gone", "packet/test_accounts"),
