@@ -328,16 +328,13 @@ static __always_inline bool decide_first(ctx_t *ctx, struct work *work, const st
 static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *work,
 						     const struct settings *settings, struct note *note)
 {
+	const struct vip *vip = &note->vip;
 	struct packet *pkt = &work->pkt;
-	const struct vip *vip;
 	struct ethhdr eth;
 
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return drop(REASON_REWRITE_FAILED);
-	vip = lookup_vip(&pkt->tuple);
-	if (!vip) /* gone in this moment */
-		return drop(REASON_NO_BACKEND);
 	if (unlikely(get_cutover() == CUTOVER_LEAVE))
 		return pass(REASON_OWN_CONNECTION);
 	if (!note->asked && may_be_owned(pkt, vip, note, settings)) {
@@ -370,22 +367,19 @@ static __always_inline int connect(ctx_t *ctx)
  * read. */
 static __always_inline bool weigh_for(ctx_t *ctx, struct packet *pkt, struct note *note)
 {
+	const struct vip *vip = &note->vip;
 	struct backend_set set;
-	const struct vip *vip;
 	u32 hash;
 
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return false;
-	vip = lookup_vip(&pkt->tuple);
 	note->weighed = true;
-	if (vip) {
-		set = offered_set(vip, note->side);
-		hash = hash_tuple(&pkt->tuple);
-		hash = note->attempt ? hash_words(hash, note->attempt, 0)
-				     : hash_choice(vip, &pkt->tuple.src, hash, bpf_ktime_get_ns());
-		note->row = weigh(&set, hash);
-	}
+	set = offered_set(vip, note->side);
+	hash = hash_tuple(&pkt->tuple);
+	hash = note->attempt ? hash_words(hash, note->attempt, 0)
+			     : hash_choice(vip, &pkt->tuple.src, hash, bpf_ktime_get_ns());
+	note->row = weigh(&set, hash);
 	return true;
 }
 

@@ -180,6 +180,7 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 	const struct settings *settings;
 	u32 bytes = ctx_len(ctx);
 	const struct flow_entry *e;
+	const struct vip *vip;
 	struct tuple t;
 	u8 later = 0;
 
@@ -198,7 +199,8 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 			return OURS;
 		return fast_send(ctx, note, &t, e, WAY_OF_PATH, REASON_REPLY);
 	}
-	if (!lookup_vip(&t)) {
+	vip = lookup_vip(&t);
+	if (!vip) {
 		if (note->side == INSIDE && unlikely(settings->redirect)) {
 			e = fast_lookup(&t, DIR_REPLY);
 			if (e && e->path == PATH_REDIRECT)
@@ -210,8 +212,10 @@ static __always_inline int fast_ingress(ctx_t *ctx, const struct note *note)
 							: finish(note->hook, pass(REASON_NOT_VIP), bytes);
 	}
 	e = fast_lookup(&t, DIR_FORWARD);
-	if (!e)
+	if (!e) {
+		note_vip(vip);
 		return is_martian(&t.src) ? SLOW : FIRST;
+	}
 	if (later || !settled(e, DIR_FORWARD) ||
 	    (t.protocol == IPPROTO_UDP && !backend_alive(e->backend, e->generation, e->service)))
 		return OURS;

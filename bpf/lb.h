@@ -103,6 +103,7 @@ static __always_inline bool decide_request(ctx_t *ctx, const struct packet *pkt,
 		}
 		d->stale = true;
 	}
+	note_vip(vip);
 	if (likely(pkt->piece != PIECE_LATER))
 		decide(d, ACTION_CONNECT, REASON_NOT_VIP);
 	else if (!is_left_alone(vip))

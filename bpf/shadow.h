@@ -204,7 +204,6 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 	const struct settings *settings = get_settings();
 	struct work *work = get_work();
 	struct note *note = get_note();
-	const struct vip *vip;
 	struct packet *pkt;
 
 	if (!note || !settings || !work)
@@ -213,14 +212,11 @@ static __always_inline int shadow_connect(ctx_t *ctx)
 	pkt->l3 = note->l3;
 	if (parse(ctx, pkt) != PARSED)
 		return leave(ctx, note, REASON_NOT_VIP);
-	vip = lookup_vip(&pkt->tuple);
-	if (!vip)
-		return leave(ctx, note, REASON_NOT_VIP);
-	if (!note->asked && may_be_owned(pkt, vip, note, settings)) {
+	if (!note->asked && may_be_owned(pkt, &note->vip, note, settings)) {
 		next_step(ctx, STEP_OWNER);
 		return leave(ctx, note, REASON_STEP_MISSING);
 	}
-	if (!decide_first(ctx, work, vip, settings, note))
+	if (!decide_first(ctx, work, &note->vip, settings, note))
 		return leave(ctx, note, REASON_STEP_MISSING);
 	record_decision(work, note);
 	return leave(ctx, note, work->d.reason);

@@ -21,6 +21,16 @@ static __always_inline void next_step(ctx_t *ctx, u32 step)
 	tail_call(ctx, MAP(FD_programs), (FAMILY == 6 ? PROGRAMS_PER_FAMILY : 0) + step);
 }
 
+/* Tell STEP_CONNECT which VIP the packet is for: it need not look again. */
+static __always_inline void note_vip(const struct vip *vip)
+{
+	struct note *note = get_note();
+
+	if (note)
+		note->vip = *vip;
+}
+
+/* But for the VIP, see note_vip(). */
 static __always_inline bool write_note(const struct note *what)
 {
 	struct note *note = get_note();

@@ -423,7 +423,8 @@ struct note {
 	u8 looked;  /* `former` is set: former.h has looked for it */
 	u8 after;   /* enum step: where former.h goes on */
 	u8 pad[2];
-	u32 former; /* id of the backend that an older set names; 0: the present set names the same */
+	u32 former;	/* id of the backend that an older set names; 0: the present set names the same */
+	struct vip vip; /* STEP_CONNECT: the VIP that the packet is for, as it was found */
 };
 
 /* The packets that programs send in answer to one. */
