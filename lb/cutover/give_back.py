@@ -34,7 +34,7 @@ from lb.datapath.attach import hooks, sockets
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps.expiry import live_flows
+from lb.datapath.maps.expiry import live_connections
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, Cutover, FlowSign, FlowState
 from lb.model import Protocol
@@ -78,7 +78,7 @@ def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
     found: list[Move] = []
     left: Counter[str] = Counter()
     for version in FAMILIES:
-        for move in moves.moves_back(*live_flows(maps, version, time.monotonic_ns())):
+        for move in moves.moves_back(*live_connections(maps, version, time.monotonic_ns())):
             if move.client.protocol is Protocol.SCTP and not all(move.tags):
                 left[TAGS] += 1
             else:
