@@ -71,8 +71,9 @@
 #define NULL ((void *)0)
 #endif
 
-/* Has this kernel the feature? 1 or 0, put in by the loader: see lb/datapath/programs/features.py. So what is
- * compiled is the same for every kernel; the verifier leaves out what is never reached. */
+/* Has this kernel the feature? 1 or 0, or a number that tells more, put in by the loader: see
+ * lb/datapath/programs/features.py. So what is compiled is the same for every kernel; the verifier leaves out
+ * what is never reached. */
 #define HAS(feature) ((u64)bpf_pseudo_fd(0, HAS_##feature))
 
 #define NSEC_PER_SEC 1000000000ULL

@@ -34,6 +34,16 @@ static __always_inline __sum16 csum_update(__sum16 check, u64 delta)
 	return (__sum16)~fold16((u16)~check + delta);
 }
 
+/* Update the checksum of TCP or UDP, whose 0 is none: RFC 768. */
+static __always_inline void update_l4_field(__sum16 *check, bool udp, u64 delta)
+{
+	if (udp && !*check)
+		return;
+	*check = csum_update(*check, delta);
+	if (udp && !*check)
+		*check = 0xffff;
+}
+
 /* Sum of len bytes, a constant multiple of 4. */
 static __always_inline u64 sum_bytes(const void *data, u32 len)
 {

@@ -135,6 +135,23 @@ static __always_inline bool ctx_unwrap(ctx_t *ctx, u32 len)
 	return !bpf_skb_adjust_room(ctx, -(s32)len, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
 }
 
+/* A function of the kernel, which the verifier replaces by nothing: see HAS(). */
+static const u8 *(*cast_to_kern_ctx)(const void *ctx) = (void *)KFUNC_bpf_cast_to_kern_ctx;
+
+#define CHECKSUM_COMPLETE 2 /* in skb->ip_summed: the device has summed the packet. 3: it is yet to do so */
+
+/* Is the packet's checksum a field like any other, of which the kernel knows nothing? In doubt it is not.
+ * Where programs may read the kernel's own sk_buff it costs nothing to know. IP_SUMMED: 1 + the number of the
+ * bit at which `ip_summed` is there. */
+static __always_inline bool ctx_sum_is_plain(const ctx_t *ctx)
+{
+	u64 at = HAS(IP_SUMMED);
+
+	if (!at--)
+		return false;
+	return (cast_to_kern_ctx(ctx)[at >> 3] >> (at & 7) & 3) < CHECKSUM_COMPLETE;
+}
+
 /* Where the device has summed the whole packet (CHECKSUM_COMPLETE), the kernel takes the pseudo header's
  * delta out of that sum, since IPv4 compensates it in the header's own checksum. IPv6 has none: put it back.
  * On any other packet bpf_csum_update does nothing. */
@@ -144,6 +161,12 @@ static __always_inline bool ctx_update_l4_csum(ctx_t *ctx, u32 csum_off, bool ud
 	u32 shift = fold32(pseudo);
 	u16 before, after, unequal = fold16(pseudo);
 
+	if (likely(ctx_sum_is_plain(ctx))) {
+		if (!ctx_load(ctx, csum_off, &before, sizeof(before)))
+			return false;
+		update_l4_field(&before, udp, pseudo + rest);
+		return ctx_store(ctx, csum_off, &before, sizeof(before));
+	}
 	if (!ctx_load(ctx, csum_off, &before, sizeof(before)) ||
 	    bpf_l4_csum_replace(ctx, csum_off, 0, shift, flags | BPF_F_PSEUDO_HDR))
 		return false;

@@ -145,11 +145,7 @@ static __always_inline bool ctx_update_l4_csum(ctx_t *ctx, u32 csum_off, bool ud
 
 	if (!ctx_load(ctx, csum_off, &check, sizeof(check)))
 		return false;
-	if (udp && !check)
-		return true; /* RFC 768: the sender made none */
-	check = csum_update(check, pseudo + rest);
-	if (udp && !check)
-		check = 0xffff;
+	update_l4_field(&check, udp, pseudo + rest);
 	return ctx_store(ctx, csum_off, &check, sizeof(check));
 }
 

@@ -49,7 +49,7 @@ def _spare_open_connections(maps: Maps) -> None:
         return
     maps.array("cutover")[0] = Cutover.TAKE
     with features.kernel_functions() as functions:
-        may_ask = bool(functions.ids)
+        may_ask = functions.may_ask
     if may_ask:
         _log.info("%s: its open connections are left to netfilter until lbctl cutover", traces[0])
     else:

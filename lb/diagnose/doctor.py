@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Probes:
     missing_privileges: Callable[[], list[str]] = lambda: privileges.missing(privileges.effective())
     required: Callable[[], list[Need]] = features.required
     at_sockets: Callable[[], list[Need]] = features.at_sockets
-    optional: Callable[[], dict[str, bool]] = features.optional
+    optional: Callable[[], Mapping[str, int]] = features.optional
     netns_cookie: Callable[[], int] = sockets.netns_cookie
     mountinfo: Callable[[], str] = _MOUNTINFO.read_text
     mounts: Callable[[], str] = sockets.MOUNTS.read_text
@@ -118,7 +118,7 @@ def needs(tried: Sequence[Need]) -> Iterator[Check]:
             )
 
 
-def socket_hooks(tried: Sequence[Need], netns_cookie: int, optional: dict[str, bool]) -> Check:
+def socket_hooks(tried: Sequence[Need], netns_cookie: int, optional: Mapping[str, int]) -> Check:
     """Tell whether processes of the node are served at the socket."""
     lacking = [f"{need.what} (Linux {need.since})" for need in tried if not need.met]
     if not netns_cookie:

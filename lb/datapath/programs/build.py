@@ -288,9 +288,9 @@ def useful_lines(stderr: str, last: int = 40) -> str:
 
 
 def relocate(
-    code: bytes, fds: Mapping[str, int], has: Mapping[str, bool], functions: KernelFunctions = NO_FUNCTIONS
+    code: bytes, fds: Mapping[str, int], has: Mapping[str, int], functions: KernelFunctions = NO_FUNCTIONS
 ) -> bytes:
-    """Return the instructions with a file descriptor in place of each map's mark, and 1 or 0 of a feature's.
+    """Return the instructions with a file descriptor in place of each map's mark, and a feature's number.
 
     fds: by name in C; has: by name, of each of OPTIONAL. functions: the kernel's functions that the code
     calls; where one is missing the call is never reached, and is one of a helper.
@@ -305,7 +305,7 @@ def relocate(
         known = name in functions.ids
         rows["imm"][here] = functions.ids[name] if known else _KTIME_GET_NS
         rows["registers"][here] = _PSEUDO_KFUNC << 4 if known else 0
-        rows["offset"][here] = functions.place if known else 0
+        rows["offset"][here] = functions.place(name) if known else 0
     for at in _map_loads(rows):
         rows["imm"][at] = fds[MAP_NAMES[int(rows["imm"][at]) - MAP_MARK]]
     return rows.tobytes()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,11 +26,13 @@ from lb.errors import BpfError
 FLOOR = (5, 10)
 """The oldest kernel that is tested: major and minor number."""
 
-OPTIONAL = ("SET_RETVAL", "CONNTRACK")
+OPTIONAL = ("SET_RETVAL", "CONNTRACK", "IP_SUMMED")
 """What C asks for by ``HAS(NAME)``."""
 
-KERNEL_FUNCTIONS = ("bpf_skb_ct_lookup", "bpf_xdp_ct_lookup", "bpf_ct_release")
-"""The functions of the kernel that C calls, where it has CONNTRACK: as ``KFUNC_name``."""
+CONNTRACK_FUNCTIONS = ("bpf_skb_ct_lookup", "bpf_xdp_ct_lookup", "bpf_ct_release")
+CAST = "bpf_cast_to_kern_ctx"
+KERNEL_FUNCTIONS = (*CONNTRACK_FUNCTIONS, CAST)
+"""The functions of the kernel that C calls, where it has CONNTRACK and IP_SUMMED: as ``KFUNC_name``."""
 
 _MODULE = "nf_conntrack"
 _LOOKUPS = ((ProgType.SCHED_CLS, "bpf_skb_ct_lookup"), (ProgType.XDP, "bpf_xdp_ct_lookup"))
@@ -193,8 +196,8 @@ def at_sockets() -> list[Need]:
     return needs
 
 
-def optional(functions: KernelFunctions | None = None) -> dict[str, bool]:
-    """Tell for each of :data:`OPTIONAL` whether this kernel has it.
+def optional(functions: KernelFunctions | None = None) -> dict[str, int]:
+    """Tell for each of :data:`OPTIONAL` whether this kernel has it, 1 or 0; of IP_SUMMED what C asks for.
 
     functions: those that programs may call; None: find out.
     """
@@ -203,7 +206,8 @@ def optional(functions: KernelFunctions | None = None) -> dict[str, bool]:
             return optional(found)
     return {
         "SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0,
-        "CONNTRACK": bool(functions.ids),
+        "CONNTRACK": functions.may_ask,
+        "IP_SUMMED": functions.ip_summed,
     }
 
 
@@ -211,11 +215,13 @@ def optional(functions: KernelFunctions | None = None) -> dict[str, bool]:
 class KernelFunctions:
     """Those of :data:`KERNEL_FUNCTIONS` that programs may call. Use it as a context manager.
 
-    ids: their BTF ids. module: the descriptor of the type information that has them; None: the kernel's own.
+    ids: their BTF ids. module: the descriptor of the type information that has those of conntrack; None: the
+    kernel's own. ip_summed: 1 + the bit of that member in struct sk_buff; 0: programs may not read it.
     """
 
     ids: Mapping[str, int] = field(default_factory=dict)
     module: bpf.FD | None = None
+    ip_summed: int = 0
 
     def __enter__(self) -> KernelFunctions:
         return self
@@ -225,9 +231,18 @@ class KernelFunctions:
             self.module.close()
 
     @property
-    def place(self) -> int:
-        """What an instruction that calls one of them has in its field `off`: a place in fds."""
-        return 1 if self.module else 0
+    def may_ask(self) -> bool:
+        """Whether programs may ask netfilter's conntrack."""
+        return CONNTRACK_FUNCTIONS[0] in self.ids
+
+    def place(self, name: str) -> int:
+        """Return what an instruction that calls a function has in its field `off`: a place in fds."""
+        return 1 if self.module and name != CAST else 0
+
+    def without_module(self) -> KernelFunctions:
+        """Return those that programs may call who have no right to a module's."""
+        kept = {name: ident for name, ident in self.ids.items() if not self.place(name)}
+        return KernelFunctions(kept, None, self.ip_summed)
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -244,27 +259,38 @@ def may_ask_module() -> bool:
 
 
 def kernel_functions() -> KernelFunctions:
-    """Return the functions of the kernel that C calls; none unless programs may call all of them.
+    """Return the functions of the kernel that C calls; of those of conntrack none unless it may call all.
 
     A kernel whose netfilter is a module (Debian's) has them in the module's type information. To be given
     that takes CAP_SYS_ADMIN; a module that is not loaded has none.
     """
+    cast, ip_summed = _reading_sk_buff()
     for module in (None, _MODULE):
         path = btf.FOLDER / module if module else btf.VMLINUX
         if module and not path.exists():
             continue
-        ids = btf.function_ids(KERNEL_FUNCTIONS, path, btf.VMLINUX if module else None)
-        if len(ids) < len(KERNEL_FUNCTIONS):
+        ids = btf.function_ids(CONNTRACK_FUNCTIONS, path, btf.VMLINUX if module else None)
+        if len(ids) < len(CONNTRACK_FUNCTIONS):
             continue
         try:
             fd = bpf.module_btf(module) if module else None
         except BpfError:
             continue
-        found = KernelFunctions(ids, fd)
+        found = KernelFunctions(ids | cast, fd, ip_summed)
         if not any(_load(kind, _ct_lookup(found, name), found.fds) for kind, name in _LOOKUPS):
             return found
         found.__exit__()
-    return NO_FUNCTIONS
+    return KernelFunctions(cast, None, ip_summed)
+
+
+def _reading_sk_buff() -> tuple[dict[str, int], int]:
+    """Return by which function programs may read the kernel's own sk_buff, and 1 + the bit of `ip_summed`."""
+    cast = btf.function_ids([CAST])
+    bit = btf.bit_of("sk_buff", "ip_summed") if cast and sys.byteorder == "little" else None
+    if bit is None:
+        return {}, 0
+    code = call_kernel(cast[CAST]) + _instruction(0x71, offset=bit // 8) + _RETURN_1  # r0 = a byte of r0
+    return (cast, bit + 1) if not _load(ProgType.SCHED_CLS, code) else ({}, 0)
 
 
 def call_kernel(ident: int, place: int = 0) -> bytes:
@@ -286,10 +312,10 @@ def _ct_lookup(functions: KernelFunctions, name: str) -> bytes:
             _instruction(0xBF, 4 | 10 << 4),  # r4 = the options
             _instruction(0x07, 4, value=-24),
             _instruction(0xB7, 5, value=12),
-            call_kernel(functions.ids[name], functions.place),
+            call_kernel(functions.ids[name], functions.place(name)),
             _instruction(0x15, 0, 2),  # if r0 == 0 goto the end
             _instruction(0xBF, 1),  # r1 = r0
-            call_kernel(functions.ids["bpf_ct_release"], functions.place),
+            call_kernel(functions.ids["bpf_ct_release"], functions.place("bpf_ct_release")),
             _RETURN_1,
         )
     )

@@ -159,7 +159,7 @@ class Shadow(Closing):
             return loader.load_program(program, name, made, 0, functions.fds)
 
         # Where netfilter is a module the agent may have had no right to its functions.
-        for allowed in (functions, features.NO_FUNCTIONS) if functions.module else (functions,):
+        for allowed in (functions, functions.without_module()) if functions.module else (functions,):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 loads = {key: pool.submit(load, *key, allowed) for key in pinned}
             loaded = {key: self._stack.enter_context(each.result()) for key, each in loads.items()}
