@@ -16,7 +16,12 @@ from typing import Protocol
 from bench import plots, results
 from bench.results import Result
 
-SECTIONS = {"packet": "bench.packet_cost", "traffic": "bench.lab_traffic", "control": "bench.control_plane"}
+SECTIONS = {
+    "packet": "bench.packet_cost",
+    "growth": "bench.growth",
+    "traffic": "bench.lab_traffic",
+    "control": "bench.control_plane",
+}
 """Each section's module: it has a function ``measure(quick)``, and is imported only when it is asked for."""
 
 

@@ -255,7 +255,7 @@ def measure(quick: bool) -> list[Result]:
     for size, rounds in rounds_of.items():
         values: dict[tuple[str, str], list[float]] = {}
         for _ in range(rounds):
-            for figure in _in_a_process(size, 3.0 if quick else 10.0):
+            for figure in in_a_process(size, 3.0 if quick else 10.0):
                 values.setdefault((figure["name"], figure["unit"]), []).append(figure["value"])
         section = f"control plane, {size.services:,} Services" + (", dual-stack" if size.dual else "")
         section += f" of {size.ports:,} ports" if size.ports > 1 else ""
@@ -274,7 +274,8 @@ def target_of(size: Size, name: str) -> float | None:
     return None if size.dual or size.endpoints != 10 else TARGETS.get((size.services, name))
 
 
-def _in_a_process(size: Size, seconds: float) -> list[dict[str, Any]]:
+def in_a_process(size: Size, seconds: float) -> list[dict[str, Any]]:
+    """Measure one size in a process and a network namespace of its own; return the figures as in JSON."""
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "figures.json"
         argv = [sys.executable, "-m", "bench.control_plane", "--output", str(output)]

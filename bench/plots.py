@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as pictures, PNG and SVG: a group for each measure, a colour for each contender.
+"""Figures as pictures, PNG and SVG: bars, a group for each measure, a colour for each contender; and curves.
 
 Goals stand in the table; a picture has the limit as a line. The only module that needs matplotlib.
 """
@@ -7,11 +7,14 @@ Goals stand in the table; a picture has the limit as a line. The only module tha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bench.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LIMITS = {"x floor": "the floor", "x limit": "the limit: directly to the pods"}
 """Where 1 is what nothing could be better than, by unit."""
@@ -25,6 +28,8 @@ _COLOURS = {
     "iptables": "#c53030",
 }
 _SERVICES = re.compile(r", ([\d,]+) Services?$")
+_POINT = re.compile(r"growth, ([^,]+), (.+): ([\d,]+)$")
+"""Of a curve: what grows, the curve's name, and where on it the figure is."""
 _WIDTH = 0.8  # of a group, in measures
 
 
@@ -70,15 +75,46 @@ def plot(results: Sequence[Result], directory: Path) -> list[Path]:
     it is the largest one.
     """
     groups: dict[tuple[str, str], list[Bar]] = {}
+    curves: dict[tuple[str, str], dict[str, list[tuple[int, Result]]]] = {}
     for result in results:
+        if point := _POINT.match(result.name):
+            lines = curves.setdefault((point[1], result.unit), {})
+            lines.setdefault(point[2], []).append((int(point[3].replace(",", "")), result))
+            continue
         one = bar(result)
         groups.setdefault((one.topic, result.unit), []).append(one)
-    return [
+    bars = [
         path
         for (topic, unit), group in groups.items()
         if any(one.result.target is not None for one in group)
         for path in _draw(topic, unit, group, directory)
     ]
+    return bars + [
+        path for (what, unit), lines in curves.items() for path in _grow(what, unit, lines, directory)
+    ]
+
+
+def _grow(
+    what: str, unit: str, lines: Mapping[str, Sequence[tuple[int, Result]]], directory: Path
+) -> list[Path]:
+    """Draw curves beside each other: medians, and the spread behind them."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        at, found = zip(*points, strict=True)
+        (line,) = axes.plot(at, [one.value for one in found], marker="o", label=name)
+        axes.fill_between(
+            at, [one.low for one in found], [one.high for one in found], alpha=0.15, color=line.get_color()
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(what)
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return _save(figure, f"growth {what} {unit}", directory)
 
 
 def _draw(topic: str, unit: str, bars: Sequence[Bar], directory: Path) -> list[Path]:
@@ -111,8 +147,12 @@ def _draw(topic: str, unit: str, bars: Sequence[Bar], directory: Path) -> list[P
     axes.set_title(f"{topic}, {most:,} Services" if most else topic)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return _save(figure, f"{topic} {unit}", directory)
+
+
+def _save(figure: Figure, title: str, directory: Path) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
-    name = "-".join(re.findall(r"\w+", f"{topic} {unit}")).lower()
+    name = "-".join(re.findall(r"\w+", title)).lower()
     paths = [directory / f"{name}.{kind}" for kind in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=90)
