@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ NODES = ("node1", "node2")
 CLUSTER_IP, NODE_PORT = "http://10.66.5.6", 30123
 FIND = "from lb.diagnose.kube_proxy import find; print(*find(), sep='\\n')"
 ENOUGH = 5
+PAUSE = 0.05  # seconds between requests, for the programs under test to have a CPU as well
 
 
 class Traffic:
@@ -77,6 +79,7 @@ class Traffic:
                 else:
                     self.failures.append(f"{where} by {node}: {done.stderr.strip()}")
                 self._change.notify_all()
+            time.sleep(PAUSE)
 
     @contextlib.contextmanager
     def drained(self, node: str) -> Iterator[None]:
