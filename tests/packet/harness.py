@@ -117,6 +117,8 @@ class Datapath:
         with self.namespace.entered():
             self.uplink, self.uplink_2, self.pod = _node1()
         self._plans: set[ObjectKey] = set()
+        self._attached = False  # packets may run the programs at any time
+        self._last: Any = None  # what was counted after the last run, unless something else ran them since
         self.skew = 0.0  # seconds by which the reconciler's clock is ahead: a test may let its quarantine end
         self.reconciler = Reconciler(
             self.maps,
@@ -201,7 +203,7 @@ class Datapath:
         """
         if ifindex is None:
             ifindex = self._interface_of(program)
-        before = self._counted()
+        before = self._counted() if self._last is None else self._last
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
         else:
@@ -216,7 +218,9 @@ class Datapath:
             _need_context(program == XDP, ifindex, 0 if program == XDP else came_in)
             run = bpf.prog_test_run(self._programs[program], packet, ctx, room=len(packet) + _GROWTH)
         verdicts = _XDP_VERDICTS if program == XDP else _TC_VERDICTS
-        return Result(verdicts[run.retval], run.data, _named(self._counted() - before))
+        after = self._counted()
+        self._last = None if self._attached else after
+        return Result(verdicts[run.retval], run.data, _named(after - before))
 
     def _interface_of(self, program: str) -> int:
         if program == TC_LOOPBACK:
@@ -228,6 +232,7 @@ class Datapath:
 
         The calling thread is in the namespace. It is what a campaign of millions of frames can afford.
         """
+        self._last = None
         ifindex = self._interface_of(program)
         if program == XDP:
             ctx = struct.pack("=IIIIII", 0, len(packet), 0, ifindex, 0, 0)
@@ -243,6 +248,7 @@ class Datapath:
 
     def program(self, name: str) -> bpf.FD:
         """Return a loaded program, to attach it."""
+        self._attached, self._last = True, None
         return self._programs[name]
 
     @contextlib.contextmanager
@@ -288,6 +294,7 @@ class Datapath:
 
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""
+        self._last = None
         for name in ("flows", "affinity", "fragments", "pieces"):
             for version in layouts.FAMILIES:
                 self.maps.delete(f"{name}{version}", self.maps.read(f"{name}{version}")[0])
