@@ -40,7 +40,11 @@ def _cases() -> Iterator[tuple[str, int, Case]]:
             case = by_name[f"{hook}: {path}"]
             for number in _FLOWS:
                 traffic = replace(case.traffic, clients=number)
-                yield f"flows, {hook}, {path}", number, replace(case, traffic=traffic, costs=[], ratios=[])
+                yield (
+                    f"flows, {hook}, {path.removesuffix(', 1 flow')}",
+                    number,
+                    replace(case, traffic=traffic, costs=[], ratios=[]),
+                )
 
 
 def measure(quick: bool) -> list[Result]:
