@@ -146,15 +146,15 @@ static __always_inline bool unchanged(const struct flow *flow, const struct flow
 }
 
 /* An association has a tag for each direction, which all packets show but INIT, and perhaps what ends it (RFC
- * 9260, section 8.5.1). Is this packet's another than is known? */
-static __always_inline bool note_tag(const struct packet *pkt, u8 direction, struct flow *flow)
+ * 9260, section 8.5.1). Netfilter asks for both when it is given the flow: see lb/cutover. */
+static __always_inline void note_tag(const struct packet *pkt, u8 direction, struct flow_key *room)
 {
-	u32 *tag = &flow->tags[direction == DIR_REPLY];
+	u32 tag = pkt->shown;
 
-	if (likely(pkt->tuple.protocol != IPPROTO_SCTP) || !(pkt->tcp_flags & TCP_ACK) || *tag == pkt->shown)
-		return false;
-	*tag = pkt->shown;
-	return true;
+	if (likely(pkt->tuple.protocol != IPPROTO_SCTP) || !(pkt->tcp_flags & TCP_ACK))
+		return;
+	flow_key(room, &pkt->tuple, direction);
+	bpf_map_update_elem(tags_map, room, &tag, BPF_ANY);
 }
 
 /* Note a packet of a known flow. When the state changes, and otherwise once a second, both halves are
@@ -166,15 +166,14 @@ static __always_inline void touch_flow(const struct packet *pkt, u8 direction, s
 	const struct flow before = {.state = flow->state, .fins = flow->fins, .secret = flow->secret};
 	const struct flow_entry *other;
 	struct flow_key key;
-	bool tagged;
 	u64 idle;
 
 	advance_state(pkt, direction, flow, now);
 	if (unlikely(before.state == FLOW_NEW && !(before.fins & ANSWERED)))
 		count_start(pkt, direction, flow, now);
-	tagged = note_tag(pkt, direction, flow);
-	if (!tagged && likely(unchanged(flow, &before, direction)))
+	if (likely(unchanged(flow, &before, direction)))
 		return;
+	note_tag(pkt, direction, &entries->made.key);
 	flow->last_seen = now;
 	other_key(&key, &flow->to, direction);
 	other = get_flow(&key);

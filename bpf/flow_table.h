@@ -27,7 +27,6 @@ struct flow {
 		u32 secret;
 	};
 	u64 last_seen;
-	u32 tags[2];
 };
 
 /* Keys and values are written field by field where they stand: a struct returned would be a second one on the
@@ -65,8 +64,6 @@ static __always_inline void flow_value(struct flow_entry *value, const struct fl
 	value->pad = 0;
 	value->touched = flow->fins & ANSWERED ? flow->secret : ticks();
 	value->last_seen = flow->last_seen;
-	value->tags[0] = flow->tags[0];
-	value->tags[1] = flow->tags[1];
 }
 
 static __always_inline void flow_from(const struct flow_entry *value, u8 protocol, struct flow *out)
@@ -83,8 +80,6 @@ static __always_inline void flow_from(const struct flow_entry *value, u8 protoco
 	out->fins = value->fins;
 	out->path = value->path;
 	out->last_seen = value->last_seen;
-	out->tags[0] = value->tags[0];
-	out->tags[1] = value->tags[1];
 	out->touched = value->touched;
 }
 

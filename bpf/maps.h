@@ -19,6 +19,7 @@
 #define hashing_map    MAP(FD_hashing)	      /* [0] -> struct hashing */
 #define flows	       MAP(FD_flows)	      /* [bucket] -> struct flow_bucket, see cache.h */
 #define scratches      MAP(FD_scratch)	      /* [0] -> struct scratch, of this CPU */
+#define tags_map       MAP(FD_tags)	      /* struct flow_key -> tag of SCTP that its packets show */
 #define sockets	       MAP(FD_sockets)	      /* struct socket_key -> struct socket_entry */
 #define fragments      MAP(FD_fragments)      /* struct fragment_key -> struct fragment */
 #define pieces	       MAP(FD_pieces)	      /* struct piece_key -> struct held_piece */

@@ -191,8 +191,6 @@ struct flow_entry {
 		u32 secret;  /* with ANSWERED: the number that the client must show, see struct packet */
 	};
 	u64 last_seen; /* ns, CLOCK_MONOTONIC; see FLOW_REFRESH_TICKS */
-	u32 tags[2];   /* SCTP: the verification tags that client and backend show, as in the packet; 0: none
-			* was seen. Netfilter needs them when it is given the flow: see lb/cutover */
 };
 
 /* Entries of a bucket of a table that forgets: see cache.h. */
@@ -208,7 +206,7 @@ struct bucket_head {
 
 struct flow_slot {
 	struct flow_key key;
-	u8 pad[FAMILY == 6 ? 16 : 0]; /* to whole cache lines */
+	u8 pad[FAMILY == 6 ? 24 : 8]; /* to whole cache lines */
 	struct flow_entry value;
 };
 

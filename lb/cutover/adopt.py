@@ -8,10 +8,12 @@ bucket's lock.
 from __future__ import annotations
 
 import contextlib
+import socket
 from enum import IntEnum
 
 import numpy as np
 
+from lb.cutover import moves
 from lb.cutover.moves import Move, flow_rows
 from lb.datapath.kernel import bpf
 from lb.datapath.kernel.bpf import FD, ProgType
@@ -47,6 +49,7 @@ class Adopter(Closing):
     """
 
     def __init__(self, maps: KernelMaps) -> None:
+        self._maps = maps
         self._stack = contextlib.ExitStack()
         try:
             self._programs = self._load(maps)
@@ -85,6 +88,9 @@ class Adopter(Closing):
         version = move.client.version
         key, value = flow_rows(move)
         entry = key.tobytes() + bytes(-len(key.tobytes()) % 8) + value.tobytes()
+        if all(move.tags):
+            tags = np.array([*map(socket.htonl, move.tags)], layouts.ID)
+            self._maps.update(f"tags{version}", moves.tag_keys(move), tags)
         return self._run(_FLOW, version, entry)
 
     def affinity(

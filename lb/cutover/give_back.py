@@ -20,10 +20,11 @@ each of which holds for all packets when the next begins:
 from __future__ import annotations
 
 import functools
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lb.cutover import affinity, moves, netfilter
 from lb.cutover.conntrack import Conntrack, TcpState
@@ -70,6 +71,12 @@ TAKEN = "netfilter has another connection in its place"
 TAGS = "SCTP, of whose verification tags one was not seen: netfilter wants both"
 
 
+def _tags(maps: KernelMaps, version: int) -> dict[bytes, int]:
+    """Return the verification tags that were seen, by the key of a flow's half."""
+    keys, values = maps.read(f"tags{version}")
+    return {key.tobytes(): socket.ntohl(tag) for key, tag in zip(keys, values.tolist(), strict=True)}
+
+
 def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
     """Return the connections that can be given back, and why others cannot be, and how many.
 
@@ -78,9 +85,14 @@ def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
     found: list[Move] = []
     left: Counter[str] = Counter()
     for version in FAMILIES:
+        tags = _tags(maps, version)
         for move in moves.moves_back(*live_connections(maps, version, time.monotonic_ns())):
-            if move.client.protocol is Protocol.SCTP and not all(move.tags):
-                left[TAGS] += 1
+            if move.client.protocol is Protocol.SCTP:
+                client, backend = (tags.get(key.tobytes(), 0) for key in moves.tag_keys(move))
+                if client and backend:
+                    found.append(replace(move, tags=(client, backend)))
+                else:
+                    left[TAGS] += 1
             else:
                 found.append(move)
     return found, left

@@ -16,7 +16,6 @@ any                netfilter         what the client sends, to the VIP
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -208,8 +207,14 @@ def flow_rows(move: Move) -> tuple[Rows, Rows]:
     value["service"] = move.service
     value["backend"], value["generation"] = move.slot
     value["state"], value["fins"], value["path"] = move.state, move.signs, move.path
-    value["tags"] = [socket.htonl(tag) for tag in move.tags]
     return key, value
+
+
+def tag_keys(move: Move) -> Rows:
+    """Return the keys of the verification tags that client and backend show: those of the flow's halves."""
+    keys = np.concatenate([flow_rows(move)[0], flow_rows(replace(move, client=move.backend.reverse))[0]])
+    keys["direction"] = Direction.FORWARD, Direction.REPLY
+    return keys
 
 
 def moves_back(keys: Rows, values: Rows) -> Iterable[Move]:
@@ -238,5 +243,4 @@ def moves_back(keys: Rows, values: Rows) -> Iterable[Move]:
             (int(value["backend"]), int(value["generation"])),
             FlowState(int(value["state"])),
             FlowSign(int(value["fins"])),
-            (socket.ntohl(int(value["tags"][0])), socket.ntohl(int(value["tags"][1]))),
         )

@@ -28,19 +28,11 @@ from lb.rundir import RunDir
 from tests.deploy.confine import Policy
 from tests.deploy.conftest import ROOT
 from tests.netns.conftest import MakeLab
-from tests.netns.held import Holder, Target
 from tests.netns.waiting import eventually
 
 UNIT = ROOT / "deploy" / "systemd" / "lbctl.service"
 NODE = "node1"
 _SYS_ADMIN = 21  # linux/capability.h
-KUBE_PROXY = """\
-import socket, sys
-listening = socket.create_server(("127.0.0.1", 10249))
-print(flush=True)
-sys.stdin.read()
-"""
-"""Plays kube-proxy as it is seen: it listens until its input ends."""
 UNCHECKED = """\
 import sys
 from lb.cli import main
@@ -200,51 +192,6 @@ def test_other_programs_replace_those_at_xdp(bare: Lab, tmp_path: Path) -> None:
             assert process.poll() is None, log.read_text()
         assert said in log.read_text()
         assert " ERROR " not in log.read_text()
-
-
-def test_the_pod_takes_services_over_by_itself(bare: Lab, tmp_path: Path) -> None:
-    """As deploy/overlays/cutover runs it, beside kube-proxy's rules, and without kube-proxy in the end."""
-    container = pod_container("overlays/cutover")
-    variables = {
-        one["name"]: one["value"]
-        for one in container["env"]
-        if one["name"].startswith("LBCTL_") and "value" in one
-    }
-    words = [sys.executable, "-m", "lb"]
-    assert bare.agent_command(NODE)[:4] == [*words, *container["args"]]
-    done = bare.run(
-        NODE, [*words, "lab", "kube-proxy", "--id", bare.spec.id, "iptables", NODE], env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    finding = [sys.executable, "-c", "from lb.diagnose.kube_proxy import find; print(*find())"]
-
-    def rules() -> str:
-        return bare.run(NODE, finding, env=environment()).stdout.strip()
-
-    log, ready = tmp_path / "log", bare.store.ready_file(NODE)
-    with contextlib.ExitStack() as stack:
-        proxy = stack.enter_context(
-            subprocess.Popen(
-                bare.command(NODE, [sys.executable, "-c", KUBE_PROXY]),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-        )
-        assert proxy.stdin is not None
-        assert proxy.stdout is not None
-        proxy.stdout.readline()
-        open_before = Holder(bare, "client", [Target("tcp", "web", str(node_address(NODE)), 30123, 4)], stack)
-        eventually(lambda: open_before.told()["open"] == 4, "connections through kube-proxy's rules")
-        process = stack.enter_context(agent(bare, pod_policy("overlays/cutover"), log, **variables))
-        eventually(lambda: ready.exists() or process.poll() is not None, "the agent", seconds=200)
-        eventually(lambda: "waiting until kube-proxy has gone" in log.read_text(), "it waits")
-        assert "KUBE-SERVICES" in rules()
-        proxy.stdin.close()
-        eventually(lambda: not rules(), "kube-proxy's rules are removed", seconds=60)
-        eventually(lambda: "cutover: 4 connections moved" in log.read_text(), "it tells", seconds=60)
-        before = open_before.told()["asked"]["web"]
-        eventually(lambda: open_before.told()["asked"]["web"] > before + 8, "they go on")
-        assert open_before.told()["failures"] == []
 
 
 @pytest.mark.parametrize("name", NEEDED)

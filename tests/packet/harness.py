@@ -295,7 +295,7 @@ class Datapath:
     def reset(self) -> None:
         """Forget flows, affinity and counters, and set the node up as at first."""
         self._last = None
-        for name in ("flows", "affinity", "fragments", "pieces"):
+        for name in ("flows", "affinity", "fragments", "pieces", "tags"):
             for version in layouts.FAMILIES:
                 self.maps.delete(f"{name}{version}", self.maps.read(f"{name}{version}")[0])
         keys, values = self.maps.read("reasons")

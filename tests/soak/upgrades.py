@@ -83,7 +83,7 @@ LAYOUT = "layout"
 """In a revision's place: the working tree with other structs."""
 _PATCHES = (
     ("\tu32 generation; /* of the backend slot when the flow was made */\n", "\tu64 extra;\n", True),
-    ("[FAMILY == 6 ? 16 : 0]; /* to whole cache lines */", "[FAMILY == 6 ? 8 : 56];", False),
+    ("[FAMILY == 6 ? 24 : 8]; /* to whole cache lines */", "[FAMILY == 6 ? 16 : 0];", False),
 )
 """A flow with a field more: where in bpf/types.h, what, and whether behind it or in its place."""
 

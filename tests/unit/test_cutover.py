@@ -149,7 +149,6 @@ def test_a_flow_is_the_connection_again(version: int) -> None:
         (3, 2),
         FlowState.CLOSING,
         FlowSign.FIN_BACKEND,
-        (0x01020304, 0),
     )
     key, value = moves.flow_rows(move)
     assert (key.dtype, value.dtype) == (FLOW_KEY[version], FLOW[version])
