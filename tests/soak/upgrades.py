@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,12 @@ class Version:
     def environment(self) -> dict[str, str]:
         """Return the environment in which Python imports this version."""
         return {**environment(), "PYTHONPATH": str(self.tree)}
+
+    def flags(self) -> set[str]:
+        """Return the flags that the version's agent knows; other settings have their defaults in a lab."""
+        argv = [sys.executable, "-P", "-m", "lb", "run", "--help"]
+        done = subprocess.run(argv, env=self.environment(), check=True, capture_output=True, text=True)
+        return set(re.findall(r"--[a-z][a-z0-9-]*", done.stdout))
 
     def check(self) -> None:
         """Make sure that it is this version that Python imports."""
@@ -116,7 +123,11 @@ def tour(count: int) -> Iterator[int]:
 def start(lab: Lab, version: Version) -> None:
     """Start the agent of a version on the node and wait until it serves."""
     lab.store.ready_file(NODE).unlink(missing_ok=True)
-    argv = lab.command(NODE, ["env", "--chdir=/", *lab.agent_command(NODE)])  # Python looks there first
+    known = version.flags()
+    words = [
+        each for each in lab.agent_command(NODE) if not each.startswith("--") or each.split("=")[0] in known
+    ]
+    argv = lab.command(NODE, ["env", "--chdir=/", *words])  # Python looks there first
     lab.store.write_process(NODE, spawn(argv, lab.store.log(NODE), version.environment()))
     lab.wait_agent(NODE, START_SECONDS)
 

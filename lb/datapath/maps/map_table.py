@@ -239,7 +239,7 @@ def _of_family(ip: int) -> Iterator[MapSpec]:
     yield _cache("flows", (FLOW_KEY[ip], FLOW[ip], FLOW_BUCKET[ip]),
         "conntrack: one entry for each direction of a translated connection",
         "of seven flows, the one whose time is over first goes")
-    yield MapSpec("tags", MapType.LRU_HASH, FLOW_KEY[ip], ID, writer=Writer.PROGRAMS, fixed=4096,
+    yield MapSpec("tags", MapType.LRU_HASH, FLOW_KEY[ip], ID, writer=Writer.PROGRAMS, fixed=2048,
         when_full="the association that was quiet for longest is not given back to netfilter",
         purpose="by direction of a flow of SCTP: the verification tag that its packets show")
     yield _lru("fragments", FRAGMENT_KEY[ip], FRAGMENT,
