@@ -212,7 +212,8 @@ def flow_rows(move: Move) -> tuple[Rows, Rows]:
 
 def tag_keys(move: Move) -> Rows:
     """Return the keys of the verification tags that client and backend show: those of the flow's halves."""
-    keys = np.concatenate([flow_rows(move)[0], flow_rows(replace(move, client=move.backend.reverse))[0]])
+    keys = np.zeros(2, FLOW_KEY[move.client.version])  # numpy joins arrays in its own byte order
+    keys[:1], keys[1:] = flow_rows(move)[0], flow_rows(replace(move, client=move.backend.reverse))[0]
     keys["direction"] = Direction.FORWARD, Direction.REPLY
     return keys
 
