@@ -15,6 +15,7 @@ from lb.datapath.maps.layouts import FAMILIES, WatchFlag
 from lb.datapath.maps.map_pins import read_rows
 from lb.datapath.maps.map_table import MAP_SPECS
 from lb.datapath.programs import build
+from lb.datapath.programs.loader import PROGRAMS_WITHOUT_DIRECT
 from lb.datapath.programs.rehearsal import PRIVATE, Shadow
 from lb.datapath.view.watch import Watch
 from lb.diagnose import frames, trace
@@ -38,6 +39,14 @@ Shadows = Callable[..., Shadow]
 each_protocol = pytest.mark.parametrize("protocol", list(BUILD))
 NOT_COMPARED = ("notes", "scratch", "events")  # the last is no table
 """A per-CPU note and work space: nothing of them outlives a packet."""
+
+
+@pytest.fixture(scope="module")
+def loaded_datapath() -> Iterator[Datapath]:
+    """The programs of a node without direct return: each trace has them verified anew."""
+    datapath = Datapath(programs=PROGRAMS_WITHOUT_DIRECT)
+    yield datapath
+    datapath.close()
 
 
 @pytest.fixture
