@@ -95,7 +95,8 @@ static __always_inline void remember_affinity(const struct vip *vip, const struc
 /* What a client that is not remembered is given a backend by: its address, and the period of affinity_seconds
  * that the present time of day is in. Every VIP of the Service and every node choose alike; and a client
  * whose time is over is chosen for anew, as the next period has another hash. The periods of clients begin at
- * different times: no moment moves all clients of a Service. */
+ * different times: no moment moves all clients of a Service. With direct return it is the address alone, so
+ * that a node finds who else may remember the client: former.h. */
 static __always_inline u32 hash_client(const struct vip *vip, const struct addr *client, u64 now)
 {
 	const struct settings *settings = get_settings();
@@ -103,7 +104,7 @@ static __always_inline u32 hash_client(const struct vip *vip, const struct addr 
 	u32 hash = hash_words(hash_addr(client), 0, 0);
 	u64 begins = (length >> 16) * (hash >> 16);
 
-	if (!settings || !length)
+	if (!settings || !length || vip->flags & VIP_DIRECT)
 		return hash;
 	return hash_words(hash, (now + settings->wall_ns + begins) / length, 0);
 }
@@ -114,22 +115,33 @@ static __always_inline u32 hash_choice(const struct vip *vip, const struct addr 
 	return vip->affinity_seconds ? hash_client(vip, client, now) : hash;
 }
 
-/* The backend of a new connection; hash: of what tells it from the client's others;
- * weighed: as for select_backend(), by hash_choice(). set->size is not 0. provisional: of the client's
- * affinity, as in remember_affinity(). */
-static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
+/* The client's backend, if this node remembers it and offers it still; else the present choice, and *chosen
+ * is true. hash: of what tells the connection from the client's others. weighed: as for select_backend(), by
+ * hash_choice(). set->size is not 0. */
+static __always_inline bool find_backend(const struct vip *vip, u8 side, const struct backend_set *set,
 					 const struct addr *client, u32 hash, u32 weighed, u64 now,
-					 bool provisional, struct backend *out)
+					 bool *chosen, struct backend *out)
 {
 	u8 local = side == OUTSIDE ? VIP_OUTSIDE_LOCAL : VIP_INSIDE_LOCAL;
 	u8 member = vip->flags & local ? BACKEND_IN_LOCAL_SET : BACKEND_IN_CLUSTER_SET;
 
-	if (!vip->affinity_seconds)
-		return select_backend(set, vip->service, hash, weighed, out);
-	if (lookup_affinity(vip, client, member, now, out))
+	if (vip->affinity_seconds && lookup_affinity(vip, client, member, now, out))
 		return true;
-	if (!select_backend(set, vip->service, hash_client(vip, client, now), weighed, out))
+	*chosen = vip->affinity_seconds;
+	return select_backend(set, vip->service, hash_choice(vip, client, hash, now), weighed, out);
+}
+
+/* The backend of a new connection, which is remembered. provisional: of the client's affinity, as in
+ * remember_affinity(). */
+static __always_inline bool pick_backend(const struct vip *vip, u8 side, const struct backend_set *set,
+					 const struct addr *client, u32 hash, u32 weighed, u64 now,
+					 bool provisional, struct backend *out)
+{
+	bool chosen = false;
+
+	if (!find_backend(vip, side, set, client, hash, weighed, now, &chosen, out))
 		return false;
-	remember_affinity(vip, client, now, out->id, out->generation, provisional);
+	if (chosen)
+		remember_affinity(vip, client, now, out->id, out->generation, provisional);
 	return true;
 }

@@ -316,9 +316,12 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 {
 	u32 hash = hash_tuple(&pkt->tuple);
 	u8 side = note->side;
-	const struct backend_set set = offered_set(vip, side);
+	struct backend_set set = offered_set(vip, side);
+	bool chosen = false, asks;
 	struct backend backend;
 
+	if (unlikely(note->former) && !set.size)
+		set = vip->inside; /* policy Local, of a connection that may be another node's */
 	d->flow.service = vip->service;
 	if (decide_refusal(pkt, vip, &set, d))
 		return;
@@ -326,17 +329,21 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 		hash = hash_words(hash, note->attempt, 0);
 	if (note->attempt
 		? !select_backend(&set, vip->service, hash, note->row, &backend)
-		: !pick_backend(vip, side, &set, &pkt->tuple.src, hash, note->row, now, true, &backend)) {
+		: !find_backend(vip, side, &set, &pkt->tuple.src, hash, note->row, now, &chosen, &backend)) {
 		decide(d, ACTION_DROP, REASON_NO_BACKEND);
 		return;
 	}
-	if (unlikely(note->former) && backend.local)
+	if (unlikely(note->former) && backend.local && (chosen || !vip->affinity_seconds))
 		read_backend(note->former, vip->service, &backend);
+	asks = side == OUTSIDE && vip->flags & VIP_DIRECT && !backend.local;
+	if (chosen && !asks)
+		remember_affinity(vip, &pkt->tuple.src, now, backend.id, backend.generation, true);
 	d->flow.to = pkt->tuple;
 	d->flow.to.dst = backend.address;
 	d->flow.to.dport = backend.port;
 	d->flow.backend = backend.id;
-	if (!opens(pkt))
+	if (!opens(pkt) ||
+	    (asks && (chosen || (pkt->tuple.protocol == IPPROTO_UDP && vip->flags & VIP_UDP_STAYS))))
 		d->flow.fins = MET_LATE;
 	if (!decide_path(ctx, pkt, side, vip, &backend, settings, d))
 		return;
@@ -400,8 +407,8 @@ static __always_inline struct outcome connect_packet(ctx_t *ctx, struct work *wo
 	}
 	if (note->side == OUTSIDE && unlikely(is_former_owner_s(ctx, pkt, &eth)))
 		return send_to_former_owner(ctx, pkt, &eth);
-	if (note->side == OUTSIDE && vip->flags & VIP_DIRECT && in_mid_connection(pkt))
-		look_for_former(ctx, note, STEP_CONNECT);
+	if (note->side == OUTSIDE && may_be_known_elsewhere(pkt, vip))
+		look_for_former(ctx, note, 0, STEP_CONNECT);
 	if (!decide_first(ctx, work, vip, settings, note))
 		return strand(ctx, true);
 	return conclude(ctx, pkt, &work->d, note);

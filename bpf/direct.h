@@ -50,23 +50,41 @@ static __always_inline bool make_outer(ctx_t *ctx, const struct packet *pkt, con
 	return copy_class(ctx, pkt, &outer->ip);
 }
 
-/* Fill in the choice of a former set, if it is another one and on a node that is known. */
-static __always_inline bool read_chance(const struct note *note, u32 service, u32 chosen,
-					struct gue_chance *out)
+/* Fill in a backend that the packet may go to, and its node if that is known. */
+static __always_inline bool read_chance(u32 id, u32 service, struct gue_chance *out)
 {
 	const struct addr *host;
 	struct backend backend;
+	u32 node;
 
-	if (likely(!note->former) || note->former == chosen ||
-	    !read_backend(note->former, service, &backend) || backend.local)
+	if (likely(!id) || !read_backend(id, service, &backend))
 		return false;
-	host = bpf_map_lookup_elem(hosts, &backend.node);
-	if (!host)
+	node = backend.node;
+	host = bpf_map_lookup_elem(hosts, &node);
+	if (backend.local ? !own_address(0, &out->node) : !host)
 		return false;
-	out->node = *host;
+	if (!backend.local && host)
+		out->node = *host;
 	out->backend = backend.address;
 	out->port = backend.port;
 	return true;
+}
+
+/* A packet whose connection did not begin here says so, and where else to try: at the choice before the one
+ * that it is sent to; or, where today's choice is on this node and has been passed over, at that again, when
+ * all others have been asked: then this node counts as the first that has sent it on. */
+static __always_inline void add_chance(const struct note *note, const struct flow *flow, struct handed *to,
+				       struct gue_chance *out)
+{
+	struct backend today;
+
+	if (note->today && note->today != flow->backend && read_backend(note->today, flow->service, &today) &&
+	    today.local) {
+		if (read_chance(note->today, flow->service, out))
+			to->hops = 1;
+	} else if (note->former != flow->backend) {
+		read_chance(note->former, flow->service, out);
+	}
 }
 
 static __always_inline struct outcome encapsulate(ctx_t *ctx, struct work *work, struct note *note)
@@ -79,11 +97,11 @@ static __always_inline struct outcome encapsulate(ctx_t *ctx, struct work *work,
 	    .backend = d->flow.to.dst,
 	    .port = d->flow.to.dport,
 	};
-	bool chance = false;
+	bool chance = unlikely(d->flow.fins & MET_LATE) && pkt->piece == PIECE_WHOLE;
 
-	if (unlikely(d->flow.fins & MET_LATE) && in_mid_connection(pkt)) {
-		look_for_former(ctx, note, STEP_DIRECT_OUT);
-		chance = read_chance(note, d->flow.service, d->flow.backend, &head.chance);
+	if (chance) {
+		look_for_former(ctx, note, d->flow.backend, STEP_DIRECT_OUT);
+		add_chance(note, &d->flow, &to, &head.chance);
 	}
 	if (!make_outer(ctx, pkt, &to, GUE_WORDS + (chance ? GUE_CHANCE_WORDS : 0), &head.outer))
 		return drop(REASON_NO_ROUTE);
@@ -155,9 +173,8 @@ static __always_inline const struct vip *find_handed_vip(const struct packet *pk
 	return bpf_map_lookup_elem(host_addresses, &dst) ? vip : NULL;
 }
 
-/* The backend that the sending node has chosen. If this node has not heard of it (yet, or since its agent
- * went) the address and port will do: its packets are counted for nobody. */
-static __always_inline void read_handed(const struct handed *handed, u32 service, struct flow *flow)
+/* The slot of the backend that the sender names; 0: this node has not heard of it. */
+static __always_inline u32 find_endpoint(const struct handed *handed, u32 service)
 {
 	struct socket_address key = {
 	    .address = handed->backend,
@@ -165,12 +182,21 @@ static __always_inline void read_handed(const struct handed *handed, u32 service
 	    .port = handed->port,
 	};
 	const u32 *id = bpf_map_lookup_elem(endpoints, &key);
+
+	return id ? *id : 0;
+}
+
+/* The backend that the sending node has chosen. If this node has not heard of it (yet, or since its agent
+ * went) the address and port will do: its packets are counted for nobody. */
+static __always_inline void read_handed(const struct handed *handed, u32 service, struct flow *flow)
+{
+	u32 id = find_endpoint(handed, service);
 	struct backend backend;
 
 	flow->service = service;
 	flow->to.dst = handed->backend;
 	flow->to.dport = handed->port;
-	if (id && read_backend(*id, service, &backend)) {
+	if (id && read_backend(id, service, &backend)) {
 		flow->backend = backend.id;
 		flow->generation = backend.generation;
 	}
@@ -197,6 +223,8 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 		return;
 	if (!opens(pkt))
 		d->flow.fins = MET_LATE;
+	else if (vip->affinity_seconds && d->flow.backend)
+		remember_affinity(vip, &pkt->tuple.src, now, d->flow.backend, d->flow.generation, true);
 	if (make_flow(ctx, pkt, hash_tuple(&pkt->tuple), now, settings, STEP_DIRECT_IN, note, &work->entries,
 		      d) &&
 	    opens(pkt))
@@ -245,48 +273,54 @@ static __always_inline struct outcome hand_error_on(ctx_t *ctx, const struct han
 	return strand(ctx, true);
 }
 
-/* Has this node a flow of the packet's connection, other than one that leads to yet another node? */
+/* Has this node a flow of the packet's connection, other than one that leads to yet another node? What is
+ * left of another connection from the same port does not count. */
 static __always_inline bool is_known(const struct packet *pkt)
 {
-	const struct flow_entry *e;
-	struct flow_key key;
+	const struct settings *settings = get_settings();
+	struct flow flow;
 
-	flow_key(&key, &pkt->tuple, DIR_FORWARD);
-	e = get_flow(&key);
-	return e && e->path != PATH_DIRECT;
+	if (!settings || !lookup_flow(&pkt->tuple, DIR_FORWARD, &flow) || flow.path == PATH_DIRECT)
+		return false;
+	return (pkt->tuple.protocol != IPPROTO_UDP && flow.state != FLOW_NEW && flow.state != FLOW_CLOSED) ||
+	       !expired(flow.to.protocol, flow.state, flow.last_seen, bpf_ktime_get_ns(), settings);
 }
 
-static __always_inline bool sends_on(const struct gue_chance *chance)
+static __always_inline bool is_none(const struct addr *node)
 {
 	struct addr none = {};
 
-	return !same_addr(&chance->node, &none);
+	return same_addr(node, &none);
 }
 
-/* The second chance of a packet whose connection is not known here: the one that the sender names, else what
- * the sets of this node's own past name. The latter may be another backend of this node. */
-static __always_inline bool find_chance(struct handed *handed, const struct note *note,
-					const struct packet *pkt, struct gue_chance *chance)
+/* Where to next with a packet whose connection is not known here? To the choice before the one that it came
+ * for; if there is none, from the first node to the one that the sender has named, and from others to where
+ * it came for at first, which `chance` names then. False: nowhere, it is delivered here. */
+static __always_inline bool find_chance(const struct note *note, const struct handed *handed,
+					const struct packet *pkt, struct gue_chance *chance,
+					struct handed *to)
 {
-	const struct vip *vip;
-	struct backend backend;
+	const struct vip *vip = find_vip_of_node(&pkt->tuple);
+	struct gue_chance next = {};
+	bool first = !handed->hops;
 	struct addr own;
 
-	if (!sends_on(chance)) {
-		vip = find_vip_of_node(&pkt->tuple);
-		if (!vip || !note->former || !read_backend(note->former, vip->service, &backend) ||
-		    (same_addr(&backend.address, &handed->backend) && backend.port == handed->port))
-			return false;
-		if (!backend.local)
-			return read_chance(note, vip->service, 0, chance);
-		chance->backend = backend.address;
-		chance->port = backend.port;
-	} else if (!own_address(0, &own) || !same_addr(&chance->node, &own)) {
-		return true;
+	if (!vip || !own_address(0, &own))
+		return false;
+	if (!read_chance(handed->hops < GUE_MOST_HOPS ? note->former : 0, vip->service, &next) ||
+	    (!first && vip->flags & VIP_OUTSIDE_LOCAL && same_addr(&next.node, &chance->node)))
+		next = *chance;
+	if (is_none(&next.node) || same_addr(&next.node, &own))
+		return false;
+	to->node = next.node;
+	to->backend = next.backend;
+	to->port = next.port;
+	to->hops = handed->hops + 1;
+	if (first) {
+		chance->node = own;
+		chance->backend = handed->backend;
+		chance->port = handed->port;
 	}
-	handed->backend = chance->backend;
-	handed->port = chance->port;
-	chance->node = (struct addr){};
 	return true;
 }
 
@@ -296,7 +330,7 @@ struct direct_room {
 	struct handed handed;
 	struct gue_chance chance;
 	struct handed to;
-	struct outer outer;
+	struct outer_with_chance head;
 };
 
 static __always_inline struct direct_room *get_direct_room(struct work *work)
@@ -313,22 +347,47 @@ static __always_inline struct outcome send_on(ctx_t *ctx, struct work *work, str
 {
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
-	bool longer = room->handed.len != GUE_OVERHEAD;
 
-	room->to.node = room->chance.node;
-	room->to.backend = room->chance.backend;
-	room->to.port = room->chance.port;
-	room->to.hops = room->handed.hops + 1;
 	d->flow.to.src = room->to.node;
-	d->flow.fins = longer ? MET_LATE : 0;
+	d->flow.fins = MET_LATE;
 	if (!decide_direct(ctx, pkt, d))
 		return d->action == ACTION_PASS ? pass(d->reason) : drop(REASON_NO_ROUTE);
-	if (!make_outer(ctx, pkt, &room->to, GUE_WORDS + (longer ? GUE_CHANCE_WORDS : 0), &room->outer))
+	if (!make_outer(ctx, pkt, &room->to, GUE_WORDS + GUE_CHANCE_WORDS, &room->head.outer))
 		return drop(REASON_NO_ROUTE);
+	room->head.chance = room->chance;
 	pkt->l3 -= room->handed.len;
-	if (!ctx_store(ctx, pkt->l3, &room->outer, sizeof(room->outer)))
+	if (!ctx_store(ctx, pkt->l3, &room->head, sizeof(room->head)))
 		return drop(REASON_REWRITE_FAILED);
 	return send_along(ctx, pkt, &d->route, REASON_SECOND_CHANCE);
+}
+
+/* Is a packet for a backend of this node perhaps another node's? Its sender has not seen its connection
+ * begin, nor has this node; and it has not come back from those that were asked. */
+static __always_inline bool is_in_doubt(const struct packet *pkt, const struct direct_room *room,
+					const struct vip *vip)
+{
+	const struct handed *handed = &room->handed;
+
+	if (pkt->piece != PIECE_WHOLE || (handed->hops && handed->port == room->chance.port &&
+					  same_addr(&handed->backend, &room->chance.backend)))
+		return false;
+	return (!opens(pkt) || pkt->tuple.protocol == IPPROTO_UDP || is_of_affinity(pkt, vip)) &&
+	       !is_known(pkt);
+}
+
+/* Is a backend of this node the one that the client keeps? Then the packet is for that one. */
+static __always_inline bool is_of_known_client(const struct packet *pkt, const struct vip *vip,
+					       struct handed *handed)
+{
+	struct backend kept;
+
+	if (!vip->affinity_seconds ||
+	    !lookup_affinity(vip, &pkt->tuple.src, BACKEND_IN_CLUSTER_SET, bpf_ktime_get_ns(), &kept) ||
+	    !kept.local)
+		return false;
+	handed->backend = kept.address;
+	handed->port = kept.port;
+	return true;
 }
 
 static __always_inline struct outcome decapsulate(ctx_t *ctx, const struct settings *settings,
@@ -337,6 +396,7 @@ static __always_inline struct outcome decapsulate(ctx_t *ctx, const struct setti
 	struct direct_room *room = get_direct_room(work);
 	struct packet *pkt = &work->pkt;
 	struct decision *d = &work->d;
+	const struct vip *vip;
 	u32 refused, parsed;
 	u8 len;
 
@@ -353,9 +413,11 @@ static __always_inline struct outcome decapsulate(ctx_t *ctx, const struct setti
 		return hand_error_on(ctx, &room->handed, pkt, note);
 	if (parsed != PARSED || pkt->kind != KIND_FLOW)
 		return drop(REASON_DIRECT_REFUSED);
-	if (unlikely(in_mid_connection(pkt)) && !room->handed.hops && !is_known(pkt)) {
-		look_for_former(ctx, note, STEP_DIRECT_IN);
-		if (find_chance(&room->handed, note, pkt, &room->chance) && sends_on(&room->chance))
+	vip = len == GUE_OVERHEAD ? NULL : find_vip_of_node(&pkt->tuple);
+	if (unlikely(vip) && is_in_doubt(pkt, room, vip) && !is_of_known_client(pkt, vip, &room->handed)) {
+		note->hops = room->handed.hops;
+		look_for_former(ctx, note, find_endpoint(&room->handed, vip->service), STEP_DIRECT_IN);
+		if (find_chance(note, &room->handed, pkt, &room->chance, &room->to))
 			return send_on(ctx, work, room);
 	}
 	decide_handed(ctx, &room->handed, settings, note, work);

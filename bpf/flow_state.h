@@ -26,6 +26,19 @@ static __always_inline bool expired(u8 protocol, u8 state, u64 last_seen, u64 no
 	return (s64)(now - last_seen) > (s64)idle_limit(protocol, state, settings);
 }
 
+/* Does a flow towards another node say nothing any more of where a packet in mid-connection belongs? The
+ * backend was only supposed to be the connection's and is gone, or the connection is over and this is another
+ * one from the same port, that has begun elsewhere. */
+static __always_inline bool is_past(const struct flow *flow, u64 now, const struct settings *settings)
+{
+	if (likely(flow->path != PATH_DIRECT))
+		return false;
+	if (flow->fins & MET_LATE && !backend_alive(flow->backend, flow->generation, flow->service))
+		return true;
+	return flow->state >= FLOW_CLOSING &&
+	       expired(flow->to.protocol, flow->state, flow->last_seen, now, settings);
+}
+
 /* May a packet of the client still use this flow, or must a backend be selected afresh?
  *
  * A TCP packet without SYN (or SCTP's without INIT) goes on as it went, whatever became of the backend: the
@@ -37,7 +50,7 @@ static __always_inline bool flow_usable(const struct packet *pkt, const struct f
 {
 	if (pkt->tuple.protocol != IPPROTO_UDP) {
 		if ((pkt->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-			return true;
+			return !is_past(flow, now, settings);
 		if (flow->state == FLOW_CLOSED)
 			return false;
 	}

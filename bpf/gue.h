@@ -15,9 +15,11 @@ struct gue {
 	struct addr backend;
 };
 
-#define GUE_KIND   1
-#define GUE_WORDS  ((sizeof(struct gue) - sizeof(u32)) / sizeof(u32))
-#define GUE_INSIDE (FAMILY == 6 ? IPPROTO_IPV6 : IPPROTO_IPIP)
+#define GUE_KIND 1
+/* How many nodes a packet is sent on by that none of them knows, before it goes back. */
+#define GUE_MOST_HOPS 7
+#define GUE_WORDS     ((sizeof(struct gue) - sizeof(u32)) / sizeof(u32))
+#define GUE_INSIDE    (FAMILY == 6 ? IPPROTO_IPV6 : IPPROTO_IPIP)
 
 /* What stands before the packet. */
 struct outer {
@@ -26,8 +28,10 @@ struct outer {
 	struct gue gue;
 };
 
-/* Behind it, where the connection may be another node's: the choice of a former set, which the receiver sends
- * the packet on to if it does not know the connection. The words of struct gue count these as well. */
+/* Behind it, where the connection has not begun at the sender, and may be another node's: where the receiver
+ * sends the packet on to if it does not know the connection. With no hops that is the choice of a former set;
+ * else it is where the packet came for at first, and comes back to when nobody knows it. The words of struct
+ * gue count these as well. */
 struct gue_chance {
 	struct addr node; /* 0: none */
 	struct addr backend;

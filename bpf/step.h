@@ -56,6 +56,8 @@ static __always_inline bool write_note(const struct note *what)
 	note->direct = what->direct;
 	note->looked = what->looked;
 	note->after = what->after;
+	note->hops = what->hops;
+	note->today = what->today;
 	note->former = what->former;
 	return true;
 }

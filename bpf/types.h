@@ -47,12 +47,17 @@ struct backend_set {
 #define LINE_ROWS    (2 * SMALL_SET)
 #define WEIGHTED_SET (LINE_ROWS + SMALL_SET)
 
-/* The sets that a Service port offered to the outside before its present one. A packet in mid-connection may
- * be for a backend of one of them: former.h. */
+/* What a Service port offered to the outside before its present set. A packet in mid-connection may be for a
+ * backend of that: former.h. */
 #define FORMER_SETS 4
 
 struct former {
-	struct backend_set sets[FORMER_SETS]; /* the newest first; the first of size 0 ends the list */
+	/* The line of a small set, of backends that were ever offered: the oldest first. */
+	struct backend_set ages;
+	u32 unordered; /* of so many at the beginning of that line nobody knows which came first */
+	u32 pad;
+	/* Tables: the newest first, and the first of size 0 ends the list. */
+	struct backend_set sets[FORMER_SETS];
 };
 
 /* An entry of `tables`: so many rows are found by one lookup. A small set is one line. It has the ids of the
@@ -81,6 +86,7 @@ enum vip_flags {
 	VIP_GONE = 32,	       /* no Service has it any more: open connections go on, none begins */
 	VIP_DIRECT =
 	    64, /* packets for another node's backend are encapsulated; that node answers: direct.h */
+	VIP_UDP_STAYS = 128, /* a datagram without a flow may be of a conversation that another node knows */
 };
 
 struct vip {
@@ -418,10 +424,13 @@ struct note {
 	u8 weighed; /* `row` is set */
 	u8 row;	    /* of the backend that weigh() has chosen in a set of unequal weights */
 	u8 direct;  /* another node has sent the packet, encapsulated */
-	u8 looked;  /* `former` is set: former.h has looked for it */
+	u8 looked;  /* `today` and `former` are set: former.h has looked for them */
 	u8 after;   /* enum step: where former.h goes on */
-	u8 pad[2];
-	u32 former;	/* id of the backend that an older set names; 0: the present set names the same */
+	u8 hops;    /* how many nodes have sent the packet on because they do not know its connection */
+	u8 pad;
+	u32 today;  /* id of the backend that the present set names; 0: none */
+	u32 former; /* id of a backend on another node, chosen by an older set; 0: none. Before `looked`: the
+		     * backend that is to be older than which, 0: than `today` */
 	struct vip vip; /* STEP_CONNECT: the VIP that the packet is for, as it was found */
 };
 

@@ -20,9 +20,12 @@ SLOW_START = "lbctl/slow-start"
 """On a Service: over how many seconds a new endpoint comes to its whole share."""
 
 FORWARD = "lbctl/forward"
-"""On a Service: how its packets from outside reach backends on other nodes, ``dsr`` or ``snat``.
+"""On a Service: how its packets from outside reach backends on other nodes, ``dsr``, ``dsr+udp`` or ``snat``.
 
 What the text means depends on the agent's settings: see :meth:`lb.plan.rights.Rights.direct`."""
+
+UDP_STAYS = "+udp"
+"""Behind ``dsr``: conversations of UDP have a second chance, too."""
 
 OTHERS = "*"
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from lb.annotations import FORWARD
+from lb.annotations import FORWARD, UDP_STAYS
 from lb.config import Forward
 from lb.model import EndpointSlice, IPAddress, Overlaps, Service
 from lb.plan.types import Refusal, Topology, VipKey, VipKind
@@ -113,9 +113,9 @@ class Rights:
 
     def direct(self) -> bool:
         """Tell whether packets from outside go to backends on other nodes by direct return."""
-        asked, by_default = self.service.forward, self.topology.forward
+        asked, by_default = self.service.forward.removesuffix(UDP_STAYS), self.topology.forward
         why = ""
-        if asked and asked not in (Forward.SNAT, Forward.DSR):
+        if self.service.forward not in ("", Forward.SNAT, Forward.DSR, Forward.DSR + UDP_STAYS):
             why = f"it is neither {Forward.SNAT} nor {Forward.DSR}"
         elif asked == Forward.DSR and by_default is Forward.SNAT:
             why = f"the agent's setting forward is {Forward.SNAT}, so they go by SNAT"

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 from msgspec import structs
 
+from lb.annotations import UDP_STAYS
+from lb.config import Forward
 from lb.model import (
     NO_OVERLAPS,
     EndpointSlice,
     IPAddress,
     IPNetwork,
     Overlaps,
+    Protocol,
     Service,
     ServicePort,
     ServiceType,
@@ -86,7 +89,8 @@ def plan_service(
         for version in sorted({vip.key.address.version for vip in port_vips}):
             family_vips = [vip for vip in port_vips if vip.key.address.version == version]
             plan = _plan_port(service, port, family_vips, chooser.offer(port, version))
-            ports.append(replace(plan, direct=True) if direct else plan)
+            stays = direct and port.protocol is Protocol.UDP and service.forward == Forward.DSR + UDP_STAYS
+            ports.append(replace(plan, direct=True, udp_stays=stays) if direct else plan)
     for vips_of_family in _addresses(service, fields, topology.node_addresses | overlaps.nodes):
         _give_addresses(ports, vips_of_family)
     if ports and not any(port.backends for port in ports):

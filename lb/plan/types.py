@@ -126,7 +126,8 @@ class PortPlan:
     backends, sorted by identity. A backend in neither keeps its established connections only. local is
     empty when cluster is; when local alone is empty, the policy Local drops instead of rejecting.
     source_ranges are the only clients whose new connections the load-balancer VIPs take; empty: all. direct:
-    packets from outside go encapsulated to backends on other nodes, which answer by themselves.
+    packets from outside go encapsulated to backends on other nodes, which answer by themselves. udp_stays:
+    and a datagram that no flow is known of may belong to a conversation that another node knows.
 
     The Service's addresses as a whole (port 0) are among the vips of one of its ports: of a port that has
     endpoints, if any has.
@@ -142,6 +143,7 @@ class PortPlan:
     local: tuple[Backend, ...]
     source_ranges: tuple[IPNetwork, ...] = ()
     direct: bool = False
+    udp_stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,7 @@ class VipFlag(IntFlag):
     SOURCE_RANGES = 8
     GONE = 32
     DIRECT = 64
+    UDP_STAYS = 128
 
 
 class BackendStateCode(IntEnum):

@@ -291,7 +291,7 @@ def _of_both() -> Iterator[MapSpec]:
         when_full="the event is lost, counted in `watch`",
         purpose="what became of packets and of calls, for whoever watches")
     yield _hash("former", ID, FORMER, fixed=8192, when_full="no second chance for the Service port, logged",
-        purpose="by Service port id: the sets that its outside had before, for packets in mid-connection")
+        purpose="by Service port id: what its outside was offered before, for packets in mid-connection")
     yield _hash("services", ID, SERVICE_NAME, "by Service port id: its names, for dumps",
         limit="services", when_full=_REFUSED)
     yield _hash("nodes", ID, NODE_NAME, fixed=16384, when_full="the backend's node is shown as unknown",

@@ -39,6 +39,7 @@ _LOCAL, _IN_CLUSTER_SET, _IN_LOCAL_SET = (
 _USABLE = int(VipFlag.USABLE)
 _INSIDE_LOCAL, _OUTSIDE_LOCAL = int(VipFlag.INSIDE_LOCAL), int(VipFlag.OUTSIDE_LOCAL)
 _SOURCE_RANGES, _DIRECT = int(VipFlag.SOURCE_RANGES), int(VipFlag.DIRECT)
+_UDP_STAYS = int(VipFlag.UDP_STAYS)
 
 
 @dataclass(slots=True)
@@ -188,7 +189,7 @@ def _vip_flags(vip: Vip, plan: PortPlan) -> int:
     if vip.outside is TrafficPolicy.LOCAL:
         flags |= _OUTSIDE_LOCAL
     if plan.direct:
-        flags |= _DIRECT
+        flags |= _DIRECT | (_UDP_STAYS if plan.udp_stays else 0)
     if vip.kind is VipKind.LOAD_BALANCER and plan.source_ranges:
         flags |= _SOURCE_RANGES
     return flags

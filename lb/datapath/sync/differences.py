@@ -42,6 +42,7 @@ _FLAGS = {
     VipFlag.OUTSIDE_LOCAL: "Local for others",
     VipFlag.SOURCE_RANGES: "source ranges",
     VipFlag.DIRECT: "direct return",
+    VipFlag.UDP_STAYS: "a second chance for UDP",
     VipFlag.GONE: "gone, lingers for open connections",
 }
 _MEMBER = {

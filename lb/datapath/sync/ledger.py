@@ -31,7 +31,7 @@ from lb.datapath.maps.layouts import (
     pack_address,
     unpack_address,
 )
-from lb.datapath.sync.pools import IdPool, Region, RowPool
+from lb.datapath.sync.pools import NO_ROWS, IdPool, Region, RowPool
 from lb.errors import CapacityError, LbError
 from lb.model import IPNetwork, ObjectKey, Protocol
 from lb.plan.types import Backend, VipKey, VipKind
@@ -99,8 +99,9 @@ class Port:
     vips: the row that the kernel holds of each VIP; None if a write failed and the row is not known.
     gone: VIPs that the port has lost and that stay in the kernel for their open connections
     (:mod:`lb.datapath.sync.gone_vips`); none of them is in vips.
-    former: rows of sets that the outside had before, the newest first; retired: where those begin that are to
-    be among them (:mod:`lb.datapath.sync.former_sets`).
+    former: rows of tables that the outside had before, the newest first; retired: where those begin that are
+    to be among them. ages: the backends that were in its lists, the oldest first, and line: the rows of it;
+    of the first, unordered, it is not known who came first (:mod:`lb.datapath.sync.former_sets`).
     """
 
     id: int
@@ -112,6 +113,9 @@ class Port:
     gone: dict[VipKey, VipRow] = field(default_factory=dict)
     former: list[Region] = field(default_factory=list)
     retired: set[int] = field(default_factory=set)
+    ages: list[int] = field(default_factory=list)
+    unordered: int = 0
+    line: Region = NO_ROWS
 
     def unreferenced(self) -> Iterator[tuple[SetKey, Region]]:
         """Yield the sets that no VIP uses; none while the row of a VIP is not known."""
@@ -122,6 +126,13 @@ class Port:
         for key, region in self.regions.items():
             if region.offset not in offsets:
                 yield key, region
+
+    def all_regions(self) -> Iterator[Region]:
+        """Yield all rows that are the port's."""
+        yield from self.regions.values()
+        yield from self.former
+        if self.line.size:
+            yield self.line
 
     def listed(self) -> set[int]:
         """Return the backend ids in sets."""
@@ -235,7 +246,7 @@ def new_ledger(maps: Maps, services: Mapping[int, dict[ObjectKey, Ports]], nodes
         for version, by_key in services.items()
     }
     ports = [port for family in by_version.values() for port in family]
-    used_regions = (region for port in ports for region in (*port.regions.values(), *port.former))
+    used_regions = (region for port in ports for region in port.all_regions())
     return Ledger(
         services=services,
         owners={vip: port for port in ports for vip in (*port.vips, *port.gone)},

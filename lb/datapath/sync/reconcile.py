@@ -17,7 +17,7 @@ import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.maps.interface import Maps
-from lb.datapath.maps.layouts import FAMILIES, ID, SERVICE_NAME, VipFlag, VipKindCode
+from lb.datapath.maps.layouts import FAMILIES, ID, SERVICE_NAME, VipKindCode
 from lb.datapath.sync import accounts
 from lb.datapath.sync.changes import Change, compare, prepare
 from lb.datapath.sync.cluster_network import ClusterNetworks
@@ -28,7 +28,6 @@ from lb.datapath.sync.former_sets import FormerSets
 from lb.datapath.sync.gone_vips import PART_SECONDS, REST_SECONDS, Sweep, gone_row, used
 from lb.datapath.sync.ledger import (
     NodeNames,
-    Port,
     PortKey,
     VipRow,
     new_ledger,
@@ -55,12 +54,6 @@ AT_ONCE = 512
 
 def _nothing(_what: Change | Written) -> None:
     """Stand for an undo or a notification that is not needed."""
-
-
-def _retire(port: Port, before: VipRow | None, row: VipRow) -> None:
-    """Note that a set is no longer that of the outside, but may have begun connections by direct return."""
-    if before and row.flags & VipFlag.DIRECT and before.outside.size and before.outside != row.outside:
-        port.retired.add(before.outside.offset)
 
 
 class Reconciler:
@@ -96,7 +89,7 @@ class Reconciler:
         self._report = SyncReport()
         self._sweep: Sweep | None = None
         self._drift = Drift(maps)
-        self._former = FormerSets(maps)
+        self._former = FormerSets(maps, self._slots)
         self._orphans = False  # some port has lost its last VIP, which lingered, to another
 
     def recover(self) -> None:
@@ -362,7 +355,7 @@ class Reconciler:
         self._maps.update(f"vips{version}", vip_keys(version, puts), values)
         owners = self._ledger.owners
         for vip, (port, row) in puts.items():
-            _retire(port, port.vips.get(vip), row)
+            self._former.retire(port, port.vips.get(vip), row)
             if (owner := owners.get(vip)) is not None:
                 lingered = vip in owner.gone
                 owner.forget(vip)
@@ -445,7 +438,7 @@ class Reconciler:
         backends = []
         dropped: set[int] = set()
         for port_key, port in self._ledger.services[change.version].get(change.key, {}).items():
-            if port.former and not port.vips:
+            if not port.vips:
                 unused.regions += self._former.forget(port)
             for key, region in list(port.unreferenced()):
                 del port.regions[key]
@@ -457,6 +450,7 @@ class Reconciler:
                 continue  # its backends are those of the connections that are still open
             gone = [s for s, slot in port.backends.items() if s not in keep and slot not in listed]
             backends += [port.backends.pop(socket) for socket in gone]
+            unused.regions += self._former.follow(port, change.version, self._ledger.rows)
         unused.backends[change.version] += backends
         unused.exposed |= not dropped.isdisjoint(backends)
 

@@ -63,11 +63,11 @@ def read_ledger(maps: Maps) -> Ledger:
             services[version].setdefault(key, {})[port_key] = port
         port = ports[version, row.service]
         (port.gone if row.flags & VipFlag.GONE else port.vips)[vip] = row
-    _read_former(maps, ports)
+    tables = table_rows(maps)
+    _read_former(maps, tables, ports)
     _read_ranges(maps, ports)
     for family in FAMILIES:
         _read_backends(maps, family, ports)
-    tables = table_rows(maps)
     for port in ports.values():
         _read_regions(tables, port)
     stray = names.keys() - {port.id for port in ports.values()}
@@ -94,11 +94,13 @@ def _service_names(maps: Maps) -> dict[int, tuple[ObjectKey, str]]:
     return found
 
 
-def _read_former(maps: Maps, ports: _ById) -> None:
+def _read_former(maps: Maps, tables: Rows, ports: _ById) -> None:
     """Give the ports their former sets; delete those that no port has."""
     former = read_former(maps)
     for (_, ident), port in ports.items():
-        port.former = former.pop(ident, [])
+        if ident in former:
+            port.line, port.unordered, port.former = former.pop(ident)
+            port.ages = listed(tables, *port.line).tolist()
     if former:
         maps.delete("former", np.array(sorted(former), ID))
 
