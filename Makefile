@@ -15,7 +15,7 @@ help:
 	@echo 'make lock    newest versions into requirements/ that pyproject.toml allows, then all tests with them'
 	@echo 'make test-kernels  set up, packet tests and a lab on the kernels of Debian 11, 12, 13 (KERNELS="5.10" for one)'
 	@echo 'make soak    set up, run the long campaigns, SOAK_SECONDS=60 each: fuzzing, kills, floods, twin, outages of the API'
-	@echo '             server, over from kube-proxy and back (docs/reliability.md)'
+	@echo '             server, over from kube-proxy and back, nodes that come and go (docs/reliability.md)'
 	@echo 'make mutants set up, change lines of bpf/*.h, lb/plan and lb/datapath/sync and see whether tests notice,'
 	@echo '             MUTANTS_SECONDS=600, MUTANTS_FILES="cache.h" for some (docs/mutants.md)'
 	@echo 'make test-upgrades  set up, to each of the last versions and back, under traffic (REVISIONS="v0.1.0" for some)'
@@ -53,6 +53,7 @@ soak:
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.twin $(SOAK_SECONDS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.outages $(SOAK_SECONDS)
 	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.cutover
+	$(ROOT) env PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m tests.soak.nodes direct 200 2
 
 # Seconds for the sample of mutants, and its seed.
 MUTANTS_SECONDS ?= 600

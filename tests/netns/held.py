@@ -81,8 +81,8 @@ while True:
 CLIENT = (
     SCTP
     + r"""
-import asyncio, json
-TOLD = {"asked": {}, "failures": [], "lost": 0, "open": 0, "slowest": 0.0}
+import asyncio, json, time
+TOLD = {"asked": {}, "failures": [], "ended": [], "lost": 0, "open": 0, "slowest": 0.0}
 PATIENCE, DATAGRAM = 20, 2
 stop = asyncio.Event()
 
@@ -95,7 +95,7 @@ async def ask(stream, sink):
     size = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     return (await sink.readexactly(int(size.split(b":")[1]))).strip().decode()
 
-async def tcp(host, port, pause, asked):
+async def tcp(host, port, pause, asked, seen=lambda pod: None):
     sink, stream = await asyncio.wait_for(asyncio.open_connection(host, port), PATIENCE)
     pod = None
     try:
@@ -106,12 +106,29 @@ async def tcp(host, port, pause, asked):
             if pod not in (None, found):
                 raise OSError(f"{pod} has become {found}")
             pod = found
+            seen(pod)
             asked()
             await asyncio.sleep(pause)
     except Exception as error:
         raise OSError(f"{stream.get_extra_info('sockname')}, of {pod}: {error!r}") from error
     finally:
         stream.close()
+
+async def kept(host, port, pause, asked):
+    while not stop.is_set():
+        pods = [""]
+        try:
+            await tcp(host, port, pause, asked, pods.append)
+        except Exception as error:
+            TOLD["ended"].append((pods[-1], time.time(), f"{type(error).__name__} {error}"))
+            await asyncio.sleep(pause)
+
+async def again(host, port, pause, asked):
+    while not stop.is_set():
+        try:
+            await new(host, port, pause, asked)
+        except Exception as error:
+            TOLD["failures"].append(f"{time.time():.1f} {type(error).__name__} {error}")
 
 async def half(host, port, pause, asked):
     sink, stream = await asyncio.wait_for(asyncio.open_connection(host, port, limit=1 << 12), PATIENCE)
@@ -203,7 +220,8 @@ async def hold(kind, name, host, port, pause):
     def asked():
         TOLD["asked"][name] = TOLD["asked"].get(name, 0) + 1
     try:
-        await {"tcp": tcp, "half": half, "udp": udp, "sctp": sctp, "new": new}[kind](host, port, pause, asked)
+        kinds = {"tcp": tcp, "half": half, "udp": udp, "sctp": sctp, "new": new, "kept": kept, "again": again}
+        await kinds[kind](host, port, pause, asked)
     except Exception as error:
         TOLD["failures"].append(f"{name}: {type(error).__name__} {error}")
 
@@ -261,7 +279,10 @@ class Holder:
         return told
 
     def told(self) -> dict[str, Any]:
-        """Return ``asked`` by target, ``failures``, ``lost`` datagrams, and how many were ``open``ed."""
+        """Return ``asked`` by target, ``failures``, ``lost`` datagrams, and how many were ``open``ed.
+
+        ended: of ``kept`` connections that were lost, the pod, the time, and why.
+        """
         return self._tell([])
 
     @property
