@@ -119,6 +119,7 @@ def shown(maps: Maps, key: ObjectKey, now_ns: int) -> dict[str, Any]:
                 "port": vip.port,
                 "local_only": list(vip.local_only),
                 "source_ranges": list(vip.source_ranges),
+                "direct": vip.direct,
                 "offered": sum(backend.takes_new for backend in vip.backends),
             }
         )
@@ -165,6 +166,7 @@ def render_one(found: Mapping[str, Any]) -> str:
         text += f"\n{name}{port['protocol']}, {port['family']}{affinity}\n"
         for vip in port["vips"]:
             limits = [f"Local for clients {side}" for side in vip["local_only"]]
+            limits += ["direct return"] if vip["direct"] else []
             limits += [f"only from {', '.join(vip['source_ranges'])}"] if vip["source_ranges"] else []
             place = socket_text(ip_address(vip["address"]), vip["port"])
             told = "; ".join([f"{vip['offered']} offered", *limits])

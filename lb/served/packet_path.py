@@ -124,10 +124,14 @@ def _path(port: PortRow, vip: PortVip, client: Client, hooks: NodePrograms) -> P
     for backend in port.backends:
         share = shares.get(backend.id, 0.0)
         if share:
-            there = _connected(backend) if socket else _there(backend, client, hooks)
-            back = (
-                "nothing to translate: the socket knows the VIP" if socket else _back(backend, client, hooks)
-            )
+            direct = vip.direct and client is Client.OUTSIDE and not backend.local
+            if socket:
+                there, back = _connected(backend), "nothing to translate: the socket knows the VIP"
+            elif direct:
+                there = f"{_where(backend)}: encapsulated, with the client's address; that node translates"
+                back = "not by this node: that node answers the client"
+            else:
+                there, back = _there(backend, client, hooks), _back(backend, client, hooks)
             ways.append(Way(backend, share, there, back))
         else:
             why = "terminating" if backend.state == "terminating" else "not offered to this side"

@@ -34,7 +34,7 @@ class PortVip:
     """A VIP of a port. address: with its port. inside, outside: who gets what from either side.
 
     local_only: the sides that traffic policy Local keeps to this node's endpoints. usable: there is an
-    endpoint somewhere.
+    endpoint somewhere. direct: packets from outside go encapsulated to other nodes, which answer.
     """
 
     address: str
@@ -44,6 +44,7 @@ class PortVip:
     local_only: tuple[str, ...]
     source_ranges: tuple[str, ...]
     usable: bool
+    direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,7 @@ def ports(maps: Maps, wanted: Names) -> list[PortRow]:
                 tuple(side for flag, side in local_only if flags & flag),
                 tuple(ranges.get(service, ())) if flags & VipFlag.SOURCE_RANGES else (),
                 bool(flags & VipFlag.USABLE),
+                bool(flags & VipFlag.DIRECT),
             )
             vips.setdefault(service, []).append(((int(ip), port), one))
         for service, of_port in vips.items():

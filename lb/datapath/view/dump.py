@@ -67,7 +67,7 @@ class MapEntry:
         return {name: value for name, value in asdict(self).items() if value or name not in _IF_ANY}
 
 
-_IF_ANY = {"local_only", "source_ranges", "lingering", "snat", "rival", "former"}
+_IF_ANY = {"local_only", "direct", "source_ranges", "lingering", "snat", "rival", "former"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class VipEntry(MapEntry):
 
     local_only: the sides, "inside" and "outside", that traffic policy Local keeps to this node's endpoints;
     source_ranges: the networks that may open connections, empty when all may. lingering: no Service has it
-    any more, and it stays for the connections that are open. These are absent in JSON when empty or false.
+    any more, and it stays for the connections that are open. direct: packets from outside go encapsulated to
+    backends on other nodes, which answer. These are absent in JSON when empty or false.
     """
 
     address: str
@@ -90,6 +91,7 @@ class VipEntry(MapEntry):
     local_only: tuple[str, ...] = ()
     source_ranges: tuple[str, ...] = ()
     lingering: bool = False
+    direct: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """See the base class; which backends take new connections is for tables alone."""
@@ -290,6 +292,7 @@ class _Reader:
                 tuple(side for side, flag in _LOCAL_SIDES.items() if row.flags & flag),
                 self._allowed(row),
                 bool(row.flags & VipFlag.GONE),
+                bool(row.flags & VipFlag.DIRECT),
             )
             for vip, row in self._vips
             if vip.protocol is not None
