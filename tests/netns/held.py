@@ -6,7 +6,8 @@ is there: it must be the pod that it was. Beside them it opens new ones. It tell
 asked. Kinds: ``tcp``; ``half``, which has said that it sends no more and goes on reading; ``udp``, whose
 datagrams may be lost singly, which is counted; ``sctp``, an association out of raw packets, for which pods
 need a :class:`Responder` (the kernel at hand has no SCTP of its own), and whose packets are counted so as
-well; ``new``, of which each request is a connection of its own.
+well; ``new``, of which each request is a connection of its own; ``kept``, as ``tcp``, and ``again``, as
+``new``, which go on with another connection when one has failed.
 """
 
 from __future__ import annotations

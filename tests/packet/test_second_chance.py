@@ -231,7 +231,9 @@ def affine_client(want: str, *others: str) -> str:
 
 
 @each_program
-def test_direct_return_affinity_is_asked_of_the_node_that_has_the_backend(datapath: Datapath, program: str) -> None:
+def test_direct_return_affinity_is_asked_of_the_node_that_has_the_backend(
+    datapath: Datapath, program: str
+) -> None:
     """Who is new here may be known there: his first packet says so, as do those that follow."""
     datapath.apply(affine(p.BACKEND_REMOTE))
     for port, flags in ((40_000, "S"), (40_000, "A"), (40_001, "S")):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import random
 import signal
 import subprocess
@@ -49,8 +50,8 @@ PATIENCE = 20.0
 """Seconds after which the client calls a request lost; see tests/netns/held.py."""
 GRACE = 15
 """Seconds that a pod which is told to end has for its connections."""
-SLACK = 1.0
-"""Seconds: a connection may be seen to be lost so long before its pod is seen to have ended."""
+SLACK = 0.5
+"""Seconds by which clocks and times of files may differ."""
 
 SERVICE = f"""\
 apiVersion: v1
@@ -144,11 +145,9 @@ class Campaign:
     # --- looking --------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Note which pods there are, and when others have ended."""
-        now, pods = time.time(), self.lab.pods()
+        """Note which pods there are."""
+        pods = self.lab.pods()
         names = {str(pod["name"]): str(pod["phase"]) for pod in pods if str(pod["name"]).startswith("web")}
-        for gone in self._seen.keys() - names.keys():
-            self._ended.setdefault(gone, now)
         if names != self._seen:
             self._seen = names
             self._write_rules()
@@ -174,11 +173,11 @@ class Campaign:
             if not pod:
                 self.tally.failed.append(f"a kept one, at its beginning: {why}")
                 continue
-            ended = self._ended.get(pod)
-            if ended is not None and when >= ended - SLACK:
+            ended = self._ended.get(pod, math.inf)
+            if when >= ended - SLACK:
                 self.tally.excused += 1
             else:
-                self.tally.lost.append(f"of {pod} ({self._seen.get(pod, 'ended')}): {why}")
+                self.tally.lost.append(f"of {pod}, {ended - when:.1f} s before that ends: {why}")
         self._judged = len(told["ended"])
         self.tally.failed += told["failures"][self._failed :]
         self._failed = len(told["failures"])
@@ -218,7 +217,13 @@ class Campaign:
         """Replace the pods of a node: new ones first, then the old ones are told to end."""
         old, self._deployed[node] = self._deployed[node], self._deploy(node)
         self._wait_for(self._deployed[node])
-        old.unlink()
+        self._end(old, time.time() + GRACE)
+
+    def _end(self, path: Path, when: float, *, told: bool = True) -> None:
+        """Note when the pods of a Deployment end; told: the cluster is told to end them."""
+        self._ended.update(dict.fromkeys(self._pods(path), when))
+        if told:
+            path.unlink()
 
     def _cable(self, node: str, state: str) -> None:
         with namespaces.inside(self.lab.spec.switch):
@@ -228,8 +233,7 @@ class Campaign:
         """Take a node out of the world, with its agent and its pods."""
         self._up.discard(node)
         self._cable(node, "down")
-        now = time.time()
-        self._ended.update(dict.fromkeys(self._pods(self._deployed[node]), now))
+        self._end(self._deployed[node], time.time(), told=False)
         if self._way != "kube-proxy":
             self.lab.stop_agent(node, signal.SIGKILL)
 
