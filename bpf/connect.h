@@ -80,67 +80,20 @@ static __always_inline __be16 client_port(u32 hash)
 	return bpf_htons(CLIENT_PORT_MIN + (u32)(((u64)hash * ports) >> 32));
 }
 
-/* Does a packet's flow begin with its reply half alone? A SYN is answered or sent again: then the other half
- * is made as well. Until then its client's next packet finds the reply half (see take_up()), and a flood of
- * SYNs writes half as much. Where answers have other addresses than our flows (shadow.h) nothing finds it. */
-#ifndef WITH_BOTH_HALVES
-#define WITH_BOTH_HALVES false
-#endif
-
-static __always_inline bool begins_with_reply_half(const struct packet *pkt)
-{
-	const u8 flags = TCP_SYN | TCP_ACK | TCP_FIN | TCP_RST;
-
-	return !WITH_BOTH_HALVES && pkt->tuple.protocol == IPPROTO_TCP && pkt->piece == PIECE_WHOLE &&
-	       (pkt->tcp_flags & flags) == TCP_SYN;
-}
-
-/* `holder` leads back to the packet's sender. Is it the reply half of a flow that the packet is of? Then that
- * flow goes on, whose forward half is not there yet, or was lost. */
-static __always_inline bool take_up(const struct flow_entry *holder, const struct packet *pkt, u64 now,
-				    const struct settings *settings, struct flow *flow)
-{
-	const u8 fins = flow->fins;
-
-	if (holder->backend != flow->backend || holder->generation != flow->generation)
-		return false;
-	flow->state = holder->state;
-	flow->fins = holder->fins;
-	flow->touched = holder->touched;
-	flow->last_seen = holder->last_seen;
-	if (flow_usable(pkt, flow, now, settings))
-		return true;
-	flow->state = FLOW_NEW;
-	flow->fins = fins;
-	return false;
-}
-
-static __always_inline void advance_at_connect(const struct packet *pkt, bool known, u64 now,
-					       struct flow *flow)
-{
-	bool unanswered = flow->state == FLOW_NEW && !(flow->fins & ANSWERED);
-
-	advance_state(pkt, DIR_FORWARD, flow, now);
-	if (known && unanswered)
-		count_start(pkt, DIR_FORWARD, flow, now);
-	flow->last_seen = now;
-}
-
-/* Give flow->to.sport a value that makes the translated tuple unique, and store both halves, or the reply
- * half alone. A client that keeps its address gets its moved port, unless another flow of its own has taken
- * that: then one of CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments:
- * see breaks_sctp(). hash: where to begin; run: how many runs have found nothing. PARSED; REASON_FLOW_HIT:
- * the flow was there; or why there is no room. */
+/* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
+ * keeps its address gets its moved port, unless another flow of its own has taken that: then one of
+ * CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments: see
+ * breaks_sctp(). hash: where to begin; run: how many runs have found nothing. */
 static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, struct flow *flow, u32 hash,
 				       u64 now, const struct settings *settings, u8 run,
 				       struct entries *entries)
 {
 	u32 tries = run * SNAT_TRIES;
 	struct entry *made = &entries->made;
+	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	bool kept = keeps_client(flow->path);
 	const struct flow_entry *holder;
-	bool dead, known = false;
-	u64 idle;
+	bool dead;
 	u32 left;
 
 	if (!run) {
@@ -180,21 +133,15 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 	dead = holder && !leads_back(holder, &pkt->tuple);
 	if (dead)
 		forget_forward_half(holder, &flow->to);
-	else if (holder)
-		known = take_up(holder, pkt, now, settings, flow);
-	advance_at_connect(pkt, known, now, flow);
-	idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	entries->half.tag = 0;
 	flow_value(&made->value, flow);
 	turn_round(&made->value, &pkt->tuple);
-	if (!put_flow(entries, idle, dead || known)) /* taken in this moment */
+	if (!put_flow(entries, idle, dead)) /* taken in this moment */
 		return REASON_SNAT_EXHAUSTED;
-	if (known || !begins_with_reply_half(pkt)) {
-		flow_key(&made->key, &pkt->tuple, DIR_FORWARD);
-		flow_value(&made->value, flow);
-		put_flow(entries, idle, true);
-	}
-	return known ? REASON_FLOW_HIT : PARSED;
+	flow_key(&made->key, &pkt->tuple, DIR_FORWARD);
+	flow_value(&made->value, flow);
+	put_flow(entries, idle, true);
+	return PARSED;
 }
 
 /* The way to a backend of this node, for clients elsewhere and in other pods. Either both directions go past
@@ -290,9 +237,9 @@ static __always_inline bool decide_path(ctx_t *ctx, const struct packet *pkt, u8
 	return true;
 }
 
-/* Make the flow d->flow, of the packet that begins it or found it lost. While no port is found and there are
- * runs left, the program is entered again, as `step`. False: the flow was there, or there was no room, and
- * the decision is to drop the packet. */
+/* Make both halves of the flow d->flow, of the packet that begins it or found it lost. While no port is found
+ * and there are runs left, the program is entered again, as `step`. False: there was no room, and the
+ * decision is to drop the packet. */
 static __always_inline bool make_flow(ctx_t *ctx, const struct packet *pkt, u32 hash, u64 now,
 				      const struct settings *settings, u32 step, struct note *note,
 				      struct entries *entries, struct decision *d)
@@ -301,12 +248,8 @@ static __always_inline bool make_flow(ctx_t *ctx, const struct packet *pkt, u32 
 
 	if (created == REASON_SNAT_EXHAUSTED && ++note->run < SNAT_RUNS)
 		next_step(ctx, step);
-	if (created == REASON_SNAT_EXHAUSTED) {
+	if (created != PARSED)
 		decide(d, ACTION_DROP, created);
-	} else if (created == REASON_FLOW_HIT) {
-		d->reason = created;
-		d->closes = d->flow.state == FLOW_CLOSED;
-	}
 	return created == PARSED;
 }
 
@@ -348,12 +291,12 @@ static __always_inline void decide_connect(ctx_t *ctx, const struct packet *pkt,
 	if (!decide_path(ctx, pkt, side, vip, &backend, settings, d))
 		return;
 	d->flow.generation = backend.generation;
-	if (d->flow.path == PATH_DIRECT) {
-		advance_at_connect(pkt, false, now, &d->flow);
+	d->flow.last_seen = now;
+	advance_state(pkt, DIR_FORWARD, &d->flow, now);
+	if (d->flow.path == PATH_DIRECT)
 		put_direct(pkt, &d->flow, now, settings, entries);
-	} else if (!make_flow(ctx, pkt, hash, now, settings, STEP_CONNECT, note, entries, d)) {
+	else if (!make_flow(ctx, pkt, hash, now, settings, STEP_CONNECT, note, entries, d))
 		return;
-	}
 	if (note->attempt)
 		d->reason = REASON_NEW_ELSEWHERE;
 	if (opens(pkt))

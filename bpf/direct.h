@@ -221,10 +221,12 @@ static __always_inline void begin_handed(ctx_t *ctx, const struct handed *handed
 	decide(d, ACTION_STACK, REASON_NEW_LOCAL);
 	if (!decide_redirect(ctx, pkt, settings, d))
 		return;
+	d->flow.last_seen = now;
 	if (!opens(pkt))
 		d->flow.fins = MET_LATE;
 	else if (vip->affinity_seconds && d->flow.backend)
 		remember_affinity(vip, &pkt->tuple.src, now, d->flow.backend, d->flow.generation, true);
+	advance_state(pkt, DIR_FORWARD, &d->flow, now);
 	if (make_flow(ctx, pkt, hash_tuple(&pkt->tuple), now, settings, STEP_DIRECT_IN, note, &work->entries,
 		      d) &&
 	    opens(pkt))

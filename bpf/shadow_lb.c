@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* The tc entries of shadow mode, under the names of those that serve, in whose place they are attached. An
  * uplink has them whatever its mode: XDP would see nothing else. */
-#define WITH_BOTH_HALVES true /* answers to them have addresses that no flow has: see connect.h */
 #include "ctx_tc.h"
 #include "lb.h"
 #include "shadow.h"

@@ -35,7 +35,7 @@ from lb.datapath.attach import hooks, sockets
 from lb.datapath.kernel import pins
 from lb.datapath.kernel.grace import wait_for_running_programs
 from lb.datapath.kernel.pins import Pins
-from lb.datapath.maps.expiry import live_connections
+from lb.datapath.maps.expiry import live_flows
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, Cutover, FlowSign, FlowState
 from lb.model import Protocol
@@ -86,7 +86,7 @@ def flows(maps: KernelMaps) -> tuple[list[Move], Counter[str]]:
     left: Counter[str] = Counter()
     for version in FAMILIES:
         tags = _tags(maps, version)
-        for move in moves.moves_back(*live_connections(maps, version, time.monotonic_ns())):
+        for move in moves.moves_back(*live_flows(maps, version, time.monotonic_ns())):
             if move.client.protocol is Protocol.SCTP:
                 client, backend = (tags.get(key.tobytes(), 0) for key in moves.tag_keys(move))
                 if client and backend:

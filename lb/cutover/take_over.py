@@ -37,7 +37,7 @@ from lb.cutover.moves import OF_HOST, SEEN_BY_STACK, Move
 from lb.cutover.netfilter import Run, Untracked
 from lb.datapath.attach.snat import add_snat_sources
 from lb.datapath.kernel.grace import wait_for_running_programs
-from lb.datapath.maps.expiry import live_connections
+from lb.datapath.maps.expiry import live_flows
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.kernel_maps import KernelMaps
 from lb.datapath.maps.layouts import FAMILIES, Cutover, FlowPath
@@ -85,7 +85,7 @@ def there(maps: Maps) -> set[tuple[Tuple, Tuple]]:
     Raises BpfError: the kernel refused.
     """
     now = time.monotonic_ns()
-    live = (moves.moves_back(*live_connections(maps, version, now)) for version in FAMILIES)
+    live = (moves.moves_back(*live_flows(maps, version, now)) for version in FAMILIES)
     return {(move.client, move.backend) for each in live for move in each}
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lb.datapath.kernel.grace import wait_for_running_programs
-from lb.datapath.maps.expiry import live_affinity, live_connections
+from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.fill import MapFill, map_fill
 from lb.datapath.maps.interface import Maps
 from lb.datapath.maps.layouts import (
     FAMILIES,
+    Direction,
     FlowState,
     VipFlag,
     VipKindCode,
@@ -201,10 +202,11 @@ def _led_elsewhere(present: Maps, future: Maps, now_ns: int, what: str) -> tuple
     """Return how many open connections, or clients, would lose their backend, and how many there are."""
     moved = total = 0
     for version in FAMILIES:
-        read = live_connections if what == "flows" else live_affinity
-        _, values = read(present, version, now_ns)
+        read = live_flows if what == "flows" else live_affinity
+        keys, values = read(present, version, now_ns)
         if what == "flows":
-            values = values[values["state"] != FlowState.CLOSED]
+            open_ones = (values["state"] != FlowState.CLOSED) & (keys["direction"] == Direction.FORWARD)
+            values = values[open_ones]
         slots, after = present.array(f"backends{version}"), future.array(f"backends{version}")
         ids = values["backend"]
         alive = (slots["state"][ids] != 0) & (slots["generation"][ids] == values["generation"])

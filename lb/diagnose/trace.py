@@ -76,17 +76,10 @@ def run(shadow: Shadow, entry: EntryPoint, frame: bytes, notes: Sequence[str] = 
         flow,
         reply,
         affinity,
-        _made(witness, packet, sent) if vip else None,
+        _flow(witness, packet, Direction.FORWARD, time.monotonic_ns()) if vip else None,
         tuple(notes),
     )
     return Traced(evidence, frame, after)
-
-
-def _made(witness: Witness, packet: FiveTuple | None, sent: FiveTuple | None) -> Flow | None:
-    """Return the flow that the packet is of now: at first it may have no half but that for the answers."""
-    now = time.monotonic_ns()
-    flow = _flow(witness, packet, Direction.FORWARD, now)
-    return flow or _flow(witness, sent.reverse if sent else None, Direction.REPLY, now)
 
 
 def _flow(witness: Witness, packet: FiveTuple | None, direction: Direction, now: int) -> Flow | None:

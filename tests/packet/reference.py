@@ -49,7 +49,7 @@ class Model:
     def __init__(self, world: World) -> None:
         self.world = world
         self.now = 0.0
-        self.by_client: dict[Tuple5, Flow] = {}  # not until the first SYN is answered, or sent again
+        self.by_client: dict[Tuple5, Flow] = {}
         self.by_backend: dict[Tuple5, Flow] = {}  # keyed by the reply's tuple
         self.opened: set[str] = set()  # Services through which a connection was opened, ever
         self.affinity: dict[tuple[IPv4Address, str], tuple[ModelBackend, int, float]] = {}
@@ -226,9 +226,6 @@ class Model:
         self._advance(frame, sender, flow)
         if not (flow.answered and sender == "backend" and flow == before):
             flow.last_seen = self.now
-        written = sender == "backend" and flow != before
-        if written and self.by_client.setdefault(flow.client_side, flow) is not flow:
-            del self.by_backend[flow.backend_side.reversed()]  # its client is led elsewhere by now
         to = flow.backend_side if sender == "client" else flow.client_side.reversed()
         return self._send(frame, to, flow.path, reason)
 
@@ -303,19 +300,13 @@ class Model:
             if holder is not None and holder.client_side != t:
                 gives_up = path != "stack" and holder.half_open
                 assert gives_up or self._expired(holder), f"{to} is shared with {holder.client_side}"
-        incarnation = self.world.backends[vip.service, backend]
         if holder is not None:
-            ours = holder.client_side == t and holder.incarnation == incarnation
-            if ours and self._usable(frame, holder):
-                self.by_client[t] = holder
-                return self._known(frame, holder, "client", "FLOW_HIT")
             self._forget(holder)
+        incarnation = self.world.backends[vip.service, backend]
         flow = Flow(t, to, vip.service, backend, incarnation, path, last_seen=self.now)
         flow.met_late = t.protocol is not Protocol.UDP and "S" not in signals(frame)
         self._advance(frame, "client", flow)
-        self.by_backend[to.reversed()] = flow
-        if t.protocol is not Protocol.TCP or signals(frame) & {"S", "A", "F", "R"} != {"S"}:
-            self.by_client[t] = flow
+        self.by_client[t] = self.by_backend[to.reversed()] = flow
         if t.protocol is Protocol.UDP or "S" in signals(frame):
             self.opened.add(vip.service)
         return self._send(frame, to, path, reason)

@@ -78,9 +78,6 @@ def web(datapath: Datapath) -> Datapath:
 
 
 def test_both_halves_tell_the_same(web: Datapath) -> None:
-    """The first SYN makes the reply half alone; its answer, or the second one, makes the other as well."""
-    send(web)
-    assert web.read("flows")[0]["direction"].tolist() == [Direction.REPLY]
     send(web)
     forward, reply = flow(web), flow(web, Direction.REPLY)
     for name in ("service", "backend", "generation", "state", "fins", "path"):
@@ -92,7 +89,7 @@ def test_both_halves_tell_the_same(web: Datapath) -> None:
 @pytest.mark.parametrize(
     ("segments", "state"),
     [
-        (["client S", "client S"], FlowState.NEW),
+        (["client S"], FlowState.NEW),
         (["client S", "backend SA"], FlowState.NEW),
         (["client S", "backend SA", "client A"], FlowState.ESTABLISHED),
         (["client S", "backend SA", "client FA"], FlowState.CLOSING),
@@ -172,13 +169,10 @@ def test_a_data_segment_keeps_its_backend_however_idle(web: Datapath) -> None:
 
 
 def test_a_syn_sent_again_stays_while_the_endpoints_change(datapath: Datapath) -> None:
-    """Once the backend has answered, until that goes: then it selects afresh, and segments without SYN go on
-    as they went. Before there is an answer it goes where the present set leads."""
+    """Until the backend goes, then it selects afresh; segments without SYN go on as they went."""
     datapath.apply(service(*MANY))
     frame = p.tcp(p.FROM_CLIENT, CLIENT, VIP)
     chosen = backend_of(datapath.run(XDP, frame).packet)
-    answered = p.tcp(p.TO_CLIENT, (chosen, TARGET_PORT), p.seen(CLIENT), "SA")
-    assert datapath.run(TC_UPLINK_OUT, answered).reason == "REPLY"
     others = tuple(address for address in MANY if address != chosen)
 
     datapath.apply(service(*others, terminating=[chosen]))
@@ -190,12 +184,7 @@ def test_a_syn_sent_again_stays_while_the_endpoints_change(datapath: Datapath) -
     assert (backend_of(result.packet), result.reason) == (chosen, "FLOW_HIT")
     result = datapath.run(XDP, frame)
     assert result.reason == "NEW_LOCAL"
-    unanswered = backend_of(result.packet)
-    assert unanswered in others
-
-    datapath.apply(service(*(set(MANY) - {unanswered}), terminating=[unanswered]))
-    result = datapath.run(XDP, frame)
-    assert (backend_of(result.packet) != unanswered, result.reason) == (True, "NEW_LOCAL")
+    assert backend_of(result.packet) in others
 
 
 def test_udp_goes_to_a_live_backend_with_its_next_packet(datapath: Datapath) -> None:
@@ -251,15 +240,15 @@ def test_a_used_flow_is_refreshed_on_both_sides(web: Datapath) -> None:
 
 @pytest.mark.parametrize("half", list(Direction))
 def test_a_lost_half_comes_back(web: Datapath, half: Direction) -> None:
-    """A flow without its forward half is found by its reply half, and the other way round."""
+    """A flow without its forward half selects by the same hash; one without its reply half gets it again."""
     send(web)
     answer(web, "SA")
     keys, _ = web.read("flows")
     web.delete("flows", keys[keys["direction"] == half])
     age(web, 2)
-    assert send(web, "A") == "FLOW_HIT"
+    assert send(web, "A") == ("NEW_LOCAL" if half is Direction.FORWARD else "FLOW_HIT")
     assert answer(web, "A") == "REPLY"
-    assert flow(web)["state"] == flow(web, Direction.REPLY)["state"] == FlowState.ESTABLISHED
+    assert flow(web)["state"] == FlowState.ESTABLISHED
 
 
 def test_a_flow_that_was_lost_keeps_its_backend(datapath: Datapath) -> None:

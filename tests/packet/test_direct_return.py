@@ -241,8 +241,7 @@ def test_direct_icmp_errors_about_answers_reach_the_backend_s_node(datapath: Dat
 def test_direct_icmp_errors_are_translated_where_the_backend_is(datapath: Datapath, program: str) -> None:
     """And one about a connection that this node does not have is refused."""
     datapath.apply(service(p.BACKEND_LOCAL, direct=True))
-    for reason in ("NEW_LOCAL", "FLOW_HIT"):
-        assert datapath.run(program, handed(p.tcp(p.FROM_NODE2, CLIENT, VIP))).reason == reason
+    datapath.run(program, handed(p.tcp(p.FROM_NODE2, CLIENT, VIP)))
     answer = p.tcp(p.TO_CLIENT, VIP, CLIENT, "A")
     other = p.tcp(p.TO_CLIENT, VIP, (p.CLIENT, 41_000), "A")
     for quoted, verdict, reason in ((answer, PASS, "ICMP_ERROR"), (other, DROP, "DIRECT_REFUSED")):

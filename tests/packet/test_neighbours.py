@@ -326,8 +326,7 @@ def test_neighbours_get_their_connections_after_they_handed_the_address_over(
     assert owner.run(program, p.udp(p.FROM_CLIENT, client, vip)).reason != "TO_FORMER_OWNER"
     new = (p.CLIENT, p.CLIENT_PORT + 1)
     assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip)).reason.startswith("NEW_")
-    for flags in ("S", "A"):
-        assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip, flags)).reason == "FLOW_HIT"
+    assert owner.run(program, p.tcp(p.FROM_CLIENT, new, vip, "A")).reason == "FLOW_HIT"
 
 
 @each_program
@@ -337,8 +336,7 @@ def test_neighbours_get_connections_from_ports_that_were_used_here_before(
     """A flow that is over is no reason to take another node's connection for ours."""
     owner.apply(service(p.BACKEND_LOCAL))
     client, vip = (p.CLIENT, p.CLIENT_PORT), (VIP, PORT)
-    for reason in ("NEW_LOCAL", "FLOW_HIT"):
-        assert owner.run(program, p.tcp(p.FROM_CLIENT, client, vip)).reason == reason
+    assert owner.run(program, p.tcp(p.FROM_CLIENT, client, vip)).reason == "NEW_LOCAL"
     announce(owner, former_seconds=60)
     frame = p.tcp(p.FROM_CLIENT, client, vip, "A")
     assert owner.run(program, frame).reason == "FLOW_HIT"

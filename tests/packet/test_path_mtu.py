@@ -133,7 +133,6 @@ def test_icmp_errors_need_an_address_to_come_from(datapath: Datapath) -> None:
     (path,) = (path for path in PATHS if path.forwarded and path.ingress == TC_UPLINK_IN)
     conversation = Conversation(datapath, path, kind=VipKind.CLUSTER_IP)
     conversation.send()
-    conversation.answer()
     datapath.delete("ifaces", datapath.read("ifaces")[0])
     result = conversation.try_to_send("A", ttl=1)
     assert (result.verdict, result.reason) == (DROP, "TTL_EXPIRED")

@@ -322,9 +322,6 @@ class Machine(RuleBasedStateMachine):
         self.datapath.begin_the_day()
         results = [self.datapath.run(program, piece) for piece in (first, later)]
         expected = self.model.ingress(frame, side_of(program), lambda: self.chosen_port(t))
-        if expected.reason.startswith("NEW_"):
-            *_, begun = self.model.by_backend.values()
-            self.model.by_client[t] = begun  # what comes in pieces makes both halves
         assert (results[0].verdict, results[0].reason) == (expected.verdict, expected.reason)
         if expected.reason.startswith(("NEW_", "FLOW_HIT")):
             assert expected.packet is not None
@@ -385,21 +382,8 @@ class Machine(RuleBasedStateMachine):
             assert not text, f"{program} {expected.reason}\n{text}"
 
     def chosen_port(self, t: Tuple5) -> int:
-        """Return the source port that the kernel's latest flow of t was given."""
-        keys, values = self.datapath.read("flows")
-        replies = keys["direction"] == layouts.Direction.REPLY
-        return max(
-            (value["last_seen"], int(key["dport"]))
-            for key, value in zip(keys[replies], values[replies], strict=True)
-            if (
-                p.role(value["dst"].tolist()),
-                int(value["dport"]),
-                p.role(value["src"].tolist()),
-                int(value["sport"]),
-                int(key["protocol"]),
-            )
-            == key_of(t)
-        )[1]
+        """Return the source port that the kernel's flow of t was given."""
+        return self.kernel_flows()[key_of(t)][1]
 
     def kernel_flows(self) -> dict[tuple[str, int, str, int, int], tuple[str, int, str, str]]:
         """Return the forward halves: what a client sends, and its source, its backend and its state."""

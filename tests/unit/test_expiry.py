@@ -9,8 +9,8 @@ import pytest
 from lb.config import Config, Timeouts
 from lb.datapath.attach.settings import write_settings
 from lb.datapath.maps import layouts
-from lb.datapath.maps.expiry import idle_limits, live_affinity, live_connections, live_flows
-from lb.datapath.maps.layouts import FAMILIES, Direction, FlowSign, FlowState
+from lb.datapath.maps.expiry import idle_limits, live_affinity, live_flows
+from lb.datapath.maps.layouts import FAMILIES, FlowState
 from lb.model import Protocol
 from tests.fake_maps import FakeMaps
 
@@ -61,18 +61,3 @@ def test_what_has_run_out_is_not_among_the_living(maps: FakeMaps, version: int) 
     keys, values = live_affinity(maps, version, NOW)
     assert keys["service"].tolist() == [7]
     assert values["last_used"].tolist() == [NOW - 59 * SECOND]
-
-
-@pytest.mark.parametrize("version", FAMILIES)
-def test_a_connection_that_begins_is_one_with_a_reply_half_alone(maps: FakeMaps, version: int) -> None:
-    """Of ports 1 to 3 the first has both halves, the second has lost one, the third has had no answer yet."""
-    keys, values = np.zeros(4, layouts.FLOW_KEY[version]), np.zeros(4, layouts.FLOW[version])
-    keys["direction"] = [Direction.FORWARD, *[Direction.REPLY] * 3]
-    keys["sport"], keys["dport"] = [1, 8080, 8080, 8080], [80, 1001, 1002, 1003]
-    values["sport"], values["dport"] = [1001, 80, 80, 80], [8080, 1, 2, 3]
-    keys["protocol"], values["last_seen"] = Protocol.TCP, NOW
-    values["state"][2], values["fins"][3] = FlowState.ESTABLISHED, FlowSign.HALF_OPEN
-    maps.update(f"flows{version}", keys, values)
-    keys, values = live_connections(maps, version, NOW)
-    assert [row.item()[2:6] for row in keys] == [(port, 80, Protocol.TCP, 0) for port in (1, 3)]
-    assert [row.item()[2:4] for row in values] == [(port, 8080) for port in (1001, 1003)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import Direction, FlowSign, FlowState
+from lb.datapath.maps.layouts import FlowState
 from lb.model import Protocol
 
 
@@ -37,25 +37,6 @@ def live_flows(maps: Maps, version: int, now: int) -> tuple[Rows, Rows]:
     limits = idle_limits(maps.array(f"settings{version}")[0], keys, values)
     live = _idle(now, values["last_seen"]) <= limits
     return keys[live], values[live]
-
-
-def live_connections(maps: Maps, version: int, now: int) -> tuple[Rows, Rows]:
-    """Return the forward half of each live flow; arguments and errors are those of :func:`live_flows`.
-
-    A connection whose first SYN nobody has answered yet has a reply half alone. Of such a one it is what the
-    forward half would be.
-    """
-    keys, values = live_flows(maps, version, now)
-    forward = keys["direction"] == Direction.FORWARD
-    begun = (values["state"] == FlowState.NEW) & (values["fins"] & FlowSign.ANSWERED == 0)
-    replies, made = keys[~forward & begun], values[~forward & begun]
-    requests, to = replies.copy(), made.copy()
-    requests["direction"] = Direction.FORWARD
-    for here, there in (("src", "dst"), ("dst", "src"), ("sport", "dport"), ("dport", "sport")):
-        requests[here], to[here] = made[there], replies[there]
-    known = {key.tobytes() for key in keys[forward & begun]}
-    alone = [key.tobytes() not in known for key in requests]
-    return np.concatenate((keys[forward], requests[alone])), np.concatenate((values[forward], to[alone]))
 
 
 def live_affinity(maps: Maps, version: int, now: int) -> tuple[Rows, Rows]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lb.datapath.maps.expiry import idle_limits
 from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import FAMILIES, VIP_KEY, Direction, FlowState, VipFlag
+from lb.datapath.maps.layouts import FAMILIES, VIP_KEY, Direction, VipFlag
 from lb.datapath.sync.ledger import Port, VipRow, vip_keys
 from lb.datapath.sync.pools import NO_ROWS
 from lb.plan.types import VipKey
@@ -88,15 +88,11 @@ def _vips_of(maps: Maps, version: int, keys: Rows, values: Rows, now: int) -> se
     """Return the VIPs, as keys of the ``vips`` map, that live flows among these go through."""
     limits = idle_limits(maps.array(f"settings{version}")[0], keys, values)
     idle = np.maximum(np.int64(now) - values["last_seen"].astype(np.int64), 0).astype(np.uint64)
-    live, requests = idle <= limits, keys["direction"] == Direction.FORWARD
-    begun = ~requests & (values["state"] == FlowState.NEW)  # perhaps there is no more of it yet
-    found = set()
-    for which, of, address, port in ((requests, keys, "dst", "dport"), (begun, values, "src", "sport")):
-        rows = np.zeros(np.count_nonzero(live & which), VIP_KEY[version])
-        rows["address"], rows["port"] = of[address][live & which], of[port][live & which]
-        rows["protocol"] = keys["protocol"][live & which]
-        found |= set(_bytes(rows))
-    return found
+    forward = keys[(keys["direction"] == Direction.FORWARD) & (idle <= limits)]
+    rows = np.zeros(len(forward), VIP_KEY[version])
+    for name, of_flow in (("address", "dst"), ("port", "dport"), ("protocol", "protocol")):
+        rows[name] = forward[of_flow]
+    return set(_bytes(rows))
 
 
 def _bytes(rows: Rows) -> list[bytes]:

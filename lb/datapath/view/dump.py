@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lb.datapath.maps.expiry import live_affinity, live_connections
+from lb.datapath.maps.expiry import live_affinity, live_flows
 from lb.datapath.maps.interface import Maps, Rows
 from lb.datapath.maps.layouts import (
     FAMILIES,
@@ -20,6 +20,7 @@ from lb.datapath.maps.layouts import (
     REASONS_PER_HOOK,
     BackendFlag,
     BackendStateCode,
+    Direction,
     FlowSign,
     FlowState,
     VipFlag,
@@ -358,10 +359,11 @@ class _Reader:
         return [entry for version in FAMILIES for entry in self._flows(version)]
 
     def _flows(self, version: int) -> list[FlowEntry]:
-        keys, values = live_connections(self._maps, version, self._now_ns)
+        keys, values = live_flows(self._maps, version, self._now_ns)
+        forward = keys["direction"] == Direction.FORWARD
         entries = []
-        values = values[["src", "dst", "sport", "dport", "service", "state", "fins", "last_seen"]]
-        for key, value in zip(keys.tolist(), values.tolist(), strict=True):
+        values = values[["src", "dst", "sport", "dport", "service", "state", "fins", "last_seen"]][forward]
+        for key, value in zip(keys[forward].tolist(), values.tolist(), strict=True):
             src, dst, sport, dport, protocol, *_ = key
             new_src, new_dst, new_sport, new_dport, service, state, fins, last_seen = value
             if not self._selected(service):

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lb.datapath.maps.expiry import live_connections
+from lb.datapath.maps.expiry import live_flows
 from lb.datapath.maps.interface import Maps, Rows
-from lb.datapath.maps.layouts import FAMILIES, FlowPath, FlowState, VipKindCode, unpack_address
+from lb.datapath.maps.layouts import FAMILIES, Direction, FlowPath, FlowState, VipKindCode, unpack_address
 from lb.datapath.sync.ledger import read_names
 
 _OF_THE_NODE = (FlowPath.HAIRPIN, FlowPath.HOST, FlowPath.LOOPBACK)
@@ -43,8 +43,8 @@ def remaining(maps: Maps, now_ns: int) -> Sequence[Remaining]:
     """
     found: dict[int, tuple[int, int]] = {}
     for version in FAMILIES:
-        keys, values = live_connections(maps, version, now_ns)
-        live = values["state"] != FlowState.CLOSED
+        keys, values = live_flows(maps, version, now_ns)
+        live = (keys["direction"] == Direction.FORWARD) & (values["state"] != FlowState.CLOSED)
         live &= ~np.isin(values["path"], _OF_THE_NODE)
         outer = _outer(maps, version)
         for dst, dport, protocol, service, last in zip(
