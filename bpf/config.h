@@ -96,15 +96,15 @@
  * The first PARTICULAR_TRIES of all pass over ports that may be in TIME-WAIT at the backend. The first
  * FREE_TRIES take a free port only; later ones also take the port of a flow that has been half open for
  * HANDSHAKE_NS. */
-#define SNAT_TRIES	 8
-#define SNAT_RUNS	 3
+#define SNAT_TRIES	 4
+#define SNAT_RUNS	 5
 #define PARTICULAR_TRIES 16
 #define FREE_TRIES	 4
 #define HANDSHAKE_NS	 NSEC_PER_SEC
 
 /* How many times another backend is tried when there is no port towards the one before. With SNAT_RUNS and a
- * step that weighs for each, that is 24 tail calls of the kernel's 33. */
-#define SNAT_ATTEMPTS 5
+ * step that weighs for each, that is 24 of the 32 tail calls that kernels allow. */
+#define SNAT_ATTEMPTS 3
 
 /* How many times a node leads one packet on, from Service to Service, before it takes that for a loop. */
 #define MAX_TURNS 4

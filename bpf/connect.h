@@ -83,33 +83,34 @@ static __always_inline __be16 client_port(u32 hash)
 /* Give flow->to.sport a value that makes the translated tuple unique, and store both halves. A client that
  * keeps its address gets its moved port, unless another flow of its own has taken that: then one of
  * CLIENT_PORT_MIN on. SCTP keeps its port, whose change would cost it packets in fragments: see
- * breaks_sctp(). hash: where to begin; run: how many runs have found nothing. */
+ * breaks_sctp(). hash: where to begin. */
 static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, struct flow *flow, u32 hash,
-				       u64 now, const struct settings *settings, u8 run,
+				       u64 now, const struct settings *settings, const struct note *note,
 				       struct entries *entries)
 {
-	u32 tries = run * SNAT_TRIES;
 	struct entry *made = &entries->made;
-	u64 idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	bool kept = keeps_client(flow->path);
 	const struct flow_entry *holder;
 	bool dead;
-	u32 left;
+	u64 idle;
+	u32 i;
 
-	if (!run) {
+	if (!note->run) {
 		entries->yields = 0;
 		entries->longest = 0;
 	} else {
-		hash = hash_words(hash, tries, 0);
+		hash = hash_words(hash, note->run * SNAT_TRIES, 0);
 	}
 	if (!kept)
 		flow->to.sport = snat_port(settings, hash);
-	else if (run)
+	else if (note->run)
 		flow->to.sport = client_port(hash);
 	else if (flow->to.protocol != IPPROTO_SCTP)
 		flow->to.sport = bpf_htons(moved_port(bpf_ntohs(flow->to.sport)));
 #pragma clang loop unroll(disable)
-	for (left = SNAT_TRIES; left; left--, tries++) {
+	for (i = 0; i < SNAT_TRIES; i++) {
+		const u32 tries = note->run * SNAT_TRIES + i;
+
 		other_key(&made->key, &flow->to, DIR_FORWARD);
 		holder = get_flow(&made->key);
 		if (!in_the_way(holder, &pkt->tuple, now, settings, kept, tries) &&
@@ -128,11 +129,12 @@ static __always_inline u32 create_flow(ctx_t *ctx, const struct packet *pkt, str
 		hash = hash_words(hash, tries, 0);
 		flow->to.sport = kept ? client_port(hash) : snat_port(settings, hash);
 	}
-	if (!left)
+	if (i == SNAT_TRIES)
 		return REASON_SNAT_EXHAUSTED;
 	dead = holder && !leads_back(holder, &pkt->tuple);
 	if (dead)
 		forget_forward_half(holder, &flow->to);
+	idle = idle_limit(pkt->tuple.protocol, flow->state, settings);
 	entries->half.tag = 0;
 	flow_value(&made->value, flow);
 	turn_round(&made->value, &pkt->tuple);
@@ -244,7 +246,7 @@ static __always_inline bool make_flow(ctx_t *ctx, const struct packet *pkt, u32 
 				      const struct settings *settings, u32 step, struct note *note,
 				      struct entries *entries, struct decision *d)
 {
-	u32 created = create_flow(ctx, pkt, &d->flow, hash, now, settings, note->run, entries);
+	u32 created = create_flow(ctx, pkt, &d->flow, hash, now, settings, note, entries);
 
 	if (created == REASON_SNAT_EXHAUSTED && ++note->run < SNAT_RUNS)
 		next_step(ctx, step);

@@ -283,7 +283,17 @@ def test_trace_of_a_port_that_the_service_has_not(datapath: Datapath, make_shado
 
 
 def test_a_private_copy_has_no_live_map_among_those_that_programs_write() -> None:
-    of_families = ("flows", "fragments", "pieces", "sockets", "affinity", "traffic", "connections", "rivals")
+    of_families = (
+        "flows",
+        "fragments",
+        "pieces",
+        "sockets",
+        "affinity",
+        "traffic",
+        "connections",
+        "rivals",
+        "tags",
+    )
     each = {f"{name}{version}" for name in of_families for version in FAMILIES}
     own = {
         "notes",

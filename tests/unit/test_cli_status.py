@@ -47,6 +47,7 @@ def test_map_fill_counts_what_is_used() -> None:
             (f"source_ranges{version}", 65536),
             (f"backends{version}", 131072),
             (f"flows{version}", 524293),
+            (f"tags{version}", 2048),
             (f"fragments{version}", 8192),
             (f"pieces{version}", 512),
             (f"affinity{version}", 131075),

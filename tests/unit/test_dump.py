@@ -96,7 +96,7 @@ def add_flow(
     last_seen = NOW - int(idle * SECOND)
     value = (
         *(new_src, new_dst, new_sport, new_dport),
-        *(service, 1, 1, state, 0, 0, 0, 0, last_seen, (0, 0)),
+        *(service, 1, 1, state, 0, 0, 0, 0, last_seen),
     )
     bench.maps.update(f"flows{version}", key, np.array([value], FLOW[version]))
 
