@@ -96,17 +96,21 @@ async def ask(stream, sink):
     size = next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
     return (await sink.readexactly(int(size.split(b":")[1]))).strip().decode()
 
+# The first answer counts the connection as open; a later one has to be of the same pod.
+def same(pod, found):
+    if pod is None:
+        TOLD["open"] += 1
+    elif pod != found:
+        raise OSError(f"{pod} has become {found}")
+    return found
+
 async def tcp(host, port, pause, asked, seen=lambda pod: None):
     sink, stream = await asyncio.wait_for(asyncio.open_connection(host, port), PATIENCE)
     pod = None
     try:
         while not stop.is_set():
             found = await asyncio.wait_for(ask(stream, sink), PATIENCE)
-            if pod is None:
-                TOLD["open"] += 1
-            if pod not in (None, found):
-                raise OSError(f"{pod} has become {found}")
-            pod = found
+            pod = same(pod, found)
             seen(pod)
             asked()
             await asyncio.sleep(pause)
@@ -163,11 +167,7 @@ async def udp(host, port, pause, asked):
                     raise
                 continue
             misses = 0
-            if pod is None:
-                TOLD["open"] += 1
-            if pod not in (None, found):
-                raise OSError(f"{pod} has become {found}")
-            pod = found
+            pod = same(pod, found)
             asked()
             await asyncio.sleep(pause)
 
@@ -198,11 +198,7 @@ async def sctp(host, port, pause, asked):
         await say(theirs, COOKIE_ECHO, b"cookie", COOKIE_ACK)
         while not stop.is_set():
             found = (await say(theirs, DATA, bytes(12) + b"who?", DATA))[12:].strip(b"\0").decode()
-            if pod is None:
-                TOLD["open"] += 1
-            if pod not in (None, found):
-                raise OSError(f"{pod} has become {found}")
-            pod = found
+            pod = same(pod, found)
             asked()
             await asyncio.sleep(pause)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests import packets as p
+from tests.packet.encapsulated import GUE_PORT
 from tests.packet.harness import Datapath
 from tests.packets import family as family_of_packets
 
@@ -38,6 +39,14 @@ def datapath(loaded_datapath: Datapath, family: int) -> Datapath:
     loaded_datapath.apply()
     loaded_datapath.reset()
     return loaded_datapath
+
+
+@pytest.fixture
+def direct(datapath: Datapath) -> Iterator[None]:
+    """With direct return: this node and NODE2 take encapsulated packets of each other."""
+    datapath.set_up_node(direct_port=GUE_PORT)
+    yield
+    datapath.set_up_node()
 
 
 @pytest.fixture

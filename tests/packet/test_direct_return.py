@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.l2 import Ether
@@ -39,15 +38,8 @@ from tests.packet.test_unsegmented import generic_xdp, send, unfinished
 OVERHEAD = {4: 40, 6: 72}
 """Bytes: IP header, UDP header, GUE with its private data."""
 
+pytestmark = pytest.mark.usefixtures("direct")
 each_program = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
-
-
-@pytest.fixture(autouse=True)
-def direct(datapath: Datapath) -> Iterator[None]:
-    """Both nodes take such packets of each other."""
-    datapath.set_up_node(direct_port=GUE_PORT)
-    yield
-    datapath.set_up_node()
 
 
 def remote_alone(datapath: Datapath, protocol: Protocol = Protocol.TCP) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 from typing import Any
@@ -32,15 +31,8 @@ NODE3 = p.CLIENT_2
 """A third node: another neighbour of the node, as CLIENT_2 is."""
 
 
+pytestmark = pytest.mark.usefixtures("direct")
 each_program = pytest.mark.parametrize("program", OUTSIDE_INGRESS)
-
-
-@pytest.fixture(autouse=True)
-def direct(datapath: Datapath) -> Iterator[None]:
-    """Both nodes take such packets of each other."""
-    datapath.set_up_node(direct_port=GUE_PORT)
-    yield
-    datapath.set_up_node()
 
 
 FROM_2: dict[str, Any] = {"link": p.FROM_NODE2, "nodes": (p.NODE2, p.NODE1)}
