@@ -79,11 +79,8 @@ def serve(config: Config) -> None:
         inbox: Inbox = queue.SimpleQueue()
         runs = stack.enter_context(stop_signals(inbox))
         stack.enter_context(run_dir.lock_if_room())
-        if other := run_dir.neighbour():
-            raise LbError(
-                f"the agent of instance {other} runs in this network namespace: two would take each other's"
-                f" hooks; stop it first, or start this one as --instance {other} when that has ended"
-            )
+        with nothing_left(Pins(config.instance), run_dir):
+            refuse_beside_another(run_dir)
         if config.ready_file:
             ready = Path(config.ready_file)
             _remove(ready)
@@ -97,6 +94,15 @@ def serve(config: Config) -> None:
         runs()
         agent.run()
     _log.info("stopping; the data plane stays as it is")
+
+
+def refuse_beside_another(run_dir: RunDir) -> None:
+    """Raise LbError if the agent of another instance runs in this network namespace."""
+    if other := run_dir.neighbour():
+        raise LbError(
+            f"the agent of instance {other} runs in this network namespace: two would take each other's"
+            f" hooks; stop it first, or start this one as --instance {other} when that has ended"
+        )
 
 
 @contextlib.contextmanager

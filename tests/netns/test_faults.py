@@ -368,6 +368,7 @@ def test_a_second_agent_on_the_node_is_refused(lab: Lab) -> None:
     assert done.returncode == 1
     assert f"the agent of instance {lab.spec.instance(NODE)} runs in this network namespace" in done.stderr
     assert not Pins(instance).base.exists()
+    assert not list(RunDir(instance).notes_path.parent.glob(f"{instance}*"))
     assert lab.run("client", ["curl", "-s", "-m", "5", f"http://192.168.77.11:{NODE_PORT}/"]).returncode == 0
 
 
