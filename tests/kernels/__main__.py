@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tests.kernels [--all] [VERSION …]``: the tests of SELECTION on Debian's kernels, in turn.
+"""``python -m tests.kernels [--all] [VERSION …] [-- ARGUMENT …]``: tests on Debian's kernels, in turn.
+
+They are those of SELECTION; with --all every packet test; and after ``--`` what pytest is to run instead.
 
 virtme-ng boots each one with this machine's root file system: the guest sees all of it, and what it writes is
 gone with it. No hardware virtualisation is in it, so it runs wherever the tests do, only slower. The programs
@@ -84,9 +86,10 @@ class Outcome:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run, and return the exit code; words: versions, and ``--all``."""
-    versions = [word for word in words if word != "--all"]
-    tests = (*SELECTION[:4], "tests/packet") if "--all" in words else SELECTION
+    """Run, and return the exit code; words: versions, ``--all``, and arguments of pytest after ``--``."""
+    before = list(words).index("--") if "--" in words else len(words)
+    versions = [word for word in words[:before] if word != "--all"]
+    tests = words[before + 1 :] or ((*SELECTION[:4], "tests/packet") if "--all" in words else SELECTION)
     unknown = sorted(set(versions) - set(debian.SUITES))
     if unknown:
         print(f"no such kernel: {', '.join(unknown)}; there are {', '.join(debian.SUITES)}", file=sys.stderr)
