@@ -15,6 +15,7 @@ The rules:
 - Pools are used in their order, addresses from the lowest up. An address that became free rests: it goes to
   another Service only when no other is left, but to a Service of the former one's name at once.
 - An address that is a clusterIP or an external address of another Service is taken, in whatever pool it is.
+- A Node's own address is given to no Service, though a pool has it: its host answers for it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Reason(enum.StrEnum):
     """The address that it names is in a pool that is not for it."""
     TAKEN = "AddressTaken"
     """The address that it names, or has, is another Service's."""
+    OF_NODE = "AddressOfNode"
+    """The address that it names, or has, is a Node's own."""
     UNREADABLE = "WishUnreadable"
 
 
@@ -103,14 +106,22 @@ def allocate(
     promised: Mapping[ObjectKey, tuple[IPAddress, ...]] | None = None,
     past: Past = Past(),
     namespaces: Mapping[str, Namespace] | None = None,
+    nodes: Mapping[IPAddress, str] | None = None,
 ) -> Outcome:
     """Return what every Service that is ours should have.
 
     claimants: all Services, of whatever type. now: seconds since the epoch. promised: addresses that are on
-    their way into a status. namespaces: by name; one that is missing has no labels.
+    their way into a status. namespaces: by name; one that is missing has no labels. nodes: the names of Nodes
+    by their addresses.
     """
     allocation = _Allocation(
-        pools, list(claimants), now, promised=promised or {}, past=past, namespaces=namespaces or {}
+        pools,
+        list(claimants),
+        now,
+        promised=promised or {},
+        past=past,
+        namespaces=namespaces or {},
+        nodes=nodes or {},
     )
     return allocation.run()
 
@@ -135,9 +146,11 @@ class _Allocation:
         promised: Mapping[ObjectKey, tuple[IPAddress, ...]],
         past: Past,
         namespaces: Mapping[str, Namespace],
+        nodes: Mapping[IPAddress, str],
     ) -> None:
         self._pools = pools
         self._namespaces = namespaces
+        self._nodes = nodes
         self._claimants = sorted(claimants, key=age)
         self._now = now
         self._past = past
@@ -236,6 +249,9 @@ class _Allocation:
         for address in has:
             if self._pools.of(address) is None:
                 yield _RefusedError(Reason.OUTSIDE, f"{address} is in no pool, and stays all the same")
+            elif address in self._nodes:
+                text = f"{address} is Node {self._nodes[address]}'s own, and stays all the same"
+                yield _RefusedError(Reason.OF_NODE, text)
             others = [one for one in self._others(each, address) if not may_share(each, one)]
             if others:
                 names = some(one.key for one in others)
@@ -292,6 +308,9 @@ class _Allocation:
             pools = some(pool.name for pool in holding)
             why = "it asks for another pool" if names else "which is for other namespaces or labels"
             raise _RefusedError(Reason.REFUSED, f"{address}, which it names, is in pool {pools}: {why}")
+        if address in self._nodes:
+            text = f"{address}, which it names, is Node {self._nodes[address]}'s own"
+            raise _RefusedError(Reason.OF_NODE, text)
         if others := [one for one in self._others(each, address) if not may_share(each, one)]:
             text = f"{address}, which it names, is {some(one.key for one in others)}'s"
             raise _RefusedError(Reason.TAKEN, text)
@@ -335,7 +354,7 @@ class _Allocation:
         return pool.serves(self._namespaces.get(name) or Namespace(name), each.labels)
 
     def _is_free(self, address: IPAddress) -> bool:
-        return not self._occupants.get(address)
+        return not self._occupants.get(address) and address not in self._nodes
 
     def _shared(self, each: Claimant, version: int, pools: list[Pool]) -> IPAddress | None:
         """Return the lowest address of Services that all share with this one."""
@@ -351,6 +370,7 @@ class _Allocation:
             for address in partners
             if address.version == version
             and _in(pools, address)
+            and address not in self._nodes
             and all(may_share(each, one) for one in self._others(each, address))
         ]
         return min(found, key=int, default=None)

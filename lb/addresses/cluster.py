@@ -21,7 +21,7 @@ from lb.addresses.telemetry import Telemetry
 from lb.errors import InputError
 from lb.kube.availability import Availability, HangDetector
 from lb.kube.client import ApiError, Client
-from lb.kube.convert import R, Reader
+from lb.kube.convert import NODES, R, Reader
 from lb.kube.events import EventWriter
 from lb.kube.lease import GIVE_UP_SECONDS, RENEW_SECONDS, Lease, LostLeaseError
 from lb.kube.reflector import Reflector, Selection
@@ -104,7 +104,7 @@ class Term:
         self._availability = Availability(self._client.probe, self._timing)
         self._events = EventWriter(self._client, allocator._identity, self._timing, self._availability)
         self._labelled = self._pools.pools.need_namespaces
-        readers: list[Reader[Any, Any]] = [CLAIMANTS, NAMESPACES] if self._labelled else [CLAIMANTS]
+        readers: list[Reader[Any, Any]] = [CLAIMANTS, NODES, *([NAMESPACES] if self._labelled else [])]
         self._reflectors = [self._reflector(each) for each in readers]
         self._unlisted = {each.path for each in readers}
         self._hang_detector = HangDetector(self._client.probe, self._timing, self._contact, self._hang_up)
@@ -183,8 +183,8 @@ class Term:
             if isinstance(batch, BaseException):
                 raise batch
             path, events, listed = batch
-            for event in events:
-                self._controller.learn(event)
+            news = [self._controller.learn(event) for event in events]
             if listed:
                 self._unlisted.discard(path)
-            self._due = self._timing.clock()
+            if listed or any(news):
+                self._due = self._timing.clock()

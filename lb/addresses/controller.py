@@ -33,7 +33,7 @@ from lb.kube.client import ApiError, Client
 from lb.kube.convert import ADDRESSES_CONDITION
 from lb.kube.events import Notice
 from lb.kube.lease import Lease, LostLeaseError
-from lb.model import Delete, Event, Namespace, ObjectKey, Service, Upsert
+from lb.model import Delete, Event, IPAddress, Namespace, Node, ObjectKey, Service, Upsert
 
 _log = logging.getLogger(__name__)
 
@@ -66,13 +66,22 @@ class AddressController:
         self._wall = wall
         self._claimants: dict[ObjectKey, Claimant] = {}
         self._namespaces: dict[str, Namespace] = {}
+        self._nodes: dict[str, tuple[IPAddress, ...]] = {}
         self._promises = promises_of(lease.notes)
         self._past = Past(resting=resting_of(lease.notes))
         self._complaints: set[str] = set()
 
-    def learn(self, event: Event) -> None:
-        """Take in what the API tells of a Service or a Namespace."""
+    def learn(self, event: Event) -> bool:
+        """Take in what the API tells of a Service, a Namespace or a Node; return whether it is to be looked at.
+
+        A kubelet reports again and again what nothing here goes by.
+        """
         match event:
+            case Upsert(resource=Node(name, found)):
+                before, self._nodes[name] = self._nodes.get(name), found
+                return found != before
+            case Delete(kind=kind, key=key) if kind is Node:
+                return self._nodes.pop(key.name, None) is not None
             case Upsert(resource=Namespace() as found):
                 self._namespaces[found.name] = found
             case Delete(kind=kind, key=key) if kind is Namespace:
@@ -84,6 +93,7 @@ class AddressController:
                 # Our own write may be known before the watch tells of it, and of what was before.
                 if known is None or known.uid != found.uid or not _older(found.version, known.version):
                     self._claimants[found.key] = found
+        return True
 
     def look(self) -> float | None:
         """Decide about all Services and write what is to change; return after how long to look again.
@@ -93,6 +103,7 @@ class AddressController:
         Raises LostLeaseError: the Lease is another's.
         """
         self._promises = promised(self._promises, self._claimants)
+        nodes = {address: name for name, addresses in self._nodes.items() for address in addresses}
         outcome = allocate(
             self._pools.pools,
             self._claimants.values(),
@@ -100,8 +111,10 @@ class AddressController:
             promised=addresses_of(self._promises),
             past=self._past,
             namespaces=self._namespaces,
+            nodes=nodes,
         )
         self._past, self._telemetry.outcome, self._telemetry.leading = outcome.past, outcome, True
+        self._telemetry.nodes = nodes
         changes = [each for each in outcome.verdicts.values() if differs(each)]
         now, later = changes[:MOST_PROMISES], changes[MOST_PROMISES:]
         try:

@@ -34,7 +34,7 @@ from lb.manifests.complete import ip_families
 from lb.manifests.library import MOST_BYTES, Library, folders
 from lb.manifests.notices import RESCAN_SECONDS, notices
 from lb.manifests.objects import ServiceAddresses, ServiceRequest
-from lb.model import IPAddress, Namespace, ObjectKey, ServiceType
+from lb.model import IPAddress, Namespace, Node, ObjectKey, ServiceType
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +159,7 @@ class FolderAllocator:
                 if key not in claimants and given.addresses:
                     claimants[key] = _unseen(given)
         promised = {key: each.addresses for key, each in self._state.items()}
+        nodes = {one: each.name for each in objects if isinstance(each, Node) for one in each.addresses}
         outcome = allocate(
             self._pools.pools,
             claimants.values(),
@@ -166,11 +167,12 @@ class FolderAllocator:
             promised=promised,
             past=self._past,
             namespaces={each.name: each for each in objects if isinstance(each, Namespace)},
+            nodes=nodes,
         )
         self._again = not self._write(_state_of(outcome, claimants, self._state))
         if not self._again:
             self._past = outcome.past
-            self._telemetry.outcome = outcome
+            self._telemetry.outcome, self._telemetry.nodes = outcome, nodes
             self._tell(outcome)
 
     def _claimant(self, request: ServiceRequest) -> Claimant:

@@ -47,6 +47,11 @@ class TelemetryMetrics(Collector):
         used, resting = {**zero, **telemetry.used()}, {**zero, **telemetry.resting()}
         yield _of_pools("lbctl_pool_used_addresses", "Addresses of a pool that Services have.", used)
         yield _of_pools("lbctl_pool_resting_addresses", "Addresses that became free a moment ago.", resting)
+        yield _of_pools(
+            "lbctl_pool_node_addresses",
+            "Addresses of a pool that are Nodes' own, and are given to no Service.",
+            {**zero, **telemetry.of_nodes()},
+        )
         yield _gauge(
             "lbctl_balanced_services",
             "Services of type LoadBalancer that are ours, by what became of their request for an address.",

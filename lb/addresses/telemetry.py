@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lb.addresses.allocate import Outcome, Past
@@ -23,6 +23,8 @@ class Telemetry:
     outcome: Outcome = field(default_factory=lambda: Outcome({}, Past()))
     leading: bool = False
     pools_error: str = ""
+    nodes: Mapping[IPAddress, str] = field(default_factory=dict)
+    """The names of Nodes by their addresses."""
     failures: int = 0
     """Writes that failed."""
 
@@ -39,6 +41,10 @@ class Telemetry:
     def resting(self) -> Counter[Place]:
         """Return how many addresses of each pool rest."""
         return self._count(self.outcome.past.resting)
+
+    def of_nodes(self) -> Counter[Place]:
+        """Return how many addresses of each pool are Nodes' own, and so are given to no Service."""
+        return self._count(self.nodes)
 
     def reasons(self) -> Counter[tuple[str, bool]]:
         """Return how many Services there are of each reason, with an address and without."""

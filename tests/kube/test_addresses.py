@@ -141,6 +141,27 @@ def test_what_cannot_be_had_is_said_and_had_later(server: ClusterDouble, pools: 
         until(lambda: addresses(server, "web") == ["198.51.100.9"])
 
 
+def test_a_node_s_own_address_is_passed_over_and_a_service_that_names_it_is_told(
+    server: ClusterDouble, pools: Path
+) -> None:
+    server.put(node_of("192.0.2.1"))
+    make(server, "web")
+    with running(server, pools) as one:
+        until(lambda: addresses(server, "web") == ["192.0.2.2"])
+        make(server, "asks", annotations={"lbctl/addresses": "192.0.2.1"})
+        text = "192.0.2.1, which it names, is Node node1's own"
+        until(lambda: ("Warning", "AddressOfNode", text) in events(server))
+        assert one.telemetry.of_nodes() == {("edge", 4): 1}
+        server.put(node_of("192.0.2.7"))
+        until(lambda: addresses(server, "asks") == ["192.0.2.1"])
+
+
+def node_of(address: str) -> Object:
+    entry = {"type": "InternalIP", "address": address}
+    meta = {"name": "node1"}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": meta, "status": {"addresses": [entry]}}
+
+
 def test_what_others_wrote_into_the_status_stays(server: ClusterDouble, pools: Path) -> None:
     mine = {"type": "example.com/Mine", "status": "True", "reason": "R", "message": "m"}
     by_hand = {"ip": "192.0.2.1", "ports": [{"port": 80, "protocol": "TCP"}]}
@@ -261,7 +282,7 @@ def test_the_roles_allow_exactly_the_requests_that_are_made(
         "{name: all, addresses: [192.0.2.8/29]}]"
     )
     with running(server, pools):
-        until(lambda: server.watching("services") and server.watching("namespaces"))
+        until(lambda: all(map(server.watching, ("services", "nodes", "namespaces"))))
         make(server, "web")
         until(lambda: addresses(server, "web") and events(server) and server.asked("update", "leases"))
         # The Event of now is said again when a Service loses and regains its address.

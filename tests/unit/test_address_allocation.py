@@ -124,6 +124,24 @@ def test_a_request_that_can_be_had_moves_an_address_and_one_that_cannot_does_not
         assert given(run(service("web", A, request=request)))["web"] == (A,)
 
 
+def test_a_node_s_own_address_is_given_to_nobody() -> None:
+    """A pool that has it passes it over, a Service that names it is refused, one that has it is told."""
+    nodes = {A: "node1", ip_address("2001:db8::9"): "node1"}
+    outcome = run(service("web"), service("asks", request=requesting(A)), nodes=nodes)
+    assert given(outcome) == {"web": (B,), "asks": ()}
+    verdict = outcome.verdicts[ObjectKey("default", "asks")]
+    assert (verdict.reason, verdict.note, verdict.fault) == (
+        Reason.OF_NODE,
+        f"{A}, which it names, is Node node1's own",
+        True,
+    )
+    outcome = run(service("has", A, key="k"), service("shares", port=81, key="k"), nodes=nodes)
+    assert given(outcome) == {"has": (A,), "shares": (B,)}, "what stands stays, and is shared no further"
+    assert reason(outcome, "has") is Reason.OF_NODE
+    rested = Past(resting={A: Rest(NOW + 9, ObjectKey("default", "web"))})
+    assert given(run(service("web"), service("b", B), past=rested, nodes=nodes))["web"] == ()
+
+
 def test_requests_come_before_what_is_given_freely() -> None:
     outcome = run(service("old", created="2020"), service("new", created="2021", request=requesting(A)))
     assert given(outcome) == {"old": (B,), "new": (A,)}

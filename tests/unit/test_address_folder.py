@@ -195,6 +195,17 @@ def test_a_service_of_another_type_gives_its_address_back(bench: Bench) -> None:
     assert ip_address("192.0.2.1") in bench.telemetry.outcome.past.resting
 
 
+def test_a_node_s_own_address_is_passed_over(bench: Bench) -> None:
+    (bench.manifests / "node.yaml").write_text(
+        "{apiVersion: v1, kind: Node, metadata: {name: node1},"
+        " status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}}"
+    )
+    bench.service("web")
+    bench.step()
+    assert bench.addresses() == {"web": ["192.0.2.2"]}
+    assert bench.telemetry.of_nodes() == {("edge", 4): 1}
+
+
 def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
     bench.telemetry.leading = True
     bench.service("web", ", ipFamilyPolicy: PreferDualStack")
@@ -220,6 +231,8 @@ def test_metrics_tell_of_pools_and_services(bench: Bench) -> None:
         ("lbctl_pool_used_addresses", "IPv6", "edge"): 1,
         ("lbctl_pool_resting_addresses", "IPv4", "edge"): 1,
         ("lbctl_pool_resting_addresses", "IPv6", "edge"): 0,
+        ("lbctl_pool_node_addresses", "IPv4", "edge"): 0,
+        ("lbctl_pool_node_addresses", "IPv6", "edge"): 0,
         ("lbctl_balanced_services", "AddressGiven", "true"): 1,
         ("lbctl_balanced_services", "OutsidePools", "false"): 1,
     }
