@@ -133,6 +133,9 @@ EQUIVALENT: dict[str, str] = {
     "account.h: t = &found->cells[at % TRAFFIC_LINE];  ->  (left out)": (
         "what a variable that is not set holds is up to the compiler, and clang takes what it holds otherwise"
     ),
+    "peer.h: key->pad = 0;  ->  key->pad = 1;": (
+        "keys are written and looked up by this function alone, and nobody reads their padding"
+    ),
     "service.h: return port >= bpf_ntohs(first) && port <= bpf_ntohs(last);  ->  "
     "return port >= bpf_ntohs(first) || port <= bpf_ntohs(last);": (
         "more packets are looked up among the replies, and none of these is found: no flow has another port"

@@ -22,7 +22,7 @@ from lb.errors import CompileError
 from tests.mutants.making import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
-_PARTS = ("lb", "bpf", "tests")
+_PARTS = ("lb", "bpf", "tests", "examples")
 _FILES = ("tc_lb.c", "xdp_lb.c", "sock_lb.c", "shadow_lb.c", "shadow_sock.c", "adopt.c")
 _CACHE_LINE = f'CACHE = Path("{build.CACHE}")'
 

@@ -60,7 +60,7 @@ spec:
   - {{name: echo, port: 80, targetPort: echo, nodePort: {node_port}, protocol: UDP}}
 {more}
 status:
-  loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203::{number}"}}]}}
+  loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203:4:5:6:7:{number}"}}]}}
 ---
 """
 SERVICES = {
@@ -90,7 +90,7 @@ def address(service: str, kind: str, family: str) -> tuple[str, int]:
     elif kind == "NodePort":
         host, port = str(node_address(NODE, version)), 30500 + number
     else:
-        host = {4: f"203.0.113.{number}", 6: f"2001:db8:203::{number}"}[version]
+        host = {4: f"203.0.113.{number}", 6: f"2001:db8:203:4:5:6:7:{number}"}[version]
     return (f"::ffff:{host}" if family == "mapped" else host), port
 
 

@@ -170,6 +170,7 @@ def test_shadow_a_refusal_on_its_way_out(shadow: Datapath, written: Any) -> None
         assert (str(found.asked.dst), found.asked.dport) == (p.here(VIP), PORT)
         shadow.run(program, p.tcp(p.TO_CLIENT, (VIP, PORT + 1), CLIENT, "RA"))
         shadow.run(program, p.tcp(p.TO_CLIENT, (VIP, PORT), CLIENT, "A"))
+        shadow.run(program, p.tcp(p.TO_CLIENT, (p.NOT_A_VIP, PORT), CLIENT, "RA"))
         assert written() == []
 
 
