@@ -116,7 +116,7 @@ BALANCER = "203.0.113.9"
 CONNECTIONS = 40
 
 
-def test_direct_return_second_chance_when_node_and_set_change_at_once(cluster: Cluster) -> None:
+def test_any_node_also_when_the_set_changes_at_once(cluster: Cluster) -> None:
     """All connections come to another node in the moment that half of the pods are new: none is lost.
 
     Without it each of them is lost that today's set gives to a new pod: about half.
