@@ -11,7 +11,7 @@ import pytest
 from lb.config import Limits
 from lb.datapath.maps.layouts import FAMILIES, NODE_NONE, BackendStateCode
 from lb.errors import BpfError, CapacityError
-from lb.plan.types import ServicePlan
+from lb.plan.types import ServicePlan, VipKind
 from tests.unit.plan_builders import backend, port_plan, service_plan, vip_key
 from tests.unit.reconcile_bench import OTHER_VIP, SMALL, VIP, A, B, Bench, C, web
 
@@ -98,6 +98,19 @@ def test_a_refused_change_keeps_what_was(bench: Bench, times: int) -> None:
     bench.apply()
     assert len(set(bench.choices(bench.row().inside))) == 2
     assert bench.slot(C)["state"] == BackendStateCode.ACTIVE
+
+
+def test_source_ranges_that_can_be_neither_written_nor_taken_back_are_told(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    ranges = ["10.0.0.0/8"]
+    plan = service_plan("web", port_plan([VIP], [A], kind=VipKind.LOAD_BALANCER, source_ranges=ranges))
+    bench.maps.fail(bench.name("source_ranges"))
+    bench.maps.fail(bench.name("source_ranges"), operation="delete")
+    assert bench.sync({plan.key: plan}).errors.keys() == {plan.key}
+    assert f"Service {plan.key}: source ranges are in an unknown state" in caplog.text
+    assert not bench.sync({}).errors
+    bench.check(exact=[plan])
 
 
 def test_a_refused_deletion_is_tried_again(bench: Bench) -> None:
