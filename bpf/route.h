@@ -45,13 +45,18 @@ static __always_inline bool has_peer(u32 ifindex)
 }
 
 /* The MTU of the way on, for which a packet of len bytes is too big. told is what bpf_fib_lookup() has left
- * in tot_len: the MTU since Linux 5.12, the length before. If the kernel does not tell, it is an MTU that
- * every way has (IPv6: RFC 8200, section 5) or many have (IPv4). A sender who is told too much would send the
- * same again. */
-static __always_inline u32 mtu_below(u32 len, u32 told)
+ * in tot_len: the MTU, if the kernel tells it there (FIB_MTU). If not, it is that of the interface; and where
+ * that is unknown or large enough, as the route has one of its own, an MTU that every way has (IPv6: RFC
+ * 8200, section 5) or many have (IPv4). A sender who is told too much would send the same again. */
+static __always_inline u32 mtu_below(u32 len, u32 told, u32 ifindex)
 {
-	if (likely(told < len))
+	const struct iface *iface;
+
+	if (HAS(FIB_MTU))
 		return told;
+	iface = bpf_map_lookup_elem(ifaces, &ifindex);
+	if (iface && iface->mtu && iface->mtu < len)
+		return iface->mtu;
 	if (FAMILY == 6 || len > 1280)
 		return 1280;
 	return len > 576 ? 576 : 68;
@@ -69,7 +74,8 @@ static __always_inline bool may_cut(const struct packet *pkt)
  * A packet that goes past the stack to a pod, and whose frame is for this host, goes straight to the other
  * end of the veth: the link header is written here. All others are sent by the kernel, which also asks
  * neighbours from time to time whether they are still there. A packet that is too big and may be cut gets the
- * way of its pieces: the FIB is asked again, for a packet of one byte. */
+ * way of its pieces: the FIB is asked again, for a packet of one byte. It is asked, too, where the kernel
+ * tells neither the MTU nor the interface. */
 static __always_inline u32 find_longer_route(ctx_t *ctx, const struct packet *pkt, const struct addr *src,
 					     const struct addr *dst, enum way way, u32 extra,
 					     struct route *out)
@@ -82,16 +88,21 @@ static __always_inline u32 find_longer_route(ctx_t *ctx, const struct packet *pk
 	    .tot_len = len < 0xffff ? len : 0xffff,
 	    .ifindex = ctx_ifindex(ctx),
 	};
-	int result;
+	int result, of_piece;
+	u32 told;
 
 	fib_addresses(&fib, pkt, src, dst);
 	result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 	out->mtu = 0;
 	if (unlikely(result == BPF_FIB_LKUP_RET_FRAG_NEEDED)) {
-		out->mtu = mtu_below(len, fib.tot_len) - extra;
+		told = fib.tot_len;
 		fib.tot_len = 1;
+		of_piece = result;
+		if (may_cut(pkt) || !HAS(FIB_MTU))
+			of_piece = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
 		if (may_cut(pkt))
-			result = bpf_fib_lookup(ctx, &fib, sizeof(fib), 0);
+			result = of_piece;
+		out->mtu = mtu_below(len, told, fib.ifindex) - extra;
 	}
 	out->ifindex = fib.ifindex;
 	out->peer = past && has_peer(fib.ifindex);

@@ -320,6 +320,7 @@ struct affinity_bucket {
 struct iface {
 	struct addr source;
 	u32 flags; /* enum iface_flags */
+	u32 mtu;   /* bytes, for kernels whose bpf_fib_lookup() does not tell it; 0: of key 0, and of veths */
 };
 
 /* An uplink whose frames have link headers. The kernel does not tell an XDP program whether a frame is for

@@ -177,7 +177,7 @@ class Datapath:
                 (p.UPLINK_2_ADDRESS, layouts.IfaceFlag.UPLINK),
             )
         ):
-            ifaces[at] = (packed(role), flags)
+            ifaces[at] = (packed(role), flags, 1500 if flags else 0)
         ifaces[3]["flags"] = layouts.IfaceFlag.PEER if redirect else 0
         indexes = np.array([0, self.uplink, self.uplink_2, self.pod], dtype=layouts.ID)
         self.update("ifaces", indexes, ifaces)

@@ -65,7 +65,7 @@ def test_icmp_errors_tell_a_backend_the_mtu_of_the_way_to_its_client(
     reply = p.tcp(
         p.FROM_NODE2, (p.BACKEND_REMOTE, TARGET_PORT), SNATED, "A", bytes(p.NARROW_MTU + 1 - headers)
     )
-    check(datapath, too_big(reply, p.NARROW_MTU, program), program, "reply")
+    check(datapath, too_big(reply, p.TOLD_MTU, program), program, "reply")
 
 
 @each_protocol
@@ -145,4 +145,4 @@ def test_icmp_errors_to_a_host_process_whose_packet_is_too_big(datapath: Datapat
     frame = p.tcp(p.TO_NODE2, (p.NODE1, 50_000), VIP, "S", bytes(p.NARROW_MTU + 1 - headers))
     result = datapath.run(TC_UPLINK_OUT, frame, from_host=True)
     assert (result.verdict, result.reason) == (SEND, "TOO_BIG")
-    p.assert_same(result.packet, p.icmp_error_for(frame, p.NODE1, "too big", p.NARROW_MTU))
+    p.assert_same(result.packet, p.icmp_error_for(frame, p.NODE1, "too big", p.TOLD_MTU))

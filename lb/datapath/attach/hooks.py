@@ -327,7 +327,7 @@ def fill_ifaces(
     redirect: bool,
     own: Sequence[IPAddress] = (),
 ) -> None:
-    """Write the source address of each uplink and tunnel, and under key 0 the node's primary one.
+    """Write source address and MTU of each uplink and tunnel, and under key 0 the node's primary address.
 
     own are the node's addresses by its Node object (status.addresses of type InternalIP, in their order).
     An interface's source is one of own if it has one. While the Node is unknown, it is the address that the
@@ -355,14 +355,14 @@ def fill_ifaces(
         version, interfaces, own, otherwise=()
     )
     nowhere = np.zeros(1, layouts.ADDRESS[version]).tolist()[0]
-    wanted = {0: (layouts.pack_address(primary), 0)} if primary else {}
+    wanted = {0: (layouts.pack_address(primary), 0, 0)} if primary else {}
     for one in interfaces:
         flags = _FLAGS.get(roles.get(one.index))
         if flags:
             source = sources[one.index] or primary
-            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags))
+            wanted[one.index] = (layouts.pack_address(source) if source else nowhere, int(flags), one.mtu)
         elif redirect and one.index in roles and _leads_to_pod(one):
-            wanted[one.index] = (nowhere, int(IfaceFlag.PEER))
+            wanted[one.index] = (nowhere, int(IfaceFlag.PEER), 0)
     used = [primary, *(sources[index] for index in sources if roles.get(index) in _FLAGS)]
     add_snat_sources(maps, version, [each for each in used if each])
     gone = sorted(present.keys() - wanted.keys())

@@ -26,7 +26,7 @@ from lb.errors import BpfError
 FLOOR = (5, 10)
 """The oldest kernel that is tested: major and minor number."""
 
-OPTIONAL = ("SET_RETVAL", "CONNTRACK", "IP_SUMMED")
+OPTIONAL = ("SET_RETVAL", "CONNTRACK", "IP_SUMMED", "FIB_MTU")
 """What C asks for by ``HAS(NAME)``."""
 
 CONNTRACK_FUNCTIONS = ("bpf_skb_ct_lookup", "bpf_xdp_ct_lookup", "bpf_ct_release")
@@ -40,6 +40,7 @@ _LOOKUPS = ((ProgType.SCHED_CLS, "bpf_skb_ct_lookup"), (ProgType.XDP, "bpf_xdp_c
 _CONNECT4 = 10  # enum bpf_attach_type
 _LOG_SIZE = 4096
 _SET_RETVAL = 187
+_CHECK_MTU = 163  # it came with the MTU that bpf_fib_lookup tells
 
 HELPERS: Mapping[ProgType, Mapping[int, tuple[str, str]]] = {
     ProgType.XDP: {44: ("xdp_adjust_head", "4.10"), 65: ("xdp_adjust_tail", "4.18")},
@@ -208,6 +209,7 @@ def optional(functions: KernelFunctions | None = None) -> dict[str, int]:
         "SET_RETVAL": has_helper(ProgType.CGROUP_SOCK_ADDR, _SET_RETVAL) == 0,
         "CONNTRACK": functions.may_ask,
         "IP_SUMMED": functions.ip_summed,
+        "FIB_MTU": has_helper(ProgType.SCHED_CLS, _CHECK_MTU) == 0,
     }
 
 

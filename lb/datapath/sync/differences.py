@@ -196,6 +196,7 @@ class _State:
             address, flags = unpack_address(row[0]), IfaceFlag(row[1])
             words = [one.name.lower() for one in flags if one.name] or ["primary address"]
             words += [str(address)] if int(address) else []
+            words += [f"MTU {row[2]}"] if row[2] else []
             yield f"#{index}", ("", row, " ".join(words))
 
     def _announced(self, version: int) -> Iterator[tuple[str, _Entry]]:

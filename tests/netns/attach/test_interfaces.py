@@ -118,25 +118,32 @@ def test_dual_stack_an_uplink_with_an_ipv6_route_alone(route: IPRoute) -> None:
 
 
 def test_interface_map(route: IPRoute, loaded: Loaded, maps: KernelMaps) -> None:
-    def rows() -> dict[int, tuple[str, int]]:
+    def rows() -> dict[int, tuple[str, int, int]]:
         keys, values = maps.read("ifaces4")
         return {
-            int(key): (str(IPv4Address(int(row["source"]))), int(row["flags"]))
+            int(key): (str(IPv4Address(int(row["source"]))), int(row["flags"]), int(row["mtu"]))
             for key, row in zip(keys, values, strict=True)
         }
 
     up, tunnel, bridge = index_of("up0"), index_of("vx0"), index_of("br0")
     with hooked(loaded, maps) as own:
         own.sync()
-        assert rows() == {0: (NODE, 0), up: (NODE, 1), tunnel: (NODE, 2)}, "the bridge is no way out"
+        assert rows() == {0: (NODE, 0, 0), up: (NODE, 1, 1500), tunnel: (NODE, 2, 1450)}, (
+            "the bridge is no way out"
+        )
         route.addr("add", index=tunnel, address="10.0.9.1", prefixlen=32)
         route.link("del", index=bridge)
+        route.link("set", index=up, mtu=1400)
         own.sync({tunnel, bridge})
-        assert rows() == {0: (NODE, 0), up: (NODE, 1), tunnel: ("10.0.9.1", 2)}
+        assert rows() == {0: (NODE, 0, 0), up: (NODE, 1, 1400), tunnel: ("10.0.9.1", 2, 1450)}
         Path("/proc/sys/net/ipv4/conf/up0/promote_secondaries").write_text("1")
         route.addr("del", index=up, address=NODE, prefixlen=24)
         own.sync({up})
-        assert rows() == {0: (NODE_SECOND, 0), up: (NODE_SECOND, 1), tunnel: ("10.0.9.1", 2)}
+        assert rows() == {
+            0: (NODE_SECOND, 0, 0),
+            up: (NODE_SECOND, 1, 1400),
+            tunnel: ("10.0.9.1", 2, 1450),
+        }
 
 
 def test_the_sources_are_the_addresses_of_the_node_object(
@@ -215,7 +222,7 @@ def test_dual_stack_interface_map_of_ipv6(route: IPRoute, loaded: Loaded, maps: 
         keys, values = maps.read("ifaces6")
         return {
             index: (str(layouts.unpack_address(source)), flags)
-            for index, (source, flags) in zip(keys.tolist(), values.tolist(), strict=True)
+            for index, (source, flags, _mtu) in zip(keys.tolist(), values.tolist(), strict=True)
         }
 
     up, tunnel = index_of("up0"), index_of("vx0")
