@@ -85,6 +85,7 @@ EXIT_CODES: list[tuple[list[str], int]] = [
         (words, 2)
         for words in (
             ["service", "show", "a/b/c"], ["maps", "dump", "nonsense"], ["flows", "--service", "/web"],
+            ["upgrade", "--to", "0.0"],
             ["history", "/web"], ["explain", "/web"], ["explain", "web", "--from", "me"],
             ["trace", "192.0.2.7"], ["trace", "192.0.2.7", "fd00::1:80"],
             ["node", "drain", "--undo", "--wait"], ["node", "drain", "--timeout", "5"],

@@ -14,8 +14,8 @@ from lb.datapath.kernel import bpf
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import cache, conversion, map_table
 from lb.datapath.maps.kernel_maps import KernelMaps
-from lb.datapath.maps.layouts import FLOW
-from lb.datapath.maps.map_pins import prospects
+from lb.datapath.maps.layouts import FLOW, Direction, FlowPath
+from lb.datapath.maps.map_pins import prospects, prospects_in
 from lb.datapath.maps.map_table import MAP_SPECS
 from tests.unit.pins_bench import LIMITS, pin_empty_maps
 from tests.unit.test_map_pins import count, fill
@@ -129,6 +129,32 @@ def test_a_layout_that_nobody_has_described_is_lost(filled: Pins, monkeypatch: p
     (told,) = prospects(filled, SIZES)
     assert (told.name, told.lost) == ("flows4", "it has another layout, which is not described")
     assert pin_empty_maps(filled) == {"flows4"}
+
+
+def test_what_version_0_1_0_would_lose_is_said_before_going_back(
+    filled: Pins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its flows have the layout that there is, but fewer ways, and other SNAT ports."""
+    assert not [one for one in prospects_in(filled, "0.1.0") if one.name.startswith("flows")]
+    with KernelMaps(filled.maps) as maps:
+        keys, values = maps.read("flows4")
+        values["path"][:4] = FlowPath.LOOPBACK
+        values["path"][4:10] = FlowPath.FORWARD
+        keys["direction"][7:10] = Direction.REPLY
+        values["sport"][4:7] = 61_000, 1024, 29_999
+        keys["dport"][7:10] = 65_535, 1024, 29_999
+        maps.update("flows4", keys, values)
+    told = {one.name: one for one in prospects_in(filled, "0.1.0")}
+    assert (told["flows4"].entries, told["flows4"].partly) == (8, True)
+    assert {"settings4", "fragments6"} < told.keys()
+    assert "vips4" not in told
+    with_flows(monkeypatch, VERSIONS["a field is added"])
+    pin_empty_maps(filled)
+    told = {one.name: one for one in prospects_in(filled, "0.1.0")}
+    assert (told["flows4"].lost, told["flows4"].partly) == (
+        "0.1.0 has another layout, and converts nothing",
+        False,
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

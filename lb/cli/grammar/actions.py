@@ -167,18 +167,20 @@ def upgrade(commands: Commands) -> None:
         about="""\
 Say what this version would do at its start with the maps of the version that runs now: which it would use as
 they are, which it would convert since a struct has changed, and which would start empty, and why. Nothing is
-changed. Call the lbctl of the new version while the agent of the old one runs.
+changed. Call the lbctl of the new version while the agent of the old one runs. Before going back to a version
+that converts nothing, call that of the version that runs, with --to.
 """,
         notes="""\
 A map is converted by the names of its fields. If flows start empty, a connection goes on if the consistent
 hash still names its backend and the backend sees the client's own address (no SNAT).
 """,
-        examples="lbctl upgrade --check\nlbctl upgrade --check -o json",
+        examples="lbctl upgrade --check\nlbctl upgrade --check -o json\nlbctl upgrade --check --to 0.1.0",
         codes="0 nothing would be lost; 1 a map would start empty, or it could not be told; 2 wrong usage",
         handler="upgrade.run",
     )
     parts.instance(parser)
     parser.add_argument("--check", action="store_true", help="only say it, which is all that this does")
+    parser.add_argument("--to", metavar="VERSION", default="", help="say it of an earlier version: 0.1.0")
     parts.output(parser, "text")
 
 

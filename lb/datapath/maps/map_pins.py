@@ -21,7 +21,8 @@ from lb.datapath.kernel import batch, bpf
 from lb.datapath.kernel.bpf import FD, MapInfo, Rows
 from lb.datapath.kernel.pins import Pins
 from lb.datapath.maps import cache, conversion, layouts, map_table
-from lb.datapath.maps.map_table import MapSpec, MapType
+from lb.datapath.maps.map_table import MAP_SPECS, MapSpec, MapType
+from lb.datapath.maps.releases import RELEASES
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,13 +74,15 @@ class Prospect:
     """What becomes of a pinned map when this version is started.
 
     converted: it has another layout, and is converted. lost: why it starts empty, ``""`` when it does not.
-    entries: how many it holds; None: nobody can tell.
+    entries: how many it holds; None: nobody can tell. partly: it stays, but so many of its entries are of no
+    use any more, for the reason `lost`.
     """
 
     name: str
     converted: bool
     lost: str
     entries: int | None
+    partly: bool = False
 
 
 def row_bytes(info: MapInfo) -> int:
@@ -193,6 +196,37 @@ def prospects(pins: Pins, sizes: Mapping[str, int]) -> Iterator[Prospect]:
             if one is not None and (spec.name in lost or one.layout):
                 converted = spec.name not in lost
                 yield Prospect(spec.name, converted, lost.get(spec.name, ""), _count(one, spec, described))
+
+
+def prospects_in(pins: Pins, release: str) -> Iterator[Prospect]:
+    """Yield the same for the start of an earlier release, one of :data:`lb.datapath.maps.releases.RELEASES`.
+
+    Raises BpfError: the kernel refused.
+    """
+    to = RELEASES[release]
+    known = {one.rpartition("-")[0] for one in to.layouts}
+    with contextlib.ExitStack() as stack:
+        old: dict[str, _Old | None] = {}
+        for spec in map_table.MAPS:
+            if spec.name in known and (pins.maps / spec.name).exists():
+                fd = stack.enter_context(bpf.obj_get(pins.maps / spec.name))
+                lost = (
+                    ""
+                    if _shape(spec) in to.layouts
+                    else f"{release} has another layout, and converts nothing"
+                )
+                old[spec.name] = _Old(fd, bpf.map_info(fd), lost)
+        lost_maps = _lost(old)
+        for name, one in old.items():
+            if one is not None and name in lost_maps:
+                yield Prospect(name, False, lost_maps[name], _count(one, MAP_SPECS[name], {}))
+            elif one is not None and name.startswith("flows"):
+                flows = cache.read(one.fd, MAP_SPECS[name])
+                if strange := int((~to.follows(flows.keys, flows.values)).sum()):
+                    why = (
+                        f"{release} does not know their way, or, if it has its default snat_ports, their port"
+                    )
+                    yield Prospect(name, False, why, strange, partly=True)
 
 
 def _count(one: _Old, spec: MapSpec, described: Mapping[str, Any]) -> int | None:
