@@ -72,7 +72,7 @@ class AddressController:
         self._complaints: set[str] = set()
 
     def learn(self, event: Event) -> bool:
-        """Take in what the API tells of a Service, a Namespace or a Node; return whether it is to be looked at.
+        """Take in what the API tells of a Service, a Namespace or a Node; return whether to look at it.
 
         A kubelet reports again and again what nothing here goes by.
         """
