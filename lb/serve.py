@@ -22,6 +22,7 @@ from lb.attachments import Attachments
 from lb.config import Announce, Config, Forward, Switch
 from lb.cutover.beginning import beside_kube_proxy
 from lb.cutover.first_start import FirstStart
+from lb.datapath.attach.hooks import may_run_xdp
 from lb.datapath.attach.netlink import InterfaceWatcher
 from lb.datapath.attach.roles import without_effect
 from lb.datapath.kernel.grace import GracePeriods
@@ -296,13 +297,14 @@ def refused_objects(source: Source) -> list[Problem]:
 def load_programs(config: Config, pins: Pins) -> loader.Loaded:
     """Load and pin programs and maps, or take those that are pinned: those of shadow mode, if asked for.
 
+    Raises AttachError: the kernel refused to list interfaces.
     Raises CompileError, BpfError: clang or the kernel refused.
     """
-    programs = loader.PROGRAMS
     if config.shadow is Switch.ON:
         programs = loader.SHADOW_PROGRAMS
-    elif config.forward is Forward.SNAT:
-        programs = loader.PROGRAMS_WITHOUT_DIRECT
+    else:
+        xdp = may_run_xdp(config.uplink_mode)
+        programs = loader.serving(direct=config.forward is not Forward.SNAT, xdp=xdp)
     loaded = loader.load(
         pins, config.limits, traffic_counters=config.traffic_counters is Switch.ON, programs=programs
     )

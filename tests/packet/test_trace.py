@@ -15,7 +15,7 @@ from lb.datapath.maps.layouts import FAMILIES, WatchFlag
 from lb.datapath.maps.map_pins import read_rows
 from lb.datapath.maps.map_table import MAP_SPECS
 from lb.datapath.programs import build
-from lb.datapath.programs.loader import PROGRAMS_WITHOUT_DIRECT
+from lb.datapath.programs.loader import serving
 from lb.datapath.programs.rehearsal import PRIVATE, Shadow
 from lb.datapath.view.watch import Watch
 from lb.diagnose import frames, trace
@@ -44,7 +44,7 @@ NOT_COMPARED = ("notes", "scratch", "events")  # the last is no table
 @pytest.fixture(scope="module")
 def loaded_datapath() -> Iterator[Datapath]:
     """The programs of a node without direct return: each trace has them verified anew."""
-    datapath = Datapath(programs=PROGRAMS_WITHOUT_DIRECT)
+    datapath = Datapath(programs=serving(direct=False, xdp=True))
     yield datapath
     datapath.close()
 

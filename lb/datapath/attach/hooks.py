@@ -39,6 +39,8 @@ _IP_OVERLAYS = frozenset({"ipip", "ip6tnl"})
 NO_UPLINK = "there is no such interface"
 """How the error ends that an uplink is not there."""
 XDP_PROGRAM = "lb_xdp_uplink"
+NO_XDP = "no network card was there when the agent started: it loads the programs of XDP when it starts again"
+"""Why tc serves an uplink that XDP could serve, see :func:`may_run_xdp`."""
 LOOPBACK_PROGRAM = "lb_tc_loopback"
 
 
@@ -151,6 +153,19 @@ def choose_uplink_mode(interface: Interface, wanted: UplinkMode) -> tuple[Uplink
     if interface.kind != "physical":
         return UplinkMode.TC, f"{interface.kind}: a virtual device without a driver that runs XDP"
     return UplinkMode.XDP_NATIVE, "the driver runs XDP"
+
+
+def may_run_xdp(wanted: UplinkMode) -> bool:
+    """Tell whether XDP may get a program on an interface of the calling thread's network namespace.
+
+    AUTO takes it on network cards alone: a node that has none, such as a container, needs no programs for it.
+
+    Raises AttachError: the kernel refused to list interfaces.
+    """
+    if wanted is not UplinkMode.AUTO:
+        return wanted is not UplinkMode.TC
+    with Netlink() as net:
+        return any(choose_uplink_mode(one, wanted)[0] is not UplinkMode.TC for one in net.interfaces())
 
 
 @dataclass(slots=True)
@@ -302,6 +317,8 @@ class Hooks:
 
     def _sync_xdp(self, net: Netlink, interface: Interface, report: HookReport) -> None:
         mode, why = self.modes.get(interface.name) or choose_uplink_mode(interface, self._wanted_mode)
+        if mode is not UplinkMode.TC and XDP_PROGRAM not in self._programs:
+            mode, why = UplinkMode.TC, NO_XDP
         if mode is not UplinkMode.TC:
             try:
                 if (interface.xdp_id, interface.xdp_mode) != (self._ids[XDP_PROGRAM], mode):

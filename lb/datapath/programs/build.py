@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lb.datapath.maps import layouts, map_table
+from lb.datapath.programs import loops
 from lb.datapath.programs.features import KERNEL_FUNCTIONS, NO_FUNCTIONS, OPTIONAL, KernelFunctions
 from lb.datapath.programs.loops import INSN, close_by_jumps
 from lb.errors import CompileError, LbError
@@ -89,6 +90,7 @@ def fingerprint(bpf_dir: Path = layouts.BPF_DIR) -> str:
     digest = hashlib.sha256()
     for path in sorted((*bpf_dir.rglob("*.c"), *bpf_dir.rglob("*.h"))):
         digest.update(f"{path.relative_to(bpf_dir)}\0".encode() + path.read_bytes() + b"\0")
+    digest.update(Path(loops.__file__).read_bytes())
     parts = {
         "assertions": [layouts.static_assertions(version) for version in layouts.FAMILIES],
         "flags": [c_flags(Path(), platform.machine(), version) for version in layouts.FAMILIES],
@@ -138,11 +140,12 @@ def obtain(bpf_dir: Path, files: Collection[str], *, anew: bool = False) -> tupl
             if any(missing.values()) and not anew:
                 _log.info("compiling the programs: there is nothing of this build in %s", CACHE)
             for (version, file), compiled in _compile(bpf_dir, missing).items():
-                code[version, file] = compiled
-                _keep(build, version, file, compiled)
+                closed = {function: _closed(text) for function, text in compiled.items()}
+                code[version, file] = closed
+                _keep(build, version, file, closed)
     joined = {
         version: {
-            function: close_by_jumps(base64.b64decode(text))
+            function: base64.b64decode(text)
             for (of, _), functions in code.items()
             if of == version
             for function, text in (functions or {}).items()
@@ -150,6 +153,11 @@ def obtain(bpf_dir: Path, files: Collection[str], *, anew: bool = False) -> tupl
         for version in layouts.FAMILIES
     }
     return joined, kept
+
+
+def _closed(text: str) -> str:
+    """Return a function, in base64 as it came, with its loops as older kernels take them."""
+    return base64.b64encode(close_by_jumps(base64.b64decode(text))).decode()
 
 
 def _entry(build: str, version: int, file: str) -> Path:

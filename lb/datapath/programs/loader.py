@@ -110,10 +110,18 @@ PROGRAMS: Mapping[str, Program] = dict(_programs())
 
 _DIRECT_STEPS = ("direct_in", "direct_out", "former")
 
-PROGRAMS_WITHOUT_DIRECT: Mapping[str, Program] = {
-    name: program for name, program in PROGRAMS.items() if not name.endswith(_DIRECT_STEPS)
-}
-"""Those of a node without direct return, whose steps (bpf/direct.h) are a quarter of the verifier's work."""
+
+def serving(*, direct: bool, xdp: bool) -> Mapping[str, Program]:
+    """Return the programs that a node needs: what it does not load it need not wait for the verifier to read.
+
+    direct: whether for direct return, too (bpf/direct.h); its steps are a quarter of the verifier's work.
+    xdp: whether for XDP, too; its programs are a third of the rest.
+    """
+    return {
+        name: program
+        for name, program in PROGRAMS.items()
+        if (direct or not name.endswith(_DIRECT_STEPS)) and (xdp or program.type is not ProgType.XDP)
+    }
 
 
 _SHADOW_STEPS = ("INGRESS", "EGRESS", "CONNECT", "OWNER", "WEIGH")

@@ -139,7 +139,7 @@ class Shadow(Closing):
             for version in (4, *(versions - {4}))
         }
         self._check_maps(directory, {loader.program_array(one) for one in sources}, pinned.values())
-        code = build.instructions(layouts.BPF_DIR, loader.sources(PROGRAMS))
+        code = build.instructions(layouts.BPF_DIR, sources)
         functions = self._stack.enter_context(features.kernel_functions())
         arrays = {
             source: self._stack.enter_context(

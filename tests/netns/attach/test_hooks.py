@@ -131,6 +131,30 @@ def test_xdp_on_the_uplink(route: IPRoute, loaded: Loaded, maps: KernelMaps, mod
         assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
 
 
+def test_xdp_asks_for_its_programs_at_the_next_start(
+    route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network card that comes to a node without one is served by tc until the agent starts again."""
+    assert not hooks.may_run_xdp(UplinkMode.AUTO)  # there are only virtual devices
+    without_xdp = {name: path for name, path in loaded.programs.items() if "xdp" not in name}
+    monkeypatch.setattr(hooks, "choose_uplink_mode", lambda *_: (UplinkMode.XDP_NATIVE, "as a physical card"))
+    assert hooks.may_run_xdp(UplinkMode.AUTO)
+    with hooked(replace(loaded, programs=without_xdp), maps) as own:
+        assert own.sync().errors == []
+        assert own.modes == {"up0": (UplinkMode.TC, hooks.NO_XDP)}
+        assert own.sync() == HookReport()
+    assert shape() == LOOPBACK | UPLINK | TUNNEL | POD
+
+
+@pytest.mark.parametrize("mode", UplinkMode)
+def test_only_the_programs_of_wanted_modes_are_loaded(route: IPRoute, mode: UplinkMode) -> None:
+    xdp = hooks.may_run_xdp(mode)
+    assert xdp == mode.value.startswith("xdp")
+    names = set(loader.serving(direct=True, xdp=xdp))
+    assert xdp == (names == set(loader.PROGRAMS))
+    assert xdp == any(name.startswith("lb_xdp") for name in names)
+
+
 def test_a_driver_without_xdp_falls_back_to_tc(
     route: IPRoute, loaded: Loaded, maps: KernelMaps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
