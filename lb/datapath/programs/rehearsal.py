@@ -123,6 +123,7 @@ class Shadow(Closing):
     def _load(self, directory: Path, hooks: list[str], versions: set[int]) -> Mapping[str, FD]:
         """Load the programs of the hooks, their twins, and the steps that they may go on in.
 
+        A hook runs the IPv4 program, whatever the packet; the steps are those of the packet's own IP version.
         The steps of direct return are pinned only where it is on.
         """
         sources = {PROGRAMS[name].source for name in hooks}
@@ -136,7 +137,7 @@ class Shadow(Closing):
         pinned = {
             (name, version): _info(directory / loader.pin_name(name, version))
             for name in wanted
-            for version in (4, *(versions - {4}))
+            for version in ({4} | versions if name in hooks else versions)
         }
         self._check_maps(directory, {loader.program_array(one) for one in sources}, pinned.values())
         code = build.instructions(layouts.BPF_DIR, sources)
