@@ -98,6 +98,16 @@ def compile_file(clang: str, file: str, version: int, directory: Path) -> dict[s
     return dict(_functions(out.read_bytes()))
 
 
+def check(clang: str, text: str, version: int, options: list[str]) -> str:
+    """Return what a compiler says against a text for one IP version, which it reads and does not compile.
+
+    options: those of :func:`headers`.
+    """
+    flags = [*options, *build.c_flags(layouts.BPF_DIR, platform.machine(), version), *BCCS_OWN_WARNINGS]
+    argv = [clang, "-fsyntax-only", "-O2", "-D__KERNEL__", *flags, "-x", "c", "-"]
+    return subprocess.run(argv, input=text, capture_output=True, text=True, check=False).stderr
+
+
 def _for_bpf(text: str) -> str:
     """Return a module for BPF instead of this machine, in LLVM's textual form."""
     text = re.sub(r"^target datalayout = .*$", f'target datalayout = "{_DATA_LAYOUT}"', text, flags=re.M)
