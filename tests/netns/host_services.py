@@ -63,6 +63,8 @@ status:
   loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: "2001:db8:203:4:5:6:7:{number}"}}]}}
 ---
 """
+POOLED_SERVICE = SERVICE.replace("2001:db8:203:4:5:6:7:", "2001:db8:203::")
+"""The same with an IPv6 address of the lab's pool: its client has a route to no other."""
 SERVICES = {
     "web": (51, "web", ""),
     "sticky": (52, "web", "  sessionAffinity: ClientIP"),

@@ -20,7 +20,7 @@ from lb.lab.processes import environment
 from lb.model import socket_text
 from tests.netns.conftest import MakeLab
 from tests.netns.held import SCTP_PORT, Holder, Responder, Target
-from tests.netns.host_services import POD, SERVICE
+from tests.netns.host_services import POD, POOLED_SERVICE
 from tests.netns.waiting import eventually
 
 NODE = "node1"
@@ -45,7 +45,9 @@ SIGNALS = "  - {name: signals, port: 80, targetPort: %d, nodePort: %d, protocol:
 MANIFEST = (
     "".join(POD.format(name=name, app=app, node=node) for name, app, node in PODS)
     + "".join(
-        SERVICE.format(name=name, app=name, number=number, node_port=port, more=SIGNALS % (SCTP_PORT, port))
+        POOLED_SERVICE.format(
+            name=name, app=name, number=number, node_port=port, more=SIGNALS % (SCTP_PORT, port)
+        )
         for name, number, port in (("web", 51, NODE_PORT), ("self", 52, NODE_PORT + 1))
     )
     + STICKY

@@ -26,7 +26,7 @@ from lb.rundir import RunDir
 from lb.served.api import SHADOW
 from lb.served.ask import ask as ask_agent
 from tests.netns.conftest import MakeLab
-from tests.netns.host_services import POD, SERVICE
+from tests.netns.host_services import POD, POOLED_SERVICE
 
 NODE = "node1"
 PODS = (("here", "web", "node1"), ("there", "web", "node2"), ("asker", "self", "node1"))
@@ -40,7 +40,7 @@ MASQUERADE = {
 
 def service(name: str, app: str, number: int, more: str = "") -> str:
     """Return the manifest of a Service."""
-    return SERVICE.format(name=name, app=app, number=number, node_port=30400 + number, more=more)
+    return POOLED_SERVICE.format(name=name, app=app, number=number, node_port=30400 + number, more=more)
 
 
 def manifests(*services: str) -> str:
