@@ -43,7 +43,7 @@ obtain = build.obtain
 build.obtain = lambda *wanted: (obtain(*wanted)[0], False)
 sys.exit(main(sys.argv[1:]))
 """
-"""Runs lbctl without its own look at the capabilities, and without trying refused programs again, compiled anew."""
+"""Runs lbctl without its own look at the capabilities; refused programs are not compiled anew."""
 
 
 def unit() -> dict[str, list[str]]:
