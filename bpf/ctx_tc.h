@@ -213,6 +213,15 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return !ctx->ingress_ifindex;
 }
 
+/* Does the sender's socket have another port than the packet leaves from? Then netfilter or a hook of ours
+ * has translated the source on the way here. */
+static __always_inline bool ctx_has_changed_port(const ctx_t *ctx, __be16 port)
+{
+	struct bpf_sock *sender = ctx->sk;
+
+	return sender && sender->src_port && sender->src_port != bpf_ntohs(port);
+}
+
 #define CT_LOOKUP KFUNC_bpf_skb_ct_lookup
 
 /* The sender's socket, which has no other's number as long as the machine runs; 0: the packet has none. */

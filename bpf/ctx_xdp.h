@@ -166,6 +166,11 @@ static __always_inline bool ctx_from_host(const ctx_t *ctx)
 	return false;
 }
 
+static __always_inline bool ctx_has_changed_port(const ctx_t *ctx, __be16 port)
+{
+	return false;
+}
+
 #define CT_LOOKUP KFUNC_bpf_xdp_ct_lookup
 
 /* XDP sees no packet of this node's own sockets. */

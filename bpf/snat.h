@@ -37,14 +37,16 @@ static __always_inline __be16 snat_port(const struct settings *settings, u32 has
  * for a client of ours, towards that very backend? The kernel gives ports away without asking us. To the
  * backend both are one connection, and its answers would go to our client: so our flow ends. The client's
  * next packet gets another port; a TCP connection does not survive that. What a hook of ours has sent in the
- * node's name (PATH_HOST) passes here as well: of UDP a socket without a peer tells nothing about it. */
+ * node's name (PATH_HOST) passes here as well, from another port than its socket's; where the packet has lost
+ * its socket, of UDP a socket without a peer tells nothing about it. */
 static __always_inline void take_port_back(ctx_t *ctx, const struct packet *pkt,
 					   const struct settings *settings, struct decision *d)
 {
 	struct tuple answers = reverse(&pkt->tuple);
 	u32 found;
 
-	if (likely(!to_snat_port(&answers, settings)) || !lookup_flow(&answers, DIR_REPLY, &d->flow))
+	if (likely(!to_snat_port(&answers, settings)) || ctx_has_changed_port(ctx, pkt->tuple.sport) ||
+	    !lookup_flow(&answers, DIR_REPLY, &d->flow))
 		return;
 	found = find_socket(ctx, &answers);
 	if (found == SOCKET_CONNECTED ||

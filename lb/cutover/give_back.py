@@ -146,6 +146,8 @@ def _introduce(table: Conntrack, move: Move, report: Report) -> None:
     if move.passing:
         table.delete(move.passing)
         table.delete(move.passing.reverse)
+    if move.reserving:
+        table.delete(move.reserving)
     state, first = TcpState.ESTABLISHED, ""
     if move.state is FlowState.CLOSING:
         state = TcpState.CLOSE_WAIT

@@ -73,6 +73,16 @@ class Move:
             return self.backend
         return self.client if self.path in OF_HOST else None
 
+    @property
+    def reserving(self) -> Tuple | None:
+        """What no client ever sends, for an entry of conntrack that reserves its port; None: not needed.
+
+        The kernel picks ports for the sockets of the node without asking us. To the backend a socket with the
+        address and port that stand for this connection would be the same connection. With an entry that is
+        translated to them, netfilter gives such a socket's packets another port.
+        """
+        return replace(self.client, dport=0) if self.path in OF_HOST else None
+
 
 @dataclass(slots=True)
 class Plan:
@@ -135,6 +145,9 @@ def plan(
         if not entry.translated:
             continue
         asked = entry.original
+        if not asked.dport:  # see Move.reserving
+            found.moved.append(entry)
+            continue
         service = services.services.get((asked.dst, asked.dport, asked.protocol))
         if service is None:
             found.left[NO_SERVICE] += 1

@@ -14,7 +14,8 @@ of which holds for all packets when the next begins:
 3. conntrack no longer sees the other direction either: our programs translate both;
 4. the old entries go, new ones come for what conntrack will see. Where it will see nothing the old entry
    stays: by it netfilter knows that the address and port that stand for the client are taken, also for what
-   processes of the node send, whose ports the kernel picks without asking us;
+   processes of the node send, whose ports the kernel picks without asking us. A client that is itself a
+   process of the node gets an entry beside the new one for that (:attr:`lb.cutover.moves.Move.reserving`);
 5. conntrack sees all again.
 
 Before that kube-proxy's rules go: what a process of the node sends passes them before it comes to us, and
@@ -172,6 +173,8 @@ class _Mover:
             if move.passing:
                 self.table.delete(entry.original, entry.ident)
                 introduce(self.table, move.passing, move.tags)
+            if move.reserving:
+                reserve(self.table, move.reserving, move)
             self.done.add(entry.ident)
             self.report.moved[move.client.protocol.name, move.path.name.lower()] += 1
 
@@ -191,6 +194,20 @@ def introduce(table: Conntrack, passing: Tuple, tags: tuple[int, int]) -> None:
         table.delete(passing.reverse)
         if not table.create(passing, seconds, tags=tags):
             raise LbError(f"netfilter has another connection in the place of {passing}")
+
+
+def reserve(table: Conntrack, entry: Tuple, move: Move) -> None:
+    """Let netfilter know that the address and port that stand for the client are taken.
+
+    Raises LbError: the kernel refused.
+    """
+    table.create(
+        entry,
+        _TIMEOUTS[entry.protocol],
+        source=(move.backend.src, move.backend.sport),
+        destination=(move.backend.dst, move.backend.dport),
+        tags=move.tags,
+    )
 
 
 def _admit(maps: Maps, batch: Sequence[Move]) -> None:

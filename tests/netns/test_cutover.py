@@ -120,6 +120,48 @@ def unfinished(lab: Lab) -> int:
     return sum("lbctl cutover" in one["next"] for one in problems)
 
 
+ASK_FROM = r"""
+import socket, struct, sys
+source, port, host, to = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+PORT_RANGE, NO_PORT_YET = 51, 24  # IP_LOCAL_PORT_RANGE, IP_BIND_ADDRESS_NO_PORT of linux/in.h
+with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as asking:
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+        first, last = map(int, file.read().split())
+    picked = first <= port <= last
+    if picked:  # by the kernel, which has no other choice
+        asking.setsockopt(socket.IPPROTO_IP, NO_PORT_YET, 1)
+        asking.setsockopt(socket.IPPROTO_IP, PORT_RANGE, struct.pack("=I", port << 16 | port))
+    asking.settimeout(10)
+    asking.bind((source, 0 if picked else port))
+    asking.connect((host, to))
+    assert asking.getsockname()[1] == port
+    asking.sendall(b"GET /hostname HTTP/1.0\r\n\r\n")
+    assert b" 200 " in asking.recv(1000)
+"""
+
+
+def ask_from_ports_in_use(lab: Lab) -> None:
+    """Let the node's kernel pick, for a backend, ports that stand for the node's connections to it."""
+    flows = json.loads(run(lab, NODE, "flows", "-o", "json", "--instance", lab.spec.instance(NODE)))["flows"]
+    own = {str(node_address(NODE, version)) for version in (4, 6)}
+    seen = {}
+    for flow in flows:
+        client, vip, backend = (socket_of(flow[name]) for name in ("client", "vip", "backend"))
+        if flow["protocol"] == "TCP" and client[0] in own and flow["state"] == "established":
+            seen[vip] = socket_of(flow["snat"] or flow["client"]), backend
+    assert seen.keys() >= {(str(node_address(NODE, version)), NODE_PORT) for version in (4, 6)}
+    for source, backend in seen.values():
+        argv = [sys.executable, "-I", "-S", "-c", ASK_FROM, *map(str, (*source, *backend))]
+        done = lab.run(NODE, argv)
+        assert done.returncode == 0, done.stderr
+
+
+def socket_of(text: str) -> tuple[str, int]:
+    """Return address and port of what socket_text() has written."""
+    address, _, port = text.rpartition(":")
+    return address.strip("[]"), int(port)
+
+
 class Traffic:
     """The holders of all places."""
 
@@ -176,6 +218,7 @@ def there_and_back(
     over = cutover(lab)
     assert over["not_moved"] == {}
     assert {row["path"] for row in over["moved"]} == {"stack", "forward", "hairpin", "host", "loopback"}
+    ask_from_ports_in_use(lab)
     traffic.goes_on()
     assert unfinished(lab) == 0
     assert count(cutover(lab, "--dry-run")) == 0
