@@ -107,7 +107,9 @@ def test_marks_become_descriptors_and_features() -> None:
     )
     for has in (False, True):
         rows = np.frombuffer(
-            build.relocate(code, {"programs": 42}, {"SET_RETVAL": has, "CONNTRACK": has, "IP_SUMMED": 0}),
+            build.relocate(
+                code, {"programs": 42}, {"SET_RETVAL": has, "CONNTRACK": has, "IP_SUMMED": 0, "FIB_MTU": 1}
+            ),
             loops.INSN,
         )
         assert rows["imm"].tolist() == [42, 0, int(has), 0, 0]
@@ -117,7 +119,7 @@ def test_marks_become_descriptors_and_features() -> None:
 def test_calls_of_the_kernels_functions_name_their_type_information(module: bool) -> None:
     """A module's is named by its place among the descriptors that go with the program."""
     code = assembled((CALL, 0, 0, build.FUNCTION_MARK + 1), (CALL, 0, 0, 5), (EXIT, 0, 0, 0))
-    has = {"SET_RETVAL": True, "CONNTRACK": True, "IP_SUMMED": 0}
+    has = {"SET_RETVAL": True, "CONNTRACK": True, "IP_SUMMED": 0, "FIB_MTU": 1}
     with bpf.FD(os.open("/dev/null", os.O_RDONLY), "a module's") as fd:
         functions = features.KernelFunctions({"bpf_xdp_ct_lookup": 4711}, fd if module else None)
         rows = np.frombuffer(build.relocate(code, {}, has, functions), loops.INSN)
