@@ -105,7 +105,8 @@ def check(clang: str, text: str, version: int, options: list[str]) -> str:
     """
     flags = [*options, *build.c_flags(layouts.BPF_DIR, platform.machine(), version), *BCCS_OWN_WARNINGS]
     argv = [clang, "-fsyntax-only", "-O2", "-D__KERNEL__", *flags, "-x", "c", "-"]
-    return subprocess.run(argv, input=text, capture_output=True, text=True, check=False).stderr
+    child = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    return child.stderr or (f"it ended with code {child.returncode}" if child.returncode else "")
 
 
 def _for_bpf(text: str) -> str:
