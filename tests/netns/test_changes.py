@@ -334,7 +334,7 @@ def test_a_broken_manifest_is_reported_once_and_harms_nothing(lab: Lab) -> None:
         assert log.read_text()[len(before) :].count("kubia-nodeport.yaml") == 1
         assert set(ask(lab, "client", SPREAD, 40)) <= {pod["name"] for pod in kubia(lab)}
     manifest.write_text(good)
-    eventually(lambda: in_step(lab), "all is well again")
+    eventually(lambda: in_step(lab) and not say_status(lab, "node1").returncode, "all is well again")
 
 
 def test_the_dump_shows_the_truth_in_all_three_forms(lab: Lab) -> None:
@@ -383,10 +383,15 @@ def socket_in(lab: Lab, place: str, address: tuple[str, int]) -> Iterator[str]:
         process.communicate("done\n")
 
 
-def status(lab: Lab, node: str) -> dict[str, Any]:
-    """Return ``lbctl status -o json`` of a node, run inside it."""
+def say_status(lab: Lab, node: str) -> subprocess.CompletedProcess[str]:
+    """Run ``lbctl status -o json`` of a node inside it; it ends with 1 while there are problems."""
     argv = [sys.executable, "-m", "lb", "status", "-o", "json", "--instance", lab.spec.instance(node)]
-    done = lab.run(node, argv)
+    return lab.run(node, argv)
+
+
+def status(lab: Lab, node: str) -> dict[str, Any]:
+    """Return what ``lbctl status -o json`` of a node says."""
+    done = say_status(lab, node)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
